@@ -1,0 +1,352 @@
+"""The broker interface. These docstrings are the contract; `tests/contract` holds both brokers to it.
+
+The one idea that the rest stands on is `Consumer.settle`: the results of some work are handed to the broker and, once
+it has *confirmed* them, the work itself is acknowledged. In between nothing can be lost: a process that dies before
+the confirmation leaves the work to be delivered again, and results have deterministic names, so doing it twice is
+harmless.
+"""
+
+from __future__ import annotations
+
+import abc
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Any, Final, Self
+
+from shared.errors import Retryable
+from shared.topology import Topology
+
+HeaderValue = str | int | float | bool
+REASON: Final = "reason"
+ORIGIN: Final = "origin"
+DELIVERY_COUNT: Final = "delivery_count"
+DEAD_ID: Final = "dead_id"
+ENQUEUED_AT: Final = "enqueued_at"
+"""Header with the Unix time, in seconds, at which our own clients published; foreign ones need not set it."""
+
+
+class BrokerError(Retryable):
+    """The broker is away or refused; the same call may succeed later."""
+
+
+class BrokerFull(BrokerError):
+    """The queue holds as many messages as it may; nothing was accepted."""
+
+
+class BrokerClosed(BrokerError):
+    """This broker object, or the consumer, was closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message as it travels, on either broker.
+
+    `headers` hold text, numbers and booleans only.
+    """
+
+    body: bytes
+    content_type: str
+    message_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    headers: Mapping[str, HeaderValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message and the queue it is for."""
+
+    queue: str
+    message: Message
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Delivery:
+    """A message taken from a queue and not yet settled.
+
+    Attributes:
+        queue: where it came from.
+        delivery_count: how often it had been delivered before without being settled; 0 the first time.
+        token: the broker's handle; means nothing to anyone else.
+    """
+
+    queue: str
+    message: Message
+    delivery_count: int
+    token: Any = field(repr=False)
+
+    def reply(self, body: bytes, content_type: str) -> list[Outgoing]:
+        """Returns the reply that this message asked for: one, or none where it named no `reply_to`.
+
+        The reply carries the message's `correlation_id`, or its `message_id` where it has none.
+        """
+        asked = self.message
+        if not asked.reply_to:
+            return []
+        correlation = asked.correlation_id or asked.message_id
+        return [Outgoing(asked.reply_to, Message(body, content_type, correlation_id=correlation))]
+
+    def waited_s(self, now: float | None = None) -> float | None:
+        """Returns how long the message waited in its queue, in seconds; None where its sender did not say when."""
+        sent = self.message.headers.get(ENQUEUED_AT)
+        if isinstance(sent, bool) or not isinstance(sent, int | float):
+            return None
+        return max(0.0, (time.time() if now is None else now) - sent)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened. `payload` holds JSON types; `id` grows with each event of one broker."""
+
+    topic: str
+    payload: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """How full a queue is. `unacknowledged` is None where the broker does not tell."""
+
+    ready: int
+    unacknowledged: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that could not be processed.
+
+    Attributes:
+        dead_id: names it to `Broker.retry_dead` and `Broker.drop_dead`.
+        reason: an error code, `delivery_limit`, or the broker's own word for it.
+        origin: the queue it was taken from.
+        delivery_count: how often it had been delivered.
+    """
+
+    dead_id: str
+    reason: str
+    origin: str
+    delivery_count: int
+    message: Message
+
+
+class Consumer(abc.ABC):
+    """Takes messages from some queues. Used by one thread; `close` may be called from any.
+
+    Deliveries that are neither settled nor retried belong to this consumer until it closes or its process dies; then
+    the broker delivers them again. A consumer that stalled for so long that its deliveries were given to another may
+    still call `settle`, `retry` or `bury`: that does no harm.
+    """
+
+    @abc.abstractmethod
+    def take(self, limit: int, timeout_s: float | None = None) -> list[Delivery]:
+        """Takes up to `limit` messages of one queue, the first of this consumer's queues that has any.
+
+        Messages come in the order in which they were accepted, except those delivered again. Never waits for more
+        once there is one.
+
+        Args:
+            limit: the most messages to return; what is held unsettled is bounded by the prefetch besides.
+            timeout_s: how long to wait for the first one; None waits until there is one or the consumer closes.
+
+        Returns:
+            The deliveries; empty after the time-out or once closed.
+        """
+
+    @abc.abstractmethod
+    def settle(self, deliveries: Sequence[Delivery], outgoing: Sequence[Outgoing] = ()) -> None:
+        """Publishes `outgoing` and, once the broker has confirmed all of it, acknowledges `deliveries`.
+
+        May return before the confirmation; `flush` waits for it. Where the broker is lost in between, the deliveries
+        are delivered again and nothing needs to be done. An outgoing message to a reply queue that no longer exists
+        is dropped without complaint.
+
+        Raises:
+            BrokerFull: (or from `flush`) a work queue refused a message; the deliveries stay unsettled.
+        """
+
+    @abc.abstractmethod
+    def retry(self, delivery: Delivery, delay_s: float = 0.0) -> None:
+        """Gives the delivery back, to be delivered again after `delay_s` at the earliest, its count one higher."""
+
+    @abc.abstractmethod
+    def postpone(self, delivery: Delivery, delay_s: float) -> None:
+        """Gives the delivery back for `delay_s` without counting it as a failed delivery."""
+
+    @abc.abstractmethod
+    def flush(self, timeout_s: float = 30.0) -> None:
+        """Waits until every `settle` so far is confirmed.
+
+        Raises:
+            BrokerError: it was not, in that time or because the connection was lost; what was not settled will be
+                delivered again.
+        """
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Gives back what is held, uncounted where the broker can, and stops. Idempotent; wakes a waiting `take`."""
+
+    def bury(self, delivery: Delivery, reason: str, outgoing: Sequence[Outgoing] = ()) -> None:
+        """Moves the delivery to the dead letters, with why, and publishes `outgoing` (an error reply) beside it."""
+        headers = dict(delivery.message.headers)
+        headers.update({
+            REASON: reason,
+            ORIGIN: delivery.queue,
+            DELIVERY_COUNT: delivery.delivery_count,
+            DEAD_ID: uuid.uuid4().hex,
+        })
+        dead = replace(delivery.message, headers=headers)
+        self.settle([delivery], [Outgoing(self.dead_queue, dead), *outgoing])
+
+    @property
+    @abc.abstractmethod
+    def dead_queue(self) -> str:
+        """The name of the dead letters' queue."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Inbox(abc.ABC):
+    """A private queue for replies. It outlives a broker restart, and goes when closed or long unused."""
+
+    name: str
+
+    @abc.abstractmethod
+    def take(self, timeout_s: float) -> list[Message]:
+        """Returns the replies that have arrived, waiting up to `timeout_s` for the first; each is returned once."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Deletes the inbox. Idempotent."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Subscription(abc.ABC):
+    """Events as they happen, from the moment of subscribing; those of a time without connection are lost."""
+
+    @abc.abstractmethod
+    def take(self, timeout_s: float) -> list[Event]:
+        """Returns the events since the last call, in order, waiting up to `timeout_s` for the first."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Ends the subscription. Idempotent; wakes a waiting `take`."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Broker(abc.ABC):
+    """A connection to the broker. Opening one declares every queue and exchange of the topology.
+
+    All methods may be called from any thread. A lost connection is made anew with growing, jittered pauses; calls
+    meanwhile wait, up to their time-outs.
+    """
+
+    topology: Topology
+
+    @abc.abstractmethod
+    def publish_many(self, outgoing: Sequence[Outgoing], timeout_s: float = 30.0) -> None:
+        """Publishes and returns when the broker has confirmed every message: they are on disk, or replicated.
+
+        Messages to one queue keep their order. Each gets an `enqueued_at` header.
+
+        Raises:
+            BrokerFull: a queue is at its limit; messages before the refused one may have been accepted.
+            BrokerError: no confirmation in `timeout_s`, the message is larger than the broker takes, or the queue
+                does not exist. Publishing again with the same `message_id` is harmless.
+        """
+
+    def publish(self, queue: str, message: Message, timeout_s: float = 30.0) -> None:
+        """Publishes one message; see `publish_many`."""
+        self.publish_many([Outgoing(queue, message)], timeout_s)
+
+    @abc.abstractmethod
+    def consume(self, queues: Sequence[str], prefetch: int) -> Consumer:
+        """Opens a consumer of `queues`, most urgent first, that holds up to `prefetch` unsettled messages of each."""
+
+    @abc.abstractmethod
+    def emit(self, topic: str, payload: Mapping[str, Any]) -> None:
+        """Tells whoever is subscribed now. Best effort: returns at once, and never raises for a broker that is away."""
+
+    @abc.abstractmethod
+    def subscribe(self, patterns: Sequence[str] = ("#",)) -> Subscription:
+        """Subscribes to topics; in a pattern `*` stands for one word and `#` for any number, as in AMQP."""
+
+    @abc.abstractmethod
+    def inbox(self) -> Inbox:
+        """Opens a private queue for replies."""
+
+    @abc.abstractmethod
+    def depths(self) -> dict[str, Depth]:
+        """Returns how full every queue of the topology is, keyed by its full name."""
+
+    @abc.abstractmethod
+    def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
+        """Returns the oldest dead letters, leaving them where they are."""
+
+    @abc.abstractmethod
+    def retry_dead(self, dead_ids: Sequence[str] | None = None) -> int:
+        """Sends dead letters back to where they came from with a count of zero; None means all. Returns how many."""
+
+    @abc.abstractmethod
+    def drop_dead(self, dead_ids: Sequence[str] | None = None) -> int:
+        """Deletes dead letters; None means all. Returns how many."""
+
+    @property
+    @abc.abstractmethod
+    def reconnects(self) -> int:
+        """How often a lost connection was made anew."""
+
+    @abc.abstractmethod
+    def ping(self, timeout_s: float = 2.0) -> bool:
+        """Returns whether the broker answers now."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Closes every consumer, inbox and subscription of this broker, and the connection. Idempotent."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def without_dead_headers(message: Message) -> Message:
+    """Returns a dead letter's message as it was before it was buried, for sending it back."""
+    kept = {k: v for k, v in message.headers.items() if k not in {REASON, ORIGIN, DELIVERY_COUNT, DEAD_ID}}
+    return replace(message, headers=kept)
+
+
+def stamped(message: Message) -> Message:
+    """Returns the message with the time of publishing in its headers."""
+    return replace(message, headers={**message.headers, ENQUEUED_AT: time.time()})
+
+
+def topic_matches(pattern: str, topic: str) -> bool:
+    """Returns whether an AMQP topic pattern matches: `*` is one word, `#` any number of them."""
+
+    def match(left: list[str], right: list[str]) -> bool:
+        if not left:
+            return not right
+        if left[0] == "#":
+            return any(match(left[1:], right[i:]) for i in range(len(right) + 1))
+        return bool(right) and left[0] in {"*", right[0]} and match(left[1:], right[1:])
+
+    return match(pattern.split("."), topic.split("."))

@@ -1,0 +1,125 @@
+"""Every setting: an environment variable `GENDERLINE_<NAME>`, typed and validated, read once by `__main__`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+
+
+class SettingsError(ValueError):
+    """A setting has a value that cannot be used; the text names the variable, what was found and what is expected."""
+
+
+class Settings(BaseSettings):
+    """The settings of all services; each field's description is its line in `genderline settings`."""
+
+    model_config = SettingsConfigDict(env_prefix="GENDERLINE_", frozen=True, extra="ignore", env_ignore_empty=True)
+
+    broker_url: str = Field(
+        "sqlite:///data/broker.db", description="The broker: `sqlite:///PATH` (embedded) or `amqp://` / `amqps://`"
+    )
+    store_url: str = Field("file:data/store", description="The store: `file:PATH` or `s3://BUCKET/PREFIX`")
+    queue_prefix: str = Field(
+        "genderline", pattern=r"^[A-Za-z0-9_.-]{1,60}$", description="What every queue's and exchange's name starts with"
+    )
+    inbox: Path = Field(Path("data/inbox"), description="The watched folder: a zip that lands here is submitted")
+    allowed_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (Path("data/inbox"),), description="Folders that `file://` may read from, separated by `:`"
+    )
+    host: str = Field("127.0.0.1", description="The address that the dashboard and metrics bind to")
+    port: int = Field(8080, ge=0, le=65535, description="The dashboard's port; 0 takes a free one")
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="Metrics port of the one service started (trainer 9101, inference 9102)"
+    )
+    token: str | None = Field(
+        None, min_length=8, description="Guards every page and call; needed to bind the dashboard beyond loopback"
+    )
+    workers: int = Field(0, ge=0, le=256, description="Inference processes; 0 takes one a core")
+    provider: Literal["auto", "cuda", "cpu"] = Field(
+        "auto", description="Where models run; `cuda` refuses to start without a working GPU"
+    )
+    batch_size: int = Field(64, ge=1, le=1024, description="The most images in one run of the model")
+    batch_delay_ms: float = Field(
+        2.0, ge=0, le=1000, description="How long a GPU waits for a batch to fill, in ms; a CPU never waits"
+    )
+    prefetch: int = Field(256, ge=1, le=10_000, description="Messages one worker holds unacknowledged")
+    shard_images: int = Field(512, ge=1, le=100_000, description="Images in one slice of a job")
+    delivery_limit: int = Field(5, ge=1, le=100, description="Deliveries of a message before it is a dead letter")
+    lease_s: float = Field(
+        15.0, ge=0.2, le=3600, description="Seconds after which a dead process's work is taken over"
+    )
+    handover_s: float = Field(
+        600.0, ge=1, le=1500, description="Seconds after which a training run re-queues itself (below RabbitMQ's 30 min)"
+    )
+    checkpoint_s: float = Field(60.0, ge=0, le=3600, description="The most training, in seconds, that a crash can cost")
+    queue_limit: int = Field(1_000_000, ge=1, description="Messages in one queue before publishing is refused")
+    max_archive_bytes: int = Field(64 * 2**30, ge=1, description="The largest archive, in bytes")
+    max_members: int = Field(1_000_000, ge=1, description="The most entries in one archive")
+    max_image_bytes: int = Field(32 * 2**20, ge=1, description="The largest image file, in bytes")
+    max_image_pixels: int = Field(50_000_000, ge=1, description="The largest image, in pixels")
+    max_ratio: float = Field(200.0, ge=1, description="The highest compression ratio of one archive entry")
+    threads: int = Field(0, ge=0, le=1024, description="Threads for training and ingest; 0 takes one a core")
+    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="Where training runs")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged")
+    log_format: Literal["text", "json"] = Field("text", description="Log lines for people or for programs")
+
+    @field_validator("allowed_roots", mode="before")
+    @classmethod
+    def _split_roots(cls, value: object) -> object:
+        return tuple(Path(part) for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
+
+    @field_validator("broker_url")
+    @classmethod
+    def _known_broker(cls, value: str) -> str:
+        if not value.startswith(("sqlite:///", "amqp://", "amqps://")):
+            raise ValueError("expected sqlite:///PATH, amqp://… or amqps://…")
+        return value
+
+    @field_validator("store_url")
+    @classmethod
+    def _known_store(cls, value: str) -> str:
+        if not value.startswith(("file:", "s3://")):
+            raise ValueError("expected file:PATH or s3://BUCKET/PREFIX")
+        return value
+
+    @model_validator(mode="after")
+    def _token_beyond_loopback(self) -> Self:
+        if self.host not in LOOPBACK and not self.token:
+            raise ValueError(
+                f"GENDERLINE_HOST is {self.host}, which others can reach: set GENDERLINE_TOKEN (8 characters or more), "
+                "or bind to 127.0.0.1"
+            )
+        return self
+
+    @property
+    def cores(self) -> int:
+        """Cores this process may use."""
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def load_settings() -> Settings:
+    """Reads the environment.
+
+    Raises:
+        SettingsError: with a line for every variable that is wrong.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = []
+        for fault in error.errors():
+            name = "GENDERLINE_" + str(fault["loc"][0]).upper() if fault["loc"] else ""
+            found = f" (found {fault['input']!r})" if name else ""
+            lines.append(f"{name}: {fault['msg'].removeprefix('Value error, ')}{found}".removeprefix(": "))
+        raise SettingsError("\n".join(lines)) from None
+
+
+def variable(name: str) -> str:
+    """Returns the environment variable of the field `name`."""
+    return f"GENDERLINE_{name.upper()}"

@@ -1,0 +1,79 @@
+"""The names of queues, exchanges and events: the part of the contract that foreign clients see first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """The queues' names under one prefix, so that several installations can share a broker.
+
+    Args:
+        prefix: `genderline` unless `GENDERLINE_QUEUE_PREFIX` says otherwise.
+    """
+
+    prefix: str = "genderline"
+
+    @property
+    def datasets(self) -> str:
+        """A dataset to train on."""
+        return f"{self.prefix}.datasets"
+
+    @property
+    def predictions(self) -> str:
+        """Images to predict now."""
+        return f"{self.prefix}.predictions"
+
+    @property
+    def jobs(self) -> str:
+        """A batch prediction job: an archive of images."""
+        return f"{self.prefix}.jobs"
+
+    @property
+    def shards(self) -> str:
+        """Internal: one slice of a job."""
+        return f"{self.prefix}.shards"
+
+    @property
+    def dead(self) -> str:
+        """What could not be processed."""
+        return f"{self.prefix}.dead"
+
+    @property
+    def events(self) -> str:
+        """The topic exchange."""
+        return f"{self.prefix}.events"
+
+    @property
+    def work_queues(self) -> tuple[str, ...]:
+        """The queues that hold work, without the dead letters."""
+        return (self.datasets, self.predictions, self.jobs, self.shards)
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """Every durable queue."""
+        return (*self.work_queues, self.dead)
+
+    def short(self, queue: str) -> str:
+        """Returns the queue's name without the prefix, as metrics and pages show it."""
+        return queue.removeprefix(f"{self.prefix}.")
+
+
+RUN_PROGRESS: Final = "run.progress"
+RUN_EPOCH: Final = "run.epoch"
+MODEL_REGISTERED: Final = "model.registered"
+MODEL_PROMOTED: Final = "model.promoted"
+JOB_PROGRESS: Final = "job.progress"
+WORKER_HEARTBEAT: Final = "worker.heartbeat"
+
+
+def run_state_topic(state: str) -> str:
+    """Returns the routing key that announces a run's new state."""
+    return f"run.{state}"
+
+
+def job_state_topic(state: str) -> str:
+    """Returns the routing key that announces a job's new state."""
+    return f"job.{state}"

@@ -1,0 +1,1 @@
+"""Ingests zips of labelled faces, trains the network, exports, registers and promotes the model."""
