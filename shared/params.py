@@ -24,8 +24,6 @@ class TrainingParams(BaseModel):
     weight_decay: float = Field(0.0, ge=0, le=1, description="Decay of the weights in a step")
     dropout: float = Field(0.4, ge=0, lt=1, description="Share of the dense layer's inputs dropped while training")
     augment: bool = Field(True, description="Flip, shift, scale, turn and relight the training faces")
-    validation_fraction: float = Field(0.1, ge=0.05, le=0.4, description="Share of faces that choose epoch and calibration")
-    test_fraction: float = Field(0.2, ge=0.05, le=0.4, description="Share of faces held out for the reported figures")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="What all random choices of a run start from")
     quantize: bool = Field(True, description="Add an int8 sibling, kept only where it holds the accuracy")
     promote: bool = Field(True, description="Let the gate promote the model where it beats the champion")
