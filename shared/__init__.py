@@ -1,1 +1,1 @@
-"""What two or more of Genderline's services use: messages, brokers, store, registry, images, metrics, the command line."""
+"""What two or more of the services use: messages, brokers, store, registry, images, metrics, the command line."""

@@ -52,10 +52,16 @@ class TrainingParams(BaseModel):
         except ValidationError as error:
             faults = "; ".join(
                 f"{'.'.join(map(str, fault['loc']))}: "
-                + ("unknown parameter" if fault["type"] == "extra_forbidden" else f"{fault['msg']} (found {fault['input']!r})")
+                + (
+                    "unknown parameter"
+                    if fault["type"] == "extra_forbidden"
+                    else f"{fault['msg']} (found {fault['input']!r})"
+                )
                 for fault in error.errors()
             )
-            raise InvalidMessage(f"{faults}. Valid parameters: {', '.join(cls.model_fields)}", code="invalid_params") from None
+            raise InvalidMessage(
+                f"{faults}. Valid parameters: {', '.join(cls.model_fields)}", code="invalid_params"
+            ) from None
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the parameters as JSON types."""

@@ -26,7 +26,9 @@ class Settings(BaseSettings):
     )
     store_url: str = Field("file:data/store", description="The store: `file:PATH` or `s3://BUCKET/PREFIX`")
     queue_prefix: str = Field(
-        "genderline", pattern=r"^[A-Za-z0-9_.-]{1,60}$", description="What every queue's and exchange's name starts with"
+        "genderline",
+        pattern=r"^[A-Za-z0-9_.-]{1,60}$",
+        description="What every queue's and exchange's name starts with",
     )
     inbox: Path = Field(Path("data/inbox"), description="The watched folder: a zip that lands here is submitted")
     allowed_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
@@ -51,11 +53,12 @@ class Settings(BaseSettings):
     prefetch: int = Field(256, ge=1, le=10_000, description="Messages one worker holds unacknowledged")
     shard_images: int = Field(512, ge=1, le=100_000, description="Images in one slice of a job")
     delivery_limit: int = Field(5, ge=1, le=100, description="Deliveries of a message before it is a dead letter")
-    lease_s: float = Field(
-        15.0, ge=0.2, le=3600, description="Seconds after which a dead process's work is taken over"
-    )
+    lease_s: float = Field(15.0, ge=0.2, le=3600, description="Seconds after which a dead process's work is taken over")
     handover_s: float = Field(
-        600.0, ge=1, le=1500, description="Seconds after which a training run re-queues itself (below RabbitMQ's 30 min)"
+        600.0,
+        ge=1,
+        le=1500,
+        description="Seconds after which a training run re-queues itself (below RabbitMQ's 30 min)",
     )
     checkpoint_s: float = Field(60.0, ge=0, le=3600, description="The most training, in seconds, that a crash can cost")
     queue_limit: int = Field(1_000_000, ge=1, description="Messages in one queue before publishing is refused")

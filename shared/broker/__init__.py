@@ -9,7 +9,12 @@ from shared.topology import Topology
 
 
 def open_broker(
-    url: str, topology: Topology | None = None, *, lease_s: float = 15.0, delivery_limit: int = 5, queue_limit: int = 1_000_000
+    url: str,
+    topology: Topology | None = None,
+    *,
+    lease_s: float = 15.0,
+    delivery_limit: int = 5,
+    queue_limit: int = 1_000_000,
 ) -> Broker:
     """Opens the broker that `url` names.
 

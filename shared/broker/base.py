@@ -190,12 +190,14 @@ class Consumer(abc.ABC):
     def bury(self, delivery: Delivery, reason: str, outgoing: Sequence[Outgoing] = ()) -> None:
         """Moves the delivery to the dead letters, with why, and publishes `outgoing` (an error reply) beside it."""
         headers = dict(delivery.message.headers)
-        headers.update({
-            REASON: reason,
-            ORIGIN: delivery.queue,
-            DELIVERY_COUNT: delivery.delivery_count,
-            DEAD_ID: uuid.uuid4().hex,
-        })
+        headers.update(
+            {
+                REASON: reason,
+                ORIGIN: delivery.queue,
+                DELIVERY_COUNT: delivery.delivery_count,
+                DEAD_ID: uuid.uuid4().hex,
+            }
+        )
         dead = replace(delivery.message, headers=headers)
         self.settle([delivery], [Outgoing(self.dead_queue, dead), *outgoing])
 
