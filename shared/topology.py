@@ -37,6 +37,11 @@ class Topology:
         return f"{self.prefix}.shards"
 
     @property
+    def continuations(self) -> str:
+        """Internal: a long training run, to be carried on from its checkpoint before any new dataset."""
+        return f"{self.prefix}.continuations"
+
+    @property
     def dead(self) -> str:
         """What could not be processed."""
         return f"{self.prefix}.dead"
@@ -49,7 +54,7 @@ class Topology:
     @property
     def work_queues(self) -> tuple[str, ...]:
         """The queues that hold work, without the dead letters."""
-        return (self.datasets, self.predictions, self.jobs, self.shards)
+        return (self.datasets, self.predictions, self.jobs, self.shards, self.continuations)
 
     @property
     def queues(self) -> tuple[str, ...]:

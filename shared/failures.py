@@ -1,0 +1,87 @@
+"""What becomes of a message whose work failed: the one place where the error tree turns into acts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from prometheus_client import Counter
+
+from shared.broker.base import Consumer, Delivery, Outgoing
+from shared.errors import GenderlineError, InvalidMessage, Retryable
+
+_LONGEST_PAUSE_S: Final = 30.0
+_LOG = logging.getLogger(__name__)
+
+
+class FailurePolicy:
+    """Buries, retries or gives up a delivery as its error demands.
+
+    Args:
+        delivery_limit: deliveries of one message before it is a dead letter.
+        dead_letters: counts the buried, by code.
+    """
+
+    def __init__(self, delivery_limit: int, dead_letters: Counter) -> None:
+        self._delivery_limit = delivery_limit
+        self._dead_letters = dead_letters
+
+    def exhausted(self, delivery: Delivery) -> bool:
+        """Returns whether a message came so often that it must not be worked on again: it may kill its worker."""
+        return delivery.delivery_count >= self._delivery_limit
+
+    def bury_exhausted(
+        self, consumer: Consumer, delivery: Delivery, replies: Callable[[GenderlineError], Sequence[Outgoing]]
+    ) -> None:
+        """Buries a message that was delivered too often without ever being settled."""
+        error = Retryable(f"given up after {delivery.delivery_count} deliveries", code="internal")
+        self._bury(consumer, delivery, "delivery_limit", replies(error))
+
+    def handle(
+        self,
+        consumer: Consumer,
+        delivery: Delivery,
+        error: Exception,
+        replies: Callable[[GenderlineError], Sequence[Outgoing]],
+    ) -> bool:
+        """Decides about a delivery whose work raised `error`, which is being handled right now.
+
+        Args:
+            consumer: where the delivery came from.
+            delivery: the message.
+            error: what its work raised.
+            replies: makes the error replies; called only where this is the end of the message.
+
+        Returns:
+            Whether it was the end: False where the message will be delivered again.
+        """
+        if isinstance(error, Retryable):
+            if delivery.delivery_count + 1 < self._delivery_limit:
+                pause_s = min(_LONGEST_PAUSE_S, 2.0**delivery.delivery_count)
+                _LOG.warning("%s; trying again in %g s", error, pause_s)
+                consumer.retry(delivery, pause_s)
+                return False
+            self._bury(consumer, delivery, "delivery_limit", replies(error))
+        elif isinstance(error, GenderlineError):
+            reason = error.code
+            if not isinstance(error, InvalidMessage):
+                _LOG.error("%s: %s", error.code, error)
+            self._bury(consumer, delivery, reason, replies(error))
+        else:
+            _LOG.error("a bug, at delivery %d of the message", delivery.delivery_count + 1, exc_info=error)
+            if delivery.delivery_count == 0:
+                consumer.retry(delivery, 1.0)
+                return False
+            self._bury(consumer, delivery, "internal", replies(internal_error()))
+        return True
+
+    def _bury(self, consumer: Consumer, delivery: Delivery, reason: str, replies: Sequence[Outgoing]) -> None:
+        _LOG.warning("dead letter from %s: %s", delivery.queue, reason)
+        self._dead_letters.labels(reason).inc()
+        consumer.bury(delivery, reason, replies)
+
+
+def internal_error() -> GenderlineError:
+    """Returns what a client is told of a bug: nothing but that there is one."""
+    return GenderlineError("a bug on our side; the service's log has the details", code="internal")

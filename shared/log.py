@@ -1,0 +1,51 @@
+"""Logging: one line an event on standard error, for people or, as JSON, for programs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from typing import Final
+
+_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line; what a call gave as `extra` becomes fields."""
+
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self._service = service
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}",
+            "level": record.levelname.lower(),
+            "service": self._service,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **{key: value for key, value in vars(record).items() if key not in _STANDARD},
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def configure_logging(service: str, level: str, form: str) -> None:
+    """Sets up the process's logging; called once, by a `__main__`.
+
+    Args:
+        service: what the lines are marked with.
+        level: the least that is shown, such as `info`.
+        form: `text` or `json`.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        _JsonFormatter(service)
+        if form == "json"
+        else logging.Formatter(f"%(asctime)s %(levelname)-7s {service}: %(message)s", "%H:%M:%S")
+    )
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # Other people's chatter is ours only from a warning up.
+    for noisy in ("pika", "waitress", "werkzeug", "onnxscript", "torch"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))

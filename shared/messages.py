@@ -1,0 +1,307 @@
+"""The messages of the contract: parsed and validated where they come in, built where they go out.
+
+Every parser raises `InvalidMessage` with the field that is wrong, what was found there and what was expected.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final, TypeVar
+
+import msgpack
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shared.broker.base import Delivery, HeaderValue, Message, Outgoing
+from shared.errors import GenderlineError, InvalidMessage
+from shared.labels import GENDERS
+from shared.params import TrainingParams
+
+SCHEMA: Final = 1
+JSON: Final = "application/json"
+MSGPACK: Final = "application/msgpack"
+ZIP: Final = "application/zip"
+IMAGES: Final = ("image/jpeg", "image/png", "image/webp", "image/bmp")
+PACK_LIMIT: Final = 256
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _ByReference(_Body):
+    """An archive named instead of sent."""
+
+    name: Annotated[str, Field(max_length=200)] | None = None
+    uri: Annotated[str, Field(min_length=1, max_length=4096)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None = None
+    params: dict[str, Any] | None = None
+
+
+class _Image(_Body):
+    id: Annotated[str, Field(max_length=1000)] | int | None
+    data: bytes
+
+
+class _Pack(_Body):
+    images: Annotated[list[_Image], Field(min_length=1, max_length=PACK_LIMIT)]
+
+
+_B = TypeVar("_B", bound=_Body)
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveRequest:
+    """A dataset to train on, or a job: an archive by value or by reference.
+
+    Exactly one of `body` and `uri` is given. `params` are a dataset's training parameters.
+    """
+
+    message_id: str
+    name: str
+    body: bytes | None = None
+    uri: str | None = None
+    sha256: str | None = None
+    params: TrainingParams = field(default_factory=TrainingParams)
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionRequest:
+    """Images to predict now.
+
+    Attributes:
+        ids: what each image's entry in the reply is called; None for the single image.
+        images: the encoded images, as many.
+        model_version: the version asked for, or None for the champion.
+        deadline: Unix time, in seconds, after which an answer is of no use.
+    """
+
+    ids: Sequence[str | int | None]
+    images: Sequence[bytes]
+    model_version: int | None = None
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRequest:
+    """One slice of a job: the archive's entries `start` to `stop`, exclusive."""
+
+    job_id: str
+    shard: int
+    start: int
+    stop: int
+
+
+# -- coming in
+
+
+def parse_dataset(message: Message) -> ArchiveRequest:
+    """Parses a message of the datasets queue."""
+    return _archive_request(message, takes_params=True)
+
+
+def parse_job(message: Message) -> ArchiveRequest:
+    """Parses a message of the jobs queue."""
+    return _archive_request(message, takes_params=False)
+
+
+def _archive_request(message: Message, *, takes_params: bool) -> ArchiveRequest:
+    name: object
+    params: object
+    kind = _content_type(message)
+    if kind == ZIP:
+        name, params = message.headers.get("name"), message.headers.get("params")
+        body, uri, sha256 = message.body, None, None
+    elif kind == JSON:
+        parsed = _validated(_ByReference, _json(message.body))
+        name, params, body, uri, sha256 = parsed.name, parsed.params, None, parsed.uri, parsed.sha256
+    else:
+        raise _wrong_type(message, (ZIP, JSON))
+    if params is not None and not takes_params:
+        raise InvalidMessage("a job takes no params; they belong to datasets", code="invalid_params")
+    return ArchiveRequest(
+        message_id=message.message_id,
+        name=str(name)[:200] if name else "archive",
+        body=body,
+        uri=uri,
+        sha256=sha256.lower() if sha256 else None,
+        params=TrainingParams.parse(params),
+    )
+
+
+def parse_prediction(message: Message) -> PredictionRequest:
+    """Parses a message of the predictions queue."""
+    kind = _content_type(message)
+    if kind in IMAGES:
+        ids: list[str | int | None] = [None]
+        images = [message.body]
+    elif kind == MSGPACK:
+        try:
+            # No `ext_hook` and no objects: only plain values come out.
+            unpacked = msgpack.unpackb(message.body, raw=False)
+        except (ValueError, msgpack.UnpackException) as error:
+            raise InvalidMessage(f"the body is not MessagePack: {error}") from None
+        pack = _validated(_Pack, unpacked)
+        ids = [image.id for image in pack.images]
+        images = [image.data for image in pack.images]
+    else:
+        raise _wrong_type(message, (*IMAGES, MSGPACK))
+    version = message.headers.get("model_version")
+    if version is not None and (isinstance(version, bool) or not str(version).isascii() or not str(version).isdigit()):
+        raise InvalidMessage(f"header model_version is {version!r}; expected a version number such as 3")
+    deadline = message.headers.get("deadline")
+    try:
+        expires = None if deadline is None else float(deadline)
+    except ValueError:
+        raise InvalidMessage(f"header deadline is {deadline!r}; expected Unix time in seconds") from None
+    return PredictionRequest(ids, images, None if version is None else int(version), expires)
+
+
+def parse_shard(message: Message) -> ShardRequest:
+    """Parses a message of the shards queue, which only our own workers send."""
+    body = _checked_schema(_json(message.body))
+    return ShardRequest(str(body["job_id"]), int(body["shard"]), int(body["start"]), int(body["stop"]))
+
+
+def _content_type(message: Message) -> str:
+    return message.content_type.partition(";")[0].strip().lower()
+
+
+def _wrong_type(message: Message, expected: Sequence[str]) -> InvalidMessage:
+    return InvalidMessage(
+        f"content type is {message.content_type!r}; expected one of {', '.join(expected)}",
+        code="unsupported_content_type",
+    )
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError as error:
+        raise InvalidMessage(f"the body is not JSON: {error}") from None
+
+
+def _checked_schema(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InvalidMessage(f"the body is a {type(value).__name__}; expected an object")
+    if "schema" not in value:
+        raise InvalidMessage(f'schema: missing; expected "schema": {SCHEMA}', code="unsupported_schema")
+    if value["schema"] != SCHEMA or isinstance(value["schema"], bool):
+        raise InvalidMessage(f"schema is {value['schema']!r}; expected {SCHEMA}", code="unsupported_schema")
+    return {str(key): item for key, item in value.items() if key != "schema"}
+
+
+def _validated(model: type[_B], value: Any) -> _B:
+    body = _checked_schema(value)
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        found = "" if fault["type"] in {"missing", "extra_forbidden"} else f" (found {_shortened(fault['input'])})"
+        raise InvalidMessage(f"{where}: {fault['msg']}{found}") from None
+
+
+def _shortened(value: object) -> str:
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+# -- going out
+
+
+def run_id_of(message_id: str) -> str:
+    """Returns the run that a dataset message makes: the same message always makes the same run."""
+    return "run-" + hashlib.sha256(message_id.encode()).hexdigest()[:12]
+
+
+def job_id_of(message_id: str) -> str:
+    """Returns the job that a job message makes."""
+    return "job-" + hashlib.sha256(message_id.encode()).hexdigest()[:12]
+
+
+def json_message(
+    body: Mapping[str, Any],
+    *,
+    message_id: str | None = None,
+    reply_to: str | None = None,
+    correlation_id: str | None = None,
+    headers: Mapping[str, HeaderValue] | None = None,
+) -> Message:
+    """Returns a JSON message with the schema's number in it."""
+    optional = {} if message_id is None else {"message_id": message_id}
+    return Message(
+        json.dumps({"schema": SCHEMA, **body}).encode(),
+        JSON,
+        reply_to=reply_to,
+        correlation_id=correlation_id,
+        headers=headers or {},
+        **optional,
+    )
+
+
+def by_reference(
+    uri: str,
+    *,
+    name: str | None = None,
+    sha256: str | None = None,
+    params: TrainingParams | None = None,
+    message_id: str | None = None,
+    reply_to: str | None = None,
+    correlation_id: str | None = None,
+    headers: Mapping[str, HeaderValue] | None = None,
+) -> Message:
+    """Returns a dataset or job message that names its archive."""
+    body: dict[str, Any] = {"uri": uri}
+    if name is not None:
+        body["name"] = name
+    if sha256 is not None:
+        body["sha256"] = sha256
+    if params is not None:
+        body["params"] = params.model_dump(mode="json", exclude_defaults=True)
+    return json_message(body, message_id=message_id, reply_to=reply_to, correlation_id=correlation_id, headers=headers)
+
+
+def pack_message(images: Sequence[tuple[str | int | None, bytes]], **properties: Any) -> Message:
+    """Returns a pack of (id, encoded image) pairs; `properties` are those of `Message`."""
+    body = msgpack.packb({"schema": SCHEMA, "images": [{"id": key, "data": data} for key, data in images]})
+    return Message(body, MSGPACK, **properties)
+
+
+def prediction(key: str | int | None, probability_female: float) -> dict[str, Any]:
+    """Returns one image's entry in a reply.
+
+    Args:
+        key: the image's id in the request.
+        probability_female: in [0, 1]; one half counts as female.
+    """
+    female = probability_female >= 0.5
+    return {
+        "id": key,
+        "gender": GENDERS[female],
+        "probability_female": round(probability_female, 6),
+        "confidence": round(probability_female if female else 1.0 - probability_female, 6),
+    }
+
+
+def prediction_error(key: str | int | None, error: GenderlineError) -> dict[str, Any]:
+    """Returns the entry of an image that has no prediction."""
+    return {"id": key, "error": error.as_dict()}
+
+
+def json_reply(delivery: Delivery, body: Mapping[str, Any]) -> list[Outgoing]:
+    """Returns the JSON reply to a delivery: one, or none where it asked for none."""
+    if not delivery.message.reply_to:
+        return []
+    return delivery.reply(json.dumps({"schema": SCHEMA, **body}).encode(), JSON)
+
+
+def now_iso() -> str:
+    """Returns the time as ISO 8601 in UTC, to the millisecond."""
+    seconds = time.time()
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1000):03d}Z"

@@ -1,0 +1,198 @@
+"""Prometheus metrics: every name of the contract, and a small HTTP server for the services without a web framework."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING, Any, Final
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import make_wsgi_app
+from prometheus_client.registry import Collector
+
+from shared.broker.base import Broker
+from shared.errors import Retryable
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+_LATENCY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_SIZE_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class InferenceMetrics:
+    """What an inference worker measures. Several workers' figures are added up by their parent process."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.predictions = Counter(
+            "genderline_predictions", "Images answered", ["outcome"], registry=registry
+        )  # exposed as genderline_predictions_total
+        self.latency = Histogram(
+            "genderline_prediction_latency_seconds",
+            "From taking a message to its settled reply",
+            buckets=_LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self.queue_wait = Histogram(
+            "genderline_queue_wait_seconds",
+            "From publishing a message to taking it",
+            buckets=_LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self.decode = Histogram(
+            "genderline_decode_seconds", "Decoding of one batch", buckets=_LATENCY_BUCKETS, registry=registry
+        )
+        self.model_run = Histogram(
+            "genderline_model_run_seconds", "One run of the model", buckets=_LATENCY_BUCKETS, registry=registry
+        )
+        self.batch_size = Histogram(
+            "genderline_batch_size", "Images in one run of the model", buckets=_SIZE_BUCKETS, registry=registry
+        )
+        self.model_info = Gauge(
+            "genderline_model_info",
+            "Workers that serve this version with this provider",
+            ["version", "provider"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.swaps = Counter("genderline_model_swaps", "Tries to load a new model", ["outcome"], registry=registry)
+        self.predicted_gender = Counter(
+            "genderline_predicted_gender", "Images by predicted gender", ["gender"], registry=registry
+        )
+        self.dead_letters = _dead_letters(registry)
+
+
+class TrainerMetrics:
+    """What a trainer measures."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.datasets = Counter(
+            "genderline_datasets", "Datasets by how their run ended", ["outcome"], registry=registry
+        )
+        self.ingested = Counter("genderline_images_ingested", "Faces that became part of a dataset", registry=registry)
+        self.rejected = Counter("genderline_images_rejected", "Archive entries left out", ["reason"], registry=registry)
+        self.epoch = Gauge("genderline_training_epoch", "The present epoch, from 1; 0 between runs", registry=registry)
+        self.loss = Gauge("genderline_training_loss", "Loss of the last epoch", ["split"], registry=registry)
+        self.accuracy = Gauge(
+            "genderline_training_accuracy", "Accuracy of the last epoch", ["split"], registry=registry
+        )
+        self.images_per_second = Gauge(
+            "genderline_training_images_per_second", "Training speed; 0 between runs", registry=registry
+        )
+        self.dead_letters = _dead_letters(registry)
+
+
+def _dead_letters(registry: CollectorRegistry) -> Counter:
+    return Counter("genderline_dead_letters", "Messages buried, by error code", ["reason"], registry=registry)
+
+
+class BrokerCollector(Collector):
+    """Queue depths and reconnections, read from the broker when somebody scrapes."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    def collect(self) -> Iterable[Metric]:
+        """Yields the broker's figures; without a broker, none."""
+        depth = GaugeMetricFamily("genderline_queue_depth", "Messages waiting in a queue", labels=["queue"])
+        try:
+            for queue, found in self._broker.depths().items():
+                depth.add_metric([self._broker.topology.short(queue)], found.ready)
+        except Retryable:
+            return
+        yield depth
+        yield CounterMetricFamily(
+            "genderline_broker_reconnects", "Lost broker connections made anew", value=self._broker.reconnects
+        )
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing up front, so that registering does not ask the broker."""
+        return []
+
+
+def process_registry() -> CollectorRegistry:
+    """Returns a new registry that holds this process's own figures (memory, CPU time, open files)."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    return registry
+
+
+def authorised(header: str | None, token: str | None) -> bool:
+    """Returns whether an `Authorization: Bearer` header carries the token; always, where none is set."""
+    if token is None:
+        return True
+    given = (header or "").removeprefix("Bearer ").strip()
+    return hmac.compare_digest(given.encode(), token.encode())
+
+
+class StatusServer:
+    """Serves `/metrics`, `/healthz` and `/readyz` from a thread of its own.
+
+    Args:
+        registry: what `/metrics` shows.
+        readiness: returns the body of `/readyz`; its key `ready` decides between 200 and 503.
+        host: the address to bind to.
+        port: the port; 0 takes a free one.
+        token: guards `/metrics` where it is set; health stays open.
+
+    Raises:
+        OSError: the port is taken.
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        readiness: Callable[[], Mapping[str, Any]],
+        *,
+        host: str,
+        port: int,
+        token: str | None = None,
+    ) -> None:
+        self._metrics: WSGIApplication = make_wsgi_app(registry)
+        self._readiness = readiness
+        self._token = token
+        self._server = make_server(host, port, self._answer, server_class=_ThreadingServer, handler_class=_QuietHandler)
+        self.port: int = self._server.server_port
+        self._thread = threading.Thread(target=self._server.serve_forever, name="status", daemon=True)
+        self._thread.start()
+
+    def _answer(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "/")
+        if path == "/metrics":
+            if authorised(environ.get("HTTP_AUTHORIZATION"), self._token):
+                return self._metrics(environ, start_response)
+            error = {"error": {"code": "unauthorized", "message": "expected Authorization: Bearer TOKEN"}}
+            return _json_answer(start_response, "401 Unauthorized", error)
+        if path == "/healthz":
+            return _json_answer(start_response, "200 OK", {"alive": True})
+        if path == "/readyz":
+            state = self._readiness()
+            return _json_answer(start_response, "200 OK" if state["ready"] else "503 Service Unavailable", state)
+        error = {"error": {"code": "not_found", "message": f"no {path}; expected /metrics, /healthz or /readyz"}}
+        return _json_answer(start_response, "404 Not Found", error)
+
+    def close(self) -> None:
+        """Stops serving."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _ThreadingServer(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _QuietHandler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+        """A scrape every few seconds is no news."""
+
+
+def _json_answer(start_response: StartResponse, status: str, body: Mapping[str, Any]) -> Iterable[bytes]:
+    start_response(status, [("Content-Type", "application/json")])
+    return [json.dumps(body).encode()]

@@ -1,0 +1,150 @@
+"""The model registry: numbered versions of one model, and aliases that say which of them serves.
+
+A version is claimed first (an atomic `create`, so two trainers never share a number), then its files are written, and
+last its `card.json`, which makes it visible. Registering the same run again gives the same version.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from shared.errors import Conflict, NotFound
+from shared.messages import now_iso
+from shared.store import Store
+
+MODEL_NAME: Final = "gender"
+_ROOT: Final = f"models/{MODEL_NAME}"
+_HISTORY_KEPT: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Aliases:
+    """Which versions are in use: `champion` serves, `previous` is what a rollback returns to."""
+
+    champion: int | None = None
+    previous: int | None = None
+
+
+class Registry:
+    """The versions of the model `gender` in a store.
+
+    Args:
+        store: where they lie, under `models/gender/`.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    # -- reading
+
+    def versions(self) -> list[int]:
+        """Returns all registered versions, oldest first."""
+        return [version for version in self._claimed() if self._store.exists(f"{_ROOT}/{version}/card.json")]
+
+    def card(self, version: int) -> dict[str, Any]:
+        """Returns a version's card, or raises `NotFound`."""
+        card = self._store.find_json(f"{_ROOT}/{version}/card.json")
+        if card is None:
+            known = ", ".join(map(str, self.versions())) or "none"
+            raise NotFound(f"there is no model version {version}; registered: {known}")
+        return card
+
+    def aliases(self) -> Aliases:
+        """Returns which versions are in use now."""
+        return _aliases(self._store.find_json(f"{_ROOT}/aliases.json") or {})
+
+    def history(self) -> list[dict[str, Any]]:
+        """Returns the promotions and rollbacks, newest last: `{"at", "action", "version", "from", "reason"}`."""
+        return list((self._store.find_json(f"{_ROOT}/aliases.json") or {}).get("history", []))
+
+    def version_of_run(self, run_id: str) -> int | None:
+        """Returns the version that a run was registered as, or None."""
+        for version in reversed(self.versions()):
+            if self.card(version).get("run_id") == run_id:
+                return version
+        return None
+
+    @staticmethod
+    def model_key(version: int, *, int8: bool = False) -> str:
+        """Returns the store key of a version's ONNX file."""
+        return f"{_ROOT}/{version}/{'model_int8.onnx' if int8 else 'model.onnx'}"
+
+    @staticmethod
+    def card_text_key(version: int) -> str:
+        """Returns the store key of a version's card for people."""
+        return f"{_ROOT}/{version}/card.md"
+
+    # -- writing
+
+    def claim(self, run_id: str) -> int:
+        """Reserves a version number for a run; the same run gets the same number again."""
+        taken = self._claimed()
+        for version in reversed(taken):
+            claim = self._store.find_json(f"{_ROOT}/{version}/claim.json")
+            if claim and claim["run_id"] == run_id:
+                return version
+        version = max(taken, default=0) + 1
+        while not self._store.create(f"{_ROOT}/{version}/claim.json", f'{{"run_id": "{run_id}"}}'.encode()):
+            version += 1
+        return version
+
+    def register(self, version: int, card: dict[str, Any], card_text: str, files: dict[str, Path]) -> None:
+        """Writes a claimed version's files and makes it visible.
+
+        Args:
+            version: the number that `claim` gave.
+            card: what `card.json` will hold.
+            card_text: the same for people, `card.md`.
+            files: local files by their names in the version's folder; they are moved into the store.
+        """
+        for name, path in files.items():
+            self._store.put_file(f"{_ROOT}/{version}/{name}", path)
+        self._store.put(self.card_text_key(version), card_text.encode())
+        self._store.put_json(f"{_ROOT}/{version}/card.json", card)
+
+    def promote(self, version: int, reason: str) -> Aliases:
+        """Makes `version` the champion. Promoting the champion again changes nothing.
+
+        Raises:
+            NotFound: there is no such version.
+        """
+        self.card(version)
+
+        def change(now: dict[str, Any]) -> dict[str, Any]:
+            before = now.get("champion")
+            if before == version:
+                return now
+            entry = {"at": now_iso(), "action": "promote", "version": version, "from": before, "reason": reason}
+            return _changed(now, version, before, entry)
+
+        return _aliases(self._store.update_json(f"{_ROOT}/aliases.json", change))
+
+    def rollback(self, reason: str) -> Aliases:
+        """Makes the previous champion the champion again.
+
+        Raises:
+            Conflict: there is no previous champion.
+        """
+
+        def change(now: dict[str, Any]) -> dict[str, Any]:
+            champion, previous = now.get("champion"), now.get("previous")
+            if previous is None:
+                raise Conflict("there is no previous champion to roll back to")
+            entry = {"at": now_iso(), "action": "rollback", "version": previous, "from": champion, "reason": reason}
+            return _changed(now, previous, champion, entry)
+
+        return _aliases(self._store.update_json(f"{_ROOT}/aliases.json", change))
+
+    def _claimed(self) -> list[int]:
+        return sorted(int(name) for name in self._store.children(_ROOT) if name.isdigit())
+
+
+def _aliases(content: dict[str, Any]) -> Aliases:
+    return Aliases(content.get("champion"), content.get("previous"))
+
+
+def _changed(now: dict[str, Any], champion: int, previous: int | None, entry: dict[str, Any]) -> dict[str, Any]:
+    history = [*now.get("history", []), entry][-_HISTORY_KEPT:]
+    return {"champion": champion, "previous": previous, "history": history}
