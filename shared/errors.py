@@ -25,6 +25,7 @@ CODES: dict[str, str] = {
     "archive_too_large": "The archive breaks a limit on members or bytes.",
     "too_few_faces": "Fewer usable faces than training needs.",
     "single_gender": "All usable faces carry the same gender.",
+    "training_diverged": "The loss stopped being a finite number; the message names the learning rate.",
     "invalid_image": "The bytes cannot be decoded as a JPEG, PNG, WebP or BMP image.",
     "image_too_large": "The image breaks a limit on pixels or bytes.",
     "unknown_model_version": "`model_version` names a model that is not registered.",

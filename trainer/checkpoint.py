@@ -1,0 +1,104 @@
+"""A training run's whole state as bytes, so that another process can carry on exactly where it stood."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import pickle
+import zipfile
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+
+from shared.errors import GenderlineError
+
+FORMAT: Final = 1
+
+
+class CheckpointError(GenderlineError):
+    """The checkpoint cannot be used; training has to start anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a run stands between two steps.
+
+    Attributes:
+        params: the run's parameters, as `TrainingParams.as_dict` gives them.
+        dataset_sha256: which data it is trained on.
+        epoch: the epoch under way, from 1; one more than the last where training is over.
+        step: steps done in that epoch; all of them where only its validation is left.
+        network: its weights.
+        optimizer: its state.
+        sums: float64 (3,): summed loss, correct and seen faces of the epoch under way.
+        epoch_s: seconds that epoch has taken so far.
+        spent_s: seconds the run has taken so far, over all processes.
+        history: a row for each finished epoch, as `dataclasses.asdict` gives it.
+        best_epoch: the epoch with the lowest validation loss; 0 before the first has ended.
+        best_loss: that loss.
+        best_network: the weights then.
+    """
+
+    params: dict[str, Any]
+    dataset_sha256: str
+    epoch: int
+    step: int
+    network: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    sums: torch.Tensor
+    epoch_s: float
+    spent_s: float
+    history: list[dict[str, Any]]
+    best_epoch: int
+    best_loss: float
+    best_network: dict[str, torch.Tensor]
+
+    def require(self, params: dict[str, Any], dataset_sha256: str) -> None:
+        """Checks that the checkpoint belongs to this run.
+
+        Raises:
+            CheckpointError: it was made with other parameters (another network, say) or from other data.
+        """
+        different = [
+            f"{name}: found {self.params.get(name)!r}, expected {params.get(name)!r}"
+            for name in sorted(self.params.keys() | params.keys())
+            if self.params.get(name) != params.get(name)
+        ]
+        if different:
+            raise CheckpointError(f"the checkpoint has other parameters: {'; '.join(different)}")
+        if self.dataset_sha256 != dataset_sha256:
+            raise CheckpointError(
+                f"the checkpoint is of another dataset: found {self.dataset_sha256}, expected {dataset_sha256}"
+            )
+
+
+def dump(checkpoint: Checkpoint) -> bytes:
+    """Returns the checkpoint as bytes that `load` reads."""
+    state = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    return buffer.getvalue()
+
+
+def load(data: bytes) -> Checkpoint:
+    """Reads a checkpoint onto the CPU; executes nothing from it.
+
+    Raises:
+        CheckpointError: the bytes are damaged, not a checkpoint, hold more than tensors and plain values, or are of
+            another format.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            damaged = archive.testzip()  # torch itself does not compare the checksums that it writes
+        if damaged is not None:
+            raise CheckpointError(f"the checkpoint is damaged: the checksum of {damaged!r} is wrong")
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError) as error:
+        raise CheckpointError(f"the checkpoint of {len(data)} bytes cannot be read: {error}") from None
+    if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
+        raise CheckpointError(f"the checkpoint is not of format {FORMAT}, the one this release reads")
+    expected = {field.name for field in dataclasses.fields(Checkpoint)}
+    if state.keys() != expected:
+        raise CheckpointError(f"the checkpoint holds {sorted(state)}; expected {sorted(expected)}")
+    return Checkpoint(**state)

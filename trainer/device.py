@@ -1,0 +1,80 @@
+"""Where training runs, and how the faces get there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shared.settings import SettingsError
+
+CHUNK: Final = 4096
+"""Faces copied to the device at once."""
+
+
+def choose_device(name: str) -> torch.device:
+    """Returns the device for a setting.
+
+    Args:
+        name: `cpu`, `cuda`, or `auto`: CUDA where there is any.
+
+    Raises:
+        SettingsError: the device is not there, or the name is unknown.
+    """
+    if name not in {"auto", "cuda", "cpu"}:
+        raise SettingsError(f"GENDERLINE_DEVICE is {name!r}; expected auto, cuda or cpu")
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise SettingsError(
+            f"GENDERLINE_DEVICE is cuda, but torch {torch.__version__} finds no CUDA device; expected auto or cpu"
+        )
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+class DeviceFaces:
+    """All faces of a dataset, to be taken by the batch: resident on a GPU where they fit, else copied batch by batch.
+
+    Args:
+        faces: uint8 (N, side, side), luma; may be a read-only memory map, which is then read as it is needed.
+        device: where batches are wanted.
+    """
+
+    def __init__(self, faces: NDArray[np.uint8], device: torch.device) -> None:
+        self._faces = faces
+        self._device = device
+        self._resident = self._copy_whole() if self._fits() else None
+
+    def take(self, indices: NDArray[np.intp]) -> torch.Tensor:
+        """Returns the faces at `indices`: uint8 (n, 1, side, side), on the device."""
+        if self._resident is not None:
+            return self._resident[torch.from_numpy(indices).to(self._device)].unsqueeze(1)
+        return torch.from_numpy(self._faces[indices]).unsqueeze(1).to(self._device)
+
+    def _fits(self) -> bool:
+        if self._device.type != "cuda":
+            return False  # in main memory the page cache already keeps what fits
+        free_bytes, _ = torch.cuda.mem_get_info(self._device)
+        return self._faces.nbytes <= free_bytes // 2
+
+    def _copy_whole(self) -> torch.Tensor:
+        resident = torch.empty(self._faces.shape, dtype=torch.uint8, device=self._device)
+        for start in range(0, len(self._faces), CHUNK):
+            resident[start : start + CHUNK] = torch.from_numpy(np.array(self._faces[start : start + CHUNK]))
+        return resident
+
+
+@contextmanager
+def seeded(device: torch.device, *parts: int) -> Iterator[torch.Generator]:
+    """Makes everything random inside depend on `parts` alone, and leaves torch's generators as they were.
+
+    Yields:
+        A generator on the device, seeded too; torch's own serve dropout and fresh weights.
+    """
+    seed = int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)  # torch takes 63 bits
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield torch.Generator(device).manual_seed(seed + 1)

@@ -1,0 +1,82 @@
+"""The networks that can be trained, by name.
+
+Each reads `faces: float32 (N, 1, 128, 128)` in [0, 1] and gives `logits: float32 (N,)`; the probability that the label
+is *female* is the logit's sigmoid, which the loss and the exported graph apply themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+SIDE: Final = 128
+
+
+def reference(dropout: float) -> nn.Module:
+    """Returns the plain reference network: four unpadded convolutions, each halved by a pool, two dense layers."""
+    layers: list[nn.Module] = []
+    channels = 1
+    for width in (32, 64, 128, 256):  # side 128 → 63 → 30 → 14 → 6
+        layers += [nn.Conv2d(channels, width, kernel_size=3), nn.ReLU(), nn.MaxPool2d(2)]
+        channels = width
+    return nn.Sequential(
+        *layers,
+        nn.Flatten(),
+        nn.Linear(256 * 6 * 6, 256),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Linear(256, 1),
+        nn.Flatten(0),  # (N, 1) → (N,)
+    )
+
+
+NETWORKS: Final[dict[str, Callable[[float], nn.Module]]] = {"reference": reference}
+"""What `TrainingParams.network` may name."""
+
+
+def build_network(name: str, *, dropout: float) -> nn.Module:
+    """Builds a network with fresh weights, drawn from torch's global generator.
+
+    Args:
+        name: a key of `NETWORKS`.
+        dropout: share of the last dense layer's inputs that is dropped while training, in [0, 1).
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"unknown network {name!r}; expected one of {', '.join(sorted(NETWORKS))}")
+    # Channels last makes the convolutions a third faster on CPU, and suits tensor cores on GPU.
+    return NETWORKS[name](dropout).to(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a network weighs.
+
+    Attributes:
+        parameters: trainable numbers.
+        multiply_adds: for one face, in convolutions and dense layers.
+    """
+
+    parameters: int
+    multiply_adds: int
+
+
+def cost(network: nn.Module) -> Cost:
+    """Counts a network's parameters and multiply-adds; leaves it in the mode it was in."""
+    was_training = network.training
+    device = next(network.parameters()).device
+    network.eval()
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 1, SIDE, SIDE, device=device))
+    network.train(was_training)
+    return Cost(
+        parameters=sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad),
+        multiply_adds=counter.get_total_flops() // 2,
+    )
