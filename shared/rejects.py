@@ -1,0 +1,54 @@
+"""Why one image of a dataset or job is left out: the closed list of reasons, and the error that carries one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shared.errors import InvalidImage
+
+REJECT_REASONS: dict[str, str] = {
+    "no_label": "The file name is not `age_gender_ethnicity[_anything].ext`, or lacks one of the three.",
+    "invalid_label": "The file name has the form, but its age, gender or ethnicity is out of range.",
+    "unsafe_name": "The entry's name is empty, absolute, climbs out with `..`, or holds control characters.",
+    "link": "The entry is a symbolic link or another special file, not a plain one.",
+    "encrypted": "The entry needs a password; its neighbours do not.",
+    "unsupported_compression": "The entry is compressed in a way other than stored or deflate.",
+    "suspicious_ratio": "The entry claims to unpack to far more than images do.",
+    "size_mismatch": "The entry unpacks to more or fewer bytes than the archive says.",
+    "corrupt": "The entry's bytes are damaged: they do not unpack, or fail their checksum.",
+    "image_too_large": "The image breaks a limit on bytes or pixels.",
+    "invalid_image": "The bytes cannot be decoded as a JPEG, PNG, WebP or BMP image.",
+    "duplicate": "The same face is in the dataset already; the detail names the copy that was kept.",
+    "contradiction": "The same face is there with another gender, so no copy can be trusted.",
+}
+"""Every reason there is, with its meaning; the README's table and the metrics' label are tested against it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Why an image is left out.
+
+    Attributes:
+        reason: a key of `REJECT_REASONS`.
+        detail: what was found and what was expected, fit to be shown to the user.
+    """
+
+    reason: str
+    detail: str
+
+    def __post_init__(self) -> None:
+        if self.reason not in REJECT_REASONS:
+            raise ValueError(f"unknown reject reason {self.reason!r}; add it to shared.rejects.REJECT_REASONS")
+
+
+class RejectError(InvalidImage):
+    """One image is left out, for a reason finer than an error code."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail, code="image_too_large" if reason == "image_too_large" else None)
+        self.reject = Reject(reason, detail)
+
+
+def reject_for(error: InvalidImage) -> Reject:
+    """Returns the reject that an image's error amounts to: its own, or its code, which is a reason too."""
+    return error.reject if isinstance(error, RejectError) else Reject(error.code, str(error))
