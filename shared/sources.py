@@ -1,4 +1,4 @@
-"""Where an archive comes from: the message itself, the store, an allowed folder, or S3; always a local file in the end."""
+"""Where an archive comes from (the message, the store, an allowed folder, S3): always a local file in the end."""
 
 from __future__ import annotations
 

@@ -1,0 +1,247 @@
+"""The Python client: everything a user can ask of the service, through the broker and the store alone."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from shared import jobs, runs
+from shared.broker.base import Broker, HeaderValue, Message, Outgoing
+from shared.errors import GenderlineError
+from shared.jobs import Jobs
+from shared.messages import PACK_LIMIT, by_reference, job_id_of, pack_message, run_id_of
+from shared.params import TrainingParams
+from shared.registry import Registry
+from shared.runs import Runs
+from shared.store import STORE_SCHEME, Store, sha256_of
+from shared.topology import MODEL_PROMOTED
+
+Entry = dict[str, Any]
+"""One image's prediction or error, as in a reply."""
+
+_POLL_S: Final = 1.0
+"""How often a follower reads the record besides listening to events, which may be lost."""
+
+
+class Client:
+    """Submits datasets, images and jobs, and follows them.
+
+    Args:
+        broker: where messages go.
+        store: where archives go and records lie.
+    """
+
+    def __init__(self, broker: Broker, store: Store) -> None:
+        self.broker = broker
+        self.store = store
+        self.runs = Runs(store)
+        self.jobs = Jobs(store)
+        self.registry = Registry(store)
+
+    # -- datasets
+
+    def submit_dataset(
+        self,
+        archive: Path,
+        *,
+        name: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        message_id: str | None = None,
+        on_copied: Callable[[int], None] | None = None,
+    ) -> str:
+        """Puts an archive into the store and its message on the queue.
+
+        Args:
+            archive: a local zip; it is copied.
+            name: what the run is called; by default the file's name.
+            params: training parameters.
+            message_id: makes a second submission with the same id harmless.
+            on_copied: called with the number of bytes copied, piece by piece.
+
+        Returns:
+            The run's id.
+
+        Raises:
+            InvalidMessage: a parameter is unknown or out of range.
+            Retryable: broker or store are away.
+            OSError: the file cannot be read.
+        """
+        checked = TrainingParams.parse(dict(params or {}))
+        name = name or archive.stem
+        message_id = message_id or uuid.uuid4().hex
+        run_id = run_id_of(message_id)
+        sha256 = sha256_of(archive)
+        key = f"datasets/{sha256}/archive.zip"
+        if not self.store.exists(key):
+            self._upload(archive, key, on_copied)
+        self.runs.create(run_id, message_id=message_id, name=name, params=checked, state=runs.QUEUED)
+        message = by_reference(f"{STORE_SCHEME}{key}", name=name, sha256=sha256, params=checked, message_id=message_id)
+        self.broker.publish(self.broker.topology.datasets, message)
+        return run_id
+
+    def follow_run(self, run_id: str, timeout_s: float | None = None) -> Iterator[dict[str, Any]]:
+        """Yields the run's record whenever something happened, and last the final one.
+
+        Raises:
+            NotFound: there is no such run.
+            GenderlineError: code `timeout`, after `timeout_s`; the run goes on.
+        """
+        return self._follow("run.*", "run_id", run_id, self.runs.get, runs.FINAL_STATES, timeout_s)
+
+    # -- jobs
+
+    def submit_job(
+        self,
+        archive: Path,
+        *,
+        name: str | None = None,
+        message_id: str | None = None,
+        on_copied: Callable[[int], None] | None = None,
+    ) -> str:
+        """Puts an archive of images into the store and a job on the queue. Returns the job's id."""
+        name = name or archive.stem
+        message_id = message_id or uuid.uuid4().hex
+        job_id = job_id_of(message_id)
+        key = Jobs.archive_key(job_id)
+        if not self.store.exists(key):
+            self._upload(archive, key, on_copied)
+        self.jobs.create(job_id, message_id=message_id, name=name, state=jobs.QUEUED)
+        self.broker.publish(
+            self.broker.topology.jobs, by_reference(f"{STORE_SCHEME}{key}", name=name, message_id=message_id)
+        )
+        return job_id
+
+    def follow_job(self, job_id: str, timeout_s: float | None = None) -> Iterator[dict[str, Any]]:
+        """Yields the job's record, with `done` images, whenever something happened, and last the final one."""
+
+        def look(job_id: str) -> dict[str, Any]:
+            record = self.jobs.get(job_id)
+            return {**record, "done": self.jobs.progress(record)[0]}
+
+        return self._follow("job.*", "job_id", job_id, look, jobs.FINAL_STATES, timeout_s)
+
+    # -- predictions
+
+    def predict(
+        self,
+        images: Sequence[bytes],
+        *,
+        model_version: int | None = None,
+        timeout_s: float = 60.0,
+        on_done: Callable[[int], None] | None = None,
+    ) -> tuple[list[Entry], dict[str, Any] | None]:
+        """Predicts images through the queue, in packs.
+
+        Args:
+            images: encoded images.
+            model_version: a version, or None for the champion.
+            timeout_s: how long to wait for all replies; also the deadline after which workers skip the rest.
+            on_done: called with the number of images answered so far.
+
+        Returns:
+            (an entry an image, in order, with its index as `id`; the model that answered last).
+
+        Raises:
+            GenderlineError: the error that a worker replied to a whole pack, or code `timeout`.
+        """
+        headers: dict[str, HeaderValue] = {"deadline": time.time() + timeout_s}
+        if model_version is not None:
+            headers["model_version"] = model_version
+        entries: list[Entry | None] = [None] * len(images)
+        model: dict[str, Any] | None = None
+        answered = 0
+        with self.broker.inbox() as inbox:
+            packs: list[Outgoing] = []
+            for start in range(0, len(images), PACK_LIMIT):
+                pack = [(start + i, data) for i, data in enumerate(images[start : start + PACK_LIMIT])]
+                message = pack_message(pack, reply_to=inbox.name, headers=headers)
+                packs.append(Outgoing(self.broker.topology.predictions, message))
+            self.broker.publish_many(packs)
+            for reply in _until(inbox.take, time.monotonic() + timeout_s):
+                body = _reply_body(reply)
+                model = body["model"] or model
+                for entry in body["predictions"]:
+                    answered += entries[entry["id"]] is None
+                    entries[entry["id"]] = entry
+                if on_done:
+                    on_done(answered)
+                if answered == len(images):
+                    break
+        missing = len(images) - answered
+        if missing:
+            raise GenderlineError(
+                f"no prediction for {missing} of {len(images)} images within {timeout_s:g} s; "
+                "is an inference worker up, and is there a model?",
+                code="timeout",
+            )
+        return [entry for entry in entries if entry is not None], model
+
+    # -- models
+
+    def promote(self, version: int, reason: str) -> None:
+        """Makes a version the champion, for good reason, and tells the workers."""
+        self.registry.promote(version, reason)
+        self.broker.emit(MODEL_PROMOTED, {"version": version, "reason": reason})
+
+    def rollback(self, reason: str) -> int:
+        """Makes the previous champion the champion again and tells the workers. Returns its version."""
+        champion = self.registry.rollback(reason).champion
+        assert champion is not None  # noqa: S101 - a rollback always ends at a version
+        self.broker.emit(MODEL_PROMOTED, {"version": champion, "reason": reason})
+        return champion
+
+    # -- how
+
+    def _upload(self, archive: Path, key: str, on_copied: Callable[[int], None] | None) -> None:
+        """Copies a file into the store; the user's own stays where it is."""
+        with tempfile.TemporaryDirectory(prefix="genderline-") as folder, archive.open("rb") as source:
+            copy = Path(folder) / "archive.zip"
+            with copy.open("wb") as target:
+                while piece := source.read(2**20):
+                    target.write(piece)
+                    if on_copied:
+                        on_copied(len(piece))
+            self.store.put_file(key, copy)
+
+    def _follow(
+        self,
+        pattern: str,
+        key: str,
+        wanted: str,
+        look: Callable[[str], dict[str, Any]],
+        final: Iterable[str],
+        timeout_s: float | None,
+    ) -> Iterator[dict[str, Any]]:
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        with self.broker.subscribe([pattern]) as events:
+            record = look(wanted)
+            yield record
+            while record["state"] not in final:
+                if deadline is not None and time.monotonic() > deadline:
+                    raise GenderlineError(
+                        f"{wanted} is still {record['state']} after {timeout_s:g} s; it goes on", code="timeout"
+                    )
+                live = [event.payload for event in events.take(_POLL_S) if event.payload.get(key) == wanted]
+                record = look(wanted)
+                # An event is fresher than the record, which is written less often.
+                progress = [payload["progress"] for payload in live if "progress" in payload]
+                yield {**record, "progress": progress[-1]} if progress else record
+
+
+def _until(take: Callable[[float], list[Message]], deadline: float) -> Iterator[Message]:
+    """Yields replies as they come, until the deadline on the monotonic clock."""
+    while (remaining := deadline - time.monotonic()) > 0:
+        yield from take(min(remaining, 5.0))
+
+
+def _reply_body(reply: Message) -> dict[str, Any]:
+    """Returns a reply's body, or raises the error that it carries for the whole message."""
+    body: dict[str, Any] = json.loads(reply.body)
+    if error := body.get("error"):
+        raise GenderlineError(error["message"], code=error["code"])
+    return body

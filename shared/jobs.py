@@ -1,0 +1,140 @@
+"""A batch job's record and results in the store, `jobs/<job_id>/`: written by the workers, read by everybody."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from shared.errors import Conflict, NotFound
+from shared.messages import now_iso
+from shared.store import STORE_SCHEME, Store
+
+QUEUED: Final = "queued"
+ACCEPTED: Final = "accepted"
+FINISHED: Final = "finished"
+REJECTED: Final = "rejected"
+FAILED: Final = "failed"
+CANCELLED: Final = "cancelled"
+FINAL_STATES: Final = frozenset({FINISHED, REJECTED, FAILED, CANCELLED})
+
+RESULT_COLUMNS: Final = (
+    "name",
+    "gender",
+    "probability_female",
+    "confidence",
+    "true_gender",
+    "correct",
+    "error",
+)
+
+
+class Jobs:
+    """All jobs in a store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def create(self, job_id: str, *, message_id: str, name: str, state: str) -> bool:
+        """Writes a new job's record. Returns False, changing nothing, where the job is known already."""
+        record = {
+            "schema": 1,
+            "job_id": job_id,
+            "message_id": message_id,
+            "name": name,
+            "state": state,
+            "created": now_iso(),
+            "updated": now_iso(),
+            "reply_to": None,
+            "correlation_id": None,
+            "model": None,
+            "images": None,
+            "shards": None,
+            "shard_images": None,
+            "counts": None,
+            "accuracy": None,
+            "results": None,
+            "error": None,
+        }
+        return self._store.create(f"jobs/{job_id}/job.json", json.dumps(record, indent=2).encode())
+
+    def update(self, job_id: str, **changes: Any) -> dict[str, Any]:
+        """Changes some of the record's fields and returns the whole."""
+        record = {**self.get(job_id), **changes, "updated": now_iso()}
+        self._store.put_json(f"jobs/{job_id}/job.json", record)
+        return record
+
+    def get(self, job_id: str) -> dict[str, Any]:
+        """Returns the record, or raises `NotFound`."""
+        record = self._store.find_json(f"jobs/{job_id}/job.json")
+        if record is None:
+            raise NotFound(f"there is no job {job_id!r}")
+        return record
+
+    def find(self, job_id: str) -> dict[str, Any] | None:
+        """Returns the record, or None."""
+        return self._store.find_json(f"jobs/{job_id}/job.json")
+
+    def all(self) -> list[dict[str, Any]]:
+        """Returns every job's record, newest first."""
+        records = (self.find(job_id) for job_id in self._store.children("jobs"))
+        return sorted((record for record in records if record), key=lambda record: str(record["created"]), reverse=True)
+
+    def request_cancel(self, job_id: str) -> None:
+        """Asks the workers to leave the rest of the job.
+
+        Raises:
+            NotFound: there is no such job.
+            Conflict: it has ended already.
+        """
+        state = self.get(job_id)["state"]
+        if state in FINAL_STATES:
+            raise Conflict(f"job {job_id} has ended: it is {state}")
+        self._store.create(f"jobs/{job_id}/cancel", b"")
+
+    def cancel_requested(self, job_id: str) -> bool:
+        """Returns whether somebody asked for the job to stop."""
+        return self._store.exists(f"jobs/{job_id}/cancel")
+
+    @staticmethod
+    def archive_key(job_id: str) -> str:
+        """Returns the store key of the job's archive."""
+        return f"jobs/{job_id}/archive.zip"
+
+    @staticmethod
+    def part_key(job_id: str, shard: int) -> str:
+        """Returns the store key of one shard's rows."""
+        return f"jobs/{job_id}/parts/{shard:06d}.csv"
+
+    @staticmethod
+    def results_key(job_id: str) -> str:
+        """Returns the store key of the assembled results."""
+        return f"jobs/{job_id}/results.csv"
+
+    def parts(self, job_id: str) -> list[int]:
+        """Returns the shards whose rows are written, in order."""
+        return [int(name.removesuffix(".csv")) for name in self._store.children(f"jobs/{job_id}/parts")]
+
+    def progress(self, record: Mapping[str, Any]) -> tuple[int, int]:
+        """Returns (images done, images in all); (0, 0) before the job was accepted."""
+        images, size = record["images"] or 0, record["shard_images"] or 0
+        if record["state"] == FINISHED:
+            return images, images
+        # Every shard is full but the last one.
+        done = sum(min(size, images - shard * size) for shard in self.parts(record["job_id"]))
+        return done, images
+
+    @staticmethod
+    def reply(record: Mapping[str, Any], status: str | None = None) -> dict[str, Any]:
+        """Returns the body of the reply and event that tell of the job's state."""
+        body = {"job_id": record["job_id"], "status": status or record["state"], "name": record["name"]}
+        if record["state"] == FINISHED:
+            body |= {
+                "results": f"{STORE_SCHEME}{Jobs.results_key(record['job_id'])}",
+                "counts": record["counts"],
+                "accuracy": record["accuracy"],
+                "model": record["model"],
+            }
+        if record["error"]:
+            body["error"] = record["error"]
+        return body
