@@ -1,0 +1,235 @@
+"""What RabbitMQ sends to one reader alone: replies to an inbox, and events to a subscription."""
+
+from __future__ import annotations
+
+import abc
+import functools
+import json
+import logging
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Generic, TypeVar
+
+import pika
+from pika import BasicProperties
+from pika.channel import Channel
+from pika.exceptions import ChannelClosedByBroker
+from pika.spec import Basic
+
+from shared.broker.base import BrokerClosed, BrokerError, Event, Inbox, Message, Subscription
+from shared.broker.rabbitmq_link import Link
+from shared.broker.rabbitmq_wire import message_of
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+_INBOX_EXPIRES_MS: Final = 600_000
+_INBOX_PREFETCH: Final = 1000
+_EVENTS_KEPT: Final = 10_000
+"""Events that wait for a slow reader; beyond, the oldest are dropped."""
+_OPEN_TIMEOUT_S: Final = 10.0
+_CLOSE_TIMEOUT_S: Final = 5.0
+
+
+class _Mailbox(abc.ABC, Generic[T]):
+    """A part of the link with one queue of its own, whose messages wait in memory for `take`.
+
+    Raises:
+        BrokerError: it could not be set up in time.
+    """
+
+    def __init__(self, link: Link, on_close: Callable[[Any], None]) -> None:
+        self._link = link
+        self._on_close = on_close
+        self._channel: Channel | None = None
+        self._changed = threading.Condition()
+        self._items: deque[T] = deque()
+        self._ready = False
+        self._closed = False
+
+    def open(self) -> None:
+        """Sets it up and waits until it is there."""
+        self._link.call(functools.partial(self._link.attach, self))
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or self._closed, _OPEN_TIMEOUT_S)
+            if self._ready:
+                return
+        was_closed = self._closed
+        self.close()
+        if was_closed:
+            raise BrokerClosed("the broker was closed")
+        raise BrokerError(
+            f"RabbitMQ at {self._link.address} made no queue in {_OPEN_TIMEOUT_S:g} s{self._link.trouble}"
+        )
+
+    def _take(self, timeout_s: float) -> list[T]:
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while not self._items and not self._closed and (remaining := deadline - time.monotonic()) > 0:
+                self._changed.wait(remaining)
+            taken = list(self._items)
+            self._items.clear()
+        return taken
+
+    def close(self) -> None:
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            self._changed.notify_all()
+        if not self._link.closed:
+            gone = threading.Event()
+            self._link.call(functools.partial(self._shut, gone))
+            gone.wait(_CLOSE_TIMEOUT_S)
+        self._on_close(self)
+
+    # -- in the I/O thread
+
+    def up(self, connection: pika.SelectConnection) -> None:
+        """Opens the channel; see `Part`."""
+        connection.channel(on_open_callback=self._on_channel)
+
+    def down(self, error: Exception) -> None:
+        """Forgets the channel; see `Part`."""
+        self._channel = None
+        with self._changed:
+            self._closed = self._closed or isinstance(error, BrokerClosed)
+            self._changed.notify_all()
+
+    def _on_channel(self, channel: Channel) -> None:
+        self._channel = channel
+        channel.add_on_close_callback(self._on_channel_closed)
+        channel.add_on_cancel_callback(
+            lambda _: self._link.restart("the queue of an inbox or subscription was deleted")
+        )
+        self._declare(channel)
+
+    def _on_channel_closed(self, channel: Channel, error: Exception) -> None:
+        if isinstance(error, ChannelClosedByBroker) and channel.connection.is_open:
+            self._link.restart(f"the channel of an inbox or subscription was closed: {error}")
+
+    def _consume(self, channel: Channel, queue: str, *, auto_ack: bool) -> None:
+        def consuming(_: object) -> None:
+            with self._changed:
+                self._ready = True
+                self._changed.notify_all()
+
+        channel.basic_consume(queue, self._on_message, auto_ack=auto_ack, callback=consuming)
+
+    def _arrived(self, item: T) -> None:
+        with self._changed:
+            self._items.append(item)
+            self._changed.notify_all()
+
+    def _shut(self, gone: threading.Event) -> None:
+        self._link.detach(self)
+        channel = self._channel
+        if channel is None or not channel.is_open:
+            gone.set()
+            return
+        channel.add_on_close_callback(lambda *_: gone.set())
+        self._discard(channel)
+        channel.close()
+
+    @abc.abstractmethod
+    def _declare(self, channel: Channel) -> None:
+        """Declares the queue and consumes it."""
+
+    @abc.abstractmethod
+    def _on_message(self, _: Channel, method: Basic.Deliver, __: BasicProperties, body: bytes) -> None:
+        """Keeps what arrived."""
+
+    def _discard(self, channel: Channel) -> None:
+        """Deletes the queue where that does not happen by itself."""
+
+
+class RabbitInbox(_Mailbox[tuple[int, Message]], Inbox):
+    """A durable queue that goes ten minutes after its last reader; see `Inbox` for the contract.
+
+    Replies are acknowledged when they are taken, so the prefetch bounds memory, and those that wait here when the
+    connection is lost come again. Only acknowledgements can be lost with it, for at most as many replies as the
+    prefetch: the ids of that many tell the duplicates.
+    """
+
+    def __init__(self, link: Link, prefix: str, on_close: Callable[[RabbitInbox], None]) -> None:
+        super().__init__(link, on_close)
+        self.name = f"{prefix}.inbox.{uuid.uuid4().hex}"
+        self._taken_ids: deque[str] = deque(maxlen=_INBOX_PREFETCH)
+        self._generation = 0
+
+    def take(self, timeout_s: float) -> list[Message]:
+        with self._changed:
+            generation = self._generation
+        taken = self._take(timeout_s)
+        if not taken:
+            return []
+        known = set(self._taken_ids)
+        fresh = [message for _, message in taken if message.message_id not in known]
+        self._taken_ids.extend(message.message_id for message in fresh)
+        self._link.call(functools.partial(self._acknowledge, generation, taken[-1][0]))
+        return fresh
+
+    def down(self, error: Exception) -> None:
+        """Forgets what waits, for it will come again; see `Part`."""
+        super().down(error)
+        with self._changed:
+            self._generation += 1
+            self._items.clear()
+
+    def _declare(self, channel: Channel) -> None:
+        channel.basic_qos(prefetch_count=_INBOX_PREFETCH)
+        channel.queue_declare(
+            self.name,
+            durable=True,
+            arguments={"x-expires": _INBOX_EXPIRES_MS},
+            callback=lambda _: self._consume(channel, self.name, auto_ack=False),
+        )
+
+    def _on_message(self, _: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
+        self._arrived((int(method.delivery_tag or 0), message_of(properties, body)))
+
+    def _acknowledge(self, generation: int, tag: int) -> None:
+        if generation == self._generation and self._channel is not None and self._channel.is_open:
+            self._channel.basic_ack(tag, multiple=True)
+
+    def _discard(self, channel: Channel) -> None:
+        channel.queue_delete(self.name)
+
+
+class RabbitSubscription(_Mailbox[Event], Subscription):
+    """An exclusive queue bound to the events' exchange, made anew on each connection; see `Subscription`."""
+
+    def __init__(
+        self, link: Link, exchange: str, patterns: Sequence[str], on_close: Callable[[RabbitSubscription], None]
+    ) -> None:
+        super().__init__(link, on_close)
+        self._exchange = exchange
+        self._patterns = tuple(patterns)
+        self._items = deque(maxlen=_EVENTS_KEPT)
+
+    def take(self, timeout_s: float) -> list[Event]:
+        return self._take(timeout_s)
+
+    def _declare(self, channel: Channel) -> None:
+        def declared(frame: Any) -> None:
+            queue: str = frame.method.queue
+            # Answered in order, so the last one's answer stands for all.
+            for pattern in self._patterns[:-1]:
+                channel.queue_bind(queue, self._exchange, pattern)
+            consume: Callable[[object], None] = lambda _: self._consume(channel, queue, auto_ack=True)  # noqa: E731
+            channel.queue_bind(queue, self._exchange, self._patterns[-1], callback=consume)
+
+        channel.queue_declare("", exclusive=True, auto_delete=True, callback=declared)
+
+    def _on_message(self, _: Channel, method: Basic.Deliver, __: BasicProperties, body: bytes) -> None:
+        try:
+            payload = json.loads(body)
+        except ValueError:
+            payload = None
+        if isinstance(payload, dict):
+            self._arrived(Event(str(method.routing_key), payload))
+        else:
+            log.warning("ignored an event on %s whose body is no JSON object", method.routing_key)

@@ -1,0 +1,162 @@
+"""How a message travels in AMQP 0-9-1: its properties and headers, both ways.
+
+AMQP headers are typed, and a foreign client may use any type; a `Message` has text, numbers and booleans only. pika has
+two gaps of its own to bridge: it cannot send a floating-point header at all, so ours travel as text and are named in
+one more header; and it cuts those that others send to whole numbers.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pika import BasicProperties
+from pika.delivery_mode import DeliveryMode
+
+from shared.broker.base import DEAD_ID, DELIVERY_COUNT, ORIGIN, REASON, DeadLetter, HeaderValue, Message
+
+DEFAULT_CONTENT_TYPE: Final = "application/octet-stream"
+FLOATS: Final = "x-float-headers"
+"""Names our headers that are numbers with a fraction."""
+EARLIER_DELIVERIES: Final = "x-earlier-deliveries"
+"""The delivery count that a postponed message had: its copy starts from zero at the broker."""
+COUNTED: Final = "x-delivery-count"
+"""Set by quorum queues from the second delivery on."""
+
+_NOT_THE_SENDERS: Final = frozenset(
+    {
+        FLOATS,
+        EARLIER_DELIVERIES,
+        COUNTED,
+        "x-acquired-count",
+        "x-death",
+        *(f"x-{which}-death-{what}" for which in ("first", "last") for what in ("reason", "queue", "exchange")),
+    }
+)
+
+
+def properties_of(message: Message, *, earlier_deliveries: int = 0) -> BasicProperties:
+    """Returns the AMQP properties of a persistent message."""
+    headers: dict[str, Any] = dict(message.headers)
+    floats = [name for name, value in headers.items() if isinstance(value, float)]
+    if floats:
+        headers.update({name: repr(headers[name]) for name in floats})
+        headers[FLOATS] = floats
+    if earlier_deliveries:
+        headers[EARLIER_DELIVERIES] = earlier_deliveries
+    return BasicProperties(
+        content_type=message.content_type,
+        headers=headers or None,
+        delivery_mode=DeliveryMode.Persistent.value,
+        correlation_id=message.correlation_id,
+        reply_to=message.reply_to,
+        message_id=message.message_id,
+    )
+
+
+def message_of(properties: BasicProperties, body: bytes) -> Message:
+    """Returns the message that arrived; never fails, whatever a foreign client sent.
+
+    Headers that have no plain form (tables, arrays, undecodable bytes) are left out. A message without an id gets one
+    that follows from all that its sender said, so that it is the same each time the message is delivered.
+    """
+    raw: Mapping[Any, Any] = properties.headers or {}
+    headers: dict[str, HeaderValue] = {}
+    for key, value in raw.items():
+        name = _text(key)
+        if name not in _NOT_THE_SENDERS and (plain := _plain(value)) is not None:
+            headers[name] = plain
+    floats = raw.get(FLOATS)
+    for name in floats if isinstance(floats, list) else ():
+        if isinstance(text := headers.get(name), str):
+            headers[name] = _number(text)
+    return Message(
+        body=body,
+        content_type=_text(properties.content_type) if properties.content_type else DEFAULT_CONTENT_TYPE,
+        message_id=_text(properties.message_id) if properties.message_id else _made_up_id(properties, headers, body),
+        correlation_id=_text(properties.correlation_id) if properties.correlation_id else None,
+        reply_to=_text(properties.reply_to) if properties.reply_to else None,
+        headers=headers,
+    )
+
+
+def delivery_count_of(properties: BasicProperties) -> int:
+    """Returns how often the message had been delivered before."""
+    raw: Mapping[Any, Any] = properties.headers or {}
+    counts = (raw.get(COUNTED), raw.get(EARLIER_DELIVERIES))
+    return sum(int(count) for count in counts if isinstance(count, int))
+
+
+def dead_letter_of(properties: BasicProperties, body: bytes) -> DeadLetter:
+    """Returns the dead letter: one that we buried, or one that the broker itself gave up on.
+
+    The broker's own carry no id, so theirs is a hash of the message.
+    """
+    message = message_of(properties, body)
+    headers = message.headers
+    if DEAD_ID in headers:
+        return DeadLetter(
+            dead_id=str(headers[DEAD_ID]),
+            reason=str(headers.get(REASON, "unknown")),
+            origin=str(headers.get(ORIGIN, "unknown")),
+            delivery_count=_count(headers.get(DELIVERY_COUNT)),
+            message=message,
+        )
+    raw: Mapping[Any, Any] = properties.headers or {}
+    deaths = raw.get("x-death")
+    last: Mapping[Any, Any] = deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict) else {}
+    return DeadLetter(
+        dead_id=hashlib.sha256(message.message_id.encode() + b"\0" + body).hexdigest()[:32],
+        reason=str(raw.get("x-first-death-reason") or last.get("reason") or "unknown"),
+        origin=str(raw.get("x-first-death-queue") or last.get("queue") or "unknown"),
+        delivery_count=delivery_count_of(properties),
+        message=message,
+    )
+
+
+def _plain(value: Any) -> HeaderValue | None:
+    """Returns a header's value as text, a number or a boolean; None where it has no such form."""
+    if isinstance(value, str | bool | float):
+        return value
+    if isinstance(value, int):
+        return int(value)  # pika's `long` prints as `5L`
+    if isinstance(value, decimal.Decimal):
+        return float(value)
+    if isinstance(value, dt.datetime):
+        return int(value.timestamp())
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return None
+    return None
+
+
+def _number(text: str) -> HeaderValue:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _count(value: HeaderValue | None) -> int:
+    return int(value) if isinstance(value, int | float) else 0
+
+
+def _text(value: Any) -> str:
+    """Returns a short string of AMQP, which pika leaves as bytes where it is not UTF-8."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _made_up_id(properties: BasicProperties, headers: Mapping[str, HeaderValue], body: bytes) -> str:
+    said = (
+        properties.content_type,
+        properties.correlation_id,
+        properties.reply_to,
+        properties.timestamp,
+        sorted((name, repr(value)) for name, value in headers.items()),
+    )
+    return hashlib.sha256(repr(said).encode(errors="replace") + b"\0" + body).hexdigest()[:32]

@@ -1,0 +1,172 @@
+"""A RabbitMQ node of the tests' own: its own ports, data, node name, cookie and port mapper, on loopback only."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pika
+from pika.exceptions import AMQPError
+
+SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+"""Debian's. The one it puts on PATH is a wrapper that changes to the user `rabbitmq`, so it is the second choice."""
+
+MAX_MESSAGE_BYTES = 32 * 2**20
+START_TIMEOUT_S = 60.0
+PR_SET_PDEATHSIG = 1
+
+
+def find_server() -> Path | None:
+    """Returns the `rabbitmq-server` script to start; None where there is none."""
+    if SERVER.exists():
+        return SERVER
+    found = shutil.which("rabbitmq-server")
+    return Path(found) if found else None
+
+
+def free_port() -> int:
+    """Returns a port of the loopback interface that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _die_with_parent() -> None:
+    """Runs in the child: asks Linux to kill it when the tests' process dies, even by `kill -9`."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class RabbitNode:
+    """One node, which can be stopped, killed and started again on the same data.
+
+    Args:
+        home: an empty folder for everything that it writes.
+        server: the `rabbitmq-server` script.
+
+    Attributes:
+        url: where clients connect, with its user and password.
+        port: the same, as a port of 127.0.0.1.
+    """
+
+    def __init__(self, home: Path, server: Path) -> None:
+        self._home = home
+        self._server = server
+        self._beam: subprocess.Popen[bytes] | None = None
+        self._epmd: subprocess.Popen[bytes] | None = None
+        self.port = free_port()
+        self.url = f"amqp://guest:guest@127.0.0.1:{self.port}/%2F"
+        self._epmd_port = free_port()
+        (home / "node.conf").write_text(
+            f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
+            f"max_message_size = {MAX_MESSAGE_BYTES}\n"
+            "raft.wal_max_size_bytes = 67108864\n"
+            "disk_free_limit.absolute = 50MB\n"
+        )
+        (home / "env.conf").touch()
+        (home / "plugins").write_text("[].\n")
+        self._environment = {
+            "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
+            "LANG": "C.UTF-8",
+            "HOME": str(home),
+            # The script then becomes the Erlang process instead of waiting for it, so that our pid is the node's.
+            "RUNNING_UNDER_SYSTEMD": "true",
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "RABBITMQ_NODENAME": f"gl{os.getpid()}-{self.port}@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(free_port()),
+            "RABBITMQ_MNESIA_BASE": str(home / "data"),
+            "RABBITMQ_LOG_BASE": str(home / "log"),
+            "RABBITMQ_PID_FILE": str(home / "pid"),
+            "RABBITMQ_CONFIG_FILE": str(home / "node.conf"),
+            "RABBITMQ_CONF_ENV_FILE": str(home / "env.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(home / "plugins"),
+            "RABBITMQ_PLUGINS_EXPAND_DIR": str(home / "expanded"),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1} -start_epmd false",
+        }
+
+    def start(self) -> None:
+        """Starts the node and returns once it takes connections.
+
+        Raises:
+            RuntimeError: it did not start; the text ends with its last log lines.
+        """
+        if self._epmd is None:
+            # In the foreground, as our own child: the daemon that Erlang would start outlives every node.
+            self._epmd = self._spawn(["epmd", "-address", "127.0.0.1", "-port", str(self._epmd_port)])
+            self._await_port(self._epmd_port)
+        self._beam = self._spawn([str(self._server)])
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            try:
+                pika.BlockingConnection(pika.URLParameters(self.url)).close()
+                return
+            except (AMQPError, OSError) as error:
+                if self._beam.poll() is not None or time.monotonic() > deadline:
+                    self.close()
+                    output = (self._home / "output").read_text(errors="replace")
+                    raise RuntimeError(f"RabbitMQ did not start ({error!r}):\n{output[-2000:]}") from error
+                time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Stops the node in an orderly way, as an operator would."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kills the node with SIGKILL."""
+        self._end(signal.SIGKILL)
+
+    def close(self) -> None:
+        """Ends the node and its port mapper. Idempotent."""
+        self.kill()
+        if self._epmd is not None:
+            self._epmd.kill()
+            self._epmd.wait()
+            self._epmd = None
+
+    def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
+        with (self._home / "output").open("ab") as output:
+            return subprocess.Popen(
+                command,
+                env=self._environment,
+                cwd=self._home,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # Its own session: Ctrl-C in the terminal is for the tests, which then end the node themselves.
+                start_new_session=True,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 - one call of the C library, no locks taken
+            )
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._beam is None:
+            return
+        self._beam.send_signal(how)
+        try:
+            self._beam.wait(30)
+        except subprocess.TimeoutExpired:
+            self._beam.kill()
+            self._beam.wait()
+        self._beam = None
+
+    @staticmethod
+    def _await_port(port: int) -> None:
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                return
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
