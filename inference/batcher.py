@@ -1,0 +1,106 @@
+"""From requests to batches and back: arrays and bytes in, predictions out; no broker here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.session import ServedModel
+from shared.errors import GenderlineError, InvalidImage
+from shared.image import SIZE, ImageLimits, decode_face
+from shared.metrics import InferenceMetrics
+
+T = TypeVar("T")
+Outcome = float | GenderlineError
+"""One image's probability of *female*, or why it has none."""
+
+
+def grouped(items: Iterable[T], size_of: Callable[[T], int], limit: int) -> Iterator[list[T]]:
+    """Yields consecutive items in groups whose sizes add up to `limit` at the most; a larger item stands alone."""
+    group: list[T] = []
+    total = 0
+    for item in items:
+        size = size_of(item)
+        if group and total + size > limit:
+            yield group
+            group, total = [], 0
+        group.append(item)
+        total += size
+    if group:
+        yield group
+
+
+@dataclass(frozen=True, slots=True)
+class Predictor:
+    """Decodes images and runs the model on them, batch by batch.
+
+    Args:
+        limits: bounds on each image.
+        batch_size: the most images in one run.
+        metrics: told of times, sizes and outcomes.
+        pool: decodes in parallel; None decodes in the calling thread, which is best where every core has a process
+            of its own.
+    """
+
+    limits: ImageLimits
+    batch_size: int
+    metrics: InferenceMetrics
+    pool: Executor | None = None
+
+    def predict(self, model: ServedModel, images: Sequence[bytes]) -> list[Outcome]:
+        """Returns an outcome an image, in order; a broken image costs only its own.
+
+        Args:
+            model: the model, the same for all of them.
+            images: encoded images.
+        """
+        outcomes: list[Outcome] = []
+        for start in range(0, len(images), self.batch_size):
+            outcomes += self._batch(model, images[start : start + self.batch_size])
+        self._count(outcomes)
+        return outcomes
+
+    def _batch(self, model: ServedModel, images: Sequence[bytes]) -> list[Outcome]:
+        started = time.perf_counter()
+        faces = np.empty((len(images), SIZE, SIZE), np.uint8)
+        decode = self.pool.map if self.pool is not None and len(images) > 1 else map
+        outcomes: list[Outcome] = []
+        good: list[int] = []
+        for index, decoded in enumerate(decode(self._decoded, images)):
+            if isinstance(decoded, InvalidImage):
+                outcomes.append(decoded)
+            else:
+                faces[len(good)] = decoded
+                good.append(index)
+                outcomes.append(0.0)
+        self.metrics.decode.observe(time.perf_counter() - started)
+        if good:
+            started = time.perf_counter()
+            probabilities = model.predict(faces[: len(good)])
+            self.metrics.model_run.observe(time.perf_counter() - started)
+            self.metrics.batch_size.observe(len(good))
+            for index, probability in zip(good, probabilities.tolist(), strict=True):
+                outcomes[index] = probability
+        return outcomes
+
+    def _decoded(self, data: bytes) -> NDArray[np.uint8] | InvalidImage:
+        try:
+            return decode_face(data, self.limits).pixels
+        except InvalidImage as error:
+            return error
+
+    def _count(self, outcomes: Sequence[Outcome]) -> None:
+        probabilities = [outcome for outcome in outcomes if isinstance(outcome, float)]
+        female = sum(probability >= 0.5 for probability in probabilities)
+        for gender, count in (("female", female), ("male", len(probabilities) - female)):
+            if count:
+                self.metrics.predicted_gender.labels(gender).inc(count)
+        for outcome, count in (("ok", len(probabilities)), ("invalid", len(outcomes) - len(probabilities))):
+            if count:
+                self.metrics.predictions.labels(outcome).inc(count)

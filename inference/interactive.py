@@ -1,0 +1,184 @@
+"""The interactive loop: messages of the predictions queue in, replies out."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from inference.batcher import Outcome, Predictor, grouped
+from inference.models import Models
+from inference.session import ServedModel
+from inference.speed import Speed
+from shared.broker.base import Broker, BrokerError, Consumer, Delivery, Outgoing
+from shared.errors import GenderlineError
+from shared.failures import FailurePolicy
+from shared.messages import (
+    PredictionRequest,
+    json_reply,
+    parse_prediction,
+    prediction,
+    prediction_error,
+)
+from shared.metrics import InferenceMetrics
+
+_LOG = logging.getLogger(__name__)
+_WAIT_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    delivery: Delivery
+    request: PredictionRequest
+    taken_at: float  # monotonic clock
+
+
+class InteractiveLoop:
+    """Serves predictions until told to stop, and then what it holds.
+
+    What one `take` gives is one batch or a few: on a CPU waiting for a fuller batch gains nothing, and under load the
+    next take finds the queue full anyway. A GPU may wait a few milliseconds for more.
+
+    Args:
+        broker: where messages come from.
+        models: which model to use.
+        predictor: decodes and predicts.
+        policy: what becomes of messages that fail.
+        metrics: told of waits and latencies.
+        speed: told of images and latencies, for the heartbeat.
+        prefetch: messages held at once.
+        batch_size: images handled together.
+        batch_delay_s: how long a GPU waits for more.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        models: Models,
+        predictor: Predictor,
+        policy: FailurePolicy,
+        metrics: InferenceMetrics,
+        speed: Speed,
+        *,
+        prefetch: int,
+        batch_size: int,
+        batch_delay_s: float,
+    ) -> None:
+        self._broker = broker
+        self._models = models
+        self._predictor = predictor
+        self._policy = policy
+        self._metrics = metrics
+        self._speed = speed
+        self._prefetch = prefetch
+        self._batch_size = batch_size
+        self._batch_delay_s = batch_delay_s
+
+    def run(self, stop: threading.Event) -> None:
+        """Takes nothing before there is a model: messages wait in the broker, where any worker can have them."""
+        while not stop.is_set() and not self._models.wait_for_champion(_WAIT_S):
+            pass
+        while not stop.is_set():
+            # What a failing broker left unsettled is given back by closing the consumer, and comes again.
+            try:
+                with self._broker.consume([self._broker.topology.predictions], self._prefetch) as consumer:
+                    while not stop.is_set():
+                        self._handle(consumer, self._take(consumer))
+                    consumer.flush()
+            except BrokerError as error:
+                _LOG.warning("broker: %s", error)
+                stop.wait(_WAIT_S)
+
+    def _take(self, consumer: Consumer) -> list[Delivery]:
+        deliveries = consumer.take(self._batch_size, _WAIT_S)
+        champion = self._models.champion
+        if deliveries and champion is not None and champion.provider == "cuda":
+            deadline = time.monotonic() + self._batch_delay_s
+            while len(deliveries) < self._batch_size and (left := deadline - time.monotonic()) > 0:
+                deliveries += consumer.take(self._batch_size - len(deliveries), left)
+        return deliveries
+
+    def _handle(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> None:
+        taken: list[_Taken] = []
+        now = time.monotonic()
+        for delivery in deliveries:
+            if (waited := delivery.waited_s()) is not None:
+                self._metrics.queue_wait.observe(waited)
+            if self._policy.exhausted(delivery):
+                self._policy.bury_exhausted(consumer, delivery, _error_reply(delivery))
+                continue
+            try:
+                taken.append(_Taken(delivery, parse_prediction(delivery.message), now))
+            except Exception as error:
+                self._policy.handle(consumer, delivery, error, _error_reply(delivery))
+        # A message that failed before goes alone: if it is what kills workers, it takes no other with it.
+        suspects = [item for item in taken if item.delivery.delivery_count]
+        others = [item for item in taken if not item.delivery.delivery_count]
+        for group in (
+            *([item] for item in suspects),
+            *grouped(others, lambda t: len(t.request.images), self._batch_size),
+        ):
+            try:
+                self._answer(consumer, group)
+            except BrokerError:
+                raise
+            except Exception as error:
+                if len(group) == 1:
+                    self._fail(consumer, group[0], error)
+                    continue
+                # One of them is at fault; which one shows when each is on its own.
+                for item in group:
+                    try:
+                        self._answer(consumer, [item])
+                    except BrokerError:
+                        raise
+                    except Exception as own_error:
+                        self._fail(consumer, item, own_error)
+
+    def _fail(self, consumer: Consumer, item: _Taken, error: Exception) -> None:
+        if self._policy.handle(consumer, item.delivery, error, _error_reply(item.delivery)):
+            self._metrics.predictions.labels("failed").inc(len(item.request.images))
+
+    def _answer(self, consumer: Consumer, group: Sequence[_Taken]) -> None:
+        """Predicts a group of messages and settles them together."""
+        champion = self._models.champion
+        assert champion is not None  # noqa: S101 - the loop starts with a champion and none is ever taken away
+        replies: list[Outgoing] = []
+        alike: dict[int, list[_Taken]] = {}
+        loaded: dict[int, ServedModel] = {champion.version: champion}
+        for item in group:
+            if item.request.deadline is not None and item.request.deadline < time.time():
+                replies += self._expired(item, champion)
+                continue
+            version = item.request.model_version or champion.version
+            if version not in loaded:
+                loaded[version] = self._models.get(version)
+            alike.setdefault(version, []).append(item)
+        for version, items in alike.items():
+            model = loaded[version]
+            outcomes = iter(self._predictor.predict(model, [data for item in items for data in item.request.images]))
+            for item in items:
+                entries = [_entry(key, next(outcomes)) for key in item.request.ids]
+                replies += json_reply(item.delivery, {"model": model.identity, "predictions": entries})
+        consumer.settle([item.delivery for item in group], replies)
+        done = time.monotonic()
+        for item in group:
+            self._metrics.latency.observe(done - item.taken_at)
+            self._speed.add(len(item.request.images), done - item.taken_at)
+
+    def _expired(self, item: _Taken, champion: ServedModel) -> list[Outgoing]:
+        self._metrics.predictions.labels("expired").inc(len(item.request.ids))
+        error = GenderlineError("the deadline had passed before the image was computed", code="expired")
+        entries = [prediction_error(key, error) for key in item.request.ids]
+        return json_reply(item.delivery, {"model": champion.identity, "predictions": entries})
+
+
+def _entry(key: str | int | None, outcome: Outcome) -> dict[str, object]:
+    return prediction(key, outcome) if isinstance(outcome, float) else prediction_error(key, outcome)
+
+
+def _error_reply(delivery: Delivery) -> Callable[[GenderlineError], list[Outgoing]]:
+    """Returns what makes the error reply, should this be the end of the message."""
+    return lambda error: json_reply(delivery, {"error": error.as_dict()})

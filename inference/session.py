@@ -1,0 +1,187 @@
+"""A model as it is served: verified, loaded into ONNX Runtime, warmed up and probed before anybody gets an answer."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from shared.card import ModelCard
+from shared.errors import InvalidModel
+from shared.image import SIZE
+from shared.registry import MODEL_NAME, Registry
+from shared.store import Store
+
+Provider = Literal["cpu", "cuda"]
+
+_INPUT: Final = ("image", "tensor(uint8)")
+_OUTPUT: Final = ("probability_female", "tensor(float)")
+_EXTERNAL_DATA: Final = b"\n\x08location\x12"
+"""How protobuf writes the key under which a tensor names a file beside the model."""
+
+_TRIAL_IMAGES: Final = 16
+_TRIAL_RUNS: Final = 5
+_WORTH_IT: Final = 1.15
+"""How much faster the int8 model must be on this machine to be taken."""
+
+_LOG = logging.getLogger(__name__)
+
+
+class ProviderUnavailable(RuntimeError):
+    """The provider that the settings insist on does not work here."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A loaded model.
+
+    Attributes:
+        version: its number in the registry.
+        provider: where it really runs, as ONNX Runtime says after loading.
+        precision: `float32` or `int8`.
+        card: its card.
+        session: the session; used by several threads at once.
+    """
+
+    version: int
+    provider: Provider
+    precision: Literal["float32", "int8"]
+    card: ModelCard
+    session: ort.InferenceSession
+
+    def predict(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Returns the probability of *female* for each face.
+
+        Args:
+            faces: uint8 (N, 128, 128), luma.
+
+        Returns:
+            float32 (N,), in [0, 1].
+        """
+        (probabilities,) = self.session.run([_OUTPUT[0]], {_INPUT[0]: faces[:, np.newaxis]})
+        return np.asarray(probabilities, np.float32)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Returns `{"name", "version"}`, as replies carry it."""
+        return {"name": MODEL_NAME, "version": self.version}
+
+
+def load_model(store: Store, version: int, provider: Literal["auto", "cpu", "cuda"]) -> ServedModel:
+    """Loads a registered model and makes sure that it answers sensibly.
+
+    Where the card says that the int8 model holds the accuracy, it is loaded too, and taken if it is clearly faster on
+    this machine's CPU.
+
+    Args:
+        store: where the registry lies.
+        version: which one.
+        provider: `auto` takes CUDA where it works.
+
+    Raises:
+        NotFound: there is no such version.
+        InvalidModel: the file is not the registered one, cannot be loaded, or answers nonsense.
+        ProviderUnavailable: `cuda` was asked for and does not work.
+        Retryable: the store is away.
+    """
+    card = ModelCard.model_validate(Registry(store).card(version))
+    data = _verified(store.get(Registry.model_key(version)), card.file.sha256, version)
+    session, used = _session(data, provider, version)
+    model = ServedModel(version, used, "float32", card, session)
+    _probe(model)
+    if used == "cpu" and card.int8_file is not None:
+        quantized = _verified(store.get(Registry.model_key(version, int8=True)), card.int8_file.sha256, version)
+        other = ServedModel(version, used, "int8", card, _session(quantized, "cpu", version)[0])
+        _probe(other)
+        gain = _seconds(model) / _seconds(other)
+        _LOG.info("version %d: int8 runs %.2f times as fast as float32 here", version, gain)
+        if gain >= _WORTH_IT:
+            return other
+    return model
+
+
+def release_freed_memory() -> None:
+    """Gives memory that a dropped model freed back to the system; glibc would keep it in its arenas."""
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        return  # another C library, with its own habits
+
+
+def _verified(data: bytes, sha256: str, version: int) -> bytes:
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise InvalidModel(f"version {version}: the file's SHA-256 is {found}; its card says {sha256}")
+    if _EXTERNAL_DATA in data:
+        raise InvalidModel(f"version {version}: the model names files outside itself; expected one self-contained file")
+    return data
+
+
+def _session(
+    data: bytes, wanted: Literal["auto", "cpu", "cuda"], version: int
+) -> tuple[ort.InferenceSession, Provider]:
+    options = ort.SessionOptions()
+    # One core a process and a process a core beat one session over all cores, on models of this size.
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    asked = ["CPUExecutionProvider"]
+    if wanted != "cpu" and "CUDAExecutionProvider" in ort.get_available_providers():
+        asked.insert(0, "CUDAExecutionProvider")
+    try:
+        session = ort.InferenceSession(data, options, providers=asked)
+    except Exception as error:  # ONNX Runtime's errors have no common base
+        raise InvalidModel(f"version {version} cannot be loaded: {error}") from error
+    # ONNX Runtime falls back to the CPU without an error where CUDA's libraries do not load, so ask what it did.
+    used: Provider = "cuda" if "CUDAExecutionProvider" in session.get_providers() else "cpu"
+    if wanted == "cuda" and used != "cuda":
+        raise ProviderUnavailable(
+            f"GENDERLINE_PROVIDER is cuda, but ONNX Runtime runs on {session.get_providers()}; "
+            f"available: {ort.get_available_providers()} (is onnxruntime-gpu with its CUDA libraries installed?)"
+        )
+    if len(asked) > 1 and used == "cpu":
+        _LOG.warning("CUDA is there but could not be used; running on the CPU")
+    return session, used
+
+
+def _probe(model: ServedModel) -> None:
+    """Warms the model up and checks its signature and answers.
+
+    Raises:
+        InvalidModel: its signature is another, or its answers are not probabilities, or depend on the batch.
+    """
+    session, version = model.session, model.version
+    signature = [(value.name, value.type) for value in (*session.get_inputs(), *session.get_outputs())]
+    if signature != [_INPUT, _OUTPUT]:
+        raise InvalidModel(f"version {version} takes and gives {signature}; expected {[_INPUT, _OUTPUT]}")
+    # Smooth and rough, dark and light: none of them a face, all of them fixed.
+    ramp = np.linspace(0, 255, SIZE).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE), dtype=np.uint8)
+    images = np.stack([np.tile(ramp, (SIZE, 1)), np.tile(ramp[:, np.newaxis], (1, SIZE)), noise, 255 - noise])
+    try:
+        together = model.predict(images)
+        alone = np.concatenate([model.predict(image[np.newaxis]) for image in images])
+    except Exception as error:  # as in `_session`
+        raise InvalidModel(f"version {version} failed on the probe images: {error}") from error
+    if together.shape != (len(images),) or not np.isfinite(together).all() or together.min() < 0 or together.max() > 1:
+        raise InvalidModel(f"version {version} answered {together.tolist()} to the probe; expected probabilities")
+    if (difference := float(np.abs(together - alone).max())) > 0.01:
+        raise InvalidModel(f"version {version} answers differently by {difference:.3f} in a batch and alone")
+
+
+def _seconds(model: ServedModel) -> float:
+    """Returns the best of a few runs: what the machine can do, whoever else uses it at the moment."""
+    faces = np.full((_TRIAL_IMAGES, SIZE, SIZE), 128, np.uint8)
+    times = []
+    for _ in range(_TRIAL_RUNS):
+        start = time.perf_counter()
+        model.predict(faces)
+        times.append(time.perf_counter() - start)
+    return min(times)

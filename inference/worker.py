@@ -1,0 +1,127 @@
+"""One worker process: its loops, its threads, and an orderly end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry
+
+from inference.batcher import Predictor
+from inference.interactive import InteractiveLoop
+from inference.jobs import BulkLoop
+from inference.models import Models
+from inference.speed import Speed
+from shared.broker.base import Broker
+from shared.failures import FailurePolicy
+from shared.heartbeat import Heartbeat
+from shared.image import ImageLimits
+from shared.metrics import InferenceMetrics
+from shared.settings import Settings
+from shared.store import Store
+
+_BULK_NICENESS: Final = 10
+_READY_EVERY_S: Final = 1.0
+_LOG = logging.getLogger(__name__)
+
+
+class Worker:
+    """Serves predictions and jobs from one process.
+
+    Args:
+        broker: where work comes from.
+        store: where models and jobs lie.
+        settings: as the environment has them.
+        decode_threads: threads that decode one batch; 1 where every core has a process of its own.
+        status_file: kept up to date with `{"ready", "version", "provider"}` for the parent process.
+    """
+
+    def __init__(
+        self, broker: Broker, store: Store, settings: Settings, *, decode_threads: int, status_file: Path
+    ) -> None:
+        self._broker = broker
+        self._status_file = status_file
+        metrics = InferenceMetrics(CollectorRegistry())
+        policy = FailurePolicy(settings.delivery_limit, metrics.dead_letters)
+        self._pool = ThreadPoolExecutor(decode_threads, "decode") if decode_threads > 1 else None
+        predictor = Predictor(ImageLimits.from_settings(settings), settings.batch_size, metrics, self._pool)
+        self._speed = Speed()
+        self._models = Models(store, settings.provider, metrics)
+        self._interactive = InteractiveLoop(
+            broker,
+            self._models,
+            predictor,
+            policy,
+            metrics,
+            self._speed,
+            prefetch=settings.prefetch,
+            batch_size=settings.batch_size,
+            batch_delay_s=settings.batch_delay_ms / 1000,
+        )
+        self._bulk = BulkLoop(broker, store, settings, self._models, predictor, policy, self._speed)
+        self._heartbeat = Heartbeat(broker, "inference", self._state)
+
+    def run(self, stop: threading.Event) -> None:
+        """Works until `stop`, then finishes what it holds. A loop that dies of a bug ends the whole worker."""
+        failures: list[BaseException] = []
+
+        def guarded(name: str, work: Any) -> threading.Thread:
+            def body() -> None:
+                try:
+                    work(stop)
+                except BaseException as error:  # noqa: BLE001 - reported below, from the main thread
+                    failures.append(error)
+                    stop.set()
+
+            thread = threading.Thread(target=body, name=name)
+            thread.start()
+            return thread
+
+        threads = [
+            guarded("models", lambda event: self._models.follow(self._broker, event)),
+            guarded("interactive", self._interactive.run),
+            guarded("bulk", self._run_bulk),
+            guarded("heartbeat", self._heartbeat.run),
+        ]
+        while not stop.wait(_READY_EVERY_S):
+            self._write_status(ready=self._broker.ping())
+        self._write_status(ready=False)
+        for thread in threads:
+            thread.join()
+        if self._pool is not None:
+            self._pool.shutdown()
+        if failures:
+            raise failures[0]
+
+    def _run_bulk(self, stop: threading.Event) -> None:
+        # On Linux niceness belongs to a thread: the interactive loop gets the core first.
+        with contextlib.suppress(OSError, AttributeError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BULK_NICENESS)
+        self._bulk.run(stop)
+
+    def _state(self) -> dict[str, Any]:
+        champion = self._models.champion
+        return {
+            "version": champion.version if champion else None,
+            "provider": champion.provider if champion else None,
+            "device": champion.precision if champion else None,
+            "busy": self._bulk.busy,
+            **self._speed.summary(),
+        }
+
+    def _write_status(self, *, ready: bool) -> None:
+        champion = self._models.champion
+        state = {
+            "ready": ready,
+            "version": champion.version if champion else None,
+            "provider": champion.provider if champion else None,
+        }
+        aside = self._status_file.with_suffix(".new")
+        aside.write_text(json.dumps(state))
+        aside.replace(self._status_file)
