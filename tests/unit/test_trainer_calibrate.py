@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer.calibrate import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_temperature
+
+
+def draw(temperature: float, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits that are too large by `temperature`."""
+    random = np.random.default_rng(0)
+    honest = random.normal(0, 2, count)
+    labels = random.random(count) < 1 / (1 + np.exp(-honest))
+    return (honest * temperature).astype(np.float32), labels.astype(np.uint8)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_the_temperature_that_spoiled_the_logits_is_found(temperature: float) -> None:
+    assert fit_temperature(*draw(temperature, 20_000)) == pytest.approx(temperature, rel=0.05)
+
+
+def test_calibrating_lowers_the_log_loss() -> None:
+    logits, labels = draw(3.0, 2000)
+
+    def loss(temperature: float) -> float:
+        return float(np.mean(np.logaddexp(0, np.where(labels == 1, -logits, logits) / temperature)))
+
+    fitted = fit_temperature(logits, labels)
+    assert loss(fitted) < loss(1.0)
+    assert loss(fitted) <= min(loss(fitted * 1.05), loss(fitted / 1.05))
+
+
+def test_without_faces_the_temperature_is_one() -> None:
+    assert fit_temperature(np.empty(0, np.float32), np.empty(0, np.uint8)) == pytest.approx(1)
+
+
+def test_a_few_faces_without_an_error_do_not_make_the_model_surer() -> None:
+    logits = np.array([-3, -2, 2, 3], np.float32)
+    assert fit_temperature(logits, np.array([0, 0, 1, 1], np.uint8)) == pytest.approx(1, abs=0.1)
+
+
+def test_logits_that_are_always_wrong_meet_the_upper_bound() -> None:
+    logits = np.array([-5, 5] * 500, np.float32)
+    assert fit_temperature(logits, np.array([1, 0] * 500, np.uint8)) == pytest.approx(MAX_TEMPERATURE)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.floats(-1e6, 1e6, width=32), st.integers(0, 1)), max_size=50))
+def test_every_input_gives_a_temperature_within_bounds(faces: list[tuple[float, int]]) -> None:
+    logits = np.array([logit for logit, _ in faces], np.float32)
+    labels = np.array([label for _, label in faces], np.uint8)
+    fitted = fit_temperature(logits, labels)
+    assert MIN_TEMPERATURE * 0.999 <= fitted <= MAX_TEMPERATURE * 1.001

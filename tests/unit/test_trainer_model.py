@@ -1,0 +1,42 @@
+import pytest
+import torch
+from torch import nn
+
+from shared.params import TrainingParams
+from trainer.model import NETWORKS, build_network, cost
+
+
+def test_the_reference_network_weighs_what_the_design_says() -> None:
+    weight = cost(build_network("reference", dropout=0.4))
+    assert weight.parameters == 2_747_649
+    assert weight.multiply_adds == pytest.approx(176e6, rel=0.01)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("count", [1, 3])
+def test_every_network_gives_one_logit_a_face(name: str, count: int) -> None:
+    logits = build_network(name, dropout=0.4).eval()(torch.rand(count, 1, 128, 128))
+    assert logits.shape == (count,)
+    assert logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_may_be_asked_for_in_the_parameters(name: str) -> None:
+    assert TrainingParams(network=name).network == name
+
+
+def test_dropout_has_the_rate_asked_for() -> None:
+    rates = [part.p for part in build_network("reference", dropout=0.25).modules() if isinstance(part, nn.Dropout)]
+    assert rates == [0.25]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_counting_costs_leaves_the_mode_as_it_was(training: bool) -> None:
+    network = build_network("reference", dropout=0.4).train(training)
+    cost(network)
+    assert network.training is training
+
+
+def test_an_unknown_network_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"unknown network 'resnet'; expected one of .*reference"):
+        build_network("resnet", dropout=0.4)

@@ -1,0 +1,243 @@
+"""Export: a trained network as one self-contained ONNX file, held against torch, and its int8 sibling."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import nn
+
+from shared.card import Int8Report
+from shared.errors import InvalidModel
+from trainer.model import SIDE
+
+INPUT: Final = "image"
+OUTPUT: Final = "probability_female"
+OPSET: Final = 20
+"""What torch's exporter writes without converting."""
+MAX_DIFFERENCE: Final = 1e-4
+MAX_LOSS: Final = 0.003
+"""The share of faces that int8 may name wrongly more than float does."""
+BATCH: Final = 64
+QUANTIZED_OPERATORS: Final = ["Conv", "Gemm", "MatMul", "MaxPool", "Relu", "Add", "Concat", "GlobalAveragePool"]
+"""Where int8 pays; normalisation and sigmoid cost nothing and need their precision."""
+
+
+class ParityError(InvalidModel):
+    """ONNX Runtime does not compute what torch computes; the model must not be registered."""
+
+
+class ServedModel(nn.Module):
+    """What is served: the network with normalisation before it, calibration and sigmoid after it.
+
+    Args:
+        network: faces float32 (N, 1, 128, 128) in [0, 1] → logits (N,).
+        temperature: what the logits are divided by.
+    """
+
+    def __init__(self, network: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.network = network
+        self.temperature = temperature
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Returns the probability of female, float32 (N,), for images uint8 (N, 1, 128, 128)."""
+        logits: torch.Tensor = self.network(image.float() / 255)
+        return torch.sigmoid(logits / self.temperature)
+
+
+def export_onnx(network: nn.Module, temperature: float, path: Path, metadata: Mapping[str, str]) -> None:
+    """Writes one ONNX file that holds everything: input `image`, output `probability_female`, as `ServedModel`.
+
+    Args:
+        network: on any device; it is moved to the CPU and into evaluation mode.
+        temperature: from `fit_temperature`.
+        path: where to; appears whole.
+        metadata: goes into the model's `metadata_props`.
+
+    Raises:
+        onnx.checker.ValidationError: the exporter wrote an invalid model.
+    """
+    served = ServedModel(network.cpu(), temperature).eval()
+    example = torch.zeros(2, 1, SIDE, SIDE, dtype=torch.uint8)  # 1 would be taken for a constant
+    program = torch.onnx.export(
+        served,
+        (example,),
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamic_shapes={"image": {0: torch.export.Dim("N")}},
+        opset_version=OPSET,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned nothing; expected a program, as with dynamo=True")
+    model = program.model_proto
+    _strip_traces(model.graph)
+    _save(model, metadata, path)
+
+
+def verify_parity(path: Path, network: nn.Module, temperature: float, faces: NDArray[np.uint8]) -> float:
+    """Compares the exported model with torch on real faces.
+
+    Args:
+        path: what `export_onnx` wrote.
+        network: the network that it wrote; it is moved to the CPU and into evaluation mode.
+        temperature: likewise.
+        faces: uint8 (N, 128, 128), 1 or more.
+
+    Returns:
+        The largest absolute difference of their probabilities.
+
+    Raises:
+        ParityError: it is above `MAX_DIFFERENCE`.
+    """
+    served = ServedModel(network.cpu(), temperature).eval()
+    with torch.inference_mode():
+        ours = np.concatenate([served(torch.from_numpy(batch)).numpy() for batch in _batches(faces)])
+    theirs = predict_onnx(path, faces)
+    difference = float(np.abs(ours - theirs).max())
+    if not difference <= MAX_DIFFERENCE:  # also where it is NaN
+        raise ParityError(
+            f"torch and ONNX Runtime differ by {difference:.2g} on {len(faces)} faces; "
+            f"expected {MAX_DIFFERENCE:g} or less"
+        )
+    return difference
+
+
+def predict_onnx(path: Path, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Returns the probability of female, float32 (N,), of faces uint8 (N, 128, 128), by one thread of the CPU."""
+    session = _session(path)
+    return np.concatenate([session.run([OUTPUT], {INPUT: batch})[0] for batch in _batches(faces)])
+
+
+def quantize_int8(path: Path, out: Path, faces: NDArray[np.uint8]) -> None:
+    """Writes the int8 sibling of an exported model: static, per channel, same input, output and metadata.
+
+    The last dense layer, whose output is the logit, stays float: 8 bits of it would make probabilities coarse.
+
+    Args:
+        path: the float model.
+        out: where to; appears whole.
+        faces: uint8 (N, 128, 128), training faces from which the range of each activation is taken; some hundreds.
+    """
+    metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder, _quiet_root_logger():
+        prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "quantized.onnx"
+        quant_pre_process(path, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            quantized,
+            _Calibration(faces),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=QUANTIZED_OPERATORS,
+            nodes_to_exclude=_from_last_dense_on(onnx.load(prepared).graph),
+            per_channel=True,
+            # Weights of 7 bits: with 8, CPUs with AVX2 but without VNNI overflow, and would answer differently.
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        _save(onnx.load(quantized), metadata, out)
+
+
+def choose_int8(float_path: Path, int8_path: Path, faces: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Int8Report:
+    """Decides whether the int8 sibling is good enough to be kept: it may lose `MAX_LOSS` of the accuracy, no more.
+
+    Args:
+        float_path: what `export_onnx` wrote.
+        int8_path: what `quantize_int8` made of it.
+        faces: uint8 (N, 128, 128), held out, 1 or more.
+        labels: uint8 (N,), 1 where the label is female.
+    """
+    accuracy_float, speed_float = _measure(float_path, faces, labels)
+    accuracy_int8, speed_int8 = _measure(int8_path, faces, labels)
+    return Int8Report(
+        kept=accuracy_int8 >= accuracy_float - MAX_LOSS,
+        faces=len(faces),
+        accuracy_float=accuracy_float,
+        accuracy_int8=accuracy_int8,
+        images_per_second_float=speed_float,
+        images_per_second_int8=speed_int8,
+    )
+
+
+def _measure(path: Path, faces: NDArray[np.uint8], labels: NDArray[np.uint8]) -> tuple[float, float]:
+    session = _session(path)
+    session.run([OUTPUT], {INPUT: next(_batches(faces))})  # the first run allocates
+    started = time.perf_counter()
+    probability = np.concatenate([session.run([OUTPUT], {INPUT: batch})[0] for batch in _batches(faces)])
+    seconds = time.perf_counter() - started
+    return float(np.mean((probability >= 0.5) == (labels == 1))), len(faces) / max(seconds, 1e-9)
+
+
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _batches(faces: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    """Yields uint8 (n, 1, 128, 128): copies, since a memory map may be read-only, which torch dislikes."""
+    for start in range(0, len(faces), BATCH):
+        yield np.array(faces[start : start + BATCH])[:, None]
+
+
+class _Calibration(CalibrationDataReader):  # type: ignore[misc]
+    """Hands the faces to the quantizer, in the one way that it takes them."""
+
+    def __init__(self, faces: NDArray[np.uint8]) -> None:
+        self._batches = _batches(faces)
+
+    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+        batch = next(self._batches, None)
+        return None if batch is None else {INPUT: batch}
+
+
+def _from_last_dense_on(graph: onnx.GraphProto) -> list[str]:
+    """Returns the names of the nodes from the last dense layer to the output."""
+    names = [node.name for node in graph.node]
+    last = max(number for number, node in enumerate(graph.node) if node.op_type in {"Gemm", "MatMul"})
+    return names[last:]
+
+
+def _strip_traces(graph: onnx.GraphProto) -> None:
+    """Removes what the exporter notes for debugging: stack traces, which name folders of the machine that trained."""
+    for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+
+
+def _save(model: onnx.ModelProto, metadata: Mapping[str, str], path: Path) -> None:
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.checker.check_model(model, full_check=True)
+    aside = path.with_name(f".{path.name}.partial")
+    onnx.save_model(model, aside)
+    aside.replace(path)
+
+
+@contextmanager
+def _quiet_root_logger() -> Iterator[None]:
+    """Holds back the quantizer's advice, which it logs to the root logger itself; loggers below it are unaffected."""
+
+    def nothing(_: logging.LogRecord) -> bool:
+        return False
+
+    logging.getLogger().addFilter(nothing)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeFilter(nothing)
