@@ -1,0 +1,181 @@
+"""Starts child processes, keeps them running and ends them together: the services of one machine, a service's workers.
+
+A child notices by end-of-file on its standard input that its supervisor is gone, even by SIGKILL, and drains by itself
+(`watch_parent`): no process is left behind.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Self
+
+_LOG = logging.getLogger(__name__)
+
+SUPERVISED: Final = "GENDERLINE_SUPERVISED"
+"""Set to 1 in every child's environment; not a setting of the user's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A process to keep running.
+
+    Attributes:
+        name: unique among its siblings; what log lines call it.
+        command: the program and its arguments.
+        env: variables added to this process's own.
+    """
+
+    name: str
+    command: Sequence[str]
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+class Supervisor:
+    """Keeps some child processes running until `stop`.
+
+    Each has a thread that waits for it to end and starts it anew, after a pause that doubles with each death and
+    starts over once the child ran for a while. Children lead process groups of their own, so that Ctrl-C in a terminal
+    reaches the supervisor alone, which then ends them in order.
+
+    Args:
+        children: what to run.
+        on_event: called, from any thread, with a line for people about each start and death.
+        first_pause_s: before the first restart.
+        longest_pause_s: the most that the pause grows to.
+        healthy_s: a child that ran for so long is not in a loop of crashes.
+    """
+
+    def __init__(
+        self,
+        children: Sequence[Child],
+        on_event: Callable[[str], None] = _LOG.warning,
+        *,
+        first_pause_s: float = 0.2,
+        longest_pause_s: float = 10.0,
+        healthy_s: float = 30.0,
+    ) -> None:
+        names = [child.name for child in children]
+        if len(set(names)) < len(names):
+            raise ValueError(f"the children's names are {names}; expected different ones")
+        self._children = tuple(children)
+        self._on_event = on_event
+        self._first_pause_s = first_pause_s
+        self._longest_pause_s = longest_pause_s
+        self._healthy_s = healthy_s
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Starts every child. To be called once."""
+        self._threads = [
+            threading.Thread(target=self._keep, args=(child,), name=f"supervise {child.name}", daemon=True)
+            for child in self._children
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, timeout_s: float = 30.0) -> None:
+        """Asks every child to drain (SIGTERM), waits, and kills those that have not ended in time. Idempotent."""
+        self._stopping.set()
+        self._signal(signal.SIGTERM)
+        deadline = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        for name, pid in self._signal(signal.SIGKILL).items():
+            self._on_event(f"{name} (pid {pid}) had not stopped after {timeout_s:g} s; killed")
+        for thread in self._threads:
+            thread.join()
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """The children that run at this moment, by name."""
+        with self._lock:
+            return {name: process.pid for name, process in self._running.items()}
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _keep(self, child: Child) -> None:
+        """Runs one child over and over; the body of its thread."""
+        pause_s = self._first_pause_s
+        while True:
+            started = time.monotonic()
+            ended = self._run(child)
+            if self._stopping.is_set():
+                return
+            if time.monotonic() - started >= self._healthy_s:
+                pause_s = self._first_pause_s
+            self._on_event(f"{child.name} {ended}; restarting in {pause_s:g} s")
+            if self._stopping.wait(pause_s):
+                return
+            pause_s = min(self._longest_pause_s, pause_s * 2)
+
+    def _run(self, child: Child) -> str:
+        """Runs a child once, to its end; returns how it ended."""
+        with self._lock:
+            # Under the lock, so that `stop` either sees the process or keeps it from being made.
+            if self._stopping.is_set():
+                return "was not started"
+            try:
+                process = subprocess.Popen(  # noqa: S603 - our own commands
+                    list(child.command),
+                    stdin=subprocess.PIPE,
+                    env={**os.environ, **child.env, SUPERVISED: "1"},
+                    process_group=0,
+                )
+            except OSError as error:
+                return f"could not be started ({error.strerror or error})"
+            self._running[child.name] = process
+        self._on_event(f"{child.name} (pid {process.pid}) started")
+        try:
+            code = process.wait()
+        finally:
+            with self._lock:
+                del self._running[child.name]
+            assert process.stdin is not None  # noqa: S101 - a pipe was asked for
+            process.stdin.close()
+        return f"(pid {process.pid}) " + (f"died of {_signal_name(-code)}" if code < 0 else f"exited with code {code}")
+
+    def _signal(self, number: signal.Signals) -> dict[str, int]:
+        """Sends a signal to every running child and returns their process ids by name."""
+        with self._lock:
+            for process in self._running.values():
+                process.send_signal(number)
+            return {name: process.pid for name, process in self._running.items()}
+
+
+def watch_parent(stop: threading.Event) -> None:
+    """Sets `stop` when this process's supervisor is gone; does nothing where there is none.
+
+    A daemon thread blocks on standard input, of which the supervisor holds the other end.
+    """
+    if os.environ.get(SUPERVISED) != "1":
+        return
+
+    def wait() -> None:
+        # Not by `sys.stdin`: its lock, held by a daemon thread, would abort the interpreter's exit.
+        while os.read(0, 4096):
+            pass
+        stop.set()
+
+    threading.Thread(target=wait, name="watch parent", daemon=True).start()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
