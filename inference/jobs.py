@@ -24,7 +24,7 @@ from inference.speed import Speed
 from shared import jobs
 from shared.archive import Archive, ArchiveLimits, Entry, EntryError
 from shared.broker.base import Broker, BrokerError, Consumer, Delivery, Outgoing
-from shared.errors import GenderlineError, InvalidDataset, InvalidImage, NotFound
+from shared.errors import GenderlineError, InvalidDataset, InvalidImage, InvalidMessage, NotFound
 from shared.failures import FailurePolicy
 from shared.jobs import Jobs
 from shared.labels import GENDERS, label_or_none
@@ -197,7 +197,7 @@ class BulkLoop:
     def _job_failed(self, delivery: Delivery, error: GenderlineError) -> list[Outgoing]:
         job_id = job_id_of(delivery.message.message_id)
         self._jobs.create(job_id, message_id=delivery.message.message_id, name="archive", state=jobs.QUEUED)
-        state = jobs.FAILED if error.code in {"internal", "unavailable"} else jobs.REJECTED
+        state = jobs.REJECTED if isinstance(error, InvalidMessage) else jobs.FAILED
         return self._end(job_id, state, error, delivery)
 
     # -- a shard

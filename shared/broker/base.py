@@ -278,7 +278,11 @@ class Broker(abc.ABC):
 
     @abc.abstractmethod
     def consume(self, queues: Sequence[str], prefetch: int) -> Consumer:
-        """Opens a consumer of `queues`, most urgent first, that holds up to `prefetch` unsettled messages of each."""
+        """Opens a consumer of `queues`, most urgent first, that holds up to `prefetch` unsettled messages of each.
+
+        With a prefetch of 0 it holds nothing but what `take` has returned: slower, and right where one message is hours
+        of work that anybody else may do meanwhile.
+        """
 
     @abc.abstractmethod
     def emit(self, topic: str, payload: Mapping[str, Any]) -> None:

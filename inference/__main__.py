@@ -1,0 +1,129 @@
+"""`python -m inference`: a parent process that serves metrics and watches over its workers, one a core by default."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from shared.broker import open_broker
+from shared.broker.base import Broker
+from shared.errors import Retryable
+from shared.image import configure_opencv
+from shared.log import configure_logging
+from shared.metrics import BrokerCollector, StatusServer, process_registry
+from shared.settings import Settings, SettingsError, load_settings
+from shared.store import open_store
+from shared.supervisor import Child, Supervisor, watch_parent
+from shared.topology import Topology
+
+PORT = 9102
+_DRAIN_S = 30.0
+_LOG = logging.getLogger("inference")
+
+
+def main() -> int:
+    """Runs until SIGTERM or SIGINT. Returns the exit code: 2 where a setting is wrong, 1 where a service is away."""
+    parser = argparse.ArgumentParser(prog="python -m inference", description=__doc__)
+    parser.add_argument("--worker", type=Path, metavar="STATUS_FILE", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        print(error, file=sys.stderr)  # noqa: T201 - before there is a log
+        return 2
+    configure_logging("inference", settings.log_level, settings.log_format)
+    stop = threading.Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    watch_parent(stop)
+    try:
+        broker = open_broker(
+            settings.broker_url,
+            Topology(settings.queue_prefix),
+            lease_s=settings.lease_s,
+            delivery_limit=settings.delivery_limit,
+            queue_limit=settings.queue_limit,
+        )
+    except (Retryable, ValueError) as error:
+        _LOG.error("%s", error)
+        return 1
+    with broker:
+        work: Callable[[], int] = (
+            (lambda: _parent(broker, settings, stop))
+            if arguments.worker is None
+            else (lambda: _worker(broker, settings, stop, arguments.worker))
+        )
+        return work()
+
+
+def _parent(broker: Broker, settings: Settings, stop: threading.Event) -> int:
+    workers = settings.workers or settings.cores
+    with tempfile.TemporaryDirectory(prefix="genderline-workers-") as folder:
+        registry = process_registry()
+        registry.register(BrokerCollector(broker))
+        MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
+        files = [Path(folder) / f"worker-{number}.json" for number in range(workers)]
+
+        def readiness() -> dict[str, Any]:
+            states = [json.loads(file.read_text()) for file in files if file.exists()]
+            return {"ready": len(states) == workers and all(state["ready"] for state in states), "workers": states}
+
+        port = PORT if settings.metrics_port is None else settings.metrics_port
+        try:
+            status = StatusServer(registry, readiness, host=settings.host, port=port, token=settings.token)
+        except OSError as error:
+            _LOG.error("cannot serve metrics on port %d: %s; set GENDERLINE_METRICS_PORT", port, error.strerror)
+            return 1
+        children = [
+            Child(
+                name=f"worker {number}",
+                command=[sys.executable, "-m", "inference", "--worker", str(file)],
+                # Each worker's metrics are files in this folder, which the parent adds up.
+                env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": folder},
+            )
+            for number, file in enumerate(files)
+        ]
+        _LOG.info("%d workers; metrics on port %d", workers, status.port)
+        try:
+            with Supervisor(children, on_event=_LOG.warning, drain_s=_DRAIN_S):
+                stop.wait()
+        finally:
+            status.close()
+    return 0
+
+
+def _worker(broker: Broker, settings: Settings, stop: threading.Event, status_file: Path) -> int:
+    # ONNX Runtime is loaded by workers only: the parent stays small.
+    from inference.session import ProviderUnavailable  # noqa: PLC0415
+    from inference.worker import Worker  # noqa: PLC0415
+
+    configure_opencv()
+    workers = settings.workers or settings.cores
+    try:
+        store = open_store(settings.store_url)
+        decode_threads = max(1, settings.cores // workers)
+        Worker(broker, store, settings, decode_threads=decode_threads, status_file=status_file).run(stop)
+    except (ProviderUnavailable, Retryable) as error:
+        _LOG.error("%s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""`python -m trainer`: one trainer process."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+import torch
+
+from shared.broker import open_broker
+from shared.client import Client
+from shared.errors import Retryable
+from shared.heartbeat import Heartbeat
+from shared.image import configure_opencv
+from shared.log import configure_logging
+from shared.metrics import BrokerCollector, StatusServer, TrainerMetrics, process_registry
+from shared.settings import SettingsError, load_settings
+from shared.store import open_store
+from shared.supervisor import watch_parent
+from shared.topology import Topology
+from trainer.device import choose_device
+from trainer.inbox import InboxWatcher
+from trainer.pipeline import Pipeline
+from trainer.service import TrainerService
+
+PORT = 9101
+_LOG = logging.getLogger("trainer")
+
+
+def main() -> int:
+    """Runs until SIGTERM or SIGINT. Returns the exit code: 2 where a setting is wrong, 1 where a service is away."""
+    try:
+        settings = load_settings()
+        configure_logging("trainer", settings.log_level, settings.log_format)
+        device = choose_device(settings.device)
+    except SettingsError as error:
+        print(error, file=sys.stderr)  # noqa: T201 - before there is a log
+        return 2
+    stop = threading.Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    watch_parent(stop)
+    threads = settings.threads or settings.cores
+    torch.set_num_threads(threads)
+    configure_opencv()
+    try:
+        store = open_store(settings.store_url)
+        broker = open_broker(
+            settings.broker_url,
+            Topology(settings.queue_prefix),
+            lease_s=settings.lease_s,
+            delivery_limit=settings.delivery_limit,
+            queue_limit=settings.queue_limit,
+        )
+    except (Retryable, ValueError) as error:
+        _LOG.error("%s", error)
+        return 1
+    with broker:
+        registry = process_registry()
+        registry.register(BrokerCollector(broker))
+        metrics = TrainerMetrics(registry)
+        service = TrainerService(broker, store, settings, metrics, Pipeline(store, settings, metrics, device))
+        port = PORT if settings.metrics_port is None else settings.metrics_port
+
+        def state() -> dict[str, Any]:
+            return {"version": None, "provider": device.type, "device": str(device), "busy": service.busy}
+
+        def readiness() -> dict[str, Any]:
+            return {"ready": broker.ping() and store.ping(), "busy": service.busy, "device": str(device)}
+
+        try:
+            status = StatusServer(registry, readiness, host=settings.host, port=port, token=settings.token)
+        except OSError as error:
+            _LOG.error("cannot serve metrics on port %d: %s; set GENDERLINE_METRICS_PORT", port, error.strerror)
+            return 1
+        _LOG.info("ready on %s with %d threads; metrics on port %d", device, threads, status.port)
+        helpers = [
+            threading.Thread(target=Heartbeat(broker, "trainer", state).run, args=[stop], name="heartbeat"),
+            threading.Thread(target=InboxWatcher(Client(broker, store), settings.inbox).run, args=[stop], name="inbox"),
+        ]
+        for helper in helpers:
+            helper.start()
+        try:
+            service.run(stop)
+        finally:
+            stop.set()
+            for helper in helpers:
+                helper.join()
+            status.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

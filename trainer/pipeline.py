@@ -1,0 +1,399 @@
+"""One run from archive to evaluated model: the order of the steps, with files and the store, without the broker."""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shared import runs
+from shared.archive import ArchiveLimits
+from shared.card import CardDataset, Int8Report, ModelCard
+from shared.dataset import (
+    FACES_CSV,
+    FACES_NPY,
+    REJECTS_CSV,
+    SPLITS,
+    SUMMARY_JSON,
+    DatasetSummary,
+    FaceRow,
+    read_faces_csv,
+)
+from shared.evaluation import Evaluation
+from shared.image import ImageLimits
+from shared.labels import GENDERS
+from shared.metrics import TrainerMetrics
+from shared.params import TrainingParams
+from shared.registry import MODEL_NAME, Registry
+from shared.runs import Runs
+from shared.settings import Settings
+from shared.store import Store
+from trainer import checkpoint
+from trainer.calibrate import fit_temperature
+from trainer.card import build_card, measure_inputs, render_card
+from trainer.checkpoint import Checkpoint, CheckpointError
+from trainer.device import DeviceFaces
+from trainer.evaluate import evaluate
+from trainer.export import choose_int8, export_onnx, predict_onnx, quantize_int8, verify_parity
+from trainer.ingest import ingest
+from trainer.model import build_network, cost
+from trainer.train import EpochRow, Progress, Trained, predict_logits, train
+
+_PARITY_FACES: Final = 256
+_CALIBRATION_FACES: Final = 512
+_DATASET_FILES: Final = (FACES_NPY, FACES_CSV, REJECTS_CSV, SUMMARY_JSON)  # the summary last: it says "complete"
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What a run tells whoever watches it, and asks them.
+
+    Attributes:
+        on_state: told each new state.
+        on_progress: told, as often as it likes to be, a stage's progress: JSON types.
+        on_epoch: told each finished epoch: a row of `history.csv`.
+        should_stop: asked all the time.
+        checkpoint: raises where `should_stop` says so; called between the steps that cannot be interrupted.
+    """
+
+    on_state: Callable[[str], None]
+    on_progress: Callable[[dict[str, Any]], None]
+    on_epoch: Callable[[dict[str, Any]], None]
+    should_stop: Callable[[], bool]
+    checkpoint: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A decoded dataset, opened.
+
+    Attributes:
+        sha256: of its archive.
+        faces: uint8 (N, 128, 128), a read-only memory map.
+        rows: a row a face, in the same order.
+    """
+
+    sha256: str
+    faces: NDArray[np.uint8]
+    rows: list[FaceRow]
+
+    @property
+    def labels(self) -> NDArray[np.uint8]:
+        """1 where the label is female: uint8 (N,)."""
+        return np.array([row.gender for row in self.rows], np.uint8)
+
+    def part(self, split: str) -> NDArray[np.intp]:
+        """Returns the indices of the faces in a part of the split."""
+        return np.flatnonzero([row.split == split for row in self.rows])
+
+
+class Pipeline:
+    """Carries out one run at a time.
+
+    Args:
+        store: where everything lies.
+        settings: limits and threads.
+        metrics: told what is ingested and trained.
+        device: where to train.
+    """
+
+    def __init__(self, store: Store, settings: Settings, metrics: TrainerMetrics, device: torch.device) -> None:
+        self._store = store
+        self._settings = settings
+        self._metrics = metrics
+        self._device = device
+        self._runs = Runs(store)
+        self._registry = Registry(store)
+
+    def run(self, run_id: str, name: str, sha256: str, params: TrainingParams, steps: Steps) -> ModelCard:
+        """Ingests, trains, evaluates, exports and registers, each unless it is done already.
+
+        Args:
+            run_id: the run; its record exists.
+            name: what the dataset is called.
+            sha256: names the archive, which lies in the store.
+            params: the training parameters.
+            steps: who watches.
+
+        Returns:
+            The registered model's card.
+
+        Raises:
+            InvalidDataset: the data is at fault.
+            GenderlineError: training diverged, or the exported model is not what was trained.
+            Interrupted: `steps.should_stop` said so; a later call carries on.
+            Exception: what `steps.checkpoint` or `steps.on_progress` raises.
+        """
+        folder = f"datasets/{sha256}"
+        self._ingest(folder, sha256, steps)
+        with self._store.local(f"{folder}/{FACES_NPY}") as faces, self._store.local(f"{folder}/{FACES_CSV}") as table:
+            with table.open(encoding="utf-8", newline="") as file:
+                dataset = Dataset(sha256, np.load(faces, mmap_mode="r"), read_faces_csv(file))
+            trained = self._train(run_id, dataset, params, steps)
+            return self._finish(run_id, name, dataset, params, trained, steps)
+
+    # -- ingest
+
+    def _ingest(self, folder: str, sha256: str, steps: Steps) -> None:
+        if self._store.exists(f"{folder}/{SUMMARY_JSON}"):
+            return
+        steps.on_state(runs.INGESTING)
+        started = time.monotonic()
+
+        def on_progress(done: int, total: int) -> None:
+            steps.checkpoint()
+            rate = done / max(time.monotonic() - started, 1e-3)
+            steps.on_progress(_progress("ingesting", done, total, rate))
+
+        with (
+            tempfile.TemporaryDirectory(prefix="genderline-") as work,
+            self._store.local(f"{folder}/archive.zip") as archive,
+        ):
+            summary: DatasetSummary = ingest(
+                archive,
+                Path(work),
+                ArchiveLimits.from_settings(self._settings),
+                ImageLimits.from_settings(self._settings),
+                threads=self._settings.threads or self._settings.cores,
+                archive_sha256=sha256,
+                on_progress=on_progress,
+            )
+            for name in _DATASET_FILES:
+                self._store.put_file(f"{folder}/{name}", Path(work) / name)
+        self._metrics.ingested.inc(summary.faces)
+        for reason, count in summary.rejects.items():
+            self._metrics.rejected.labels(reason).inc(count)
+
+    # -- train
+
+    def _train(self, run_id: str, dataset: Dataset, params: TrainingParams, steps: Steps) -> Trained:
+        steps.on_state(runs.TRAINING)
+        key = f"runs/{run_id}/checkpoint.pt"
+        rows: dict[int, dict[str, Any]] = {int(row["epoch"]): dict(row) for row in self._runs.history(run_id)}
+
+        def on_epoch(row: EpochRow) -> None:
+            rows[row.epoch] = asdict(row)
+            # A run that resumes from before an epoch's end gives that epoch again; later ones are not there yet.
+            kept = [rows[epoch] for epoch in sorted(rows) if epoch <= row.epoch]
+            self._runs.write_history(run_id, kept)
+            for split, loss, accuracy in (
+                ("train", row.train_loss, row.train_accuracy),
+                ("validation", row.val_loss, row.val_accuracy),
+            ):
+                self._metrics.loss.labels(split).set(loss)
+                self._metrics.accuracy.labels(split).set(accuracy)
+            steps.on_epoch(asdict(row))
+
+        def on_step(progress: Progress) -> None:
+            self._metrics.epoch.set(progress.epoch)
+            self._metrics.images_per_second.set(progress.images_per_second)
+            done = (progress.epoch - 1) * progress.steps + progress.step
+            steps.on_progress(
+                {
+                    "stage": "training",
+                    "done": done,
+                    "total": progress.epochs * progress.steps,
+                    "rate": round(progress.images_per_second, 1),
+                    "eta_s": round(progress.eta_s, 1),
+                    "epoch": progress.epoch,
+                    "epochs": progress.epochs,
+                    "loss": progress.loss,
+                    "accuracy": progress.accuracy,
+                }
+            )
+
+        try:
+            return train(
+                dataset.faces,
+                dataset.labels,
+                training=dataset.part("train"),
+                validation=dataset.part("validation"),
+                params=params,
+                dataset_sha256=dataset.sha256,
+                device=self._device,
+                resume=self._checkpoint(key, params, dataset.sha256),
+                checkpoint_s=self._settings.checkpoint_s,
+                on_checkpoint=lambda data: self._store.put(key, data),
+                on_step=on_step,
+                on_epoch=on_epoch,
+                should_stop=steps.should_stop,
+            )
+        finally:
+            self._metrics.epoch.set(0)
+            self._metrics.images_per_second.set(0)
+
+    def _checkpoint(self, key: str, params: TrainingParams, sha256: str) -> Checkpoint | None:
+        """Returns where the run stood, or None where it must start anew."""
+        if not self._store.exists(key):
+            return None
+        try:
+            found = checkpoint.load(self._store.get(key))
+            found.require(params.as_dict(), sha256)
+        except CheckpointError:
+            return None  # written by another release, say: training again is slower, and right
+        return found
+
+    # -- evaluate, export, register
+
+    def _finish(
+        self, run_id: str, name: str, dataset: Dataset, params: TrainingParams, trained: Trained, steps: Steps
+    ) -> ModelCard:
+        steps.on_state(runs.EVALUATING)
+        network = build_network(params.network, dropout=params.dropout)
+        network.load_state_dict(trained.weights)
+        logits = self._logits(network.to(self._device), dataset, steps)
+        labels = dataset.labels
+        validation, test = dataset.part("validation"), dataset.part("test")
+        temperature = fit_temperature(logits[validation], labels[validation])
+        probability = (1 / (1 + np.exp(-logits.astype(np.float64) / temperature))).astype(np.float32)
+        figures = evaluate(
+            probability[test],
+            labels[test],
+            np.array([dataset.rows[i].age for i in test]),
+            np.array([dataset.rows[i].ethnicity for i in test]),
+        )
+        self._store.put_json(f"runs/{run_id}/evaluation.json", figures.model_dump(mode="json"))
+        self._write_predictions(run_id, probability)
+        steps.checkpoint()
+
+        steps.on_state(runs.EXPORTING)
+        version = self._registry.claim(run_id)
+        with tempfile.TemporaryDirectory(prefix="genderline-") as work:
+            model = Path(work) / "model.onnx"
+            export_onnx(network, temperature, model, _metadata(version, run_id, dataset.sha256, figures))
+            sample = _spread(dataset.part("test"), _PARITY_FACES)
+            parity = verify_parity(model, network, temperature, np.array(dataset.faces[sample]))
+            steps.on_progress(_progress("exporting", 1, 3))
+            steps.checkpoint()
+            int8, int8_path = self._quantized(model, dataset, params)
+            steps.on_progress(_progress("exporting", 2, 3))
+            card = build_card(
+                model_version=version,
+                run_id=run_id,
+                dataset=CardDataset(
+                    sha256=dataset.sha256, name=name, counts={split: len(dataset.part(split)) for split in SPLITS}
+                ),
+                params=params,
+                trained=trained,
+                evaluation=figures,
+                temperature=temperature,
+                parity=parity,
+                model_path=model,
+                int8=int8,
+                int8_path=int8_path,
+                network_cost=cost(network),
+                inputs=measure_inputs(dataset.faces, dataset.part("train")),
+                device=str(self._device),
+            )
+            steps.checkpoint()  # the last moment at which an owner that lost its lease must not write
+            files = {"model.onnx": model} | ({"model_int8.onnx": int8_path} if int8_path else {})
+            self._registry.register(version, card.model_dump(mode="json"), render_card(card), files)
+        self._store.delete(f"runs/{run_id}/checkpoint.pt")
+        return card
+
+    def _logits(self, network: torch.nn.Module, dataset: Dataset, steps: Steps) -> NDArray[np.float32]:
+        """Returns the logits of all faces, float32 (N,)."""
+        source = DeviceFaces(dataset.faces, self._device)
+        everything = np.arange(len(dataset.rows))
+        started = time.monotonic()
+        logits: list[NDArray[np.float32]] = []
+        done = 0
+        for indices in np.array_split(everything, max(1, len(everything) // 1024)):
+            logits.append(predict_logits(network, source, indices, should_stop=steps.should_stop))
+            done += len(indices)
+            rate = done / max(time.monotonic() - started, 1e-3)
+            steps.on_progress(_progress("evaluating", done, len(everything), rate))
+        return np.concatenate(logits)
+
+    def _write_predictions(self, run_id: str, probability: NDArray[np.float32]) -> None:
+        """Writes `predictions.csv`: every face of the dataset, by its index."""
+        with tempfile.TemporaryDirectory(prefix="genderline-") as work:
+            path = Path(work) / "predictions.csv"
+            with path.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(("index", "probability_female"))
+                writer.writerows((index, f"{value:.6f}") for index, value in enumerate(probability))
+            self._store.put_file(f"runs/{run_id}/predictions.csv", path)
+
+    def _quantized(
+        self, model: Path, dataset: Dataset, params: TrainingParams
+    ) -> tuple[Int8Report | None, Path | None]:
+        """Tries an int8 sibling. Returns what came of it, and its file where it is good enough to keep."""
+        if not params.quantize:
+            return None, None
+        path = model.with_name("model_int8.onnx")
+        quantize_int8(model, path, np.array(dataset.faces[_spread(dataset.part("train"), _CALIBRATION_FACES)]))
+        # Nothing is chosen by these faces but whether int8 may be kept: the reported figures are the float model's.
+        held_out = np.sort(np.concatenate([dataset.part("validation"), dataset.part("test")]))
+        report = choose_int8(model, path, np.array(dataset.faces[held_out]), dataset.labels[held_out])
+        return report, path if report.kept else None
+
+    # -- the gate
+
+    def beats_champion(self, version: int) -> tuple[bool, str]:
+        """Compares a new model with the champion on the held-out faces of the new one's dataset.
+
+        Returns:
+            (whether to promote it, the reason in a sentence).
+        """
+        champion = self._registry.aliases().champion
+        if champion is None:
+            return True, "the first model"
+        if champion == version:
+            return True, "it is the champion already"
+        card = ModelCard.model_validate(self._registry.card(version))
+        accuracy = card.evaluation.accuracy
+        folder = f"datasets/{card.dataset.sha256}"
+        with (
+            self._store.local(f"{folder}/{FACES_NPY}") as faces,
+            self._store.local(f"{folder}/{FACES_CSV}") as table,
+            self._store.local(Registry.model_key(champion)) as model,
+        ):
+            with table.open(encoding="utf-8", newline="") as file:
+                dataset = Dataset(card.dataset.sha256, np.load(faces, mmap_mode="r"), read_faces_csv(file))
+            test = dataset.part("test")
+            theirs = predict_onnx(model, np.array(dataset.faces[test]))
+        their_accuracy = float(np.mean((theirs >= 0.5) == (dataset.labels[test] == 1)))
+        comparison = (
+            f"accuracy {accuracy:.3f} against {their_accuracy:.3f} of version {champion}, "
+            f"on the same {len(test)} held-out faces of {card.dataset.name}"
+        )
+        return accuracy > their_accuracy, comparison
+
+
+def _metadata(version: int, run_id: str, sha256: str, figures: Evaluation) -> dict[str, str]:
+    """Returns what the ONNX file itself says about where it comes from."""
+    return {
+        "name": MODEL_NAME,
+        "version": str(version),
+        "run_id": run_id,
+        "dataset_sha256": sha256,
+        "labels": ",".join(GENDERS),
+        "positive_label": GENDERS[1],
+        "test_accuracy": f"{figures.accuracy:.4f}",
+        "test_faces": str(figures.count),
+    }
+
+
+def _progress(stage: str, done: int, total: int, rate: float | None = None) -> dict[str, Any]:
+    eta_s = None if not rate else round((total - done) / rate, 1)
+    return {
+        "stage": stage,
+        "done": done,
+        "total": total,
+        "rate": None if rate is None else round(rate, 1),
+        "eta_s": eta_s,
+    }
+
+
+def _spread(indices: NDArray[np.intp], count: int) -> NDArray[np.intp]:
+    """Returns at most `count` of the indices, evenly spread."""
+    return indices[np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(np.intp)]
