@@ -220,17 +220,20 @@ class Client:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self.broker.subscribe([pattern]) as events:
             record = look(wanted)
+            newest: dict[str, Any] | None = None
             yield record
             while record["state"] not in final:
                 if deadline is not None and time.monotonic() > deadline:
                     raise GenderlineError(
                         f"{wanted} is still {record['state']} after {timeout_s:g} s; it goes on", code="timeout"
                     )
-                live = [event.payload for event in events.take(_POLL_S) if event.payload.get(key) == wanted]
+                for event in events.take(_POLL_S):
+                    if event.payload.get(key) == wanted:
+                        newest = event.payload.get("progress", newest)
                 record = look(wanted)
-                # An event is fresher than the record, which is written less often.
-                progress = [payload["progress"] for payload in live if "progress" in payload]
-                yield {**record, "progress": progress[-1]} if progress else record
+                # Events are fresher than the record, which is written less often; until the next stage begins.
+                stage = newest and newest.get("stage")
+                yield {**record, "progress": newest} if newest and stage in {None, record["state"]} else record
 
 
 def _until(take: Callable[[float], list[Message]], deadline: float) -> Iterator[Message]:

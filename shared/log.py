@@ -47,5 +47,5 @@ def configure_logging(service: str, level: str, form: str) -> None:
     )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # Other people's chatter is ours only from a warning up.
-    for noisy in ("pika", "waitress", "werkzeug", "onnxscript", "torch"):
+    for noisy in ("pika", "waitress", "werkzeug", "onnxscript", "onnx_ir", "torch"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
