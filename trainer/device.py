@@ -41,12 +41,14 @@ class DeviceFaces:
     Args:
         faces: uint8 (N, side, side), luma; may be a read-only memory map, which is then read as it is needed.
         device: where batches are wanted.
+        resident: whether all faces are copied there at once; None decides: on a GPU, where they take no more than half
+            of its free memory. In main memory the page cache already keeps what fits.
     """
 
-    def __init__(self, faces: NDArray[np.uint8], device: torch.device) -> None:
+    def __init__(self, faces: NDArray[np.uint8], device: torch.device, *, resident: bool | None = None) -> None:
         self._faces = faces
         self._device = device
-        self._resident = self._copy_whole() if self._fits() else None
+        self._resident = self._copy_whole() if (self._fits() if resident is None else resident) else None
 
     def take(self, indices: NDArray[np.intp]) -> torch.Tensor:
         """Returns the faces at `indices`: uint8 (n, 1, side, side), on the device."""
@@ -55,10 +57,7 @@ class DeviceFaces:
         return torch.from_numpy(self._faces[indices]).unsqueeze(1).to(self._device)
 
     def _fits(self) -> bool:
-        if self._device.type != "cuda":
-            return False  # in main memory the page cache already keeps what fits
-        free_bytes, _ = torch.cuda.mem_get_info(self._device)
-        return self._faces.nbytes <= free_bytes // 2
+        return self._device.type == "cuda" and self._faces.nbytes <= torch.cuda.mem_get_info(self._device)[0] // 2
 
     def _copy_whole(self) -> torch.Tensor:
         resident = torch.empty(self._faces.shape, dtype=torch.uint8, device=self._device)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -135,7 +133,7 @@ def quantize_int8(path: Path, out: Path, faces: NDArray[np.uint8]) -> None:
         faces: uint8 (N, 128, 128), training faces from which the range of each activation is taken; some hundreds.
     """
     metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    with tempfile.TemporaryDirectory(dir=out.parent) as folder, _quiet_root_logger():
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "quantized.onnx"
         quant_pre_process(path, prepared, skip_symbolic_shape=True)
         quantize_static(
@@ -227,17 +225,3 @@ def _save(model: onnx.ModelProto, metadata: Mapping[str, str], path: Path) -> No
     aside = path.with_name(f".{path.name}.partial")
     onnx.save_model(model, aside)
     aside.replace(path)
-
-
-@contextmanager
-def _quiet_root_logger() -> Iterator[None]:
-    """Holds back the quantizer's advice, which it logs to the root logger itself; loggers below it are unaffected."""
-
-    def nothing(_: logging.LogRecord) -> bool:
-        return False
-
-    logging.getLogger().addFilter(nothing)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeFilter(nothing)

@@ -22,17 +22,23 @@ def reference(dropout: float) -> nn.Module:
     layers: list[nn.Module] = []
     channels = 1
     for width in (32, 64, 128, 256):  # side 128 → 63 → 30 → 14 → 6
-        layers += [nn.Conv2d(channels, width, kernel_size=3), nn.ReLU(), nn.MaxPool2d(2)]
+        layers += [_for_relu(nn.Conv2d(channels, width, kernel_size=3)), nn.ReLU(), nn.MaxPool2d(2)]
         channels = width
     return nn.Sequential(
         *layers,
         nn.Flatten(),
-        nn.Linear(256 * 6 * 6, 256),
+        _for_relu(nn.Linear(256 * 6 * 6, 256)),
         nn.ReLU(),
         nn.Dropout(dropout),
         nn.Linear(256, 1),
         nn.Flatten(0),  # (N, 1) → (N,)
     )
+
+
+def _for_relu(layer: nn.Conv2d | nn.Linear) -> nn.Module:
+    """Draws weights that keep the signal's size through the ReLU; torch's own let it fade layer by layer."""
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return layer
 
 
 NETWORKS: Final[dict[str, Callable[[float], nn.Module]]] = {"reference": reference}

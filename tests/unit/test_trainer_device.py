@@ -26,10 +26,13 @@ def test_an_unknown_device_is_refused() -> None:
         choose_device("tpu")
 
 
-def test_faces_of_a_read_only_memory_map_are_taken_in_the_order_asked_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("resident", [None, True])
+def test_faces_of_a_read_only_memory_map_are_taken_in_the_order_asked_for(
+    resident: bool | None, tmp_path: Path
+) -> None:
     faces = np.random.default_rng(0).integers(0, 256, (10, 128, 128), dtype=np.uint8)
     np.save(tmp_path / "faces.npy", faces)
-    source = DeviceFaces(np.load(tmp_path / "faces.npy", mmap_mode="r"), CPU)
+    source = DeviceFaces(np.load(tmp_path / "faces.npy", mmap_mode="r"), CPU, resident=resident)
     taken = source.take(np.array([7, 0, 7]))
     assert taken.shape == (3, 1, 128, 128)
     assert taken.dtype == torch.uint8

@@ -1,5 +1,5 @@
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 from shared.params import TrainingParams
 from trainer.checkpoint import CheckpointError, load
 from trainer.device import DeviceFaces
-from trainer.model import NETWORKS, build_network
+from trainer.model import NETWORKS, build_network, reference
 from trainer.train import (
     EpochRow,
     Interrupted,
@@ -30,9 +30,27 @@ PARAMS = TrainingParams(epochs=2, batch_size=10, patience=2, seed=3)
 """Three steps an epoch."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
+def small(dropout: float) -> nn.Module:
+    """A network that takes no time, with everything that holds state: normalisation and dropout."""
+    return nn.Sequential(
+        nn.AvgPool2d(4),
+        nn.Conv2d(1, 4, kernel_size=3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AvgPool2d(6),
+        nn.Flatten(),
+        nn.Dropout(dropout),
+        nn.Linear(100, 1),
+        nn.Flatten(0),
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_network() -> Iterator[None]:
     torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(NETWORKS, "reference", small)
+        yield
 
 
 def drawn_faces(count: int = 36) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -69,7 +87,6 @@ def after(calls: int) -> Callable[[], bool]:
 
 @pytest.fixture(scope="module")
 def uninterrupted() -> tuple[Trained, list[bytes]]:
-    torch.set_num_threads(1)
     checkpoints: list[bytes] = []
     return run(checkpoint_s=0, on_checkpoint=checkpoints.append), checkpoints
 
@@ -96,6 +113,15 @@ def test_a_run_interrupted_anywhere_resumes_to_the_same_bits(
         run(should_stop=after(asked), on_checkpoint=saved.append)
     assert len(saved) == 1
     assert_same(run(resume=load(saved[0])), uninterrupted[0])
+
+
+def test_the_reference_network_resumes_to_the_same_bits_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NETWORKS, "reference", reference)
+    params = PARAMS.model_copy(update={"epochs": 1})
+    saved: list[bytes] = []
+    with pytest.raises(Interrupted):
+        run(params=params, should_stop=after(3), on_checkpoint=saved.append)
+    assert_same(run(params=params, resume=load(saved[0])), run(params=params))
 
 
 def test_a_run_resumes_to_the_same_bits_from_a_checkpoint_after_any_step(
@@ -141,8 +167,9 @@ def test_training_leaves_torchs_own_generator_as_it_was() -> None:
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_genders_that_can_be_told_apart_are_learned() -> None:
-    params = TrainingParams(epochs=4, batch_size=4, augment=False, dropout=0.0, learning_rate=0.0005)
+def test_genders_that_can_be_told_apart_are_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NETWORKS, "reference", reference)
+    params = TrainingParams(epochs=3, batch_size=4, augment=False, dropout=0.0, learning_rate=0.0005)
     trained = run(params=params)
     best = trained.history[trained.best_epoch - 1]
     assert best.val_accuracy == 1.0
@@ -163,7 +190,7 @@ def test_training_stops_early_once_the_validation_loss_no_longer_falls() -> None
     # Swapped labels: what helps in training hurts in validation, so no epoch is better than the first.
     faces, _ = drawn_faces()
     faces[VALIDATION] = faces[VALIDATION[::-1]]
-    params = TrainingParams(epochs=20, patience=1, batch_size=4, augment=False, dropout=0.0, learning_rate=0.0005)
+    params = TrainingParams(epochs=20, patience=1, batch_size=4, augment=False, dropout=0.0, learning_rate=0.01)
     saved: list[bytes] = []
     trained = run(faces=faces, params=params, on_checkpoint=saved.append)
     assert len(trained.history) < 20
