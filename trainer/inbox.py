@@ -1,0 +1,94 @@
+"""The watched folder: a zip that lands there is submitted as a dataset and moved aside."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import stat
+import threading
+from pathlib import Path
+from typing import Final
+
+from shared.client import Client
+from shared.errors import GenderlineError
+
+_LOG = logging.getLogger(__name__)
+
+LOOK_S: Final = 1.0
+SUBMITTED: Final = "submitted"
+"""The folder, inside the watched one, for what was submitted."""
+
+
+class InboxWatcher:
+    """Looks into a folder each second and submits every zip that is there whole.
+
+    A file counts as whole when its size and time of change are the same in two looks. Its message's id is derived from
+    the file itself, so that a crash between submitting and moving it, or a second watcher, cannot train it twice.
+
+    Args:
+        client: who submits.
+        folder: the watched folder; it is made.
+    """
+
+    def __init__(self, client: Client, folder: Path) -> None:
+        self._client = client
+        self._folder = folder
+        self._seen: dict[str, tuple[int, int, int]] = {}
+        self._said: dict[str, str] = {}
+
+    def run(self, stop: threading.Event) -> None:
+        """Watches until `stop`."""
+        while True:
+            self.look()
+            if stop.wait(LOOK_S):
+                return
+
+    def look(self) -> None:
+        """Submits what is whole by now. Trouble is logged, once each, and met again at the next look."""
+        try:
+            (self._folder / SUBMITTED).mkdir(parents=True, exist_ok=True)
+            found = self._zips()
+        except OSError as error:
+            self._say_once(self._folder.name, f"cannot watch {self._folder}: {error.strerror}")
+            return
+        whole = [name for name, signature in found.items() if self._seen.get(name) == signature]
+        self._seen = found
+        self._said = {name: said for name, said in self._said.items() if name in found}
+        for name in whole:
+            self._submit(name, found[name])
+
+    def _zips(self) -> dict[str, tuple[int, int, int]]:
+        """Returns (size, time of change in ns, inode) of every zip; links, which may lead anywhere, are left alone."""
+        found = {}
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                if entry.name.lower().endswith(".zip") and not entry.name.startswith("."):
+                    status = entry.stat(follow_symlinks=False)
+                    if stat.S_ISREG(status.st_mode):
+                        found[entry.name] = (status.st_size, status.st_mtime_ns, status.st_ino)
+        return found
+
+    def _submit(self, name: str, signature: tuple[int, int, int]) -> None:
+        path = self._folder / name
+        identity = "\0".join([name, *map(str, signature)])
+        message_id = "inbox-" + hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        try:
+            run_id = self._client.submit_dataset(path, message_id=message_id)
+            target = self._folder / SUBMITTED / name
+            if target.exists():
+                target = target.with_name(f"{path.stem}.{run_id}{path.suffix}")
+            path.rename(target)
+        except FileNotFoundError:
+            return  # another watcher was quicker, or its owner took it away again
+        except OSError as error:
+            self._say_once(name, f"{path} cannot be submitted: {error.strerror or error}; it stays where it is")
+        except GenderlineError as error:
+            self._say_once(name, f"{path} waits: {error}")
+        else:
+            _LOG.info("%s: submitted as %s", path, run_id)
+
+    def _say_once(self, name: str, text: str) -> None:
+        if self._said.get(name) != text:
+            self._said[name] = text
+            _LOG.warning("%s", text)
