@@ -1,0 +1,163 @@
+"""Archives and images, sound and hostile, for tests of every level.
+
+Zips are built with `zipfile` where it can, and patched byte by byte where it is too honest.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from shared.labels import Label
+from shared.sample import draw_face
+
+Files = Iterable[tuple[str, bytes]]
+
+
+def zipped(files: Files, compression: int = zipfile.ZIP_STORED) -> bytes:
+    """Returns a zip of the files, in their order; a name may come twice."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for name, data in files:
+            # Put on afterwards, since the constructor would end the name at a NUL.
+            info = zipfile.ZipInfo("x")
+            info.filename = name
+            info.compress_type = compression
+            buffer_name = info.filename
+            archive.writestr(info, data)
+            archive.NameToInfo.pop(buffer_name, None)  # no warning about names that come twice
+    return buffer.getvalue()
+
+
+@functools.cache
+def face_pixels(seed: int, gender: int = 0) -> NDArray[np.uint8]:
+    """Returns uint8 (200, 200, 3): a face of its own for every seed."""
+    return draw_face(Label(20 + seed % 50, gender, seed % 5), np.random.default_rng((77, seed, gender)))
+
+
+@functools.cache
+def face_jpeg(seed: int, gender: int = 0) -> bytes:
+    """Returns a 200x200 JPEG: a face of its own for every seed."""
+    return cv2.imencode(".jpg", face_pixels(seed, gender))[1].tobytes()
+
+
+def labelled_faces(count: int, first: int = 0) -> list[tuple[str, bytes]]:
+    """Returns files with labels in their names, male and female in turn, all different."""
+    return [(f"{20 + i % 50}_{i % 2}_{i % 5}_{i}.jpg", face_jpeg(i, i % 2)) for i in range(first, first + count)]
+
+
+def png_header_only(width: int, height: int) -> bytes:
+    """Returns a valid one-bit PNG of any size, all black: 13000x13000 pixels take 20 kB."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">L", len(data)) + kind + data + struct.pack(">L", zlib.crc32(kind + data))
+
+    packer = zlib.compressobj(9)
+    row = bytes(1 + (width + 7) // 8)
+    packed = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    header = struct.pack(">2L5B", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    """Returns a Pillow image as a file."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def encrypted(files: Files, only: str | None = None) -> bytes:
+    """Returns a zip that says its files (or the one named) are encrypted, as reading needs no more than that."""
+    data = bytearray(zipped(files))
+    for at in _directory_entries(data):
+        local = struct.unpack_from("<L", data, at + 42)[0]
+        if only is None or _name(data, at) == only.encode():
+            data[at + 8] |= 1
+            data[local + 6] |= 1
+    return bytes(data)
+
+
+def symlink(name: str, target: str) -> bytes:
+    """Returns a zip with one face and one symbolic link."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("30_0_0_plain.jpg", face_jpeg(0))
+        info = zipfile.ZipInfo(name)
+        info.create_system = 3
+        info.external_attr = 0o120777 << 16
+        archive.writestr(info, target)
+    return buffer.getvalue()
+
+
+def overlapping(copies: int = 100) -> bytes:
+    """Returns a zip bomb of the quiet kind: one file's bytes, listed in the directory again and again."""
+    data = zipped([("30_0_0_bomb.jpg", bytes(1 << 20))], zipfile.ZIP_DEFLATED)
+    start = next(_directory_entries(data))
+    end = data.rfind(b"PK\x05\x06")
+    entry = data[start:end]
+    return data[:start] + entry * copies + _end(copies, len(entry) * copies, start)
+
+
+def lying_about_size(name: str, data: bytes, claimed: int) -> bytes:
+    """Returns a zip whose headers claim another size for its one file than it unpacks to."""
+    archive = bytearray(zipped([(name, data)], zipfile.ZIP_DEFLATED))
+    at = next(_directory_entries(archive))
+    struct.pack_into("<L", archive, at + 24, claimed)
+    struct.pack_into("<L", archive, 22, claimed)
+    return bytes(archive)
+
+
+def corrupted(name: str, data: bytes, method: int = zipfile.ZIP_STORED) -> bytes:
+    """Returns a zip with one byte of its one file changed."""
+    archive = bytearray(zipped([(name, data)], method))
+    archive[30 + len(name.encode()) + 20] ^= 0xFF
+    return bytes(archive)
+
+
+def many_members(count: int, claimed: int | None = None) -> bytes:
+    """Returns a zip of `count` empty members that claims to hold `claimed`, with zip64 records where needed."""
+    local = struct.pack("<4s5H3L2H", b"PK\x03\x04", 20, 0, 0, 0, 0, 0, 0, 0, 1, 0) + b"a"
+    entry = struct.pack("<4s6H3L5H2L", b"PK\x01\x02", 20, 20, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"a"
+    return local + entry * count + _end(count if claimed is None else claimed, len(entry) * count, len(local))
+
+
+def with_method(name: str, data: bytes, method: int) -> bytes:
+    """Returns a zip whose one file claims another compression method, such as 9 (Deflate64)."""
+    archive = bytearray(zipped([(name, data)]))
+    struct.pack_into("<H", archive, next(_directory_entries(archive)) + 10, method)
+    struct.pack_into("<H", archive, 8, method)
+    return bytes(archive)
+
+
+def renamed(archive: bytes, old: bytes, new: bytes) -> bytes:
+    """Returns the zip with a name replaced by one of equal length, in its bytes."""
+    if len(old) != len(new):
+        raise ValueError(f"found {len(new)} bytes for {len(old)}")
+    return archive.replace(old, new)
+
+
+def _end(entries: int, directory_bytes: int, offset: int) -> bytes:
+    end64 = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, entries, entries, directory_bytes, offset)
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, offset + directory_bytes, 1)
+    plain = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, *[min(entries, 0xFFFF)] * 2, directory_bytes, offset, 0)
+    return end64 + locator + plain if entries >= 0xFFFF else plain
+
+
+def _directory_entries(archive: bytes | bytearray) -> Iterator[int]:
+    at = struct.unpack_from("<L", archive, archive.rfind(b"PK\x05\x06") + 16)[0]
+    while archive[at : at + 4] == b"PK\x01\x02":
+        yield at
+        at += 46 + sum(struct.unpack_from("<3H", archive, at + 28))
+
+
+def _name(archive: bytes | bytearray, at: int) -> bytes:
+    return bytes(archive[at + 46 : at + 46 + struct.unpack_from("<H", archive, at + 28)[0]])
