@@ -152,7 +152,7 @@ class Archive:
         try:
             with self._zip.open(claim) as file:
                 data = file.read(claim.file_size)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, struct.error) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError) as error:
             raise EntryError("corrupt", f"found bytes that do not unpack ({error or type(error).__name__})") from None
         if len(data) != member.file_size:
             found = "more" if len(data) > member.file_size else f"{len(data):,} bytes"
@@ -269,7 +269,7 @@ def _too_many(found: int, limits: ArchiveLimits) -> InvalidDataset:
 def _refuse_overlaps(members: list[zipfile.ZipInfo], directory_start: int) -> None:
     """Members that share bytes are how a small zip unpacks to petabytes; no honest program writes them."""
     ordered = sorted(members, key=lambda member: member.header_offset)
-    ends = [*(member.header_offset for member in ordered[1:]), directory_start]
+    ends = [*(member.header_offset for member in ordered), directory_start][1:]
     for member, limit in zip(ordered, ends, strict=True):
         if member.header_offset < 0 or member.header_offset + _LOCAL_HEADER_BYTES + member.compress_size > limit:
             raise InvalidDataset(

@@ -56,7 +56,7 @@ def test_each_format_gives_the_same_face(photo: Image.Image, kind: str) -> None:
 def test_every_pixel_mode_gives_the_same_face(photo: Image.Image, mode: str) -> None:
     converted = photo.convert("L").convert("LA") if mode == "LA" else photo.convert(mode)
     face = decode(saved(converted, "JPEG" if mode == "CMYK" else "PNG"))
-    assert difference(face.pixels, expected(photo)) < 3.0
+    assert difference(face.pixels, expected(photo)) < (5.0 if mode == "P" else 3.0)  # a palette has few colours
 
 
 def test_a_one_bit_image_gives_the_same_face_as_far_as_its_dots_allow(photo: Image.Image) -> None:
