@@ -53,6 +53,7 @@ class Client:
         params: Mapping[str, Any] | None = None,
         message_id: str | None = None,
         on_copied: Callable[[int], None] | None = None,
+        move: bool = False,
     ) -> str:
         """Puts an archive into the store and its message on the queue.
 
@@ -62,6 +63,7 @@ class Client:
             params: training parameters.
             message_id: makes a second submission with the same id harmless.
             on_copied: called with the number of bytes copied, piece by piece.
+            move: give the file to the store instead of copying it.
 
         Returns:
             The run's id.
@@ -78,7 +80,7 @@ class Client:
         sha256 = sha256_of(archive)
         key = f"datasets/{sha256}/archive.zip"
         if not self.store.exists(key):
-            self._upload(archive, key, on_copied)
+            self._upload(archive, key, on_copied, move=move)
         self.runs.create(run_id, message_id=message_id, name=name, params=checked, state=runs.QUEUED)
         message = by_reference(f"{STORE_SCHEME}{key}", name=name, sha256=sha256, params=checked, message_id=message_id)
         self.broker.publish(self.broker.topology.datasets, message)
@@ -102,6 +104,7 @@ class Client:
         name: str | None = None,
         message_id: str | None = None,
         on_copied: Callable[[int], None] | None = None,
+        move: bool = False,
     ) -> str:
         """Puts an archive of images into the store and a job on the queue. Returns the job's id."""
         name = name or archive.stem
@@ -109,7 +112,7 @@ class Client:
         job_id = job_id_of(message_id)
         key = Jobs.archive_key(job_id)
         if not self.store.exists(key):
-            self._upload(archive, key, on_copied)
+            self._upload(archive, key, on_copied, move=move)
         self.jobs.create(job_id, message_id=message_id, name=name, state=jobs.QUEUED)
         self.broker.publish(
             self.broker.topology.jobs, by_reference(f"{STORE_SCHEME}{key}", name=name, message_id=message_id)
@@ -197,8 +200,11 @@ class Client:
 
     # -- how
 
-    def _upload(self, archive: Path, key: str, on_copied: Callable[[int], None] | None) -> None:
-        """Copies a file into the store; the user's own stays where it is."""
+    def _upload(self, archive: Path, key: str, on_copied: Callable[[int], None] | None, *, move: bool) -> None:
+        """Copies a file into the store; the user's own stays where it is, unless it is to be moved."""
+        if move:
+            self.store.put_file(key, archive)
+            return
         with tempfile.TemporaryDirectory(prefix="genderline-") as folder, archive.open("rb") as source:
             copy = Path(folder) / "archive.zip"
             with copy.open("wb") as target:
