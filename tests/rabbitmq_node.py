@@ -96,11 +96,13 @@ class RabbitNode:
         }
 
     def start(self) -> None:
-        """Starts the node and returns once it takes connections.
+        """Starts the node unless it runs, and returns once it takes connections.
 
         Raises:
             RuntimeError: it did not start; the text ends with its last log lines.
         """
+        if self._beam is not None:
+            return
         if self._epmd is None:
             # In the foreground, as our own child: the daemon that Erlang would start outlives every node.
             self._epmd = self._spawn(["epmd", "-address", "127.0.0.1", "-port", str(self._epmd_port)])
@@ -125,6 +127,12 @@ class RabbitNode:
     def kill(self) -> None:
         """Kills the node with SIGKILL."""
         self._end(signal.SIGKILL)
+
+    def evaluate(self, expression: str) -> str:
+        """Evaluates Erlang inside the node, for what can only be changed there."""
+        command = [str(self._server.with_name("rabbitmqctl")), "eval", expression]
+        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=60, check=True)
+        return done.stdout
 
     def close(self) -> None:
         """Ends the node and its port mapper. Idempotent."""

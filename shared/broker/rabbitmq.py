@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Final
@@ -49,8 +50,10 @@ _LAST_RESORT_MARGIN: Final = 5
 """Deliveries beyond our own limit before the broker itself gives a message up: our code buries what it can."""
 _UNLIMITED: Final = 1_000_000_000
 """Deliveries of a dead letter: looking at it counts as one, and RabbitMQ 4 has a limit of 20 unless told otherwise."""
-_DEAD_BATCH: Final = 100
-"""Dead letters moved or looked at in one go, which bounds memory."""
+_GIVE_BACK_TIMEOUT_S: Final = 2.0
+_DEAD_BATCH: Final = 16
+"""Dead letters moved in one go. A channel that closes with more than 32 commands to a quorum queue under way loses
+some of them (`quorum_commands_soft_limit`), and every acknowledgement of a message got singly is one."""
 
 
 class RabbitBroker(Broker):
@@ -73,7 +76,7 @@ class RabbitBroker(Broker):
         self, url: str, topology: Topology | None = None, *, delivery_limit: int = 5, queue_limit: int = 1_000_000
     ) -> None:
         self.topology = topology or Topology()
-        self._delivery_limit = delivery_limit
+        self._last_resort = delivery_limit + _LAST_RESORT_MARGIN
         self._queue_limit = queue_limit
         self._link = Link(url, self._declare)
         self._publisher = Publisher(self._link, self._limit_of)
@@ -94,7 +97,7 @@ class RabbitBroker(Broker):
         for queue in self.topology.work_queues:
             arguments = {
                 "x-queue-type": "quorum",
-                "x-delivery-limit": self._delivery_limit + _LAST_RESORT_MARGIN,
+                "x-delivery-limit": self._last_resort,
                 "x-max-length": self._queue_limit,
                 "x-overflow": "reject-publish",
                 "x-dead-letter-exchange": "",
@@ -178,8 +181,10 @@ class RabbitBroker(Broker):
     def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         self._check_open()
         with self._dead_lock, Session(self._link, _ADMIN_TIMEOUT_S) as session:
-            found = [letter for _, letter in self._each_dead(session, limit)]
-            session.tell(lambda channel: channel.basic_nack(0, multiple=True, requeue=True))
+            there = _ready(session, self.topology.dead)
+            reader = _Reader(session, self.topology.dead)
+            found = [letter for _, letter in self._each_dead(reader, min(limit, there))]
+            _give_back(session, self.topology.dead, there)
             return found
 
     def retry_dead(self, dead_ids: Sequence[str] | None = None) -> int:
@@ -214,27 +219,27 @@ class RabbitBroker(Broker):
                 tags.clear()
                 letters.clear()
 
-            for tag, letter in self._each_dead(session, None):
+            reader = _Reader(session, self.topology.dead)
+            there = _ready(session, self.topology.dead)
+            for tag, letter in self._each_dead(reader, there):
                 if (wanted is None or letter.dead_id in wanted) and fits(letter):
                     tags.append(tag)
                     letters.append(letter)
                 if len(tags) == _DEAD_BATCH:
                     finish()
             finish()
-            # The rest goes back to where it was: to the front, in its order.
-            session.tell(lambda channel: channel.basic_nack(0, multiple=True, requeue=True))
+            reader.get()  # answered only after the acknowledgements before it took effect
+            _give_back(session, self.topology.dead, there - taken)
         return taken
 
-    def _each_dead(self, session: Session, limit: int | None) -> Iterator[tuple[int, DeadLetter]]:
-        """Gets dead letters without acknowledging them, no more than there are now."""
-        there = _ready(session, self.topology.dead)
-        reader = _Reader(session, self.topology.dead)
-        for _ in range(there if limit is None else min(limit, there)):
+    def _each_dead(self, reader: _Reader, limit: int) -> Iterator[tuple[int, DeadLetter]]:
+        """Gets dead letters without acknowledging them."""
+        for _ in range(limit):
             got = reader.get()
             if got is None:
                 return
             tag, properties, body = got
-            yield tag, dead_letter_of(properties, body)
+            yield tag, dead_letter_of(properties, body, last_resort=self._last_resort)
 
     @property
     def reconnects(self) -> int:
@@ -273,13 +278,17 @@ class _Announcer:
     def __init__(self, link: Link, exchange: str) -> None:
         self._link = link
         self._exchange = exchange
+        self._connected = False
         self._channel: Channel | None = None
+        self._early: list[tuple[str, bytes]] = []
 
     def announce(self, topic: str, body: bytes) -> None:
-        """Publishes in the I/O thread."""
+        """Publishes in the I/O thread; on a new connection, as soon as the channel is there."""
         if self._channel is not None and self._channel.is_open:
             properties = BasicProperties(content_type="application/json", delivery_mode=DeliveryMode.Transient.value)
             self._channel.basic_publish(self._exchange, topic, body, properties)
+        elif self._connected:
+            self._early.append((topic, body))
 
     def up(self, connection: pika.SelectConnection) -> None:
         """Opens the channel; see `Part`."""
@@ -287,16 +296,22 @@ class _Announcer:
         def opened(channel: Channel) -> None:
             self._channel = channel
             channel.add_on_close_callback(closed)
+            early, self._early = self._early, []
+            for topic, body in early:
+                self.announce(topic, body)
 
         def closed(channel: Channel, error: Exception) -> None:
             if isinstance(error, ChannelClosedByBroker) and channel.connection.is_open:
                 self._link.restart(f"the channel for events was closed: {error}")
 
+        self._connected = True
         connection.channel(on_open_callback=opened)
 
     def down(self, error: Exception) -> None:  # noqa: ARG002 - events are lost, whatever the cause
         """Forgets the channel; see `Part`."""
+        self._connected = False
         self._channel = None
+        self._early.clear()
 
 
 def _ready(session: Session, queue: str) -> int:
@@ -306,6 +321,18 @@ def _ready(session: Session, queue: str) -> int:
         channel.queue_declare(queue, passive=True, callback=lambda frame: answer(int(frame.method.message_count or 0)))
 
     return session.step(ask)
+
+
+def _give_back(session: Session, queue: str, expected: int) -> None:
+    """Returns everything unacknowledged to the front of the queue, in its order, and waits until it is there again.
+
+    The broker does not answer a `basic.nack`; whoever looked at the dead letters and now wants to move them must not
+    find the queue empty.
+    """
+    session.tell(lambda channel: channel.basic_nack(0, multiple=True, requeue=True))
+    deadline = time.monotonic() + _GIVE_BACK_TIMEOUT_S
+    while _ready(session, queue) < expected and time.monotonic() < deadline:
+        time.sleep(0.005)
 
 
 _Got = tuple[int, BasicProperties, bytes]

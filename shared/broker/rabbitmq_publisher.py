@@ -82,6 +82,7 @@ class Publisher:
     def __init__(self, link: Link, limit_of: Callable[[str], int | None]) -> None:
         self._link = link
         self._limit_of = limit_of
+        self._connected = False
         self._channel: Channel | None = None
         self._last_tag = 0
         self._waiting: deque[Publication] = deque()
@@ -95,7 +96,7 @@ class Publisher:
             batch.end(None)
         elif self._closed:
             batch.end(BrokerClosed("the broker was closed"))
-        elif self._channel is None and not batch.survives:
+        elif not self._connected and not batch.survives:
             batch.end(ConnectionLost("not connected"))
         else:
             batch.unconfirmed = len(batch.publications)
@@ -105,10 +106,12 @@ class Publisher:
 
     def up(self, connection: pika.SelectConnection) -> None:
         """Opens the channel; see `Part`."""
+        self._connected = True
         connection.channel(on_open_callback=self._on_channel)
 
     def down(self, error: Exception) -> None:
         """Keeps what survives for the next connection; see `Part`."""
+        self._connected = False
         self._channel = None
         self._closed = isinstance(error, BrokerClosed)
         # 5xx says that a frame of ours was at fault; 320 and lost streams say nothing about what was under way.

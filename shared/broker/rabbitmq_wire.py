@@ -90,10 +90,11 @@ def delivery_count_of(properties: BasicProperties) -> int:
     return sum(int(count) for count in counts if isinstance(count, int))
 
 
-def dead_letter_of(properties: BasicProperties, body: bytes) -> DeadLetter:
+def dead_letter_of(properties: BasicProperties, body: bytes, *, last_resort: int) -> DeadLetter:
     """Returns the dead letter: one that we buried, or one that the broker itself gave up on.
 
-    The broker's own carry no id, so theirs is a hash of the message.
+    The broker's own carry no id, so theirs is a hash of the message; nor do they say how often they were delivered,
+    but where it was too often, that was one time more than `last_resort`, the queue's limit.
     """
     message = message_of(properties, body)
     headers = message.headers
@@ -108,11 +109,12 @@ def dead_letter_of(properties: BasicProperties, body: bytes) -> DeadLetter:
     raw: Mapping[Any, Any] = properties.headers or {}
     deaths = raw.get("x-death")
     last: Mapping[Any, Any] = deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict) else {}
+    reason = str(raw.get("x-first-death-reason") or last.get("reason") or "unknown")
     return DeadLetter(
         dead_id=hashlib.sha256(message.message_id.encode() + b"\0" + body).hexdigest()[:32],
-        reason=str(raw.get("x-first-death-reason") or last.get("reason") or "unknown"),
+        reason=reason,
         origin=str(raw.get("x-first-death-queue") or last.get("queue") or "unknown"),
-        delivery_count=delivery_count_of(properties),
+        delivery_count=last_resort + 1 if reason == "delivery_limit" else 0,
         message=message,
     )
 

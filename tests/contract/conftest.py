@@ -1,0 +1,121 @@
+"""Both brokers, each behind the same few fixtures; every test gets queues of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+
+from shared.broker import open_broker
+from shared.broker.base import Broker
+from shared.topology import Topology
+from tests.rabbitmq_node import RabbitNode
+
+CHILD = Path(__file__).with_name("child.py")
+ROOT = Path(__file__).parents[2]
+LEASE_S = 0.6
+"""How long the embedded broker waits for a dead process; also what tests that wait for it take."""
+
+
+@dataclass
+class Place:
+    """A broker's address with queues of this test's own, and everything opened there.
+
+    Attributes:
+        url: for `open_broker`.
+        node: the RabbitMQ node; None for the embedded broker.
+    """
+
+    url: str
+    node: RabbitNode | None = None
+    topology: Topology = field(default_factory=lambda: Topology(f"test-{uuid.uuid4().hex[:12]}"))
+    brokers: list[Broker] = field(default_factory=list)
+    children: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    @property
+    def is_rabbitmq(self) -> bool:
+        return self.node is not None
+
+    def open(self, **options: Any) -> Broker:
+        """Opens a connection of its own, closed after the test."""
+        broker = open_broker(self.url, self.topology, **{"lease_s": LEASE_S, **options})
+        self.brokers.append(broker)
+        return broker
+
+    def start(self, *arguments: str, url: str | None = None) -> subprocess.Popen[str]:
+        """Starts `child.py` with the broker's address and `arguments`; killed after the test."""
+        child = subprocess.Popen(
+            [sys.executable, str(CHILD), url or self.url, self.topology.prefix, str(LEASE_S), *arguments],
+            cwd=ROOT,
+            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.children.append(child)
+        return child
+
+    def clear(self) -> None:
+        for child in self.children:
+            child.kill()
+            child.wait()
+            for pipe in (child.stdin, child.stdout):
+                if pipe is not None:
+                    pipe.close()
+        for broker in self.brokers:
+            broker.close()
+        if self.is_rabbitmq:
+            with contextlib.closing(pika.BlockingConnection(pika.URLParameters(self.url))) as connection:
+                channel = connection.channel()
+                for queue in self.topology.queues:
+                    channel.queue_delete(queue)
+                channel.exchange_delete(self.topology.events)
+
+
+@pytest.fixture
+def sqlite_place(tmp_path: Path) -> Iterator[Place]:
+    place = Place(f"sqlite:///{tmp_path / 'broker.db'}")
+    yield place
+    place.clear()
+
+
+@pytest.fixture
+def rabbitmq_place(rabbitmq: RabbitNode) -> Iterator[Place]:
+    place = Place(rabbitmq.url, rabbitmq)
+    yield place
+    place.clear()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
+def place(request: pytest.FixtureRequest) -> Place:
+    """Each broker in turn."""
+    found: Place = request.getfixturevalue(f"{request.param}_place")
+    return found
+
+
+@pytest.fixture
+def broker(place: Place) -> Broker:
+    """A connection to each broker in turn."""
+    return place.open()
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], bool]], None]:
+    """Waits until something holds that nobody announces."""
+    import time
+
+    def wait(holds: Callable[[], bool], timeout_s: float = 15.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not holds():
+            assert time.monotonic() < deadline, f"still not so after {timeout_s:g} s"
+            time.sleep(0.01)
+
+    return wait

@@ -1,0 +1,149 @@
+"""Events and replies. On both brokers."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import pytest
+
+from shared.broker.base import Broker, Event, Inbox, Message, Outgoing, Subscription
+from tests.contract.conftest import Place
+from tests.contract.test_broker_messages import take
+
+
+def events(subscription: Subscription, count: int) -> list[Event]:
+    found: list[Event] = []
+    deadline = time.monotonic() + 10
+    while len(found) < count and time.monotonic() < deadline:
+        found += subscription.take(1)
+    return found
+
+
+def replies(inbox: Inbox, count: int) -> list[bytes]:
+    found: list[bytes] = []
+    deadline = time.monotonic() + 10
+    while len(found) < count and time.monotonic() < deadline:
+        found += [message.body for message in inbox.take(1)]
+    return found
+
+
+def test_an_event_reaches_every_subscriber_in_every_process(place: Place) -> None:
+    telling, listening = place.open(), place.open()
+    with listening.subscribe() as one, listening.subscribe() as other, telling.subscribe() as own:
+        payload = {"text": "ü", "number": 1.5, "list": [1, None, True], "nested": {"a": "b"}}
+        telling.emit("run.epoch", payload)
+        for subscription in (one, other, own):
+            assert events(subscription, 1) == [Event("run.epoch", payload)]
+
+
+def test_events_come_in_order(place: Place) -> None:
+    telling = place.open()
+    with place.open().subscribe() as subscription:
+        for number in range(200):
+            telling.emit("run.progress", {"number": number})
+        assert [event.payload["number"] for event in events(subscription, 200)] == list(range(200))
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        (("#",), ["run.epoch", "run.a.b", "job.progress", "model"]),
+        (("run.*",), ["run.epoch"]),
+        (("run.#",), ["run.epoch", "run.a.b"]),
+        (("*.progress", "model"), ["job.progress", "model"]),
+        (("run.epoch", "run.*", "run.#"), ["run.epoch", "run.a.b"]),
+    ],
+)
+def test_a_subscriber_gets_each_event_that_matches_one_of_its_patterns_once(
+    broker: Broker, patterns: tuple[str, ...], expected: list[str]
+) -> None:
+    with broker.subscribe(patterns) as subscription, broker.subscribe() as everything:
+        for topic in ("run.epoch", "run.a.b", "job.progress", "model"):
+            broker.emit(topic, {})
+        assert len(events(everything, 4)) == 4
+        assert [event.topic for event in events(subscription, len(expected))] == expected
+        assert subscription.take(0.1) == []
+
+
+def test_a_subscriber_does_not_get_what_happened_before(broker: Broker) -> None:
+    broker.emit("run.epoch", {"number": 0})
+    if broker.depths():  # a round trip behind the event, on the same connection
+        with broker.subscribe() as subscription:
+            broker.emit("run.epoch", {"number": 1})
+            assert [event.payload["number"] for event in events(subscription, 1)] == [1]
+
+
+def test_an_event_without_subscribers_is_no_trouble(broker: Broker) -> None:
+    broker.emit("run.epoch", {})
+    assert broker.ping()
+
+
+def test_a_payload_that_is_not_json_is_a_mistake_that_is_told(broker: Broker) -> None:
+    with pytest.raises(TypeError):
+        broker.emit("run.epoch", {"bad": object()})
+
+
+def test_a_subscription_gives_up_after_its_timeout_and_wakes_when_closed(broker: Broker) -> None:
+    subscription = broker.subscribe()
+    assert subscription.take(0.05) == []
+    results: list[list[Event]] = []
+    waiting = threading.Thread(target=lambda: results.append(subscription.take(60)))
+    waiting.start()
+    subscription.close()
+    waiting.join(10)
+    assert results == [[]]
+    subscription.close()
+    assert subscription.take(0.05) == []
+
+
+def test_a_request_gets_its_reply_with_its_correlation_id(place: Place) -> None:
+    client, server = place.open(), place.open()
+    queue = place.topology.predictions
+    with client.inbox() as inbox, server.consume([queue], 10) as consumer:
+        assert inbox.name.startswith(f"{place.topology.prefix}.inbox.")
+        for number in range(3):
+            request = Message(b"", "image/jpeg", f"m-{number}", "c-0" if number == 0 else None, inbox.name)
+            client.publish(queue, request)
+        for asked in take(consumer, 3):
+            consumer.settle(
+                [asked], asked.reply(json.dumps({"to": asked.message.message_id}).encode(), "application/json")
+            )
+        found: list[Message] = []
+        while len(found) < 3:
+            found += inbox.take(10)
+    assert [(one.correlation_id, json.loads(one.body)["to"]) for one in found] == [
+        ("c-0", "m-0"),
+        ("m-1", "m-1"),
+        ("m-2", "m-2"),
+    ]
+    assert {one.content_type for one in found} == {"application/json"}
+
+
+def test_an_inbox_returns_each_of_many_replies_once(place: Place) -> None:
+    with place.open().inbox() as inbox:
+        sent = [str(number).encode() for number in range(2500)]
+        place.open().publish_many([Outgoing(inbox.name, Message(body, "text/plain")) for body in sent])
+        assert replies(inbox, 2500) == sent
+        assert inbox.take(0.1) == []
+
+
+def test_an_inbox_gives_up_after_its_timeout_and_wakes_when_closed(broker: Broker) -> None:
+    inbox = broker.inbox()
+    assert inbox.take(0.05) == []
+    results: list[list[Message]] = []
+    waiting = threading.Thread(target=lambda: results.append(inbox.take(60)))
+    waiting.start()
+    inbox.close()
+    waiting.join(10)
+    assert results == [[]]
+    inbox.close()
+    assert inbox.take(0.05) == []
+
+
+def test_two_inboxes_do_not_read_each_others_replies(broker: Broker) -> None:
+    with broker.inbox() as one, broker.inbox() as other:
+        broker.publish(one.name, Message(b"one", "text/plain"))
+        broker.publish(other.name, Message(b"other", "text/plain"))
+        assert (replies(one, 1), replies(other, 1)) == ([b"one"], [b"other"])

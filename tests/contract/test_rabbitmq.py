@@ -1,0 +1,309 @@
+"""What only RabbitMQ can do, or do wrong: foreign clients, its refusals, its time-outs."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import decimal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pika
+import pytest
+from pika.adapters.blocking_connection import BlockingChannel
+
+from shared.broker import open_broker, rabbitmq
+from shared.broker.base import BrokerError, Event, Message, Outgoing, without_dead_headers
+from shared.topology import Topology
+from tests.contract.conftest import Place
+from tests.contract.test_broker_messages import bodies, numbered, take, to
+from tests.rabbitmq_node import MAX_MESSAGE_BYTES, free_port
+
+pytestmark = pytest.mark.rabbitmq
+
+Eventually = Callable[[Callable[[], bool]], None]
+
+
+@pytest.fixture
+def place(rabbitmq_place: Place) -> Place:
+    return rabbitmq_place
+
+
+@pytest.fixture
+def foreign(place: Place) -> Iterator[BlockingChannel]:
+    """A client that knows nothing of this code."""
+    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(place.url))) as connection:
+        yield connection.channel()
+
+
+def test_the_bare_message_of_a_foreign_client_arrives(place: Place, foreign: BlockingChannel) -> None:
+    broker = place.open()
+    foreign.basic_publish("", place.topology.predictions, b"bare")
+    with broker.consume([place.topology.predictions], 1) as consumer:
+        (delivery,) = take(consumer, 1)
+    got = delivery.message
+    assert (got.body, got.content_type, got.headers) == (b"bare", "application/octet-stream", {})
+    assert (got.correlation_id, got.reply_to, delivery.delivery_count) == (None, None, 0)
+    assert delivery.waited_s() is None
+
+
+def test_a_message_without_an_id_has_the_same_one_at_each_delivery_and_others_have_others(
+    place: Place, foreign: BlockingChannel
+) -> None:
+    broker = place.open()
+    queue = place.topology.predictions
+    foreign.basic_publish("", queue, b"bare")
+    foreign.basic_publish("", queue, b"bare", pika.BasicProperties(headers={"params": "{}"}))
+    with broker.consume([queue], 2) as consumer:
+        first = take(consumer, 2)
+        for delivery in first:
+            consumer.retry(delivery)
+        again = take(consumer, 2)
+    assert {d.delivery_count for d in again} == {1}
+    assert {d.message.message_id for d in again} == {d.message.message_id for d in first}
+    assert len({d.message.message_id for d in first}) == 2
+
+
+def test_the_headers_of_a_foreign_client_become_plain_or_are_left_out(place: Place, foreign: BlockingChannel) -> None:
+    broker = place.open()
+    headers = {
+        "bytes": b"text",
+        "not_text": b"\xff",
+        "nothing": None,
+        "table": {"a": 1},
+        "array": [1, 2],
+        "time": dt.datetime.fromtimestamp(1_700_000_000, dt.UTC),
+        "decimal": decimal.Decimal("1.5"),
+        "whole": 2**40,
+        "x-float-headers": ["text", "missing"],
+        "text": "not a number",
+    }
+    foreign.basic_publish("", place.topology.predictions, b"", pika.BasicProperties(headers=headers))
+    with broker.consume([place.topology.predictions], 1) as consumer:
+        (delivery,) = take(consumer, 1)
+    assert delivery.message.headers == {
+        "bytes": "text",
+        "time": 1_700_000_000,
+        "decimal": 1.5,
+        "whole": 2**40,
+        "text": "not a number",
+    }
+    assert type(delivery.message.headers["whole"]) is int
+
+
+def test_a_foreign_client_gets_its_reply_at_its_direct_reply_address(place: Place, foreign: BlockingChannel) -> None:
+    broker = place.open()
+    answers: list[tuple[bytes, str | None]] = []
+    foreign.basic_consume(
+        "amq.rabbitmq.reply-to",
+        lambda _channel, _method, properties, body: answers.append((body, properties.correlation_id)),
+        auto_ack=True,
+    )
+    asked = pika.BasicProperties(reply_to="amq.rabbitmq.reply-to", correlation_id="c")
+    foreign.basic_publish("", place.topology.predictions, b"", asked)
+    with broker.consume([place.topology.predictions], 1) as consumer:
+        (delivery,) = take(consumer, 1)
+        consumer.settle([], delivery.reply(b"answer", "text/plain"))
+        while not answers:
+            foreign.connection.process_data_events(0.1)
+        foreign.close()
+        consumer.settle([delivery], delivery.reply(b"too late", "text/plain"))
+        consumer.flush()
+        broker.publish_many(delivery_reply := delivery.reply(b"too late", "text/plain"))
+    assert delivery_reply
+    assert answers == [(b"answer", "c")]
+    assert broker.reconnects == 0
+
+
+def test_a_message_that_kills_every_consumer_ends_as_a_dead_letter_of_the_broker(
+    place: Place, eventually: Eventually
+) -> None:
+    broker = place.open(delivery_limit=1)
+    queue = place.topology.datasets
+    broker.publish(queue, Message(b"poison", "application/zip", "m", headers={"name": "faces", "fraction": 0.5}))
+    deliveries = 0
+    with broker.consume([queue], 1) as consumer:
+        while taken := consumer.take(1, timeout_s=1):
+            deliveries += 1
+            consumer.retry(taken[0])
+        eventually(lambda: broker.depths()[place.topology.dead].ready == 1)
+
+        (dead,) = broker.dead_letters()
+        assert (dead.reason, dead.origin, dead.delivery_count) == ("delivery_limit", queue, deliveries)
+        assert broker.dead_letters()[0].dead_id == dead.dead_id
+        assert (dead.message.body, dead.message.message_id) == (b"poison", "m")
+        assert {"name", "fraction"} <= set(without_dead_headers(dead.message).headers)
+
+        assert broker.retry_dead([dead.dead_id]) == 1
+        (again,) = take(consumer, 1)
+        assert again.delivery_count == 0
+        assert again.message.headers["fraction"] == 0.5
+
+
+def test_a_message_larger_than_the_broker_takes_is_refused_and_no_other_is_lost(place: Place) -> None:
+    broker = place.open()
+    queue = place.topology.jobs
+    passing = threading.Thread(target=broker.publish_many, args=(to(queue, numbered(2000)),))
+    passing.start()
+    with pytest.raises(BrokerError, match=f"{MAX_MESSAGE_BYTES + 1} bytes.*larger than configured max size"):
+        broker.publish(queue, Message(bytes(MAX_MESSAGE_BYTES + 1), "application/zip"))
+    passing.join(30)
+    assert broker.depths()[queue].ready >= 2000
+    assert broker.reconnects == 0
+
+
+def test_a_message_that_makes_the_broker_hang_up_is_refused_and_no_other_is_lost(place: Place) -> None:
+    broker = place.open()
+    queue = place.topology.jobs
+    passing = threading.Thread(target=broker.publish_many, args=(to(queue, numbered(2000)),))
+    passing.start()
+    with pytest.raises(BrokerError, match="frame_too_large"):
+        broker.publish(queue, Message(b"", "application/zip", headers={"params": "x" * 200_000}))
+    passing.join(30)
+    assert broker.depths()[queue].ready >= 2000
+    assert broker.reconnects >= 1
+
+
+@pytest.mark.parametrize("headers", [{"n" * 300: 1}, {"large": 2**70}])
+def test_a_message_that_amqp_cannot_express_is_refused(place: Place, headers: dict[str, int]) -> None:
+    broker = place.open()
+    with pytest.raises(BrokerError, match="cannot be encoded"):
+        broker.publish(place.topology.jobs, Message(b"", "text/plain", headers=headers))
+    assert broker.ping()
+    assert broker.reconnects == 0
+
+
+def test_a_result_that_the_broker_refuses_leaves_the_work_unsettled(place: Place) -> None:
+    broker = place.open()
+    topology = place.topology
+    broker.publish(topology.jobs, Message(b"work", "text/plain"))
+    consumer = broker.consume([topology.jobs], 1)
+    huge = Outgoing(topology.shards, Message(bytes(MAX_MESSAGE_BYTES + 1), "text/plain"))
+    consumer.settle(take(consumer, 1), [huge])
+    with pytest.raises(BrokerError, match="larger than"):
+        consumer.flush()
+    consumer.close()
+    with broker.consume([topology.jobs], 1) as other:
+        assert bodies(take(other, 1)) == [b"work"]
+
+
+def test_work_held_longer_than_the_broker_allows_is_taken_back_and_the_consumer_goes_on(place: Place) -> None:
+    assert place.node is not None
+    place.node.evaluate(
+        "application:set_env(rabbit, consumer_timeout, 500), application:set_env(rabbit, channel_tick_interval, 300)."
+    )
+    try:
+        broker = place.open()
+        queue = place.topology.predictions
+        broker.publish(queue, Message(b"slow", "text/plain"))
+        with broker.consume([queue], 1) as consumer:
+            slow = take(consumer, 1)
+            (again,) = take(consumer, 1, timeout_s=20)
+            assert (again.message.body, again.delivery_count) == (b"slow", 1)
+            consumer.settle(slow)
+            with pytest.raises(BrokerError, match="delivered again"):
+                consumer.flush()
+            consumer.settle([again])
+            consumer.flush()
+        assert broker.reconnects == 0
+        assert broker.depths()[queue].ready == 0
+    finally:
+        place.node.evaluate(
+            "application:set_env(rabbit, consumer_timeout, 1800000), "
+            "application:set_env(rabbit, channel_tick_interval, 60000)."
+        )
+
+
+def test_a_queue_deleted_under_a_consumer_is_declared_again(place: Place, foreign: BlockingChannel) -> None:
+    broker = place.open()
+    queue = place.topology.predictions
+    with broker.consume([queue], 1) as consumer:
+        broker.publish(queue, Message(b"before", "text/plain"))
+        consumer.settle(take(consumer, 1))
+        consumer.flush()
+        foreign.queue_delete(queue)
+        deadline = time.monotonic() + 20
+        while True:  # until it is there again, publishing says that it does not exist
+            try:
+                broker.publish(queue, Message(b"after", "text/plain"))
+                break
+            except BrokerError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        assert bodies(take(consumer, 1)) == [b"after"]
+
+
+def test_publishing_to_one_of_our_queues_that_was_deleted_is_an_error(place: Place, foreign: BlockingChannel) -> None:
+    broker = place.open()
+    foreign.queue_delete(place.topology.jobs)
+    with pytest.raises(BrokerError, match=f"{place.topology.jobs}.* does not exist"):
+        broker.publish(place.topology.jobs, Message(b"", "text/plain"))
+    with pytest.raises(BrokerError, match="NOT_FOUND"):
+        broker.depths()
+
+
+def test_an_inbox_deleted_by_an_operator_comes_back(place: Place, foreign: BlockingChannel) -> None:
+    broker = place.open()
+    with broker.inbox() as inbox:
+        foreign.queue_delete(inbox.name)
+        found: list[Message] = []
+        deadline = time.monotonic() + 20
+        while not found:
+            assert time.monotonic() < deadline
+            broker.publish(inbox.name, Message(b"reply", "text/plain"))
+            found = inbox.take(0.2)
+
+
+def test_what_is_no_event_of_ours_is_ignored(place: Place, foreign: BlockingChannel) -> None:
+    broker = place.open()
+    with broker.subscribe() as subscription:
+        foreign.basic_publish(place.topology.events, "run.epoch", b"{not json")
+        foreign.basic_publish(place.topology.events, "run.epoch", b"[1]")
+        foreign.basic_publish(place.topology.events, "run.epoch", b'{"ok": 1}')
+        assert subscription.take(10) == [Event("run.epoch", {"ok": 1})]
+
+
+def test_events_go_on_after_their_exchange_was_deleted(place: Place, foreign: BlockingChannel) -> None:
+    broker = place.open()
+    with broker.subscribe() as subscription:
+        foreign.exchange_delete(place.topology.events)
+        found: list[Event] = []
+        deadline = time.monotonic() + 20
+        while not found:
+            assert time.monotonic() < deadline
+            broker.emit("run.epoch", {})
+            found = subscription.take(0.2)
+
+
+@pytest.mark.parametrize(("part", "wrong"), [("guest:guest@", "guest:s3cret@"), ("/%2F", "/nowhere")])
+def test_wrong_credentials_are_told_at_once_without_the_password(place: Place, part: str, wrong: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(BrokerError, match="refused the user or the virtual host") as caught:
+        open_broker(place.url.replace(part, wrong))
+    assert time.monotonic() - began < 5
+    assert f"127.0.0.1:{place.url.split(':')[-1].split('/')[0]}" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_server_that_is_not_there_is_told_with_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rabbitmq, "_CONNECT_TIMEOUT_S", 0.5)
+    port = free_port()
+    before = set(threading.enumerate())
+    with pytest.raises(BrokerError, match=rf"127\.0\.0\.1:{port}.*refused") as caught:
+        open_broker(f"amqp://guest:s3cret@127.0.0.1:{port}/")
+    assert "s3cret" not in str(caught.value)
+    assert set(threading.enumerate()) == before
+
+
+def test_queues_declared_with_other_arguments_are_told_at_once_with_what_to_do(place: Place) -> None:
+    place.open(queue_limit=10)
+    began = time.monotonic()
+    with pytest.raises(BrokerError, match=rf"{place.topology.datasets}.*GENDERLINE_QUEUE_LIMIT"):
+        place.open(queue_limit=11)
+    assert time.monotonic() - began < 5
+
+
+def test_a_malformed_url_is_a_mistake_that_is_named() -> None:
+    with pytest.raises(ValueError, match="port"):
+        open_broker("amqp://localhost:notaport/", Topology())

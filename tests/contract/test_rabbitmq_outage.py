@@ -1,0 +1,154 @@
+"""One outage of RabbitMQ, from the view of everything that was open when it happened."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from shared.broker.base import BrokerError, Delivery, Event, Message
+from tests.contract.conftest import Place
+from tests.contract.test_broker_events import replies
+from tests.contract.test_broker_messages import bodies, take
+from tests.rabbitmq_node import RabbitNode
+
+pytestmark = pytest.mark.rabbitmq
+
+
+@dataclass
+class Story:
+    """What happened to one broker object while its server was away and came back."""
+
+    slowest_emit_s: float
+    ping_while_away: bool
+    publish_while_away: str
+    flush_while_away: str
+    taken_while_away: list[Delivery]
+    published_across: list[BaseException | None]
+    reconnects: int
+    works_after: bool
+    delivered_after: list[tuple[bytes, int]]
+    left_after: list[bytes]
+    replies_after: list[bytes]
+    events_after: list[Event]
+
+
+@pytest.fixture(scope="module")
+def story(rabbitmq: RabbitNode) -> Iterator[Story]:
+    place = Place(rabbitmq.url, rabbitmq)
+    broker = place.open()
+    topology = place.topology
+    queue = topology.predictions
+    consumer = broker.consume([queue], 10)
+    inbox = broker.inbox()
+    subscription = broker.subscribe(["run.*"])
+    broker.publish(queue, Message(b"held", "text/plain"))
+    held = take(consumer, 1)
+    broker.publish(inbox.name, Message(b"reply before", "text/plain"))
+
+    rabbitmq.stop()
+    try:
+        slowest = 0.0
+        for number in range(50):
+            began = time.monotonic()
+            broker.emit("run.epoch", {"lost": number})
+            slowest = max(slowest, time.monotonic() - began)
+        ping = broker.ping(timeout_s=0.1)
+        with pytest.raises(BrokerError) as publishing:
+            broker.publish(queue, Message(b"never accepted", "text/plain"), timeout_s=0.2)
+        consumer.settle(held)
+        with pytest.raises(BrokerError) as flushing:
+            consumer.flush(5)
+        taken = consumer.take(1, timeout_s=0.1)
+        outcome: list[BaseException | None] = []
+
+        def publish_across() -> None:
+            try:
+                broker.publish(topology.jobs, Message(b"across", "text/plain"), timeout_s=60)
+                outcome.append(None)
+            except BrokerError as error:
+                outcome.append(error)
+
+        across = threading.Thread(target=publish_across)
+        across.start()
+    finally:
+        rabbitmq.start()
+    across.join(60)
+
+    again = take(consumer, 1, timeout_s=30)
+    consumer.settle(again)
+    consumer.flush()
+    with broker.consume([topology.jobs], 10) as jobs:
+        left = bodies(take(jobs, 1))
+    got = replies(inbox, 1)
+    broker.publish(inbox.name, Message(b"reply after", "text/plain"))
+    got += replies(inbox, 1)
+    told: list[Event] = []
+    while not told:  # its queue is made anew a moment after the connection
+        broker.emit("run.epoch", {"after": 1})
+        told = subscription.take(0.1)
+    yield Story(
+        slowest_emit_s=slowest,
+        ping_while_away=ping,
+        publish_while_away=str(publishing.value),
+        flush_while_away=str(flushing.value),
+        taken_while_away=taken,
+        published_across=outcome,
+        reconnects=broker.reconnects,
+        works_after=broker.ping(),
+        delivered_after=[(delivery.message.body, delivery.delivery_count) for delivery in again],
+        left_after=left,
+        replies_after=got,
+        events_after=told[:1],
+    )
+    place.clear()
+
+
+def test_emitting_neither_blocks_nor_raises_while_the_broker_is_away(story: Story) -> None:
+    assert story.slowest_emit_s < 0.5
+
+
+def test_a_broker_that_is_away_answers_no_ping(story: Story) -> None:
+    assert not story.ping_while_away
+
+
+def test_publishing_fails_after_its_timeout_and_says_that_the_broker_is_away(story: Story) -> None:
+    assert "did not confirm 1 messages in 0.2 s; not connected" in story.publish_while_away
+
+
+def test_a_message_whose_publishing_timed_out_is_not_published_later(story: Story) -> None:
+    assert (b"never accepted", 0) not in story.delivered_after
+
+
+def test_flush_says_that_the_connection_was_lost(story: Story) -> None:
+    assert "lost" in story.flush_while_away
+
+
+def test_taking_waits_for_its_timeout_while_the_broker_is_away(story: Story) -> None:
+    assert story.taken_while_away == []
+
+
+def test_publishing_survives_the_outage_within_its_timeout(story: Story) -> None:
+    assert story.published_across == [None]
+    assert story.left_after == [b"across"]
+
+
+def test_the_connection_is_made_anew_and_counted(story: Story) -> None:
+    assert story.works_after
+    assert story.reconnects == 1
+
+
+def test_work_that_was_not_settled_before_the_outage_is_delivered_again(story: Story) -> None:
+    ((body, _count),) = story.delivered_after  # quorum queues do not count deliveries that ended with the broker itself
+    assert body == b"held"
+
+
+def test_an_inbox_keeps_its_replies_and_its_name_through_the_outage(story: Story) -> None:
+    assert story.replies_after == [b"reply before", b"reply after"]
+
+
+def test_a_subscription_goes_on_after_the_outage(story: Story) -> None:
+    assert story.events_after == [Event("run.epoch", {"after": 1})]
