@@ -28,13 +28,11 @@ def zipped(files: Files, compression: int = zipfile.ZIP_STORED) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as archive:
         for name, data in files:
-            # Put on afterwards, since the constructor would end the name at a NUL.
             info = zipfile.ZipInfo("x")
-            info.filename = name
+            info.filename = name  # put on afterwards, since the constructor would end it at a NUL
             info.compress_type = compression
-            buffer_name = info.filename
             archive.writestr(info, data)
-            archive.NameToInfo.pop(buffer_name, None)  # no warning about names that come twice
+            del archive.NameToInfo[name]  # no warning about names that come twice
     return buffer.getvalue()
 
 
@@ -48,6 +46,22 @@ def face_pixels(seed: int, gender: int = 0) -> NDArray[np.uint8]:
 def face_jpeg(seed: int, gender: int = 0) -> bytes:
     """Returns a 200x200 JPEG: a face of its own for every seed."""
     return cv2.imencode(".jpg", face_pixels(seed, gender))[1].tobytes()
+
+
+def png_of(pixels: NDArray[np.uint8]) -> bytes:
+    """Returns the pixels as a PNG."""
+    return cv2.imencode(".png", pixels)[1].tobytes()
+
+
+def bmp_of(pixels: NDArray[np.uint8]) -> bytes:
+    """Returns the pixels as a BMP: the same face as `png_of`, in other bytes."""
+    return cv2.imencode(".bmp", pixels)[1].tobytes()
+
+
+def resized_jpeg(jpeg: bytes, side: int) -> bytes:
+    """Returns the photo at another size, saved again."""
+    with Image.open(io.BytesIO(jpeg)) as image:
+        return saved(image.resize((side, side), Image.Resampling.BOX), "JPEG")
 
 
 def labelled_faces(count: int, first: int = 0) -> list[tuple[str, bytes]]:
