@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from shared import jobs, runs
+from shared.broker import open_broker
 from shared.broker.base import Broker, HeaderValue, Message, Outgoing
 from shared.errors import GenderlineError
 from shared.jobs import Jobs
@@ -18,8 +20,9 @@ from shared.messages import PACK_LIMIT, by_reference, job_id_of, pack_message, r
 from shared.params import TrainingParams
 from shared.registry import Registry
 from shared.runs import Runs
-from shared.store import STORE_SCHEME, Store, sha256_of
-from shared.topology import MODEL_PROMOTED
+from shared.settings import Settings
+from shared.store import STORE_SCHEME, Store, open_store, sha256_of
+from shared.topology import MODEL_PROMOTED, Topology
 
 Entry = dict[str, Any]
 """One image's prediction or error, as in a reply."""
@@ -240,6 +243,23 @@ class Client:
                 # Events are fresher than the record, which is written less often; until the next stage begins.
                 stage = newest and newest.get("stage")
                 yield {**record, "progress": newest} if newest and stage in {None, record["state"]} else record
+
+
+@contextlib.contextmanager
+def open_client(settings: Settings) -> Iterator[Client]:
+    """Gives a client of the broker and the store that the settings name, for as long as the context lasts.
+
+    Raises:
+        Retryable: one of them cannot be reached.
+    """
+    with open_broker(
+        settings.broker_url,
+        Topology(settings.queue_prefix),
+        lease_s=settings.lease_s,
+        delivery_limit=settings.delivery_limit,
+        queue_limit=settings.queue_limit,
+    ) as broker:
+        yield Client(broker, open_store(settings.store_url))
 
 
 def _until(take: Callable[[float], list[Message]], deadline: float) -> Iterator[Message]:

@@ -118,7 +118,8 @@ def load_settings() -> Settings:
         lines = []
         for fault in error.errors():
             name = "GENDERLINE_" + str(fault["loc"][0]).upper() if fault["loc"] else ""
-            found = f" (found {fault['input']!r})" if name else ""
+            secret = name in {"GENDERLINE_TOKEN", "GENDERLINE_BROKER_URL"}  # may carry a password
+            found = f" (found {fault['input']!r})" if name and not secret else ""
             lines.append(f"{name}: {fault['msg'].removeprefix('Value error, ')}{found}".removeprefix(": "))
         raise SettingsError("\n".join(lines)) from None
 

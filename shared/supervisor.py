@@ -6,6 +6,7 @@ A child notices by end-of-file on its standard input that its supervisor is gone
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, Self
 
 _LOG = logging.getLogger(__name__)
@@ -30,11 +32,13 @@ class Child:
         name: unique among its siblings; what log lines call it.
         command: the program and its arguments.
         env: variables added to this process's own.
+        log: a file that its output is added to; None leaves it this process's own.
     """
 
     name: str
     command: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)
+    log: Path | None = None
 
 
 class Supervisor:
@@ -130,12 +134,15 @@ class Supervisor:
             if self._stopping.is_set():
                 return "was not started"
             try:
-                process = subprocess.Popen(  # noqa: S603 - our own commands
-                    list(child.command),
-                    stdin=subprocess.PIPE,
-                    env={**os.environ, **child.env, SUPERVISED: "1"},
-                    process_group=0,
-                )
+                with contextlib.nullcontext() if child.log is None else child.log.open("ab") as output:
+                    process = subprocess.Popen(  # noqa: S603 - our own commands
+                        list(child.command),
+                        stdin=subprocess.PIPE,
+                        stdout=output,
+                        stderr=output,
+                        env={**os.environ, **child.env, SUPERVISED: "1"},
+                        process_group=0,
+                    )
             except OSError as error:
                 return f"could not be started ({error.strerror or error})"
             self._running[child.name] = process

@@ -1,0 +1,187 @@
+"""The main job from end to end, for somebody who has just installed this: train, predict, show.
+
+Everything goes the way that a user's own work goes: by the client, the queues and the store.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from shared.cli_follow import follow_job, follow_run
+from shared.cli_output import Output, Steps, percent
+from shared.cli_predict import Row, read_rows
+from shared.client import Client, open_client
+from shared.dataset import FACES_CSV, read_faces_csv
+from shared.evaluation import Evaluation
+from shared.jobs import FINISHED, Jobs
+from shared.presence import Presence
+from shared.runs import REGISTERED
+from shared.sample import draw_sample
+from shared.services import choose_ports, drain, service_children, stopped_by_signals, whereabouts
+from shared.settings import Settings
+from shared.supervisor import Supervisor
+
+_FOLDER: Final = Path("data/demo")
+_SERVICES: Final = ("trainer", "inference", "dashboard")
+_START_S: Final = 180.0
+"""The first start of a service reads gigabytes of libraries from the disk."""
+
+_TRAINING_SEED: Final = 1
+_BATCH_SEED: Final = 2
+_BATCH_IMAGES: Final = 300
+_ROWS_SHOWN: Final = 8
+
+
+class _Unsuccessful(Exception):
+    """The demo cannot go on; the text says why."""
+
+
+class Demo:
+    """Starts the services, trains a model, predicts a batch and shows the results.
+
+    Args:
+        output: where all is told.
+        settings: as everywhere; ports that are taken are replaced by free ones.
+        dataset: the user's own archive, to train on and to predict; None draws two synthetic ones.
+        images: synthetic faces to train on.
+        epochs: passes over them at most.
+    """
+
+    def __init__(self, output: Output, settings: Settings, dataset: Path | None, *, images: int, epochs: int) -> None:
+        self._output = output
+        self._settings = settings
+        self._dataset = dataset
+        self._images = images
+        self._epochs = epochs
+
+    def run(self, *, stay: bool) -> int:
+        """Does it all. With `stay` the services are up until Ctrl-C afterwards. Returns the exit code."""
+        training, batch = self._archives()
+        ports = choose_ports(self._settings, _SERVICES, evade=True)
+        log = _FOLDER / "services.log"
+        supervisor = Supervisor(service_children(ports, log.absolute()), self._on_event)
+        try:
+            with open_client(self._settings) as client:
+                with Presence(client.broker) as presence:
+                    supervisor.start()
+                    self._await_services(presence)
+                record = self._train(client, training)
+                self._predict(client, batch, record)
+            self._say_where(ports, log)
+            if stay:
+                self._output.line("all services stay up; Ctrl-C stops them", "bold")
+                self._stay()
+        except _Unsuccessful as error:
+            self._output.error(f"{error}; what the services said is in {log}")
+            return 1
+        finally:
+            drain(supervisor)
+        return 0
+
+    def _archives(self) -> tuple[Path, Path]:
+        """Returns the archive to train on and the one to predict; draws what is not there yet."""
+        _FOLDER.mkdir(parents=True, exist_ok=True)
+        if self._dataset is not None:
+            return self._dataset, self._dataset
+        self._title(f"drawing {self._images:,} synthetic faces to train on and {_BATCH_IMAGES:,} others to predict")
+        with self._output.steps() as steps:
+            training = _drawn(self._images, _TRAINING_SEED, steps)
+            return training, _drawn(_BATCH_IMAGES, _BATCH_SEED, steps)
+
+    def _await_services(self, presence: Presence) -> None:
+        self._title("starting trainer, inference and dashboard")
+        if missing := presence.wait_for(_SERVICES, _START_S):
+            raise _Unsuccessful(f"{' and '.join(sorted(missing))} did not come up within {_START_S:g} s")
+
+    def _train(self, client: Client, archive: Path) -> dict[str, Any]:
+        self._title(f"training on {archive}, at most {self._epochs} epochs")
+        run_id = client.submit_dataset(archive, params={"epochs": self._epochs})
+        with self._output.steps() as steps:
+            record = follow_run(client, run_id, steps)
+        if record["state"] != REGISTERED:
+            raise _Unsuccessful("{run_id} {state}: {error[message]}".format(**record))
+        evaluation = Evaluation.model_validate(client.runs.evaluation(run_id))
+        self._output.line(
+            f"{run_id} is registered as version {record['model']['version']}: accuracy {percent(evaluation.accuracy)} "
+            f"({percent(evaluation.accuracy_low)} to {percent(evaluation.accuracy_high)}) on {evaluation.count:,} "
+            "held-out faces",
+            "green",
+        )
+        return record
+
+    def _predict(self, client: Client, archive: Path, run: Mapping[str, Any]) -> None:
+        self._title(f"predicting {archive} as a batch job")
+        job_id = client.submit_job(archive)
+        with self._output.steps() as steps:
+            job = follow_job(client, job_id, steps)
+        if job["state"] != FINISHED:
+            raise _Unsuccessful("{job_id} {state}: {error[message]}".format(**job))
+        rows = list(read_rows(client.store.get(Jobs.results_key(job_id)).decode()))
+        shown = rows[:_ROWS_SHOWN]
+        self._output.table(
+            ["IMAGE", "LABEL", "PREDICTED", "CONFIDENCE", ""],
+            [
+                (
+                    row["name"],
+                    row["true_gender"],
+                    row["gender"],
+                    percent(row["confidence"]),
+                    row["error"] or ("wrong" if row["correct"] is False else ""),
+                )
+                for row in shown
+            ],
+            right=[3],
+        )
+        if len(rows) > len(shown):
+            self._output.line(f"… and {len(rows) - len(shown):,} more in data/store/{Jobs.results_key(job_id)}")
+        counts, version = job["counts"], job["model"]["version"]
+        self._output.line(
+            f"{job_id} by version {version}: {counts['images']:,} images, {counts['errors']:,} errors, "
+            f"{sum(row['gender'] == 'female' for row in rows):,} female, "
+            f"{sum(row['gender'] == 'male' for row in rows):,} male, accuracy {percent(job['accuracy']) or 'unknown'}",
+            "green",
+        )
+        if self._dataset is not None:
+            self._judge_unseen(client, rows, run)
+
+    def _judge_unseen(self, client: Client, rows: list[Row], run: Mapping[str, Any]) -> None:
+        """Says how the job did on those faces of the same archive that the model was not trained on."""
+        text = client.store.get(f"datasets/{run['dataset']}/{FACES_CSV}").decode()
+        unseen = {face.name for face in read_faces_csv(io.StringIO(text, newline="")) if face.split == "test"}
+        judged = [row["correct"] for row in rows if row["name"] in unseen and row["correct"] is not None]
+        if judged:
+            self._output.line(
+                f"most of these faces were trained on; on the {len(judged):,} that were held out, the job's accuracy is "
+                f"{percent(sum(judged) / len(judged))}"
+            )
+
+    def _say_where(self, ports: Mapping[str, int], log: Path) -> None:
+        self._title("done")
+        for what, where in [*whereabouts(self._settings, ports), ("log", str(log.absolute()))]:
+            self._output.line(f"{what:<18} {where}")
+
+    def _stay(self) -> None:
+        stop = threading.Event()
+        with stopped_by_signals(stop):
+            stop.wait()
+
+    def _title(self, text: str) -> None:
+        self._output.line()
+        self._output.line(text, "bold")
+
+    def _on_event(self, text: str) -> None:
+        if "started" not in text:
+            self._output.remark(text, "yellow")
+
+
+def _drawn(images: int, seed: int, steps: Steps) -> Path:
+    """Returns a synthetic archive; the same numbers always give the same one, so it is drawn once."""
+    path = _FOLDER / f"synthetic-{images}-{seed}.zip"
+    if not path.exists():
+        draw_sample(path, images, seed, on_progress=lambda done, total: steps.step("drawing", done, total))
+        steps.finish()
+    return path

@@ -1,0 +1,70 @@
+"""Who is up: what the services' heartbeats tell to somebody who listens for a while."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any, Self
+
+from shared.broker.base import Broker, BrokerClosed
+from shared.topology import WORKER_HEARTBEAT
+
+_TAKE_S = 1.0
+
+
+class Presence:
+    """Listens for heartbeats in a thread of its own, from the moment it is made. A context manager.
+
+    Args:
+        broker: where they come from; to be closed after this object.
+    """
+
+    def __init__(self, broker: Broker) -> None:
+        self._subscription = broker.subscribe([WORKER_HEARTBEAT])
+        self._workers: dict[str, dict[str, Any]] = {}
+        self._heard = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._listen, name="presence", daemon=True)
+        self._thread.start()
+
+    def workers(self, service: str | None = None) -> list[dict[str, Any]]:
+        """Returns the last heartbeat of each process, by service and then by name; of one service or of all."""
+        with self._heard:
+            found = [beat for beat in self._workers.values() if service in {None, beat["service"]}]
+        return sorted(found, key=lambda beat: (str(beat["service"]), str(beat["worker"])))
+
+    def wait_for(self, services: Iterable[str], timeout_s: float) -> set[str]:
+        """Waits until every one of `services` was heard, and returns those that were not in time."""
+        wanted = set(services)
+        deadline = time.monotonic() + timeout_s
+        with self._heard:
+            while missing := wanted - {beat["service"] for beat in self._workers.values()}:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    return missing
+                self._heard.wait(remaining)
+        return set()
+
+    def close(self) -> None:
+        """Stops listening. Idempotent."""
+        self._closed = True
+        self._subscription.close()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _listen(self) -> None:
+        while not self._closed:
+            try:
+                events = self._subscription.take(_TAKE_S)
+            except BrokerClosed:
+                return
+            with self._heard:
+                for event in events:
+                    self._workers[event.payload["worker"]] = event.payload
+                self._heard.notify_all()
