@@ -67,6 +67,24 @@ def test_a_shift_moves_at_most_its_share_of_the_side(monkeypatch: pytest.MonkeyP
         assert moved.max() > module.SHIFT * 128 / 2
 
 
+def test_a_turn_keeps_shapes_and_turns_by_its_angle_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, "SCALE", "SHIFT", "BRIGHTNESS", "CONTRAST")
+    position = torch.arange(128.0) - 63.5
+    radius = torch.hypot(position[:, None], position[None, :])
+    rings = (0.5 + 0.5 * torch.cos(radius / 8)).expand(32, 1, -1, -1)
+    inside = radius < 60  # what a turn brings in from the corners is not the face
+    assert torch.allclose(augment(rings, generator())[..., inside], rings[..., inside], atol=0.02)
+
+    dots = torch.zeros(64, 1, 128, 128)
+    dots[:, :, 22:26, 62:66] = 1  # straight above the centre
+    weights = augment(dots, generator())
+    weights /= weights.sum(dim=(2, 3), keepdim=True)
+    rows, columns = (weights.sum(3) * position).sum((1, 2)), (weights.sum(2) * position).sum((1, 2))
+    angles = torch.atan2(columns, -rows).abs()
+    assert angles.max() <= module.TURN + 0.01
+    assert angles.max() > module.TURN / 2
+
+
 def test_relighting_moves_the_mean_by_the_brightness_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "TURN", "SCALE", "SHIFT")
     changed = augment(torch.full((64, 1, 128, 128), 0.5), generator())
