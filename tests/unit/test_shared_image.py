@@ -108,8 +108,9 @@ def test_exif_turns_a_face_upright(photo: Image.Image, kind: str, orientation: i
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_damaged_exif_does_not_cost_the_face(photo: Image.Image) -> None:
-    data = saved(photo, "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
+@pytest.mark.parametrize("exif", [b"MM\x00*\xff\xff\xff\xff", b"no TIFF header", b""])
+def test_damaged_exif_does_not_cost_the_face(photo: Image.Image, exif: bytes) -> None:
+    data = saved(photo, "JPEG", exif=b"Exif\x00\x00" + exif)
     assert difference(decode(data).pixels, expected(photo)) < 3.0
 
 
