@@ -1,0 +1,167 @@
+"""Who may: the token, the login cookie, and proof that a request comes from a page of ours.
+
+A browser attaches cookies, and reaches loopback, on behalf of any site it has open. So a request that changes
+something is refused where the browser says that it comes from elsewhere (`Sec-Fetch-Site`, `Origin`), and where it
+carries a cookie of ours without the matching CSRF token. A program sends `Authorization: Bearer`, which no site can
+make a browser send, or nothing at all where no token is set. Without a token the `Host` must be a loopback name too,
+or a site could point its own name at 127.0.0.1 and read everything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from datetime import timedelta
+from typing import Final
+from urllib.parse import urlsplit
+
+from flask import Blueprint, Flask, Response, current_app, g, redirect, render_template, request, session, url_for
+from werkzeug.wrappers import Response as WsgiResponse
+
+from dashboard.errors import Forbidden
+from shared.errors import GenderlineError
+from shared.metrics import authorised
+from shared.settings import LOOPBACK, Settings
+
+CSRF_COOKIE: Final = "genderline_csrf"
+CSRF_FIELD: Final = "csrf"
+CSRF_HEADER: Final = "X-CSRF-Token"
+_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_OPEN: Final = frozenset({"/healthz", "/readyz", "/login"})
+_LOGIN_LASTS: Final = timedelta(days=30)
+
+blueprint = Blueprint("auth", __name__)
+
+
+def register_auth(app: Flask, settings: Settings) -> None:
+    """Guards every request of `app`."""
+    app.config.update(
+        SECRET_KEY=_session_key(settings.token),
+        SESSION_COOKIE_NAME="genderline_session",
+        SESSION_COOKIE_HTTPONLY=True,
+        SESSION_COOKIE_SAMESITE="Strict",
+        PERMANENT_SESSION_LIFETIME=_LOGIN_LASTS,
+        GENDERLINE_TOKEN=settings.token,
+    )
+    app.register_blueprint(blueprint)
+    app.before_request(_guard)
+    app.after_request(_with_headers)
+    app.context_processor(lambda: {"csrf_token": csrf_token, "logged_in": bool(session.get("in"))})
+    app.context_processor(lambda: {"csp_nonce": csp_nonce})
+
+
+def csrf_token() -> str:
+    """Returns the token that forms and scripts of this page send back; sets its cookie with the answer."""
+    if "csrf" not in g:
+        g.csrf = request.cookies.get(CSRF_COOKIE) or secrets.token_urlsafe(32)
+    return str(g.csrf)
+
+
+def csp_nonce() -> str:
+    """Returns the nonce under which this answer's plots may add style elements, which Bokeh does."""
+    if "csp_nonce" not in g:
+        g.csp_nonce = secrets.token_urlsafe(16)
+    return str(g.csp_nonce)
+
+
+def _session_key(token: str | None) -> bytes:
+    """Derives the key that signs login cookies, so that they outlast a restart and end with the token.
+
+    Slow on purpose: whoever has a cookie could otherwise guess short tokens at leisure.
+    """
+    if token is None:
+        return secrets.token_bytes(32)  # nobody logs in
+    return hashlib.scrypt(token.encode(), salt=b"genderline login cookie", n=2**14, r=8, p=1, dklen=32)
+
+
+def _guard() -> WsgiResponse | None:
+    token: str | None = current_app.config["GENDERLINE_TOKEN"]
+    header = request.headers.get("Authorization")
+    bearer = token is not None and header is not None and authorised(header, token)
+    if token is None and _host_name(f"//{request.host}") not in LOOPBACK:
+        raise Forbidden(f"found the host name {request.host!r}, expected a loopback name such as localhost")
+    if request.method not in _SAFE and not bearer:
+        _refuse_foreign()
+    if token is None or bearer or session.get("in") or request.path in _OPEN or request.endpoint == "static":
+        return None
+    if request.path.startswith("/api/") or request.path == "/metrics":
+        raise GenderlineError("expected Authorization: Bearer TOKEN, or a login", code="unauthorized")
+    return redirect(url_for("auth.login", next=request.full_path.rstrip("?")), 303)
+
+
+def _refuse_foreign() -> None:
+    """Raises `Forbidden` for a request that another site made the browser send."""
+    site = request.headers.get("Sec-Fetch-Site")
+    if site not in {None, "same-origin", "none"}:
+        raise Forbidden(f"found a request from another site (Sec-Fetch-Site: {site}), expected one of our own pages")
+    origin = request.headers.get("Origin")
+    if origin is not None and urlsplit(origin).netloc != request.host:
+        raise Forbidden(f"found a request from {origin}, expected one of our own pages")
+    cookie = request.cookies.get(CSRF_COOKIE)
+    if cookie is None and not session:
+        return  # no browser of ours: nothing that could be borrowed
+    # The form is looked at last: reading it would take in a whole upload.
+    given = request.headers.get(CSRF_HEADER) or request.form.get(CSRF_FIELD, "")
+    if cookie is None or not hmac.compare_digest(cookie.encode(), given.encode()):
+        raise Forbidden("the page's CSRF token is missing or old; reload the page and try again")
+
+
+def _host_name(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+def _with_headers(response: Response) -> Response:
+    nonce = f" 'nonce-{g.csp_nonce}'" if "csp_nonce" in g else ""
+    response.headers["Content-Security-Policy"] = (
+        "default-src 'self'; img-src 'self' blob: data:; "
+        f"style-src 'self'{nonce}; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    )
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Referrer-Policy"] = "same-origin"
+    response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
+    response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+    response.headers.setdefault("Cache-Control", "no-store")
+    if "csrf" in g and request.cookies.get(CSRF_COOKIE) != g.csrf:
+        response.set_cookie(
+            CSRF_COOKIE, g.csrf, max_age=_LOGIN_LASTS, httponly=True, samesite="Strict", secure=request.is_secure
+        )
+    return response
+
+
+@blueprint.get("/login")
+def login() -> str | WsgiResponse:
+    """The page that asks for the token."""
+    if current_app.config["GENDERLINE_TOKEN"] is None or session.get("in"):
+        return redirect(_own_page(request.args.get("next")), 303)
+    return render_template("login.html", next=_own_page(request.args.get("next")), wrong=False)
+
+
+@blueprint.post("/login")
+def log_in() -> tuple[str, int] | WsgiResponse:
+    """Takes the token and gives a cookie for it."""
+    given = request.form.get("token", "")
+    target = _own_page(request.form.get("next"))
+    if not authorised(f"Bearer {given}", current_app.config["GENDERLINE_TOKEN"]):
+        return render_template("login.html", next=target, wrong=True), 401
+    session.clear()
+    session.permanent = True
+    session["in"] = True
+    return redirect(target, 303)
+
+
+@blueprint.post("/logout")
+def log_out() -> WsgiResponse:
+    """Forgets the login of this browser."""
+    session.clear()
+    return redirect(url_for("auth.login"), 303)
+
+
+def _own_page(target: str | None) -> str:
+    """Returns `target` where it is a path of ours; the overview otherwise, so that no link can lead elsewhere."""
+    if not target or not target.startswith("/") or target.startswith(("//", "/\\")) or not target.isprintable():
+        return "/"
+    return target

@@ -1,0 +1,58 @@
+"""What every view works with, in one place."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+from flask import current_app
+
+from dashboard.catalog import Catalog
+from dashboard.live import Live
+from dashboard.presence import Presence
+from dashboard.samples import Samples
+from shared.broker.base import Broker
+from shared.client import Client
+from shared.heartbeat import Heartbeat
+from shared.settings import Settings
+from shared.store import Store
+
+EXTENSION = "genderline"
+
+
+@dataclass
+class Dashboard:
+    """The parts behind the views. `start` and `close` belong to whoever made the app."""
+
+    broker: Broker
+    store: Store
+    settings: Settings
+    client: Client
+    catalog: Catalog
+    presence: Presence
+    live: Live
+    samples: Samples
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _beats: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Starts listening to events, and telling the others that this process lives."""
+        self.live.start()
+        heartbeat = Heartbeat(self.broker, "dashboard", lambda: {"version": None, "provider": None, "busy": None})
+        self._beats = threading.Thread(target=heartbeat.run, args=(self._stop,), name="heartbeat", daemon=True)
+        self._beats.start()
+
+    def close(self) -> None:
+        """Ends all event streams and threads; broker and store stay open. Idempotent."""
+        self._stop.set()
+        self.live.close()
+        self.samples.close()
+        self.catalog.close()
+        if self._beats is not None:
+            self._beats.join()
+
+
+def dashboard() -> Dashboard:
+    """Returns the parts of the app that handles the present request."""
+    found: Dashboard = current_app.extensions[EXTENSION]
+    return found

@@ -1,0 +1,108 @@
+"""The one place where an error becomes an HTTP status: JSON under `/api`, a page for people elsewhere."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from flask import Flask, Response, jsonify, render_template, request
+from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response as WsgiResponse
+
+from shared.errors import CODES, GenderlineError
+from shared.failures import internal_error
+
+STATUSES: Final[dict[str, int]] = {
+    "unsupported_content_type": 415,
+    "unsupported_schema": 400,
+    "invalid_message": 400,
+    "invalid_params": 400,
+    "uri_not_allowed": 400,
+    "uri_not_found": 400,
+    "sha256_mismatch": 400,
+    "invalid_archive": 400,
+    "archive_too_large": 413,
+    "too_few_faces": 400,
+    "single_gender": 400,
+    "training_diverged": 500,
+    "invalid_image": 400,
+    "image_too_large": 413,
+    "unknown_model_version": 404,
+    "invalid_model": 500,
+    "expired": 504,
+    "cancelled": 409,
+    "conflict": 409,
+    "not_found": 404,
+    "unauthorized": 401,
+    "too_large": 413,
+    "timeout": 504,
+    "unavailable": 503,
+    "internal": 500,
+}
+"""The status of each of `shared.errors.CODES`."""
+
+_OF_HTTP: Final = {
+    400: "invalid_message",
+    401: "unauthorized",
+    403: "unauthorized",
+    404: "not_found",
+    405: "invalid_message",
+    413: "too_large",
+    415: "unsupported_content_type",
+}
+
+_NEXT_STEPS: Final = {
+    "not_found": "It may have been removed, or the address is mistyped. Start again from the overview.",
+    "unauthorized": "Go back, reload the page and try again.",
+    "conflict": "Reload the page to see the present state.",
+    "unavailable": "Wait a moment and reload. If it stays like this, check that the broker and the store are up.",
+    "timeout": "Check on the overview that an inference worker is alive and that there is a model, then try again.",
+    "too_large": "Send it in smaller parts, or put it where the services can read it and send its address.",
+    "internal": "The dashboard's log has the details. Reloading may help; if it does not, please report it.",
+}
+_LOG = logging.getLogger(__name__)
+
+
+class Forbidden(GenderlineError):
+    """The request is well-formed and perhaps authorised, but not one that a page of ours would send."""
+
+    default_code = "unauthorized"
+
+
+def register_errors(app: Flask) -> None:
+    """Makes every error of a view an answer in the form that its reader expects."""
+    app.register_error_handler(GenderlineError, _of_ours)
+    app.register_error_handler(HTTPException, _of_http)
+    app.register_error_handler(Exception, _of_a_bug)
+
+
+def status_of(error: GenderlineError) -> int:
+    """Returns the HTTP status that fits an error."""
+    return 403 if isinstance(error, Forbidden) else STATUSES[error.code]
+
+
+def _of_ours(error: GenderlineError) -> tuple[Response | str, int]:
+    return _answer(error, status_of(error))
+
+
+def _of_http(error: HTTPException) -> WsgiResponse | tuple[Response | str, int]:
+    status = error.code or 500
+    if status < 400:
+        return error.get_response()
+    code = _OF_HTTP.get(status, "invalid_message" if status < 500 else "internal")
+    return _answer(GenderlineError(error.description or error.name, code=code), status)
+
+
+def _of_a_bug(error: Exception) -> tuple[Response | str, int]:
+    _LOG.error("a bug, in %s %s", request.method, request.path, exc_info=error)
+    return _answer(internal_error(), 500)
+
+
+def _answer(error: GenderlineError, status: int) -> tuple[Response | str, int]:
+    if request.path.startswith("/api/") or request.path == "/metrics":
+        answer = jsonify({"error": error.as_dict()})
+        if status == 401:
+            answer.headers["WWW-Authenticate"] = "Bearer"
+        return answer, status
+    next_step = _NEXT_STEPS.get(error.code, CODES[error.code])
+    return render_template("error.html", status=status, message=str(error), next_step=next_step), status

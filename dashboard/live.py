@@ -1,0 +1,220 @@
+"""The broker's events as server-sent events: one subscription for all open streams, and a ring to resume from."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from shared.broker.base import Broker, BrokerClosed, Event, Subscription, topic_matches
+from shared.errors import Retryable
+
+RESYNC: Final = "resync"
+"""Topic of our own: events were missed, so whoever listens should look at the present state again."""
+
+_TAKE_S: Final = 1.0
+_PAUSE_S: Final = 1.0
+_LOOK_S: Final = 1.0
+_RETRY_MS: Final = 1000
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    number: int
+    topic: str
+    text: str  # as it goes over the wire
+
+
+class Live:
+    """Listens to the broker in one thread and hands every event to every open stream.
+
+    Args:
+        broker: where events come from; it may go away and come back.
+        listeners: called with each event, in the listening thread; they must be quick and must not raise.
+        kept: events remembered for streams that come back.
+        max_streams: streams open at once.
+        heartbeat_s: seconds of silence after which a stream gets a comment, so that proxies leave it open and a
+            client that is gone is noticed.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        listeners: Sequence[Callable[[Event], None]] = (),
+        *,
+        kept: int = 4096,
+        max_streams: int = 64,
+        heartbeat_s: float = 15.0,
+    ) -> None:
+        self._broker = broker
+        self._listeners = tuple(listeners)
+        self._max_streams = max_streams
+        self.heartbeat_s = heartbeat_s
+        # A number alone would mean something else after a restart.
+        self._boot = uuid.uuid4().hex[:8]
+        self._ring: deque[_Kept] = deque(maxlen=kept)
+        self._number = 0
+        self._changed = threading.Condition()
+        self._streams = 0
+        self._stop = threading.Event()
+        self._subscribed = threading.Event()
+        self._subscription: Subscription | None = None
+        self._thread = threading.Thread(target=self._listen, name="live", daemon=True)
+
+    def start(self, timeout_s: float = 5.0) -> None:
+        """Starts listening; returns once subscribed, or after `timeout_s` with the broker away."""
+        self._thread.start()
+        self._subscribed.wait(timeout_s)
+
+    def end_streams(self) -> None:
+        """Ends all streams, and lets no event in any more; returns at once."""
+        self._stop.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Ends all streams and stops listening. Idempotent."""
+        self.end_streams()
+        if (subscription := self._subscription) is not None:
+            subscription.close()  # wakes the listener
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def streams(self) -> int:
+        """How many streams are open."""
+        return self._streams
+
+    def open_stream(
+        self,
+        patterns: Sequence[str],
+        last_event_id: str | None = None,
+        client_gone: Callable[[], bool] = lambda: False,
+    ) -> Stream:
+        """Opens a stream of the events whose topic matches one of `patterns`.
+
+        Args:
+            patterns: as in AMQP; `#` for all.
+            last_event_id: the last id that the client has seen: what came since is sent first, as far as it is
+                remembered, else a `resync`.
+            client_gone: asked every second, so that a closed page soon frees its place.
+
+        Raises:
+            Retryable: as many streams are open as may be.
+        """
+        with self._changed:
+            if self._streams >= self._max_streams:
+                raise Retryable(f"{self._streams} event streams are open, the most there may be; close some pages")
+            self._streams += 1
+            start = self._number
+            missed = False
+            if last_event_id:
+                boot, _, number = last_event_id.partition("-")
+                oldest = self._number - len(self._ring)
+                known = boot == self._boot and number.isdigit() and oldest <= int(number) <= self._number
+                start, missed = (int(number), False) if known else (start, True)
+        return Stream(self, patterns, start, missed, client_gone)
+
+    # -- for `Stream`
+
+    def _after(self, number: int, timeout_s: float) -> list[_Kept] | None:
+        """Returns the events after `number`, waiting for the first; none after the time-out, None once closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._number > number or self._stop.is_set(), timeout_s)
+            if self._stop.is_set():
+                return None
+            new = min(self._number - number, len(self._ring))
+            return [self._ring[i] for i in range(len(self._ring) - new, len(self._ring))]
+
+    def _closed_stream(self) -> None:
+        with self._changed:
+            self._streams -= 1
+
+    # -- the listening thread
+
+    def _listen(self) -> None:
+        lost = False
+        while not self._stop.is_set():
+            try:
+                with self._broker.subscribe() as subscription:
+                    if lost:
+                        self._add(RESYNC, {})
+                        lost = False
+                    self._subscription = subscription
+                    self._subscribed.set()
+                    while not self._stop.is_set():
+                        for event in subscription.take(_TAKE_S):
+                            self._handle(event)
+            except BrokerClosed:
+                return
+            except Retryable as error:
+                _LOG.warning("no events for now: %s", error)
+                lost = True
+                self._stop.wait(_PAUSE_S)
+
+    def _handle(self, event: Event) -> None:
+        for listener in self._listeners:
+            listener(event)
+        self._add(event.topic, event.payload)
+
+    def _add(self, topic: str, payload: dict[str, Any]) -> None:
+        with self._changed:
+            self._number += 1
+            text = f"id: {self._boot}-{self._number}\nevent: {topic}\ndata: {json.dumps(payload)}\n\n"
+            self._ring.append(_Kept(self._number, topic, text))
+            self._changed.notify_all()
+
+
+class Stream(Iterator[str]):
+    """One client's stream, in the wire format of server-sent events. `close` must be called; WSGI servers do."""
+
+    def __init__(
+        self, live: Live, patterns: Sequence[str], start: int, missed: bool, client_gone: Callable[[], bool]
+    ) -> None:
+        self._live = live
+        self._client_gone = client_gone
+        self._patterns = tuple(patterns)
+        self._seen = start
+        self._open = True
+        self._lock = threading.Lock()
+        opening = f"retry: {_RETRY_MS}\n\n"
+        self._first: str | None = opening + (f"event: {RESYNC}\ndata: {{}}\n\n" if missed else "")
+
+    def __next__(self) -> str:
+        """Waits for events, or for the time of the next heartbeat."""
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
+        quiet_until = time.monotonic() + self._live.heartbeat_s
+        while self._open and not self._client_gone():
+            quiet_s = quiet_until - time.monotonic()
+            if quiet_s <= 0:
+                return ": still here\n\n"
+            events = self._live._after(self._seen, min(quiet_s, _LOOK_S))
+            if events is None:
+                break
+            if not events:
+                continue
+            self._seen = events[-1].number
+            text = "".join(
+                event.text
+                for event in events
+                if event.topic == RESYNC or any(topic_matches(pattern, event.topic) for pattern in self._patterns)
+            )
+            if text:
+                return text
+        raise StopIteration
+
+    def close(self) -> None:
+        """Frees the stream's place. Idempotent."""
+        with self._lock:
+            was_open, self._open = self._open, False
+        if was_open:
+            self._live._closed_stream()

@@ -1,0 +1,94 @@
+"""Who is alive and how fast: what the heartbeats of the last minutes say."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from shared.broker.base import Event
+from shared.topology import WORKER_HEARTBEAT
+
+ALIVE_S: Final = 7.0
+"""Heartbeats come every two seconds; three missed ones count as gone."""
+
+_GONE_SHOWN_S: Final = 600.0
+_SPEED_KEPT_S: Final = 600.0
+_SAMPLE_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """A process as its last heartbeat described it.
+
+    Attributes:
+        state: the heartbeat's payload.
+        silent_s: seconds since.
+    """
+
+    state: dict[str, Any]
+    silent_s: float
+
+    @property
+    def alive(self) -> bool:
+        """Whether it was heard of lately."""
+        return self.silent_s <= ALIVE_S
+
+
+class Presence:
+    """Remembers the newest heartbeat of every process, and the speed over the last ten minutes.
+
+    Args:
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._workers: dict[str, tuple[float, dict[str, Any]]] = {}
+        self._speed: deque[tuple[float, float, float | None]] = deque()
+
+    def hear(self, event: Event) -> None:
+        """Takes note of an event; all but heartbeats are passed over."""
+        if event.topic != WORKER_HEARTBEAT or not isinstance(event.payload.get("worker"), str):
+            return
+        now = self._clock()
+        with self._lock:
+            self._workers[event.payload["worker"]] = (now, event.payload)
+            if not self._speed or now - self._speed[-1][0] >= _SAMPLE_S:
+                self._speed.append((now, *self._total(now)))
+                while now - self._speed[0][0] > _SPEED_KEPT_S:
+                    self._speed.popleft()
+
+    def workers(self) -> list[WorkerState]:
+        """Returns every process heard of in the last ten minutes, by service and name."""
+        now = self._clock()
+        with self._lock:
+            self._workers = {name: item for name, item in self._workers.items() if now - item[0] <= _GONE_SHOWN_S}
+            found = [WorkerState(payload, now - heard) for heard, payload in self._workers.values()]
+        return sorted(found, key=lambda worker: (str(worker.state.get("service")), str(worker.state.get("worker"))))
+
+    def speed(self) -> dict[str, float | None]:
+        """Returns `images_per_second` of all inference workers together and the worst `latency_p99_ms`, now."""
+        with self._lock:
+            rate, latency = self._total(self._clock())
+        return {"images_per_second": rate, "latency_p99_ms": latency}
+
+    def speed_history(self) -> list[tuple[float, float, float | None]]:
+        """Returns (seconds ago, images a second, worst p99 latency in ms), oldest first, over ten minutes."""
+        now = self._clock()
+        with self._lock:
+            return [(now - at, rate, latency) for at, rate, latency in self._speed]
+
+    def _total(self, now: float) -> tuple[float, float | None]:
+        rate, latencies = 0.0, []
+        for heard, payload in self._workers.values():
+            if now - heard > ALIVE_S or payload.get("service") != "inference":
+                continue
+            rate += float(payload.get("images_per_second") or 0.0)
+            if payload.get("latency_p99_ms") is not None:
+                latencies.append(float(payload["latency_p99_ms"]))
+        return rate, max(latencies, default=None)

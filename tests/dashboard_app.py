@@ -1,0 +1,95 @@
+"""A dashboard on a real embedded broker and a real store, and a worker's side of its queues."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flask import Flask
+from flask.testing import FlaskClient
+from prometheus_client import CollectorRegistry
+
+from dashboard import create_app
+from dashboard.context import EXTENSION, Dashboard
+from shared.broker.base import Delivery
+from shared.broker.sqlite import SqliteBroker
+from shared.messages import json_reply, parse_prediction, prediction
+from shared.settings import Settings
+from shared.store import FileStore
+from tests.store_builder import StoreBuilder
+
+
+@dataclass
+class Site:
+    """A dashboard under test."""
+
+    app: Flask
+    parts: Dashboard
+    broker: SqliteBroker
+    store: FileStore
+    builder: StoreBuilder
+
+    @property
+    def web(self) -> FlaskClient:
+        """A new browser without cookies."""
+        return self.app.test_client()
+
+    @contextlib.contextmanager
+    def worker(self, answer: Callable[[Delivery], dict[str, Any]] | None = None) -> Iterator[list[Delivery]]:
+        """Answers predictions while the context lasts: images of an even length are female. Gives what was taken."""
+        taken: list[Delivery] = []
+        stop = threading.Event()
+
+        def work() -> None:
+            with self.broker.consume([self.broker.topology.predictions], 100) as consumer:
+                while not stop.is_set():
+                    for delivery in consumer.take(10, 0.05):
+                        taken.append(delivery)
+                        consumer.settle([delivery], json_reply(delivery, (answer or by_length)(delivery)))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            yield taken
+        finally:
+            stop.set()
+            thread.join()
+
+
+def by_length(delivery: Delivery) -> dict[str, Any]:
+    """Predicts an image by the parity of its length."""
+    request = parse_prediction(delivery.message)
+    return {
+        "model": {"name": "gender", "version": request.model_version or 1},
+        "predictions": [
+            prediction(key, 0.1 if len(data) % 2 else 0.9)
+            for key, data in zip(request.ids, request.images, strict=True)
+        ],
+    }
+
+
+@contextlib.contextmanager
+def open_site(folder: Path, *, started: bool = False, **settings: Any) -> Iterator[Site]:
+    """Opens a dashboard on an empty store and broker; with `started`, it listens to events too."""
+    store = FileStore(folder / "store")
+    with SqliteBroker(folder / "broker.db") as broker:
+        chosen = Settings(broker_url=f"sqlite:///{folder}/broker.db", store_url=f"file:{folder}/store", **settings)
+        app = create_app(broker, store, chosen, CollectorRegistry())
+        parts: Dashboard = app.extensions[EXTENSION]
+        if started:
+            parts.start()
+        try:
+            yield Site(app, parts, broker, store, StoreBuilder(store))
+        finally:
+            parts.close()
+
+
+def error_of(body: bytes) -> tuple[str, str]:
+    """Returns (code, message) of an answer in the API's error form."""
+    error = json.loads(body)["error"]
+    return error["code"], error["message"]
