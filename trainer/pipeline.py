@@ -60,14 +60,15 @@ class Steps:
         on_state: told each new state.
         on_progress: told, as often as it likes to be, a stage's progress: JSON types.
         on_epoch: told each finished epoch: a row of `history.csv`.
-        should_stop: asked all the time.
-        checkpoint: raises where `should_stop` says so; called between the steps that cannot be interrupted.
+        should_yield: asked before every training step: whether to leave the rest to a later call.
+        checkpoint: called everywhere else; raises where the run must not go on. What it ends outside of training is
+            done again from the start of its step, so it should not end what would only end there again.
     """
 
     on_state: Callable[[str], None]
     on_progress: Callable[[dict[str, Any]], None]
     on_epoch: Callable[[dict[str, Any]], None]
-    should_stop: Callable[[], bool]
+    should_yield: Callable[[], bool]
     checkpoint: Callable[[], None]
 
 
@@ -129,7 +130,7 @@ class Pipeline:
         Raises:
             InvalidDataset: the data is at fault.
             GenderlineError: training diverged, or the exported model is not what was trained.
-            Interrupted: `steps.should_stop` said so; a later call carries on.
+            Interrupted: `steps.should_yield` said so; a later call carries on.
             Exception: what `steps.checkpoint` or `steps.on_progress` raises.
         """
         folder = f"datasets/{sha256}"
@@ -224,7 +225,7 @@ class Pipeline:
                 on_checkpoint=lambda data: self._store.put(key, data),
                 on_step=on_step,
                 on_epoch=on_epoch,
-                should_stop=steps.should_stop,
+                should_stop=steps.should_yield,
             )
         finally:
             self._metrics.epoch.set(0)
@@ -307,7 +308,8 @@ class Pipeline:
         logits: list[NDArray[np.float32]] = []
         done = 0
         for indices in np.array_split(everything, max(1, len(everything) // 1024)):
-            logits.append(predict_logits(network, source, indices, should_stop=steps.should_stop))
+            steps.checkpoint()
+            logits.append(predict_logits(network, source, indices))
             done += len(indices)
             rate = done / max(time.monotonic() - started, 1e-3)
             steps.on_progress(_progress("evaluating", done, len(everything), rate))

@@ -143,14 +143,14 @@ class TrainerService:
                     on_state=lambda state: self._enter(run_id, state),
                     on_progress=watcher.on_progress,
                     on_epoch=watcher.on_epoch,
-                    should_stop=guard.should_stop,
+                    should_yield=guard.should_yield,
                     checkpoint=guard.checkpoint,
                 )
                 try:
                     card = self._pipeline.run(run_id, request.name, sha256, request.params, steps)
                 except Interrupted:
-                    guard.checkpoint()  # raises why
-                    raise
+                    guard.checkpoint()  # raises why, unless it was time
+                    raise HandOver(f"{self._settings.handover_s:g} s are over") from None
                 self._registered(consumer, delivery, request, card.version, card.metrics)
             except HandOver as why:
                 _LOG.info("%s handed over: %s", run_id, why)
@@ -292,19 +292,20 @@ class _Guard:
             except Retryable as error:
                 _LOG.warning("%s: %s", self._run_id, error)
 
-    def should_stop(self) -> bool:
-        if self._reason is None:
-            if self._stop.is_set():
-                self._reason = HandOver("the trainer is shutting down")
-            elif time.monotonic() > self._hand_over_at:
-                self._reason = HandOver(f"{self._settings.handover_s:g} s are over")
-        return self._reason is not None
+    def should_yield(self) -> bool:
+        """Returns whether training, which resumes from its checkpoint, must stop or has had its share of time."""
+        return self._reason is not None or self._stop.is_set() or time.monotonic() > self._hand_over_at
 
     def checkpoint(self) -> None:
-        """Raises why the run must stop, if it must."""
-        if self.should_stop():
-            assert self._reason is not None  # noqa: S101 - that is what should_stop just said
+        """Raises why the run must stop, if it must.
+
+        That time is over is no reason: a step that cannot resume would take as long the next time. Should the broker
+        lose patience and give the message out again meanwhile, the lease keeps others from working on it.
+        """
+        if self._reason is not None:
             raise self._reason
+        if self._stop.is_set():
+            raise HandOver("the trainer is shutting down")
 
 
 class _Watcher:

@@ -1,0 +1,278 @@
+"""A dataset message's whole way through real trainer processes, with crashes on it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+import pytest
+
+from shared import runs
+from shared.broker.base import Message
+from shared.client import Client
+from shared.messages import ZIP, by_reference, run_id_of
+from shared.params import TrainingParams
+from tests.services import Installation, eventually
+
+FAST = {"epochs": 1, "quantize": False, "augment": False}
+SLOW = {"epochs": 400, "patience": 400, "quantize": False, "augment": False}
+
+
+def finished(client: Client, run_id: str, timeout_s: float = 90) -> dict[str, Any]:
+    *_, record = client.follow_run(run_id, timeout_s)
+    return record
+
+
+def models_of(client: Client, run_id: str) -> list[int]:
+    """Returns the versions that a run was registered as."""
+    return [version for version in client.registry.versions() if client.registry.card(version)["run_id"] == run_id]
+
+
+def until_training(client: Client, run_id: str) -> None:
+    """Waits until the run has a first checkpoint, and is in the middle of an epoch after it."""
+    eventually(lambda: client.store.exists(f"runs/{run_id}/checkpoint.pt"), 60, "a checkpoint")
+
+
+def test_a_dataset_by_value_becomes_a_model_and_both_replies_come(with_trainer: Installation, sample_zip: Path) -> None:
+    with with_trainer.client() as client, client.broker.inbox() as inbox:
+        headers = {"name": "by value", "params": json.dumps(FAST)}
+        message = Message(sample_zip.read_bytes(), ZIP, "m1", "c1", inbox.name, headers)
+        client.broker.publish(client.broker.topology.datasets, message)
+        replies: list[Message] = []
+        eventually(lambda: replies.extend(inbox.take(1)) or len(replies) >= 2, 90, "two replies")
+        assert [reply.correlation_id for reply in replies] == ["c1", "c1"]
+        accepted, registered = (json.loads(reply.body) for reply in replies)
+        assert accepted["schema"] == 1
+        assert (accepted["run_id"], accepted["status"]) == (run_id_of("m1"), "accepted")
+        assert registered["status"] == "registered"
+        version = registered["model"]["version"]
+        assert registered["model"] == {"name": "gender", "version": version}
+        assert 0 <= registered["metrics"]["val_accuracy"] <= 1
+
+        # The model file stands on its own.
+        session = ort.InferenceSession(client.store.get(client.registry.model_key(version)))
+        assert session.get_inputs()[0].type == "tensor(uint8)"
+        assert client.registry.aliases().champion is not None
+        assert client.runs.history(registered["run_id"])[0]["epoch"] == 1
+        summary = client.store.get_json(f"datasets/{hashlib.sha256(sample_zip.read_bytes()).hexdigest()}/summary.json")
+        assert summary["rejects"]
+        assert not client.store.exists(f"runs/{registered['run_id']}/checkpoint.pt")
+
+
+def test_the_same_message_id_twice_trains_once_and_announces_twice(
+    with_trainer: Installation, sample_zip: Path
+) -> None:
+    with with_trainer.client() as client, client.broker.inbox() as inbox:
+        for _ in range(2):
+            client.broker.publish(
+                client.broker.topology.datasets,
+                Message(sample_zip.read_bytes(), ZIP, "twice", None, inbox.name, {"params": json.dumps(FAST)}),
+            )
+        replies: list[Message] = []
+        eventually(lambda: replies.extend(inbox.take(1)) or len(replies) >= 3, 90, "three replies")
+        bodies = [json.loads(reply.body) for reply in replies]
+        assert [body["status"] for body in bodies] == ["accepted", "registered", "registered"]
+        assert (
+            models_of(client, run_id_of("twice")) == [bodies[1]["model"]["version"]] == [bodies[2]["model"]["version"]]
+        )
+
+
+def test_a_trainer_killed_in_mid_epoch_loses_nothing_and_trains_nothing_twice(
+    either_installation: Installation, sample_zip: Path
+) -> None:
+    either_installation.extra["GENDERLINE_CHECKPOINT_S"] = "0.3"
+    first = either_installation.start("trainer")
+    with either_installation.client() as client:
+        run_id = client.submit_dataset(sample_zip, params={**SLOW, "epochs": 3})
+        until_training(client, run_id)
+        first.kill()
+        before = client.runs.history(run_id)
+        assert client.runs.get(run_id)["state"] == runs.TRAINING
+        second = either_installation.start("trainer")
+        record = finished(client, run_id)
+        assert record["state"] == runs.REGISTERED, record["error"]
+        assert models_of(client, run_id) == [1]
+        after = client.runs.history(run_id)
+        assert [row["epoch"] for row in after] == [1, 2, 3]
+        assert after[: len(before)] == before
+        # It went on from the checkpoint: no second ingest.
+        assert "ingesting" not in second.log.read_text()
+        assert client.broker.depths()[client.broker.topology.dead].ready == 0
+
+
+def test_a_long_run_hands_itself_over_and_any_trainer_carries_it_on(
+    either_installation: Installation, sample_zip: Path
+) -> None:
+    either_installation.extra["GENDERLINE_HANDOVER_S"] = "2"
+    trainer = either_installation.start("trainer")
+    with either_installation.client() as client, client.broker.inbox() as inbox:
+        message = Message(
+            sample_zip.read_bytes(), ZIP, "long", "c", inbox.name, {"params": json.dumps({**SLOW, "epochs": 8})}
+        )
+        client.broker.publish(client.broker.topology.datasets, message)
+        replies: list[Message] = []
+        eventually(lambda: replies.extend(inbox.take(1)) or len(replies) >= 2, 110, "both replies")
+        assert [json.loads(reply.body)["status"] for reply in replies] == ["accepted", "registered"]
+        assert [reply.correlation_id for reply in replies] == ["c", "c"]
+        assert [row["epoch"] for row in client.runs.history(run_id_of("long"))] == list(range(1, 9))
+    assert "handed over" in trainer.log.read_text()
+
+
+def test_a_trainer_told_to_stop_hands_its_run_over_and_the_next_one_finishes_it(
+    installation: Installation, sample_zip: Path
+) -> None:
+    first = installation.start("trainer")
+    with installation.client() as client:
+        run_id = client.submit_dataset(sample_zip, params={**SLOW, "epochs": 3})
+        eventually(lambda: client.runs.get(run_id)["state"] == runs.TRAINING, 60, "training")
+        assert first.stop() == 0
+        assert client.broker.depths()[client.broker.topology.continuations].ready == 1
+        installation.start("trainer")
+        assert finished(client, run_id)["state"] == runs.REGISTERED
+
+
+def test_two_trainers_and_a_duplicate_still_make_one_model(installation: Installation, sample_zip: Path) -> None:
+    installation.start("trainer", wait=False)
+    installation.start("trainer", wait=False)
+    with installation.client() as client:
+        ids = {client.submit_dataset(sample_zip, params={**SLOW, "epochs": 2}, message_id="same") for _ in range(2)}
+        (run_id,) = ids
+        assert finished(client, run_id)["state"] == runs.REGISTERED
+        eventually(
+            lambda: not sum(d.ready + (d.unacknowledged or 0) for d in client.broker.depths().values()),
+            30,
+            "empty queues",
+        )
+        assert client.registry.versions() == [1]
+        assert [row["epoch"] for row in client.runs.history(run_id)] == [1, 2]
+
+
+def test_a_cancelled_run_ends_so_while_it_waits_and_while_it_trains(
+    with_trainer: Installation, sample_zip: Path
+) -> None:
+    with with_trainer.client() as client:
+        training = client.submit_dataset(sample_zip, params=SLOW)
+        waiting = client.submit_dataset(sample_zip, params=FAST)
+        eventually(lambda: client.runs.get(training)["state"] == runs.TRAINING, 60, "training")
+        client.runs.request_cancel(waiting)
+        assert client.runs.get(waiting)["state"] == runs.QUEUED
+        client.runs.request_cancel(training)
+        for run_id in (training, waiting):
+            record = finished(client, run_id)
+            assert (record["state"], record["error"]["code"]) == (runs.CANCELLED, "cancelled")
+            assert models_of(client, run_id) == []
+
+
+def test_a_zip_that_lands_in_the_inbox_becomes_a_model(with_trainer: Installation, sample_zip: Path) -> None:
+    inbox = with_trainer.folder / "inbox"
+    shutil.copy(sample_zip, inbox / "dropped.zip")
+    with with_trainer.client() as client:
+        eventually(lambda: any(run["name"] == "dropped" for run in client.runs.all()), 30, "a run")
+        (record,) = (run for run in client.runs.all() if run["name"] == "dropped")
+        eventually((inbox / "submitted" / "dropped.zip").exists, 10, "the file is put aside")
+        assert finished(client, record["run_id"])["state"] == runs.REGISTERED
+
+
+BAD_MESSAGES = {
+    "unknown content type": (Message(b"x", "text/plain"), "unsupported_content_type", "text/plain"),
+    "no JSON": (Message(b"{", "application/json"), "invalid_message", "not JSON"),
+    "no schema": (Message(b'{"uri": "store:x"}', "application/json"), "unsupported_schema", "schema"),
+    "another schema": (Message(b'{"schema": 2, "uri": "store:x"}', "application/json"), "unsupported_schema", "2"),
+    "no uri": (Message(b'{"schema": 1}', "application/json"), "invalid_message", "uri"),
+    "an unknown parameter": (
+        Message(b"PK", ZIP, headers={"params": '{"epoch": 3}'}),
+        "invalid_params",
+        "Valid parameters: network, epochs",
+    ),
+    "outside the roots": (by_reference("file:///etc/passwd"), "uri_not_allowed", "outside the allowed roots"),
+    "climbing out of the store": (by_reference("store:../../etc/passwd"), "uri_not_allowed", "not a store key"),
+    "nothing there": (by_reference("store:datasets/none/archive.zip"), "uri_not_found", "no object"),
+}
+BAD_ARCHIVES = {
+    "not a zip": (b"GIF89a, surely no zip", "invalid_archive"),
+    "empty": (b"", "invalid_archive"),
+}
+
+
+def test_what_cannot_be_trained_is_rejected_with_the_reason(with_trainer: Installation, sample_zip: Path) -> None:
+    allowed = with_trainer.folder / "allowed"
+    allowed.mkdir(exist_ok=True)
+    wrong_hash = by_reference(f"file://{shutil.copy(sample_zip, allowed)}", sha256="0" * 64)
+    cases = {**BAD_MESSAGES, "wrong hash": (wrong_hash, "sha256_mismatch", "0" * 64)}
+    cases |= {name: (Message(body, ZIP), code, "expected") for name, (body, code) in BAD_ARCHIVES.items()}
+    with with_trainer.client() as client, client.broker.inbox() as inbox:
+        for name, (message, _, _) in cases.items():
+            client.broker.publish(
+                client.broker.topology.datasets,
+                Message(message.body, message.content_type, f"{name}-{inbox.name}", name, inbox.name, message.headers),
+            )
+        answers: dict[str, dict[str, Any]] = {}
+
+        def collect() -> bool:
+            for reply in inbox.take(1):
+                body = json.loads(reply.body)
+                if body["status"] != "accepted":
+                    answers[str(reply.correlation_id)] = body
+            return len(answers) == len(cases)
+
+        eventually(collect, 60, "an answer to each")
+        for name, (_, code, words) in cases.items():
+            assert answers[name]["status"] == "rejected", name
+            assert answers[name]["error"]["code"] == code, name
+            assert words in answers[name]["error"]["message"], name
+            assert client.runs.get(answers[name]["run_id"])["state"] == runs.REJECTED
+        # The messages at fault are kept as dead letters; an archive at fault is not its message's fault.
+        dead = [letter for letter in client.broker.dead_letters() if inbox.name in letter.message.message_id]
+        assert sorted(letter.reason for letter in dead) == sorted(
+            code for name, (_, code, _) in cases.items() if name not in BAD_ARCHIVES
+        )
+        assert {letter.origin for letter in dead} == {client.broker.topology.datasets}
+
+
+def test_a_dataset_by_reference_trains_from_an_allowed_folder(with_trainer: Installation, sample_zip: Path) -> None:
+    allowed = with_trainer.folder / "allowed"
+    allowed.mkdir(exist_ok=True)
+    path = shutil.copy(sample_zip, allowed / "faces ü.zip")
+    with with_trainer.client() as client:
+        message = by_reference(Path(path).as_uri(), params=TrainingParams.model_validate(FAST), message_id="ref")
+        client.broker.publish(client.broker.topology.datasets, message)
+        eventually(lambda: client.runs.find(run_id_of("ref")), 20, "the run")
+        assert finished(client, run_id_of("ref"))["state"] == runs.REGISTERED
+        assert Path(path).exists()
+
+
+def test_a_worse_model_is_registered_but_not_promoted(with_trainer: Installation, sample_zip: Path) -> None:
+    """The gate compares on the same held-out faces."""
+    with with_trainer.client() as client:
+        params = {**FAST, "learning_rate": 1e-7}
+        first = finished(client, client.submit_dataset(sample_zip, params=params))
+        assert first["state"] == runs.REGISTERED
+        champion = client.registry.aliases().champion
+        # The same parameters and seed give the same model, which is no better: the champion stays.
+        second = finished(client, client.submit_dataset(sample_zip, params=params))
+        assert second["model"]["version"] == first["model"]["version"] + 1
+        assert client.registry.aliases().champion == champion
+
+
+def test_metrics_of_a_run_are_served_over_http(with_trainer: Installation, sample_zip: Path) -> None:
+    with with_trainer.client() as client:
+        finished(client, client.submit_dataset(sample_zip, params=FAST))
+    status, text = with_trainer.services[0].get("/metrics")
+    assert status == 200
+    for line in (
+        'genderline_datasets_total{outcome="registered"}',
+        'genderline_training_loss{split="train"}',
+        'genderline_training_accuracy{split="validation"}',
+        "genderline_images_ingested_total 60.0",  # once for all runs on the same archive
+        'genderline_images_rejected_total{reason="no_label"}',
+        "genderline_training_epoch 0.0",
+        "genderline_training_images_per_second 0.0",
+        'genderline_queue_depth{queue="datasets"} 0.0',
+        "genderline_broker_reconnects_total 0.0",
+        "process_resident_memory_bytes",
+    ):
+        assert line in text, line

@@ -1,0 +1,143 @@
+"""Starting the real services as processes, each with its own data folder, free ports and a log to show on failure."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from shared.broker import open_broker
+from shared.broker.base import Broker
+from shared.client import Client
+from shared.store import FileStore
+from shared.topology import Topology
+from tests.rabbitmq_node import free_port
+
+T = TypeVar("T")
+
+
+@dataclass
+class Service:
+    """A running service process."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+
+    def kill(self) -> None:
+        """Kills the process as a crash would."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self, timeout_s: float = 40.0) -> int:
+        """Asks the process to end, and returns its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout_s)
+
+    def get(self, path: str, token: str | None = None) -> tuple[int, str]:
+        """Returns status and body of a GET on the service's port."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}")
+        if token:
+            request.add_header("Authorization", f"Bearer {token}")
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def ready(self) -> bool:
+        """Returns whether `/readyz` says so; fails where the process has ended."""
+        if self.process.poll() is not None:
+            raise AssertionError(f"{self.name} ended with {self.process.returncode}:\n{self.log.read_text()}")
+        try:
+            status, body = self.get("/readyz")
+        except OSError:
+            return False
+        return status == 200 and json.loads(body)["ready"]
+
+
+@dataclass
+class Installation:
+    """One installation: a broker, a store, and the services that a test starts."""
+
+    folder: Path
+    broker_url: str
+    extra: dict[str, str] = field(default_factory=dict)
+    services: list[Service] = field(default_factory=list)
+    prefix: str = field(default_factory=lambda: f"t{uuid.uuid4().hex[:10]}")
+
+    def env(self, **more: str) -> dict[str, str]:
+        """Returns the environment of the installation's processes."""
+        return {
+            **os.environ,
+            "GENDERLINE_BROKER_URL": self.broker_url,
+            "GENDERLINE_STORE_URL": f"file:{self.folder / 'store'}",
+            "GENDERLINE_INBOX": str(self.folder / "inbox"),
+            "GENDERLINE_ALLOWED_ROOTS": str(self.folder / "allowed"),
+            "GENDERLINE_QUEUE_PREFIX": self.prefix,
+            "GENDERLINE_LEASE_S": "4",
+            "OMP_NUM_THREADS": "1",
+            **self.extra,
+            **more,
+        }
+
+    def start(self, module: str, *, wait: bool = True, **env: str) -> Service:
+        """Starts `python -m <module>` and waits until it is ready."""
+        port = free_port()
+        name = f"{module}-{len(self.services)}"
+        log = self.folder / f"{name}.log"
+        ports = {"GENDERLINE_METRICS_PORT": str(port), "GENDERLINE_PORT": str(port)}
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module],
+                env=self.env(**ports, **env),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        service = Service(name, process, port, log)
+        self.services.append(service)
+        if wait:
+            eventually(service.ready, 60, f"{name} is ready")
+        return service
+
+    def broker(self) -> Broker:
+        """Opens the installation's broker."""
+        return open_broker(self.broker_url, Topology(self.prefix), lease_s=4)
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[Client]:
+        """Opens a client."""
+        with self.broker() as broker:
+            yield Client(broker, FileStore(self.folder / "store"))
+
+    def close(self) -> None:
+        """Kills whatever still runs, children included."""
+        for service in self.services:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(service.process.pid, signal.SIGKILL)
+            service.process.wait()
+
+
+def eventually(look: Callable[[], T], timeout_s: float, what: str) -> T:
+    """Returns the first true answer of `look`, asked again and again, or fails saying what was awaited."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        if answer := look():
+            return answer
+        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
+        time.sleep(0.05)
