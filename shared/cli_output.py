@@ -128,18 +128,19 @@ class Steps:
             eta_s: seconds left; likewise.
             detail: such as `epoch 3/20`.
         """
+        if name == self._name and time.monotonic() < self._due:
+            return
+        parts = [
+            f"{done / total:.0%}" if total else "",
+            _rate_text(rate, unit) if rate else "",
+            f"{_clock_text(eta_s)} left" if eta_s is not None else "",
+            detail,
+        ]
+        said = ", ".join(part for part in parts if part)
         if name != self._name:
             self.line(name)
-        elif time.monotonic() >= self._due:
-            parts = [
-                f"{done / total:.0%}" if total else "",
-                _rate_text(rate, unit) if rate else "",
-                f"{_clock_text(eta_s)} left" if eta_s is not None else "",
-                detail,
-            ]
-            self.line(f"{name}: {', '.join(part for part in parts if part)}".removesuffix(": "))
-        else:
-            return
+        elif said:
+            self.line(f"{name}: {said}")
         self._name, self._due = name, time.monotonic() + _PLAIN_PAUSE_S
 
     def line(self, text: str, style: str | None = None) -> None:

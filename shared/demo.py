@@ -155,8 +155,8 @@ class Demo:
         judged = [row["correct"] for row in rows if row["name"] in unseen and row["correct"] is not None]
         if judged:
             self._output.line(
-                f"most of these faces were trained on; on the {len(judged):,} that were held out, the job's accuracy is "
-                f"{percent(sum(judged) / len(judged))}"
+                f"most of these faces were trained on; on the {len(judged):,} that were held out, the job's accuracy "
+                f"is {percent(sum(judged) / len(judged))}"
             )
 
     def _say_where(self, ports: Mapping[str, int], log: Path) -> None:

@@ -1,0 +1,50 @@
+# One image a service: it installs one extra of pyproject.toml and runs one module.
+#
+#     docker build --target trainer .
+
+FROM python:3.11-slim AS base
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=/app PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN useradd --uid 10001 --create-home genderline && install --directory --owner genderline --group genderline /data
+WORKDIR /app
+# The dependencies alone first: a change of the code does not install them again.
+COPY pyproject.toml README.md ./
+
+FROM base AS trainer
+RUN pip install ".[trainer]"
+COPY shared shared
+COPY trainer trainer
+USER genderline
+EXPOSE 9101
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s \
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:9101/healthz', timeout=4)"]
+CMD ["python", "-m", "trainer"]
+
+FROM base AS inference
+RUN pip install ".[inference]"
+COPY shared shared
+COPY inference inference
+USER genderline
+EXPOSE 9102
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:9102/healthz', timeout=4)"]
+CMD ["python", "-m", "inference"]
+
+FROM base AS inference-gpu
+RUN pip install ".[inference-gpu]"
+COPY shared shared
+COPY inference inference
+USER genderline
+EXPOSE 9102
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:9102/healthz', timeout=4)"]
+CMD ["python", "-m", "inference"]
+
+FROM base AS dashboard
+RUN pip install ".[dashboard]"
+COPY shared shared
+COPY dashboard dashboard
+USER genderline
+EXPOSE 8080
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8080/healthz', timeout=4)"]
+CMD ["python", "-m", "dashboard"]

@@ -1,0 +1,74 @@
+# Every task of a user and a developer; `make` alone lists them. A virtual environment, .venv, is made where it is needed.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
+SERVICES := trainer,inference,dashboard
+
+# For `make demo`: DATASET=my.zip trains on it instead of synthetic faces; ONCE=1 ends when all is done.
+DATASET ?=
+ONCE ?=
+IMAGES ?=
+EPOCHS ?=
+# For `make test`: more arguments for pytest, such as ARGS='-k broker'.
+ARGS ?=
+
+.PHONY: help
+help: ## List these targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 10
+
+.PHONY: demo
+demo: $(VENV)/.services ## Train, predict and show the results [DATASET=my.zip] [IMAGES=1200] [EPOCHS=6] [ONCE=1]
+	@$(BIN)/genderline demo $(if $(DATASET),--dataset '$(DATASET)') $(if $(IMAGES),--images '$(IMAGES)') \
+		$(if $(EPOCHS),--epochs '$(EPOCHS)') $(if $(filter-out 0,$(ONCE)),--once)
+
+.PHONY: run
+run: $(VENV)/.services ## Start all services; Ctrl-C stops them
+	@$(BIN)/genderline up
+
+.PHONY: test
+test: $(VENV)/.developer ## Run all tests with coverage [ARGS='-k broker']
+	@tests/system-packages.sh
+	@$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+
+.PHONY: check
+check: $(VENV)/.developer ## Check style, types and import rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+.PHONY: up
+up: ## Start everything in containers, with RabbitMQ and Prometheus (needs Docker)
+	@docker compose up --build --detach
+
+.PHONY: down
+down: ## Stop the containers; their data stays
+	@docker compose --profile '*' down
+
+.PHONY: clean
+clean: ## Remove the virtual environment and every cache, but no data
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage* build *.egg-info
+	@find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "found $$($(PYTHON) --version 2>&1), expected Python 3.11 or newer; name one with PYTHON=…" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || tests/system-packages.sh python3-venv
+	@$(PYTHON) -m venv $(VENV)
+
+# Made anew, that is installed again, whenever the dependencies change.
+$(VENV)/.services: pyproject.toml | $(BIN)/python
+	@echo "installing the services into $(VENV): PyTorch alone is several GB, so this takes some minutes the first time"
+	@$(PIP) --editable '.[$(SERVICES)]'
+	@touch $@
+
+$(VENV)/.developer: $(VENV)/.services
+	@echo "installing what the tests need into $(VENV)"
+	@$(PIP) --editable '.[$(SERVICES),test]'
+	@touch $@
