@@ -228,7 +228,6 @@ class RabbitBroker(Broker):
                 if len(tags) == _DEAD_BATCH:
                     finish()
             finish()
-            reader.get()  # answered only after the acknowledgements before it took effect
             _give_back(session, self.topology.dead, there - taken)
         return taken
 

@@ -32,6 +32,7 @@ _EVENTS_KEPT: Final = 10_000
 """Events that wait for a slow reader; beyond, the oldest are dropped."""
 _OPEN_TIMEOUT_S: Final = 10.0
 _CLOSE_TIMEOUT_S: Final = 5.0
+_REOPEN_PAUSE_S: Final = 0.5
 
 
 class _Mailbox(abc.ABC, Generic[T]):
@@ -94,10 +95,13 @@ class _Mailbox(abc.ABC, Generic[T]):
 
     def down(self, error: Exception) -> None:
         """Forgets the channel; see `Part`."""
-        self._channel = None
+        self._reset()
         with self._changed:
             self._closed = self._closed or isinstance(error, BrokerClosed)
             self._changed.notify_all()
+
+    def _reset(self) -> None:
+        self._channel = None
 
     def _on_channel(self, channel: Channel) -> None:
         self._channel = channel
@@ -108,8 +112,20 @@ class _Mailbox(abc.ABC, Generic[T]):
         self._declare(channel)
 
     def _on_channel_closed(self, channel: Channel, error: Exception) -> None:
-        if isinstance(error, ChannelClosedByBroker) and channel.connection.is_open:
+        if not isinstance(error, ChannelClosedByBroker) or not channel.connection.is_open:
+            return  # we closed it, or the whole connection goes and `down` follows
+        if error.reply_code == 404:
             self._link.restart(f"the channel of an inbox or subscription was closed: {error}")
+            return
+        # Most likely the acknowledgement time-out: replies that nobody took for half an hour.
+        log.warning("RabbitMQ closed the channel of an inbox or subscription: %s", error)
+        self._reset()
+
+        def reopen() -> None:
+            if channel.connection.is_open and not self._closed:
+                self.up(channel.connection)
+
+        self._link.later(_REOPEN_PAUSE_S, reopen)
 
     def _consume(self, channel: Channel, queue: str, *, auto_ack: bool) -> None:
         def consuming(_: object) -> None:
@@ -172,9 +188,8 @@ class RabbitInbox(_Mailbox[tuple[int, Message]], Inbox):
         self._link.call(functools.partial(self._acknowledge, generation, taken[-1][0]))
         return fresh
 
-    def down(self, error: Exception) -> None:
-        """Forgets what waits, for it will come again; see `Part`."""
-        super().down(error)
+    def _reset(self) -> None:
+        super()._reset()
         with self._changed:
             self._generation += 1
             self._items.clear()

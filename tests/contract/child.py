@@ -50,6 +50,7 @@ def late(broker: Broker) -> None:
     consumer.settle(first, [])
     with contextlib.suppress(BrokerError):
         consumer.flush()
+    broker.ping()  # an answer: whatever the settling sent has arrived
     say("settled")
     threading.Event().wait()
 

@@ -14,9 +14,10 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
 from shared.broker import open_broker, rabbitmq
-from shared.broker.base import BrokerError, Event, Message, Outgoing, without_dead_headers
+from shared.broker.base import Broker, BrokerError, Event, Message, Outgoing, without_dead_headers
 from shared.topology import Topology
 from tests.contract.conftest import Place
+from tests.contract.test_broker_events import replies
 from tests.contract.test_broker_messages import bodies, numbered, take, to
 from tests.rabbitmq_node import MAX_MESSAGE_BYTES, free_port
 
@@ -141,7 +142,15 @@ def test_a_message_that_kills_every_consumer_ends_as_a_dead_letter_of_the_broker
         assert again.message.headers["fraction"] == 0.5
 
 
-def test_a_message_larger_than_the_broker_takes_is_refused_and_no_other_is_lost(place: Place) -> None:
+def first_occurrences(broker: Broker, queue: str) -> list[bytes]:
+    """Takes everything; returns the bodies without those that came before, as publishing again makes them."""
+    there = broker.depths()[queue].ready
+    with broker.consume([queue], there) as consumer:
+        found = bodies(take(consumer, there))
+    return list(dict.fromkeys(found))
+
+
+def test_a_message_larger_than_the_broker_takes_is_refused_while_others_pass_in_their_order(place: Place) -> None:
     broker = place.open()
     queue = place.topology.jobs
     passing = threading.Thread(target=broker.publish_many, args=(to(queue, numbered(2000)),))
@@ -149,20 +158,45 @@ def test_a_message_larger_than_the_broker_takes_is_refused_and_no_other_is_lost(
     with pytest.raises(BrokerError, match=f"{MAX_MESSAGE_BYTES + 1} bytes.*larger than configured max size"):
         broker.publish(queue, Message(bytes(MAX_MESSAGE_BYTES + 1), "application/zip"))
     passing.join(30)
-    assert broker.depths()[queue].ready >= 2000
+    assert first_occurrences(broker, queue) == [message.body for message in numbered(2000)]
     assert broker.reconnects == 0
 
 
-def test_a_message_that_makes_the_broker_hang_up_is_refused_and_no_other_is_lost(place: Place) -> None:
+def test_what_is_published_behind_a_message_that_makes_the_broker_hang_up_passes_in_its_order(
+    place: Place, eventually: Eventually
+) -> None:
     broker = place.open()
     queue = place.topology.jobs
-    passing = threading.Thread(target=broker.publish_many, args=(to(queue, numbered(2000)),))
+    poison = Message(b"", "application/zip", headers={"params": "x" * 200_000})
+    passing = threading.Thread(target=broker.publish_many, args=(to(queue, numbered(5000)),))
     passing.start()
-    with pytest.raises(BrokerError, match="frame_too_large"):
-        broker.publish(queue, Message(b"", "application/zip", headers={"params": "x" * 200_000}))
+    with broker.consume([place.topology.shards], 1) as consumer:
+        eventually(lambda: broker.depths()[queue].ready > 0)  # the first are through, thousands are waiting
+        consumer.settle([], [Outgoing(queue, poison)])
+        broker.publish_many(to(queue, numbered(1000, start=5000)))
+        with pytest.raises(BrokerError, match=r"lost|frame_too_large"):
+            consumer.flush()
     passing.join(30)
-    assert broker.depths()[queue].ready >= 2000
+    assert first_occurrences(broker, queue) == [message.body for message in numbered(6000)]
     assert broker.reconnects >= 1
+
+
+@pytest.mark.parametrize(
+    ("poison", "named"),
+    [
+        (Message(bytes(MAX_MESSAGE_BYTES + 1), "application/zip"), f"{MAX_MESSAGE_BYTES + 1} bytes"),
+        (Message(b"1234567", "application/zip", headers={"params": "x" * 200_000}), "7 bytes"),
+    ],
+    ids=["too large a body", "too large a header"],
+)
+def test_the_one_message_that_the_broker_cannot_stand_is_found_among_many(
+    place: Place, poison: Message, named: str
+) -> None:
+    broker = place.open()
+    batch = [*numbered(20), poison, *numbered(20)]
+    with pytest.raises(BrokerError, match=named):
+        broker.publish_many(to(place.topology.jobs, batch), timeout_s=20)
+    broker.publish(place.topology.jobs, Message(b"", "text/plain"))
 
 
 @pytest.mark.parametrize("headers", [{"n" * 300: 1}, {"large": 2**70}])
@@ -188,7 +222,7 @@ def test_a_result_that_the_broker_refuses_leaves_the_work_unsettled(place: Place
         assert bodies(take(other, 1)) == [b"work"]
 
 
-def test_work_held_longer_than_the_broker_allows_is_taken_back_and_the_consumer_goes_on(place: Place) -> None:
+def test_what_is_held_longer_than_the_broker_allows_is_taken_back_and_comes_again(place: Place) -> None:
     assert place.node is not None
     place.node.evaluate(
         "application:set_env(rabbit, consumer_timeout, 500), application:set_env(rabbit, channel_tick_interval, 300)."
@@ -197,6 +231,8 @@ def test_work_held_longer_than_the_broker_allows_is_taken_back_and_the_consumer_
         broker = place.open()
         queue = place.topology.predictions
         broker.publish(queue, Message(b"slow", "text/plain"))
+        inbox = broker.inbox()
+        broker.publish(inbox.name, Message(b"read late", "text/plain"))
         with broker.consume([queue], 1) as consumer:
             slow = take(consumer, 1)
             (again,) = take(consumer, 1, timeout_s=20)
@@ -206,6 +242,9 @@ def test_work_held_longer_than_the_broker_allows_is_taken_back_and_the_consumer_
                 consumer.flush()
             consumer.settle([again])
             consumer.flush()
+        assert replies(inbox, 1) == [b"read late"]
+        broker.publish(inbox.name, Message(b"more", "text/plain"))
+        assert replies(inbox, 1) == [b"more"]
         assert broker.reconnects == 0
         assert broker.depths()[queue].ready == 0
     finally:
