@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
-import pytest
 
 from shared import runs
 from shared.broker.base import Message
