@@ -23,6 +23,15 @@ FOREIGN = {
     "dashboard": {"torch", "torchvision", "onnx", "onnxruntime", "scikit-learn", "pytest", "playwright"},
 }
 
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+package = importlib.import_module(sys.argv[1])
+names = [package.__name__, *(module.name for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."))]
+for name in names:
+    importlib.import_module(name)
+print(*names)
+"""
+
 
 def project() -> dict[str, object]:
     found = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
@@ -92,7 +101,7 @@ def test_a_service_imports_with_its_extra_alone(service: str, tmp_path: Path) ->
         (code / package).symlink_to(REPOSITORY / package)
     done = subprocess.run(
         # -S leaves out this environment's own packages, so that only the links are there.
-        [sys.executable, "-S", "-c", f"import {service}.__main__, sys; print(*sorted(sys.modules))"],
+        [sys.executable, "-S", "-c", IMPORT_ALL, service],
         env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{packages}{os.pathsep}{code}"},
         cwd=tmp_path,
         capture_output=True,
@@ -102,6 +111,8 @@ def test_a_service_imports_with_its_extra_alone(service: str, tmp_path: Path) ->
     )
     assert done.returncode == 0, done.stderr
     assert f"{service}.__main__" in done.stdout.split()
+    # All of the service, not just what `__main__` imports at once.
+    assert len(done.stdout.split()) == len(list((REPOSITORY / service).glob("*.py")))
 
 
 def test_an_environment_of_links_lacks_what_is_not_asked_for(tmp_path: Path) -> None:
@@ -122,11 +133,11 @@ def test_a_bare_virtual_environment_with_the_extra_runs_the_service(service: str
     app.mkdir()
     for name in ("pyproject.toml", "README.md"):
         (app / name).write_bytes((REPOSITORY / name).read_bytes())
-    install = [python, "-m", "pip", "--disable-pip-version-check", "--quiet", "install", f".[{service}]"]
+    install = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet", "install", f".[{service}]"]
     subprocess.run(install, cwd=app, check=True)
     for package in ("shared", service):
         (app / package).symlink_to(REPOSITORY / package)
-    subprocess.run([python, "-c", f"import {service}.__main__"], cwd=app, check=True)
+    subprocess.run([str(python), "-c", IMPORT_ALL, service], cwd=app, check=True)
 
 
 def stages() -> dict[str, str]:
