@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from prometheus_client.core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from shared.broker import open_broker
 from shared.broker.base import Broker
@@ -29,7 +30,6 @@ from shared.supervisor import Child, Supervisor, watch_parent
 from shared.topology import Topology
 
 PORT = 9102
-_DRAIN_S = 30.0
 _LOG = logging.getLogger("inference")
 
 
@@ -72,17 +72,65 @@ def main() -> int:
         return work()
 
 
+class WorkersCollector(Collector):
+    """Adds up the metrics that worker processes write to files.
+
+    Counts of the dead stay in the sums; what the dead were doing does not.
+
+    Args:
+        folder: their `PROMETHEUS_MULTIPROC_DIR`.
+        living: returns the process ids of the workers there are.
+    """
+
+    def __init__(self, folder: Path, living: Callable[[], set[int]]) -> None:
+        self._folder = folder
+        self._living = living
+        self._files: Collector = MultiProcessCollector(None, str(folder))  # type: ignore[no-untyped-call]
+
+    def collect(self) -> Iterable[Metric]:
+        """Yields the sums."""
+        for file in self._folder.glob("gauge_live*_*.db"):
+            if int(file.stem.rpartition("_")[2]) not in self._living():
+                file.unlink(missing_ok=True)
+        yield from self._files.collect()
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing up front: which metrics there are shows in the files."""
+        return []
+
+
 def _parent(broker: Broker, settings: Settings, stop: threading.Event) -> int:
+    if settings.provider == "cuda":
+        # Only then: without ONNX Runtime the parent stays small.
+        from inference.session import ProviderUnavailable, require_provider  # noqa: PLC0415
+
+        try:
+            require_provider(settings.provider)
+        except ProviderUnavailable as error:
+            _LOG.error("%s", error)
+            return 2
     workers = settings.workers or settings.cores
     with tempfile.TemporaryDirectory(prefix="genderline-workers-") as folder:
         registry = process_registry()
         registry.register(BrokerCollector(broker))
-        MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
         files = [Path(folder) / f"worker-{number}.json" for number in range(workers)]
+        children = [
+            Child(
+                name=f"worker {number}",
+                command=[sys.executable, "-m", "inference", "--worker", str(file)],
+                # Each worker's metrics are files in this folder, which the parent adds up.
+                env={"PROMETHEUS_MULTIPROC_DIR": folder},
+            )
+            for number, file in enumerate(files)
+        ]
+        supervisor = Supervisor(children, on_event=_LOG.info)
+        registry.register(WorkersCollector(Path(folder), lambda: set(supervisor.pids.values())))
 
         def readiness() -> dict[str, Any]:
+            living = set(supervisor.pids.values())
             states = [json.loads(file.read_text()) for file in files if file.exists()]
-            return {"ready": len(states) == workers and all(state["ready"] for state in states), "workers": states}
+            ready = [state["ready"] and state["pid"] in living for state in states]
+            return {"ready": len(ready) == workers and all(ready), "workers": states}
 
         port = PORT if settings.metrics_port is None else settings.metrics_port
         try:
@@ -90,18 +138,9 @@ def _parent(broker: Broker, settings: Settings, stop: threading.Event) -> int:
         except OSError as error:
             _LOG.error("cannot serve metrics on port %d: %s; set GENDERLINE_METRICS_PORT", port, error.strerror)
             return 1
-        children = [
-            Child(
-                name=f"worker {number}",
-                command=[sys.executable, "-m", "inference", "--worker", str(file)],
-                # Each worker's metrics are files in this folder, which the parent adds up.
-                env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": folder},
-            )
-            for number, file in enumerate(files)
-        ]
         _LOG.info("%d workers; metrics on port %d", workers, status.port)
         try:
-            with Supervisor(children, on_event=_LOG.warning, drain_s=_DRAIN_S):
+            with supervisor:
                 stop.wait()
         finally:
             status.close()

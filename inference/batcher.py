@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.session import ServedModel
-from shared.errors import GenderlineError, InvalidImage
+from shared.errors import GenderlineError, InvalidImage, InvalidModel
 from shared.image import SIZE, ImageLimits, decode_face
 from shared.metrics import InferenceMetrics
 
@@ -86,7 +87,7 @@ class Predictor:
             self.metrics.model_run.observe(time.perf_counter() - started)
             self.metrics.batch_size.observe(len(good))
             for index, probability in zip(good, probabilities.tolist(), strict=True):
-                outcomes[index] = probability
+                outcomes[index] = probability if math.isfinite(probability) else _no_number(model)
         return outcomes
 
     def _decoded(self, data: bytes) -> NDArray[np.uint8] | InvalidImage:
@@ -101,6 +102,12 @@ class Predictor:
         for gender, count in (("female", female), ("male", len(probabilities) - female)):
             if count:
                 self.metrics.predicted_gender.labels(gender).inc(count)
-        for outcome, count in (("ok", len(probabilities)), ("invalid", len(outcomes) - len(probabilities))):
+        invalid = sum(isinstance(outcome, InvalidImage) for outcome in outcomes)
+        failed = len(outcomes) - len(probabilities) - invalid
+        for outcome, count in (("ok", len(probabilities)), ("invalid", invalid), ("failed", failed)):
             if count:
                 self.metrics.predictions.labels(outcome).inc(count)
+
+
+def _no_number(model: ServedModel) -> InvalidModel:
+    return InvalidModel(f"version {model.version} found no probability for this image")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from inference.batcher import Outcome, Predictor, grouped
@@ -13,7 +13,7 @@ from inference.models import Models
 from inference.session import ServedModel
 from inference.speed import Speed
 from shared.broker.base import Broker, BrokerError, Consumer, Delivery, Outgoing
-from shared.errors import GenderlineError
+from shared.errors import GenderlineError, Retryable
 from shared.failures import FailurePolicy
 from shared.messages import (
     PredictionRequest,
@@ -84,23 +84,29 @@ class InteractiveLoop:
             # What a failing broker left unsettled is given back by closing the consumer, and comes again.
             try:
                 with self._broker.consume([self._broker.topology.predictions], self._prefetch) as consumer:
+                    careful = False
                     while not stop.is_set():
-                        self._handle(consumer, self._take(consumer))
+                        careful = self._handle(consumer, self._take(consumer, careful=careful))
                     consumer.flush()
-            except BrokerError as error:
-                _LOG.warning("broker: %s", error)
+            except Retryable as error:
+                _LOG.warning("what is at hand will come again: %s", error)
                 stop.wait(_WAIT_S)
 
-    def _take(self, consumer: Consumer) -> list[Delivery]:
-        deliveries = consumer.take(self._batch_size, _WAIT_S)
+    def _take(self, consumer: Consumer, *, careful: bool) -> list[Delivery]:
+        deliveries = consumer.take(1 if careful else self._batch_size, _WAIT_S)
         champion = self._models.champion
-        if deliveries and champion is not None and champion.provider == "cuda":
+        if deliveries and not careful and champion is not None and champion.provider == "cuda":
             deadline = time.monotonic() + self._batch_delay_s
             while len(deliveries) < self._batch_size and (left := deadline - time.monotonic()) > 0:
                 deliveries += consumer.take(self._batch_size - len(deliveries), left)
         return deliveries
 
-    def _handle(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> None:
+    def _handle(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> bool:
+        """Answers messages. Returns whether the next ones are better taken one by one.
+
+        A message that failed before goes alone, with nothing else at hand: if it is what kills workers, no other is
+        counted as delivered again, and in the end buried, with it.
+        """
         taken: list[_Taken] = []
         now = time.monotonic()
         for delivery in deliveries:
@@ -113,13 +119,18 @@ class InteractiveLoop:
                 taken.append(_Taken(delivery, parse_prediction(delivery.message), now))
             except Exception as error:
                 self._policy.handle(consumer, delivery, error, _error_reply(delivery))
-        # A message that failed before goes alone: if it is what kills workers, it takes no other with it.
         suspects = [item for item in taken if item.delivery.delivery_count]
         others = [item for item in taken if not item.delivery.delivery_count]
-        for group in (
-            *([item] for item in suspects),
-            *grouped(others, lambda t: len(t.request.images), self._batch_size),
-        ):
+        self._answer_all(consumer, grouped(others, lambda t: len(t.request.images), self._batch_size))
+        if suspects:
+            for item in suspects[1:]:
+                consumer.postpone(item.delivery, 0)
+            consumer.flush()
+            self._answer_all(consumer, [suspects[:1]])
+        return bool(suspects)
+
+    def _answer_all(self, consumer: Consumer, groups: Iterable[list[_Taken]]) -> None:
+        for group in groups:
             try:
                 self._answer(consumer, group)
             except BrokerError:
@@ -146,13 +157,15 @@ class InteractiveLoop:
         champion = self._models.champion
         assert champion is not None  # noqa: S101 - the loop starts with a champion and none is ever taken away
         replies: list[Outgoing] = []
+        expired = 0
         alike: dict[int, list[_Taken]] = {}
         loaded: dict[int, ServedModel] = {champion.version: champion}
         for item in group:
             if item.request.deadline is not None and item.request.deadline < time.time():
-                replies += self._expired(item, champion)
+                replies += _expired_reply(item, champion)
+                expired += len(item.request.ids)
                 continue
-            version = item.request.model_version or champion.version
+            version = champion.version if item.request.model_version is None else item.request.model_version
             if version not in loaded:
                 loaded[version] = self._models.get(version)
             alike.setdefault(version, []).append(item)
@@ -163,16 +176,18 @@ class InteractiveLoop:
                 entries = [_entry(key, next(outcomes)) for key in item.request.ids]
                 replies += json_reply(item.delivery, {"model": model.identity, "predictions": entries})
         consumer.settle([item.delivery for item in group], replies)
+        if expired:
+            self._metrics.predictions.labels("expired").inc(expired)
         done = time.monotonic()
         for item in group:
             self._metrics.latency.observe(done - item.taken_at)
             self._speed.add(len(item.request.images), done - item.taken_at)
 
-    def _expired(self, item: _Taken, champion: ServedModel) -> list[Outgoing]:
-        self._metrics.predictions.labels("expired").inc(len(item.request.ids))
-        error = GenderlineError("the deadline had passed before the image was computed", code="expired")
-        entries = [prediction_error(key, error) for key in item.request.ids]
-        return json_reply(item.delivery, {"model": champion.identity, "predictions": entries})
+
+def _expired_reply(item: _Taken, champion: ServedModel) -> list[Outgoing]:
+    error = GenderlineError("the deadline had passed before the image was computed", code="expired")
+    entries = [prediction_error(key, error) for key in item.request.ids]
+    return json_reply(item.delivery, {"model": champion.identity, "predictions": entries})
 
 
 def _entry(key: str | int | None, outcome: Outcome) -> dict[str, object]:

@@ -1,8 +1,9 @@
 """Batch jobs: an archive is opened into shards, any worker computes a shard, and one of them assembles the results.
 
 Every shard's rows go into a file of their own with a fixed name, so computing a shard twice is harmless. Whoever finds
-all of them there tries to create the object `finisher`; the one shard whose worker succeeds does the rest, and does it
-again if it is delivered again: so there is at least one final reply, and without a crash exactly one.
+all of them there, or finds that the job cannot or shall not go on, tries to create the object `finisher` with its
+shard's number; the one shard that succeeds ends the job, and says so again if it is delivered again: so there is at
+least one final reply, and without a crash exactly one.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import csv
 import io
 import json
 import logging
+import re
+import shutil
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +28,7 @@ from inference.speed import Speed
 from shared import jobs
 from shared.archive import Archive, ArchiveLimits, Entry, EntryError
 from shared.broker.base import Broker, BrokerError, Consumer, Delivery, Outgoing
-from shared.errors import GenderlineError, InvalidDataset, InvalidImage, InvalidMessage, NotFound
+from shared.errors import GenderlineError, InvalidDataset, InvalidImage, InvalidMessage, NotFound, Retryable
 from shared.failures import FailurePolicy
 from shared.jobs import Jobs
 from shared.labels import GENDERS, label_or_none
@@ -44,6 +48,7 @@ from shared.store import STORE_SCHEME, Store
 from shared.topology import JOB_PROGRESS, job_state_topic
 
 _WAIT_S: Final = 0.5
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f]")
 _LOG = logging.getLogger(__name__)
 
 
@@ -98,8 +103,8 @@ class BulkLoop:
                             for delivery in consumer.take(1, _WAIT_S):
                                 self._handle(consumer, delivery)
                         consumer.flush()
-                except BrokerError as error:
-                    _LOG.warning("broker: %s", error)
+                except Retryable as error:
+                    _LOG.warning("what is at hand will come again: %s", error)
                     stop.wait(_WAIT_S)
 
     def _handle(self, consumer: Consumer, delivery: Delivery) -> None:
@@ -130,10 +135,14 @@ class BulkLoop:
             consumer.settle([delivery], json_reply(delivery, Jobs.reply(record)))
             return
         if record["state"] == jobs.ACCEPTED and not delivery.delivery_count:
-            consumer.settle([delivery])  # a duplicate of a job that is under way
+            # A duplicate of a job that is under way: who asked last is who still listens.
+            if delivery.message.reply_to:
+                asker = {"reply_to": delivery.message.reply_to, "correlation_id": delivery.message.correlation_id}
+                record = self._jobs.update(job_id, **asker)
+            consumer.settle([delivery], json_reply(delivery, Jobs.reply(record)))
             return
         if self._jobs.cancel_requested(job_id):
-            consumer.settle([delivery], self._end(job_id, jobs.CANCELLED, _cancelled(), delivery))
+            consumer.settle([delivery], self._end(job_id, jobs.CANCELLED, delivery, error=_cancelled().as_dict()))
             return
         try:
             with (
@@ -144,24 +153,30 @@ class BulkLoop:
                     images = len(archive.entries)
                 key = self._keep(job_id, request.uri, path, Path(folder))
         except InvalidDataset as error:
-            consumer.settle([delivery], self._end(job_id, jobs.REJECTED, error, delivery))
+            consumer.settle([delivery], self._end(job_id, jobs.REJECTED, delivery, error=error.as_dict()))
             return
         champion = self._models.champion
         assert champion is not None  # noqa: S101 - the loop starts with a champion and none is ever taken away
         size = self._settings.shard_images
-        shards = -(-images // size)
-        record = self._jobs.update(
+        # Another delivery of this message may have been here before: then its model and its shards hold.
+        record = self._jobs.accept(
             job_id,
-            state=jobs.ACCEPTED,
             reply_to=delivery.message.reply_to,
             correlation_id=delivery.message.correlation_id,
             model=champion.identity,
             archive=key,
             images=images,
-            shards=shards,
+            shards=-(-images // size),
             shard_images=size,
         )
-        outgoing = [
+        shards = [] if record["state"] in jobs.FINAL_STATES else self._shards(record)
+        consumer.settle([delivery], [*shards, *json_reply(delivery, Jobs.reply(record))])
+        self._announce(record)
+        _LOG.info("%s %s: %d images in %d shards", job_id, record["state"], record["images"], record["shards"])
+
+    def _shards(self, record: dict[str, Any]) -> list[Outgoing]:
+        job_id, images, size = record["job_id"], record["images"], record["shard_images"]
+        return [
             Outgoing(
                 self._broker.topology.shards,
                 json_message(
@@ -174,12 +189,8 @@ class BulkLoop:
                     message_id=f"{job_id}.{shard}",
                 ),
             )
-            for shard in range(shards)
+            for shard in range(record["shards"])
         ]
-        body = Jobs.reply(record)
-        consumer.settle([delivery], [*outgoing, *json_reply(delivery, body)])
-        self._broker.emit(job_state_topic(jobs.ACCEPTED), {"schema": 1, **body})
-        _LOG.info("%s accepted: %d images in %d shards", job_id, images, shards)
 
     def _keep(self, job_id: str, uri: str | None, path: Path, folder: Path) -> str:
         """Makes sure that every worker can reach the archive. Returns its store key."""
@@ -187,10 +198,7 @@ class BulkLoop:
             return uri.removeprefix(STORE_SCHEME)
         key = Jobs.archive_key(job_id)
         if not path.is_relative_to(folder):
-            with path.open("rb") as source, (folder / "copy.zip").open("wb") as copy:
-                while piece := source.read(2**20):
-                    copy.write(piece)
-            path = folder / "copy.zip"
+            path = shutil.copyfile(path, folder / "copy.zip")
         self._store.put_file(key, path)
         return key
 
@@ -198,27 +206,33 @@ class BulkLoop:
         job_id = job_id_of(delivery.message.message_id)
         self._jobs.create(job_id, message_id=delivery.message.message_id, name="archive", state=jobs.QUEUED)
         state = jobs.REJECTED if isinstance(error, InvalidMessage) else jobs.FAILED
-        return self._end(job_id, state, error, delivery)
+        return self._end(job_id, state, delivery, error=error.as_dict())
 
     # -- a shard
 
     def _compute(self, consumer: Consumer, delivery: Delivery) -> None:
         request = parse_shard(delivery.message)
-        record = self._jobs.find(request.job_id)
-        finished_here = delivery.delivery_count and self._finisher(request.job_id) == request.shard
-        if record is None or (record["state"] in jobs.FINAL_STATES and not finished_here):
+        job_id = request.job_id
+        record = self._jobs.find(job_id)
+        if record is None:
             consumer.settle([delivery])
             return
-        self.busy = request.job_id
-        if self._jobs.cancel_requested(request.job_id):
-            consumer.settle([delivery], self._end(request.job_id, jobs.CANCELLED, _cancelled()))
+        if record["state"] in jobs.FINAL_STATES:
+            # Whoever ended it may have died before saying so.
+            again = delivery.delivery_count > 0 and self._finisher(job_id) == request.shard
+            consumer.settle([delivery], self._tell_end(record) if again else [])
             return
-        if record["state"] != jobs.FINISHED and not self._store.exists(Jobs.part_key(request.job_id, request.shard)):
-            self._write_part(record, request)
-            self._progress(record)
+        self.busy = job_id
         outgoing: list[Outgoing] = []
-        if record["state"] == jobs.FINISHED or self._is_finisher(record, request.shard):
-            outgoing = self._finish(record)
+        if self._jobs.cancel_requested(job_id):
+            if self._may_end(job_id, request.shard):
+                outgoing = self._end(job_id, jobs.CANCELLED, error=_cancelled().as_dict())
+        else:
+            if not self._store.exists(Jobs.part_key(job_id, request.shard)):
+                self._write_part(record, request)
+                self._progress(record)
+            if len(self._jobs.parts(job_id)) == record["shards"] and self._may_end(job_id, request.shard):
+                outgoing = self._finish(job_id)
         consumer.settle([delivery], outgoing)
 
     def _write_part(self, record: dict[str, Any], request: ShardRequest) -> None:
@@ -240,42 +254,34 @@ class BulkLoop:
 
     def _progress(self, record: dict[str, Any]) -> None:
         done, total = self._jobs.progress(record)
-        self._broker.emit(
-            JOB_PROGRESS, {"schema": 1, "job_id": record["job_id"], "progress": {"done": done, "total": total}}
-        )
+        seconds = (datetime.now(UTC) - datetime.fromisoformat(record["accepted"])).total_seconds()
+        rate = done / max(seconds, 0.001)
+        progress = {"done": done, "total": total, "rate": round(rate, 1), "eta_s": round((total - done) / rate, 1)}
+        self._broker.emit(JOB_PROGRESS, {"schema": 1, "job_id": record["job_id"], "progress": progress})
 
-    def _is_finisher(self, record: dict[str, Any], shard: int) -> bool:
-        """Returns whether all parts are there and this shard is the one to assemble them."""
-        job_id = record["job_id"]
-        if len(self._jobs.parts(job_id)) < record["shards"]:
-            return False
-        self._store.create(_finisher_key(job_id), json.dumps(shard).encode())
-        return self._finisher(job_id) == shard
+    def _may_end(self, job_id: str, shard: int) -> bool:
+        """Returns whether this shard is the one to end the job: the first that asked, and again if it comes again."""
+        return self._store.create(_finisher_key(job_id), json.dumps(shard).encode()) or self._finisher(job_id) == shard
 
     def _finisher(self, job_id: str) -> int | None:
         try:
-            return int(json.loads(self._store.get(_finisher_key(job_id))))
+            return int(self._store.get(_finisher_key(job_id)))
         except NotFound:
             return None
 
-    def _finish(self, record: dict[str, Any]) -> list[Outgoing]:
-        """Assembles the results, unless that is done already. Returns the final reply."""
-        job_id = record["job_id"]
-        if record["state"] != jobs.FINISHED:
-            with tempfile.TemporaryDirectory(prefix="genderline-") as folder:
-                results = Path(folder) / "results.csv"
-                counts, accuracy = _assemble(results, self._part_texts(job_id))
-                self._store.put_file(Jobs.results_key(job_id), results)
-            record = self._jobs.update(
-                job_id,
-                state=jobs.FINISHED,
-                counts=counts,
-                accuracy=accuracy,
-                results=f"{STORE_SCHEME}{Jobs.results_key(job_id)}",
-            )
-            self._store.delete(f"jobs/{job_id}/parts")
-        self._announce(record)
-        return self._final_reply(record)
+    def _finish(self, job_id: str) -> list[Outgoing]:
+        """Assembles the results. Returns the final reply."""
+        with tempfile.TemporaryDirectory(prefix="genderline-") as folder:
+            results = Path(folder) / "results.csv"
+            counts, accuracy = _assemble(results, self._part_texts(job_id))
+            self._store.put_file(Jobs.results_key(job_id), results)
+        return self._end(
+            job_id,
+            jobs.FINISHED,
+            counts=counts,
+            accuracy=accuracy,
+            results=f"{STORE_SCHEME}{Jobs.results_key(job_id)}",
+        )
 
     def _part_texts(self, job_id: str) -> Iterator[str]:
         for shard in self._jobs.parts(job_id):
@@ -283,18 +289,27 @@ class BulkLoop:
 
     def _shard_failed(self, delivery: Delivery, error: GenderlineError) -> list[Outgoing]:
         """A job without one of its shards cannot be finished."""
-        with contextlib.suppress(GenderlineError, KeyError, ValueError):
-            return self._end(parse_shard(delivery.message).job_id, jobs.FAILED, error)
-        return []
+        try:
+            request = parse_shard(delivery.message)
+        except (InvalidMessage, KeyError, ValueError):
+            return []  # nobody knows whose it is
+        if self._jobs.find(request.job_id) is None or not self._may_end(request.job_id, request.shard):
+            return []
+        return self._end(request.job_id, jobs.FAILED, error=error.as_dict())
 
     # -- the end
 
-    def _end(self, job_id: str, state: str, error: GenderlineError, delivery: Delivery | None = None) -> list[Outgoing]:
-        """Ends a job without results. Returns the final reply: to `delivery`, or to whom the job's record names."""
-        if self._jobs.get(job_id)["state"] in jobs.FINAL_STATES:
-            return []  # another shard has ended it
-        record = self._jobs.update(job_id, state=state, error=error.as_dict())
-        _LOG.warning("%s %s: %s", job_id, state, error)
+    def _end(self, job_id: str, state: str, delivery: Delivery | None = None, **changes: Any) -> list[Outgoing]:
+        """Ends a job. Returns the final reply: to `delivery`, or to whom the job's record names."""
+        record = self._jobs.end(job_id, state, **changes)
+        if record is None:  # it had ended already
+            return json_reply(delivery, Jobs.reply(self._jobs.get(job_id))) if delivery else []
+        _LOG.info("%s %s%s", job_id, state, f": {record['error']['message']}" if record["error"] else "")
+        return self._tell_end(record, delivery)
+
+    def _tell_end(self, record: dict[str, Any], delivery: Delivery | None = None) -> list[Outgoing]:
+        """Announces a job's end and clears away what nobody needs any more. Returns the final reply."""
+        self._store.delete(f"jobs/{record['job_id']}/parts")
         self._announce(record)
         return json_reply(delivery, Jobs.reply(record)) if delivery else self._final_reply(record)
 
@@ -354,13 +369,19 @@ def _row(name: str, outcome: float | GenderlineError) -> dict[str, object]:
     """Returns one line of the results; the true gender only where the file name carries one."""
     label = label_or_none(name)
     truth = GENDERS[label.gender] if label else None
+    shown = _one_line(name)
     if not isinstance(outcome, float):
         reason = reject_for(outcome).reason if isinstance(outcome, InvalidImage) else outcome.code
-        return {"name": name, "true_gender": truth, "error": f"{reason}: {outcome}"}
+        return {"name": shown, "true_gender": truth, "error": _one_line(f"{reason}: {outcome}")}
     entry = prediction(None, outcome)
     del entry["id"]
     correct = None if truth is None else str(entry["gender"] == truth).lower()
-    return {"name": name, **entry, "true_gender": truth, "correct": correct}
+    return {"name": shown, **entry, "true_gender": truth, "correct": correct}
+
+
+def _one_line(text: str) -> str:
+    """Returns text with its control characters, which a line of CSV cannot hold, written as escapes."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def _assemble(path: Path, parts: Iterable[str]) -> tuple[dict[str, int], float | None]:

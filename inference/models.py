@@ -8,15 +8,17 @@ import time
 from collections import OrderedDict
 from typing import Final, Literal
 
-from inference.session import ServedModel, load_model, release_freed_memory
-from shared.broker.base import Broker
-from shared.errors import GenderlineError, InvalidMessage, InvalidModel, NotFound, Retryable
+from inference.session import ProviderUnavailable, ServedModel, load_model, release_freed_memory
+from shared.broker.base import Broker, Subscription
+from shared.errors import GenderlineError, InvalidMessage, NotFound, Retryable
 from shared.metrics import InferenceMetrics
 from shared.registry import Registry
 from shared.store import Store
 from shared.topology import MODEL_PROMOTED
 
 _POLL_S: Final = 2.0
+_WAIT_S: Final = 0.5
+"""How long a stop may go unnoticed."""
 _FAILED_PAUSE_S: Final = 30.0
 _PINNED_KEPT: Final = 2
 _LOG = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ class Models:
         self._there_is_one = threading.Event()
         self._pinned: OrderedDict[int, ServedModel] = OrderedDict()
         self._pinned_lock = threading.Lock()
-        self._failed: tuple[int, float] | None = None  # a version, and when to try it again on the monotonic clock
+        self._failed: dict[int, float] = {}  # versions, and when to try them again on the monotonic clock
 
     @property
     def champion(self) -> ServedModel | None:
@@ -59,7 +61,8 @@ class Models:
 
         Raises:
             InvalidMessage: code `unknown_model_version`.
-            Retryable: it is registered, but the store is away or the file is broken.
+            InvalidModel: it is registered, but broken.
+            Retryable: the store is away.
         """
         champion = self._champion
         if champion is not None and champion.version == version:
@@ -72,50 +75,92 @@ class Models:
                 model = load_model(self._store, version, self._provider)
             except NotFound as error:
                 raise InvalidMessage(str(error), code="unknown_model_version") from None
-            except InvalidModel as error:
-                raise Retryable(str(error), code="invalid_model") from error
-            self._pinned[version] = model
-            while len(self._pinned) > _PINNED_KEPT:
-                self._pinned.popitem(last=False)
-                release_freed_memory()
+            self._keep_pinned(model)
             return model
 
-    def follow(self, broker: Broker, stop: threading.Event) -> None:
-        """Keeps the champion up to date until `stop`: at once upon an event, and every two seconds without one."""
-        with broker.subscribe([MODEL_PROMOTED]) as events:
-            while not stop.is_set():
-                self.refresh()
-                try:
-                    events.take(_POLL_S)
-                except Retryable:
-                    stop.wait(_POLL_S)  # no events for now; the store still tells
+    def _keep_pinned(self, model: ServedModel) -> None:
+        self._pinned[model.version] = model
+        while len(self._pinned) > _PINNED_KEPT:
+            self._pinned.popitem(last=False)
+            release_freed_memory()
 
-    def refresh(self) -> None:
-        """Loads the champion if it is not the one that serves."""
+    def follow(self, broker: Broker, stop: threading.Event) -> None:
+        """Keeps the champion up to date until `stop`: at once upon an event, and every two seconds without one.
+
+        Raises:
+            ProviderUnavailable: the settings insist on CUDA, and it turned out not to work before anything served.
+        """
+        while not stop.is_set():
+            try:
+                with broker.subscribe([MODEL_PROMOTED]) as events:
+                    self.refresh()
+                    while not stop.is_set():
+                        self.refresh(at_once=self._promoted(events, stop))
+            except Retryable:
+                self.refresh()  # no events for now; the store still tells
+                stop.wait(_POLL_S)
+
+    def _promoted(self, events: Subscription, stop: threading.Event) -> bool:
+        """Waits until something was promoted, or it is time to look. Returns whether something was."""
+        deadline = time.monotonic() + _POLL_S
+        while not stop.is_set() and time.monotonic() < deadline:
+            if events.take(_WAIT_S):
+                return True
+        return False
+
+    def refresh(self, *, at_once: bool = False) -> None:
+        """Loads the champion if it is not the one that serves; whatever goes wrong, what serves goes on serving.
+
+        Where nothing serves and the champion is broken, the previous one is better than none.
+
+        Args:
+            at_once: try again even what has failed a moment ago.
+        """
+        if at_once:
+            self._failed.clear()
         try:
-            wanted = self._registry.aliases().champion
-        except Retryable as error:
+            aliases = self._registry.aliases()
+        except Exception as error:  # the store is away, or somebody has spoiled the file
             _LOG.warning("cannot see which model is champion: %s", error)
             return
+        for wanted in (aliases.champion, aliases.previous):
+            if wanted is not None and (self._serves(wanted) or self._swap_to(wanted)):
+                return
+            if self._champion is not None:
+                return
+
+    def _serves(self, version: int) -> bool:
+        return self._champion is not None and self._champion.version == version
+
+    def _swap_to(self, version: int) -> bool:
+        """Puts a version in the place of what serves, if it is good. Returns whether it did."""
+        if time.monotonic() < self._failed.get(version, 0.0):
+            return False
         now = self._champion
-        if wanted is None or (now is not None and now.version == wanted):
-            return
-        if self._failed is not None and self._failed[0] == wanted and time.monotonic() < self._failed[1]:
-            return
         try:
-            model = load_model(self._store, wanted, self._provider)
-        except GenderlineError as error:
+            model = load_model(self._store, version, self._provider)
+        except Exception as error:
+            if now is None and isinstance(error, ProviderUnavailable):
+                raise
             self._metrics.swaps.labels("failed").inc()
-            self._failed = (wanted, time.monotonic() + _FAILED_PAUSE_S)
+            if not isinstance(error, Retryable):
+                self._failed[version] = time.monotonic() + _FAILED_PAUSE_S
             serving = f"version {now.version} goes on serving" if now else "nothing serves yet"
-            _LOG.error("model version %d not taken (%s): %s", wanted, serving, error)
-            return
+            # Of our own errors the text is enough; anything else is a bug.
+            trace = None if isinstance(error, GenderlineError) else error
+            _LOG.error("model version %d not taken (%s): %s", version, serving, error, exc_info=trace)
+            return False
         self._champion = model
         self._there_is_one.set()
         self._metrics.swaps.labels("ok").inc()
-        self._metrics.model_info.labels(str(model.version), model.provider).set(1)
+        with self._pinned_lock:
+            self._pinned.pop(version, None)
+            if now is not None:
+                self._keep_pinned(now)  # the jobs under way go on with it
         if now is not None:
             # Label sets shared between processes cannot be removed, only set to nothing.
             self._metrics.model_info.labels(str(now.version), now.provider).set(0)
+        self._metrics.model_info.labels(str(model.version), model.provider).set(1)
         _LOG.info("serving version %d on %s in %s", model.version, model.provider, model.precision)
         release_freed_memory()
+        return True

@@ -13,8 +13,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from shared.card import ModelCard
-from shared.errors import InvalidModel
+from shared.card import CardFile, ModelCard
+from shared.errors import InvalidModel, NotFound
 from shared.image import SIZE
 from shared.registry import MODEL_NAME, Registry
 from shared.store import Store
@@ -25,7 +25,10 @@ _INPUT: Final = ("image", "tensor(uint8)")
 _OUTPUT: Final = ("probability_female", "tensor(float)")
 _EXTERNAL_DATA: Final = b"\n\x08location\x12"
 """How protobuf writes the key under which a tensor names a file beside the model."""
+_NO_FOLDER: Final = "/nonexistent"
+"""Where ONNX Runtime is told to look for such files, should one be written in another way."""
 
+_BATCH_TOLERANCE: Final = 0.01
 _TRIAL_IMAGES: Final = 16
 _TRIAL_RUNS: Final = 5
 _WORTH_IT: Final = 1.15
@@ -78,7 +81,7 @@ def load_model(store: Store, version: int, provider: Literal["auto", "cpu", "cud
     """Loads a registered model and makes sure that it answers sensibly.
 
     Where the card says that the int8 model holds the accuracy, it is loaded too, and taken if it is clearly faster on
-    this machine's CPU.
+    this machine's CPU. One that is broken costs nothing but its speed.
 
     Args:
         store: where the registry lies.
@@ -87,24 +90,41 @@ def load_model(store: Store, version: int, provider: Literal["auto", "cpu", "cud
 
     Raises:
         NotFound: there is no such version.
-        InvalidModel: the file is not the registered one, cannot be loaded, or answers nonsense.
+        InvalidModel: its card cannot be read, or its file is missing, is not the registered one, cannot be loaded, or
+            answers nonsense.
         ProviderUnavailable: `cuda` was asked for and does not work.
         Retryable: the store is away.
     """
-    card = ModelCard.model_validate(Registry(store).card(version))
-    data = _verified(store.get(Registry.model_key(version)), card.file.sha256, version)
-    session, used = _session(data, provider, version)
+    card = _card(store, version)
+    session, used = _session(_file(store, version, card.file), provider, version)
     model = ServedModel(version, used, "float32", card, session)
     _probe(model)
-    if used == "cpu" and card.int8_file is not None:
-        quantized = _verified(store.get(Registry.model_key(version, int8=True)), card.int8_file.sha256, version)
-        other = ServedModel(version, used, "int8", card, _session(quantized, "cpu", version)[0])
-        _probe(other)
-        gain = _seconds(model) / _seconds(other)
+    if used == "cpu" and card.int8 is not None and card.int8.kept and card.int8_file is not None:
+        try:
+            session, _ = _session(_file(store, version, card.int8_file, int8=True), "cpu", version)
+            quantized = ServedModel(version, used, "int8", card, session)
+            _probe(quantized)
+        except InvalidModel as error:
+            _LOG.error("int8 not taken, float32 serves: %s", error)
+            return model
+        gain = _seconds(model) / _seconds(quantized)
         _LOG.info("version %d: int8 runs %.2f times as fast as float32 here", version, gain)
         if gain >= _WORTH_IT:
-            return other
+            return quantized
     return model
+
+
+def require_provider(wanted: Literal["auto", "cpu", "cuda"]) -> None:
+    """Refuses to start where the settings insist on CUDA and this ONNX Runtime was built without it.
+
+    Raises:
+        ProviderUnavailable: with what is there instead. Whether CUDA's libraries load too shows with the first model.
+    """
+    if wanted == "cuda" and "CUDAExecutionProvider" not in ort.get_available_providers():
+        raise ProviderUnavailable(
+            f"GENDERLINE_PROVIDER is cuda; this ONNX Runtime has {ort.get_available_providers()} "
+            "(install the extra `inference-gpu`)"
+        )
 
 
 def release_freed_memory() -> None:
@@ -115,10 +135,28 @@ def release_freed_memory() -> None:
         return  # another C library, with its own habits
 
 
-def _verified(data: bytes, sha256: str, version: int) -> bytes:
+def _card(store: Store, version: int) -> ModelCard:
+    try:
+        card = ModelCard.model_validate(Registry(store).card(version))
+    except ValueError as error:  # not JSON, or not a card
+        raise InvalidModel(f"version {version}: its card cannot be read: {error}") from None
+    if card.version != version:
+        raise InvalidModel(f"version {version}: its card is that of version {card.version}")
+    return card
+
+
+def _file(store: Store, version: int, expected: CardFile, *, int8: bool = False) -> bytes:
+    """Returns a model file of the registry, which is the one that the card describes and stands on its own."""
+    try:
+        data = store.get(Registry.model_key(version, int8=int8))
+    except NotFound as error:
+        raise InvalidModel(f"version {version}: {error}") from None
     found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        raise InvalidModel(f"version {version}: the file's SHA-256 is {found}; its card says {sha256}")
+    if found != expected.sha256:
+        raise InvalidModel(
+            f"version {version}: the file has {len(data)} bytes and the SHA-256 {found}; "
+            f"its card says {expected.size_bytes} bytes and {expected.sha256}"
+        )
     if _EXTERNAL_DATA in data:
         raise InvalidModel(f"version {version}: the model names files outside itself; expected one self-contained file")
     return data
@@ -131,7 +169,8 @@ def _session(
     # One core a process and a process a core beat one session over all cores, on models of this size.
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong comes as an exception
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NO_FOLDER)
     asked = ["CPUExecutionProvider"]
     if wanted != "cpu" and "CUDAExecutionProvider" in ort.get_available_providers():
         asked.insert(0, "CUDAExecutionProvider")
@@ -170,10 +209,19 @@ def _probe(model: ServedModel) -> None:
         alone = np.concatenate([model.predict(image[np.newaxis]) for image in images])
     except Exception as error:  # as in `_session`
         raise InvalidModel(f"version {version} failed on the probe images: {error}") from error
-    if together.shape != (len(images),) or not np.isfinite(together).all() or together.min() < 0 or together.max() > 1:
-        raise InvalidModel(f"version {version} answered {together.tolist()} to the probe; expected probabilities")
-    if (difference := float(np.abs(together - alone).max())) > 0.01:
-        raise InvalidModel(f"version {version} answers differently by {difference:.3f} in a batch and alone")
+    for answer in (together, alone):
+        if answer.shape != (len(images),):
+            raise InvalidModel(
+                f"version {version} gave {answer.shape} numbers for the probe; expected {(len(images),)}, one an image"
+            )
+        if not ((answer >= 0) & (answer <= 1)).all():  # also where one is NaN
+            raise InvalidModel(f"version {version} answered {answer.tolist()} to the probe; expected probabilities")
+    difference = float(np.abs(together - alone).max())
+    if difference > _BATCH_TOLERANCE:
+        raise InvalidModel(
+            f"version {version} answers differently by {difference:.3f} in a batch and alone; "
+            f"expected {_BATCH_TOLERANCE:g} or less"
+        )
 
 
 def _seconds(model: ServedModel) -> float:

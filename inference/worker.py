@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -39,7 +40,7 @@ class Worker:
         store: where models and jobs lie.
         settings: as the environment has them.
         decode_threads: threads that decode one batch; 1 where every core has a process of its own.
-        status_file: kept up to date with `{"ready", "version", "provider"}` for the parent process.
+        status_file: kept up to date with `{"pid", "ready", "version", "provider"}` for the parent process.
     """
 
     def __init__(
@@ -49,8 +50,13 @@ class Worker:
         self._status_file = status_file
         metrics = InferenceMetrics(CollectorRegistry())
         policy = FailurePolicy(settings.delivery_limit, metrics.dead_letters)
-        self._pool = ThreadPoolExecutor(decode_threads, "decode") if decode_threads > 1 else None
-        predictor = Predictor(ImageLimits.from_settings(settings), settings.batch_size, metrics, self._pool)
+        limits = ImageLimits.from_settings(settings)
+        # A pool for each loop: threads inherit the niceness of the loop that starts them.
+        self._pools = [ThreadPoolExecutor(decode_threads, name) for name in ("decode", "decode bulk")]
+        predictor, bulk_predictor = (
+            Predictor(limits, settings.batch_size, metrics, pool if decode_threads > 1 else None)
+            for pool in self._pools
+        )
         self._speed = Speed()
         self._models = Models(store, settings.provider, metrics)
         self._interactive = InteractiveLoop(
@@ -64,18 +70,18 @@ class Worker:
             batch_size=settings.batch_size,
             batch_delay_s=settings.batch_delay_ms / 1000,
         )
-        self._bulk = BulkLoop(broker, store, settings, self._models, predictor, policy, self._speed)
+        self._bulk = BulkLoop(broker, store, settings, self._models, bulk_predictor, policy, self._speed)
         self._heartbeat = Heartbeat(broker, "inference", self._state)
 
     def run(self, stop: threading.Event) -> None:
         """Works until `stop`, then finishes what it holds. A loop that dies of a bug ends the whole worker."""
         failures: list[BaseException] = []
 
-        def guarded(name: str, work: Any) -> threading.Thread:
+        def guarded(name: str, work: Callable[[threading.Event], None]) -> threading.Thread:
             def body() -> None:
                 try:
                     work(stop)
-                except BaseException as error:  # noqa: BLE001 - reported below, from the main thread
+                except BaseException as error:
                     failures.append(error)
                     stop.set()
 
@@ -89,13 +95,17 @@ class Worker:
             guarded("bulk", self._run_bulk),
             guarded("heartbeat", self._heartbeat.run),
         ]
-        while not stop.wait(_READY_EVERY_S):
-            self._write_status(ready=self._broker.ping())
-        self._write_status(ready=False)
-        for thread in threads:
-            thread.join()
-        if self._pool is not None:
-            self._pool.shutdown()
+        try:
+            while not stop.is_set():
+                self._write_status(ready=self._broker.ping())
+                stop.wait(_READY_EVERY_S)
+            self._write_status(ready=False)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+            for pool in self._pools:
+                pool.shutdown()
         if failures:
             raise failures[0]
 
@@ -118,6 +128,7 @@ class Worker:
     def _write_status(self, *, ready: bool) -> None:
         champion = self._models.champion
         state = {
+            "pid": os.getpid(),
             "ready": ready,
             "version": champion.version if champion else None,
             "provider": champion.provider if champion else None,

@@ -48,6 +48,7 @@ class Jobs:
             "reply_to": None,
             "correlation_id": None,
             "model": None,
+            "accepted": None,
             "images": None,
             "shards": None,
             "shard_images": None,
@@ -59,17 +60,43 @@ class Jobs:
         return self._store.create(f"jobs/{job_id}/job.json", json.dumps(record, indent=2).encode())
 
     def update(self, job_id: str, **changes: Any) -> dict[str, Any]:
-        """Changes some of the record's fields and returns the whole."""
-        record = {**self.get(job_id), **changes, "updated": now_iso()}
-        self._store.put_json(f"jobs/{job_id}/job.json", record)
-        return record
+        """Changes some of the record's fields, in one atomic step, and returns the whole."""
+
+        def change(record: dict[str, Any]) -> dict[str, Any]:
+            return {**_known(record, job_id), **changes, "updated": now_iso()}
+
+        return self._store.update_json(f"jobs/{job_id}/job.json", change)
+
+    def accept(self, job_id: str, **fields: Any) -> dict[str, Any]:
+        """Makes a job accepted, in one atomic step, and returns its record.
+
+        Of several callers the first one's fields hold, so that all of the job is one thing. What has ended stays so.
+        """
+
+        def change(record: dict[str, Any]) -> dict[str, Any]:
+            if _known(record, job_id)["state"] in FINAL_STATES or record["accepted"] is not None:
+                return record
+            now = now_iso()
+            return {**record, **fields, "state": ACCEPTED, "accepted": now, "updated": now}
+
+        return self._store.update_json(f"jobs/{job_id}/job.json", change)
+
+    def end(self, job_id: str, state: str, **changes: Any) -> dict[str, Any] | None:
+        """Ends a job, in one atomic step, and returns its record; None where it had ended before."""
+        ended_here = False
+
+        def change(record: dict[str, Any]) -> dict[str, Any]:
+            nonlocal ended_here
+            ended_here = _known(record, job_id)["state"] not in FINAL_STATES
+            return {**record, **changes, "state": state, "updated": now_iso()} if ended_here else record
+
+        record = self._store.update_json(f"jobs/{job_id}/job.json", change)
+        return record if ended_here else None
 
     def get(self, job_id: str) -> dict[str, Any]:
         """Returns the record, or raises `NotFound`."""
         record = self._store.find_json(f"jobs/{job_id}/job.json")
-        if record is None:
-            raise NotFound(f"there is no job {job_id!r}")
-        return record
+        return _known(record, job_id)
 
     def find(self, job_id: str) -> dict[str, Any] | None:
         """Returns the record, or None."""
@@ -138,3 +165,9 @@ class Jobs:
         if record["error"]:
             body["error"] = record["error"]
         return body
+
+
+def _known(record: dict[str, Any] | None, job_id: str) -> dict[str, Any]:
+    if not record:
+        raise NotFound(f"there is no job {job_id!r}")
+    return record
