@@ -203,7 +203,8 @@ def _probe(model: ServedModel) -> None:
     # Smooth and rough, dark and light: none of them a face, all of them fixed.
     ramp = np.linspace(0, 255, SIZE).astype(np.uint8)
     noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE), dtype=np.uint8)
-    images = np.stack([np.tile(ramp, (SIZE, 1)), np.tile(ramp[:, np.newaxis], (1, SIZE)), noise, 255 - noise])
+    dark, light = np.tile(ramp // 2, (SIZE, 1)), np.tile(255 - ramp[:, np.newaxis] // 2, (1, SIZE))
+    images = np.stack([dark, light, noise, 255 - noise])
     try:
         together = model.predict(images)
         alone = np.concatenate([model.predict(image[np.newaxis]) for image in images])

@@ -1,0 +1,248 @@
+"""Small real models for tests: exported by the trainer's own code, then given the answers or faults that a test needs."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import torch
+from onnx import helper, numpy_helper
+from torch import nn
+
+from shared.card import CardDataset, Int8Report, ModelCard
+from shared.params import TrainingParams
+from shared.registry import Registry
+from shared.store import FileStore
+from trainer.card import build_card, measure_inputs
+from trainer.evaluate import evaluate
+from trainer.export import OUTPUT, export_onnx
+from trainer.model import Cost
+from trainer.train import EpochRow, Trained
+
+STEEPNESS = 20.0
+"""The logit of `brightness_model` is this times (mean luma / 255 - 1/2)."""
+
+Change = Callable[[onnx.ModelProto], None]
+
+
+# -- models
+
+
+@functools.cache
+def _exported() -> bytes:
+    """Returns the file of a network whose logit is `weight * mean + bias`. Exporting takes seconds: once a process."""
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 1), nn.Flatten(0))
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own
+        path = Path(folder) / "model.onnx"
+        export_onnx(network, 1.0, path, {"labels": "male,female"})
+        return path.read_bytes()
+
+
+def _model(weight: float, bias: float, *changes: Change) -> bytes:
+    model = onnx.load_from_string(_exported())
+    for initializer in model.graph.initializer:
+        if initializer.name.endswith(".weight"):
+            initializer.CopyFrom(numpy_helper.from_array(np.array([[weight]], np.float32), initializer.name))
+        elif initializer.name.endswith(".bias"):
+            initializer.CopyFrom(numpy_helper.from_array(np.array([bias], np.float32), initializer.name))
+    for change in changes:
+        change(model)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def constant_model(probability: float, *changes: Change) -> bytes:
+    """Returns a model that answers `probability` to every image."""
+    return _model(0.0, math.log(probability / (1 - probability)), *changes)
+
+
+def brightness_model(*changes: Change) -> bytes:
+    """Returns a model to which bright images are female and dark ones male."""
+    return _model(STEEPNESS, -STEEPNESS / 2, *changes)
+
+
+def brightness_answer(level: int) -> float:
+    """Returns what `brightness_model` answers to an image of one gray level, 0-255."""
+    return 1 / (1 + math.exp(-STEEPNESS * (level / 255 - 0.5)))
+
+
+# -- changes, most of them for the worse
+
+
+def slow(model: onnx.ModelProto) -> None:
+    """Makes the model work for nothing: 40 products with the identity, some 80 million multiply-adds an image."""
+    model.graph.initializer.append(numpy_helper.from_array(np.eye(128, dtype=np.float32), "eye"))
+    (divide,) = (node for node in model.graph.node if node.op_type == "Div")
+    at = list(model.graph.node).index(divide) + 1
+    mean = model.graph.node[at]
+    source = divide.output[0]
+    for number in range(40):
+        target = f"same{number}"
+        model.graph.node.insert(at + number, helper.make_node("MatMul", [source, "eye"], [target], name=target))
+        source = target
+    mean.input[0] = source
+
+
+def other_input_name(model: onnx.ModelProto) -> None:
+    model.graph.input[0].name = "face"
+    model.graph.node[0].input[0] = "face"
+
+
+def float_input(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+
+
+def other_size(model: onnx.ModelProto) -> None:
+    for dimension in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        dimension.dim_value = 64
+
+
+def not_a_number(model: onnx.ModelProto) -> None:
+    bias = next(initializer for initializer in model.graph.initializer if initializer.name.endswith(".bias"))
+    bias.CopyFrom(numpy_helper.from_array(np.array([np.nan], np.float32), bias.name))
+
+
+def dark_is_not_a_number(model: onnx.ModelProto) -> None:
+    """Adds log(mean) * 0 to the logit: NaN for a black image and nothing for any other."""
+    gemm = next(node for node in model.graph.node if node.op_type == "Gemm")
+    _append_before_sigmoid(model, [helper.make_node("Log", [gemm.input[0]], ["log_mean"])], "log_mean")
+
+
+def logit_instead(model: onnx.ModelProto) -> None:
+    """Leaves the sigmoid out, so that the answers are no probabilities."""
+    model.graph.node[-1].op_type = "Identity"
+
+
+def batch_dependent(model: onnx.ModelProto) -> None:
+    """Takes the batch's mean off each answer: 0 alone, and something else among others."""
+    last = model.graph.node[-1]
+    last.output[0] = "plain"
+    model.graph.node.extend(
+        [
+            helper.make_node("ReduceMean", ["plain"], ["batch_mean"], keepdims=1),
+            helper.make_node("Sub", ["plain", "batch_mean"], ["apart"]),
+            helper.make_node("Abs", ["apart"], [OUTPUT]),
+        ]
+    )
+
+
+def one_number_for_all(model: onnx.ModelProto) -> None:
+    """Answers one number for the whole batch instead of one an image."""
+    model.graph.node[-1].output[0] = "plain"
+    model.graph.node.append(helper.make_node("ReduceMean", ["plain"], [OUTPUT], keepdims=1))
+
+
+def external_data(model: onnx.ModelProto, location: str = "weights.bin") -> None:
+    """Moves a weight to a file beside the model, as large models have it."""
+    bias = next(initializer for initializer in model.graph.initializer if initializer.name.endswith(".bias"))
+    bias.ClearField("raw_data")
+    bias.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", "0"), ("length", "4")):
+        entry = bias.external_data.add()
+        entry.key, entry.value = key, value
+
+
+def _append_before_sigmoid(model: onnx.ModelProto, nodes: list[onnx.NodeProto], extra: str) -> None:
+    sigmoid = model.graph.node.pop()
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.float32), "nothing"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), "flat"))
+    model.graph.node.extend(
+        [
+            *nodes,
+            helper.make_node("Mul", [extra, "nothing"], ["nothing_much"]),
+            helper.make_node("Reshape", ["nothing_much", "flat"], ["nothing_flat"]),
+            helper.make_node("Add", [sigmoid.input[0], "nothing_flat"], ["logit"]),
+        ]
+    )
+    sigmoid.input[0] = "logit"
+    model.graph.node.append(sigmoid)
+
+
+# -- registering
+
+
+@dataclass(frozen=True)
+class ModelBuilder:
+    """Registers models in a store, as the trainer does."""
+
+    store: FileStore
+
+    @property
+    def registry(self) -> Registry:
+        return Registry(self.store)
+
+    def register(self, data: bytes, *, promote: bool = True, int8: bytes | None = None, int8_kept: bool = True) -> int:
+        """Registers a model file with a card that fits it, and returns its version."""
+        version = self.registry.claim(f"run-{hashlib.sha256(data).hexdigest()[:8]}-{len(self.registry.versions())}")
+        with tempfile.TemporaryDirectory(dir=self.store.root) as name:
+            folder = Path(name)
+            files = {"model.onnx": folder / "model.onnx"}
+            files["model.onnx"].write_bytes(data)
+            if int8 is not None:
+                files["model_int8.onnx"] = folder / "model_int8.onnx"
+                files["model_int8.onnx"].write_bytes(int8)
+            card = _card(version, files["model.onnx"], files.get("model_int8.onnx"), int8_kept)
+            self.registry.register(version, card.model_dump(mode="json"), "# a model for tests\n", files)
+        if promote:
+            self.registry.promote(version, "a test needs it")
+        return version
+
+    def damage(self, version: int, data: bytes, *, int8: bool = False) -> None:
+        """Puts other bytes in the place of a registered file, without a word in the card."""
+        self.store.put(Registry.model_key(version, int8=int8), data)
+
+
+def _card(version: int, model: Path, int8_model: Path | None, int8_kept: bool) -> ModelCard:
+    probability = np.linspace(0, 1, 20, dtype=np.float32)
+    labels = (probability >= 0.5).astype(np.uint8)
+    report = Int8Report(
+        kept=int8_kept,
+        faces=20,
+        accuracy_float=0.9,
+        accuracy_int8=0.9,
+        images_per_second_float=100,
+        images_per_second_int8=300,
+    )
+    return build_card(
+        model_version=version,
+        run_id=f"run-{version}",
+        dataset=CardDataset(sha256="0" * 64, name="none", counts={"train": 2, "validation": 1, "test": 20}),
+        params=TrainingParams(),
+        trained=Trained({"weight": torch.zeros(1)}, [EpochRow(1, 0.5, 0.7, 0.4, 0.9, 0.001, 60.0, 90.0)], 1, 1.0),
+        evaluation=evaluate(probability, labels, np.full(20, 30), np.zeros(20, np.int64)),
+        temperature=1.0,
+        parity=0.0,
+        model_path=model,
+        int8=report if int8_model else None,
+        int8_path=int8_model,
+        network_cost=Cost(2, 1),
+        inputs=measure_inputs(np.full((2, 128, 128), 128, np.uint8), np.arange(2)),
+        device="a test",
+    )
+
+
+# -- images
+
+
+def image_of(level: int, kind: str = "png", side: int = 128) -> bytes:
+    """Returns an encoded image of one gray level.
+
+    Args:
+        level: 0-255.
+        kind: `png`, `jpg`, `webp` or `bmp`.
+        side: in pixels.
+    """
+    done, data = cv2.imencode(f".{kind}", np.full((side, side), level, np.uint8))
+    assert done
+    return data.tobytes()
