@@ -99,7 +99,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened. `payload` holds JSON types; `id` grows with each event of one broker."""
+    """Something that happened; `payload` holds JSON types."""
 
     topic: str
     payload: dict[str, Any]

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 _REOPEN_PAUSE_S: Final = 0.5
 _CLOSE_TIMEOUT_S: Final = 5.0
+_PULL_PAUSE_S: Final = 0.2
+"""Between two looks into empty queues, for consumers without prefetch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,7 @@ class RabbitConsumer(Consumer):
         self._lost = False
         self._refusal: BrokerError | None = None
         self._acks_due = False
+        self._pulling = False
 
     @property
     def dead_queue(self) -> str:
@@ -146,6 +149,9 @@ class RabbitConsumer(Consumer):
                 remaining = None if deadline is None else deadline - time.monotonic()
                 if remaining is not None and remaining <= 0:
                     break
+                if not self._prefetch and not self._pulling:
+                    self._pulling = True
+                    self._link.call(functools.partial(self._pull, 0))
                 self._changed.wait(remaining)
         return []
 
@@ -210,6 +216,7 @@ class RabbitConsumer(Consumer):
         """Forgets everything delivered: the broker will deliver it again; see `Part`."""
         for feed in self._feeds:
             self._reset(feed)
+        self._pulled()
         if isinstance(error, BrokerClosed):
             with self._changed:
                 self._closed = True
@@ -232,13 +239,49 @@ class RabbitConsumer(Consumer):
             feed.channel = channel
             channel.add_on_close_callback(functools.partial(self._on_channel_closed, feed))
             channel.add_on_cancel_callback(lambda _: self._link.restart(f"queue {feed.queue} was deleted"))
-            channel.basic_qos(prefetch_count=self._prefetch)
-            channel.basic_consume(feed.queue, functools.partial(self._on_message, feed, feed.epoch))
+            if self._prefetch:
+                channel.basic_qos(prefetch_count=self._prefetch)
+                channel.basic_consume(feed.queue, functools.partial(self._on_message, feed, feed.epoch))
+            else:
+                following = self._feeds.index(feed) + 1
+                channel.add_callback(lambda _: self._pull(following), [Basic.GetEmpty], one_shot=False)
 
         connection.channel(on_open_callback=opened)
 
+    def _pull(self, number: int) -> None:
+        """Asks the queues for one message, beginning with the queue of that number; all empty, it leaves them alone.
+
+        Only ever one request is under way, so at most one message is held that `take` has not returned.
+        """
+        if number == len(self._feeds):
+            self._link.later(_PULL_PAUSE_S, self._pulled)
+            return
+        feed = self._feeds[number]
+        if feed.channel is None or not feed.channel.is_open:
+            self._pull(number + 1)
+            return
+        epoch = feed.epoch
+
+        def got(channel: Channel, method: Basic.GetOk, properties: BasicProperties, body: bytes) -> None:
+            self._on_message(feed, epoch, channel, method, properties, body)
+            self._pulled()
+
+        feed.channel.basic_get(feed.queue, got)
+
+    def _pulled(self) -> None:
+        """Notes that no request is under way: a `take` that still waits asks again."""
+        with self._changed:
+            self._pulling = False
+            self._changed.notify_all()
+
     def _on_message(
-        self, feed: _Feed, epoch: int, _: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes
+        self,
+        feed: _Feed,
+        epoch: int,
+        _: Channel,
+        method: Basic.Deliver | Basic.GetOk,
+        properties: BasicProperties,
+        body: bytes,
     ) -> None:
         tag = int(method.delivery_tag or 0)
         feed.unacked[tag] = False

@@ -23,8 +23,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import msgpack
-
 from shared.broker.base import (
     DEAD_ID,
     DELIVERY_COUNT,
@@ -61,7 +59,7 @@ CREATE INDEX IF NOT EXISTS messages_by_queue ON messages (queue, visible_at, id)
 CREATE TABLE IF NOT EXISTS payloads (
     id INTEGER PRIMARY KEY,
     message_id TEXT NOT NULL, content_type TEXT NOT NULL, correlation_id TEXT, reply_to TEXT,
-    headers BLOB NOT NULL, body BLOB NOT NULL
+    headers TEXT NOT NULL, body BLOB NOT NULL
 );
 CREATE TABLE IF NOT EXISTS inboxes (name TEXT PRIMARY KEY, expires_at REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS events (
@@ -101,7 +99,7 @@ class SqliteBroker(Broker):
         self._connections: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self._consumers: list[_SqliteConsumer] = []
+        self._parts: list[_SqliteConsumer | _SqliteInbox | _SqliteSubscription] = []
         self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with self._write() as db:
@@ -119,10 +117,9 @@ class SqliteBroker(Broker):
             self._insert(db, outgoing)
 
     def _insert(self, db: sqlite3.Connection, outgoing: Sequence[Outgoing], *, drop_unroutable: bool = False) -> None:
-        """Inserts messages in the open transaction; those for inboxes that are gone are left out.
+        """Inserts messages in the open transaction, but for those to inboxes that are gone.
 
-        Args:
-            drop_unroutable: leave out messages for any other unknown queue too, instead of raising.
+        With `drop_unroutable`, messages to any other unknown queue are left out too, instead of raising.
         """
         gone: set[str] = set()
         for queue, more in Counter(item.queue for item in outgoing).items():
@@ -145,7 +142,7 @@ class SqliteBroker(Broker):
                     message.content_type,
                     message.correlation_id,
                     message.reply_to,
-                    msgpack.packb(dict(message.headers)),
+                    json.dumps(dict(message.headers)),
                     message.body,
                 ),
             )
@@ -166,19 +163,22 @@ class SqliteBroker(Broker):
         if unknown:
             raise ValueError(f"unknown queues {unknown}; expected some of {self.topology.queues}")
         consumer = _SqliteConsumer(self, queues, prefetch)
-        with self._lock:
-            self._consumers.append(consumer)
+        self._keep(consumer)
         return consumer
 
-    def _forget(self, consumer: _SqliteConsumer) -> None:
+    def _keep(self, part: _SqliteConsumer | _SqliteInbox | _SqliteSubscription) -> None:
+        with self._lock:
+            self._parts.append(part)
+
+    def _forget(self, part: _SqliteConsumer | _SqliteInbox | _SqliteSubscription) -> None:
         with self._lock, contextlib.suppress(ValueError):
-            self._consumers.remove(consumer)
+            self._parts.remove(part)
 
     def _keep_leases(self) -> None:
         """Extends the leases of this process's consumers until the broker closes; runs in a thread of its own."""
         while not self._closed.wait(self.lease_s / 4):
             with self._lock:
-                consumers = list(self._consumers)
+                consumers = [part for part in self._parts if isinstance(part, _SqliteConsumer)]
             try:
                 for consumer in consumers:
                     consumer.renew()
@@ -210,10 +210,14 @@ class SqliteBroker(Broker):
             )
 
     def subscribe(self, patterns: Sequence[str] = ("#",)) -> Subscription:
-        return _SqliteSubscription(self, patterns)
+        subscription = _SqliteSubscription(self, patterns)
+        self._keep(subscription)
+        return subscription
 
     def inbox(self) -> Inbox:
-        return _SqliteInbox(self)
+        inbox = _SqliteInbox(self)
+        self._keep(inbox)
+        return inbox
 
     # -- looking in
 
@@ -284,9 +288,9 @@ class SqliteBroker(Broker):
         if self._closed.is_set():
             return
         with self._lock:
-            consumers = list(self._consumers)
-        for consumer in consumers:
-            consumer.close()
+            parts = list(self._parts)
+        for part in parts:
+            part.close()
         self._closed.set()
         self._keeper.join()
         with self._lock:
@@ -382,6 +386,11 @@ class _SqliteConsumer(Consumer):
         return self._broker.topology.dead
 
     def take(self, limit: int, timeout_s: float | None = None) -> list[Delivery]:
+        with _ended_by(self._closed):
+            return self._take(limit, timeout_s)
+        return []
+
+    def _take(self, limit: int, timeout_s: float | None) -> list[Delivery]:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._closed.is_set():
             seen = self._broker._version()
@@ -397,7 +406,7 @@ class _SqliteConsumer(Consumer):
 
     def _claim(self, queue: str, limit: int) -> list[Delivery]:
         with self._lock:
-            room = min(limit, self._prefetch - len(self._held[queue]))
+            room = min(limit, self._prefetch - len(self._held[queue])) if self._prefetch else limit
         if room < 1:
             return []
         now = time.time()
@@ -510,6 +519,11 @@ class _SqliteInbox(Inbox):
                 db.execute("INSERT OR REPLACE INTO inboxes VALUES (?, ?)", (self.name, self._expires_at))
 
     def take(self, timeout_s: float) -> list[Message]:
+        with _ended_by(self._closed):
+            return self._take(timeout_s)
+        return []
+
+    def _take(self, timeout_s: float) -> list[Message]:
         deadline = time.monotonic() + timeout_s
         while not self._closed.is_set():
             self._touch()
@@ -529,6 +543,7 @@ class _SqliteInbox(Inbox):
     def close(self) -> None:
         if not self._closed.is_set():
             self._closed.set()
+            self._broker._forget(self)
             with contextlib.suppress(BrokerError), self._broker._write() as db:
                 _delete_inbox(db, self.name)
 
@@ -546,6 +561,11 @@ class _SqliteSubscription(Subscription):
         self._seen: int = row[0] if row else 0
 
     def take(self, timeout_s: float) -> list[Event]:
+        with _ended_by(self._closed):
+            return self._take(timeout_s)
+        return []
+
+    def _take(self, timeout_s: float) -> list[Event]:
         deadline = time.monotonic() + timeout_s
         while not self._closed.is_set():
             seen = self._broker._version()
@@ -570,6 +590,17 @@ class _SqliteSubscription(Subscription):
 
     def close(self) -> None:
         self._closed.set()
+        self._broker._forget(self)
+
+
+@contextlib.contextmanager
+def _ended_by(closed: threading.Event) -> Iterator[None]:
+    """Lets a `take` that was interrupted by closing end quietly, whatever it stumbled over."""
+    try:
+        yield
+    except (BrokerError, sqlite3.ProgrammingError):
+        if not closed.is_set():
+            raise
 
 
 def _until_free(step: Callable[[], object], timeout_s: float) -> None:
@@ -600,7 +631,7 @@ def _messages(db: sqlite3.Connection, where: str, values: Sequence[object]) -> l
         values,
     ).fetchall()
     return [
-        (row, Message(body, content_type, message_id, correlation_id, reply_to, msgpack.unpackb(headers)), deliveries)
+        (row, Message(body, content_type, message_id, correlation_id, reply_to, json.loads(headers)), deliveries)
         for row, deliveries, message_id, content_type, correlation_id, reply_to, headers, body in rows
     ]
 

@@ -188,6 +188,23 @@ def test_a_consumer_holds_no_more_than_its_prefetch(place: Place) -> None:
         assert len(take(greedy, 1)) == 1
 
 
+def test_a_consumer_without_prefetch_leaves_to_others_what_it_was_not_asked_for(place: Place) -> None:
+    with place.open() as ours, place.open() as theirs:
+        datasets, continuations = ours.topology.datasets, ours.topology.continuations
+        ours.publish_many([Outgoing(datasets, Message(bytes([i]), "x")) for i in range(3)])
+        busy = ours.consume([continuations, datasets], 0)
+        (first,) = busy.take(1, 10)
+        idle = theirs.consume([datasets], 0)
+        others = [idle.take(1, 10)[0] for _ in range(2)]
+        assert [d.message.body for d in (first, *others)] == [b"\x00", b"\x01", b"\x02"]
+        busy.settle([first])
+        busy.flush()
+        ours.publish(continuations, Message(b"urgent", "x"))
+        theirs.publish(datasets, Message(b"late", "x"))
+        assert [busy.take(1, 10)[0].message.body for _ in range(2)] == [b"urgent", b"late"]
+        assert busy.take(1, 0.3) == []
+
+
 def test_two_consumers_never_hold_the_same_message(place: Place) -> None:
     queue = place.topology.predictions
     place.open().publish_many(to(queue, numbered(20)))
