@@ -5,13 +5,15 @@ from __future__ import annotations
 from flask import Flask
 from prometheus_client import CollectorRegistry
 
-from dashboard import api, pages
+from dashboard import api
 from dashboard.auth import register_auth
 from dashboard.catalog import Catalog
 from dashboard.context import EXTENSION, Dashboard
 from dashboard.errors import register_errors
+from dashboard.formats import register_formats
 from dashboard.health import register_metrics
 from dashboard.live import Live
+from dashboard.pages import register_pages
 from dashboard.presence import Presence
 from dashboard.samples import Samples
 from shared.broker.base import Broker
@@ -58,5 +60,6 @@ def create_app(broker: Broker, store: Store, settings: Settings, registry: Colle
     register_metrics(app, parts, registry)
     register_errors(app)
     app.register_blueprint(api.blueprint)
-    app.register_blueprint(pages.blueprint)
+    register_pages(app)
+    register_formats(app)
     return app

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
 from flask import current_app
 
@@ -22,7 +24,11 @@ EXTENSION = "genderline"
 
 @dataclass
 class Dashboard:
-    """The parts behind the views. `start` and `close` belong to whoever made the app."""
+    """The parts behind the views. `start` and `close` belong to whoever made the app.
+
+    Attributes:
+        recent_predictions: the newest ones made through this dashboard, newest first.
+    """
 
     broker: Broker
     store: Store
@@ -32,6 +38,7 @@ class Dashboard:
     presence: Presence
     live: Live
     samples: Samples
+    recent_predictions: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=50))
     _stop: threading.Event = field(default_factory=threading.Event)
     _beats: threading.Thread | None = None
 

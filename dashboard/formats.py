@@ -1,0 +1,109 @@
+"""How values read on a page: filters for the templates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from flask import Flask, url_for
+
+from shared import jobs, runs
+
+_NOTHING: Final = "\N{EN DASH}"
+_STAGES: Final = {
+    "ingesting": "Reading faces",
+    "training": "Training",
+    "evaluating": "Evaluating",
+    "exporting": "Exporting",
+}
+
+
+def register_formats(app: Flask) -> None:
+    """Gives the templates their filters."""
+    app.jinja_env.filters.update(
+        percent=percent, count=count, size=size, duration=duration, state_class=state_class, short=short, number=number
+    )
+    app.jinja_env.globals["static_url"] = lambda name: url_for("static", filename=name)
+    app.jinja_env.trim_blocks = True
+    app.jinja_env.lstrip_blocks = True
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """Returns a share as `93.1 %`."""
+    return _NOTHING if share is None else f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def count(value: float | None) -> str:
+    """Returns a whole number with its thousands apart."""
+    return _NOTHING if value is None else f"{value:,.0f}"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Returns a number with a fixed number of digits."""
+    return _NOTHING if value is None else f"{value:.{digits}f}"
+
+
+def size(size_bytes: float | None) -> str:
+    """Returns a size such as `10.8 MB`."""
+    if size_bytes is None:
+        return _NOTHING
+    for unit in ("B", "kB", "MB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f}\N{NO-BREAK SPACE}{unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f}\N{NO-BREAK SPACE}GB"
+
+
+def duration(seconds: float | None) -> str:
+    """Returns a time span such as `3 min 20 s`."""
+    if seconds is None:
+        return _NOTHING
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s" if seconds >= 10 else f"{seconds:.1f} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def short(identifier: str | None) -> str:
+    """Returns the beginning of a hash, enough to tell it from others."""
+    return (identifier or _NOTHING)[:12]
+
+
+def state_class(state: str) -> str:
+    """Returns how a state is coloured."""
+    if state in {runs.REGISTERED, jobs.FINISHED}:
+        return "good"
+    if state in {runs.FAILED, runs.REJECTED}:
+        return "bad"
+    return "" if state in {runs.CANCELLED, runs.QUEUED} else "live"
+
+
+def progress_view(progress: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns what a progress bar shows, as the script that moves it on does.
+
+    Args:
+        progress: of a record: `stage`, `done`, `total`, `rate`, `eta_s`, `epoch`, `epochs`, `loss`, `accuracy`.
+    """
+    given = progress or {}
+    total = given.get("total") or 0
+    share = given.get("done", 0) / total if total else 0.0
+    words = []
+    if stage := given.get("stage"):
+        words.append(_STAGES.get(stage, stage))
+    if given.get("epochs"):
+        words.append(f"epoch {given['epoch']} of {given['epochs']}")
+    if given.get("rate"):
+        words.append(f"{given['rate']:,.0f} images/s")
+    if given.get("loss") is not None:
+        words.append(f"loss {given['loss']:.3f}")
+    if given.get("accuracy") is not None:
+        words.append(f"accuracy {percent(given['accuracy'])}")
+    eta_s = given.get("eta_s")
+    return {
+        "share": round(share, 4),
+        "percent": f"{int(100 * share)} %" if total else "",
+        "text": " · ".join(words),
+        "eta": f"{duration(eta_s)} left" if eta_s is not None else "",
+    }

@@ -1,0 +1,159 @@
+"""Datasets: the list, what one holds, its faces with their predictions, and a page for each face."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from typing import Any, Final
+
+import cv2
+from flask import Blueprint, Response, jsonify, render_template, request, url_for
+
+from dashboard.catalog import Dataset
+from dashboard.context import dashboard
+from dashboard.faces import SORTS, FaceFilter, choose, face_view, png
+from dashboard.originals import original_image
+from shared.dataset import AGE_BANDS, SPLITS
+from shared.errors import NotFound
+from shared.labels import ETHNICITIES, GENDERS
+from shared.rejects import REJECT_REASONS
+
+_PAGE: Final = 60
+_EXAMPLES: Final = 5
+_FOREVER: Final = "private, max-age=31536000, immutable"
+
+blueprint = Blueprint("datasets", __name__)
+
+
+@blueprint.get("/datasets")
+def list_datasets() -> str:
+    """Shows all datasets."""
+    catalog = dashboard().catalog
+    runs_of: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for run in catalog.runs():
+        if run["dataset"]:
+            runs_of[run["dataset"]].append(run)
+    items: list[dict[str, Any]] = []
+    for sha256 in catalog.dataset_ids():
+        runs = runs_of[sha256]
+        items.append({"sha256": sha256, "summary": catalog.summary(sha256), "runs": runs})
+    # The newest run says when a dataset was last used.
+    items.sort(key=lambda item: str(item["runs"][0]["created"]) if item["runs"] else "", reverse=True)
+    return render_template("datasets.html", datasets=items)
+
+
+@blueprint.get("/datasets/<sha256>")
+def show_dataset(sha256: str) -> str:
+    """Shows what a dataset holds, and its faces."""
+    catalog = dashboard().catalog
+    runs = [run for run in catalog.runs() if run["dataset"] == sha256]
+    summary = catalog.summary(sha256)
+    if summary is None:
+        if sha256 not in catalog.dataset_ids():
+            raise NotFound(f"there is no dataset {sha256[:12]!r}")
+        return render_template("dataset_waiting.html", sha256=sha256, runs=runs)
+    data = catalog.dataset(sha256)
+    versions, version = _versions(sha256)
+    probabilities = None if version is None else catalog.predictions(sha256, version)
+    wanted = FaceFilter.from_query(request.args)
+    found = choose(data, probabilities, wanted)
+    pages = max(1, -(-len(found) // _PAGE))
+    page = min(max(1, request.args.get("page", 1, int)), pages)
+    shown = found[(page - 1) * _PAGE : page * _PAGE]
+    return render_template(
+        "dataset.html",
+        data=data,
+        summary=summary,
+        runs=runs,
+        rejects=_rejects(sha256),
+        versions=versions,
+        version=version,
+        wanted=wanted,
+        faces=[face_view(data, probabilities, int(i)) for i in shown],
+        found=len(found),
+        page=page,
+        pages=pages,
+        link=lambda number: _link(sha256, page=number),
+        genders=GENDERS,
+        ethnicities=ETHNICITIES,
+        bands=AGE_BANDS,
+        splits=SPLITS,
+        sorts=SORTS,
+    )
+
+
+@blueprint.get("/datasets/<sha256>/summary.json")
+def summary_json(sha256: str) -> Response:
+    """Returns what a dataset holds, for the plots."""
+    summary = dashboard().catalog.summary(sha256)
+    if summary is None:
+        raise NotFound(f"there is no decoded dataset {sha256[:12]!r}")
+    return jsonify(summary.model_dump(mode="json"))
+
+
+@blueprint.get("/datasets/<sha256>/faces/<int:index>")
+def show_face(sha256: str, index: int) -> str:
+    """Shows one face: its label beside what each model says."""
+    catalog = dashboard().catalog
+    data = _with_face(sha256, index)
+    versions, version = _versions(sha256)
+    views = [(number, face_view(data, catalog.predictions(sha256, number), index)) for number in versions[:8]]
+    return render_template("face.html", data=data, face=face_view(data, None, index), views=views, version=version)
+
+
+@blueprint.get("/datasets/<sha256>/faces/<int:index>.png")
+def face_image(sha256: str, index: int) -> Response:
+    """Sends a face as the network sees it, 128 x 128 pixels or the `size` asked for."""
+    face = _with_face(sha256, index).faces[index]
+    size = request.args.get("size", 128, int)
+    if 16 <= size < 128:
+        face = cv2.resize(face, (size, size), interpolation=cv2.INTER_AREA).astype("uint8")
+    answer = Response(png(face), mimetype="image/png")
+    # The address holds the archive's hash, so what it names never changes.
+    answer.headers["Cache-Control"] = _FOREVER
+    return answer
+
+
+@blueprint.get("/datasets/<sha256>/faces/<int:index>/original")
+def face_original(sha256: str, index: int) -> Response:
+    """Sends a face's image as it stands in the archive."""
+    data = _with_face(sha256, index)
+    answer = original_image(f"datasets/{sha256}/archive.zip", data.names[index])
+    answer.headers["Cache-Control"] = _FOREVER
+    return answer
+
+
+def _with_face(sha256: str, index: int) -> Dataset:
+    data = dashboard().catalog.dataset(sha256)
+    if index >= len(data):
+        raise NotFound(f"dataset {sha256[:12]} has {len(data):,} faces; there is no face {index}")
+    return data
+
+
+def _versions(sha256: str) -> tuple[list[int], int | None]:
+    """Returns the versions that have predictions of a dataset, and the one that the request chose or the champion."""
+    parts = dashboard()
+    versions = parts.catalog.predicting_versions(sha256)
+    chosen = request.args.get("version", None, int)
+    champion = parts.client.registry.aliases().champion
+    for candidate in (chosen, champion):
+        if candidate in versions:
+            return versions, candidate
+    return versions, versions[0] if versions else None
+
+
+def _rejects(sha256: str) -> list[dict[str, Any]]:
+    """Returns the rejects by reason, most frequent first, with some examples each."""
+    groups: dict[str, list[Any]] = defaultdict(list)
+    with contextlib.suppress(NotFound):
+        for row in dashboard().catalog.rejects(sha256):
+            groups[row.reason].append(row)
+    return [
+        {"reason": reason, "meaning": REJECT_REASONS.get(reason, ""), "count": len(rows), "examples": rows[:_EXAMPLES]}
+        for reason, rows in sorted(groups.items(), key=lambda item: -len(item[1]))
+    ]
+
+
+def _link(sha256: str, **changes: Any) -> str:
+    query = {key: value for key, value in request.args.items() if value} | changes
+    return url_for("datasets.show_dataset", sha256=sha256, **query) + "#faces"

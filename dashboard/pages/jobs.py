@@ -1,0 +1,102 @@
+"""Batch jobs: dropping an archive, watching it, and its results as a table with pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any, Final
+
+import cv2
+from flask import Blueprint, Response, flash, redirect, render_template, request, url_for
+from werkzeug.wrappers import Response as WsgiResponse
+
+from dashboard.context import dashboard
+from dashboard.faces import png
+from dashboard.originals import original_bytes
+from shared import jobs
+from shared.errors import NotFound
+from shared.image import ImageLimits, decode_face
+from shared.jobs import Jobs
+
+_PAGE: Final = 50
+_THUMB: Final = 64
+
+blueprint = Blueprint("jobs", __name__)
+
+
+@blueprint.get("/jobs")
+def list_jobs() -> str:
+    """Shows all jobs, newest first."""
+    parts = dashboard()
+    found = parts.catalog.jobs()
+    page = max(1, request.args.get("page", 1, int))
+    shown = found[(page - 1) * _PAGE : page * _PAGE]
+    return render_template(
+        "jobs.html",
+        jobs=[(job, _progress(job)) for job in shown],
+        final=jobs.FINAL_STATES,
+        page=page,
+        pages=-(-len(found) // _PAGE),
+        link=lambda number: url_for("jobs.list_jobs", page=number),
+    )
+
+
+@blueprint.get("/jobs/<job_id>")
+def show_job(job_id: str) -> str:
+    """Shows a job and, once there are any, its results."""
+    parts = dashboard()
+    job = parts.catalog.job(job_id)
+    rows = _results(job_id) if job["state"] == jobs.FINISHED else []
+    kind = request.args.get("show", "")
+    wanted = {"wrong": lambda row: row["correct"] in {"False", "false", "0"}, "errors": lambda row: bool(row["error"])}
+    chosen = [row for row in rows if kind not in wanted or wanted[kind](row)]
+    pages = max(1, -(-len(chosen) // _PAGE))
+    page = min(max(1, request.args.get("page", 1, int)), pages)
+    return render_template(
+        "job.html",
+        job=job,
+        progress=_progress(job),
+        ended=job["state"] in jobs.FINAL_STATES,
+        rows=chosen[(page - 1) * _PAGE : page * _PAGE],
+        found=len(chosen),
+        kind=kind,
+        page=page,
+        pages=pages,
+        link=lambda number: url_for("jobs.show_job", job_id=job_id, page=number, show=kind or None) + "#results",
+    )
+
+
+@blueprint.post("/jobs/<job_id>/cancel")
+def cancel_job(job_id: str) -> WsgiResponse:
+    """Asks for a job to stop."""
+    dashboard().client.jobs.request_cancel(job_id)
+    flash("Asked to stop. The workers leave the rest of the job.")
+    return redirect(url_for("jobs.show_job", job_id=job_id), 303)
+
+
+@blueprint.get("/jobs/<job_id>/images/<int:row>.png")
+def thumbnail(job_id: str, row: int) -> Response:
+    """Sends the image of a row of the results, small and as the network sees it."""
+    parts = dashboard()
+    rows = _results(job_id)
+    if row >= len(rows):
+        raise NotFound(f"job {job_id} has {len(rows):,} results; there is no row {row}")
+    data = original_bytes(Jobs.archive_key(job_id), rows[row]["name"])
+    face = decode_face(data, ImageLimits.from_settings(parts.settings)).pixels
+    small = cv2.resize(face, (_THUMB, _THUMB), interpolation=cv2.INTER_AREA).astype("uint8")
+    answer = Response(png(small), mimetype="image/png")
+    answer.headers["Cache-Control"] = "private, max-age=86400"
+    return answer
+
+
+def _results(job_id: str) -> list[dict[str, Any]]:
+    """Returns the results' rows, each with its place as `row`."""
+    text = dashboard().store.get(Jobs.results_key(job_id)).decode()
+    return [{**row, "row": i} for i, row in enumerate(csv.DictReader(io.StringIO(text, newline="")))]
+
+
+def _progress(job: dict[str, Any]) -> dict[str, Any]:
+    done, total = dashboard().client.jobs.progress(job)
+    share = done / total if total else 0.0
+    words = f"{done:,} of {total:,} images" if total else ("In the queue" if job["state"] == jobs.QUEUED else "")
+    return {"share": round(share, 4), "percent": f"{int(100 * share)} %" if total else "", "text": words, "eta": ""}

@@ -1,0 +1,54 @@
+"""Models: the versions, one version's card, promotion and rollback."""
+
+from __future__ import annotations
+
+from flask import Blueprint, flash, redirect, render_template
+from werkzeug.wrappers import Response
+
+from dashboard.api import reason
+from dashboard.context import dashboard
+from shared.registry import Registry
+
+blueprint = Blueprint("models", __name__)
+
+
+@blueprint.get("/models")
+def list_models() -> str:
+    """Shows all versions and which of them serve."""
+    parts = dashboard()
+    return render_template(
+        "models.html",
+        cards=parts.catalog.cards(),
+        aliases=parts.client.registry.aliases(),
+        history=list(reversed(parts.client.registry.history()))[:20],
+        workers=[worker for worker in parts.presence.workers() if worker.state.get("service") == "inference"],
+    )
+
+
+@blueprint.get("/models/<int:version>")
+def show_model(version: int) -> str:
+    """Shows a version's card."""
+    parts = dashboard()
+    return render_template(
+        "model.html",
+        card=parts.catalog.card(version),
+        aliases=parts.client.registry.aliases(),
+        workers=[worker for worker in parts.presence.workers() if worker.state.get("version") == version],
+        has_int8=parts.store.exists(Registry.model_key(version, int8=True)),
+    )
+
+
+@blueprint.post("/models/<int:version>/promote")
+def promote(version: int) -> Response:
+    """Makes a version the champion."""
+    dashboard().client.promote(version, reason())
+    flash(f"Model {version} is the champion. Workers swap it in between batches.")
+    return redirect("/models", 303)
+
+
+@blueprint.post("/models/rollback")
+def roll_back() -> Response:
+    """Makes the previous champion the champion again."""
+    version = dashboard().client.rollback(reason())
+    flash(f"Rolled back: model {version} is the champion again.")
+    return redirect("/models", 303)

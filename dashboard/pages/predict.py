@@ -1,0 +1,164 @@
+"""Predict: one face, its label beside the prediction, and where the network looked."""
+
+from __future__ import annotations
+
+import base64
+import random
+import time
+from typing import Final
+
+import numpy as np
+from flask import Blueprint, Response, jsonify, render_template, request
+from numpy.typing import NDArray
+
+from dashboard.api import ANSWER_S, predicted
+from dashboard.catalog import Dataset
+from dashboard.context import dashboard
+from dashboard.faces import FaceFilter, choose, face_view, png
+from dashboard.uploads import checked_number, uploaded_images
+from shared.errors import GenderlineError, NotFound
+from shared.image import SIZE, ImageLimits, decode_face
+from shared.labels import GENDERS, label_or_none
+from shared.messages import now_iso
+
+GRID: Final = 15
+_PATCH: Final = 28
+_FILL: Final = 128  # mid-gray: neither a light nor a dark mark
+
+blueprint = Blueprint("predict", __name__)
+
+
+@blueprint.get("/predict")
+def predict() -> str:
+    """Shows a face of a dataset, or the place to drop images of one's own."""
+    catalog = dashboard().catalog
+    decoded = [(sha256, summary) for sha256 in catalog.dataset_ids() if (summary := catalog.summary(sha256))]
+    names = {run["dataset"]: run["name"] for run in reversed(catalog.runs()) if run["dataset"]}
+    chosen = request.args.get("dataset") or (decoded[0][0] if decoded else None)
+    face, note = None, ""
+    if chosen is not None:
+        data = catalog.dataset(chosen)
+        index, note = _chosen_face(data)
+        face = face_view(data, None, index)
+    return render_template(
+        "predict.html",
+        datasets=[(sha256, names.get(sha256, sha256[:12]), summary.faces) for sha256, summary in decoded],
+        chosen=chosen,
+        face=face,
+        note=note,
+        versions=[card["version"] for card in catalog.cards()],
+        champion=dashboard().client.registry.aliases().champion,
+        version=request.args.get("version", None, int),
+    )
+
+
+@blueprint.post("/predict/image")
+def predict_image() -> Response:
+    """Predicts one image and returns it as the network sees it, with the label that its name carries.
+
+    The answer: `{"reply", "seconds", "seen", "true_gender"}`; `seen` is a PNG as a data URL.
+    """
+    parts = dashboard()
+    names, images = uploaded_images(parts.settings.max_image_bytes)
+    face = decode_face(images[0], ImageLimits.from_settings(parts.settings))
+    name = request.args.get("name", names[0] or "")[:1000]
+    started = time.perf_counter()
+    reply = predicted(parts.client, [None], images[:1], _version(), ANSWER_S)
+    seconds = time.perf_counter() - started
+    entry = reply["predictions"][0]
+    if "error" in entry:
+        raise GenderlineError(entry["error"]["message"], code=entry["error"]["code"])
+    parts.recent_predictions.appendleft({**entry, "name": name or "an image", "at": now_iso()})
+    label = label_or_none(name)
+    return jsonify(
+        {
+            "reply": reply,
+            "seconds": round(seconds, 4),
+            "seen": f"data:image/png;base64,{base64.b64encode(png(face.pixels)).decode()}",
+            "true_gender": None if label is None else GENDERS[label.gender],
+        }
+    )
+
+
+@blueprint.post("/predict/occlusion")
+def occlusion() -> Response:
+    """Tells where the network looked: how far its answer moves when a patch of the face is covered.
+
+    All of it is one pack through the prediction queue. The answer: `{"grid", "drop", "probability_female", "model",
+    "seconds"}`; `drop` holds `grid` rows of as many numbers, each the loss of probability for the gender named.
+    """
+    parts = dashboard()
+    _, images = uploaded_images(parts.settings.max_image_bytes)
+    face = decode_face(images[0], ImageLimits.from_settings(parts.settings)).pixels
+    started = time.perf_counter()
+    entries, model = parts.client.predict(
+        [png(face), *(png(covered) for covered in occluded(face))],
+        model_version=None if (version := _version()) is None else int(version),
+        timeout_s=ANSWER_S,
+    )
+    if failed := next((entry["error"] for entry in entries if "error" in entry), None):
+        raise GenderlineError(failed["message"], code=failed["code"])
+    scores = np.array([entry["probability_female"] for entry in entries])
+    base, others = scores[0], scores[1:].reshape(GRID, GRID)
+    drop = base - others if base >= 0.5 else others - base
+    return jsonify(
+        {
+            "grid": GRID,
+            "drop": np.round(drop, 5).tolist(),
+            "probability_female": float(base),
+            "model": model,
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+    )
+
+
+def occluded(face: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """Returns the face with a gray patch at each of `GRID` x `GRID` places, row by row.
+
+    Args:
+        face: uint8 (128, 128), luma.
+    """
+    middles = np.linspace(0, SIZE, 2 * GRID + 1)[1::2]
+    found = []
+    for y in middles:
+        for x in middles:
+            top, left = max(0, round(y - _PATCH / 2)), max(0, round(x - _PATCH / 2))
+            covered = face.copy()
+            covered[top : round(y + _PATCH / 2), left : round(x + _PATCH / 2)] = _FILL
+            found.append(covered)
+    return found
+
+
+def _version() -> float | None:
+    return checked_number(request.args.get("model_version"), "model_version", 1, 10**9)
+
+
+def _chosen_face(data: Dataset) -> tuple[int, str]:
+    """Returns the face that the query asks for, and what to say of the choice."""
+    if len(data) == 0:
+        raise NotFound("this dataset has no faces")
+    now = request.args.get("face", 0, int)
+    if not 0 <= now < len(data):
+        raise NotFound(f"the dataset has {len(data):,} faces; there is no face {now}")
+    pick = request.args.get("pick", "")
+    if pick == "random":
+        return random.randrange(len(data)), ""
+    if pick == "wrong":
+        catalog = dashboard().catalog
+        champion = dashboard().client.registry.aliases().champion
+        versions = catalog.predicting_versions(data.sha256)
+        version = champion if champion in versions else next(iter(versions), None)
+        probabilities = None if version is None else catalog.predictions(data.sha256, version)
+        if probabilities is None:
+            return now, "No model has predicted this dataset yet, so none of its faces is known to be wrong."
+        wrong = choose(data, probabilities, FaceFilter(result="wrong"))
+        later = wrong[wrong > now]
+        if len(wrong) == 0:
+            return now, "No face of this dataset is predicted wrongly."
+        return int(later[0] if len(later) else wrong[0]), f"Predicted wrongly by model {version}."
+    if search := request.args.get("search", "").strip():
+        found = choose(data, None, FaceFilter(search=search[:200]))
+        if len(found) == 0:
+            return now, "No face's name holds that. Try a shorter part of it."
+        return int(found[0]), f"First of {len(found):,} whose name holds it."
+    return now, ""

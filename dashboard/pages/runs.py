@@ -1,0 +1,124 @@
+"""Training runs: the list, one run as it trains and when it is done, and several side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from flask import Blueprint, Response, flash, jsonify, redirect, render_template, request, url_for
+from werkzeug.wrappers import Response as WsgiResponse
+
+from dashboard.context import dashboard
+from dashboard.faces import FaceFilter, choose, face_view
+from dashboard.formats import progress_view
+from shared import runs
+from shared.dataset import SPLITS
+from shared.errors import NotFound
+from shared.labels import GENDERS
+
+_PAGE = 50
+_COMPARED = 6
+_SCORE_BINS = 200
+_SUSPECTS = 12
+
+blueprint = Blueprint("runs", __name__)
+
+
+@blueprint.get("/runs")
+def list_runs() -> str:
+    """Shows all runs, newest first."""
+    found = dashboard().catalog.runs()
+    page = max(1, request.args.get("page", 1, int))
+    return render_template(
+        "runs.html",
+        runs=[(run, progress_view(run["progress"])) for run in found[(page - 1) * _PAGE : page * _PAGE]],
+        total=len(found),
+        page=page,
+        pages=-(-len(found) // _PAGE),
+        final=runs.FINAL_STATES,
+        link=lambda number: url_for("runs.list_runs", page=number),
+    )
+
+
+@blueprint.get("/runs/<run_id>")
+def show_run(run_id: str) -> str:
+    """Shows a run: its curves while it trains, how well it does when done."""
+    parts = dashboard()
+    run = parts.catalog.run(run_id)
+    evaluation = parts.client.runs.evaluation(run_id)
+    version = (run["model"] or {}).get("version")
+    return render_template(
+        "run.html",
+        run=run,
+        progress=progress_view(run["progress"]),
+        ended=run["state"] in runs.FINAL_STATES,
+        evaluation=evaluation,
+        version=version,
+        summary=parts.catalog.summary(run["dataset"]) if run["dataset"] else None,
+        suspects=_suspects(run["dataset"], version) if version else [],
+        kinds=("gender", "ethnicity", "age"),
+    )
+
+
+@blueprint.post("/runs/<run_id>/cancel")
+def cancel_run(run_id: str) -> WsgiResponse:
+    """Asks for a run to stop."""
+    dashboard().client.runs.request_cancel(run_id)
+    flash("Asked to stop. The trainer ends the run within a few seconds.")
+    return redirect(url_for("runs.show_run", run_id=run_id), 303)
+
+
+@blueprint.get("/runs/<run_id>/history.csv")
+def history_csv(run_id: str) -> Response:
+    """Sends the curves' figures."""
+    parts = dashboard()
+    parts.catalog.run(run_id)
+    key = f"runs/{run_id}/history.csv"
+    if not parts.store.exists(key):
+        raise NotFound("this run has no finished epoch yet")
+    answer = Response(parts.store.get(key), mimetype="text/csv")
+    answer.headers["Content-Disposition"] = f'attachment; filename="{run_id}-history.csv"'
+    return answer
+
+
+@blueprint.get("/runs/<run_id>/scores.json")
+def scores(run_id: str) -> Response:
+    """Returns how many held-out faces of each label have which probability: what the threshold's slider counts."""
+    parts = dashboard()
+    run = parts.catalog.run(run_id)
+    version = (run["model"] or {}).get("version")
+    probabilities = parts.catalog.predictions(run["dataset"], version) if run["dataset"] and version else None
+    if probabilities is None:
+        raise NotFound("this run has no predictions in the store")
+    data = parts.catalog.dataset(run["dataset"])
+    held_out = data.split == SPLITS.index("test")
+    bins = np.minimum((probabilities * _SCORE_BINS).astype(int), _SCORE_BINS - 1)
+    counts = {
+        gender: np.bincount(bins[held_out & (data.gender == i)], minlength=_SCORE_BINS).tolist()
+        for i, gender in enumerate(GENDERS)
+    }
+    return jsonify({"bins": _SCORE_BINS, **counts})
+
+
+@blueprint.get("/runs/compare")
+def compare() -> str:
+    """Shows some runs on the same axes."""
+    parts = dashboard()
+    chosen = list(dict.fromkeys(request.args.getlist("run")))[:_COMPARED]
+    found = [parts.catalog.run(run_id) for run_id in chosen]
+    evaluations = {run["run_id"]: parts.client.runs.evaluation(run["run_id"]) for run in found}
+    names = sorted({name for run in found for name in run["params"] or {}})
+    differing = [name for name in names if len({repr((run["params"] or {}).get(name)) for run in found}) > 1]
+    return render_template("compare.html", runs=found, evaluations=evaluations, differing=differing)
+
+
+def _suspects(sha256: str | None, version: int) -> list[dict[str, Any]]:
+    """Returns the faces whose label the model contradicts most firmly: likely label errors."""
+    catalog = dashboard().catalog
+    if sha256 is None or catalog.summary(sha256) is None:
+        return []
+    data, probabilities = catalog.dataset(sha256), catalog.predictions(sha256, version)
+    if probabilities is None:
+        return []
+    order = choose(data, probabilities, FaceFilter(result="wrong", sort="wrong"))
+    return [face_view(data, probabilities, int(i)) for i in order[:_SUSPECTS]]

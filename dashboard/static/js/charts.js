@@ -1,0 +1,314 @@
+// Plots, by BokehJS: hover for values, click the legend, zoom, save as PNG or SVG; the figures as CSV beside each.
+
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const dark = window.matchMedia("(prefers-color-scheme: dark)");
+const PALETTE = ["#2f6fb3", "#c4681b", "#3d8f6b", "#8a5bb5", "#b5445a", "#6b7683"];
+const SERIES = {
+  loss: { keys: ["train_loss", "val_loss"], label: "Loss", format: "0.000" },
+  accuracy: { keys: ["train_accuracy", "val_accuracy"], label: "Accuracy", format: "0.0 %" },
+  learning_rate: { keys: ["learning_rate"], label: "Learning rate", format: "0.0e+0" },
+};
+const WORDS = {
+  train_loss: "training", val_loss: "validation", train_accuracy: "training", val_accuracy: "validation",
+  learning_rate: "learning rate",
+};
+
+const pending = new Map();
+function json(url) {
+  if (!pending.has(url)) {
+    const answer = fetch(url).then((response) => {
+      if (!response.ok) throw new Error(`${url} answered ${response.status}`);
+      return response.json();
+    });
+    pending.set(url, answer);
+    answer.finally(() => setTimeout(() => pending.delete(url), 1000)).catch(() => {});
+  }
+  return pending.get(url);
+}
+
+function figure(options) {
+  const { Plotting } = Bokeh;
+  const plot = Plotting.figure({
+    height: 260,
+    sizing_mode: "stretch_width",
+    tools: "pan,box_zoom,wheel_zoom,reset,save",
+    toolbar_location: "above",
+    output_backend: "svg",
+    background_fill_color: null,
+    border_fill_color: null,
+    outline_line_color: null,
+    min_border_left: 48,
+    ...options,
+  });
+  plot.toolbar.logo = null;
+  plot.toolbar.active_drag = null; // a finger that scrolls the page must not pan the plot
+  plot.toolbar.autohide = true;
+  const soft = css("--soft");
+  for (const axis of [...plot.below, ...plot.left]) {
+    axis.setv({
+      axis_line_color: css("--line"), major_tick_line_color: null, minor_tick_line_color: null,
+      major_label_text_color: soft, axis_label_text_color: soft, axis_label_text_font_style: "normal",
+      major_label_text_font: "system-ui", axis_label_text_font: "system-ui", axis_label_text_font_size: "12px",
+    });
+  }
+  for (const grid of plot.center) if ("grid_line_color" in grid) grid.setv({ grid_line_color: css("--line"), grid_line_alpha: 0.7 });
+  return plot;
+}
+
+function styleLegend(plot, location) {
+  for (const legend of plot.legend?.items !== undefined ? [plot.legend] : [].concat(plot.legend ?? [])) {
+    legend.click_policy = "hide";
+    legend.location = location;
+    legend.background_fill_alpha = 0;
+    legend.border_line_color = null;
+    legend.label_text_color = css("--text");
+    legend.label_text_font = "system-ui";
+    legend.label_text_font_size = "12px";
+    legend.padding = 2;
+    legend.spacing = 0;
+  }
+}
+
+async function show(place, plot, columns) {
+  place.replaceChildren();
+  await Bokeh.Plotting.show(plot, place);
+  place.dataset.drawn = "yes";
+  const link = document.createElement("button");
+  link.type = "button";
+  link.className = "small-button";
+  link.textContent = "Data as CSV";
+  link.addEventListener("click", () => {
+    const table = columns();
+    const names = Object.keys(table);
+    const lines = [names.join(","), ...table[names[0]].map((_, i) => names.map((name) => table[name][i]).join(","))];
+    const address = URL.createObjectURL(new Blob([`${lines.join("\n")}\n`], { type: "text/csv" }));
+    const anchor = Object.assign(document.createElement("a"), { href: address, download: `${place.dataset.chart}.csv` });
+    anchor.click();
+    URL.revokeObjectURL(address);
+  });
+  let foot = place.parentElement.querySelector(":scope > .chart-foot");
+  if (!foot) {
+    foot = document.createElement("div");
+    foot.className = "chart-foot row end";
+    place.after(foot);
+  }
+  foot.replaceChildren(link);
+}
+
+function columnsOf(rows, keys) {
+  return Object.fromEntries(keys.map((key) => [key, rows.map((row) => row[key])]));
+}
+
+// -- curves that move while a run trains
+
+async function history(place) {
+  const { runId, series } = place.dataset;
+  const { keys, label, format } = SERIES[series];
+  const rows = (await json(`/api/v1/runs/${runId}`)).history;
+  const source = new Bokeh.ColumnDataSource({ data: columnsOf(rows, ["epoch", ...keys]) });
+  const plot = figure({
+    x_axis_label: "epoch",
+    y_axis_label: label,
+    ...(series === "learning_rate" ? { y_axis_type: "log" } : {}),
+  });
+  const colors = [css("--soft"), css("--accent")];
+  keys.forEach((key, i) => {
+    const color = keys.length === 1 ? colors[1] : colors[i];
+    const style = { source, line_width: 2, color, legend_label: WORDS[key], line_join: "round" };
+    const line = plot.line({ field: "epoch" }, { field: key }, style);
+    plot.scatter({ field: "epoch" }, { field: key }, { source, size: 5, color, legend_label: WORDS[key] });
+    plot.add_tools(new Bokeh.HoverTool({
+      renderers: [line], mode: "vline",
+      tooltips: [["epoch", "@epoch"], [WORDS[key], `@${key}{${format}}`]],
+    }));
+  });
+  styleLegend(plot, series === "accuracy" ? "bottom_right" : "top_right");
+  if (series === "accuracy") plot.left[0].formatter = new Bokeh.NumeralTickFormatter({ format: "0 %" });
+  await show(place, plot, () => Object.fromEntries(["epoch", ...keys].map((key) => [key, [...source.data[key]]])));
+  place.dataset.points = String(rows.length);
+  const add = (row) => {
+    // A run that resumed may tell of an epoch again.
+    const known = [...source.data.epoch];
+    if (known.includes(row.epoch)) return;
+    source.stream(Object.fromEntries(["epoch", ...keys].map((key) => [key, [row[key]]])));
+    place.dataset.points = String(known.length + 1);
+  };
+  place.update = async () => {
+    for (const row of (await json(`/api/v1/runs/${runId}`)).history) add(row);
+  };
+  document.addEventListener("genderline:event", ({ detail: { topic, payload } }) => {
+    if (topic === "run.epoch" && payload.run_id === runId) add(payload.row);
+  });
+}
+
+// -- how well a finished run does
+
+async function curve(place, key, words) {
+  const { evaluation } = await json(`/api/v1/runs/${place.dataset.runId}`);
+  const points = evaluation[key];
+  const source = new Bokeh.ColumnDataSource({ data: { x: points.x, y: points.y } });
+  const plot = figure({ x_axis_label: words[0], y_axis_label: words[1], x_range: [0, 1], y_range: [0, 1.02] });
+  if (key === "roc") plot.line([0, 1], [0, 1], { color: css("--line"), line_width: 1, line_dash: [4, 4] });
+  const line = plot.line({ field: "x" }, { field: "y" }, { source, line_width: 2, color: css("--accent") });
+  plot.add_tools(new Bokeh.HoverTool({
+    renderers: [line], tooltips: [[words[0], "@x{0.000}"], [words[1], "@y{0.000}"]],
+  }));
+  await show(place, plot, () => ({ x: points.x, y: points.y }));
+}
+
+async function reliability(place) {
+  const { evaluation } = await json(`/api/v1/runs/${place.dataset.runId}`);
+  const keys = ["mean_probability", "share_female", "count"];
+  const data = columnsOf(evaluation.reliability, keys);
+  const source = new Bokeh.ColumnDataSource({ data });
+  const plot = figure({
+    x_axis_label: "predicted probability of female", y_axis_label: "labelled female", x_range: [0, 1], y_range: [0, 1.02],
+  });
+  plot.line([0, 1], [0, 1], { color: css("--line"), line_width: 1, line_dash: [4, 4] });
+  const style = { source, color: css("--accent"), line_width: 2 };
+  plot.line({ field: keys[0] }, { field: keys[1] }, style);
+  const dots = plot.scatter({ field: keys[0] }, { field: keys[1] }, { ...style, size: 8 });
+  plot.add_tools(new Bokeh.HoverTool({
+    renderers: [dots],
+    tooltips: [["predicted", "@mean_probability{0.000}"], ["labelled", "@share_female{0.000}"], ["faces", "@count{0,0}"]],
+  }));
+  await show(place, plot, () => data);
+}
+
+// -- what a dataset holds
+
+async function bars(place) {
+  const summary = await json(place.dataset.url);
+  const kind = place.dataset.chart;
+  if (kind === "genders") return genderBars(place, summary);
+  const table = kind === "ages" ? summary.ages : summary.ethnicities;
+  const names = Object.keys(table);
+  const data = { name: names, male: names.map((n) => table[n].male), female: names.map((n) => table[n].female) };
+  data.all = names.map((_, i) => data.male[i] + data.female[i]);
+  const source = new Bokeh.ColumnDataSource({ data });
+  const plot = figure({ x_range: names, y_axis_label: "faces", x_axis_label: kind === "ages" ? "age in years" : "" });
+  const base = { source, width: 0.8, line_color: null };
+  plot.vbar({ ...base, x: { field: "name" }, top: { field: "male" }, fill_color: css("--male"), legend_label: "male" });
+  plot.vbar({
+    ...base, x: { field: "name" }, bottom: { field: "male" }, top: { field: "all" }, fill_color: css("--female"),
+    legend_label: "female",
+  });
+  plot.add_tools(new Bokeh.HoverTool({
+    tooltips: [["", "@name"], ["male", "@male{0,0}"], ["female", "@female{0,0}"], ["all", "@all{0,0}"]],
+  }));
+  plot.y_range.start = 0;
+  plot.below[0].major_label_orientation = place.clientWidth < 420 ? 0.8 : 0;
+  styleLegend(plot, "top_right");
+  return show(place, plot, () => data);
+}
+
+async function genderBars(place, summary) {
+  const names = Object.keys(summary.genders);
+  const count = names.map((name) => summary.genders[name]);
+  const share = count.map((n) => n / summary.faces);
+  const label = count.map((n, i) => `${n.toLocaleString()} · ${(100 * share[i]).toFixed(1)} %`);
+  const data = { name: names, count, share, label, color: names.map((name) => css(`--${name}`)) };
+  const source = new Bokeh.ColumnDataSource({ data });
+  const plot = figure({ x_range: names, y_axis_label: "faces" });
+  plot.vbar({
+    source, x: { field: "name" }, top: { field: "count" }, width: 0.6, fill_color: { field: "color" }, line_color: null,
+  });
+  plot.text({ field: "name" }, { field: "count" }, { field: "label" }, {
+    source, text_align: "center", text_baseline: "bottom", y_offset: -4, text_color: css("--text"), text_font: "system-ui",
+    text_font_size: "13px",
+  });
+  plot.add_tools(new Bokeh.HoverTool({ tooltips: [["", "@name"], ["faces", "@count{0,0}"], ["share", "@share{0.0 %}"]] }));
+  plot.y_range.start = 0;
+  plot.y_range.end = Math.max(...count) * 1.15;
+  await show(place, plot, () => ({ name: names, count, share }));
+}
+
+// -- several runs on the same axes
+
+async function compare(place) {
+  const key = place.dataset.series;
+  const runs = await Promise.all(JSON.parse(place.dataset.runs).map((id) => json(`/api/v1/runs/${id}`)));
+  const plot = figure({ height: 300, x_axis_label: "epoch", y_axis_label: place.dataset.label });
+  runs.forEach((run, i) => {
+    const color = PALETTE[i % PALETTE.length];
+    const name = `${run.name.slice(0, 24)} · ${run.run_id.slice(-5)}`;
+    const source = new Bokeh.ColumnDataSource({ data: columnsOf(run.history, ["epoch", key]) });
+    const line = plot.line({ field: "epoch" }, { field: key }, { source, color, line_width: 2, legend_label: name });
+    plot.add_tools(new Bokeh.HoverTool({
+      renderers: [line], tooltips: [["run", name], ["epoch", "@epoch"], [place.dataset.label, `@${key}{0.0000}`]],
+    }));
+  });
+  styleLegend(plot, key.includes("accuracy") ? "bottom_right" : "top_right");
+  await show(place, plot, () => ({
+    run: runs.flatMap((run) => run.history.map(() => run.run_id)),
+    epoch: runs.flatMap((run) => run.history.map((row) => row.epoch)),
+    [key]: runs.flatMap((run) => run.history.map((row) => row[key])),
+  }));
+}
+
+const KINDS = {
+  history,
+  roc: (place) => curve(place, "roc", ["false positive rate", "true positive rate"]),
+  precision_recall: (place) => curve(place, "precision_recall", ["recall", "precision"]),
+  reliability,
+  genders: bars,
+  ages: bars,
+  ethnicities: bars,
+  compare,
+};
+
+async function draw(place) {
+  place.dataset.drawn = "begun";
+  try {
+    await KINDS[place.dataset.chart](place);
+  } catch (error) {
+    place.textContent = `This plot could not be drawn: ${error.message}. Reload the page to try again.`;
+  }
+}
+
+function drawAll() {
+  for (const place of document.querySelectorAll("[data-chart]:not([data-drawn])")) draw(place);
+  threshold();
+}
+
+// -- the threshold's slider
+
+async function threshold() {
+  const slider = document.getElementById("threshold");
+  if (!slider || slider.dataset.ready) return;
+  slider.dataset.ready = "yes";
+  const scores = await json(slider.dataset.scores);
+  const above = (counts, bin) => counts.slice(bin).reduce((sum, n) => sum + n, 0);
+  const total = { male: above(scores.male, 0), female: above(scores.female, 0) };
+  slider.addEventListener("input", () => {
+    const bin = Math.round(slider.value * scores.bins);
+    const cells = {
+      "male-female": above(scores.male, bin), "female-female": above(scores.female, bin),
+    };
+    cells["male-male"] = total.male - cells["male-female"];
+    cells["female-male"] = total.female - cells["female-female"];
+    const all = total.male + total.female;
+    for (const [cell, n] of Object.entries(cells)) {
+      const link = document.querySelector(`[data-cell="${cell}"]`);
+      link.querySelector("strong").textContent = n.toLocaleString();
+      link.querySelector("span").textContent = `${((100 * n) / all).toFixed(1)} %`;
+    }
+    const precision = cells["female-female"] / Math.max(1, cells["female-female"] + cells["male-female"]);
+    const recall = cells["female-female"] / Math.max(1, total.female);
+    const right = (cells["male-male"] + cells["female-female"]) / all;
+    document.getElementById("threshold-value").textContent = Number(slider.value).toFixed(2);
+    document.getElementById("threshold-words").textContent =
+      `${(100 * right).toFixed(1)} % right; precision ${precision.toFixed(3)}, recall ${recall.toFixed(3)}, ` +
+      `false positives ${((100 * cells["male-female"]) / Math.max(1, total.male)).toFixed(1)} %.`;
+  });
+}
+
+drawAll();
+document.addEventListener("genderline:refreshed", () => {
+  drawAll();
+  for (const place of document.querySelectorAll("[data-chart]")) place.update?.();
+});
+dark.addEventListener("change", () => {
+  for (const place of document.querySelectorAll("[data-chart]")) delete place.dataset.drawn;
+  drawAll();
+});

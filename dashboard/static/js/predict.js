@@ -1,0 +1,127 @@
+// The predict page: sends a face through the queue and shows the answer; then, if asked, a map of where the network
+// looked.
+import { post } from "./app.js";
+
+// A face whose archive was removed has no original any more.
+for (const image of document.querySelectorAll("img[data-may-fail]")) {
+  const hide = () => image.closest("figure").remove();
+  if (image.complete && !image.naturalWidth) hide();
+  else image.addEventListener("error", hide);
+}
+
+const results = document.getElementById("results");
+const version = document.getElementById("version");
+
+function query(extra = {}) {
+  const text = new URLSearchParams(extra);
+  if (version?.value) text.set("model_version", version.value);
+  return text;
+}
+
+function card(name, page) {
+  const item = document.getElementById("result").content.cloneNode(true).querySelector("section");
+  const at = (key) => item.querySelector(`[data-${key}]`);
+  at("name").textContent = name;
+  at("name").title = name;
+  if (page) {
+    at("page").href = page;
+    at("page").hidden = false;
+  }
+  return { item, at };
+}
+
+async function predict(blob, { name, given, gender, page }) {
+  const { item, at } = card(name, page);
+  results.prepend(item);
+  at("given").src = given;
+  at("given").addEventListener("error", () => at("given").closest("figure").remove());
+  const options = { body: blob, headers: { "Content-Type": blob.type || "image/jpeg" } };
+  try {
+    const answer = await post(`/predict/image?${query({ name })}`, options);
+    const [entry] = answer.reply.predictions;
+    const truth = gender ?? answer.true_gender;
+    at("seen").src = answer.seen;
+    at("predicted").textContent = entry.gender;
+    at("predicted").className = `gender-${entry.gender}`;
+    const sure = document.createElement("small");
+    sure.textContent = ` ${(100 * entry.confidence).toFixed(1)} % sure`;
+    at("predicted").append(sure);
+    if (truth) {
+      at("true").textContent = truth;
+      const mark = document.createElement("span");
+      mark.className = `verdict ${truth === entry.gender ? "right" : "wrong"}`;
+      mark.textContent = truth === entry.gender ? " ✓ right" : " ✗ wrong";
+      at("true").append(mark);
+    } else at("true").textContent = "none in the name";
+    at("p").textContent = entry.probability_female.toFixed(3);
+    at("bar").value = entry.probability_female;
+    at("bar").classList.add(entry.gender);
+    at("took").textContent = `By model ${answer.reply.model.version}, in ${Math.round(1000 * answer.seconds)} ms through the queue.`;
+    at("look").disabled = false;
+    at("look").addEventListener("click", () => look(item, at, options));
+  } catch (error) {
+    at("predicted").textContent = "–";
+    at("error").textContent = error.message;
+    at("error").hidden = false;
+  }
+}
+
+async function look(item, at, options) {
+  at("look").disabled = true;
+  at("look").textContent = "Looking…";
+  try {
+    const map = await post(`/predict/occlusion?${query()}`, options);
+    paint(item.querySelector("canvas"), map);
+    at("map-words").textContent =
+      `Marked: covering it makes the answer less sure, by up to ${(100 * Math.max(0, ...map.drop.flat())).toFixed(1)} points. ` +
+      `${map.grid * map.grid + 1} images in one pack, ${map.seconds.toFixed(1)} s.`;
+    at("look").hidden = true;
+  } catch (error) {
+    at("error").textContent = error.message;
+    at("error").hidden = false;
+    at("look").disabled = false;
+    at("look").textContent = "Try again";
+  }
+}
+
+function paint(canvas, map) {
+  const most = Math.max(0.02, ...map.drop.flat());
+  canvas.width = map.grid;
+  canvas.height = map.grid;
+  const context = canvas.getContext("2d");
+  const pixels = context.createImageData(map.grid, map.grid);
+  map.drop.flat().forEach((drop, i) => {
+    const part = Math.max(0, drop) / most;
+    pixels.data.set([255, Math.round(190 - 150 * part), 20, Math.round(200 * part ** 1.2)], 4 * i);
+  });
+  context.putImageData(pixels, 0, 0);
+  canvas.hidden = false;
+}
+
+if (results?.dataset.face && !("noModel" in results.dataset)) {
+  const { face, original, name, gender, page } = results.dataset;
+  const blob = await (await fetch(face)).blob();
+  predict(blob, { name, given: original, gender, page });
+}
+
+const drop = document.getElementById("own-drop");
+if (drop) {
+  const take = (files) => {
+    for (const file of files) predict(file, { name: file.name, given: URL.createObjectURL(file) });
+  };
+  drop.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    drop.classList.add("over");
+  });
+  drop.addEventListener("dragleave", () => drop.classList.remove("over"));
+  drop.addEventListener("drop", (event) => {
+    event.preventDefault();
+    drop.classList.remove("over");
+    take(event.dataTransfer.files);
+  });
+  const input = document.getElementById("own");
+  input.addEventListener("change", () => {
+    take(input.files);
+    input.value = "";
+  });
+}
