@@ -1,4 +1,4 @@
-"""Small real models for tests: exported by the trainer's own code, then given the answers or faults that a test needs."""
+"""Small real models for tests: exported by the trainer's code, then given the answers or faults that a test needs."""
 
 from __future__ import annotations
 

@@ -1,0 +1,147 @@
+"""The inference loops in this process, on a real broker and store, for tests that look inside or inject a fault."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from inference.batcher import Predictor
+from inference.interactive import InteractiveLoop
+from inference.jobs import BulkLoop
+from inference.models import Models
+from inference.speed import Speed
+from shared.broker import open_broker
+from shared.broker.base import Broker, Inbox
+from shared.failures import FailurePolicy
+from shared.image import ImageLimits
+from shared.metrics import InferenceMetrics
+from shared.settings import Settings
+from shared.store import FileStore
+from shared.topology import Topology
+from tests.model_builder import ModelBuilder
+
+Work = Callable[[threading.Event], None]
+
+
+@dataclass
+class Loops:
+    """What one worker process is made of.
+
+    Attributes:
+        predictor: set another one before a loop is made to inject a fault.
+    """
+
+    broker: Broker
+    store: FileStore
+    settings: Settings
+    registry: CollectorRegistry
+    metrics: InferenceMetrics
+    models: Models
+    policy: FailurePolicy
+    speed: Speed
+    predictor: Predictor
+
+    @property
+    def builder(self) -> ModelBuilder:
+        return ModelBuilder(self.store)
+
+    def interactive(self) -> InteractiveLoop:
+        return InteractiveLoop(
+            self.broker,
+            self.models,
+            self.predictor,
+            self.policy,
+            self.metrics,
+            self.speed,
+            prefetch=self.settings.prefetch,
+            batch_size=self.settings.batch_size,
+            batch_delay_s=0.0,
+        )
+
+    def bulk(self) -> BulkLoop:
+        return BulkLoop(self.broker, self.store, self.settings, self.models, self.predictor, self.policy, self.speed)
+
+    def follow(self, stop: threading.Event) -> None:
+        self.models.follow(self.broker, stop)
+
+    @contextlib.contextmanager
+    def running(self, *works: Work) -> Iterator[None]:
+        """Runs loops in threads of their own; none of them may fail."""
+        stop = threading.Event()
+        failures: list[BaseException] = []
+
+        def body(work: Work) -> None:
+            try:
+                work(stop)
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=body, args=(work,)) for work in works]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(30)
+        assert not any(thread.is_alive() for thread in threads)
+        assert failures == []
+
+    def value(self, name: str, **labels: str) -> float:
+        """Returns a metric's value; 0 where nothing was counted."""
+        return self.registry.get_sample_value(name, labels) or 0.0
+
+
+@contextlib.contextmanager
+def open_loops(folder: Path, broker_url: str, **settings: Any) -> Iterator[Loops]:
+    """Opens a broker with queues of its own, and a store."""
+    chosen = Settings(
+        broker_url=broker_url,
+        store_url=f"file:{folder / 'store'}",
+        queue_prefix=f"t{uuid.uuid4().hex[:10]}",
+        allowed_roots=str(folder / "allowed"),
+        provider="cpu",
+        **settings,
+    )
+    with open_broker(
+        broker_url, Topology(chosen.queue_prefix), lease_s=chosen.lease_s, delivery_limit=chosen.delivery_limit
+    ) as broker:
+        store = FileStore(folder / "store")
+        registry = CollectorRegistry()
+        metrics = InferenceMetrics(registry)
+        yield Loops(
+            broker,
+            store,
+            chosen,
+            registry,
+            metrics,
+            Models(store, "cpu", metrics),
+            FailurePolicy(chosen.delivery_limit, metrics.dead_letters),
+            Speed(),
+            Predictor(ImageLimits.from_settings(chosen), chosen.batch_size, metrics),
+        )
+
+
+def replies(inbox: Inbox, count: int, timeout_s: float = 30.0) -> dict[str, dict[str, Any]]:
+    """Returns the bodies of `count` replies by correlation id; fails where one id has two, or some do not come."""
+    found: dict[str, dict[str, Any]] = {}
+    deadline = time.monotonic() + timeout_s
+    while len(found) < count:
+        for message in inbox.take(max(0.0, min(1.0, deadline - time.monotonic()))):
+            assert message.content_type == "application/json"
+            key = str(message.correlation_id)
+            assert key not in found, f"two replies to {key}"
+            found[key] = json.loads(message.body)
+            assert found[key]["schema"] == 1
+        assert time.monotonic() < deadline, f"{len(found)} of {count} replies within {timeout_s:g} s: {found}"
+    return found
