@@ -1,0 +1,434 @@
+"""Batch jobs on both brokers: from the archive through shards to one CSV and one final reply."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import threading
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inference.batcher import Outcome, Predictor
+from inference.session import ServedModel
+from shared import jobs
+from shared.broker.base import Inbox, Message
+from shared.client import Client
+from shared.jobs import RESULT_COLUMNS, Jobs
+from shared.messages import ZIP, by_reference, job_id_of, json_message
+from shared.store import FileStore
+from tests.inference_loops import Loops, open_loops
+from tests.model_builder import brightness_answer, brightness_model, constant_model, image_of
+from tests.services import eventually
+
+Entries = Sequence[tuple[str, bytes]]
+
+
+@pytest.fixture
+def loops(tmp_path: Path) -> Iterator[Loops]:
+    """On the embedded broker, with a model and shards of three images."""
+    with open_loops(tmp_path, f"sqlite:///{tmp_path / 'broker.db'}", lease_s=1.0, shard_images=3) as made:
+        yield serving(made)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Loops]:
+    """The same on the embedded broker, and on RabbitMQ."""
+    url = f"sqlite:///{tmp_path / 'broker.db'}"
+    if request.param == "rabbitmq":
+        url = request.getfixturevalue("rabbitmq").url
+    with open_loops(tmp_path, url, shard_images=3) as made:
+        yield serving(made)
+
+
+def serving(loops: Loops) -> Loops:
+    loops.builder.register(brightness_model())
+    loops.models.refresh()
+    return loops
+
+
+def zip_of(entries: Entries) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in entries:
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
+def faces(count: int) -> list[tuple[str, bytes]]:
+    """Returns dark images labelled male and bright ones labelled female, by turns; every fifth label is wrong."""
+    return [
+        (f"30_{(i % 2) ^ (i % 5 == 4)}_0_{i}.png", image_of(220 + i % 20 if i % 2 else 20 + i % 20))
+        for i in range(count)
+    ]
+
+
+def send(loops: Loops, message: Message) -> str:
+    loops.broker.publish(loops.broker.topology.jobs, message)
+    return job_id_of(message.message_id)
+
+
+def job_replies(inbox: Inbox, *statuses: str) -> list[dict[str, Any]]:
+    """Waits for replies with these statuses, in this order, and makes sure that no more come."""
+    found: list[Message] = []
+
+    def look() -> bool:
+        found.extend(inbox.take(0.5))
+        return len(found) >= len(statuses)
+
+    eventually(look, 40, f"replies {statuses}")
+    found += inbox.take(0.3)
+    bodies: list[dict[str, Any]] = [json.loads(message.body) for message in found]
+    assert [body["status"] for body in bodies] == list(statuses), bodies
+    return bodies
+
+
+def rows_of(loops: Loops, job_id: str) -> list[dict[str, str]]:
+    text = loops.store.get(Jobs.results_key(job_id)).decode()
+    assert text.splitlines()[0] == ",".join(RESULT_COLUMNS)
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def queues_empty(loops: Loops) -> None:
+    topology = loops.broker.topology
+
+    def look() -> bool:
+        depths = loops.broker.depths()
+        return not any(depths[q].ready or depths[q].unacknowledged for q in (topology.jobs, topology.shards))
+
+    eventually(look, 20, "empty queues")
+
+
+def test_an_archive_becomes_one_csv_in_archive_order_and_two_replies(either: Loops) -> None:
+    entries = [
+        *faces(7),
+        ("no label.png", image_of(250)),
+        ("deep/folder/8_1_2.png", b"no image"),
+        ("__MACOSX/x", b""),
+        ("line\r\nbreak.png", image_of(0)),
+        ('quoted ",".png', image_of(0)),
+    ]
+    with either.broker.inbox() as inbox, either.running(either.bulk().run):
+        message = Message(zip_of(entries), ZIP, "m1", "c1", inbox.name, {"name": "holiday"})
+        job_id = send(either, message)
+        accepted, finished = job_replies(inbox, "accepted", "finished")
+        queues_empty(either)
+    assert accepted == {"schema": 1, "job_id": job_id, "status": "accepted", "name": "holiday"}
+    assert finished == {
+        "schema": 1,
+        "job_id": job_id,
+        "status": "finished",
+        "name": "holiday",
+        "results": f"store:jobs/{job_id}/results.csv",
+        "counts": {"images": 11, "errors": 2},
+        "accuracy": pytest.approx(6 / 7),
+        "model": {"name": "gender", "version": 1},
+    }
+    rows = rows_of(either, job_id)
+    names = [name for name, _ in entries if name != "__MACOSX/x"]
+    assert [row["name"] for row in rows] == [name.replace("\r", "\\r").replace("\n", "\\n") for name in names]
+    first, labelled_wrongly, unlabelled, broken, unsafe = rows[0], rows[4], rows[7], rows[8], rows[9]
+    assert (first["gender"], first["true_gender"], first["correct"], first["error"]) == ("male", "male", "true", "")
+    assert float(first["probability_female"]) == pytest.approx(brightness_answer(20), abs=1e-4)
+    assert float(first["confidence"]) == pytest.approx(1 - brightness_answer(20), abs=1e-4)
+    assert (labelled_wrongly["gender"], labelled_wrongly["true_gender"]) == ("male", "female")
+    assert labelled_wrongly["correct"] == "false"
+    assert (unlabelled["gender"], unlabelled["true_gender"], unlabelled["correct"]) == ("female", "", "")
+    assert (broken["gender"], broken["probability_female"], broken["true_gender"]) == ("", "", "female")
+    assert broken["error"].startswith("invalid_image: ")
+    assert unsafe["error"].startswith("unsafe_name: ")
+    record = Jobs(either.store).get(job_id)
+    assert (record["state"], record["images"], record["shards"]) == ("finished", 11, 4)
+    assert not either.store.exists(Jobs.part_key(job_id, 0))
+    assert either.broker.dead_letters() == []
+
+
+def test_a_job_without_labels_has_no_accuracy(loops: Loops) -> None:
+    with loops.broker.inbox() as inbox, loops.running(loops.bulk().run):
+        send(loops, Message(zip_of([("a.png", image_of(0))]), ZIP, reply_to=inbox.name))
+        _, finished = job_replies(inbox, "accepted", "finished")
+    assert finished["accuracy"] is None
+
+
+@pytest.mark.parametrize("kind", ["store", "file"])
+def test_an_archive_can_be_named_in_the_store_or_in_an_allowed_folder(loops: Loops, tmp_path: Path, kind: str) -> None:
+    data = zip_of(faces(4))
+    allowed = tmp_path / "allowed"
+    allowed.mkdir()
+    if kind == "store":
+        loops.store.put("uploads/a.zip", data)
+        uri = "store:uploads/a.zip"
+    else:
+        (allowed / "a.zip").write_bytes(data)
+        uri = (allowed / "a.zip").as_uri()
+    with loops.broker.inbox() as inbox, loops.running(loops.bulk().run):
+        job_id = send(loops, by_reference(uri, name="by name", reply_to=inbox.name))
+        _, finished = job_replies(inbox, "accepted", "finished")
+    assert finished["counts"] == {"images": 4, "errors": 0}
+    assert len(rows_of(loops, job_id)) == 4
+    if kind == "file":
+        assert (allowed / "a.zip").read_bytes() == data
+
+
+def test_the_python_client_follows_a_job_to_its_end(loops: Loops, tmp_path: Path) -> None:
+    archive = tmp_path / "a.zip"
+    archive.write_bytes(zip_of(faces(7)))
+    client = Client(loops.broker, loops.store)
+    with loops.running(loops.bulk().run):
+        *_, record = client.follow_job(client.submit_job(archive), 30)
+    assert (record["state"], record["done"]) == ("finished", 7)
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"no zip at all", "invalid_archive"),
+        (zip_of([]), "invalid_archive"),
+        (zip_of([("a.png", image_of(0))])[:-30], "invalid_archive"),
+    ],
+)
+def test_a_bad_archive_is_rejected_with_one_reply_and_no_dead_letter(loops: Loops, body: bytes, code: str) -> None:
+    with loops.broker.inbox() as inbox, loops.running(loops.bulk().run):
+        job_id = send(loops, Message(body, ZIP, reply_to=inbox.name, correlation_id="c"))
+        (rejected,) = job_replies(inbox, "rejected")
+        queues_empty(loops)
+    assert rejected["error"]["code"] == code
+    assert rejected["error"]["message"]
+    assert Jobs(loops.store).get(job_id)["state"] == "rejected"
+    assert loops.broker.dead_letters() == []
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        (Message(b"", "text/plain"), "unsupported_content_type"),
+        (Message(b'{"schema": 2, "uri": "store:a"}', "application/json"), "unsupported_schema"),
+        (by_reference("file:///etc/passwd"), "uri_not_allowed"),
+        (by_reference("store:../../etc/passwd"), "uri_not_allowed"),
+        (by_reference("ftp://example.org/a.zip"), "uri_not_allowed"),
+        (by_reference("store:nothing/here.zip"), "uri_not_found"),
+    ],
+)
+def test_an_invalid_job_message_is_rejected_with_a_reply_and_buried_and_again_when_sent_again(
+    loops: Loops, message: Message, code: str
+) -> None:
+    with loops.broker.inbox() as inbox, loops.running(loops.bulk().run):
+        asked = replace(message, reply_to=inbox.name, message_id="bad")
+        for _ in range(2):
+            send(loops, asked)
+            (rejected,) = job_replies(inbox, "rejected")
+            assert rejected["error"]["code"] == code
+    assert {letter.reason for letter in loops.broker.dead_letters()} == {code}
+    assert Jobs(loops.store).get(job_id_of("bad"))["state"] == "rejected"
+
+
+def test_the_same_message_again_after_the_end_only_repeats_the_reply(loops: Loops) -> None:
+    with loops.broker.inbox() as inbox, loops.running(loops.bulk().run):
+        message = Message(zip_of(faces(7)), ZIP, "twice", reply_to=inbox.name)
+        job_id = send(loops, message)
+        _, first = job_replies(inbox, "accepted", "finished")
+        updated = Jobs(loops.store).get(job_id)["updated"]
+        send(loops, message)
+        (second,) = job_replies(inbox, "finished")
+    assert second == first
+    assert Jobs(loops.store).get(job_id)["updated"] == updated
+    assert loops.value("genderline_predictions_total", outcome="ok") == 7
+
+
+def test_the_same_message_twice_at_once_is_computed_once_and_who_asked_last_is_told(loops: Loops) -> None:
+    with loops.broker.inbox() as gone, loops.broker.inbox() as inbox:
+        message = Message(zip_of(faces(7)), ZIP, "twice", reply_to=gone.name)
+        send(loops, message)
+        send(loops, replace(message, reply_to=inbox.name))
+        with loops.running(loops.bulk().run):
+            job_replies(inbox, "accepted", "finished")
+            job_replies(gone, "accepted")
+    assert loops.value("genderline_predictions_total", outcome="ok") == 7
+
+
+def test_a_shard_delivered_twice_changes_nothing(loops: Loops) -> None:
+    with loops.broker.inbox() as inbox:
+        message = Message(zip_of(faces(7)), ZIP, "m", reply_to=inbox.name)
+        job_id = job_id_of("m")
+        shard = {"job_id": job_id, "shard": 1, "start": 3, "stop": 6}
+        with loops.running(loops.bulk().run):
+            send(loops, message)
+            loops.broker.publish(loops.broker.topology.shards, json_message(shard))
+            job_replies(inbox, "accepted", "finished")
+            loops.broker.publish(loops.broker.topology.shards, json_message(shard))
+            queues_empty(loops)
+            assert inbox.take(0.2) == []
+    assert len(rows_of(loops, job_id)) == 7
+    assert loops.broker.dead_letters() == []
+
+
+def test_a_shard_of_an_unknown_job_is_dropped_and_a_malformed_one_is_buried(loops: Loops) -> None:
+    with loops.running(loops.bulk().run):
+        shard = {"job_id": "job-0", "shard": 0, "start": 0, "stop": 1}
+        loops.broker.publish(loops.broker.topology.shards, json_message(shard))
+        loops.broker.publish(loops.broker.topology.shards, Message(b"[]", "application/json"))
+        eventually(loops.broker.dead_letters, 10, "a dead letter")
+        queues_empty(loops)
+    assert [letter.reason for letter in loops.broker.dead_letters()] == ["invalid_message"]
+
+
+def test_progress_tells_how_many_are_done_how_fast_and_how_long_it_will_take(loops: Loops) -> None:
+    with loops.broker.subscribe(["job.#"]) as events, loops.broker.inbox() as inbox, loops.running(loops.bulk().run):
+        job_id = send(loops, Message(zip_of(faces(7)), ZIP, reply_to=inbox.name))
+        job_replies(inbox, "accepted", "finished")
+        seen = events.take(1)
+    assert [event.topic for event in seen] == [
+        "job.accepted",
+        "job.progress",
+        "job.progress",
+        "job.progress",
+        "job.finished",
+    ]
+    assert all(event.payload["job_id"] == job_id for event in seen)
+    progress = [event.payload["progress"] for event in seen if event.topic == "job.progress"]
+    assert [(each["done"], each["total"]) for each in progress] == [(3, 7), (6, 7), (7, 7)]
+    assert all(each["rate"] > 0 for each in progress)
+    assert progress[-1]["eta_s"] == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Halting(Predictor):
+    """A predictor that waits at its second batch for leave to go on."""
+
+    reached: threading.Event = None  # type: ignore[assignment]
+    go_on: threading.Event = None  # type: ignore[assignment]
+    fail: bool = False
+
+    def predict(self, model: ServedModel, images: Sequence[bytes]) -> list[Outcome]:
+        if self.metrics.batch_size._sum.get() > 0 and not self.go_on.is_set():
+            self.reached.set()
+            self.go_on.wait(20)
+        if self.fail and self.reached.is_set():
+            raise RuntimeError("a bug")
+        return Predictor.predict(self, model, images)
+
+
+def halting(loops: Loops, *, fail: bool = False) -> tuple[Loops, Halting]:
+    predictor = Halting(loops.predictor.limits, 64, loops.metrics, None, threading.Event(), threading.Event(), fail)
+    return replace(loops, predictor=predictor), predictor
+
+
+def test_a_cancelled_job_ends_with_one_reply_and_without_results(loops: Loops) -> None:
+    halted, predictor = halting(loops)
+    with loops.broker.inbox() as inbox, halted.running(halted.bulk().run):
+        job_id = send(loops, Message(zip_of(faces(12)), ZIP, reply_to=inbox.name))
+        assert predictor.reached.wait(20)
+        Jobs(loops.store).request_cancel(job_id)
+        predictor.go_on.set()
+        _, cancelled = job_replies(inbox, "accepted", "cancelled")
+        queues_empty(loops)
+    assert cancelled["error"] == {"code": "cancelled", "message": "a user cancelled the job"}
+    assert not loops.store.exists(Jobs.results_key(job_id))
+    assert not loops.store.exists(Jobs.part_key(job_id, 0))
+
+
+def test_a_job_cancelled_before_it_was_opened_never_starts(loops: Loops) -> None:
+    message = Message(zip_of(faces(3)), ZIP, "m")
+    job_id = job_id_of("m")
+    Jobs(loops.store).create(job_id, message_id="m", name="a", state=jobs.QUEUED)
+    Jobs(loops.store).request_cancel(job_id)
+    with loops.broker.inbox() as inbox, loops.running(loops.bulk().run):
+        send(loops, replace(message, reply_to=inbox.name))
+        job_replies(inbox, "cancelled")
+    assert loops.value("genderline_predictions_total", outcome="ok") == 0
+
+
+def test_all_shards_of_a_job_use_the_model_it_began_with(loops: Loops) -> None:
+    halted, predictor = halting(loops)
+    with loops.broker.inbox() as inbox, halted.running(halted.bulk().run):
+        job_id = send(loops, Message(zip_of(faces(9)), ZIP, reply_to=inbox.name))
+        assert predictor.reached.wait(20)
+        loops.builder.register(constant_model(0.99))
+        loops.models.refresh()
+        predictor.go_on.set()
+        _, finished = job_replies(inbox, "accepted", "finished")
+    assert loops.models.champion is not None
+    assert loops.models.champion.version == 2
+    assert finished["model"] == {"name": "gender", "version": 1}
+    assert {row["gender"] for row in rows_of(loops, job_id)[6:]} == {"male", "female"}
+
+
+def test_a_job_opened_again_after_a_crash_keeps_its_model_and_its_shards(loops: Loops) -> None:
+    """Its worker died after it had handed out the shards; the next one has another champion and other settings."""
+    message = Message(zip_of(faces(7)), ZIP, "m")
+    job_id = job_id_of("m")
+    record = Jobs(loops.store)
+    record.create(job_id, message_id="m", name="a", state=jobs.QUEUED)
+    model = {"name": "gender", "version": 1}
+    key = Jobs.archive_key(job_id)
+    loops.store.put(key, message.body)
+    loops.builder.register(constant_model(0.99))
+    loops.models.refresh()
+    with loops.broker.inbox() as inbox:
+        record.accept(
+            job_id,
+            reply_to=inbox.name,
+            correlation_id=None,
+            model=model,
+            archive=key,
+            images=7,
+            shards=2,
+            shard_images=5,
+        )
+        send(loops, replace(message, reply_to=inbox.name))
+        with loops.broker.consume([loops.broker.topology.jobs], 1) as dying:
+            dying.retry(dying.take(1, 5)[0])
+        with loops.running(loops.bulk().run):
+            _, finished = job_replies(inbox, "accepted", "finished")
+    assert finished["model"] == model
+    assert {row["gender"] for row in rows_of(loops, job_id)} == {"male", "female"}
+    assert record.get(job_id)["shards"] == 2
+
+
+@pytest.mark.parametrize("state", ["finished", "cancelled"])
+def test_a_final_reply_is_sent_again_where_its_worker_died_before_it_was_out(loops: Loops, state: str) -> None:
+    record = Jobs(loops.store)
+    job_id = job_id_of("m")
+    record.create(job_id, message_id="m", name="a", state=jobs.QUEUED)
+    with loops.broker.inbox() as inbox:
+        record.accept(job_id, reply_to=inbox.name, correlation_id="c", images=6, shards=2, shard_images=3)
+        loops.store.create(f"jobs/{job_id}/finisher", b"1")
+        record.end(job_id, state, counts={"images": 6, "errors": 0})
+        for shard in (0, 1):
+            body = {"job_id": job_id, "shard": shard, "start": shard * 3, "stop": shard * 3 + 3}
+            loops.broker.publish(loops.broker.topology.shards, json_message(body))
+        with loops.broker.consume([loops.broker.topology.shards], 2) as dying:
+            for delivery in dying.take(2, 5):
+                dying.retry(delivery)
+        with loops.running(loops.bulk().run):
+            job_replies(inbox, state)
+            queues_empty(loops)
+
+
+def test_a_bug_in_one_shard_fails_the_job_once_and_buries_the_shard(loops: Loops) -> None:
+    failing, predictor = halting(loops, fail=True)
+    predictor.go_on.set()
+    predictor.reached.set()
+    with loops.broker.inbox() as inbox, failing.running(failing.bulk().run):
+        job_id = send(loops, Message(zip_of(faces(6)), ZIP, reply_to=inbox.name))
+        _, failed = job_replies(inbox, "accepted", "failed")
+        queues_empty(loops)
+    assert failed["error"]["code"] == "internal"
+    assert "bug on our side" in failed["error"]["message"]
+    assert Jobs(loops.store).get(job_id)["state"] == "failed"
+    assert {letter.reason for letter in loops.broker.dead_letters()} == {"internal"}
+
+
+def test_a_job_can_end_only_once_and_stays_ended(tmp_path: Path) -> None:
+    record = Jobs(FileStore(tmp_path))
+    record.create("job-1", message_id="m", name="a", state=jobs.QUEUED)
+    assert record.accept("job-1", images=5)["state"] == "accepted"
+    assert record.accept("job-1", images=6)["images"] == 5
+    ended = [record.end("job-1", state) for state in (jobs.CANCELLED, jobs.FINISHED)]
+    assert [each and each["state"] for each in ended] == ["cancelled", None]
+    assert record.accept("job-1", images=7)["state"] == "cancelled"
