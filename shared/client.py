@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import tempfile
 import time
@@ -14,7 +15,7 @@ from typing import Any, Final
 from shared import jobs, runs
 from shared.broker import open_broker
 from shared.broker.base import Broker, HeaderValue, Message, Outgoing
-from shared.errors import GenderlineError
+from shared.errors import Conflict, GenderlineError
 from shared.jobs import Jobs
 from shared.messages import PACK_LIMIT, by_reference, job_id_of, pack_message, run_id_of
 from shared.params import TrainingParams
@@ -27,6 +28,8 @@ from shared.topology import MODEL_PROMOTED, Topology
 Entry = dict[str, Any]
 """One image's prediction or error, as in a reply."""
 
+_PACK_BYTES: Final = 8 * 2**20
+"""Images beyond this go into the next pack; RabbitMQ 4 takes no message above 16 MiB."""
 _POLL_S: Final = 1.0
 """How often a follower reads the record besides listening to events, which may be lost."""
 
@@ -73,6 +76,7 @@ class Client:
 
         Raises:
             InvalidMessage: a parameter is unknown or out of range.
+            Conflict: the file changed while it was copied.
             Retryable: broker or store are away.
             OSError: the file cannot be read.
         """
@@ -83,10 +87,11 @@ class Client:
         sha256 = sha256_of(archive)
         key = f"datasets/{sha256}/archive.zip"
         if not self.store.exists(key):
-            self._upload(archive, key, on_copied, move=move)
-        self.runs.create(run_id, message_id=message_id, name=name, params=checked, state=runs.QUEUED)
+            self._upload(archive, key, on_copied, move=move, sha256=sha256)
         message = by_reference(f"{STORE_SCHEME}{key}", name=name, sha256=sha256, params=checked, message_id=message_id)
         self.broker.publish(self.broker.topology.datasets, message)
+        # Last, so that a refused message leaves no run that waits forever. A trainer that was faster made the same.
+        self.runs.create(run_id, message_id=message_id, name=name, params=checked, state=runs.QUEUED)
         return run_id
 
     def follow_run(self, run_id: str, timeout_s: float | None = None) -> Iterator[dict[str, Any]]:
@@ -116,10 +121,10 @@ class Client:
         key = Jobs.archive_key(job_id)
         if not self.store.exists(key):
             self._upload(archive, key, on_copied, move=move)
-        self.jobs.create(job_id, message_id=message_id, name=name, state=jobs.QUEUED)
         self.broker.publish(
             self.broker.topology.jobs, by_reference(f"{STORE_SCHEME}{key}", name=name, message_id=message_id)
         )
+        self.jobs.create(job_id, message_id=message_id, name=name, state=jobs.QUEUED)
         return job_id
 
     def follow_job(self, job_id: str, timeout_s: float | None = None) -> Iterator[dict[str, Any]]:
@@ -161,13 +166,15 @@ class Client:
         entries: list[Entry | None] = [None] * len(images)
         model: dict[str, Any] | None = None
         answered = 0
+        if not images:
+            return [], None
         with self.broker.inbox() as inbox:
-            packs: list[Outgoing] = []
-            for start in range(0, len(images), PACK_LIMIT):
-                pack = [(start + i, data) for i, data in enumerate(images[start : start + PACK_LIMIT])]
-                message = pack_message(pack, reply_to=inbox.name, headers=headers)
-                packs.append(Outgoing(self.broker.topology.predictions, message))
-            self.broker.publish_many(packs)
+            self.broker.publish_many(
+                [
+                    Outgoing(self.broker.topology.predictions, pack_message(pack, reply_to=inbox.name, headers=headers))
+                    for pack in _packs(images)
+                ]
+            )
             for reply in _until(inbox.take, time.monotonic() + timeout_s):
                 body = _reply_body(reply)
                 model = body["model"] or model
@@ -203,18 +210,34 @@ class Client:
 
     # -- how
 
-    def _upload(self, archive: Path, key: str, on_copied: Callable[[int], None] | None, *, move: bool) -> None:
-        """Copies a file into the store; the user's own stays where it is, unless it is to be moved."""
+    def _upload(
+        self,
+        archive: Path,
+        key: str,
+        on_copied: Callable[[int], None] | None,
+        *,
+        move: bool,
+        sha256: str | None = None,
+    ) -> None:
+        """Copies a file into the store; the user's own stays where it is, unless it is to be moved.
+
+        With `sha256`, the copy must have it: other content under the hash would be refused by every trainer, and later
+        submissions of the right content would not replace it.
+        """
         if move:
             self.store.put_file(key, archive)
             return
         with tempfile.TemporaryDirectory(prefix="genderline-") as folder, archive.open("rb") as source:
             copy = Path(folder) / "archive.zip"
+            digest = hashlib.sha256()
             with copy.open("wb") as target:
                 while piece := source.read(2**20):
                     target.write(piece)
+                    digest.update(piece)
                     if on_copied:
                         on_copied(len(piece))
+            if sha256 not in {None, digest.hexdigest()}:
+                raise Conflict(f"{archive} changed while it was copied; submit it again once it is complete")
             self.store.put_file(key, copy)
 
     def _follow(
@@ -260,6 +283,20 @@ def open_client(settings: Settings) -> Iterator[Client]:
         queue_limit=settings.queue_limit,
     ) as broker:
         yield Client(broker, open_store(settings.store_url))
+
+
+def _packs(images: Sequence[bytes]) -> Iterator[list[tuple[str | int | None, bytes]]]:
+    """Yields (index, image) pairs in packs that keep to the limit on images and stay far below a message's size."""
+    pack: list[tuple[str | int | None, bytes]] = []
+    size = 0
+    for index, data in enumerate(images):
+        if pack and (len(pack) == PACK_LIMIT or size + len(data) > _PACK_BYTES):
+            yield pack
+            pack, size = [], 0
+        pack.append((index, data))
+        size += len(data)
+    if pack:
+        yield pack
 
 
 def _until(take: Callable[[float], list[Message]], deadline: float) -> Iterator[Message]:

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 CODES: dict[str, str] = {
@@ -110,3 +111,14 @@ class Retryable(GenderlineError):
     """Store or broker away, or full: the same work may succeed later."""
 
     default_code = "unavailable"
+
+
+def shown(value: object) -> str:
+    """Returns a value as error messages show what was found: on one line, its kind recognisable, cut short."""
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return f"a list of {len(value)}"
+    if isinstance(value, Mapping):
+        return f"an object of {len(value)}"
+    # Cut before it is spelled out: a megabyte of bytes would become four of text.
+    text = repr(value[:80] if isinstance(value, str | bytes) else value)
+    return text if len(text) <= 80 else f"{text[:79]}…"

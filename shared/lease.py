@@ -58,10 +58,10 @@ class Lease:
         """Says that the owner is alive.
 
         Raises:
-            LeaseLost: another process has taken over.
+            LeaseLost: another process has taken over, or this one never was the owner.
         """
-        if self._newest() != self._generation:
-            raise LeaseLost(f"another process has taken over {self._folder}")
+        if not self._generation or self._newest() != self._generation:
+            raise LeaseLost(f"the lease {self._folder} is not held: another process has taken over, or it was released")
         self._store.put(f"{self._folder}/{self._generation:08d}", self._content())
 
     def release(self) -> None:
@@ -71,7 +71,7 @@ class Lease:
             self._generation = 0
 
     def _newest(self) -> int:
-        return max((int(name) for name in self._store.children(self._folder)), default=0)
+        return max((int(name) for name in self._store.children(self._folder) if name.isdecimal()), default=0)
 
     def _content(self, expires: float | None = None) -> bytes:
         content: dict[str, Any] = {
@@ -100,5 +100,5 @@ def _died_here(owner: str) -> bool:
     except ProcessLookupError:
         return True
     except PermissionError:
-        return False
+        pass  # it lives, as another user
     return False

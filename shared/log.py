@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from typing import Final
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
@@ -13,13 +14,15 @@ _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asc
 class _JsonFormatter(logging.Formatter):
     """One JSON object a line; what a call gave as `extra` becomes fields."""
 
+    converter = staticmethod(time.gmtime)
+
     def __init__(self, service: str) -> None:
         super().__init__()
         self._service = service
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}",
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "service": self._service,
             "logger": record.name,
@@ -47,5 +50,5 @@ def configure_logging(service: str, level: str, form: str) -> None:
     )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # Other people's chatter is ours only from a warning up.
-    for noisy in ("pika", "waitress", "werkzeug", "onnxscript", "onnx_ir", "torch"):
+    for noisy in ("pika", "waitress", "werkzeug", "onnxscript", "onnx_ir", "torch", "botocore", "aiobotocore", "s3fs"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))

@@ -5,18 +5,21 @@ Every parser raises `InvalidMessage` with the field that is wrong, what was foun
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, TypeVar
 
 import msgpack
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from shared.broker.base import Delivery, HeaderValue, Message, Outgoing
-from shared.errors import GenderlineError, InvalidMessage
+from shared.errors import GenderlineError, InvalidMessage, shown
 from shared.labels import GENDERS
 from shared.params import TrainingParams
 
@@ -26,6 +29,7 @@ MSGPACK: Final = "application/msgpack"
 ZIP: Final = "application/zip"
 IMAGES: Final = ("image/jpeg", "image/png", "image/webp", "image/bmp")
 PACK_LIMIT: Final = 256
+_VERSION: Final = re.compile("[0-9]{1,9}")
 
 
 class _Body(BaseModel):
@@ -41,9 +45,27 @@ class _ByReference(_Body):
     params: dict[str, Any] | None = None
 
 
+class _Shard(_Body):
+    """What our own workers send one another."""
+
+    job_id: str
+    shard: Annotated[int, Field(ge=0)]
+    start: Annotated[int, Field(ge=0)]
+    stop: Annotated[int, Field(ge=0)]
+
+
 class _Image(_Body):
-    id: Annotated[str, Field(max_length=1000)] | int | None
+    id: str | int | None
     data: bytes
+
+    @field_validator("id", mode="plain")
+    @classmethod
+    def _plain_id(cls, value: object) -> object:
+        if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+            return value
+        if isinstance(value, str) and len(value) <= 1000:
+            return value
+        raise ValueError("expected a text of at most 1000 characters, a whole number or null")
 
 
 class _Pack(_Body):
@@ -149,21 +171,35 @@ def parse_prediction(message: Message) -> PredictionRequest:
         images = [image.data for image in pack.images]
     else:
         raise _wrong_type(message, (*IMAGES, MSGPACK))
-    version = message.headers.get("model_version")
-    if version is not None and (isinstance(version, bool) or not str(version).isascii() or not str(version).isdigit()):
-        raise InvalidMessage(f"header model_version is {version!r}; expected a version number such as 3")
-    deadline = message.headers.get("deadline")
-    try:
-        expires = None if deadline is None else float(deadline)
-    except ValueError:
-        raise InvalidMessage(f"header deadline is {deadline!r}; expected Unix time in seconds") from None
-    return PredictionRequest(ids, images, None if version is None else int(version), expires)
+    return PredictionRequest(ids, images, _model_version(message), _deadline(message))
 
 
 def parse_shard(message: Message) -> ShardRequest:
     """Parses a message of the shards queue, which only our own workers send."""
-    body = _checked_schema(_json(message.body))
-    return ShardRequest(str(body["job_id"]), int(body["shard"]), int(body["start"]), int(body["stop"]))
+    if _content_type(message) != JSON:
+        raise _wrong_type(message, (JSON,))
+    body = _validated(_Shard, _json(message.body))
+    return ShardRequest(body.job_id, body.shard, body.start, body.stop)
+
+
+def _model_version(message: Message) -> int | None:
+    given = message.headers.get("model_version")
+    if given is None:
+        return None
+    # AMQP clients send numbers as numbers or as text.
+    if isinstance(given, int | str) and not isinstance(given, bool) and _VERSION.fullmatch(str(given)):
+        return int(given)
+    raise InvalidMessage(f"header model_version is {shown(given)}; expected a version number such as 3")
+
+
+def _deadline(message: Message) -> float | None:
+    given = message.headers.get("deadline")
+    if given is None:
+        return None
+    with contextlib.suppress(ValueError, OverflowError):
+        if not isinstance(given, bool) and math.isfinite(seconds := float(given)):
+            return seconds
+    raise InvalidMessage(f"header deadline is {shown(given)}; expected Unix time in seconds")
 
 
 def _content_type(message: Message) -> str:
@@ -172,7 +208,7 @@ def _content_type(message: Message) -> str:
 
 def _wrong_type(message: Message, expected: Sequence[str]) -> InvalidMessage:
     return InvalidMessage(
-        f"content type is {message.content_type!r}; expected one of {', '.join(expected)}",
+        f"content type is {shown(message.content_type)}; expected one of {', '.join(expected)}",
         code="unsupported_content_type",
     )
 
@@ -180,17 +216,17 @@ def _wrong_type(message: Message, expected: Sequence[str]) -> InvalidMessage:
 def _json(body: bytes) -> Any:
     try:
         return json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidMessage(f"the body is not JSON: {error}") from None
 
 
 def _checked_schema(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InvalidMessage(f"the body is a {type(value).__name__}; expected an object")
+        raise InvalidMessage(f"the body is {shown(value)}; expected an object with a schema")
     if "schema" not in value:
         raise InvalidMessage(f'schema: missing; expected "schema": {SCHEMA}', code="unsupported_schema")
     if value["schema"] != SCHEMA or isinstance(value["schema"], bool):
-        raise InvalidMessage(f"schema is {value['schema']!r}; expected {SCHEMA}", code="unsupported_schema")
+        raise InvalidMessage(f"schema is {shown(value['schema'])}; expected {SCHEMA}", code="unsupported_schema")
     return {str(key): item for key, item in value.items() if key != "schema"}
 
 
@@ -201,15 +237,18 @@ def _validated(model: type[_B], value: Any) -> _B:
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in fault["loc"])
-        found = "" if fault["type"] in {"missing", "extra_forbidden"} else f" (found {_shortened(fault['input'])})"
-        raise InvalidMessage(f"{where}: {fault['msg']}{found}") from None
+        if fault["type"] == "missing":
+            raise InvalidMessage(f"{where}: missing") from None
+        if fault["type"] == "extra_forbidden":
+            raise InvalidMessage(f"{shown(where)}: unknown field; expected {_fields(model, fault['loc'])}") from None
+        expected = fault["msg"].removeprefix("Value error, ")
+        raise InvalidMessage(f"{where}: {expected} (found {shown(fault['input'])})") from None
 
 
-def _shortened(value: object) -> str:
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "…"
+def _fields(model: type[BaseModel], where: tuple[int | str, ...]) -> str:
+    """Returns the fields that may stand where an unknown one was found."""
+    known = _Image if model is _Pack and len(where) > 1 else model
+    return ", ".join(known.model_fields)
 
 
 # -- going out

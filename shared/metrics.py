@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from socketserver import ThreadingMixIn
@@ -127,8 +128,8 @@ def authorised(header: str | None, token: str | None) -> bool:
     """Returns whether an `Authorization: Bearer` header carries the token; always, where none is set."""
     if token is None:
         return True
-    given = (header or "").removeprefix("Bearer ").strip()
-    return hmac.compare_digest(given.encode(), token.encode())
+    scheme, _, given = (header or "").partition(" ")
+    return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
 
 
 class StatusServer:
@@ -157,7 +158,8 @@ class StatusServer:
         self._metrics: WSGIApplication = make_wsgi_app(registry)
         self._readiness = readiness
         self._token = token
-        self._server = make_server(host, port, self._answer, server_class=_ThreadingServer, handler_class=_QuietHandler)
+        family = _ThreadingServerV6 if ":" in host else _ThreadingServer
+        self._server = make_server(host, port, self._answer, server_class=family, handler_class=_QuietHandler)
         self.port: int = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, name="status", daemon=True)
         self._thread.start()
@@ -186,6 +188,10 @@ class StatusServer:
 
 class _ThreadingServer(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+
+
+class _ThreadingServerV6(_ThreadingServer):
+    address_family = socket.AF_INET6
 
 
 class _QuietHandler(WSGIRequestHandler):

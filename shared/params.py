@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.errors import InvalidMessage
+from shared.errors import InvalidMessage, shown
 
 
 class TrainingParams(BaseModel):
@@ -43,20 +43,17 @@ class TrainingParams(BaseModel):
         if isinstance(given, str | bytes):
             try:
                 given = json.loads(given)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InvalidMessage(f"params is not JSON: {error}", code="invalid_params") from None
         if not isinstance(given, Mapping):
-            raise InvalidMessage(f"params is a {type(given).__name__}; expected an object", code="invalid_params")
+            raise InvalidMessage(f"params is {shown(given)}; expected an object", code="invalid_params")
         try:
             return cls.model_validate(dict(given))
         except ValidationError as error:
             faults = "; ".join(
-                f"{'.'.join(map(str, fault['loc']))}: "
-                + (
-                    "unknown parameter"
-                    if fault["type"] == "extra_forbidden"
-                    else f"{fault['msg']} (found {fault['input']!r})"
-                )
+                f"{shown(fault['loc'][0])}: unknown parameter"
+                if fault["type"] == "extra_forbidden"
+                else f"{fault['loc'][0]}: {fault['msg']} (found {shown(fault['input'])})"
                 for fault in error.errors()
             )
             raise InvalidMessage(

@@ -6,6 +6,7 @@ last its `card.json`, which makes it visible. Registering the same run again giv
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -82,11 +83,13 @@ class Registry:
         """Reserves a version number for a run; the same run gets the same number again."""
         taken = self._claimed()
         for version in reversed(taken):
-            claim = self._store.find_json(f"{_ROOT}/{version}/claim.json")
-            if claim and claim["run_id"] == run_id:
+            if self._claimed_by(version, run_id):
                 return version
         version = max(taken, default=0) + 1
-        while not self._store.create(f"{_ROOT}/{version}/claim.json", f'{{"run_id": "{run_id}"}}'.encode()):
+        content = json.dumps({"run_id": run_id}).encode()
+        while not self._store.create(f"{_ROOT}/{version}/claim.json", content):
+            if self._claimed_by(version, run_id):
+                break
             version += 1
         return version
 
@@ -126,19 +129,25 @@ class Registry:
 
         Raises:
             Conflict: there is no previous champion.
+            NotFound: its version is no longer there.
         """
 
         def change(now: dict[str, Any]) -> dict[str, Any]:
             champion, previous = now.get("champion"), now.get("previous")
             if previous is None:
                 raise Conflict("there is no previous champion to roll back to")
+            self.card(previous)
             entry = {"at": now_iso(), "action": "rollback", "version": previous, "from": champion, "reason": reason}
             return _changed(now, previous, champion, entry)
 
         return _aliases(self._store.update_json(f"{_ROOT}/aliases.json", change))
 
     def _claimed(self) -> list[int]:
-        return sorted(int(name) for name in self._store.children(_ROOT) if name.isdigit())
+        return sorted(int(name) for name in self._store.children(_ROOT) if name.isdecimal())
+
+    def _claimed_by(self, version: int, run_id: str) -> bool:
+        claim = self._store.find_json(f"{_ROOT}/{version}/claim.json")
+        return claim is not None and claim["run_id"] == run_id
 
 
 def _aliases(content: dict[str, Any]) -> Aliases:

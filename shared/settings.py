@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+from shared.errors import shown
+
+LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+_SECRETS: Final = frozenset({"token", "broker_url"})
 
 
 class SettingsError(ValueError):
@@ -22,7 +26,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="GENDERLINE_", frozen=True, extra="ignore", env_ignore_empty=True)
 
     broker_url: str = Field(
-        "sqlite:///data/broker.db", description="The broker: `sqlite:///PATH` (embedded) or `amqp://` / `amqps://`"
+        "sqlite:///data/broker.db",
+        repr=False,  # it may hold a password
+        description="The broker: `sqlite:///PATH` (embedded) or `amqp://` / `amqps://`",
     )
     store_url: str = Field("file:data/store", description="The store: `file:PATH` or `s3://BUCKET/PREFIX`")
     queue_prefix: str = Field(
@@ -40,7 +46,10 @@ class Settings(BaseSettings):
         None, ge=0, le=65535, description="Metrics port of the one service started (trainer 9101, inference 9102)"
     )
     token: str | None = Field(
-        None, min_length=8, description="Guards every page and call; needed to bind the dashboard beyond loopback"
+        None,
+        min_length=8,
+        repr=False,
+        description="Guards every page and call; needed to bind the dashboard beyond loopback",
     )
     workers: int = Field(0, ge=0, le=256, description="Inference processes; 0 takes one a core")
     provider: Literal["auto", "cuda", "cpu"] = Field(
@@ -87,8 +96,16 @@ class Settings(BaseSettings):
     @field_validator("store_url")
     @classmethod
     def _known_store(cls, value: str) -> str:
-        if not value.startswith(("file:", "s3://")):
+        scheme, _, place = value.partition(":")
+        if not ((scheme == "file" and place.strip("/")) or re.match("s3://[^/]", value)):
             raise ValueError("expected file:PATH or s3://BUCKET/PREFIX")
+        return value
+
+    @field_validator("token")
+    @classmethod
+    def _fit_for_a_header(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch("[!-~]+", value):
+            raise ValueError("expected visible ASCII characters without spaces, since it travels in an HTTP header")
         return value
 
     @model_validator(mode="after")
@@ -117,10 +134,14 @@ def load_settings() -> Settings:
     except ValidationError as error:
         lines = []
         for fault in error.errors():
-            name = "GENDERLINE_" + str(fault["loc"][0]).upper() if fault["loc"] else ""
-            secret = name in {"GENDERLINE_TOKEN", "GENDERLINE_BROKER_URL"}  # may carry a password
-            found = f" (found {fault['input']!r})" if name and not secret else ""
-            lines.append(f"{name}: {fault['msg'].removeprefix('Value error, ')}{found}".removeprefix(": "))
+            expected = fault["msg"].removeprefix("Value error, ")
+            field = str(fault["loc"][0]) if fault["loc"] else None
+            if field is None:
+                lines.append(expected)
+            elif field in _SECRETS:
+                lines.append(f"{variable(field)}: {expected} (what was found is not shown: it may be a secret)")
+            else:
+                lines.append(f"{variable(field)}: {expected} (found {shown(fault['input'])})")
         raise SettingsError("\n".join(lines)) from None
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import fsspec
-
-from shared.errors import InvalidMessage, NotFound, Retryable
+from shared.errors import InvalidMessage, NotFound, Retryable, shown
 from shared.messages import ArchiveRequest
 from shared.settings import Settings
 from shared.store import STORE_SCHEME, Store, sha256_of
@@ -33,13 +32,7 @@ def fetched(request: ArchiveRequest, store: Store, settings: Settings, folder: P
         Retryable: the store or the bucket is away.
     """
     with _local(request, store, settings, folder) as path:
-        size = path.stat().st_size
-        if size > settings.max_archive_bytes:
-            raise InvalidMessage(
-                f"the archive has {size} bytes; at most {settings.max_archive_bytes} are taken "
-                "(GENDERLINE_MAX_ARCHIVE_BYTES)",
-                code="archive_too_large",
-            )
+        _check_size(path.stat().st_size, settings.max_archive_bytes)
         sha256 = sha256_of(path)
         if request.sha256 and request.sha256 != sha256:
             raise InvalidMessage(
@@ -50,10 +43,13 @@ def fetched(request: ArchiveRequest, store: Store, settings: Settings, folder: P
 
 @contextlib.contextmanager
 def _local(request: ArchiveRequest, store: Store, settings: Settings, folder: Path) -> Iterator[Path]:
+    copy = folder / "archive.zip"
     if request.uri is None:
-        path = folder / "archive.zip"
-        path.write_bytes(request.body or b"")
-        yield path
+        try:
+            copy.write_bytes(request.body or b"")
+        except OSError as error:
+            raise Retryable(f"cannot write {copy}: {error.strerror}") from error
+        yield copy
     elif request.uri.startswith(STORE_SCHEME):
         try:
             with store.local(request.uri.removeprefix(STORE_SCHEME)) as path:
@@ -63,41 +59,53 @@ def _local(request: ArchiveRequest, store: Store, settings: Settings, folder: Pa
     elif request.uri.startswith("file://"):
         yield _allowed_file(request.uri, settings)
     elif request.uri.startswith("s3://"):
-        path = folder / "archive.zip"
-        _download(request.uri, path)
-        yield path
+        _download(request.uri, copy, settings.max_archive_bytes)
+        yield copy
     else:
         raise InvalidMessage(
-            f"uri is {request.uri!r}; expected store:KEY, file:///PATH or s3://BUCKET/KEY", code="uri_not_allowed"
+            f"uri is {shown(request.uri)}; expected store:KEY, file:///PATH or s3://BUCKET/KEY", code="uri_not_allowed"
         )
 
 
 def _allowed_file(uri: str, settings: Settings) -> Path:
     """Returns the path of a `file://` URI where it lies, links resolved, inside an allowed root."""
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+        path = Path(unquote(parts.path)).resolve()
+    except (OSError, RuntimeError, ValueError):
+        raise InvalidMessage(f"uri {shown(uri)} is not a path; expected file:///PATH", code="uri_not_allowed") from None
     if parts.netloc not in {"", "localhost"}:
         raise InvalidMessage(f"uri names the host {parts.netloc!r}; expected file:///PATH", code="uri_not_allowed")
-    try:
-        path = Path(unquote(parts.path)).resolve()
-    except (OSError, ValueError):
-        raise InvalidMessage(f"uri {uri!r} is not a path", code="uri_not_allowed") from None
     roots = [root.resolve() for root in settings.allowed_roots]
     if not any(path.is_relative_to(root) for root in roots):
         # Whether the file exists is none of the sender's business.
-        raise InvalidMessage(f"{uri} lies outside the allowed roots (GENDERLINE_ALLOWED_ROOTS)", code="uri_not_allowed")
-    if not path.is_file():
-        raise InvalidMessage(f"there is no file at {uri}", code="uri_not_found")
+        raise InvalidMessage(
+            f"{shown(uri)} lies outside the allowed roots (GENDERLINE_ALLOWED_ROOTS)", code="uri_not_allowed"
+        )
+    if not path.is_file() or not os.access(path, os.R_OK):
+        raise InvalidMessage(f"there is no file that can be read at {shown(uri)}", code="uri_not_found")
     return path
 
 
-def _download(uri: str, path: Path) -> None:
+def _download(uri: str, path: Path, limit: int) -> None:
     try:
-        fsspec.core.url_to_fs(uri)[0].get_file(uri, str(path))
-    except FileNotFoundError:
-        raise InvalidMessage(f"there is no object at {uri}", code="uri_not_found") from None
+        from shared.store_s3 import S3Object  # noqa: PLC0415 - needs the extra `s3`
     except ImportError:
         raise InvalidMessage(
-            f"{uri} needs S3 support, which is not installed here (extra `s3`)", code="uri_not_allowed"
+            f"{shown(uri)} needs S3 support, which is not installed here (extra `s3`)", code="uri_not_allowed"
         ) from None
-    except OSError as error:
-        raise Retryable(f"cannot read {uri}: {error}") from error
+    try:
+        found = S3Object(uri)
+        # Before the download: what is too large must not fill the disk first.
+        _check_size(found.size(), limit)
+        found.download(path)
+    except NotFound as error:
+        raise InvalidMessage(f"uri: {error}", code="uri_not_found") from None
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise InvalidMessage(
+            f"the archive has {size} bytes; at most {limit} are taken (GENDERLINE_MAX_ARCHIVE_BYTES)",
+            code="archive_too_large",
+        )
