@@ -90,7 +90,8 @@ def _of_http(error: HTTPException) -> WsgiResponse | tuple[Response | str, int]:
     if status < 400:
         return error.get_response()
     code = _OF_HTTP.get(status, "invalid_message" if status < 500 else "internal")
-    return _answer(GenderlineError(error.description or error.name, code=code), status)
+    words = f"there is no page {request.path!r}" if status == 404 else error.description or error.name
+    return _answer(GenderlineError(words, code=code), status)
 
 
 def _of_a_bug(error: Exception) -> tuple[Response | str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import zipfile
 from typing import Any
 
 import cv2
@@ -30,7 +31,7 @@ from shared.dataset import (
 )
 from shared.evaluation import Confusion, Curve, Evaluation, Group, ReliabilityBin
 from shared.jobs import RESULT_COLUMNS, Jobs
-from shared.labels import ETHNICITIES, GENDERS
+from shared.labels import ETHNICITIES, GENDERS, label_or_none
 from shared.messages import now_iso
 from shared.params import TrainingParams
 from shared.registry import Registry
@@ -207,6 +208,13 @@ class StoreBuilder:
             lines.append(f"{20 + i}_{i % 2}_0_{i}.jpg,{gender},{p:.6f},{max(p, 1 - p):.6f},{true},{gender == true},")
         lines.append("broken.jpg,,,,,,found a text file")
         self.store.put(Jobs.results_key(job_id), ("\n".join(lines) + "\n").encode())
+        zipped = io.BytesIO()
+        with zipfile.ZipFile(zipped, "w") as archive:
+            for line in lines[1:]:
+                label = label_or_none(line.partition(",")[0])
+                row = FaceRow(0, "", 30, label.gender if label else 0, 0, "test", 128, 128)
+                archive.writestr(line.partition(",")[0], cv2.imencode(".jpg", self._drawing(row))[1].tobytes())
+        self.store.put(Jobs.archive_key(job_id), zipped.getvalue())
         self.jobs.update(
             job_id,
             state=jobs.FINISHED,

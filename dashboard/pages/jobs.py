@@ -58,7 +58,7 @@ def show_job(job_id: str) -> str:
         progress=_progress(job),
         ended=job["state"] in jobs.FINAL_STATES,
         rows=chosen[(page - 1) * _PAGE : page * _PAGE],
-        found=len(chosen),
+        pictures=parts.store.exists(Jobs.archive_key(job_id)),
         kind=kind,
         page=page,
         pages=pages,

@@ -6,7 +6,7 @@ const PALETTE = ["#2f6fb3", "#c4681b", "#3d8f6b", "#8a5bb5", "#b5445a", "#6b7683
 const SERIES = {
   loss: { keys: ["train_loss", "val_loss"], label: "Loss", format: "0.000" },
   accuracy: { keys: ["train_accuracy", "val_accuracy"], label: "Accuracy", format: "0.0 %" },
-  learning_rate: { keys: ["learning_rate"], label: "Learning rate", format: "0.0e+0" },
+  learning_rate: { keys: ["learning_rate"], label: "Learning rate", format: "0.000000" },
 };
 const WORDS = {
   train_loss: "training", val_loss: "validation", train_accuracy: "training", val_accuracy: "validation",
@@ -75,24 +75,28 @@ async function show(place, plot, columns) {
   place.dataset.drawn = "yes";
   const link = document.createElement("button");
   link.type = "button";
-  link.className = "small-button";
-  link.textContent = "Data as CSV";
-  link.addEventListener("click", () => {
-    const table = columns();
-    const names = Object.keys(table);
-    const lines = [names.join(","), ...table[names[0]].map((_, i) => names.map((name) => table[name][i]).join(","))];
-    const address = URL.createObjectURL(new Blob([`${lines.join("\n")}\n`], { type: "text/csv" }));
-    const anchor = Object.assign(document.createElement("a"), { href: address, download: `${place.dataset.chart}.csv` });
-    anchor.click();
-    URL.revokeObjectURL(address);
-  });
-  let foot = place.parentElement.querySelector(":scope > .chart-foot");
-  if (!foot) {
-    foot = document.createElement("div");
-    foot.className = "chart-foot row end";
-    place.after(foot);
+  link.className = "link-button";
+  link.textContent = "CSV";
+  link.title = "Save the figures of this plot";
+  link.addEventListener("click", () => save(`${place.dataset.series ?? place.dataset.chart}.csv`, columns()));
+  const card = place.closest(".card");
+  const title = card.querySelector("h2");
+  let head = card.querySelector(".chart-head");
+  if (!head) {
+    head = document.createElement("div");
+    head.className = "chart-head";
+    title.replaceWith(head);
+    head.append(title);
   }
-  foot.replaceChildren(link);
+  head.replaceChildren(title, link);
+}
+
+function save(name, table) {
+  const names = Object.keys(table);
+  const lines = [names.join(","), ...table[names[0]].map((_, i) => names.map((key) => table[key][i]).join(","))];
+  const address = URL.createObjectURL(new Blob([`${lines.join("\n")}\n`], { type: "text/csv" }));
+  Object.assign(document.createElement("a"), { href: address, download: name }).click();
+  URL.revokeObjectURL(address);
 }
 
 function columnsOf(rows, keys) {
@@ -109,7 +113,6 @@ async function history(place) {
   const plot = figure({
     x_axis_label: "epoch",
     y_axis_label: label,
-    ...(series === "learning_rate" ? { y_axis_type: "log" } : {}),
   });
   const colors = [css("--soft"), css("--accent")];
   keys.forEach((key, i) => {
@@ -123,6 +126,7 @@ async function history(place) {
     }));
   });
   styleLegend(plot, series === "accuracy" ? "bottom_right" : "top_right");
+  if (series === "learning_rate") plot.left[0].formatter = new Bokeh.NumeralTickFormatter({ format: "0.0[0000]" });
   if (series === "accuracy") plot.left[0].formatter = new Bokeh.NumeralTickFormatter({ format: "0 %" });
   await show(place, plot, () => Object.fromEntries(["epoch", ...keys].map((key) => [key, [...source.data[key]]])));
   place.dataset.points = String(rows.length);
@@ -209,7 +213,7 @@ async function genderBars(place, summary) {
   const label = count.map((n, i) => `${n.toLocaleString()} · ${(100 * share[i]).toFixed(1)} %`);
   const data = { name: names, count, share, label, color: names.map((name) => css(`--${name}`)) };
   const source = new Bokeh.ColumnDataSource({ data });
-  const plot = figure({ x_range: names, y_axis_label: "faces" });
+  const plot = figure({ x_range: names, y_axis_label: "faces", y_range: [0, Math.max(...count) * 1.15] });
   plot.vbar({
     source, x: { field: "name" }, top: { field: "count" }, width: 0.6, fill_color: { field: "color" }, line_color: null,
   });
@@ -218,8 +222,6 @@ async function genderBars(place, summary) {
     text_font_size: "13px",
   });
   plot.add_tools(new Bokeh.HoverTool({ tooltips: [["", "@name"], ["faces", "@count{0,0}"], ["share", "@share{0.0 %}"]] }));
-  plot.y_range.start = 0;
-  plot.y_range.end = Math.max(...count) * 1.15;
   await show(place, plot, () => ({ name: names, count, share }));
 }
 
