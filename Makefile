@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet install
 SERVICES := trainer,inference,dashboard
 
 # For `make demo`: DATASET=my.zip trains on it instead of synthetic faces; ONCE=1 ends when all is done.

@@ -43,9 +43,7 @@ class _Commands(click.Group):
         except SettingsError as error:
             _fail(ctx, "settings", str(error), exit_code=2)
         except BrokenPipeError:
-            # Whoever read our output, such as `head`, has had enough. The interpreter must not try to flush it.
-            _leave_stdout()
-            ctx.exit(0)
+            raise  # whoever read our output, such as `head`, has had enough: click ends quietly
         except OSError as error:
             _fail(ctx, "file", f"{error.filename}: {error.strerror}" if error.filename else str(error))
         except KeyboardInterrupt:
@@ -59,13 +57,6 @@ def _fail(ctx: click.Context, code: str, text: str, *, exit_code: int = 1) -> No
     else:
         output.error(text)
     ctx.exit(exit_code)
-
-
-def _leave_stdout() -> None:
-    import os  # noqa: PLC0415
-    import sys  # noqa: PLC0415
-
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _remember_json(ctx: click.Context, _option: click.Parameter, given: bool) -> None:

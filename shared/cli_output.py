@@ -191,7 +191,7 @@ class _LiveSteps(Steps):
         fields: dict[str, Any] = {"unit": unit, "rate": rate, "eta_s": eta_s, "detail": shown(detail)}
         if name != self._name or self._task is None:
             self.finish()
-            self._name, self._task = name, self._progress.add_task(f"{name:<10}", total=total, **fields)
+            self._name, self._task = name, self._progress.add_task(f"{name:<10}", completed=done, total=total, **fields)
         self._progress.update(self._task, completed=done, total=total, **fields)
 
     def finish(self) -> None:
@@ -218,7 +218,8 @@ class _Share(ProgressColumn):
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        rate = task.fields["rate"] or task.finished_speed or task.speed
+        # Once finished, a measured speed would tell of the last jump to the end.
+        rate = task.fields["rate"] or (None if task.finished else task.speed)
         return Text(_rate_text(rate, task.fields["unit"]) if rate and task.total != 1 else "", style="cyan")
 
 
