@@ -145,6 +145,8 @@ def test_an_archive_becomes_one_csv_in_archive_order_and_two_replies(either: Loo
     record = Jobs(either.store).get(job_id)
     assert (record["state"], record["images"], record["shards"]) == ("finished", 11, 4)
     assert not either.store.exists(Jobs.part_key(job_id, 0))
+    # The one shard that may end the job, and that repeats the reply should it come again.
+    assert either.store.get(f"jobs/{job_id}/finisher") == b"3"
     assert either.broker.dead_letters() == []
 
 
