@@ -19,6 +19,7 @@ from shared.errors import Retryable
 from shared.log import configure_logging
 from shared.settings import SettingsError, load_settings
 from shared.store import open_store
+from shared.supervisor import watch_parent
 from shared.topology import Topology
 
 _REQUEST_THREADS = 16
@@ -55,8 +56,6 @@ def main() -> int:
                 port=settings.port,
                 # Each open event stream holds a thread.
                 threads=STREAMS + _REQUEST_THREADS,
-                # Out with every event at once, instead of 18,000 bytes of them.
-                send_bytes=1,
                 connection_limit=1000,
                 # So that a stream is told when its reader is gone.
                 channel_request_lookahead=1,
@@ -73,8 +72,9 @@ def main() -> int:
 
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
-        if os.environ.get("GENDERLINE_SUPERVISED") == "1":
-            threading.Thread(target=_stop_with_supervisor, name="supervisor", daemon=True).start()
+        orphaned = threading.Event()
+        watch_parent(orphaned)
+        threading.Thread(target=_end_with, args=(orphaned,), name="supervisor", daemon=True).start()
         parts.start()
         for host, port in _addresses(server):
             _LOG.info("serving at http://%s:%d/", f"[{host}]" if ":" in host else host, port)
@@ -87,10 +87,9 @@ def main() -> int:
     return 0
 
 
-def _stop_with_supervisor() -> None:
-    """Ends this process when whoever started it is gone, which closes its standard input."""
-    while sys.stdin.buffer.read(1024):
-        pass
+def _end_with(stop: threading.Event) -> None:
+    """Ends this process once `stop` is set."""
+    stop.wait()
     os.kill(os.getpid(), signal.SIGTERM)
 
 

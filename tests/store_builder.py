@@ -70,11 +70,11 @@ class StoreBuilder:
             names: of the first entries; the others are like UTKFace's.
         """
         self._made += 1
-        archive = f"archive {self._made}".encode()
-        sha256 = hashlib.sha256(archive).hexdigest()
         rows = [self._face(i, names) for i in range(faces)]
         drawn = np.stack([self._drawing(row) for row in rows[:200]]) if pixels is None else pixels
         images = drawn[np.arange(faces) % len(drawn)]
+        archive = _zipped({row.name: image for row, image in zip(rows, drawn, strict=False)}, f"dataset {self._made}")
+        sha256 = hashlib.sha256(archive).hexdigest()
         rejects = [
             RejectRow("notes.txt", "no_label", "found 'notes.txt', expected age_gender_ethnicity[_anything].ext"),
             RejectRow("30_1_0_cut.jpg", "invalid_image", "found a JPEG image that cannot be decoded"),
@@ -208,13 +208,12 @@ class StoreBuilder:
             lines.append(f"{20 + i}_{i % 2}_0_{i}.jpg,{gender},{p:.6f},{max(p, 1 - p):.6f},{true},{gender == true},")
         lines.append("broken.jpg,,,,,,found a text file")
         self.store.put(Jobs.results_key(job_id), ("\n".join(lines) + "\n").encode())
-        zipped = io.BytesIO()
-        with zipfile.ZipFile(zipped, "w") as archive:
-            for line in lines[1:]:
-                label = label_or_none(line.partition(",")[0])
-                row = FaceRow(0, "", 30, label.gender if label else 0, 0, "test", 128, 128)
-                archive.writestr(line.partition(",")[0], cv2.imencode(".jpg", self._drawing(row))[1].tobytes())
-        self.store.put(Jobs.archive_key(job_id), zipped.getvalue())
+        labels = [(name, label_or_none(name)) for name in (line.partition(",")[0] for line in lines[1:])]
+        faces = {
+            name: FaceRow(0, name, 30, label.gender if label else 0, 0, "test", 128, 128) for name, label in labels
+        }
+        pictures = {name: self._drawing(row) for name, row in faces.items()}
+        self.store.put(Jobs.archive_key(job_id), _zipped(pictures, job_id))
         self.jobs.update(
             job_id,
             state=jobs.FINISHED,
@@ -308,6 +307,16 @@ class StoreBuilder:
             gap=0.06,
             histogram=[count // (abs(10 - i) + 1) % 97 + 5 * abs(10 - i) for i in range(20)],
         )
+
+
+def _zipped(images: dict[str, NDArray[np.uint8]], comment: str) -> bytes:
+    """Returns a zip of JPEGs; the comment tells it from others of the same images."""
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        archive.comment = comment.encode()
+        for name, image in images.items():
+            archive.writestr(name, cv2.imencode(".jpg", image)[1].tobytes())
+    return target.getvalue()
 
 
 def _by_gender(rows: list[FaceRow], wanted: Any) -> dict[str, int]:

@@ -75,7 +75,23 @@ function share(progress) {
   return progress.done / progress.total;
 }
 
+// What the server has on record lags behind the events: a region that is taken anew must not fall back.
+const newest = new Map();
+const FRESH_MS = 5000;
+
 export function showProgress(kind, id, progress) {
+  newest.set(`${kind} ${id}`, { progress, at: Date.now() });
+  drawProgress(kind, id, progress);
+}
+
+function redrawProgress() {
+  for (const [key, { progress, at }] of newest) {
+    if (Date.now() - at < FRESH_MS) drawProgress(...key.split(" "), progress);
+    else newest.delete(key);
+  }
+}
+
+function drawProgress(kind, id, progress) {
   for (const task of document.querySelectorAll(`[data-${kind}="${CSS.escape(id)}"]`)) {
     const bar = task.querySelector("progress");
     if (bar) {
@@ -129,6 +145,7 @@ export async function refresh() {
       region.replaceChildren(...newer.childNodes);
       showTimes(region);
     }
+    redrawProgress();
     document.dispatchEvent(new CustomEvent("genderline:refreshed"));
   } catch {
     // The server is away; the stream's return will bring a refresh.
@@ -155,7 +172,7 @@ function handle(topic, payload) {
   if (topic === "run.progress") showProgress("run", payload.run_id, payload.progress);
   else if (topic === "job.progress") showProgress("job", payload.job_id, payload.progress);
   document.dispatchEvent(new CustomEvent("genderline:event", { detail: { topic, payload } }));
-  if (!topic.endsWith(".progress") && concerns(topic)) refresh();
+  if (!/\.(progress|epoch)$/.test(topic) && concerns(topic)) refresh();
 }
 
 function connect() {

@@ -55,7 +55,7 @@ function figure(options) {
   return plot;
 }
 
-function styleLegend(plot, location) {
+function styleLegend(plot, location, flat = false) {
   for (const legend of plot.legend?.items !== undefined ? [plot.legend] : [].concat(plot.legend ?? [])) {
     legend.click_policy = "hide";
     legend.location = location;
@@ -65,6 +65,7 @@ function styleLegend(plot, location) {
     legend.label_text_font = "system-ui";
     legend.label_text_font_size = "12px";
     legend.padding = 2;
+    legend.orientation = flat ? "horizontal" : "vertical";
     legend.spacing = 0;
   }
 }
@@ -113,6 +114,7 @@ async function history(place) {
   const plot = figure({
     x_axis_label: "epoch",
     y_axis_label: label,
+    ...(series === "learning_rate" ? { y_range: new Bokeh.DataRange1d({ start: 0, default_span: 0.001 }) } : {}),
   });
   const colors = [css("--soft"), css("--accent")];
   keys.forEach((key, i) => {
@@ -190,7 +192,12 @@ async function bars(place) {
   const data = { name: names, male: names.map((n) => table[n].male), female: names.map((n) => table[n].female) };
   data.all = names.map((_, i) => data.male[i] + data.female[i]);
   const source = new Bokeh.ColumnDataSource({ data });
-  const plot = figure({ x_range: names, y_axis_label: "faces", x_axis_label: kind === "ages" ? "age in years" : "" });
+  const plot = figure({
+    x_range: names,
+    y_range: [0, Math.max(...data.all) * 1.28], // room for the legend
+    y_axis_label: "faces",
+    x_axis_label: kind === "ages" ? "age in years" : "",
+  });
   const base = { source, width: 0.8, line_color: null };
   plot.vbar({ ...base, x: { field: "name" }, top: { field: "male" }, fill_color: css("--male"), legend_label: "male" });
   plot.vbar({
@@ -200,9 +207,8 @@ async function bars(place) {
   plot.add_tools(new Bokeh.HoverTool({
     tooltips: [["", "@name"], ["male", "@male{0,0}"], ["female", "@female{0,0}"], ["all", "@all{0,0}"]],
   }));
-  plot.y_range.start = 0;
   plot.below[0].major_label_orientation = place.clientWidth < 420 ? 0.8 : 0;
-  styleLegend(plot, "top_right");
+  styleLegend(plot, "top_right", true);
   return show(place, plot, () => data);
 }
 

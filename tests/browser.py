@@ -1,0 +1,104 @@
+"""A real Chromium for the browser tests, and a visit that notices everything a page should not do."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+DESK = (1280, 900)
+PHONE = (390, 844)
+
+_WATCH = """
+window.violations = [];
+document.addEventListener("securitypolicyviolation", (event) => {
+  window.violations.push(`${event.violatedDirective} ${event.blockedURI}`);
+});
+"""
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Browser]:
+    """Runs Chromium; skips the test where there is none, and fails it in CI."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        missing = "no Chromium on this machine; on Debian: apt-get install chromium"
+        if os.environ.get("CI") == "true":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Visit:
+    """One person's visit to a dashboard.
+
+    Args:
+        browser: where.
+        base: the dashboard's address, without a slash at its end.
+        size: width and height of the window.
+        dark: whether the person likes it dark.
+
+    Attributes:
+        page: for Playwright's own calls.
+        faults: console errors, uncaught exceptions, failed requests and requests to other hosts, so far.
+    """
+
+    def __init__(self, browser: Browser, base: str, size: tuple[int, int] = DESK, *, dark: bool = False) -> None:
+        self.base = base
+        self.context = browser.new_context(
+            viewport={"width": size[0], "height": size[1]},
+            color_scheme="dark" if dark else "light",
+            accept_downloads=True,
+        )
+        self.page: Page = self.context.new_page()
+        self.page.set_default_timeout(20_000)
+        self.faults: list[str] = []
+        self.page.add_init_script(_WATCH)
+        self.page.on("console", lambda m: self.faults.append(f"console: {m.text}") if m.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.faults.append(f"exception: {error}"))
+        self.page.on(
+            "request",
+            lambda r: None if r.url.startswith((base, "blob:", "data:")) else self.faults.append(f"request: {r.url}"),
+        )
+
+    def go(self, path: str) -> None:
+        """Opens a page and waits until it is live and its plots stand."""
+        self.page.goto(self.base + path)
+        self.page.wait_for_function("() => document.querySelector('.link-state .dot.good')")
+        self.page.wait_for_function(
+            "() => [...document.querySelectorAll('[data-chart]')].every((c) => c.dataset.drawn === 'yes')"
+        )
+
+    def check(self) -> None:
+        """Fails where the page scrolls sideways, breaks the content policy, or did anything else it should not."""
+        wide = self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert wide <= 0, f"{self.page.url} is {wide} pixels too wide"
+        assert self.page.evaluate("window.violations") == []
+        assert self.faults == []
+
+    def picture(self, path: Path) -> None:
+        """Saves a picture of the whole page."""
+        self.page.screenshot(path=path, full_page=True)
+
+    def close(self) -> None:
+        """Ends the visit."""
+        self.context.close()

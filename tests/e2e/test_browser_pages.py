@@ -1,0 +1,176 @@
+"""Every page in a real browser, wide and narrow, light and dark: nothing breaks, nothing scrolls sideways."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, expect
+from waitress.server import create_server
+
+from shared import runs
+from shared.broker.base import Message
+from tests.browser import DESK, PHONE, Visit, chromium
+from tests.dashboard_app import Site, open_site
+from tests.store_builder import HOSTILE_NAMES
+
+pytestmark = pytest.mark.browser
+RUN = "run-000000000001"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@contextlib.contextmanager
+def served(site: Site) -> Iterator[str]:
+    """Serves the site as the dashboard's process does; gives its address."""
+    server = create_server(site.app, host="127.0.0.1", port=0, threads=32, channel_request_lookahead=1)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.effective_port}"
+    finally:
+        site.parts.live.end_streams()
+        server.task_dispatcher.shutdown()
+        server.asyncore.close_all(server._map)
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with open_site(tmp_path_factory.mktemp("site"), started=True) as site:
+        builder = site.builder
+        sha256 = builder.dataset(150, names=HOSTILE_NAMES)
+        for i in range(2):
+            builder.model(sha256, f"run-{i + 1:012d}", name="long name " * 18)
+        site.parts.client.promote(1, "first")
+        site.parts.client.promote(2, "second " * 60)
+        progress = {"stage": "training", "done": 2, "total": 10, "rate": 400.0, "eta_s": 75, "epoch": 3, "epochs": 9}
+        builder.run("run-000000000003", name="live", state=runs.TRAINING, dataset=sha256, epochs=2, progress=progress)
+        error = {"code": "single_gender", "message": "all faces are male " * 20}
+        builder.run("run-000000000004", name=HOSTILE_NAMES[2], state=runs.REJECTED, error=error)
+        builder.job(name=HOSTILE_NAMES[2])
+        queue = site.broker.topology.jobs
+        site.broker.publish(queue, Message(b'{"uri": "' + b"x" * 900 + b'"}', "application/json"))
+        with site.broker.consume([queue], 1) as consumer:
+            (delivery,) = consumer.take(1, 1.0)
+            consumer.bury(delivery, "unsupported_schema")
+        yield site
+
+
+@pytest.fixture(scope="module")
+def base(site: Site) -> Iterator[str]:
+    with served(site) as address:
+        yield address
+
+
+def paths(site: Site) -> list[str]:
+    (sha256,) = site.store.children("datasets")
+    return [
+        "/",
+        "/datasets",
+        f"/datasets/{sha256}?sort=wrong",
+        f"/datasets/{sha256}/faces/2",
+        "/runs",
+        f"/runs/{RUN}",
+        "/runs/run-000000000003",
+        "/runs/run-000000000004",
+        f"/runs/compare?run={RUN}&run=run-000000000002",
+        "/models",
+        "/models/1",
+        "/jobs",
+        "/jobs/job-000000000001",
+        "/dead",
+    ]
+
+
+@pytest.mark.parametrize(("size", "dark"), [(DESK, False), (PHONE, True)], ids=["desk", "phone"])
+def test_every_page_stands_without_a_fault(
+    site: Site, base: str, browser: Browser, size: tuple[int, int], dark: bool
+) -> None:
+    visit = Visit(browser, base, size, dark=dark)
+    for path in paths(site):
+        visit.go(path)
+        visit.check()
+    visit.close()
+
+
+def test_hostile_names_run_nothing(site: Site, base: str, browser: Browser) -> None:
+    visit = Visit(browser, base)
+    visit.page.on("dialog", lambda dialog: visit.faults.append(f"dialog: {dialog.message}"))
+    (sha256,) = site.store.children("datasets")
+    with site.worker():
+        visit.go(f"/predict?dataset={sha256}&face=0")
+        expect(visit.page.locator("#results h2").first).to_have_text(HOSTILE_NAMES[0])
+        expect(visit.page.locator("[data-took]").first).to_contain_text("By model")
+
+    assert visit.page.locator("img[src='x']").count() == 0
+    visit.check()
+    visit.close()
+
+
+def test_progress_and_curves_move_with_the_events(site: Site, base: str, browser: Browser) -> None:
+    run_id = site.builder.run("run-000000000009", name="moving", state=runs.TRAINING, epochs=1)
+    visit = Visit(browser, base)
+    visit.go(f"/runs/{run_id}")
+    chart = visit.page.locator("[data-series=loss]")
+    expect(chart).to_have_attribute("data-points", "1")
+    for epoch in (2, 3):
+        site.broker.emit("run.epoch", {"run_id": run_id, "row": site.builder.epoch(epoch)})
+        progress = {"stage": "training", "done": epoch, "total": 10, "epoch": epoch, "epochs": 10}
+        site.broker.emit("run.progress", {"run_id": run_id, "progress": progress})
+        expect(chart).to_have_attribute("data-points", str(epoch), timeout=2000)
+        expect(visit.page.locator("[data-show=share]")).to_have_text(f"{10 * epoch} %", timeout=2000)
+
+    site.builder.runs.update(run_id, state=runs.FAILED, error={"code": "internal", "message": "the disk was full"})
+    site.broker.emit("run.failed", {"run_id": run_id, "status": "failed"})
+
+    expect(visit.page.locator("#state .alert")).to_have_text("the disk was full", timeout=5000)
+    visit.check()
+    visit.close()
+
+
+def test_the_pages_are_usable_by_keyboard_alone(base: str, browser: Browser) -> None:
+    visit = Visit(browser, base)
+    visit.go("/models/1")
+    visit.page.keyboard.press("Tab")
+    expect(visit.page.locator(".skip")).to_be_focused()
+    visit.page.keyboard.press("Enter")
+    expect(visit.page.locator("main")).to_be_focused()
+    reached = set()
+    for _ in range(30):
+        visit.page.keyboard.press("Tab")
+        reached.add(visit.page.evaluate("document.activeElement.textContent.trim() || document.activeElement.name"))
+
+    assert "reason" in reached
+    assert "Promote model 1" in reached
+    visit.close()
+
+
+def test_a_plots_figures_are_saved_as_csv(base: str, browser: Browser) -> None:
+    visit = Visit(browser, base)
+    visit.go(f"/runs/{RUN}")
+    with visit.page.expect_download() as download:
+        visit.page.locator(".card:has([data-series=loss]) .link-button").click()
+
+    lines = download.value.path().read_text().splitlines()
+    assert lines[0] == "epoch,train_loss,val_loss"
+    assert len(lines) == 13
+    visit.close()
+
+
+def test_the_threshold_moves_the_confusion(base: str, browser: Browser) -> None:
+    visit = Visit(browser, base)
+    visit.go(f"/runs/{RUN}")
+    visit.page.locator("#threshold[data-ready]").wait_for()
+    visit.page.locator("#threshold").fill("0")
+
+    expect(visit.page.locator("[data-cell=male-male] strong")).to_have_text("0")
+    expect(visit.page.locator("#threshold-words")).to_contain_text("recall 1.000")
+    visit.check()
+    visit.close()
