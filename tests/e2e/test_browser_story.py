@@ -1,0 +1,199 @@
+"""The whole story in a real browser, with the real services: from an empty system to a rolled-back model."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from shared.broker.base import Message
+from shared.registry import Registry
+from shared.sample import draw_sample
+from shared.store import FileStore
+from tests.browser import DESK, PHONE, Visit, chromium
+from tests.services import Installation, eventually
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+FACES = 90
+PARAMS = '{"epochs": 5, "batch_size": 16, "quantize": false}'
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    folder = tmp_path_factory.mktemp("story")
+    draw_sample(folder / "faces.zip", FACES, 3, faults=True)
+    extra = {"GENDERLINE_WORKERS": "1", "GENDERLINE_THREADS": "1"}
+    installation = Installation(folder, f"sqlite:///{folder / 'broker.db'}", extra)
+    try:
+        for module in ("dashboard", "trainer", "inference"):
+            installation.start(module, wait=module == "dashboard")
+        yield installation
+    finally:
+        installation.close()
+
+
+@pytest.fixture(scope="module")
+def base(installation: Installation) -> str:
+    return f"http://127.0.0.1:{installation.services[0].port}"
+
+
+def watched_until_registered(visit: Visit) -> list[tuple[str, int]]:
+    """Returns the (stage, points of the loss curve) that a run's page went through."""
+    seen: list[tuple[str, int]] = []
+    deadline = time.monotonic() + 150
+    while time.monotonic() < deadline:
+        state = visit.page.locator("#state .badge").inner_text()
+        points = int(visit.page.locator("[data-series=loss]").get_attribute("data-points") or 0)
+        if not seen or seen[-1] != (state, points):
+            seen.append((state, points))
+        if state in {"registered", "failed", "rejected"}:
+            break
+        visit.page.wait_for_timeout(100)
+    return seen
+
+
+def second_model(folder: Path) -> None:
+    """Registers the first model once more, as the version that a second training would give."""
+    store = FileStore(folder / "store")
+    registry = Registry(store)
+    version = registry.claim("run-copy")
+    copy = folder / "model.onnx"
+    copy.write_bytes(store.get(registry.model_key(1)))
+    registry.register(version, {**registry.card(1), "version": version}, "# gender 2\n", {"model.onnx": copy})
+
+
+def test_from_an_empty_system_to_a_model_that_is_rolled_back(
+    installation: Installation, base: str, browser: Browser
+) -> None:
+    visit = Visit(browser, base, DESK)
+    page = visit.page
+    visit.go("/")
+    expect(page.get_by_text("Nothing here yet. Start with some faces.")).to_be_visible()
+    visit.check()
+
+    # A dataset goes up, and its training is watched.
+    visit.go("/datasets")
+    page.get_by_text("Training parameters").click()
+    page.get_by_label("As JSON").fill(PARAMS)
+    page.locator("input[type=file]").set_input_files(installation.folder / "faces.zip")
+    page.locator(".uploads a").click()
+    expect(page.locator("[data-series=loss]")).to_have_attribute("data-drawn", "yes")
+    seen = watched_until_registered(visit)
+    assert seen[-1][0] == "registered", seen
+    assert len({points for _, points in seen if points}) >= 3, seen
+    assert len({state for state, _ in seen}) >= 3, seen
+    expect(page.locator("#matrix")).to_be_visible()
+    visit.check()
+
+    # What is in it, and what the model makes of it.
+    page.get_by_role("link", name="Dataset", exact=True).click()
+    expect(page.locator("[data-chart=genders]")).to_have_attribute("data-drawn", "yes")
+    expect(page.locator("[data-chart=genders]")).to_contain_text("%")
+    expect(page.get_by_text("Left out, and why")).to_be_visible()
+    expect(page.locator(".faces li").first).to_be_visible()
+    page.get_by_label("Right or wrong").select_option("wrong")
+    page.wait_for_url("**result=wrong**")
+    wrong = page.locator(".faces li").count()
+    assert 0 < wrong < FACES
+    assert page.locator(".faces a.wrong").count() == wrong
+    visit.check()
+
+    # One of the wrong ones, predicted now, its label beside it, and where the network looked.
+    page.locator(".faces a").first.click()
+    label = page.locator("p.big").inner_text()
+    page.get_by_role("link", name="Predict it now").click()
+    expect(page.locator("[data-true]").first).to_contain_text(label)
+    expect(page.locator("[data-took]").first).to_contain_text("By model 1")
+    assert (page.locator("[data-predicted]").first.inner_text()).startswith({"male": "female", "female": "male"}[label])
+    page.get_by_role("button", name="Where did it look?").click()
+    expect(page.locator("canvas").first).to_be_visible()
+    visit.check()
+
+    # A job, and its table.
+    visit.go("/jobs")
+    page.locator("input[type=file]").set_input_files(installation.folder / "faces.zip")
+    page.locator(".uploads a").click()
+    expect(page.locator("#state .badge")).to_have_text("finished", timeout=60_000)
+    expect(page.locator("#results .thumb").first).to_be_visible()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download CSV").click()
+    with download.value.path().open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    with zipfile.ZipFile(installation.folder / "faces.zip") as archive:
+        assert [row["name"] for row in rows] == archive.namelist()
+    visit.check()
+
+    # Another version, promoted for a reason and taken back for another.
+    second_model(installation.folder)
+    visit.go("/models/2")
+    page.get_by_label("Reason").fill("newer")
+    page.get_by_role("button", name="Promote model 2").click()
+    expect(page.get_by_text("Model 2 is the champion.")).to_be_visible()
+    expect(page.locator("#serving td", has_text="2").first).to_be_visible(timeout=30_000)
+    page.get_by_label("Reason").fill("not better")
+    page.get_by_role("button", name="Roll back to 1").click()
+    expect(page.get_by_text("model 1 is the champion again")).to_be_visible()
+    expect(page.locator("#promotions")).to_contain_text("not better")
+    visit.check()
+
+    # A message that nobody can process: looked at, and sent back.
+    with installation.broker() as broker:
+        broker.publish(broker.topology.predictions, Message(b'{"schema": 1}', "application/json"))
+        eventually(broker.dead_letters, 20, "the message is a dead letter")
+    visit.go("/dead")
+    expect(page.get_by_text("unsupported content type")).to_be_visible()
+    page.locator("[name=dead_id]").check()
+    page.get_by_role("button", name="Retry the chosen ones").click()
+    expect(page.get_by_text("1 sent back to where they came from.")).to_be_visible()
+    visit.check()
+    visit.close()
+
+
+def test_the_same_on_a_phone(installation: Installation, base: str, browser: Browser) -> None:
+    visit = Visit(browser, base, PHONE)
+    page = visit.page
+    visit.go("/")
+    visit.check()
+    page.get_by_role("link", name="Datasets").click()
+    page.locator("#datasets a").first.click()
+    page.get_by_label("Order").select_option("wrong")
+    page.wait_for_url("**sort=wrong**")
+    page.locator(".faces a").first.click()
+    page.get_by_role("link", name="Predict it now").click()
+    expect(page.locator("[data-took]").first).to_contain_text("By model")
+    visit.check()
+    for path in ("/runs", "/models", "/jobs", "/dead"):
+        visit.go(path)
+        visit.check()
+    visit.close()
+
+
+def test_a_page_recovers_by_itself_after_the_dashboard_was_away(
+    installation: Installation, base: str, browser: Browser
+) -> None:
+    visit = Visit(browser, base)
+    visit.go("/")
+    old = installation.services[0]
+    assert old.stop() == 0
+    expect(visit.page.locator(".link-state")).to_contain_text("Reconnecting")
+
+    environment = installation.env(GENDERLINE_PORT=str(old.port))
+    with subprocess.Popen([sys.executable, "-m", "dashboard"], env=environment) as process:
+        try:
+            expect(visit.page.locator(".link-state")).to_contain_text("Live", timeout=30_000)
+        finally:
+            process.terminate()
+    visit.close()
