@@ -191,8 +191,11 @@ class _LiveSteps(Steps):
         fields: dict[str, Any] = {"unit": unit, "rate": rate, "eta_s": eta_s, "detail": shown(detail)}
         if name != self._name or self._task is None:
             self.finish()
-            self._name, self._task = name, self._progress.add_task(f"{name:<10}", completed=done, total=total, **fields)
-        self._progress.update(self._task, completed=int(done), total=total, **fields)
+            self._name, self._task = (
+                name,
+                self._progress.add_task(f"{name:<10}", completed=int(done), total=total, **fields),
+            )
+        self._progress.update(self._task, completed=done, total=total, **fields)
 
     def finish(self) -> None:
         if self._task is not None:

@@ -112,7 +112,7 @@ def test_a_service_imports_with_its_extra_alone(service: str, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     assert f"{service}.__main__" in done.stdout.split()
     # All of the service, not just what `__main__` imports at once.
-    assert len(done.stdout.split()) == len(list((REPOSITORY / service).glob("*.py")))
+    assert len(done.stdout.split()) == len(list((REPOSITORY / service).rglob("*.py")))
 
 
 def test_an_environment_of_links_lacks_what_is_not_asked_for(tmp_path: Path) -> None:
