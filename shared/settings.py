@@ -104,8 +104,9 @@ class Settings(BaseSettings):
     @field_validator("token")
     @classmethod
     def _fit_for_a_header(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch("[!-~]+", value):
-            raise ValueError("expected visible ASCII characters without spaces, since it travels in an HTTP header")
+        if value is not None and not re.fullmatch("[!-~][ -~]*[!-~]", value):
+            # It travels in an HTTP header, which holds no more and loses spaces at the ends.
+            raise ValueError("expected ASCII characters, with no space at either end")
         return value
 
     @model_validator(mode="after")

@@ -1,0 +1,292 @@
+"""One contract for both stores: a folder, and a bucket of a real S3 server on this machine."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import s3fs
+from moto.s3.models import s3_backends
+from moto.server import ThreadedMotoServer
+
+from shared.errors import Conflict, InvalidMessage, NotFound, Retryable
+from shared.store import Store, open_store
+from shared.store_s3 import S3Object
+
+BUCKET = "faces"
+
+
+@pytest.fixture(scope="module")
+def s3_endpoint() -> Iterator[str]:
+    """A running S3 server with one bucket, which the environment's credentials lead to."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "tester",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            environment.setenv(name, value)
+        s3fs.S3FileSystem().call_s3("create_bucket", Bucket=BUCKET)
+        yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3_url(s3_endpoint: str) -> str:
+    """A place in the bucket where nothing is."""
+    return f"s3://{BUCKET}/tests/{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture(params=["file", "s3"])
+def open_again(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Store]:
+    """Opens the same store once more, as another process would."""
+    url = f"file:{tmp_path / 'store'}"
+    if request.param == "s3":
+        url = str(request.getfixturevalue("s3_url"))
+    return lambda: open_store(url)
+
+
+@pytest.fixture
+def store(open_again: Callable[[], Store]) -> Store:
+    return open_again()
+
+
+def test_what_was_put_is_what_everybody_gets(store: Store, open_again: Callable[[], Store]) -> None:
+    store.put("runs/run-1/note.txt", b"first")
+    store.put("runs/run-1/note.txt", b"second")
+    assert open_again().get("runs/run-1/note.txt") == b"second"
+    assert open_again().size("runs/run-1/note.txt") == 6
+    assert open_again().exists("runs/run-1/note.txt")
+
+
+def test_an_empty_object_exists(store: Store) -> None:
+    store.put("runs/run-1/cancel", b"")
+    assert store.exists("runs/run-1/cancel")
+    assert store.get("runs/run-1/cancel") == b""
+
+
+@pytest.mark.parametrize("key", ["runs/none", "runs", "runs/run-1/note.txt/below"])
+def test_what_is_no_object_is_not_found(store: Store, key: str) -> None:
+    store.put("runs/run-1/note.txt", b"x")
+    assert not store.exists(key)
+    assert store.find_json(key) is None
+    for ask in (store.get, store.size, store.get_json):
+        with pytest.raises(NotFound, match=f"there is no object '{key}'"):
+            ask(key)
+    with pytest.raises(NotFound, match=f"there is no object '{key}'"), store.local(key):
+        pass
+
+
+def test_create_never_overwrites(store: Store) -> None:
+    assert store.create("claim", b"first")
+    assert not store.create("claim", b"second")
+    assert store.get("claim") == b"first"
+
+
+def test_of_many_threads_that_create_one_wins(store: Store, open_again: Callable[[], Store]) -> None:
+    barrier = threading.Barrier(8)
+
+    def claim(who: int) -> bool:
+        mine = open_again()
+        barrier.wait()
+        return mine.create("claim", str(who).encode())
+
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(claim, range(8)))
+    assert won.count(True) == 1
+    assert store.get("claim") == str(won.index(True)).encode()
+
+
+def test_updates_at_the_same_time_lose_nothing(open_again: Callable[[], Store]) -> None:
+    def count(_: int) -> None:
+        mine = open_again()
+        for _ in range(5):
+            mine.update_json("counter.json", lambda value: {"n": value.get("n", 0) + 1})
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(count, range(4)))
+    assert open_again().get_json("counter.json") == {"n": 20}
+
+
+def test_an_update_whose_change_raises_changes_nothing(store: Store) -> None:
+    def refuse(_: dict[str, Any]) -> dict[str, Any]:
+        raise Conflict("no")
+
+    store.put_json("aliases.json", {"champion": 1})
+    with pytest.raises(Conflict, match="no"):
+        store.update_json("aliases.json", refuse)
+    assert store.get_json("aliases.json") == {"champion": 1}
+    assert store.update_json("aliases.json", lambda now: {**now, "previous": 0}) == {"champion": 1, "previous": 0}
+
+
+def test_children_are_the_names_directly_below_in_order(store: Store) -> None:
+    for key in ("runs/b/run.json", "runs/a/run.json", "runs/a/deep/er.csv", "runs/c.txt", "runs-other/x"):
+        store.put(key, b"x")
+    assert store.children("runs") == ["a", "b", "c.txt"]
+    assert store.children("runs/a") == ["deep", "run.json"]
+    assert store.children("") == ["runs", "runs-other"]
+    assert store.children("nothing") == []
+    assert store.children("runs/c.txt") == []
+
+
+def test_a_list_longer_than_one_answer_of_s3_is_whole(s3_url: str) -> None:
+    names = [f"{number:06d}.csv" for number in range(1005)]
+    prefix = s3_url.removeprefix(f"s3://{BUCKET}/")
+    # Straight into the server's memory: a thousand requests would take ten seconds.
+    (account,) = s3_backends
+    for name in names:
+        s3_backends[account]["aws"].put_object(BUCKET, f"{prefix}/parts/{name}", b"")
+    store = open_store(s3_url)
+    assert store.children("parts") == names
+    store.delete("parts")
+    assert store.children("parts") == []
+
+
+def test_deleting_takes_an_object_or_all_below_and_nothing_else(store: Store) -> None:
+    for key in ("jobs/a/parts/1", "jobs/a/parts/2", "jobs/a/parts-of-others", "jobs/b"):
+        store.put(key, b"x")
+    store.delete("jobs/a/parts")
+    assert store.children("jobs/a") == ["parts-of-others"]
+    store.delete("jobs/b")
+    assert store.children("jobs") == ["a"]
+    store.delete("jobs/b")
+    store.delete("jobs/a/parts-of-others/below")
+    assert store.get("jobs/a/parts-of-others") == b"x"
+
+
+def test_a_file_is_moved_in_over_what_was_there(store: Store, tmp_path: Path) -> None:
+    for content in (b"old", b"newer"):
+        source = tmp_path / "archive.zip"
+        source.write_bytes(content)
+        store.put_file("datasets/1/archive.zip", source)
+        assert not source.exists()
+    assert store.get("datasets/1/archive.zip") == b"newer"
+
+
+def test_a_local_file_that_is_missing_is_told_apart_from_a_missing_object(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"gone\.zip"):
+        store.put_file("datasets/1/archive.zip", tmp_path / "gone.zip")
+    assert not store.exists("datasets/1/archive.zip")
+
+
+def test_an_object_can_be_read_as_a_local_file_in_its_newest_version(store: Store) -> None:
+    for content in (b"version 1", b"version 2"):
+        store.put("models/gender/1/model.onnx", content)
+        with store.local("models/gender/1/model.onnx") as path:
+            assert path.read_bytes() == content
+            assert path.suffix == ".onnx"
+
+
+def test_several_readers_share_a_local_file_and_many_more_do_not_take_it_away(store: Store) -> None:
+    store.put("datasets/1/archive.zip", b"mine")
+    for number in range(8):
+        store.put(f"others/{number}", str(number).encode())
+    with store.local("datasets/1/archive.zip") as first, store.local("datasets/1/archive.zip") as second:
+        assert first == second
+        for number in range(8):
+            with store.local(f"others/{number}") as other:
+                assert other.read_bytes() == str(number).encode()
+        assert first.read_bytes() == b"mine"
+
+
+def test_json_keeps_every_text_even_half_a_character(store: Store) -> None:
+    value = {"name": "Grüße 🙂", "broken": "\ud800", "nested": {"list": [1, None, True]}}
+    store.put_json("a.json", value)
+    assert store.get_json("a.json") == value
+    assert "Grüße 🙂".encode() in store.get("a.json")
+
+
+@pytest.mark.parametrize("key", ["", "/etc/passwd", "../up"])
+def test_a_key_that_is_no_plain_relative_path_is_refused_by_every_method(
+    store: Store, key: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "file"
+    source.write_bytes(b"x")
+    calls: list[Callable[[], object]] = [
+        lambda: store.put(key, b""),
+        lambda: store.create(key, b""),
+        lambda: store.put_file(key, source),
+        lambda: store.get(key),
+        lambda: store.exists(key),
+        lambda: store.size(key),
+        lambda: store.delete(key),
+        lambda: store.update_json(key, lambda value: value),
+        lambda: store.local(key).__enter__(),
+        lambda: store.children(key or "/"),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidMessage, match="is not a store key; expected") as caught:
+            call()
+        assert caught.value.code == "uri_not_allowed"
+    assert source.exists()
+
+
+def test_a_store_answers_a_ping(store: Store) -> None:
+    assert store.ping()
+
+
+def test_a_bucket_that_does_not_exist_is_said_at_the_start(s3_endpoint: str) -> None:
+    with pytest.raises(Retryable, match="the bucket 'nowhere' does not exist"):
+        open_store("s3://nowhere/prefix")
+
+
+def test_a_bucket_that_went_away_is_retryable_and_answers_no_ping(s3_endpoint: str) -> None:
+    s3fs.S3FileSystem().call_s3("create_bucket", Bucket="passing")
+    store = open_store("s3://passing")
+    store.put("a", b"x")
+    assert store.children("") == ["a"]
+    store.delete("a")
+    s3fs.S3FileSystem().call_s3("delete_bucket", Bucket="passing")
+    assert not store.ping()
+
+
+def test_a_server_that_is_away_is_retryable(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:  # bound and not listening: connections are refused
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+        s3fs.S3FileSystem.clear_instance_cache()
+        with pytest.raises(Retryable, match=r"S3 failed on .*Could not connect"):
+            open_store(s3_url)
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_local_copy_is_fetched_once_a_version(s3_url: str) -> None:
+    store = open_store(s3_url)
+    store.put("archive.zip", b"content")
+    with store.local("archive.zip") as first:
+        written = first.stat().st_mtime_ns
+    with store.local("archive.zip") as second:
+        assert second == first
+        assert second.stat().st_mtime_ns == written
+
+
+def test_one_object_of_s3_is_measured_and_downloaded(s3_url: str, tmp_path: Path) -> None:
+    open_store(s3_url).put("faces.zip", b"12345")
+    found = S3Object(f"{s3_url}/faces.zip")
+    assert found.size() == 5
+    found.download(tmp_path / "copy.zip")
+    assert (tmp_path / "copy.zip").read_bytes() == b"12345"
+    with pytest.raises(NotFound, match=r"there is no object 's3://.*none\.zip'"):
+        S3Object(f"{s3_url}/none.zip").size()
+    with pytest.raises(NotFound, match="there is no object"):
+        S3Object(s3_url).size()
+
+
+@pytest.mark.parametrize("uri", ["s3://", "s3:///key", "s3://bucket", "s3://bucket/", "s3://b!d/key", "s3://x\ny/key"])
+def test_a_uri_that_names_no_object_of_s3_is_the_message_s_fault(uri: str) -> None:
+    with pytest.raises(InvalidMessage, match="expected s3://BUCKET/KEY") as caught:
+        S3Object(uri)
+    assert caught.value.code == "uri_not_allowed"
