@@ -16,6 +16,7 @@ from dashboard.live import Live
 from dashboard.pages import register_pages
 from dashboard.presence import Presence
 from dashboard.samples import Samples
+from dashboard.scoring import Scorer
 from shared.broker.base import Broker
 from shared.client import Client
 from shared.metrics import BrokerCollector, process_registry
@@ -43,15 +44,17 @@ def create_app(broker: Broker, store: Store, settings: Settings, registry: Colle
     app.json.sort_keys = False  # type: ignore[attr-defined]  # Flask types the base class, the default provider has it
     client = Client(broker, store)
     presence = Presence()
+    catalog = Catalog(store)
     parts = Dashboard(
         broker=broker,
         store=store,
         settings=settings,
         client=client,
-        catalog=Catalog(store),
+        catalog=catalog,
         presence=presence,
         live=Live(broker, [presence.hear], max_streams=STREAMS),
         samples=Samples(client),
+        scorer=Scorer(client, catalog),
     )
     app.extensions[EXTENSION] = parts
     registry = registry or process_registry()

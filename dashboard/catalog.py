@@ -192,7 +192,9 @@ class Catalog:
 
     def predicting_versions(self, sha256: str) -> list[int]:
         """Returns the model versions whose predictions for a dataset's faces are in the store, newest first."""
-        return [card["version"] for card in self.cards() if card["dataset"]["sha256"] == sha256]
+        found = {card["version"] for card in self.cards() if card["dataset"]["sha256"] == sha256}
+        found |= {int(name.removesuffix(".csv")) for name in self._store.children(f"datasets/{sha256}/predictions")}
+        return sorted(found, reverse=True)
 
     def predictions(self, sha256: str, version: int) -> NDArray[np.float32] | None:
         """Returns float32 (N,), the probability of female of every face by a model; None where there are none."""
@@ -237,11 +239,16 @@ class Catalog:
 
     def _load_predictions(self, sha256: str, version: int) -> NDArray[np.float32]:
         card = self.card(version)
-        if card["dataset"]["sha256"] != sha256:
-            raise NotFound(f"model {version} was not trained on dataset {sha256[:12]!r}")
-        text = self._store.get(f"runs/{card['run_id']}/predictions.csv").decode()
+        trained_on_it = card["dataset"]["sha256"] == sha256
+        key = f"runs/{card['run_id']}/predictions.csv" if trained_on_it else predictions_key(sha256, version)
+        text = self._store.get(key).decode()
         rows = csv.DictReader(io.StringIO(text))
         return np.array([float(row["probability_female"]) for row in rows], np.float32)
+
+
+def predictions_key(sha256: str, version: int) -> str:
+    """Returns the store key of a dataset's predictions by a model that was trained on another one."""
+    return f"datasets/{sha256}/predictions/{version}.csv"
 
 
 def _fresh_or_ended(

@@ -13,6 +13,7 @@ from dashboard.catalog import Catalog
 from dashboard.live import Live
 from dashboard.presence import Presence
 from dashboard.samples import Samples
+from dashboard.scoring import Scorer
 from shared.broker.base import Broker
 from shared.client import Client
 from shared.heartbeat import Heartbeat
@@ -38,6 +39,7 @@ class Dashboard:
     presence: Presence
     live: Live
     samples: Samples
+    scorer: Scorer
     recent_predictions: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=50))
     _stop: threading.Event = field(default_factory=threading.Event)
     _beats: threading.Thread | None = None
@@ -54,6 +56,7 @@ class Dashboard:
         self._stop.set()
         self.live.close()
         self.samples.close()
+        self.scorer.close()
         self.catalog.close()
         if self._beats is not None:
             self._beats.join()

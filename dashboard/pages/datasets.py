@@ -7,19 +7,22 @@ from collections import defaultdict
 from typing import Any, Final
 
 import cv2
-from flask import Blueprint, Response, jsonify, render_template, request, url_for
+from flask import Blueprint, Response, jsonify, redirect, render_template, request, url_for
+from werkzeug.wrappers import Response as WsgiResponse
 
 from dashboard.catalog import Dataset
 from dashboard.context import dashboard
 from dashboard.faces import SORTS, FaceFilter, choose, face_view, png
 from dashboard.originals import original_image
+from dashboard.uploads import checked_number
 from shared.dataset import AGE_BANDS, SPLITS
-from shared.errors import NotFound
+from shared.errors import InvalidMessage, NotFound
 from shared.labels import ETHNICITIES, GENDERS
 from shared.rejects import REJECT_REASONS
 
 _PAGE: Final = 60
 _EXAMPLES: Final = 5
+_VERSIONS: Final = 8
 _FOREVER: Final = "private, max-age=31536000, immutable"
 
 blueprint = Blueprint("datasets", __name__)
@@ -53,7 +56,8 @@ def show_dataset(sha256: str) -> str:
             raise NotFound(f"there is no dataset {sha256[:12]!r}")
         return render_template("dataset_waiting.html", sha256=sha256, runs=runs)
     data = catalog.dataset(sha256)
-    versions, version = _versions(sha256)
+    predicting = catalog.predicting_versions(sha256)
+    version = _version(predicting)
     probabilities = None if version is None else catalog.predictions(sha256, version)
     wanted = FaceFilter.from_query(request.args)
     found = choose(data, probabilities, wanted)
@@ -66,8 +70,10 @@ def show_dataset(sha256: str) -> str:
         summary=summary,
         runs=runs,
         rejects=_rejects(sha256),
-        versions=versions,
+        versions=[card["version"] for card in catalog.cards()],
         version=version,
+        predicted=probabilities is not None,
+        scoring=dashboard().scorer.state,
         wanted=wanted,
         faces=[face_view(data, probabilities, int(i)) for i in shown],
         found=len(found),
@@ -80,6 +86,16 @@ def show_dataset(sha256: str) -> str:
         splits=SPLITS,
         sorts=SORTS,
     )
+
+
+@blueprint.post("/datasets/<sha256>/predict")
+def score_dataset(sha256: str) -> WsgiResponse:
+    """Starts predicting all faces by a model that was trained on others."""
+    version = checked_number(request.form.get("version"), "version", 1, 10**9)
+    if version is None:
+        raise InvalidMessage("version is missing; expected a model's number")
+    dashboard().scorer.start(sha256, int(version))
+    return redirect(url_for("datasets.show_dataset", sha256=sha256, version=int(version)) + "#faces", 303)
 
 
 @blueprint.get("/datasets/<sha256>/summary.json")
@@ -96,9 +112,9 @@ def show_face(sha256: str, index: int) -> str:
     """Shows one face: its label beside what each model says."""
     catalog = dashboard().catalog
     data = _with_face(sha256, index)
-    versions, version = _versions(sha256)
-    views = [(number, face_view(data, catalog.predictions(sha256, number), index)) for number in versions[:8]]
-    return render_template("face.html", data=data, face=face_view(data, None, index), views=views, version=version)
+    versions = catalog.predicting_versions(sha256)[:_VERSIONS]
+    views = [(number, face_view(data, catalog.predictions(sha256, number), index)) for number in versions]
+    return render_template("face.html", data=data, face=face_view(data, None, index), views=views)
 
 
 @blueprint.get("/datasets/<sha256>/faces/<int:index>.png")
@@ -130,16 +146,14 @@ def _with_face(sha256: str, index: int) -> Dataset:
     return data
 
 
-def _versions(sha256: str) -> tuple[list[int], int | None]:
-    """Returns the versions that have predictions of a dataset, and the one that the request chose or the champion."""
+def _version(predicting: list[int]) -> int | None:
+    """Returns the version that the request chose; else one whose predictions are there, the champion before others."""
     parts = dashboard()
-    versions = parts.catalog.predicting_versions(sha256)
     chosen = request.args.get("version", None, int)
+    if chosen in [card["version"] for card in parts.catalog.cards()]:
+        return chosen
     champion = parts.client.registry.aliases().champion
-    for candidate in (chosen, champion):
-        if candidate in versions:
-            return versions, candidate
-    return versions, versions[0] if versions else None
+    return champion if champion in predicting else next(iter(predicting), None)
 
 
 def _rejects(sha256: str) -> list[dict[str, Any]]:

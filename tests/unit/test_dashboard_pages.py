@@ -6,10 +6,12 @@ import gzip
 import io
 import re
 import statistics
+import threading
 import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,7 +21,7 @@ from flask.testing import FlaskClient
 from dashboard.faces import FaceFilter, choose
 from dashboard.pages.predict import GRID, occluded
 from shared import jobs, runs
-from shared.broker.base import Event, Message
+from shared.broker.base import Delivery, Event, Message
 from shared.labels import GENDERS
 from shared.params import TrainingParams
 from tests.dashboard_app import Site, error_of, open_site
@@ -379,6 +381,54 @@ def test_without_predictions_the_grid_still_filters_by_label(site: Site) -> None
     assert "labels but no predictions" in text
 
 
+def test_any_model_predicts_any_dataset_when_asked(filled: Site) -> None:
+    other = filled.builder.dataset(300)
+    web = filled.web
+    assert "Predict them all with model 1" in web.get(f"/datasets/{other}?version=1").text
+
+    with filled.worker() as taken:
+        answer = web.post(f"/datasets/{other}/predict", data={"csrf": csrf_of(web), "version": "1"})
+        assert filled.parts.scorer._thread is not None
+        filled.parts.scorer._thread.join(30)
+
+    assert answer.headers["Location"] == f"/datasets/{other}?version=1#faces"
+    assert {delivery.message.headers["model_version"] for delivery in taken} == {1}
+    probabilities = filled.parts.catalog.predictions(other, 1)
+    faces = filled.parts.catalog.dataset(other).faces
+    from dashboard.faces import png
+
+    assert probabilities is not None
+    expected = [0.1 if len(png(face)) % 2 else 0.9 for face in faces]
+    assert probabilities.tolist() == pytest.approx(expected)
+    assert 'class="verdict' in web.get(f"/datasets/{other}?version=1").text
+
+
+def test_a_scoring_that_fails_says_why_and_another_waits(filled: Site) -> None:
+    other = filled.builder.dataset(30)
+    web = filled.web
+    form = {"csrf": csrf_of(web), "version": "1"}
+    error = {"model": None, "error": {"code": "unavailable", "message": "the store is away"}}
+    go_on = threading.Event()
+
+    def fail(_: Delivery) -> dict[str, Any]:
+        go_on.wait(20)
+        return error
+
+    with filled.worker(fail):
+        web.post(f"/datasets/{other}/predict", data=form)
+        under_way = web.get(f"/datasets/{other}?version=1").text
+        busy = web.post(f"/datasets/{other}/predict", data=form)
+        go_on.set()
+        assert filled.parts.scorer._thread is not None
+        filled.parts.scorer._thread.join(30)
+
+    assert "0 of 30" in under_way
+    assert busy.status_code == 409
+    assert "the store is away" in web.get(f"/datasets/{other}?version=1").text
+    assert web.post(f"/datasets/{other}/predict", data={**form, "version": "77"}).status_code == 404
+    assert web.post(f"/datasets/{other}/predict", data={**form, "version": ""}).status_code == 400
+
+
 def test_nonsense_in_a_query_is_left_open(filled: Site) -> None:
     answer = filled.web.get(f"/datasets/{sha_of(filled)}?gender=x&age=7&low=abc&page=99999&sort=up&version=44")
 
@@ -392,6 +442,7 @@ def test_a_face_is_sent_without_loss_and_may_be_kept_for_good(filled: Site) -> N
     small = filled.web.get(f"/datasets/{sha256}/faces/3.png?size=32")
 
     image = cv2.imdecode(np.frombuffer(answer.data, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert image is not None
     assert np.array_equal(image, filled.parts.catalog.dataset(sha256).faces[3])
     assert "immutable" in answer.headers["Cache-Control"]
     assert cv2.imdecode(np.frombuffer(small.data, np.uint8), cv2.IMREAD_UNCHANGED).shape == (32, 32)  # type: ignore[union-attr]

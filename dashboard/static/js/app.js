@@ -140,6 +140,8 @@ export async function refresh() {
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
     for (const region of document.querySelectorAll("[data-live]")) {
       const newer = fresh.getElementById(region.id);
+      // Work that the whole page waits for is done.
+      if (region.querySelector("[data-reload-after]") && !newer?.querySelector("[data-reload-after]")) location.reload();
       // What somebody is just using stays as it is.
       if (!newer || region.contains(document.activeElement) || region.innerHTML === newer.innerHTML) continue;
       region.replaceChildren(...newer.childNodes);
