@@ -515,7 +515,7 @@ def sample(ctx: click.Context, archive: Path, images: int, seed: int, faults: bo
 @main.command(hidden=True)
 @click.option("--dataset", type=_FILE, help="Train on this zip instead of a synthetic one.")
 @click.option("--images", type=click.IntRange(min=20), default=1200, show_default=True, help="Synthetic faces to draw.")
-@click.option("--epochs", type=click.IntRange(min=1), default=6, show_default=True, help="Passes over the faces.")
+@click.option("--epochs", type=click.IntRange(min=1), default=15, show_default=True, help="Passes over the faces.")
 @click.option("--once", is_flag=True, help="End when all is done instead of staying up.")
 @click.pass_context
 def demo(ctx: click.Context, dataset: Path | None, images: int, epochs: int, once: bool) -> None:

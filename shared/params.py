@@ -16,11 +16,18 @@ class TrainingParams(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    network: str = Field("reference", pattern="^(reference)$", description="The network to train")
+    network: str = Field(
+        "compact",
+        pattern="^(compact|reference)$",
+        description="The network to train: `compact`, or the plain `reference` of four convolutions",
+    )
     epochs: int = Field(20, ge=1, le=1000, description="The most passes over the training faces")
-    patience: int = Field(6, ge=1, le=1000, description="Epochs without a better validation loss before stopping early")
-    batch_size: int = Field(64, ge=2, le=4096, description="Faces in one training step")
-    learning_rate: float = Field(0.001, gt=0, le=1, description="Adam's step size")
+    patience: int = Field(8, ge=1, le=1000, description="Epochs without a better validation loss before stopping early")
+    batch_size: int = Field(32, ge=2, le=4096, description="Faces in one training step")
+    learning_rate: float = Field(0.002, gt=0, le=1, description="Adam's largest step size")
+    schedule: str = Field(
+        "cosine", pattern="^(cosine|constant)$", description="How the step size goes: warm-up and cosine, or constant"
+    )
     weight_decay: float = Field(0.0, ge=0, le=1, description="Decay of the weights in a step")
     dropout: float = Field(0.4, ge=0, lt=1, description="Share of the dense layer's inputs dropped while training")
     augment: bool = Field(True, description="Flip, shift, scale, turn and relight the training faces")

@@ -35,13 +35,43 @@ def reference(dropout: float) -> nn.Module:
     )
 
 
+def compact(dropout: float) -> nn.Module:
+    """Returns a network of a quarter of the reference's multiply-adds, with normalisation after each convolution.
+
+    It halves the image at once, where the reference spends a third of its work, and learns from far fewer steps.
+    """
+    return nn.Sequential(
+        *_normalised(1, 24, kernel_size=5, stride=2),  # side 128 → 64
+        nn.MaxPool2d(2),  # → 32
+        *_normalised(24, 48),
+        nn.MaxPool2d(2),  # → 16
+        *_normalised(48, 96),
+        nn.MaxPool2d(2),  # → 8
+        *_normalised(96, 128),
+        *_normalised(128, 128),
+        nn.MaxPool2d(2),  # → 4
+        nn.Flatten(),
+        _for_relu(nn.Linear(128 * 4 * 4, 128)),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Linear(128, 1),
+        nn.Flatten(0),  # (N, 1) → (N,)
+    )
+
+
+def _normalised(channels: int, width: int, *, kernel_size: int = 3, stride: int = 1) -> list[nn.Module]:
+    """Returns a padded convolution with batch normalisation and ReLU."""
+    convolution = nn.Conv2d(channels, width, kernel_size, stride, padding=kernel_size // 2, bias=False)
+    return [_for_relu(convolution), nn.BatchNorm2d(width), nn.ReLU()]
+
+
 def _for_relu(layer: nn.Conv2d | nn.Linear) -> nn.Module:
     """Draws weights that keep the signal's size through the ReLU; torch's own let it fade layer by layer."""
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     return layer
 
 
-NETWORKS: Final[dict[str, Callable[[float], nn.Module]]] = {"reference": reference}
+NETWORKS: Final[dict[str, Callable[[float], nn.Module]]] = {"compact": compact, "reference": reference}
 """What `TrainingParams.network` may name."""
 
 

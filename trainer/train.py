@@ -7,6 +7,7 @@ from the seed, the epoch and the step. A checkpoint between two steps is therefo
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from trainer.device import DeviceFaces, seeded
 from trainer.model import build_network
 
 PROGRESS_EVERY_S: Final = 0.5
+WARM_UP_SHARE: Final = 0.05
 EVALUATION_BATCH: Final = 256
 VALIDATION_SHARE: Final = 1 / 3
 """What a face costs in validation, without backward pass, as a share of its cost in training; for the time left."""
@@ -210,6 +212,9 @@ def train(
                 save()
                 raise Interrupted
             batch = batches[step]
+            rate = learning_rate_at(params, (epoch - 1) * len(batches) + step, params.epochs * len(batches))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
             with seeded(device, params.seed, epoch, step + 1) as generator:
                 inputs = _normalised(source.take(batch))
                 if params.augment:
@@ -270,7 +275,7 @@ def train(
             train_accuracy=correct_sum / seen,
             val_loss=val_loss,
             val_accuracy=val_accuracy,
-            learning_rate=params.learning_rate,
+            learning_rate=optimizer.param_groups[0]["lr"],
             seconds=now - epoch_started,
             images_per_second=seen / max(trained_s, 1e-9),
         )
@@ -300,6 +305,20 @@ def split_into_batches(training: NDArray[np.intp], batch_size: int, *, seed: int
     order = np.random.default_rng((seed, epoch)).permutation(training)
     count = min(-(-len(order) // batch_size), len(order) // 2)
     return np.array_split(order, count)
+
+
+def learning_rate_at(params: TrainingParams, step: int, steps: int) -> float:
+    """Returns the step size for a step, counted from 0 over the whole run of `steps`.
+
+    `cosine` rises for the first twentieth, as the statistics of normalisation settle, and then falls along half a
+    cosine (Loshchilov and Hutter, "SGDR", 2017, without restarts).
+    """
+    if params.schedule == "constant":
+        return params.learning_rate
+    warm_up = WARM_UP_SHARE * steps
+    if step < warm_up:
+        return params.learning_rate * (step + 1) / (warm_up + 1)
+    return params.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up)))
 
 
 @torch.inference_mode()

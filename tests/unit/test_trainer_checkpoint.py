@@ -97,7 +97,7 @@ def test_a_checkpoint_of_this_run_is_accepted() -> None:
 
 def test_other_parameters_are_refused_by_name() -> None:
     wanted = TrainingParams().as_dict() | {"network": "other"}
-    with pytest.raises(CheckpointError, match="network: found 'reference', expected 'other'"):
+    with pytest.raises(CheckpointError, match="network: found 'compact', expected 'other'"):
         checkpoint().require(wanted, "a" * 64)
 
 

@@ -6,6 +6,11 @@ from shared.params import TrainingParams
 from trainer.model import NETWORKS, build_network, cost
 
 
+def test_the_default_network_costs_a_quarter_of_the_reference_at_most() -> None:
+    default = build_network(TrainingParams().network, dropout=0.4)
+    assert cost(default).multiply_adds <= cost(build_network("reference", dropout=0.4)).multiply_adds / 4
+
+
 def test_the_reference_network_weighs_what_the_design_says() -> None:
     weight = cost(build_network("reference", dropout=0.4))
     assert weight.parameters == 2_747_649

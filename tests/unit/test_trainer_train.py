@@ -19,6 +19,7 @@ from trainer.train import (
     Progress,
     Trained,
     TrainingDiverged,
+    learning_rate_at,
     predict_logits,
     split_into_batches,
     train,
@@ -26,7 +27,7 @@ from trainer.train import (
 
 CPU = torch.device("cpu")
 TRAINING, VALIDATION = np.arange(26), np.arange(26, 36)
-PARAMS = TrainingParams(epochs=2, batch_size=10, patience=2, seed=3)
+PARAMS = TrainingParams(network="reference", epochs=2, batch_size=10, patience=2, seed=3)
 """Three steps an epoch."""
 
 
@@ -115,9 +116,10 @@ def test_a_run_interrupted_anywhere_resumes_to_the_same_bits(
     assert_same(run(resume=load(saved[0])), uninterrupted[0])
 
 
-def test_the_reference_network_resumes_to_the_same_bits_too(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["reference", "compact"])
+def test_every_network_resumes_to_the_same_bits_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(NETWORKS, "reference", reference)
-    params = PARAMS.model_copy(update={"epochs": 1})
+    params = PARAMS.model_copy(update={"epochs": 1, "network": name})
     saved: list[bytes] = []
     with pytest.raises(Interrupted):
         run(params=params, should_stop=after(3), on_checkpoint=saved.append)
@@ -169,7 +171,9 @@ def test_training_leaves_torchs_own_generator_as_it_was() -> None:
 
 def test_genders_that_can_be_told_apart_are_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(NETWORKS, "reference", reference)
-    params = TrainingParams(epochs=3, batch_size=4, augment=False, dropout=0.0, learning_rate=0.0005)
+    params = TrainingParams(
+        network="reference", epochs=3, batch_size=4, augment=False, dropout=0.0, learning_rate=0.0005
+    )
     trained = run(params=params)
     best = trained.history[trained.best_epoch - 1]
     assert best.val_accuracy == 1.0
@@ -187,7 +191,16 @@ def test_training_stops_early_and_returns_the_weights_of_its_best_epoch() -> Non
     # Swapped labels: what helps in training hurts in validation, so no epoch is better than the first.
     faces, _ = drawn_faces()
     faces[VALIDATION] = faces[VALIDATION[::-1]]
-    params = TrainingParams(epochs=20, patience=1, batch_size=4, augment=False, dropout=0.0, learning_rate=0.01)
+    params = TrainingParams(
+        network="reference",
+        schedule="constant",
+        epochs=20,
+        patience=1,
+        batch_size=4,
+        augment=False,
+        dropout=0.0,
+        learning_rate=0.01,
+    )
     saved: list[bytes] = []
     trained = run(faces=faces, params=params, on_checkpoint=saved.append)
     assert len(trained.history) < 20
@@ -222,7 +235,7 @@ def test_each_epoch_is_told_once_with_its_figures(uninterrupted: tuple[Trained, 
     assert rows == trained.history
     assert [row.epoch for row in rows] == [1, 2]
     for row in rows:
-        assert row.learning_rate == PARAMS.learning_rate
+        assert row.learning_rate == learning_rate_at(PARAMS, row.epoch * 3 - 1, 6)
         assert 0 < row.seconds < 60
         assert row.images_per_second > len(TRAINING) / row.seconds
 
@@ -251,6 +264,19 @@ class Steep(nn.Module):
         return logits
 
 
+def test_the_step_size_warms_up_and_falls_along_half_a_cosine_or_stays() -> None:
+    rates = [learning_rate_at(PARAMS, step, 200) for step in range(200)]
+    top = rates.index(max(rates))
+    assert top == 10
+    assert rates[top] == PARAMS.learning_rate
+    assert rates[:top] == sorted(rates[:top])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[105] == pytest.approx(PARAMS.learning_rate / 2)
+    assert 0 < rates[-1] < PARAMS.learning_rate / 1000
+    constant = PARAMS.model_copy(update={"schedule": "constant"})
+    assert {learning_rate_at(constant, step, 200) for step in range(200)} == {PARAMS.learning_rate}
+
+
 @pytest.mark.parametrize("checkpoint_s", [0, 3600])
 def test_a_diverging_loss_ends_the_run_with_the_learning_rate_named(
     checkpoint_s: int, monkeypatch: pytest.MonkeyPatch
@@ -258,7 +284,11 @@ def test_a_diverging_loss_ends_the_run_with_the_learning_rate_named(
     monkeypatch.setitem(NETWORKS, "reference", lambda _: Steep())
     saved: list[bytes] = []
     with pytest.raises(TrainingDiverged, match=r"in epoch 1: found a loss of (nan|inf), .* below 1$") as caught:
-        run(params=TrainingParams(learning_rate=1, batch_size=4), checkpoint_s=checkpoint_s, on_checkpoint=saved.append)
+        run(
+            params=TrainingParams(network="reference", schedule="constant", learning_rate=1, batch_size=4),
+            checkpoint_s=checkpoint_s,
+            on_checkpoint=saved.append,
+        )
     assert caught.value.code == "training_diverged"
     assert all(torch.isfinite(load(data).sums).all() for data in saved)
 
