@@ -42,7 +42,7 @@ class Registry:
 
     def versions(self) -> list[int]:
         """Returns all registered versions, oldest first."""
-        return [version for version in self._claimed() if self._store.exists(f"{_ROOT}/{version}/card.json")]
+        return [version for version in self._numbered() if self._store.exists(f"{_ROOT}/{version}/card.json")]
 
     def card(self, version: int) -> dict[str, Any]:
         """Returns a version's card, or raises `NotFound`."""
@@ -81,14 +81,18 @@ class Registry:
 
     def claim(self, run_id: str) -> int:
         """Reserves a version number for a run; the same run gets the same number again."""
-        taken = self._claimed()
-        for version in reversed(taken):
-            if self._claimed_by(version, run_id):
+        newest = 0
+        for version in self._numbered():
+            owner = self._claimant(version)
+            if owner == run_id:
                 return version
-        version = max(taken, default=0) + 1
+            # A folder alone is no claim: somebody is just making one, and may be of the same run.
+            if owner is not None or self._store.exists(f"{_ROOT}/{version}/card.json"):
+                newest = version
+        version = newest + 1
         content = json.dumps({"run_id": run_id}).encode()
         while not self._store.create(f"{_ROOT}/{version}/claim.json", content):
-            if self._claimed_by(version, run_id):
+            if self._claimant(version) == run_id:
                 break
             version += 1
         return version
@@ -142,12 +146,13 @@ class Registry:
 
         return _aliases(self._store.update_json(f"{_ROOT}/aliases.json", change))
 
-    def _claimed(self) -> list[int]:
+    def _numbered(self) -> list[int]:
         return sorted(int(name) for name in self._store.children(_ROOT) if name.isdecimal())
 
-    def _claimed_by(self, version: int, run_id: str) -> bool:
+    def _claimant(self, version: int) -> str | None:
+        """Returns the run that a version is reserved for, if it is."""
         claim = self._store.find_json(f"{_ROOT}/{version}/claim.json")
-        return claim is not None and claim["run_id"] == run_id
+        return None if claim is None else str(claim["run_id"])
 
 
 def _aliases(content: dict[str, Any]) -> Aliases:
