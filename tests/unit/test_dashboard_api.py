@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import tracemalloc
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,6 +106,40 @@ def test_an_archive_over_the_limit_is_refused(tmp_path: Path) -> None:
         answer = site.web.post("/api/v1/datasets", data=archive(), content_type="application/zip")
 
     assert (answer.status_code, error_of(answer.data)[0]) == (413, "too_large")
+
+
+class Flowing(io.RawIOBase):
+    """A body of `size` bytes that begins like a zip and is never in memory as a whole."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+        self._head = b"PK\x03\x04"
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = min(len(buffer), self._left)
+        buffer[:count] = self._head.ljust(count, b"\0")[:count]
+        self._head = b""
+        self._left -= count
+        return count
+
+
+def test_an_archive_goes_to_disk_as_it_comes_and_never_whole_into_memory(site: Site) -> None:
+    size = 48 * 2**20
+    tracemalloc.start()
+    try:
+        answer = site.web.post(
+            "/api/v1/datasets", input_stream=Flowing(size), content_length=size, content_type="application/zip"
+        )
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert answer.status_code == 202
+    assert peak < size / 4
+    assert site.store.size(f"datasets/{site.store.children('datasets')[0]}/archive.zip") == size
 
 
 def test_an_empty_multipart_names_the_field_it_expects(site: Site) -> None:
