@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import pytest
+
+from shared.errors import InvalidMessage
+from shared.params import TrainingParams
+
+
+@pytest.mark.parametrize("given", [None, {}, "{}", b"{}"])
+def test_nothing_given_means_all_defaults(given: object) -> None:
+    assert TrainingParams.parse(given) == TrainingParams()
+
+
+def test_a_mapping_and_its_json_text_are_the_same_and_text_values_are_read() -> None:
+    expected = TrainingParams(epochs=3, learning_rate=0.01, augment=False)
+    assert TrainingParams.parse({"epochs": 3, "learning_rate": 0.01, "augment": False}) == expected
+    assert TrainingParams.parse('{"epochs": 3, "learning_rate": 0.01, "augment": false}') == expected
+    assert TrainingParams.parse({"epochs": "3", "learning_rate": "0.01", "augment": "false"}) == expected
+
+
+def test_parameters_survive_the_way_through_json_types() -> None:
+    params = TrainingParams(epochs=3, dropout=0.25, promote=False)
+    assert TrainingParams.parse(params.as_dict()) == params
+
+
+@pytest.mark.parametrize("field", ["learning_rate", "weight_decay", "dropout"])
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "-1"])
+def test_no_number_that_is_no_number_reaches_the_training(field: str, value: str) -> None:
+    with pytest.raises(InvalidMessage, match=field):
+        TrainingParams.parse(f'{{"{field}": {value}}}')
+
+
+def test_every_fault_is_named_at_once() -> None:
+    with pytest.raises(InvalidMessage) as caught:
+        TrainingParams.parse({"epochs": 0, "dropout": 2, "colour": 1})
+    assert caught.value.code == "invalid_params"
+    for name in ("epochs: ", "dropout: ", "'colour': unknown parameter", "Valid parameters: network, epochs"):
+        assert name in str(caught.value)
+
+
+def test_a_key_that_is_no_text_is_refused() -> None:
+    with pytest.raises(InvalidMessage, match="7"):
+        TrainingParams.parse({7: 1})
+
+
+def test_what_was_found_is_cut_short() -> None:
+    with pytest.raises(InvalidMessage) as caught:
+        TrainingParams.parse({"epochs": "9" * 100_000, "k" * 100_000: 1})
+    assert len(str(caught.value)) < 600
+
+
+def test_every_parameter_says_what_it_does() -> None:
+    assert [name for name, field in TrainingParams.model_fields.items() if not field.description] == []
