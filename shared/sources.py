@@ -82,7 +82,7 @@ def _allowed_file(uri: str, settings: Settings) -> Path:
         raise InvalidMessage(
             f"{shown(uri)} lies outside the allowed roots (GENDERLINE_ALLOWED_ROOTS)", code="uri_not_allowed"
         )
-    if not path.is_file() or not os.access(path, os.R_OK):
+    if not os.access(path, os.R_OK) or not path.is_file():
         raise InvalidMessage(f"there is no file that can be read at {shown(uri)}", code="uri_not_found")
     return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import socket
 import threading
@@ -17,6 +18,9 @@ from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
 
 from shared.errors import Conflict, InvalidMessage, NotFound, Retryable
+from shared.messages import ArchiveRequest
+from shared.settings import Settings
+from shared.sources import fetched
 from shared.store import Store, open_store
 from shared.store_s3 import S3Object
 
@@ -290,3 +294,21 @@ def test_a_uri_that_names_no_object_of_s3_is_the_message_s_fault(uri: str) -> No
     with pytest.raises(InvalidMessage, match="expected s3://BUCKET/KEY") as caught:
         S3Object(uri)
     assert caught.value.code == "uri_not_allowed"
+
+
+def test_an_archive_in_s3_is_fetched_but_not_one_that_is_too_large(s3_url: str, tmp_path: Path) -> None:
+    store = open_store(s3_url)
+    store.put("faces.zip", b"12345")
+    request = ArchiveRequest("m1", "faces", uri=f"{s3_url}/faces.zip")
+    with fetched(request, store, Settings(max_archive_bytes=5), tmp_path) as (path, sha256):
+        assert path.read_bytes() == b"12345"
+        assert sha256 == hashlib.sha256(b"12345").hexdigest()
+        path.unlink()
+    limit = Settings(max_archive_bytes=4)
+    with pytest.raises(InvalidMessage, match="has 5 bytes; at most 4"), fetched(request, store, limit, tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    missing = ArchiveRequest("m1", "faces", uri=f"{s3_url}/none.zip")
+    with pytest.raises(InvalidMessage, match="uri: there is no object") as caught:
+        fetched(missing, store, limit, tmp_path).__enter__()
+    assert caught.value.code == "uri_not_found"

@@ -1,0 +1,199 @@
+"""What becomes of a failed message, on a real broker."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+
+from shared.broker.base import Broker, BrokerFull, Consumer, DeadLetter, Delivery, Inbox, Message, Outgoing
+from shared.broker.sqlite import SqliteBroker
+from shared.errors import (
+    Cancelled,
+    Conflict,
+    GenderlineError,
+    InvalidDataset,
+    InvalidImage,
+    InvalidMessage,
+    InvalidModel,
+    NotFound,
+    Retryable,
+)
+from shared.failures import FailurePolicy
+from shared.messages import json_reply
+
+LIMIT = 3
+
+
+class Scene:
+    """A message that is being worked on, its sender who waits for a reply, and the policy."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.broker = broker
+        self.inbox: Inbox = broker.inbox()
+        self.consumer: Consumer = broker.consume([broker.topology.jobs], prefetch=10)
+        self.metrics = CollectorRegistry()
+        self.policy = FailurePolicy(LIMIT, Counter("dead", "-", ["reason"], registry=self.metrics))
+        self.pauses: list[float] = []
+        broker.publish(broker.topology.jobs, Message(b"work", "text/plain", "m1", reply_to=self.inbox.name))
+
+    def take(self) -> Delivery:
+        (delivery,) = self.consumer.take(1, timeout_s=10)
+        return delivery
+
+    def replies_to(self, delivery: Delivery, error: GenderlineError) -> list[Outgoing]:
+        return json_reply(delivery, {"error": error.as_dict()})
+
+    def fail(self, error: Exception) -> bool:
+        """Takes the message and lets its work fail. Returns whether that was its end."""
+        delivery = self.take()
+        try:
+            raise error
+        except Exception as raised:
+            return self.policy.handle(self.consumer, delivery, raised, lambda e: self.replies_to(delivery, e))
+
+    def answer(self) -> dict[str, str]:
+        (reply,) = self.inbox.take(timeout_s=10)
+        error: dict[str, str] = json.loads(reply.body)["error"]
+        return error
+
+    def dead(self) -> list[DeadLetter]:
+        return self.broker.dead_letters()
+
+    def counted(self, reason: str) -> float | None:
+        return self.metrics.get_sample_value("dead_total", {"reason": reason})
+
+
+class Recorded(Consumer):
+    """A real consumer that shortens pauses, so that tests need not wait, and notes what they would have been."""
+
+    def __init__(self, inner: Consumer, pauses: list[float]) -> None:
+        self._inner = inner
+        self._pauses = pauses
+
+    @property
+    def dead_queue(self) -> str:
+        return self._inner.dead_queue
+
+    def take(self, limit: int, timeout_s: float | None = None) -> list[Delivery]:
+        return self._inner.take(limit, timeout_s)
+
+    def settle(self, deliveries: Sequence[Delivery], outgoing: Sequence[Outgoing] = ()) -> None:
+        self._inner.settle(deliveries, outgoing)
+
+    def retry(self, delivery: Delivery, delay_s: float = 0.0) -> None:
+        self._pauses.append(delay_s)
+        self._inner.retry(delivery)
+
+    def postpone(self, delivery: Delivery, delay_s: float) -> None:
+        self._inner.postpone(delivery, delay_s)
+
+    def flush(self, timeout_s: float = 30.0) -> None:
+        self._inner.flush(timeout_s)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    with SqliteBroker(tmp_path / "broker.db") as broker:
+        scene = Scene(broker)
+        scene.consumer = Recorded(scene.consumer, scene.pauses)
+        yield scene
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InvalidMessage("uri: missing"),
+        InvalidMessage("content type is 'x'; expected y", code="unsupported_content_type"),
+        InvalidDataset("empty"),
+        InvalidImage("truncated"),
+        InvalidModel("no input"),
+        NotFound("no model version 9", code="unknown_model_version"),
+        Cancelled("by a user"),
+        Conflict("it has ended"),
+    ],
+    ids=lambda error: f"{type(error).__name__}-{error.code}",
+)
+def test_what_a_second_try_cannot_help_is_a_dead_letter_at_once(scene: Scene, error: GenderlineError) -> None:
+    assert scene.fail(error) is True
+    (dead,) = scene.dead()
+    assert (dead.reason, dead.origin, dead.delivery_count) == (error.code, "genderline.jobs", 0)
+    assert (dead.message.body, dead.message.message_id) == (b"work", "m1")
+    assert scene.answer() == error.as_dict()
+    assert scene.counted(error.code) == 1
+    assert scene.consumer.take(1, timeout_s=0) == []
+    assert scene.pauses == []
+
+
+def test_what_may_pass_is_tried_again_with_growing_pauses_up_to_the_limit(scene: Scene) -> None:
+    away = Retryable("the store is away")
+    assert [scene.fail(away) for _ in range(LIMIT)] == [False, False, True]
+    assert scene.pauses == [1.0, 2.0]
+    (dead,) = scene.dead()
+    assert (dead.reason, dead.delivery_count) == ("delivery_limit", LIMIT - 1)
+    assert scene.answer() == {"code": "unavailable", "message": "the store is away"}
+    assert scene.counted("delivery_limit") == 1
+
+
+def test_a_full_queue_is_one_of_those_that_may_pass(scene: Scene) -> None:
+    assert scene.fail(BrokerFull("the shards' queue is full")) is False
+    assert scene.dead() == []
+
+
+def test_nobody_is_answered_and_nothing_is_counted_while_there_is_hope(scene: Scene) -> None:
+    scene.fail(Retryable("away"))
+    assert scene.inbox.take(timeout_s=0) == []
+    assert scene.counted("delivery_limit") is None
+
+
+def test_no_pause_is_longer_than_half_a_minute(scene: Scene) -> None:
+    scene.policy = FailurePolicy(100, Counter("dead2", "-", ["reason"], registry=scene.metrics))
+    for _ in range(8):
+        scene.fail(Retryable("away"))
+    assert scene.pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
+
+
+def test_a_bug_is_tried_once_more_and_then_buried_without_details_for_the_client(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert [scene.fail(KeyError("/secret/path")) for _ in range(2)] == [False, True]
+    (dead,) = scene.dead()
+    assert (dead.reason, dead.delivery_count) == ("internal", 1)
+    answer = scene.answer()
+    assert answer["code"] == "internal"
+    assert "secret" not in json.dumps(answer)
+    assert "secret" not in json.dumps(dict(dead.message.headers))
+    assert scene.counted("internal") == 1
+    assert "/secret/path" in caplog.text
+    assert "Traceback" in caplog.text
+    assert scene.pauses == [1.0]
+
+
+def test_a_message_that_came_too_often_is_buried_unread(scene: Scene) -> None:
+    for _ in range(LIMIT):
+        delivery = scene.take()
+        assert not scene.policy.exhausted(delivery)
+        scene.consumer.retry(delivery)
+    delivery = scene.take()
+    assert scene.policy.exhausted(delivery)
+    scene.policy.bury_exhausted(scene.consumer, delivery, lambda error: scene.replies_to(delivery, error))
+    (dead,) = scene.dead()
+    assert (dead.reason, dead.delivery_count) == ("delivery_limit", LIMIT)
+    assert scene.answer() == {"code": "internal", "message": "given up after 3 deliveries"}
+    assert scene.counted("delivery_limit") == 1
+
+
+def test_a_dead_letter_that_is_sent_back_starts_anew(scene: Scene) -> None:
+    scene.fail(InvalidMessage("x"))
+    assert scene.broker.retry_dead() == 1
+    again = scene.take()
+    assert (again.delivery_count, again.message.message_id, again.message.reply_to) == (0, "m1", scene.inbox.name)
+    assert "reason" not in again.message.headers
