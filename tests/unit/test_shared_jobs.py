@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shared import jobs
+from shared.errors import Conflict, NotFound
+from shared.jobs import Jobs
+from shared.store import FileStore
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FileStore:
+    return FileStore(tmp_path)
+
+
+@pytest.fixture
+def records(store: FileStore) -> Jobs:
+    return Jobs(store)
+
+
+def create(records: Jobs, job_id: str = "job-1", state: str = jobs.QUEUED) -> bool:
+    return records.create(job_id, message_id="m1", name="faces", state=state)
+
+
+def test_a_new_job_has_all_its_fields_and_is_not_made_anew(records: Jobs) -> None:
+    assert create(records)
+    record = records.update("job-1", state=jobs.ACCEPTED, images=10)
+    assert not create(records)
+    assert records.get("job-1") == record
+    assert (record["job_id"], record["message_id"], record["name"], record["state"]) == (
+        "job-1",
+        "m1",
+        "faces",
+        "accepted",
+    )
+    assert [record[key] for key in ("counts", "accuracy", "results", "error", "model")] == [None] * 5
+
+
+def test_an_unknown_job_is_not_found(records: Jobs) -> None:
+    assert records.find("job-9") is None
+    for ask in (records.get, records.update, records.request_cancel):
+        with pytest.raises(NotFound, match="there is no job 'job-9'"):
+            ask("job-9")
+
+
+def test_all_jobs_come_newest_first(records: Jobs) -> None:
+    for number in (1, 2, 3):
+        create(records, f"job-{number}")
+        records.update(f"job-{number}", created=f"2026-01-0{number}T00:00:00.000Z")
+    assert [record["job_id"] for record in records.all()] == ["job-3", "job-2", "job-1"]
+
+
+def test_a_job_can_be_asked_to_stop_until_it_has_ended(records: Jobs) -> None:
+    create(records)
+    records.request_cancel("job-1")
+    assert records.cancel_requested("job-1")
+    for state in sorted(jobs.FINAL_STATES):
+        create(records, f"job-{state}", state)
+        with pytest.raises(Conflict, match=f"job job-{state} has ended: it is {state}"):
+            records.request_cancel(f"job-{state}")
+        assert not records.cancel_requested(f"job-{state}")
+
+
+def test_progress_counts_full_shards_and_the_shorter_last_one(store: FileStore, records: Jobs) -> None:
+    create(records)
+    assert records.progress(records.get("job-1")) == (0, 0)
+    record = records.update("job-1", state=jobs.ACCEPTED, images=25, shards=3, shard_images=10)
+    done = [records.progress(record)]
+    for shard in (2, 0, 1):  # in whatever order the workers finish
+        store.put(Jobs.part_key("job-1", shard), b"")
+        done.append(records.progress(record))
+    assert done == [(0, 25), (5, 25), (15, 25), (25, 25)]
+    assert records.parts("job-1") == [0, 1, 2]
+
+
+def test_a_finished_job_is_done_though_its_parts_are_deleted(records: Jobs) -> None:
+    create(records)
+    record = records.update("job-1", state=jobs.FINISHED, images=25, shards=3, shard_images=10)
+    assert records.progress(record) == (25, 25)
+
+
+def test_keys_are_those_of_the_contract() -> None:
+    assert Jobs.archive_key("job-1") == "jobs/job-1/archive.zip"
+    assert Jobs.part_key("job-1", 12) == "jobs/job-1/parts/000012.csv"
+    assert Jobs.results_key("job-1") == "jobs/job-1/results.csv"
+    assert ",".join(jobs.RESULT_COLUMNS) == "name,gender,probability_female,confidence,true_gender,correct,error"
+
+
+def test_a_reply_tells_the_results_only_once_finished_and_the_error_where_there_is_one(records: Jobs) -> None:
+    create(records)
+    record = records.get("job-1")
+    assert Jobs.reply(record, "accepted") == {"job_id": "job-1", "status": "accepted", "name": "faces"}
+    counts = {"images": 5, "errors": 1}
+    finished = Jobs.reply({**record, "state": "finished", "counts": counts, "accuracy": None, "model": {"version": 3}})
+    assert finished == {
+        "job_id": "job-1",
+        "status": "finished",
+        "name": "faces",
+        "results": "store:jobs/job-1/results.csv",
+        "counts": counts,
+        "accuracy": None,
+        "model": {"version": 3},
+    }
+    error = {"code": "cancelled", "message": "x"}
+    assert Jobs.reply({**record, "state": "cancelled", "error": error})["error"] == error
