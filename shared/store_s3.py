@@ -4,7 +4,8 @@ Credentials, region and endpoint come from where every S3 program looks for them
 `AWS_SECRET_ACCESS_KEY`, `AWS_DEFAULT_REGION`, `AWS_ENDPOINT_URL`, `~/.aws` or the machine's role.
 
 S3 shows an object whole or not at all by itself. What has to be atomic beyond that rests on conditional writes:
-`If-None-Match: *` creates, `If-Match: ETAG` replaces what was read. AWS has them since 2024, MinIO and Ceph as well.
+`If-None-Match: *` creates, `If-Match: ETAG` replaces what was read. AWS has them; a server that
+ignores them cannot hold a store.
 """
 
 from __future__ import annotations

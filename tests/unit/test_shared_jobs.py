@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,39 @@ def test_a_reply_tells_the_results_only_once_finished_and_the_error_where_there_
     }
     error = {"code": "cancelled", "message": "x"}
     assert Jobs.reply({**record, "state": "cancelled", "error": error})["error"] == error
+
+
+def test_of_several_that_accept_a_job_the_first_one_s_fields_hold(records: Jobs) -> None:
+    create(records)
+    first = records.accept("job-1", images=10, shards=1)
+    assert (first["state"], first["images"]) == (jobs.ACCEPTED, 10)
+    assert records.accept("job-1", images=99, shards=9) == first == records.get("job-1")
+
+
+def test_a_job_ends_once(records: Jobs) -> None:
+    create(records)
+    ended = records.end("job-1", jobs.CANCELLED, error={"code": "cancelled", "message": "x"})
+    assert ended is not None
+    assert ended["state"] == jobs.CANCELLED
+    assert records.end("job-1", jobs.FINISHED, accuracy=1.0) is None
+    assert records.accept("job-1", images=10) == records.get("job-1") == ended
+
+
+def test_what_is_unknown_is_neither_accepted_nor_ended_nor_made(records: Jobs) -> None:
+    with pytest.raises(NotFound, match="there is no job 'job-9'"):
+        records.accept("job-9")
+    with pytest.raises(NotFound, match="there is no job 'job-9'"):
+        records.end("job-9", jobs.FAILED)
+    assert records.all() == []
+
+
+def test_of_many_that_end_a_job_at_the_same_time_one_does(store: FileStore, records: Jobs) -> None:
+    create(records)
+    barrier = threading.Barrier(4)
+
+    def end(number: int) -> bool:
+        barrier.wait()
+        return Jobs(store).end("job-1", jobs.FINISHED, accuracy=number) is not None
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(end, range(4))).count(True) == 1
