@@ -106,10 +106,12 @@ class _Mailbox(abc.ABC, Generic[T]):
     def _on_channel(self, channel: Channel) -> None:
         self._channel = channel
         channel.add_on_close_callback(self._on_channel_closed)
-        channel.add_on_cancel_callback(
-            lambda _: self._link.restart("the queue of an inbox or subscription was deleted")
-        )
+        channel.add_on_cancel_callback(self._on_cancelled)
         self._declare(channel)
+
+    def _on_cancelled(self, _: object) -> None:
+        if not self._closed:  # closing deletes the queue, of which the broker may tell us in between
+            self._link.restart("the queue of an inbox or subscription was deleted")
 
     def _on_channel_closed(self, channel: Channel, error: Exception) -> None:
         if not isinstance(error, ChannelClosedByBroker) or not channel.connection.is_open:

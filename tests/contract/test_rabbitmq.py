@@ -282,6 +282,15 @@ def test_publishing_to_one_of_our_queues_that_was_deleted_is_an_error(place: Pla
         broker.depths()
 
 
+def test_closing_inboxes_and_subscriptions_never_costs_the_connection(place: Place) -> None:
+    with place.open() as broker:
+        for _ in range(30):
+            with broker.inbox(), broker.subscribe():
+                pass
+        assert broker.ping()
+        assert broker.reconnects == 0
+
+
 def test_an_inbox_deleted_by_an_operator_comes_back(place: Place, foreign: BlockingChannel) -> None:
     broker = place.open()
     with broker.inbox() as inbox:
