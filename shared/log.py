@@ -50,5 +50,7 @@ def configure_logging(service: str, level: str, form: str) -> None:
     )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # Other people's chatter is ours only from a warning up.
-    for noisy in ("pika", "waitress", "werkzeug", "onnxscript", "onnx_ir", "torch", "botocore", "aiobotocore", "s3fs"):
+    for noisy in ("waitress", "werkzeug", "onnxscript", "onnx_ir", "torch", "botocore", "aiobotocore", "s3fs"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
+    # pika logs a page of errors at each reconnection, which our link tells in a line of its own.
+    logging.getLogger("pika").setLevel(logging.CRITICAL)

@@ -100,12 +100,12 @@ class SqliteBroker(Broker):
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._parts: list[_SqliteConsumer | _SqliteInbox | _SqliteSubscription] = []
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._write() as db:
                 for statement in _SCHEMA.split(";\n"):
                     db.execute(statement)
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, OSError) as error:
             raise BrokerError(f"cannot open the embedded broker at {self._path}: {error}") from error
         self._keeper = threading.Thread(target=self._keep_leases, name="broker-leases", daemon=True)
         self._keeper.start()
