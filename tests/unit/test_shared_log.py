@@ -14,7 +14,7 @@ def restored() -> Iterator[None]:
     """The process's logging as it was, afterwards."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    levels = {name: logging.getLogger(name).level for name in ("pika", "torch", "botocore")}
+    levels = {name: logging.getLogger(name).level for name in ("pika", "waitress", "botocore")}
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
@@ -66,12 +66,12 @@ def test_less_than_the_level_is_not_shown(capsys: pytest.CaptureFixture[str], fo
 
 def test_other_people_s_chatter_is_shown_from_a_warning_up(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("trainer", "debug", "text")
-    for name in ("pika", "torch", "botocore"):
+    for name in ("pika", "waitress", "botocore"):
         logging.getLogger(f"{name}.part").info("chatter")
         logging.getLogger(f"{name}.part").warning("trouble of %s", name)
     assert [line.split(": ")[1] for line in capsys.readouterr().err.splitlines()] == [
         # Not pika's: it tells each lost connection ten times, and our own link tells it once.
-        "trouble of torch",
+        "trouble of waitress",
         "trouble of botocore",
     ]
 
