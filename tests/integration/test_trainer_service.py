@@ -32,6 +32,11 @@ def models_of(client: Client, run_id: str) -> list[int]:
     return [version for version in client.registry.versions() if client.registry.card(version)["run_id"] == run_id]
 
 
+def figures(row: dict[str, float]) -> dict[str, float]:
+    """Returns an epoch without its speed."""
+    return {name: value for name, value in row.items() if name not in {"seconds", "images_per_second"}}
+
+
 def until_training(client: Client, run_id: str) -> None:
     """Waits until the run has a first checkpoint, and is in the middle of an epoch after it."""
     eventually(lambda: client.store.exists(f"runs/{run_id}/checkpoint.pt"), 60, "a checkpoint")
@@ -119,7 +124,8 @@ def test_a_trainer_killed_in_mid_epoch_loses_nothing_and_trains_nothing_twice(
         assert models_of(client, run_id) == [1]
         after = client.runs.history(run_id)
         assert [row["epoch"] for row in after] == [1, 2, 3]
-        assert after[: len(before)] == before
+        # An epoch that is told again after the crash has the same figures to the bit; only its time is another.
+        assert [figures(row) for row in after[: len(before)]] == [figures(row) for row in before]
         # It went on from the checkpoint: no second ingest.
         assert "ingesting" not in second.log.read_text()
         assert client.broker.depths()[client.broker.topology.dead].ready == 0
