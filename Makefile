@@ -43,6 +43,12 @@ check: $(VENV)/.developer ## Check style, types and import rules
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+.PHONY: pictures
+pictures: $(VENV)/.developer ## Take the README's pictures anew, of the demo and of every main page
+	@tests/system-packages.sh
+	@$(BIN)/python -m tests.terminal_picture docs/pictures/demo.svg
+	@$(BIN)/python -m tests.pictures docs/pictures
+
 .PHONY: up
 up: ## Start everything in containers, with RabbitMQ and Prometheus (needs Docker)
 	@docker compose up --build --detach
