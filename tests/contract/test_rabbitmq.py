@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import decimal
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -282,12 +283,15 @@ def test_publishing_to_one_of_our_queues_that_was_deleted_is_an_error(place: Pla
         broker.depths()
 
 
-def test_closing_inboxes_and_subscriptions_never_costs_the_connection(place: Place) -> None:
+def test_a_closed_inbox_that_the_broker_cancels_late_costs_no_connection(place: Place) -> None:
     with place.open() as broker:
-        for _ in range(30):
-            with broker.inbox(), broker.subscribe():
-                pass
-        assert broker.ping()
+        assert isinstance(broker, rabbitmq.RabbitBroker)
+        inbox = broker.inbox()
+        inbox.close()
+        # On a busy machine the notice that the queue is gone overtakes the channel's end; here it always does.
+        notice = functools.partial(inbox._on_cancelled, None)  # type: ignore[attr-defined]
+        broker._link.call(notice)
+        broker.publish(broker.topology.jobs, Message(b"", "x"))  # waits for a connection, were it to be made anew
         assert broker.reconnects == 0
 
 
