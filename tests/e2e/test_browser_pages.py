@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, expect
 from waitress.server import create_server
 
@@ -98,6 +99,21 @@ def test_every_page_stands_without_a_fault(
         visit.go(path)
         visit.check()
     visit.close()
+
+
+@pytest.mark.parametrize(("size", "dark"), [(DESK, False), (PHONE, True)], ids=["desk", "phone"])
+def test_axe_finds_no_serious_fault_on_any_page(
+    site: Site, base: str, browser: Browser, size: tuple[int, int], dark: bool
+) -> None:
+    visit = Visit(browser, base, size, dark=dark)
+    found: list[str] = []
+    for path in paths(site):
+        visit.go(path)
+        for fault in Axe().run(visit.page).response["violations"]:
+            if fault["impact"] in {"serious", "critical"}:
+                found += [f"{path}: {fault['id']}: {node['html']}" for node in fault["nodes"]]
+    visit.close()
+    assert found == []
 
 
 def test_hostile_names_run_nothing(site: Site, base: str, browser: Browser) -> None:
