@@ -124,6 +124,7 @@ def test_nothing_that_was_confirmed_is_lost_when_the_broker_dies_in_the_middle(p
     topology = place.topology
     publisher, worker = place.start("publish", "1500"), place.start("work")
     confirmed = wait_for_number(publisher, 300)
+    wait_for_number(worker, 5)  # both are at work, not still starting
 
     if place.node is not None:
         place.node.kill()

@@ -161,7 +161,6 @@ export async function refresh() {
 // -- events
 
 let source = null;
-let wasAway = false;
 
 function setLink(state, text) {
   const dot = document.querySelector(".link-state .dot");
@@ -182,13 +181,10 @@ function connect() {
   source = new EventSource(document.body.dataset.events);
   source.onopen = () => {
     setLink("good", "Live");
-    if (wasAway) {
-      wasAway = false;
-      refresh();
-    }
+    // Also the first time: what happened between the page's making and the stream's opening was told to nobody here.
+    refresh();
   };
   source.onerror = () => {
-    wasAway = true;
     setLink("bad", "Reconnecting…");
     // The browser gives up after an answer other than 200, such as a proxy's; we do not.
     if (source.readyState === EventSource.CLOSED) {
@@ -208,7 +204,6 @@ document.addEventListener("visibilitychange", () => {
   if (document.hidden) {
     source?.close();
     source = null;
-    wasAway = true;
   } else connect();
 });
 
