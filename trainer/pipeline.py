@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from shared import runs
 from shared.archive import ArchiveLimits
@@ -25,6 +26,7 @@ from shared.dataset import (
     SUMMARY_JSON,
     DatasetSummary,
     FaceRow,
+    age_band,
     read_faces_csv,
 )
 from shared.evaluation import Evaluation
@@ -45,7 +47,9 @@ from trainer.evaluate import evaluate
 from trainer.export import choose_int8, export_onnx, predict_onnx, quantize_int8, verify_parity
 from trainer.ingest import ingest
 from trainer.model import build_network, cost
-from trainer.train import EpochRow, Progress, Trained, predict_logits, train
+from trainer.objective import Targets
+from trainer.recipe import Recipe, decide
+from trainer.train import EpochRow, Progress, Trained, measure_speed, predict_logits, train
 
 _PARITY_FACES: Final = 256
 _CALIBRATION_FACES: Final = 512
@@ -85,6 +89,15 @@ class Dataset:
     sha256: str
     faces: NDArray[np.uint8]
     rows: list[FaceRow]
+
+    @property
+    def targets(self) -> Targets:
+        """What the file names say about the faces."""
+        return Targets(
+            female=self.labels,
+            age_bands=np.array([age_band(row.age) for row in self.rows], np.uint8),
+            ethnicities=np.array([row.ethnicity for row in self.rows], np.uint8),
+        )
 
     @property
     def labels(self) -> NDArray[np.uint8]:
@@ -138,8 +151,8 @@ class Pipeline:
         with self._store.local(f"{folder}/{FACES_NPY}") as faces, self._store.local(f"{folder}/{FACES_CSV}") as table:
             with table.open(encoding="utf-8", newline="") as file:
                 dataset = Dataset(sha256, np.load(faces, mmap_mode="r"), read_faces_csv(file))
-            trained = self._train(run_id, dataset, params, steps)
-            return self._finish(run_id, name, dataset, params, trained, steps)
+            trained, recipe = self._train(run_id, dataset, params, steps)
+            return self._finish(run_id, name, dataset, recipe, trained, steps)
 
     # -- ingest
 
@@ -175,9 +188,19 @@ class Pipeline:
 
     # -- train
 
-    def _train(self, run_id: str, dataset: Dataset, params: TrainingParams, steps: Steps) -> Trained:
+    def _train(self, run_id: str, dataset: Dataset, params: TrainingParams, steps: Steps) -> tuple[Trained, Recipe]:
         steps.on_state(runs.TRAINING)
         key = f"runs/{run_id}/checkpoint.pt"
+        resume = self._checkpoint(key, params, dataset.sha256)
+        if resume is not None:  # decided on another machine, perhaps
+            recipe = Recipe.model_validate(resume.recipe)
+        else:
+            recipe = decide(
+                params,
+                faces=len(dataset.part("train")),
+                device=self._device,
+                speed=lambda recipe: measure_speed(recipe, self._device),
+            )
         rows: dict[int, dict[str, Any]] = {int(row["epoch"]): dict(row) for row in self._runs.history(run_id)}
 
         def on_epoch(row: EpochRow) -> None:
@@ -212,15 +235,15 @@ class Pipeline:
             )
 
         try:
-            return train(
+            trained = train(
                 dataset.faces,
-                dataset.labels,
+                dataset.targets,
                 training=dataset.part("train"),
                 validation=dataset.part("validation"),
-                params=params,
+                recipe=recipe,
                 dataset_sha256=dataset.sha256,
                 device=self._device,
-                resume=self._checkpoint(key, params, dataset.sha256),
+                resume=resume,
                 checkpoint_s=self._settings.checkpoint_s,
                 on_checkpoint=lambda data: self._store.put(key, data),
                 on_step=on_step,
@@ -230,6 +253,7 @@ class Pipeline:
         finally:
             self._metrics.epoch.set(0)
             self._metrics.images_per_second.set(0)
+        return trained, recipe
 
     def _checkpoint(self, key: str, params: TrainingParams, sha256: str) -> Checkpoint | None:
         """Returns where the run stood, or None where it must start anew."""
@@ -237,18 +261,19 @@ class Pipeline:
             return None
         try:
             found = checkpoint.load(self._store.get(key))
-            found.require(params.as_dict(), sha256)
-        except CheckpointError:
+            recipe = Recipe.model_validate(found.recipe)
+            found.require(recipe.as_dict(), sha256)
+        except (CheckpointError, ValidationError):
             return None  # written by another release, say: training again is slower, and right
-        return found
+        return found if recipe.fits(params) else None
 
     # -- evaluate, export, register
 
     def _finish(
-        self, run_id: str, name: str, dataset: Dataset, params: TrainingParams, trained: Trained, steps: Steps
+        self, run_id: str, name: str, dataset: Dataset, recipe: Recipe, trained: Trained, steps: Steps
     ) -> ModelCard:
         steps.on_state(runs.EVALUATING)
-        network = build_network(params.network, dropout=params.dropout)
+        network = build_network(recipe.network, dropout=recipe.dropout)
         network.load_state_dict(trained.weights)
         logits = self._logits(network.to(self._device), dataset, steps)
         labels = dataset.labels
@@ -274,7 +299,7 @@ class Pipeline:
             parity = verify_parity(model, network, temperature, np.array(dataset.faces[sample]))
             steps.on_progress(_progress("exporting", 1, 3))
             steps.checkpoint()
-            int8, int8_path = self._quantized(model, dataset, params)
+            int8, int8_path = self._quantized(model, dataset, recipe)
             steps.on_progress(_progress("exporting", 2, 3))
             card = build_card(
                 model_version=version,
@@ -282,7 +307,7 @@ class Pipeline:
                 dataset=CardDataset(
                     sha256=dataset.sha256, name=name, counts={split: len(dataset.part(split)) for split in SPLITS}
                 ),
-                params=params,
+                params=recipe,
                 trained=trained,
                 evaluation=figures,
                 temperature=temperature,
@@ -325,11 +350,9 @@ class Pipeline:
                 writer.writerows((index, f"{value:.6f}") for index, value in enumerate(probability))
             self._store.put_file(f"runs/{run_id}/predictions.csv", path)
 
-    def _quantized(
-        self, model: Path, dataset: Dataset, params: TrainingParams
-    ) -> tuple[Int8Report | None, Path | None]:
+    def _quantized(self, model: Path, dataset: Dataset, recipe: Recipe) -> tuple[Int8Report | None, Path | None]:
         """Tries an int8 sibling. Returns what came of it, and its file where it is good enough to keep."""
-        if not params.quantize:
+        if not recipe.quantize:
             return None, None
         path = model.with_name("model_int8.onnx")
         quantize_int8(model, path, np.array(dataset.faces[_spread(dataset.part("train"), _CALIBRATION_FACES)]))
