@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -39,6 +39,11 @@ class Service:
     def kill(self) -> None:
         """Kills the process as a crash would."""
         self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def kill_group(self) -> None:
+        """Kills the process and all that it started."""
+        os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def stop(self, timeout_s: float = 40.0) -> int:
@@ -94,15 +99,15 @@ class Installation:
             **more,
         }
 
-    def start(self, module: str, *, wait: bool = True, **env: str) -> Service:
-        """Starts `python -m <module>` and waits until it is ready."""
+    def start(self, module: str, *, wait: bool = True, launcher: Sequence[str] = (), **env: str) -> Service:
+        """Starts `python <launcher> -m <module>` and waits until it is ready."""
         port = free_port()
         name = f"{module}-{len(self.services)}"
         log = self.folder / f"{name}.log"
         ports = {"GENDERLINE_METRICS_PORT": str(port), "GENDERLINE_PORT": str(port)}
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", module],
+                [sys.executable, *launcher, "-m", module],
                 env=self.env(**ports, **env),
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -25,9 +25,6 @@ from shared.dataset import (
     SPLITS,
     SUMMARY_JSON,
     DatasetSummary,
-    FaceRow,
-    age_band,
-    read_faces_csv,
 )
 from shared.evaluation import Evaluation
 from shared.image import ImageLimits
@@ -42,17 +39,20 @@ from trainer import checkpoint
 from trainer.calibrate import fit_temperature
 from trainer.card import build_card, measure_inputs, render_card
 from trainer.checkpoint import Checkpoint, CheckpointError
+from trainer.crew import lead
+from trainer.dataset import Dataset, opened_dataset
 from trainer.device import DeviceFaces
 from trainer.evaluate import evaluate
 from trainer.export import choose_int8, export_onnx, predict_onnx, quantize_int8, verify_parity
 from trainer.ingest import ingest
 from trainer.model import build_network, cost
-from trainer.objective import Targets
 from trainer.recipe import Recipe, decide
-from trainer.train import EpochRow, Progress, Trained, measure_speed, predict_logits, train
+from trainer.team import Team
+from trainer.train import EpochRow, Progress, Trained, measure_speed, predict_logits
 
 _PARITY_FACES: Final = 256
 _CALIBRATION_FACES: Final = 512
+_COMPARED_FACES: Final = 20_000
 _DATASET_FILES: Final = (FACES_NPY, FACES_CSV, REJECTS_CSV, SUMMARY_JSON)  # the summary last: it says "complete"
 
 
@@ -76,39 +76,6 @@ class Steps:
     checkpoint: Callable[[], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """A decoded dataset, opened.
-
-    Attributes:
-        sha256: of its archive.
-        faces: uint8 (N, 128, 128), a read-only memory map.
-        rows: a row a face, in the same order.
-    """
-
-    sha256: str
-    faces: NDArray[np.uint8]
-    rows: list[FaceRow]
-
-    @property
-    def targets(self) -> Targets:
-        """What the file names say about the faces."""
-        return Targets(
-            female=self.labels,
-            age_bands=np.array([age_band(row.age) for row in self.rows], np.uint8),
-            ethnicities=np.array([row.ethnicity for row in self.rows], np.uint8),
-        )
-
-    @property
-    def labels(self) -> NDArray[np.uint8]:
-        """1 where the label is female: uint8 (N,)."""
-        return np.array([row.gender for row in self.rows], np.uint8)
-
-    def part(self, split: str) -> NDArray[np.intp]:
-        """Returns the indices of the faces in a part of the split."""
-        return np.flatnonzero([row.split == split for row in self.rows])
-
-
 class Pipeline:
     """Carries out one run at a time.
 
@@ -117,9 +84,18 @@ class Pipeline:
         settings: limits and threads.
         metrics: told what is ingested and trained.
         device: where to train.
+        team: the processes that train with this one, its leader; they `follow`. None is a team of one.
     """
 
-    def __init__(self, store: Store, settings: Settings, metrics: TrainerMetrics, device: torch.device) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        metrics: TrainerMetrics,
+        device: torch.device,
+        team: Team | None = None,
+    ) -> None:
+        self._team = team or Team()
         self._store = store
         self._settings = settings
         self._metrics = metrics
@@ -148,9 +124,7 @@ class Pipeline:
         """
         folder = f"datasets/{sha256}"
         self._ingest(folder, sha256, steps)
-        with self._store.local(f"{folder}/{FACES_NPY}") as faces, self._store.local(f"{folder}/{FACES_CSV}") as table:
-            with table.open(encoding="utf-8", newline="") as file:
-                dataset = Dataset(sha256, np.load(faces, mmap_mode="r"), read_faces_csv(file))
+        with opened_dataset(self._store, sha256) as dataset:
             trained, recipe = self._train(run_id, dataset, params, steps)
             return self._finish(run_id, name, dataset, recipe, trained, steps)
 
@@ -199,7 +173,7 @@ class Pipeline:
                 params,
                 faces=len(dataset.part("train")),
                 device=self._device,
-                speed=lambda recipe: measure_speed(recipe, self._device),
+                speed=lambda recipe: measure_speed(recipe, self._device) * self._team.size,
             )
         rows: dict[int, dict[str, Any]] = {int(row["epoch"]): dict(row) for row in self._runs.history(run_id)}
 
@@ -235,14 +209,11 @@ class Pipeline:
             )
 
         try:
-            trained = train(
-                dataset.faces,
-                dataset.targets,
-                training=dataset.part("train"),
-                validation=dataset.part("validation"),
-                recipe=recipe,
-                dataset_sha256=dataset.sha256,
-                device=self._device,
+            trained = lead(
+                self._team,
+                dataset,
+                recipe,
+                self._device,
                 resume=resume,
                 checkpoint_s=self._settings.checkpoint_s,
                 on_checkpoint=lambda data: self._store.put(key, data),
@@ -358,6 +329,7 @@ class Pipeline:
         quantize_int8(model, path, np.array(dataset.faces[_spread(dataset.part("train"), _CALIBRATION_FACES)]))
         # Nothing is chosen by these faces but whether int8 may be kept: the reported figures are the float model's.
         held_out = np.sort(np.concatenate([dataset.part("validation"), dataset.part("test")]))
+        held_out = _spread(held_out, _COMPARED_FACES)
         report = choose_int8(model, path, np.array(dataset.faces[held_out]), dataset.labels[held_out])
         return report, path if report.kept else None
 
@@ -376,16 +348,12 @@ class Pipeline:
             return True, "it is the champion already"
         card = ModelCard.model_validate(self._registry.card(version))
         accuracy = card.evaluation.accuracy
-        folder = f"datasets/{card.dataset.sha256}"
         with (
-            self._store.local(f"{folder}/{FACES_NPY}") as faces,
-            self._store.local(f"{folder}/{FACES_CSV}") as table,
+            opened_dataset(self._store, card.dataset.sha256) as dataset,
             self._store.local(Registry.model_key(champion)) as model,
         ):
-            with table.open(encoding="utf-8", newline="") as file:
-                dataset = Dataset(card.dataset.sha256, np.load(faces, mmap_mode="r"), read_faces_csv(file))
             test = dataset.part("test")
-            theirs = predict_onnx(model, np.array(dataset.faces[test]))
+            theirs = predict_onnx(model, dataset.faces, test)
         their_accuracy = float(np.mean((theirs >= 0.5) == (dataset.labels[test] == 1)))
         comparison = (
             f"accuracy {accuracy:.3f} against {their_accuracy:.3f} of version {champion}, "

@@ -22,20 +22,23 @@ class Team:
     Attributes:
         rank: 0 for the leader, which takes the messages and keeps the files.
         size: how many members there are.
+        local_size: how many of them share this machine.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
+    def __init__(self, rank: int = 0, size: int = 1, local_size: int = 1) -> None:
         self.rank = rank
         self.size = size
+        self.local_size = local_size
 
     @classmethod
     def from_environment(cls) -> Team:
         """Joins the team that torchrun describes in the environment; without torchrun it is a team of one."""
         if int(os.environ.get("WORLD_SIZE", "1")) < 2:
             return cls()
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        distributed.init_process_group(backend, timeout=PATIENCE)
-        return cls(distributed.get_rank(), distributed.get_world_size())
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        return cls(distributed.get_rank(), distributed.get_world_size(), int(os.environ["LOCAL_WORLD_SIZE"]))
 
     @property
     def leads(self) -> bool:
@@ -46,9 +49,10 @@ class Team:
         """Returns the module such that gradients, and on GPUs the statistics of normalisation, are those of all."""
         if self.size == 1:
             return module
-        if device.type == "cuda":
-            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-        return DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
+        if device.type != "cuda":
+            return DistributedDataParallel(module)
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+        return DistributedDataParallel(module, device_ids=[torch.cuda.current_device()])
 
     def share(self, indices: NDArray[np.intp]) -> NDArray[np.intp]:
         """Returns this member's part of a batch; nearly equal parts, empty ones only where there are too few."""
