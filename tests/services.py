@@ -41,10 +41,16 @@ class Service:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
-    def kill_group(self) -> None:
-        """Kills the process and all that it started."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+    def children(self) -> list[int]:
+        """Returns the processes that this one has started and that still run."""
+        found = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [int(pid) for pid in found.split()]
+
+    def kill_with_children(self) -> None:
+        """Kills the process and those that it started, as a machine that loses power would."""
+        for pid in self.children():
+            os.kill(pid, signal.SIGKILL)
+        self.kill()
 
     def stop(self, timeout_s: float = 40.0) -> int:
         """Asks the process to end, and returns its exit code."""

@@ -27,7 +27,7 @@ from trainer.device import choose_device
 from trainer.inbox import InboxWatcher
 from trainer.pipeline import Pipeline
 from trainer.service import TrainerService
-from trainer.team import Team
+from trainer.team import Team, watch_launcher
 
 PORT = 9101
 _LOG = logging.getLogger("trainer")
@@ -51,6 +51,8 @@ def main() -> int:
     signal.signal(signal.SIGINT, on_signal)
     watch_parent(stop)
     team = Team.from_environment()
+    if team.size > 1:
+        watch_launcher(stop)
     threads = settings.threads or max(1, settings.cores // team.local_size)
     torch.set_num_threads(threads)
     configure_opencv()

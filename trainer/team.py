@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import threading
 from datetime import timedelta
 from typing import Any, Final
 
@@ -14,6 +16,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 PATIENCE: Final = timedelta(days=365)
 """Members wait for work as long as the leader waits for a dataset. Should one die, torchrun ends the others."""
+
+
+def watch_launcher(stop: threading.Event) -> None:
+    """Sets `stop` when the process that started this one is gone: a team without torchrun could not be restarted."""
+    launcher = os.pidfd_open(os.getppid())
+
+    def wait() -> None:
+        select.select([launcher], [], [])
+        stop.set()
+
+    threading.Thread(target=wait, name="watch launcher", daemon=True).start()
 
 
 class Team:

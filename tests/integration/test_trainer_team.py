@@ -23,6 +23,7 @@ def trained(client: Client, archive: Path, **params: Any) -> tuple[dict[str, Any
     return record, client.runs.history(run_id)
 
 
+@pytest.mark.timeout(300)
 def test_two_processes_train_what_one_trains_and_survive_a_restart(tmp_path: Path, sample_zip: Path) -> None:
     installation = Installation(tmp_path, f"sqlite:///{tmp_path}/broker.db")
     try:
@@ -42,11 +43,16 @@ def test_two_processes_train_what_one_trains_and_survive_a_restart(tmp_path: Pat
             # Killed all at once in mid-run, the team goes on from the checkpoint as if nothing had happened.
             run_id = client.submit_dataset(sample_zip, params=EXACT | {"epochs": 6, "patience": 6})
             eventually(lambda: client.store.exists(f"runs/{run_id}/checkpoint.pt"), 60, "a checkpoint")
-            team.kill_group()
+            team.kill_with_children()
             again = installation.start("trainer", launcher=TWO)
             *_, record = client.follow_run(run_id, 90)
             assert record["state"] == runs.REGISTERED, record
             assert [row["epoch"] for row in client.runs.history(run_id)] == [1, 2, 3, 4, 5, 6]
-            assert again.stop() == 0
+
+            # Its launcher gone, the team ends too: nobody would restart what is left of it.
+            members = again.children()
+            assert len(members) == 2
+            again.kill()
+            eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in members), 30, "the members have ended")
     finally:
         installation.close()
