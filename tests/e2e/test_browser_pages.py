@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from xml.etree import ElementTree
 
+import cv2
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, expect
@@ -168,19 +171,70 @@ def test_the_pages_are_usable_by_keyboard_alone(base: str, browser: Browser) -> 
     visit.close()
 
 
+def saved(visit: Visit, chart: str, format_: str) -> tuple[str, bytes]:
+    """Presses a plot's button by keyboard, and returns the file's name and content."""
+    with visit.page.expect_download() as download:
+        visit.page.locator(f".card:has({chart}) [data-save={format_}]").press("Enter")
+    return download.value.suggested_filename, download.value.path().read_bytes()
+
+
 def test_a_plots_figures_are_saved_as_csv(base: str, browser: Browser) -> None:
     visit = Visit(browser, base)
     visit.go(f"/runs/{RUN}")
-    with visit.page.expect_download() as download:
-        visit.page.locator(".card:has([data-series=loss]) .link-button").click()
 
-    lines = download.value.path().read_text().splitlines()
+    name, content = saved(visit, "[data-series=loss]", "csv")
+
+    lines = content.decode().splitlines()
+    assert name == f"loss-{RUN}.csv"
     assert lines[0] == "epoch,train_loss,val_loss"
     assert len(lines) == 13
     visit.close()
 
 
-def test_the_threshold_moves_the_confusion(base: str, browser: Browser) -> None:
+@pytest.mark.parametrize(("size", "dark"), [(DESK, False), (PHONE, True)], ids=["desk", "phone"])
+def test_every_plot_is_saved_as_png_and_as_svg(
+    site: Site, base: str, browser: Browser, size: tuple[int, int], dark: bool
+) -> None:
+    visit = Visit(browser, base, size, dark=dark)
+    (sha256,) = site.store.children("datasets")
+    compared = f"/runs/compare?run={RUN}&run=run-000000000002"
+    pages = {f"/runs/{RUN}": 6, f"/datasets/{sha256}": 3, compared: 4}
+    for path, expected in pages.items():
+        visit.go(path)
+        charts = visit.page.locator("[data-chart]")
+        assert charts.count() == expected
+        for i in range(expected):
+            chart = charts.nth(i)
+            attributes = ("chart", "series")
+            words = {name: chart.get_attribute(f"data-{name}") for name in attributes}
+            selector = "".join(f'[data-{name}="{value}"]' for name, value in words.items() if value)
+            box = chart.bounding_box()
+            assert box is not None
+
+            name, png = saved(visit, selector, "png")
+            assert name.endswith(".png")
+            assert png.startswith(b"\x89PNG\r\n\x1a\n")
+            picture = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+            assert picture is not None
+            assert abs(picture.shape[1] - 2 * box["width"]) <= 4  # twice as fine as on the screen
+            assert 500 <= picture.shape[0] <= 700
+            assert (picture[..., 3] == 255).mean() > 0.98  # on a ground of its own, so that it can be read anywhere
+            assert picture[..., :3].std() > 5
+
+            name, svg = saved(visit, selector, "svg")
+            assert name.endswith(".svg")
+            drawing = ElementTree.fromstring(svg)
+            assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
+            texts = "".join(drawing.itertext())
+            assert {"history": "epoch", "compare": "epoch", "roc": "true positive rate"}.get(
+                words["chart"] or "", ""
+            ) in texts
+            assert len(texts) > 10
+    visit.check()
+    visit.close()
+
+
+def test_the_threshold_moves_the_confusion_and_the_ring_on_the_curves(base: str, browser: Browser) -> None:
     visit = Visit(browser, base)
     visit.go(f"/runs/{RUN}")
     visit.page.locator("#threshold[data-ready]").wait_for()
@@ -188,5 +242,9 @@ def test_the_threshold_moves_the_confusion(base: str, browser: Browser) -> None:
 
     expect(visit.page.locator("[data-cell=male-male] strong")).to_have_text("0")
     expect(visit.page.locator("#threshold-words")).to_contain_text("recall 1.000")
+    expect(visit.page.locator("[data-chart=roc]")).to_have_attribute("data-mark", "1.000 1.000")
+    visit.page.locator("#threshold").fill("1")
+    expect(visit.page.locator("[data-chart=roc]")).to_have_attribute("data-mark", "0.000 0.000")
+    expect(visit.page.locator("[data-chart=precision_recall]")).to_have_attribute("data-mark", "0.000 1.000")
     visit.check()
     visit.close()
