@@ -276,7 +276,7 @@ def status() -> Response:
                 parts.broker.topology.short(queue): dataclasses.asdict(depth)
                 for queue, depth in parts.broker.depths().items()
             },
-            "speed": parts.presence.speed(),
+            "speed": dataclasses.asdict(parts.presence.speed()),
             "aliases": dataclasses.asdict(parts.client.registry.aliases()),
         }
     )

@@ -174,6 +174,24 @@ def test_a_refresh_leaves_alone_what_has_not_changed(base: str, browser: Browser
     visit.close()
 
 
+def test_the_overview_draws_speed_and_latency_as_heartbeats_come(site: Site, base: str, browser: Browser) -> None:
+    visit = Visit(browser, base)
+    beat = {"service": "inference", "worker": "here:1", "version": 2, "provider": "cpu"}
+    site.broker.emit(
+        "worker.heartbeat", {**beat, "images_per_second": 123.0, "latency_p50_ms": 4.5, "latency_p99_ms": 9}
+    )
+    visit.go("/")
+
+    expect(visit.page.locator("#rate dd").first).to_have_text("123")
+    expect(visit.page.locator("#latency dd").first).to_have_text("4.5 ms")
+    expect(visit.page.locator("[data-chart=latency]")).not_to_have_attribute("data-points", "0")
+    _, content = saved(visit, visit.page.locator("[data-chart=latency]"), "csv")
+    assert content.decode().splitlines()[0] == "minutes,latency_p50_ms,latency_p99_ms"
+    assert ",4.5,9" in content.decode()
+    visit.check()
+    visit.close()
+
+
 def test_the_pages_are_usable_by_keyboard_alone(base: str, browser: Browser) -> None:
     visit = Visit(browser, base)
     visit.go("/models/1")
@@ -198,6 +216,8 @@ AXES = {
     "precision_recall": ["recall", "precision"],
     "reliability": ["predicted probability of female", "labelled female"],
     "genders": ["faces", "male", "female"],
+    "rate": ["images a second", "minutes from now"],
+    "latency": ["milliseconds", "p50", "p99"],
     "ages": ["faces", "age in years"],
     "ethnicities": ["faces", "Asian"],
 }
@@ -215,7 +235,7 @@ def assert_picture(png: bytes, width: float) -> None:
     picture = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
     assert picture is not None
     assert abs(picture.shape[1] - width) <= 4
-    assert 500 <= picture.shape[0] <= 700
+    assert 330 <= picture.shape[0] <= 700
     assert (picture[..., 3] == 255).mean() > 0.98  # on a ground of its own, so that it can be read anywhere
     assert picture[..., :3].std() > 5  # and something is drawn on it
 
@@ -247,7 +267,7 @@ def test_every_plot_is_saved_as_png_and_as_svg(
     visit = Visit(browser, base, size, dark=dark)
     (sha256,) = site.store.children("datasets")
     compared = f"/runs/compare?run={RUN}&run=run-000000000002"
-    pages = {f"/runs/{RUN}": 6, f"/datasets/{sha256}": 3, compared: 4}
+    pages = {"/": 2, f"/runs/{RUN}": 6, f"/datasets/{sha256}": 3, compared: 4}
     # A page anew for each format: Chromium drops downloads of one document after ten in a row.
     for path, expected, format_ in [(path, count, kind) for path, count in pages.items() for kind in ("png", "svg")]:
         visit.go(path)

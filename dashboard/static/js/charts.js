@@ -214,6 +214,45 @@ async function genderBars(place, summary) {
   await show(place, plot, () => ({ name: names, count, share }));
 }
 
+// -- how fast the workers were over the last minutes
+
+const SPEED = {
+  rate: { label: "images a second", keys: { images_per_second: "all workers" }, format: "0,0.0" },
+  latency: { label: "milliseconds", keys: { latency_p50_ms: "p50", latency_p99_ms: "p99" }, format: "0,0.0" },
+};
+
+async function speed(place) {
+  const { label, keys, format } = SPEED[place.dataset.chart];
+  const names = Object.keys(keys);
+  const fetched = async () => {
+    const found = await json(place.dataset.url);
+    // Without a figure the line has a gap.
+    return Object.fromEntries(["minutes", ...names].map((key) => [key, found[key].map((value) => value ?? NaN)]));
+  };
+  const source = new Bokeh.ColumnDataSource({ data: await fetched() });
+  const plot = figure({
+    height: 170, x_axis_label: "minutes from now", y_axis_label: label, x_range: [-10, 0],
+    y_range: new Bokeh.DataRange1d({ start: 0, default_span: 1 }),
+  });
+  const colors = names.length === 1 ? [css("--accent")] : [css("--soft"), css("--accent")];
+  names.forEach((key, i) => {
+    const style = { source, line_width: 2, color: colors[i], line_join: "round", legend_label: keys[key] };
+    const line = plot.line({ field: "minutes" }, { field: key }, style);
+    plot.add_tools(new Bokeh.HoverTool({
+      renderers: [line], mode: "vline", tooltips: [["minutes", "@minutes{0.0}"], [`${keys[key]}`, `@${key}{${format}}`]],
+    }));
+  });
+  styleLegend(plot, "top_left", true);
+  if (names.length === 1) plot.legend.visible = false;
+  plot.left[0].formatter = new Bokeh.NumeralTickFormatter({ format: "0,0.[0]" });
+  await show(place, plot, () => Object.fromEntries(Object.entries(source.data).map(([key, values]) => [key, [...values]])));
+  place.dataset.points = String(source.data.minutes.length);
+  place.update = async () => {
+    source.data = await fetched();
+    place.dataset.points = String(source.data.minutes.length);
+  };
+}
+
 // -- several runs on the same axes
 
 async function compare(place) {
@@ -247,6 +286,8 @@ const KINDS = {
   ages: bars,
   ethnicities: bars,
   compare,
+  rate: speed,
+  latency: speed,
 };
 
 async function draw(place) {

@@ -12,7 +12,7 @@ export function saveFile(name, blob) {
 }
 
 function cell(value) {
-  const text = String(value ?? "");
+  const text = Number.isNaN(value) ? "" : String(value ?? "");
   return /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
