@@ -100,6 +100,7 @@ async function history(place) {
   });
   styleLegend(plot, series === "accuracy" ? "bottom_right" : "top_right");
   if (series === "learning_rate") plot.left[0].formatter = new Bokeh.NumeralTickFormatter({ format: "0.0[0000]" });
+  plot.below[0].ticker.min_interval = 1; // no half epochs
   if (series === "accuracy") plot.left[0].formatter = new Bokeh.NumeralTickFormatter({ format: "0 %" });
   await show(place, plot, () => Object.fromEntries(["epoch", ...keys].map((key) => [key, [...source.data[key]]])));
   place.dataset.points = String(rows.length);
