@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Locator, expect
+from playwright.sync_api import Browser, Dialog, Locator, expect
 from waitress.server import create_server
 
 from shared import runs
@@ -125,7 +125,12 @@ def test_hostile_names_are_shown_as_they_are_and_run_nothing(
 ) -> None:
     visit = Visit(browser, base, size)
     dialogs: list[str] = []
-    visit.page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+
+    def refuse(dialog: Dialog) -> None:
+        dialogs.append(dialog.message)
+        dialog.dismiss()
+
+    visit.page.on("dialog", refuse)
     (sha256,) = site.store.children("datasets")
     assert max(len(name) for name in HOSTILE_NAMES) >= 200
     with site.worker():

@@ -241,8 +241,8 @@ def test_the_newest_answers_are_told_without_image_name_or_id(loops: Loops) -> N
         for number in range(7):
             send(loops, single(10 * number, inbox, f"secret {number}"))
             replies(inbox, 1)
-        images = {"secret": b"no image", "private": image_of(200)}
-        send(loops, pack_message(images.items(), reply_to=inbox.name))
+        images = [("secret", b"no image"), ("private", image_of(200))]
+        send(loops, pack_message(images, reply_to=inbox.name))
         (reply,) = replies(inbox, 1).values()
         eventually(lambda: loops.newest.summary()[0]["images"] == 2, 5, "the pack is the newest")
 

@@ -427,9 +427,7 @@ def test_openapi_refers_only_to_what_it_defines(site: Site) -> None:
             target = target[part]
     operations = [operation for path in document["paths"].values() for operation in path.values()]
     assert len({operation["operationId"] for operation in operations}) == len(operations)
-    assert document["components"]["schemas"]["Error"]["properties"]["error"]["properties"]["code"]["enum"] == list(
-        CODES
-    )
+    assert document["components"]["schemas"]["Fault"]["properties"]["code"]["enum"] == list(CODES)
 
 
 def test_a_bug_says_nothing_of_its_details(site: Site, caplog: pytest.LogCaptureFixture) -> None:
