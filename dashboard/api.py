@@ -314,7 +314,7 @@ def _field(name: str) -> str | None:
 
 
 def _json_object() -> dict[str, Any]:
-    if not request.is_json:
+    if not request.is_json or not request.content_length:  # many clients always say that they send JSON
         return {}
     body = request.get_json(silent=True)
     if not isinstance(body, dict):
