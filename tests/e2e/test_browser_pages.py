@@ -322,3 +322,77 @@ def test_the_threshold_moves_the_confusion_and_the_ring_on_the_curves(base: str,
     expect(visit.page.locator("[data-chart=precision_recall]")).to_have_attribute("data-mark", "0.000 1.000")
     visit.check()
     visit.close()
+
+
+def test_a_cell_of_the_confusion_leads_to_its_faces(site: Site, base: str, browser: Browser) -> None:
+    visit = Visit(browser, base)
+    visit.go(f"/runs/{RUN}")
+    visit.page.locator("#threshold[data-ready]").wait_for()
+    cell = visit.page.locator("[data-cell=female-female]")
+    count = int(cell.locator("strong").inner_text())
+    assert 0 < count < 60
+    cell.click()
+
+    expect(visit.page.locator("#faces header")).to_contain_text(f"{count} of 150")
+    expect(visit.page.locator(".faces a:not(.wrong)", has_text="✓ female")).to_have_count(count)
+    visit.check()
+    visit.close()
+
+
+def test_times_are_those_of_the_viewers_zone(site: Site, base: str, browser: Browser) -> None:
+    visit = Visit(browser, base, zone="Asia/Tokyo")
+    site.builder.run("run-000000000007", name="new year", created="2025-12-31T20:30:00.000Z")
+    visit.go("/runs")
+
+    shown = visit.page.locator("tr", has_text="new year").locator("time")
+    expect(shown).to_have_text("Jan 1, 2026, 5:30 AM")
+    visit.close()
+
+
+WATCH_STAGES = """() => new MutationObserver(() => {
+  for (const stage of document.querySelectorAll(".uploads [data-show=stage]")) window.seen(stage.textContent);
+}).observe(document.querySelector(".uploads"), { childList: true, subtree: true, characterData: true })"""
+DROP = """async (zone) => {
+  const transfer = new DataTransfer();
+  for (const [name, size] of [["one.zip", 3e6], ["two.zip", 2e6], ["notes.txt", 10]]) {
+    const bytes = new Uint8Array(size);
+    bytes.set([80, 75, 3, 4]);
+    transfer.items.add(new File([bytes], name));
+  }
+  for (const kind of ["dragover", "drop"]) {
+    zone.dispatchEvent(new DragEvent(kind, { dataTransfer: transfer, bubbles: true, cancelable: true }));
+  }
+}"""
+
+
+def test_several_archives_are_dropped_at_once_and_each_is_followed(site: Site, base: str, browser: Browser) -> None:
+    visit = Visit(browser, base)
+    visit.go("/datasets")
+    stages: set[str] = set()
+
+    def see(stage: str) -> None:
+        stages.add(stage)
+
+    visit.page.expose_function("seen", see)
+    visit.page.evaluate(WATCH_STAGES)
+    visit.page.locator("[data-upload]").evaluate(DROP)
+
+    tasks = visit.page.locator(".uploads .task")
+    expect(tasks).to_have_count(2)
+    expect(visit.page.locator(".toast")).to_contain_text("the rest was left out")
+    expect(tasks.locator("a")).to_have_count(2)
+    assert any(stage.startswith("Sending · ") and stage.endswith(("of 3.0 MB", "of 2.0 MB")) for stage in stages)
+    for task in tasks.all():
+        run_id = task.get_attribute("data-run")
+        for stage, words in (("ingesting", "Reading faces"), ("training", "Training")):
+            progress = {"stage": stage, "done": 3, "total": 10, "rate": 50.0, "eta_s": 4}
+            site.broker.emit("run.progress", {"run_id": run_id, "progress": progress})
+            expect(task.locator("[data-show=stage]")).to_contain_text(words, timeout=2000)
+            expect(task.locator("[data-show=share]")).to_have_text("30 %")
+        error = {"code": "invalid_archive", "message": "found no zip, expected one"}
+        site.broker.emit("run.rejected", {"run_id": run_id, "status": "rejected", "error": error})
+        visit.page.evaluate(REFRESH)
+        expect(task.locator("[data-show=stage]")).to_have_text("found no zip, expected one")
+        site.builder.runs.update(str(run_id), state=runs.REJECTED, error=error)
+    visit.check()
+    visit.close()

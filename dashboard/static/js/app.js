@@ -176,6 +176,10 @@ function setLink(state, text) {
 function handle(topic, payload) {
   if (topic === "run.progress") showProgress("run", payload.run_id, payload.progress);
   else if (topic === "job.progress") showProgress("job", payload.job_id, payload.progress);
+  else if (/\.(registered|finished|rejected|failed|cancelled)$/.test(topic)) {
+    // What has ended has no progress any more that a refresh could put back.
+    newest.delete(topic.startsWith("run.") ? `run ${payload.run_id}` : `job ${payload.job_id}`);
+  }
   document.dispatchEvent(new CustomEvent("genderline:event", { detail: { topic, payload } }));
   if (!/\.(progress|epoch)$/.test(topic) && concerns(topic)) refresh();
 }
