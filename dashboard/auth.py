@@ -104,8 +104,8 @@ def _is_token(header: str, token: str) -> bool:
     if not header.lower().startswith("bearer"):
         return False  # some proxy's own, and no guess
     attempts: Attempts = current_app.config["GENDERLINE_ATTEMPTS"]
-    if wait_s := attempts.wait_s(request.remote_addr, alone=True):
-        raise TooManyAttempts(wait_s)
+    if wait_s := math.ceil(attempts.wait_s(request.remote_addr, alone=True)):
+        raise TooManyAttempts(f"too many wrong tokens; the next one is looked at in {wait_s} seconds", wait_s=wait_s)
     if authorised(header, token):
         return True
     attempts.failed(request.remote_addr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Final
 
 from flask import Flask, Response, jsonify, make_response, render_template, request
@@ -76,14 +75,16 @@ class TooManyAttempts(GenderlineError):
     """Somebody guesses tokens.
 
     Args:
+        message: as for every error.
+        code: likewise.
         wait_s: seconds until the next guess is looked at.
     """
 
     default_code = "too_many_attempts"
 
-    def __init__(self, wait_s: float) -> None:
-        self.wait_s = math.ceil(wait_s)
-        super().__init__(f"too many wrong tokens; the next one is looked at in {self.wait_s} seconds")
+    def __init__(self, message: str, *, code: str | None = None, wait_s: int = 0) -> None:
+        super().__init__(message, code=code)
+        self.wait_s = wait_s
 
 
 def register_errors(app: Flask) -> None:
