@@ -18,6 +18,7 @@ from inference.batcher import Predictor
 from inference.interactive import InteractiveLoop
 from inference.jobs import BulkLoop
 from inference.models import Models
+from inference.newest import Newest
 from inference.speed import Speed
 from shared.broker.base import Broker
 from shared.failures import FailurePolicy
@@ -58,6 +59,7 @@ class Worker:
             for pool in self._pools
         )
         self._speed = Speed()
+        self._newest = Newest()
         self._models = Models(store, settings.provider, metrics)
         self._interactive = InteractiveLoop(
             broker,
@@ -66,6 +68,7 @@ class Worker:
             policy,
             metrics,
             self._speed,
+            self._newest,
             prefetch=settings.prefetch,
             batch_size=settings.batch_size,
             batch_delay_s=settings.batch_delay_ms / 1000,
@@ -123,6 +126,7 @@ class Worker:
             "device": champion.precision if champion else None,
             "busy": self._bulk.busy,
             **self._speed.summary(),
+            "newest": self._newest.summary(),
         }
 
     def _write_status(self, *, ready: bool) -> None:

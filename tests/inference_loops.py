@@ -18,6 +18,7 @@ from inference.batcher import Predictor
 from inference.interactive import InteractiveLoop
 from inference.jobs import BulkLoop
 from inference.models import Models
+from inference.newest import Newest
 from inference.speed import Speed
 from shared.broker import open_broker
 from shared.broker.base import Broker, Inbox
@@ -48,6 +49,7 @@ class Loops:
     models: Models
     policy: FailurePolicy
     speed: Speed
+    newest: Newest
     predictor: Predictor
 
     @property
@@ -62,6 +64,7 @@ class Loops:
             self.policy,
             self.metrics,
             self.speed,
+            self.newest,
             prefetch=self.settings.prefetch,
             batch_size=self.settings.batch_size,
             batch_delay_s=0.0,
@@ -128,6 +131,7 @@ def open_loops(folder: Path, broker_url: str, **settings: Any) -> Iterator[Loops
             Models(store, "cpu", metrics),
             FailurePolicy(chosen.delivery_limit, metrics.dead_letters),
             Speed(),
+            Newest(),
             Predictor(ImageLimits.from_settings(chosen), chosen.batch_size, metrics),
         )
 
