@@ -89,6 +89,8 @@ def paths(site: Site) -> list[str]:
         "/models/1",
         "/jobs",
         "/jobs/job-000000000001",
+        "/predict",
+        f"/predict?dataset={sha256}&pick=wrong",
         "/dead",
     ]
 
