@@ -39,8 +39,11 @@ class TrainingParams(BaseModel):
     )
     weight_decay: float = Field(0.05, ge=0, le=1, description="Decay of the weights in a step")
     dropout: float = Field(0.4, ge=0, lt=1, description="Share of the features dropped while training")
-    augment: bool = Field(True, description="Flip, shift, scale, turn, relight and partly cover the training faces")
-    growing: bool = Field(True, description="Show the faces small at first, and at full size for the last epochs")
+    augment: bool = Field(True, description="Flip, shift, scale, turn and relight the training faces")
+    growing: bool | Auto = Field(
+        "auto",
+        description="Show the faces small at first, and whole in the last epochs; `auto`: where there are many",
+    )
     auxiliary: float = Field(
         0.3, ge=0, le=10, description="Weight of learning age band and ethnicity as well; dropped at export"
     )

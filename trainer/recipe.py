@@ -31,6 +31,7 @@ class Recipe(TrainingParams):
     network: Network
     epochs: int
     batch_size: int
+    growing: bool
 
     def fits(self, params: TrainingParams) -> bool:
         """Returns whether this does what the parameters ask for, wherever they do not leave it to us."""
@@ -63,6 +64,7 @@ def decide(params: TrainingParams, *, faces: int, device: torch.device, speed: C
     decided = {
         "network": "small" if faces < FEW_FACES else "compact",
         "batch_size": 256 if device.type == "cuda" and faces >= MANY_FACES else 64 if faces >= FEW_FACES else 32,
+        "growing": faces >= FEW_FACES,  # a few hundred steps are too few to get used to another size
         "epochs": min(MAX_EPOCHS, max(MIN_EPOCHS, FACES_SHOWN // faces)),
     }
     asked = params.as_dict()

@@ -31,6 +31,8 @@ def test_fewer_faces_are_shown_more_often_to_a_smaller_network() -> None:
     assert MAX_EPOCHS == few.epochs > many.epochs > lots.epochs == MIN_EPOCHS
     assert (few.network, many.network) == ("small", "compact")
     assert few.batch_size < many.batch_size
+    assert not few.growing
+    assert many.growing
 
 
 def seconds(recipe: Recipe, faces: int, speed: float) -> float:

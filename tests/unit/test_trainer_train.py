@@ -13,7 +13,7 @@ from trainer.checkpoint import CheckpointError, load
 from trainer.device import DeviceFaces
 from trainer.model import NETWORKS, FaceNetwork, build_network, reference
 from trainer.objective import Targets
-from trainer.recipe import Recipe
+from trainer.recipe import FULL_SIDE, SMALL_SIDE, Recipe
 from trainer.train import (
     EpochRow,
     Interrupted,
@@ -21,6 +21,7 @@ from trainer.train import (
     Trained,
     TrainingDiverged,
     learning_rate_at,
+    measure_speed,
     predict_logits,
     split_into_batches,
     train,
@@ -142,6 +143,28 @@ def test_resuming_leaves_the_checkpoint_usable_again(uninterrupted: tuple[Traine
     assert_same(run(resume=point), expected)
 
 
+def test_faces_grow_the_best_epoch_has_them_whole_and_resuming_gives_the_same_bits() -> None:
+    recipe = RECIPE.model_copy(update={"growing": True, "epochs": 4})
+    saved: list[bytes] = []
+    expected = run(recipe=recipe, checkpoint_s=0, on_checkpoint=saved.append)
+    assert [row.side for row in expected.history] == [SMALL_SIDE, SMALL_SIDE, FULL_SIDE, FULL_SIDE]
+    assert expected.best_epoch in {3, 4}
+    for data in saved[2], saved[6]:
+        assert_same(run(recipe=recipe, resume=load(data)), expected)
+
+
+def test_without_auxiliary_targets_only_the_gender_is_learned() -> None:
+    recipe = RECIPE.model_copy(update={"auxiliary": 0.0})
+    saved: list[bytes] = []
+    run(recipe=recipe, on_checkpoint=saved.append)
+    assert not [name for name in load(saved[-1]).objective if name.startswith("heads")]
+    assert set(run().weights) == set(run(recipe=recipe).weights)
+
+
+def test_a_speed_is_measured_in_faces_a_second() -> None:
+    assert 1 < measure_speed(RECIPE.model_copy(update={"batch_size": 4}), CPU) < 1e6
+
+
 def test_a_run_that_had_ended_is_not_trained_again(uninterrupted: tuple[Trained, list[bytes]]) -> None:
     expected, checkpoints = uninterrupted
     epochs: list[EpochRow] = []
@@ -171,7 +194,9 @@ def test_training_leaves_torchs_own_generator_as_it_was() -> None:
 
 def test_genders_that_can_be_told_apart_are_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(NETWORKS, "reference", reference)
-    recipe = Recipe(network="reference", epochs=3, batch_size=4, augment=False, dropout=0.0, learning_rate=0.0005)
+    recipe = Recipe(
+        network="reference", growing=False, epochs=3, batch_size=4, augment=False, dropout=0.0, learning_rate=0.0005
+    )
     trained = run(recipe=recipe)
     best = trained.history[trained.best_epoch - 1]
     assert best.val_accuracy == 1.0
@@ -191,6 +216,7 @@ def test_training_stops_early_and_returns_the_weights_of_its_best_epoch() -> Non
     faces[VALIDATION] = faces[VALIDATION[::-1]]
     recipe = Recipe(
         network="reference",
+        growing=False,
         schedule="constant",
         epochs=20,
         patience=1,
