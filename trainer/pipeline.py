@@ -47,8 +47,9 @@ from trainer.export import choose_int8, export_onnx, predict_onnx, quantize_int8
 from trainer.ingest import ingest
 from trainer.model import build_network, cost
 from trainer.recipe import Recipe, decide
+from trainer.speed import measure_speed
 from trainer.team import Team
-from trainer.train import EpochRow, Progress, Trained, measure_speed, predict_logits
+from trainer.train import EpochRow, Progress, Trained, predict_logits
 
 _PARITY_FACES: Final = 256
 _CALIBRATION_FACES: Final = 512

@@ -9,10 +9,7 @@ Several processes may train one network: each goes through the same steps with i
 from __future__ import annotations
 
 import copy
-import itertools
-import math
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Final
@@ -25,23 +22,20 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from shared.errors import GenderlineError
-from trainer.augment import augment
 from trainer.checkpoint import Checkpoint, CheckpointError, dump
 from trainer.device import DeviceFaces, seeded
 from trainer.model import build_network
 from trainer.objective import Objective, Targets, targets_on
 from trainer.recipe import FULL_SIDE, Recipe
+from trainer.schedule import learning_rate_at, split_into_batches
+from trainer.speed import Speed
+from trainer.step import forward, optimizer_for, shrunk
 from trainer.team import Team
 
 PROGRESS_EVERY_S: Final = 0.5
-WARM_UP_SHARE: Final = 0.05
 EVALUATION_BATCH: Final = 256
 VALIDATION_SHARE: Final = 1 / 3
 """What a face costs in validation, without backward pass, as a share of its cost in training; for the time left."""
-MEASURED_S: Final = 1.5
-"""How long `measure_speed` measures, after as many steps as `FIRST_STEPS`, in which libraries warm up."""
-FIRST_STEPS: Final = 3
-
 Weights = dict[str, torch.Tensor]
 
 
@@ -171,7 +165,7 @@ def train(
     with seeded(device, recipe.seed):
         network = build_network(recipe.network, dropout=recipe.dropout)
         objective = Objective(network, recipe.auxiliary).to(device)
-    optimizer = _optimizer(objective, recipe)
+    optimizer = optimizer_for(objective, recipe)
     average = _average(network, recipe)
     best: nn.Module = network if average is None else average.module
 
@@ -193,7 +187,7 @@ def train(
     started = saved = time.monotonic()
     epoch_started = started - epoch_s
     reported = -float("inf")
-    speed = _Speed()
+    speed = Speed()
 
     def save() -> None:
         nonlocal saved
@@ -244,7 +238,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             with seeded(device, recipe.seed, epoch, step + 1, *([team.rank] if team.rank else [])) as generator:
-                total, loss, correct = _forward(
+                total, loss, correct = forward(
                     shared_objective, recipe, source.take(batch), labels[torch.from_numpy(batch)], side, generator
                 )
                 optimizer.zero_grad()
@@ -318,65 +312,6 @@ def train(
     return Trained(best_network, history, best_epoch, spent_s + time.monotonic() - started)
 
 
-def split_into_batches(
-    training: NDArray[np.intp], batch_size: int, *, seed: int, epoch: int, least: int = 2
-) -> list[NDArray[np.intp]]:
-    """Shuffles an epoch's faces and cuts them into batches of nearly equal size.
-
-    Equal sizes weigh all faces alike, and there is no last batch of one face, on which batch normalisation fails.
-
-    Args:
-        training: indices, 2 or more.
-        batch_size: the most faces in a batch (more where a batch of less than `least` would be left).
-        seed: the run's.
-        epoch: from 1.
-        least: the fewest faces in a batch, where there are as many.
-
-    Returns:
-        Batches that hold each index once; the same for the same arguments.
-    """
-    order = np.random.default_rng((seed, epoch)).permutation(training)
-    count = min(-(-len(order) // batch_size), max(1, len(order) // least))
-    return np.array_split(order, count)
-
-
-def learning_rate_at(recipe: Recipe, step: int, steps: int) -> float:
-    """Returns the step size for a step, counted from 0 over the whole run of `steps`.
-
-    `cosine` rises for the first twentieth, as the statistics of normalisation settle, and then falls along half a
-    cosine (Loshchilov and Hutter, "SGDR", 2017, without restarts).
-    """
-    if recipe.schedule == "constant":
-        return recipe.learning_rate
-    warm_up = WARM_UP_SHARE * steps
-    if step < warm_up:
-        return recipe.learning_rate * (step + 1) / (warm_up + 1)
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up)))
-
-
-def measure_speed(recipe: Recipe, device: torch.device) -> float:
-    """Measures how many faces of full size a second the recipe trains on, in one process, in a second or two."""
-    faces = torch.zeros((recipe.batch_size, 1, FULL_SIDE, FULL_SIDE), dtype=torch.uint8, device=device)
-    targets = torch.zeros((recipe.batch_size, 3), dtype=torch.int64, device=device)
-    with seeded(device, recipe.seed) as generator:
-        network = build_network(recipe.network, dropout=recipe.dropout)
-        objective = Objective(network, recipe.auxiliary).to(device)
-        optimizer = _optimizer(objective, recipe)
-        started = 0.0
-        for step in itertools.count():
-            if step == FIRST_STEPS:
-                started = time.monotonic()
-            loss, _, _ = _forward(objective, recipe, faces, targets, FULL_SIDE, generator)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            loss.item()  # waits until the device is done
-            elapsed = time.monotonic() - started
-            if step > FIRST_STEPS and elapsed >= MEASURED_S:
-                return (step - FIRST_STEPS + 1) * recipe.batch_size / elapsed
-    raise AssertionError("the loop above ends by its return")
-
-
 @torch.inference_mode()
 def predict_logits(
     network: nn.Module,
@@ -403,43 +338,9 @@ def predict_logits(
     for start in range(0, len(indices), EVALUATION_BATCH):
         if should_stop():
             raise Interrupted
-        faces = _shrunk(source.take(indices[start : start + EVALUATION_BATCH]), side)
+        faces = shrunk(source.take(indices[start : start + EVALUATION_BATCH]), side)
         logits.append(network(faces).float().cpu())
     return torch.cat(logits).numpy()
-
-
-def _forward(
-    objective: nn.Module,
-    recipe: Recipe,
-    faces: torch.Tensor,
-    targets: torch.Tensor,
-    side: int,
-    generator: torch.Generator,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns what `Objective` says of faces uint8 (n, 1, 128, 128), as this recipe shows them."""
-    inputs = _shrunk(faces, side)
-    if recipe.augment:
-        inputs = augment(inputs, generator)
-    with torch.autocast(faces.device.type, dtype=torch.bfloat16, enabled=faces.device.type == "cuda"):
-        total, loss, correct = objective(inputs, targets)
-    return total, loss, correct
-
-
-def _shrunk(faces: torch.Tensor, side: int) -> torch.Tensor:
-    inputs = faces.float().div_(255)
-    if side != FULL_SIDE:
-        inputs = functional.interpolate(inputs, size=(side, side), mode="bilinear", antialias=True)
-    return inputs
-
-
-def _optimizer(objective: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """Decays the weights of layers, not their biases nor the scales of normalisation, which decay would only bend."""
-    parameters = list(objective.parameters())
-    groups = [
-        {"params": [value for value in parameters if value.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [value for value in parameters if value.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
 
 
 def _loss_and_accuracy(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> tuple[float, float]:
@@ -478,33 +379,3 @@ def _restore(
             average.load_state_dict(checkpoint.average)
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"the checkpoint's weights do not fit the network: {error}") from None
-
-
-class _Speed:
-    """Faces per second over the last few seconds of training; for the time left, in faces of full size."""
-
-    _WINDOW_S = 10.0
-
-    def __init__(self) -> None:
-        self._steps: deque[tuple[float, int, float]] = deque()
-        self._seconds = self._faces = self._cost = 0.0
-
-    def add(self, seconds: float, faces: int, cost: float) -> None:
-        """Counts a step over faces that cost `cost` faces of full size each."""
-        self._steps.append((seconds, faces, faces * cost))
-        self._count(self._steps[-1], 1)
-        while self._seconds > self._WINDOW_S and len(self._steps) > 1:
-            self._count(self._steps.popleft(), -1)
-
-    def _count(self, step: tuple[float, int, float], sign: int) -> None:
-        self._seconds += sign * step[0]
-        self._faces += sign * step[1]
-        self._cost += sign * step[2]
-
-    @property
-    def per_second(self) -> float:
-        return self._faces / max(self._seconds, 1e-9)
-
-    @property
-    def cost_per_second(self) -> float:
-        return self._cost / max(self._seconds, 1e-9)

@@ -35,7 +35,8 @@ from trainer.device import DeviceFaces, choose_device
 from trainer.ingest import ingest
 from trainer.model import build_network, cost
 from trainer.recipe import decide
-from trainer.train import measure_speed, predict_logits, train
+from trainer.speed import measure_speed
+from trainer.train import predict_logits, train
 
 ROWS: Final[dict[str, dict[str, Any]]] = {
     "the default": {},

@@ -14,16 +14,15 @@ from trainer.device import DeviceFaces
 from trainer.model import NETWORKS, FaceNetwork, build_network, reference
 from trainer.objective import Targets
 from trainer.recipe import FULL_SIDE, SMALL_SIDE, Recipe
+from trainer.schedule import learning_rate_at, split_into_batches
+from trainer.speed import measure_speed
 from trainer.train import (
     EpochRow,
     Interrupted,
     Progress,
     Trained,
     TrainingDiverged,
-    learning_rate_at,
-    measure_speed,
     predict_logits,
-    split_into_batches,
     train,
 )
 
