@@ -15,6 +15,7 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry
 
 from inference.batcher import Predictor
+from inference.drift import Drift
 from inference.interactive import InteractiveLoop
 from inference.jobs import BulkLoop
 from inference.models import Models
@@ -51,14 +52,21 @@ class Worker:
         metrics = InferenceMetrics(CollectorRegistry())
         policy = FailurePolicy(settings.delivery_limit, metrics.dead_letters)
         limits = ImageLimits.from_settings(settings)
+        self._models = Models(store, settings.provider, metrics)
+        self._drift = Drift(metrics, lambda: self._models.champion)
         # A pool for each loop: threads inherit the niceness of the loop that starts them.
         self._pools = [ThreadPoolExecutor(decode_threads, name) for name in ("decode", "decode bulk")]
         predictor, bulk_predictor = (
-            Predictor(limits, settings.batch_size, metrics, pool if decode_threads > 1 else None)
+            Predictor(
+                limits,
+                settings.batch_size,
+                metrics,
+                pool if decode_threads > 1 else None,
+                observers=[self._drift.observe],
+            )
             for pool in self._pools
         )
         self._speed = Speed()
-        self._models = Models(store, settings.provider, metrics)
         self._interactive = InteractiveLoop(
             broker,
             self._models,
@@ -122,6 +130,7 @@ class Worker:
             "provider": champion.provider if champion else None,
             "device": champion.precision if champion else None,
             "busy": self._bulk.busy,
+            "drift": self._drift.summary(),
             **self._speed.summary(),
         }
 

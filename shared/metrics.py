@@ -65,6 +65,19 @@ class InferenceMetrics:
         self.predicted_gender = Counter(
             "genderline_predicted_gender", "Images by predicted gender", ["gender"], registry=registry
         )
+        self.drift = Gauge(
+            "genderline_drift_score",
+            "Population stability index of the last images against the model's card; 0 until there are enough",
+            ["signal"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.drift_images = Gauge(
+            "genderline_drift_window_images",
+            "Images that the drift scores look back on",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self.dead_letters = _dead_letters(registry)
 
 

@@ -1,0 +1,75 @@
+"""What watching the answers costs an image: `python -m tests.bench.bench_observers`."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from inference.drift import Drift
+from shared.params import TrainingParams
+from shared.sample import draw_sample
+from tests.inference_loops import open_loops
+from trainer.export import export_onnx
+from trainer.model import build_network
+
+IMAGES = 1024
+ROUNDS = 7
+LIMIT = 0.01
+
+
+def best_us(work: Callable[[], object]) -> float:
+    """Returns the least time of a few rounds over all images, in microseconds an image."""
+    times = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return min(times) / IMAGES * 1e6
+
+
+def main() -> int:
+    """Prints each observer's time beside that of decoding and predicting; returns 1 where a share is over the limit."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name, open_loops(Path(name), f"sqlite:///{name}/broker.db") as loops:
+        folder = Path(name)
+        draw_sample(folder / "faces.zip", IMAGES, seed=0)
+        with zipfile.ZipFile(folder / "faces.zip") as archive:
+            images = [archive.read(entry) for entry in archive.namelist()[:IMAGES]]
+        defaults = TrainingParams()
+        export_onnx(build_network(defaults.network, dropout=defaults.dropout).eval(), 1.0, folder / "model.onnx", {})
+        random = np.random.default_rng(0)
+        loops.builder.register(
+            (folder / "model.onnx").read_bytes(),
+            faces=random.integers(0, 256, (200, 128, 128), dtype=np.uint8),
+            probability=random.random(200, np.float32),
+        )
+        loops.models.refresh()
+        model = loops.models.champion
+        assert model is not None
+        faces = np.stack([face for face in map(loops.predictor._decoded, images) if isinstance(face, np.ndarray)])
+        answers = model.predict(faces).tolist()
+        drift = Drift(loops.metrics, lambda: model)
+
+        def in_batches(size: int, work: Callable[[slice], object]) -> float:
+            batches = [slice(start, start + size) for start in range(0, IMAGES, size)]
+            return best_us(lambda: [work(batch) for batch in batches])
+
+        slow = 0
+        sys.stdout.write(f"{'images a batch':>14}{'decode and predict':>20}{'drift':>10}{'share':>9}   us an image\n")
+        for size in (1, 8, 64):
+            whole = in_batches(size, lambda batch: loops.predictor.predict(model, images[batch]))
+            watched = in_batches(size, lambda batch: drift.observe(model, faces[batch], answers[batch]))
+            slow += watched > LIMIT * whole
+            sys.stdout.write(f"{size:>14}{whole:>20.1f}{watched:>10.2f}{watched / whole:>9.2%}\n")
+    return 1 if slow else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
