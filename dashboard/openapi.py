@@ -164,6 +164,20 @@ def _paths() -> dict[str, Any]:
                 parameters=[_VERSION, _query("reason", "Why; it is kept")],
             )
         },
+        "/models/{version}/challenge": {
+            "post": _operation(
+                "challenge_model",
+                "Let a version shadow the champion",
+                {"200": _answer("Aliases", "What serves now, and what challenges it")},
+                parameters=[_VERSION, _query("reason", "Why; it is kept")],
+            ),
+            "delete": _operation(
+                "dismiss_model",
+                "Let it challenge no longer",
+                {"200": _answer("Aliases", "What serves now")},
+                parameters=[_VERSION, _query("reason", "Why; it is kept")],
+            ),
+        },
         "/models/rollback": {
             "post": _operation(
                 "roll_back_model",
@@ -222,9 +236,20 @@ def _schemas() -> dict[str, Any]:
         "Job": _object({"job_id": text, "name": text, "state": text, "created": text}, ["job_id", "state"]),
         "Jobs": _list_of("jobs", "Job"),
         "Aliases": _object(
-            {"aliases": _object({"champion": {"type": ["integer", "null"]}, "previous": {"type": ["integer", "null"]}})}
+            {
+                "aliases": _object(
+                    {name: {"type": ["integer", "null"]} for name in ("champion", "previous", "challenger")}
+                )
+            }
         ),
-        "Models": _object({"models": {"type": "array", "items": model}, "total": whole}, ["models"]),
+        "Models": _object(
+            {
+                "models": {"type": "array", "items": model},
+                "shadow": {"type": ["object", "null"], "description": "How the challenger does beside the champion"},
+                "total": whole,
+            },
+            ["models"],
+        ),
         "Count": _object({"count": whole}, ["count"]),
         "Predictions": _object(
             {
