@@ -177,13 +177,9 @@ class Shadow:
         return None if pair is None else {"version": pair[0], **self._figures.summary(), "problem": self._problem}
 
     def _next(self) -> _Chunk | None:
-        try:
-            chunk = self._queue.get(timeout=_WAIT_S)
-        except queue.Empty:
-            return None
-        with self._lock:
-            self._waiting -= len(chunk.faces)
-        return chunk
+        with contextlib.suppress(queue.Empty):
+            return self._queue.get(timeout=_WAIT_S)
+        return None
 
     def _follow(self) -> None:
         """Loads the challenger that the aliases name, and lets go of one that they no longer name."""
@@ -218,6 +214,8 @@ class Shadow:
 
     def _compare(self, chunk: _Chunk) -> None:
         """Asks the challenger what the champion was asked."""
+        with self._lock:
+            self._waiting -= len(chunk.faces)
         challenger = self._challenger
         if challenger is None or chunk.champion is not self._models.champion:
             self._metrics.shadow_predictions.labels("dropped").inc(len(chunk.faces))

@@ -18,6 +18,7 @@ from inference.batcher import Predictor
 from inference.interactive import InteractiveLoop
 from inference.jobs import BulkLoop
 from inference.models import Models
+from inference.shadow import Shadow
 from inference.speed import Speed
 from shared.broker import open_broker
 from shared.broker.base import Broker, Inbox
@@ -48,6 +49,7 @@ class Loops:
     models: Models
     policy: FailurePolicy
     speed: Speed
+    shadow: Shadow
     predictor: Predictor
 
     @property
@@ -65,6 +67,7 @@ class Loops:
             prefetch=self.settings.prefetch,
             batch_size=self.settings.batch_size,
             batch_delay_s=0.0,
+            at_rest=self.shadow.at_rest,
         )
 
     def bulk(self) -> BulkLoop:
@@ -119,16 +122,20 @@ def open_loops(folder: Path, broker_url: str, **settings: Any) -> Iterator[Loops
         store = FileStore(folder / "store")
         registry = CollectorRegistry()
         metrics = InferenceMetrics(registry)
+        models = Models(store, "cpu", metrics)
+        shadow = Shadow(broker, store, chosen, models, metrics)
+        observers = [shadow.observe] if shadow.wanted else []
         yield Loops(
             broker,
             store,
             chosen,
             registry,
             metrics,
-            Models(store, "cpu", metrics),
+            models,
             FailurePolicy(chosen.delivery_limit, metrics.dead_letters),
             Speed(),
-            Predictor(ImageLimits.from_settings(chosen), chosen.batch_size, metrics),
+            shadow,
+            Predictor(ImageLimits.from_settings(chosen), chosen.batch_size, metrics, observers=observers),
         )
 
 

@@ -120,6 +120,19 @@ def dark_is_not_a_number(model: onnx.ModelProto) -> None:
     _append_before_sigmoid(model, [helper.make_node("Log", [gemm.input[0]], ["log_mean"])], "log_mean")
 
 
+def fails_in_the_dark(model: onnx.ModelProto) -> None:
+    """Takes the first of one number for any image but a black one, and the second, which is not there, for that."""
+    gemm = next(node for node in model.graph.node if node.op_type == "Gemm")
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0.0], np.float32), "one_number"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0.001, np.float32), "nearly_black"))
+    nodes = [
+        helper.make_node("Less", [gemm.input[0], "nearly_black"], ["is_black"]),
+        helper.make_node("Cast", ["is_black"], ["which"], to=onnx.TensorProto.INT64),
+        helper.make_node("Gather", ["one_number", "which"], ["taken"]),
+    ]
+    _append_before_sigmoid(model, nodes, "taken")
+
+
 def logit_instead(model: onnx.ModelProto) -> None:
     """Leaves the sigmoid out, so that the answers are no probabilities."""
     model.graph.node[-1].op_type = "Identity"
