@@ -216,17 +216,14 @@ def test_figures_that_could_not_be_saved_are_saved_later(
 ) -> None:
     monkeypatch.setattr(shadow_module, "_RECORD_EVERY_S", 0.05)
     key = Registry.shadow_key(2)
-    loops.builder.register(brightness_model())
-    loops.store.put(key, b"{spoiled")
-    with challenged(loops, constant_model(0.9), constant_model(0.8)) as model:
-        key = Registry.shadow_key(3)
+    with challenged(loops, constant_model(0.9)) as model:
         loops.store.put(key, b"{spoiled")
         eventually(lambda: loaded(loops), 10, "the challenger is loaded")
         loops.shadow.at_rest(True)
         show(loops, model, 250)
         eventually(lambda: "what the challenger did is not saved" in caplog.text, 10, "a warning")
         loops.store.delete(key)
-        eventually(lambda: saved(loops, 3, 2).images == 1, 10, "the figures are saved")
+        eventually(lambda: saved(loops).images == 1, 10, "the figures are saved")
 
 
 # -- the rule
