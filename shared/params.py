@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.errors import InvalidMessage, shown
+
+Auto = Literal["auto"]
+"""Leaves a choice to the recipe, which knows how many faces there are and what they are trained on."""
+Network = Literal["small", "compact", "large", "reference"]
 
 
 class TrainingParams(BaseModel):
@@ -16,21 +20,33 @@ class TrainingParams(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    network: str = Field(
-        "compact",
-        pattern="^(compact|reference)$",
-        description="The network to train: `compact`, or the plain `reference` of four convolutions",
+    network: Network | Auto = Field(
+        "auto", description="The network to train; `auto` takes `small` for fewer than 2,000 faces, else `compact`"
     )
-    epochs: int = Field(20, ge=1, le=1000, description="The most passes over the training faces")
-    patience: int = Field(8, ge=1, le=1000, description="Epochs without a better validation loss before stopping early")
-    batch_size: int = Field(32, ge=2, le=4096, description="Faces in one training step")
-    learning_rate: float = Field(0.002, gt=0, le=1, description="Adam's largest step size")
-    schedule: str = Field(
-        "cosine", pattern="^(cosine|constant)$", description="How the step size goes: warm-up and cosine, or constant"
+    epochs: Annotated[int, Field(ge=1, le=1000)] | Auto = Field(
+        "auto", description="The most passes over the training faces; `auto` takes more where there are few"
     )
-    weight_decay: float = Field(0.0, ge=0, le=1, description="Decay of the weights in a step")
-    dropout: float = Field(0.4, ge=0, lt=1, description="Share of the dense layer's inputs dropped while training")
-    augment: bool = Field(True, description="Flip, shift, scale, turn and relight the training faces")
+    budget_s: float | None = Field(
+        None, gt=0, description="Seconds that training may take: `auto` epochs become as many as fit"
+    )
+    patience: int = Field(
+        12, ge=1, le=1000, description="Epochs of full size without a better validation loss before stopping early"
+    )
+    batch_size: Annotated[int, Field(ge=2, le=4096)] | Auto = Field("auto", description="Faces in one training step")
+    learning_rate: float = Field(0.004, gt=0, le=1, description="AdamW's largest step size")
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="How the step size goes: warm-up and cosine, or constant"
+    )
+    weight_decay: float = Field(0.05, ge=0, le=1, description="Decay of the weights in a step")
+    dropout: float = Field(0.4, ge=0, lt=1, description="Share of the features dropped while training")
+    augment: bool = Field(True, description="Flip, shift, scale, turn, relight and partly cover the training faces")
+    growing: bool = Field(True, description="Show the faces small at first, and at full size for the last epochs")
+    auxiliary: float = Field(
+        0.3, ge=0, le=10, description="Weight of learning age band and ethnicity as well; dropped at export"
+    )
+    averaging: float = Field(
+        0.0, ge=0, lt=1, description="Decay of the moving average of the weights that is kept; 0 keeps the last"
+    )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="What all random choices of a run start from")
     quantize: bool = Field(True, description="Add an int8 sibling, kept only where it holds the accuracy")
     promote: bool = Field(True, description="Let the gate promote the model where it beats the champion")

@@ -7,7 +7,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Final, Literal, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry
@@ -152,16 +153,25 @@ def _code(value: object) -> str:
 
 def _values(field: FieldInfo) -> str:
     """Returns what values there are, such as `1 to 1000` or `auto, cuda, cpu`; empty where the meaning says it all."""
-    if get_origin(field.annotation) is Literal:
-        return ", ".join(map(str, get_args(field.annotation)))
-    if field.annotation is bool:
+    if isinstance(field.annotation, UnionType) or get_origin(field.annotation) is Union:
+        members = [FieldInfo.from_annotation(member) for member in get_args(field.annotation) if member is not NoneType]
+        return " or ".join(filter(None, (_values_of(member.annotation, member.metadata) for member in members))) or (
+            _values_of(None, field.metadata)
+        )
+    return _values_of(field.annotation, field.metadata)
+
+
+def _values_of(annotation: object, constraints: Sequence[object]) -> str:
+    if get_origin(annotation) is Literal:
+        return ", ".join(map(str, get_args(annotation)))
+    if annotation is bool:
         return "true, false"
     bounds = {
         key: f"{getattr(constraint, key):,}"
-        for constraint in field.metadata
+        for constraint in constraints
         for key in ("ge", "gt", "le", "lt")
         if getattr(constraint, key, None) is not None
     }
     low = bounds.get("ge") or (f"above {bounds['gt']}" if "gt" in bounds else "")
     high = bounds.get("le") or (f"below {bounds['lt']}" if "lt" in bounds else "")
-    return f"{low} to {high}" if high else f"at least {low}" if low else ""
+    return f"{low} to {high}" if high else low if low.startswith("above") else f"at least {low}" if low else ""

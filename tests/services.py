@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -40,6 +40,17 @@ class Service:
         """Kills the process as a crash would."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+
+    def children(self) -> list[int]:
+        """Returns the processes that this one has started and that still run."""
+        found = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [int(pid) for pid in found.split()]
+
+    def kill_with_children(self) -> None:
+        """Kills the process and those that it started, as a machine that loses power would."""
+        for pid in self.children():
+            os.kill(pid, signal.SIGKILL)
+        self.kill()
 
     def stop(self, timeout_s: float = 40.0) -> int:
         """Asks the process to end, and returns its exit code."""
@@ -94,15 +105,15 @@ class Installation:
             **more,
         }
 
-    def start(self, module: str, *, wait: bool = True, **env: str) -> Service:
-        """Starts `python -m <module>` and waits until it is ready."""
+    def start(self, module: str, *, wait: bool = True, launcher: Sequence[str] = (), **env: str) -> Service:
+        """Starts `python <launcher> -m <module>` and waits until it is ready."""
         port = free_port()
         name = f"{module}-{len(self.services)}"
         log = self.folder / f"{name}.log"
         ports = {"GENDERLINE_METRICS_PORT": str(port), "GENDERLINE_PORT": str(port)}
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", module],
+                [sys.executable, *launcher, "-m", module],
                 env=self.env(**ports, **env),
                 stdout=output,
                 stderr=subprocess.STDOUT,

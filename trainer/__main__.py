@@ -22,10 +22,12 @@ from shared.settings import SettingsError, load_settings
 from shared.store import open_store
 from shared.supervisor import watch_parent
 from shared.topology import Topology
+from trainer.crew import dismiss, follow
 from trainer.device import choose_device
 from trainer.inbox import InboxWatcher
 from trainer.pipeline import Pipeline
 from trainer.service import TrainerService
+from trainer.team import Team, watch_launcher
 
 PORT = 9101
 _LOG = logging.getLogger("trainer")
@@ -48,11 +50,18 @@ def main() -> int:
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
     watch_parent(stop)
-    threads = settings.threads or settings.cores
+    team = Team.from_environment()
+    if team.size > 1:
+        watch_launcher(stop)
+    threads = settings.threads or max(1, settings.cores // team.local_size)
     torch.set_num_threads(threads)
     configure_opencv()
     try:
         store = open_store(settings.store_url)
+        if not team.leads:  # stopped by its leader, which finishes what is under way
+            _LOG.info("member %d of %d on %s", team.rank, team.size, device)
+            follow(team, store, device)
+            return 0
         broker = open_broker(
             settings.broker_url,
             Topology(settings.queue_prefix),
@@ -67,7 +76,7 @@ def main() -> int:
         registry = process_registry()
         registry.register(BrokerCollector(broker))
         metrics = TrainerMetrics(registry)
-        service = TrainerService(broker, store, settings, metrics, Pipeline(store, settings, metrics, device))
+        service = TrainerService(broker, store, settings, metrics, Pipeline(store, settings, metrics, device, team))
         port = PORT if settings.metrics_port is None else settings.metrics_port
 
         def state() -> dict[str, Any]:
@@ -95,6 +104,7 @@ def main() -> int:
             for helper in helpers:
                 helper.join()
             status.close()
+            dismiss(team)
     return 0
 
 

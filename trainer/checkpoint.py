@@ -13,7 +13,7 @@ import torch
 
 from shared.errors import GenderlineError
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 
 class CheckpointError(GenderlineError):
@@ -25,12 +25,13 @@ class Checkpoint:
     """Where a run stands between two steps.
 
     Attributes:
-        params: the run's parameters, as `TrainingParams.as_dict` gives them.
+        recipe: what is done, as `Recipe.as_dict` gives it.
         dataset_sha256: which data it is trained on.
         epoch: the epoch under way, from 1; one more than the last where training is over.
         step: steps done in that epoch; all of them where only its validation is left.
-        network: its weights.
+        objective: the weights of the network and of what is trained beside it.
         optimizer: its state.
+        average: the moving average of the network's weights; empty where the recipe keeps none.
         sums: float64 (3,): summed loss, correct and seen faces of the epoch under way.
         epoch_s: seconds that epoch has taken so far.
         spent_s: seconds the run has taken so far, over all processes.
@@ -40,12 +41,13 @@ class Checkpoint:
         best_network: the weights then.
     """
 
-    params: dict[str, Any]
+    recipe: dict[str, Any]
     dataset_sha256: str
     epoch: int
     step: int
-    network: dict[str, torch.Tensor]
+    objective: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
+    average: dict[str, torch.Tensor]
     sums: torch.Tensor
     epoch_s: float
     spent_s: float
@@ -54,19 +56,19 @@ class Checkpoint:
     best_loss: float
     best_network: dict[str, torch.Tensor]
 
-    def require(self, params: dict[str, Any], dataset_sha256: str) -> None:
+    def require(self, recipe: dict[str, Any], dataset_sha256: str) -> None:
         """Checks that the checkpoint belongs to this run.
 
         Raises:
-            CheckpointError: it was made with other parameters (another network, say) or from other data.
+            CheckpointError: it was made by another recipe (for another network, say) or from other data.
         """
         different = [
-            f"{name}: found {self.params.get(name)!r}, expected {params.get(name)!r}"
-            for name in sorted(self.params.keys() | params.keys())
-            if self.params.get(name) != params.get(name)
+            f"{name}: found {self.recipe.get(name)!r}, expected {recipe.get(name)!r}"
+            for name in sorted(self.recipe.keys() | recipe.keys())
+            if self.recipe.get(name) != recipe.get(name)
         ]
         if different:
-            raise CheckpointError(f"the checkpoint has other parameters: {'; '.join(different)}")
+            raise CheckpointError(f"the checkpoint has another recipe: {'; '.join(different)}")
         if self.dataset_sha256 != dataset_sha256:
             raise CheckpointError(
                 f"the checkpoint is of another dataset: found {self.dataset_sha256}, expected {dataset_sha256}"

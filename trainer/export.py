@@ -116,10 +116,19 @@ def verify_parity(path: Path, network: nn.Module, temperature: float, faces: NDA
     return difference
 
 
-def predict_onnx(path: Path, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Returns the probability of female, float32 (N,), of faces uint8 (N, 128, 128), by one thread of the CPU."""
+def predict_onnx(path: Path, faces: NDArray[np.uint8], indices: NDArray[np.intp] | None = None) -> NDArray[np.float32]:
+    """Runs an exported model on one thread of the CPU.
+
+    Args:
+        path: what `export_onnx` or `quantize_int8` wrote.
+        faces: uint8 (N, 128, 128); of a memory map, no more than a batch is in memory at a time.
+        indices: (n,), which of them, 1 or more; None is all.
+
+    Returns:
+        The probability of female, float32 (n,).
+    """
     session = _session(path)
-    return np.concatenate([session.run([OUTPUT], {INPUT: batch})[0] for batch in _batches(faces)])
+    return np.concatenate([session.run([OUTPUT], {INPUT: batch})[0] for batch in _batches(faces, indices)])
 
 
 def quantize_int8(path: Path, out: Path, faces: NDArray[np.uint8]) -> None:
@@ -188,10 +197,11 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def _batches(faces: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+def _batches(faces: NDArray[np.uint8], indices: NDArray[np.intp] | None = None) -> Iterator[NDArray[np.uint8]]:
     """Yields uint8 (n, 1, 128, 128): copies, since a memory map may be read-only, which torch dislikes."""
-    for start in range(0, len(faces), BATCH):
-        yield np.array(faces[start : start + BATCH])[:, None]
+    for start in range(0, len(faces if indices is None else indices), BATCH):
+        chosen = slice(start, start + BATCH) if indices is None else indices[start : start + BATCH]
+        yield np.array(faces[chosen])[:, None]
 
 
 class _Calibration(CalibrationDataReader):  # type: ignore[misc]

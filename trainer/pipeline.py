@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from shared import runs
 from shared.archive import ArchiveLimits
@@ -24,8 +25,6 @@ from shared.dataset import (
     SPLITS,
     SUMMARY_JSON,
     DatasetSummary,
-    FaceRow,
-    read_faces_csv,
 )
 from shared.evaluation import Evaluation
 from shared.image import ImageLimits
@@ -40,15 +39,20 @@ from trainer import checkpoint
 from trainer.calibrate import fit_temperature
 from trainer.card import build_card, measure_inputs, render_card
 from trainer.checkpoint import Checkpoint, CheckpointError
+from trainer.crew import lead
+from trainer.dataset import Dataset, opened_dataset
 from trainer.device import DeviceFaces
 from trainer.evaluate import evaluate
 from trainer.export import choose_int8, export_onnx, predict_onnx, quantize_int8, verify_parity
 from trainer.ingest import ingest
 from trainer.model import build_network, cost
-from trainer.train import EpochRow, Progress, Trained, predict_logits, train
+from trainer.recipe import Recipe, decide
+from trainer.team import Team
+from trainer.train import EpochRow, Progress, Trained, measure_speed, predict_logits
 
 _PARITY_FACES: Final = 256
 _CALIBRATION_FACES: Final = 512
+_COMPARED_FACES: Final = 20_000
 _DATASET_FILES: Final = (FACES_NPY, FACES_CSV, REJECTS_CSV, SUMMARY_JSON)  # the summary last: it says "complete"
 
 
@@ -72,30 +76,6 @@ class Steps:
     checkpoint: Callable[[], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """A decoded dataset, opened.
-
-    Attributes:
-        sha256: of its archive.
-        faces: uint8 (N, 128, 128), a read-only memory map.
-        rows: a row a face, in the same order.
-    """
-
-    sha256: str
-    faces: NDArray[np.uint8]
-    rows: list[FaceRow]
-
-    @property
-    def labels(self) -> NDArray[np.uint8]:
-        """1 where the label is female: uint8 (N,)."""
-        return np.array([row.gender for row in self.rows], np.uint8)
-
-    def part(self, split: str) -> NDArray[np.intp]:
-        """Returns the indices of the faces in a part of the split."""
-        return np.flatnonzero([row.split == split for row in self.rows])
-
-
 class Pipeline:
     """Carries out one run at a time.
 
@@ -104,9 +84,18 @@ class Pipeline:
         settings: limits and threads.
         metrics: told what is ingested and trained.
         device: where to train.
+        team: the processes that train with this one, its leader; they `follow`. None is a team of one.
     """
 
-    def __init__(self, store: Store, settings: Settings, metrics: TrainerMetrics, device: torch.device) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        metrics: TrainerMetrics,
+        device: torch.device,
+        team: Team | None = None,
+    ) -> None:
+        self._team = team or Team()
         self._store = store
         self._settings = settings
         self._metrics = metrics
@@ -135,11 +124,9 @@ class Pipeline:
         """
         folder = f"datasets/{sha256}"
         self._ingest(folder, sha256, steps)
-        with self._store.local(f"{folder}/{FACES_NPY}") as faces, self._store.local(f"{folder}/{FACES_CSV}") as table:
-            with table.open(encoding="utf-8", newline="") as file:
-                dataset = Dataset(sha256, np.load(faces, mmap_mode="r"), read_faces_csv(file))
-            trained = self._train(run_id, dataset, params, steps)
-            return self._finish(run_id, name, dataset, params, trained, steps)
+        with opened_dataset(self._store, sha256) as dataset:
+            trained, recipe = self._train(run_id, dataset, params, steps)
+            return self._finish(run_id, name, dataset, recipe, trained, steps)
 
     # -- ingest
 
@@ -175,9 +162,19 @@ class Pipeline:
 
     # -- train
 
-    def _train(self, run_id: str, dataset: Dataset, params: TrainingParams, steps: Steps) -> Trained:
+    def _train(self, run_id: str, dataset: Dataset, params: TrainingParams, steps: Steps) -> tuple[Trained, Recipe]:
         steps.on_state(runs.TRAINING)
         key = f"runs/{run_id}/checkpoint.pt"
+        resume = self._checkpoint(key, params, dataset.sha256)
+        if resume is not None:  # decided on another machine, perhaps
+            recipe = Recipe.model_validate(resume.recipe)
+        else:
+            recipe = decide(
+                params,
+                faces=len(dataset.part("train")),
+                device=self._device,
+                speed=lambda recipe: measure_speed(recipe, self._device) * self._team.size,
+            )
         rows: dict[int, dict[str, Any]] = {int(row["epoch"]): dict(row) for row in self._runs.history(run_id)}
 
         def on_epoch(row: EpochRow) -> None:
@@ -212,15 +209,12 @@ class Pipeline:
             )
 
         try:
-            return train(
-                dataset.faces,
-                dataset.labels,
-                training=dataset.part("train"),
-                validation=dataset.part("validation"),
-                params=params,
-                dataset_sha256=dataset.sha256,
-                device=self._device,
-                resume=self._checkpoint(key, params, dataset.sha256),
+            trained = lead(
+                self._team,
+                dataset,
+                recipe,
+                self._device,
+                resume=resume,
                 checkpoint_s=self._settings.checkpoint_s,
                 on_checkpoint=lambda data: self._store.put(key, data),
                 on_step=on_step,
@@ -230,6 +224,7 @@ class Pipeline:
         finally:
             self._metrics.epoch.set(0)
             self._metrics.images_per_second.set(0)
+        return trained, recipe
 
     def _checkpoint(self, key: str, params: TrainingParams, sha256: str) -> Checkpoint | None:
         """Returns where the run stood, or None where it must start anew."""
@@ -237,18 +232,19 @@ class Pipeline:
             return None
         try:
             found = checkpoint.load(self._store.get(key))
-            found.require(params.as_dict(), sha256)
-        except CheckpointError:
+            recipe = Recipe.model_validate(found.recipe)
+            found.require(recipe.as_dict(), sha256)
+        except (CheckpointError, ValidationError):
             return None  # written by another release, say: training again is slower, and right
-        return found
+        return found if recipe.fits(params) else None
 
     # -- evaluate, export, register
 
     def _finish(
-        self, run_id: str, name: str, dataset: Dataset, params: TrainingParams, trained: Trained, steps: Steps
+        self, run_id: str, name: str, dataset: Dataset, recipe: Recipe, trained: Trained, steps: Steps
     ) -> ModelCard:
         steps.on_state(runs.EVALUATING)
-        network = build_network(params.network, dropout=params.dropout)
+        network = build_network(recipe.network, dropout=recipe.dropout)
         network.load_state_dict(trained.weights)
         logits = self._logits(network.to(self._device), dataset, steps)
         labels = dataset.labels
@@ -274,7 +270,7 @@ class Pipeline:
             parity = verify_parity(model, network, temperature, np.array(dataset.faces[sample]))
             steps.on_progress(_progress("exporting", 1, 3))
             steps.checkpoint()
-            int8, int8_path = self._quantized(model, dataset, params)
+            int8, int8_path = self._quantized(model, dataset, recipe)
             steps.on_progress(_progress("exporting", 2, 3))
             card = build_card(
                 model_version=version,
@@ -282,7 +278,7 @@ class Pipeline:
                 dataset=CardDataset(
                     sha256=dataset.sha256, name=name, counts={split: len(dataset.part(split)) for split in SPLITS}
                 ),
-                params=params,
+                params=recipe,
                 trained=trained,
                 evaluation=figures,
                 temperature=temperature,
@@ -325,16 +321,15 @@ class Pipeline:
                 writer.writerows((index, f"{value:.6f}") for index, value in enumerate(probability))
             self._store.put_file(f"runs/{run_id}/predictions.csv", path)
 
-    def _quantized(
-        self, model: Path, dataset: Dataset, params: TrainingParams
-    ) -> tuple[Int8Report | None, Path | None]:
+    def _quantized(self, model: Path, dataset: Dataset, recipe: Recipe) -> tuple[Int8Report | None, Path | None]:
         """Tries an int8 sibling. Returns what came of it, and its file where it is good enough to keep."""
-        if not params.quantize:
+        if not recipe.quantize:
             return None, None
         path = model.with_name("model_int8.onnx")
         quantize_int8(model, path, np.array(dataset.faces[_spread(dataset.part("train"), _CALIBRATION_FACES)]))
         # Nothing is chosen by these faces but whether int8 may be kept: the reported figures are the float model's.
         held_out = np.sort(np.concatenate([dataset.part("validation"), dataset.part("test")]))
+        held_out = _spread(held_out, _COMPARED_FACES)
         report = choose_int8(model, path, np.array(dataset.faces[held_out]), dataset.labels[held_out])
         return report, path if report.kept else None
 
@@ -353,16 +348,12 @@ class Pipeline:
             return True, "it is the champion already"
         card = ModelCard.model_validate(self._registry.card(version))
         accuracy = card.evaluation.accuracy
-        folder = f"datasets/{card.dataset.sha256}"
         with (
-            self._store.local(f"{folder}/{FACES_NPY}") as faces,
-            self._store.local(f"{folder}/{FACES_CSV}") as table,
+            opened_dataset(self._store, card.dataset.sha256) as dataset,
             self._store.local(Registry.model_key(champion)) as model,
         ):
-            with table.open(encoding="utf-8", newline="") as file:
-                dataset = Dataset(card.dataset.sha256, np.load(faces, mmap_mode="r"), read_faces_csv(file))
             test = dataset.part("test")
-            theirs = predict_onnx(model, np.array(dataset.faces[test]))
+            theirs = predict_onnx(model, dataset.faces, test)
         their_accuracy = float(np.mean((theirs >= 0.5) == (dataset.labels[test] == 1)))
         comparison = (
             f"accuracy {accuracy:.3f} against {their_accuracy:.3f} of version {champion}, "

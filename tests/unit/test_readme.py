@@ -34,6 +34,12 @@ def test_a_table_is_what_the_program_prints(command: str, table: Callable[[], Re
     printed = table().markdown()
     assert len(table().rows) > 5
     assert printed in README, f"replace the README's table by what `genderline {command} --markdown` prints"
+    assert README.count(printed.splitlines()[0]) == 1
+
+
+def test_no_section_stands_there_twice() -> None:
+    headings = re.findall(r"^#+ .*$", README, flags=re.MULTILINE)
+    assert len(headings) == len(set(headings))
 
 
 def test_every_metric_named_in_the_code_is_in_the_readme() -> None:

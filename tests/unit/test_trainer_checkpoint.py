@@ -15,12 +15,13 @@ from trainer.checkpoint import Checkpoint, CheckpointError, dump, load
 def checkpoint() -> Checkpoint:
     weights = {"layer.weight": torch.rand(100, 100)}
     return Checkpoint(
-        params=TrainingParams().as_dict(),
+        recipe=TrainingParams().as_dict(),
         dataset_sha256="a" * 64,
         epoch=3,
         step=17,
-        network=weights,
+        objective=weights,
         optimizer={"state": {0: {"exp_avg": torch.rand(4)}}, "param_groups": [{"lr": 0.001, "betas": (0.9, 0.999)}]},
+        average={},
         sums=torch.tensor([1.5, 2.0, 3.0], dtype=torch.float64),
         epoch_s=1.25,
         spent_s=60.5,
@@ -34,20 +35,20 @@ def checkpoint() -> Checkpoint:
 def test_a_checkpoint_comes_back_as_it_was() -> None:
     before = checkpoint()
     after = load(dump(before))
-    for name in ("network", "best_network"):
+    for name in ("objective", "best_network"):
         for key, value in getattr(before, name).items():
             assert torch.equal(getattr(after, name)[key], value)
     assert torch.equal(after.sums, before.sums)
     assert after.sums.dtype == torch.float64
     assert torch.equal(after.optimizer["state"][0]["exp_avg"], before.optimizer["state"][0]["exp_avg"])
-    plain = {"params", "dataset_sha256", "epoch", "step", "epoch_s", "spent_s", "history", "best_epoch", "best_loss"}
+    plain = {"recipe", "dataset_sha256", "epoch", "step", "epoch_s", "spent_s", "history", "best_epoch", "best_loss"}
     assert {name: asdict(after)[name] for name in plain} == {name: asdict(before)[name] for name in plain}
 
 
 def test_one_wrong_byte_in_the_weights_is_noticed() -> None:
     before = checkpoint()
     data = bytearray(dump(before))
-    data[data.find(before.network["layer.weight"].numpy().tobytes()) + 1000] ^= 0x01
+    data[data.find(before.objective["layer.weight"].numpy().tobytes()) + 1000] ^= 0x01
     with pytest.raises(CheckpointError, match="damaged"):
         load(bytes(data))
 
@@ -68,7 +69,7 @@ class Intruder:
 
 def test_nothing_executes_from_a_checkpoint(tmp_path: Path) -> None:
     target = tmp_path / "intruded"
-    hostile = replace(checkpoint(), params={"network": Intruder(target)})
+    hostile = replace(checkpoint(), recipe={"network": Intruder(target)})
     with pytest.raises(CheckpointError, match="cannot be read"):
         load(dump(hostile))
     with pytest.raises(CheckpointError, match="cannot be read"):
@@ -80,13 +81,13 @@ def test_nothing_executes_from_a_checkpoint(tmp_path: Path) -> None:
 def test_another_format_is_refused(content: object) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    with pytest.raises(CheckpointError, match="not of format 1"):
+    with pytest.raises(CheckpointError, match="not of format 2"):
         load(buffer.getvalue())
 
 
 def test_missing_parts_are_named() -> None:
     buffer = io.BytesIO()
-    torch.save({"format": 1, "epoch": 1}, buffer)
+    torch.save({"format": 2, "epoch": 1}, buffer)
     with pytest.raises(CheckpointError, match=r"holds \['epoch'\]; expected .*best_epoch"):
         load(buffer.getvalue())
 
@@ -95,9 +96,9 @@ def test_a_checkpoint_of_this_run_is_accepted() -> None:
     checkpoint().require(TrainingParams().as_dict(), "a" * 64)
 
 
-def test_other_parameters_are_refused_by_name() -> None:
+def test_another_recipe_is_refused_by_name() -> None:
     wanted = TrainingParams().as_dict() | {"network": "other"}
-    with pytest.raises(CheckpointError, match="network: found 'compact', expected 'other'"):
+    with pytest.raises(CheckpointError, match="network: found 'auto', expected 'other'"):
         checkpoint().require(wanted, "a" * 64)
 
 

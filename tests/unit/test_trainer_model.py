@@ -4,10 +4,13 @@ from torch import nn
 
 from shared.params import TrainingParams
 from trainer.model import NETWORKS, build_network, cost
+from trainer.recipe import SMALL_SIDE, decide
 
 
-def test_the_default_network_costs_a_quarter_of_the_reference_at_most() -> None:
-    default = build_network(TrainingParams().network, dropout=0.4)
+@pytest.mark.parametrize("faces", [100, 10_000, 1_000_000])
+def test_the_network_chosen_for_the_user_costs_a_quarter_of_the_reference_at_most(faces: int) -> None:
+    recipe = decide(TrainingParams(), faces=faces, device=torch.device("cpu"), speed=lambda _: 100.0)
+    default = build_network(recipe.network, dropout=0.4)
     assert cost(default).multiply_adds <= cost(build_network("reference", dropout=0.4)).multiply_adds / 4
 
 
@@ -27,7 +30,12 @@ def test_every_network_gives_one_logit_a_face(name: str, count: int) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_may_be_asked_for_in_the_parameters(name: str) -> None:
-    assert TrainingParams(network=name).network == name
+    assert TrainingParams.parse({"network": name}).network == name
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if build_network(name, dropout=0.0).any_side])
+def test_a_network_of_any_side_takes_small_faces(name: str) -> None:
+    assert build_network(name, dropout=0.4).eval()(torch.rand(2, 1, SMALL_SIDE, SMALL_SIDE)).shape == (2,)
 
 
 def test_dropout_has_the_rate_asked_for() -> None:

@@ -9,10 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from shared.params import TrainingParams
 from trainer.checkpoint import CheckpointError, load
 from trainer.device import DeviceFaces
-from trainer.model import NETWORKS, build_network, reference
+from trainer.model import NETWORKS, FaceNetwork, build_network, reference
+from trainer.objective import Targets
+from trainer.recipe import Recipe
 from trainer.train import (
     EpochRow,
     Interrupted,
@@ -27,30 +28,28 @@ from trainer.train import (
 
 CPU = torch.device("cpu")
 TRAINING, VALIDATION = np.arange(26), np.arange(26, 36)
-PARAMS = TrainingParams(network="reference", epochs=2, batch_size=10, patience=2, seed=3)
+RECIPE = Recipe(network="reference", epochs=2, batch_size=10, patience=2, growing=False, averaging=0.5, seed=3)
 """Three steps an epoch."""
 
 
-def small(dropout: float) -> nn.Module:
+def tiny(dropout: float) -> FaceNetwork:
     """A network that takes no time, with everything that holds state: normalisation and dropout."""
-    return nn.Sequential(
-        nn.AvgPool2d(4),
+    features = nn.Sequential(
+        nn.AdaptiveAvgPool2d(32),
         nn.Conv2d(1, 4, kernel_size=3),
         nn.BatchNorm2d(4),
         nn.ReLU(),
         nn.AvgPool2d(6),
         nn.Flatten(),
-        nn.Dropout(dropout),
-        nn.Linear(100, 1),
-        nn.Flatten(0),
     )
+    return FaceNetwork(features, 100, dropout, any_side=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_network() -> Iterator[None]:
+def tiny_network() -> Iterator[None]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(NETWORKS, "reference", small)
+        patch.setitem(NETWORKS, "reference", tiny)
         yield
 
 
@@ -68,7 +67,7 @@ def run(**changes: Any) -> Trained:
     arguments: dict[str, Any] = {
         "training": TRAINING,
         "validation": VALIDATION,
-        "params": PARAMS,
+        "recipe": RECIPE,
         "dataset_sha256": "a" * 64,
         "device": CPU,
         "checkpoint_s": 3600,
@@ -77,7 +76,8 @@ def run(**changes: Any) -> Trained:
         "on_epoch": lambda _: None,
         "should_stop": lambda: False,
     }
-    return train(changes.pop("faces", faces), labels, **(arguments | changes))
+    targets = Targets(labels, age_bands=np.arange(len(labels), dtype=np.uint8) % 8, ethnicities=labels)
+    return train(changes.pop("faces", faces), targets, **(arguments | changes))
 
 
 def after(calls: int) -> Callable[[], bool]:
@@ -119,11 +119,11 @@ def test_a_run_interrupted_anywhere_resumes_to_the_same_bits(
 @pytest.mark.parametrize("name", ["reference", "compact"])
 def test_every_network_resumes_to_the_same_bits_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(NETWORKS, "reference", reference)
-    params = PARAMS.model_copy(update={"epochs": 1, "network": name})
+    recipe = RECIPE.model_copy(update={"epochs": 1, "network": name})
     saved: list[bytes] = []
     with pytest.raises(Interrupted):
-        run(params=params, should_stop=after(3), on_checkpoint=saved.append)
-    assert_same(run(params=params, resume=load(saved[0])), run(params=params))
+        run(recipe=recipe, should_stop=after(3), on_checkpoint=saved.append)
+    assert_same(run(recipe=recipe, resume=load(saved[0])), run(recipe=recipe))
 
 
 def test_a_run_resumes_to_the_same_bits_from_a_checkpoint_after_any_step(
@@ -157,7 +157,7 @@ def test_resuming_adds_up_the_time_spent(uninterrupted: tuple[Trained, list[byte
 
 
 def test_another_seed_gives_other_weights(uninterrupted: tuple[Trained, list[bytes]]) -> None:
-    other = run(params=PARAMS.model_copy(update={"seed": 4, "epochs": 1}))
+    other = run(recipe=RECIPE.model_copy(update={"seed": 4, "epochs": 1}))
     assert other.history[0].train_loss != uninterrupted[0].history[0].train_loss
 
 
@@ -165,16 +165,14 @@ def test_training_leaves_torchs_own_generator_as_it_was() -> None:
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    run(params=PARAMS.model_copy(update={"epochs": 1}))
+    run(recipe=RECIPE.model_copy(update={"epochs": 1}))
     assert torch.equal(torch.rand(1), expected)
 
 
 def test_genders_that_can_be_told_apart_are_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(NETWORKS, "reference", reference)
-    params = TrainingParams(
-        network="reference", epochs=3, batch_size=4, augment=False, dropout=0.0, learning_rate=0.0005
-    )
-    trained = run(params=params)
+    recipe = Recipe(network="reference", epochs=3, batch_size=4, augment=False, dropout=0.0, learning_rate=0.0005)
+    trained = run(recipe=recipe)
     best = trained.history[trained.best_epoch - 1]
     assert best.val_accuracy == 1.0
     assert best.val_loss == min(row.val_loss for row in trained.history)
@@ -191,7 +189,7 @@ def test_training_stops_early_and_returns_the_weights_of_its_best_epoch() -> Non
     # Swapped labels: what helps in training hurts in validation, so no epoch is better than the first.
     faces, _ = drawn_faces()
     faces[VALIDATION] = faces[VALIDATION[::-1]]
-    params = TrainingParams(
+    recipe = Recipe(
         network="reference",
         schedule="constant",
         epochs=20,
@@ -202,12 +200,12 @@ def test_training_stops_early_and_returns_the_weights_of_its_best_epoch() -> Non
         learning_rate=0.01,
     )
     saved: list[bytes] = []
-    trained = run(faces=faces, params=params, on_checkpoint=saved.append)
+    trained = run(faces=faces, recipe=recipe, on_checkpoint=saved.append)
     assert len(trained.history) < 20
     assert len(trained.history) == trained.best_epoch + 1
     assert validation_loss(trained, faces) == pytest.approx(trained.history[-2].val_loss, rel=1e-4)
     assert validation_loss(trained, faces) < trained.history[-1].val_loss
-    again = run(faces=faces, params=params, resume=load(saved[-1]))
+    again = run(faces=faces, recipe=recipe, resume=load(saved[-1]))
     assert len(again.history) == len(trained.history)
 
 
@@ -224,7 +222,7 @@ def test_progress_says_where_training_stands() -> None:
 
 def test_progress_comes_about_twice_a_second_and_not_at_every_step() -> None:
     steps: list[Progress] = []
-    trained = run(on_step=steps.append, params=PARAMS.model_copy(update={"batch_size": 2}))
+    trained = run(on_step=steps.append, recipe=RECIPE.model_copy(update={"batch_size": 2}))
     assert 1 <= len(steps) <= trained.seconds * 2 + 1
     assert len(steps) < 26
 
@@ -235,14 +233,15 @@ def test_each_epoch_is_told_once_with_its_figures(uninterrupted: tuple[Trained, 
     assert rows == trained.history
     assert [row.epoch for row in rows] == [1, 2]
     for row in rows:
-        assert row.learning_rate == learning_rate_at(PARAMS, row.epoch * 3 - 1, 6)
+        assert row.learning_rate == learning_rate_at(RECIPE, row.epoch * 3 - 1, 6)
         assert 0 < row.seconds < 60
         assert row.images_per_second > len(TRAINING) / row.seconds
 
 
 def test_an_epochs_accuracy_counts_each_training_face_once(uninterrupted: tuple[Trained, list[bytes]]) -> None:
     for row in uninterrupted[0].history:
-        assert (row.train_accuracy * len(TRAINING)) % 1 == pytest.approx(0, abs=1e-9)
+        right = row.train_accuracy * len(TRAINING)
+        assert right == pytest.approx(round(right), abs=1e-9)
 
 
 def test_a_read_only_memory_map_trains_to_the_same_bits(
@@ -252,29 +251,27 @@ def test_a_read_only_memory_map_trains_to_the_same_bits(
     assert_same(run(faces=np.load(tmp_path / "faces.npy", mmap_mode="r")), uninterrupted[0])
 
 
-class Steep(nn.Module):
+class Steep(FaceNetwork):
     """A network whose logits overflow after one step at a learning rate of 1."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.dense = nn.Linear(128 * 128, 1)
+        super().__init__(nn.Flatten(), 128 * 128, 0.0)
 
-    def forward(self, faces: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.dense(faces.flatten(1)).squeeze(1) ** 11
-        return logits
+    def decide(self, embedding: torch.Tensor) -> torch.Tensor:
+        return super().decide(embedding) ** 11
 
 
 def test_the_step_size_warms_up_and_falls_along_half_a_cosine_or_stays() -> None:
-    rates = [learning_rate_at(PARAMS, step, 200) for step in range(200)]
+    rates = [learning_rate_at(RECIPE, step, 200) for step in range(200)]
     top = rates.index(max(rates))
     assert top == 10
-    assert rates[top] == PARAMS.learning_rate
+    assert rates[top] == RECIPE.learning_rate
     assert rates[:top] == sorted(rates[:top])
     assert rates[top:] == sorted(rates[top:], reverse=True)
-    assert rates[105] == pytest.approx(PARAMS.learning_rate / 2)
-    assert 0 < rates[-1] < PARAMS.learning_rate / 1000
-    constant = PARAMS.model_copy(update={"schedule": "constant"})
-    assert {learning_rate_at(constant, step, 200) for step in range(200)} == {PARAMS.learning_rate}
+    assert rates[105] == pytest.approx(RECIPE.learning_rate / 2)
+    assert 0 < rates[-1] < RECIPE.learning_rate / 1000
+    constant = RECIPE.model_copy(update={"schedule": "constant"})
+    assert {learning_rate_at(constant, step, 200) for step in range(200)} == {RECIPE.learning_rate}
 
 
 @pytest.mark.parametrize("checkpoint_s", [0, 3600])
@@ -285,7 +282,7 @@ def test_a_diverging_loss_ends_the_run_with_the_learning_rate_named(
     saved: list[bytes] = []
     with pytest.raises(TrainingDiverged, match=r"in epoch 1: found a loss of (nan|inf), .* below 1$") as caught:
         run(
-            params=TrainingParams(network="reference", schedule="constant", learning_rate=1, batch_size=4),
+            recipe=RECIPE.model_copy(update={"schedule": "constant", "learning_rate": 1.0, "batch_size": 4}),
             checkpoint_s=checkpoint_s,
             on_checkpoint=saved.append,
         )
@@ -305,7 +302,7 @@ def test_a_checkpoint_of_another_run_is_refused(uninterrupted: tuple[Trained, li
 
 
 def test_a_checkpoint_whose_weights_do_not_fit_is_refused(uninterrupted: tuple[Trained, list[bytes]]) -> None:
-    unfit = dataclasses.replace(load(uninterrupted[1][0]), network={"0.weight": torch.zeros(1)})
+    unfit = dataclasses.replace(load(uninterrupted[1][0]), objective={"0.weight": torch.zeros(1)})
     with pytest.raises(CheckpointError, match="do not fit the network"):
         run(resume=unfit)
 
@@ -333,5 +330,5 @@ def test_the_order_of_faces_follows_from_seed_and_epoch() -> None:
 
 
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
-    run(params=PARAMS.model_copy(update={"epochs": 1}))
+    run(recipe=RECIPE.model_copy(update={"epochs": 1}))
     assert capfd.readouterr() == ("", "")

@@ -1,0 +1,220 @@
+"""What each ingredient of the recipe is worth: `make bench-recipe DATASET=faces.zip` trains with and without it.
+
+Every row is trained from the same split by the same code as a run of the service, seed by seed, and measured on the
+same held-out fifth. Rows that are done are kept in a file, so that a long evening may be interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from shared.archive import ArchiveLimits
+from shared.dataset import FACES_CSV, FACES_NPY, read_faces_csv
+from shared.image import ImageLimits
+from shared.params import TrainingParams
+from shared.settings import load_settings
+from trainer.dataset import Dataset
+from trainer.device import DeviceFaces, choose_device
+from trainer.ingest import ingest
+from trainer.model import build_network, cost
+from trainer.recipe import decide
+from trainer.train import measure_speed, predict_logits, train
+
+ROWS: Final[dict[str, dict[str, Any]]] = {
+    "the default": {},
+    "without age and ethnicity": {"auxiliary": 0.0},
+    "without growing faces": {"growing": False},
+    "without augmentation": {"augment": False},
+    "without weight decay": {"weight_decay": 0.0},
+    "without a schedule": {"schedule": "constant", "learning_rate": 0.001},
+    "with averaged weights": {"averaging": 0.998},
+    "half the epochs": {"epochs": 0.5},
+    "twice the epochs": {"epochs": 2.0},
+    "the small network": {"network": "small"},
+    "the large network": {"network": "large"},
+    "`reference`, plain": {
+        "network": "reference",
+        "schedule": "constant",
+        "learning_rate": 0.0005,
+        "weight_decay": 0.0,
+        "auxiliary": 0.0,
+    },
+    "`reference`, by the default recipe": {"network": "reference", "learning_rate": 0.001},
+}
+"""What each row changes; epochs are relative to what `auto` takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One row with one seed.
+
+    Attributes:
+        accuracy: on the held-out part.
+        log_loss: likewise, uncalibrated.
+        multiply_adds: of one face.
+        seconds: training, validation included.
+        curve: (seconds since the start, validation accuracy) after each epoch.
+    """
+
+    row: str
+    seed: int
+    dataset: str
+    accuracy: float
+    log_loss: float
+    multiply_adds: int
+    seconds: float
+    curve: list[tuple[float, float]]
+
+
+def measure(row: str, seed: int, dataset: Dataset, device: torch.device, progress: Progress) -> Outcome:
+    """Trains one row with one seed, and measures it."""
+    training, held_out = dataset.part("train"), dataset.part("test")
+    changes = dict(ROWS[row])
+    default = decide(TrainingParams(), faces=len(training), device=device, speed=lambda _: math.inf)
+    if "epochs" in changes:
+        changes["epochs"] = max(1, round(default.epochs * changes["epochs"]))
+    recipe = decide(
+        TrainingParams.model_validate({"seed": seed} | changes),
+        faces=len(training),
+        device=device,
+        speed=lambda recipe: measure_speed(recipe, device),
+    )
+    task = progress.add_task(f"{row}, seed {seed}", total=recipe.epochs)
+    trained = train(
+        dataset.faces,
+        dataset.targets,
+        training=training,
+        validation=dataset.part("validation"),
+        recipe=recipe,
+        dataset_sha256=dataset.sha256,
+        device=device,
+        checkpoint_s=math.inf,
+        on_checkpoint=lambda _: None,
+        on_step=lambda at: progress.update(task, completed=at.epoch - 1 + at.step / at.steps),
+        on_epoch=lambda epoch: progress.update(task, completed=epoch.epoch),
+        should_stop=lambda: False,
+    )
+    progress.remove_task(task)
+    network = build_network(recipe.network, dropout=recipe.dropout)
+    network.load_state_dict(trained.weights)
+    logits = predict_logits(network.to(device), DeviceFaces(dataset.faces, device), held_out).astype(np.float64)
+    female = dataset.labels[held_out] == 1
+    clock = np.cumsum([epoch.seconds for epoch in trained.history])
+    return Outcome(
+        row=row,
+        seed=seed,
+        dataset=dataset.sha256,
+        accuracy=float(np.mean((logits >= 0) == female)),
+        log_loss=float(np.mean(np.logaddexp(0, np.where(female, -logits, logits)))),
+        multiply_adds=cost(network).multiply_adds,
+        seconds=float(clock[-1]),
+        curve=[(float(at), epoch.val_accuracy) for at, epoch in zip(clock, trained.history, strict=True)],
+    )
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """Returns what came of it as Markdown."""
+    lines = [
+        "| recipe | accuracy | each seed | log loss | multiply-adds | seconds | to the reference's best |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    references = [outcome for outcome in outcomes if outcome.row.startswith("`reference`")]
+    target = max((max(accuracy for _, accuracy in outcome.curve) for outcome in references), default=None)
+    for row in ROWS:
+        done = sorted((outcome for outcome in outcomes if outcome.row == row), key=lambda outcome: outcome.seed)
+        if not done:
+            continue
+        reached = [_reached(outcome, target) for outcome in done]
+        times = [seconds for seconds in reached if seconds is not None]
+        first = f"{statistics.mean(times):.0f} s" if times and len(times) == len(done) else "never"
+        lines.append(
+            f"| {row} | {statistics.mean(outcome.accuracy for outcome in done):.1%} "
+            f"| {', '.join(f'{outcome.accuracy:.1%}' for outcome in done)} "
+            f"| {statistics.mean(outcome.log_loss for outcome in done):.3f} | {done[0].multiply_adds / 1e6:.0f} M "
+            f"| {statistics.mean(outcome.seconds for outcome in done):.0f} | {first if target else ''} |"
+        )
+    return "\n".join(lines)
+
+
+def _reached(outcome: Outcome, target: float | None) -> float | None:
+    """Returns after how many seconds the validation accuracy was as good as `target`."""
+    return next((at for at, accuracy in outcome.curve if target is not None and accuracy >= target), None)
+
+
+@contextmanager
+def decoded(archive: Path) -> Iterator[Dataset]:
+    """Decodes an archive as a run of the service does, and opens it."""
+    settings = load_settings()
+    with archive.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    with tempfile.TemporaryDirectory(prefix="genderline-") as folder:
+        ingest(
+            archive,
+            Path(folder),
+            ArchiveLimits.from_settings(settings),
+            ImageLimits.from_settings(settings),
+            threads=settings.cores,
+            archive_sha256=sha256,
+            on_progress=lambda *_: None,
+        )
+        with (Path(folder) / FACES_CSV).open(encoding="utf-8", newline="") as table_file:
+            rows = read_faces_csv(table_file)
+        yield Dataset(sha256, np.load(Path(folder) / FACES_NPY, mmap_mode="r"), rows)
+
+
+@click.command()
+@click.argument("archive", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--seeds", default=2, show_default=True, help="Seeds of each row.")
+@click.option("--only", multiple=True, type=click.Choice(list(ROWS)), help="Rows to train; all without it.")
+@click.option(
+    "--results",
+    default=Path("build/recipe.jsonl"),
+    show_default=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Keeps what is done; rows in it are not trained again.",
+)
+def main(archive: Path, seeds: int, only: tuple[str, ...], results: Path) -> None:
+    """Trains every row of the table on ARCHIVE, and prints what it is worth."""
+    torch.set_num_threads(load_settings().cores)
+    device = choose_device("auto")
+    console = Console()
+    results.parent.mkdir(parents=True, exist_ok=True)
+    results.touch()
+    with (
+        decoded(archive) as dataset,
+        Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console) as progress,
+    ):
+        outcomes = [Outcome(**json.loads(line)) for line in results.read_text().splitlines()]
+        outcomes = [outcome for outcome in outcomes if outcome.dataset == dataset.sha256]
+        for seed in range(seeds):
+            for row in only or ROWS:
+                if any((outcome.row, outcome.seed) == (row, seed) for outcome in outcomes):
+                    continue
+                outcomes.append(measure(row, seed, dataset, device, progress))
+                with results.open("a") as file:
+                    file.write(json.dumps(asdict(outcomes[-1])) + "\n")
+                progress.console.print(f"{row}, seed {seed}: {outcomes[-1].accuracy:.1%}")
+        faces = {split: len(dataset.part(split)) for split in ("train", "validation", "test")}
+    console.print(f"{archive.name}: {faces}, on {device}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}")
+    print(table(outcomes))  # noqa: T201 - Markdown, whole lines
+
+
+if __name__ == "__main__":
+    main()
