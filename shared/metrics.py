@@ -93,7 +93,7 @@ class InferenceMetrics:
         )
         self.shadow_run = Histogram(
             "genderline_shadow_run_seconds",
-            "Runs of champion and challenger on the same images, one after the other",
+            "Runs of champion and challenger on the same images; on a CPU, CPU time",
             ["model"],
             buckets=_LATENCY_BUCKETS,
             registry=registry,

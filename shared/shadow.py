@@ -24,7 +24,7 @@ class ShadowFigures(BaseModel):
         failed: of those, without an answer from the challenger.
         difference: sum of the absolute differences of both probabilities.
         timed: images on which both models were run one after the other in the same thread, for their times.
-        challenger_s: the challenger's time for these, in seconds.
+        challenger_s: the challenger's time for these, in seconds; on a CPU, CPU time.
         champion_s: the champion's.
     """
 
