@@ -224,6 +224,9 @@ def test_figures_that_could_not_be_saved_are_saved_later(
         eventually(lambda: "what the challenger did is not saved" in caplog.text, 10, "a warning")
         loops.store.delete(key)
         eventually(lambda: saved(loops).images == 1, 10, "the figures are saved")
+        show(loops, model, 250)
+        eventually(lambda: saved(loops).images >= 2, 10, "later figures are saved")
+    assert saved(loops).images == 2  # nothing twice
 
 
 # -- the rule
