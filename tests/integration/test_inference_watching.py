@@ -145,7 +145,7 @@ def test_a_challenger_is_promoted_in_the_midst_of_its_traffic(either_installatio
         client.promote(challenger, "it won")
         eventually(lambda: answered_by({challenger}), 20, "the new champion answers")
         beats(client, lambda beat: beat["version"] == challenger and beat["challenger"] is None)
-        assert len(versions) % 20 == 0
+        assert {1, challenger} == set(versions)
         assert client.broker.dead_letters() == []
 
 
@@ -166,7 +166,9 @@ def test_the_rule_promotes_a_faster_challenger_of_the_same_answers_once(either_i
         beats(client, lambda beat: beat["version"] == challenger and beat["challenger"] is None)
         history = client.registry.history()
     assert [entry["action"] for entry in history] == ["promote", "challenge", "promote"]
-    assert re.match("rule: as challenger of version 1 it agrees on 100.0 % of [2-9].* takes 0", history[-1]["reason"])
+    why = re.match(r"rule: as challenger of version 1 it agrees on 100.0 % of ([\d,]+) images", history[-1]["reason"])
+    assert why is not None
+    assert int(why[1].replace(",", "")) >= 200
 
 
 def test_without_a_share_a_challenger_sees_nothing(installation: Installation) -> None:
