@@ -300,7 +300,7 @@ def status() -> Response:
                 parts.broker.topology.short(queue): dataclasses.asdict(depth)
                 for queue, depth in parts.broker.depths().items()
             },
-            "speed": parts.presence.speed(),
+            "speed": dataclasses.asdict(parts.presence.speed()),
             "aliases": dataclasses.asdict(parts.client.registry.aliases()),
         }
     )
@@ -338,7 +338,7 @@ def _field(name: str) -> str | None:
 
 
 def _json_object() -> dict[str, Any]:
-    if not request.is_json:
+    if not request.is_json or not request.content_length:  # many clients always say that they send JSON
         return {}
     body = request.get_json(silent=True)
     if not isinstance(body, dict):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import secrets
 from datetime import timedelta
 from typing import Final
@@ -19,7 +20,8 @@ from urllib.parse import urlsplit
 from flask import Blueprint, Flask, Response, current_app, g, redirect, render_template, request, session, url_for
 from werkzeug.wrappers import Response as WsgiResponse
 
-from dashboard.errors import Forbidden
+from dashboard.attempts import Attempts
+from dashboard.errors import Forbidden, TooManyAttempts
 from shared.errors import GenderlineError
 from shared.metrics import authorised
 from shared.settings import LOOPBACK, Settings
@@ -34,8 +36,8 @@ _LOGIN_LASTS: Final = timedelta(days=30)
 blueprint = Blueprint("auth", __name__)
 
 
-def register_auth(app: Flask, settings: Settings) -> None:
-    """Guards every request of `app`."""
+def register_auth(app: Flask, settings: Settings, attempts: Attempts | None = None) -> None:
+    """Guards every request of `app`; `attempts` counts wrong tokens, by default from none on."""
     app.config.update(
         SECRET_KEY=_session_key(settings.token),
         SESSION_COOKIE_NAME="genderline_session",
@@ -43,6 +45,7 @@ def register_auth(app: Flask, settings: Settings) -> None:
         SESSION_COOKIE_SAMESITE="Strict",
         PERMANENT_SESSION_LIFETIME=_LOGIN_LASTS,
         GENDERLINE_TOKEN=settings.token,
+        GENDERLINE_ATTEMPTS=attempts or Attempts(),
     )
     app.register_blueprint(blueprint)
     app.before_request(_guard)
@@ -78,7 +81,7 @@ def _session_key(token: str | None) -> bytes:
 def _guard() -> WsgiResponse | None:
     token: str | None = current_app.config["GENDERLINE_TOKEN"]
     header = request.headers.get("Authorization")
-    bearer = token is not None and header is not None and authorised(header, token)
+    bearer = token is not None and header is not None and _is_token(header, token)
     if token is None and _host_name(f"//{request.host}") not in LOOPBACK:
         raise Forbidden(f"found the host name {request.host!r}, expected a loopback name such as localhost")
     if request.method not in _SAFE and not bearer:
@@ -88,6 +91,25 @@ def _guard() -> WsgiResponse | None:
     if request.path.startswith("/api/") or request.path == "/metrics":
         raise GenderlineError("expected Authorization: Bearer TOKEN, or a login", code="unauthorized")
     return redirect(url_for("auth.login", next=request.full_path.rstrip("?")), 303)
+
+
+def _is_token(header: str, token: str) -> bool:
+    """Returns whether a program's `Authorization` header carries the token.
+
+    Strangers elsewhere cannot shut programs out: of all wrong guesses only those from the same address count here.
+
+    Raises:
+        TooManyAttempts: that address was wrong too often, so this was not even looked at.
+    """
+    if not header.lower().startswith("bearer"):
+        return False  # some proxy's own, and no guess
+    attempts: Attempts = current_app.config["GENDERLINE_ATTEMPTS"]
+    if wait_s := math.ceil(attempts.wait_s(request.remote_addr, alone=True)):
+        raise TooManyAttempts(f"too many wrong tokens; the next one is looked at in {wait_s} seconds", wait_s=wait_s)
+    if authorised(header, token):
+        return True
+    attempts.failed(request.remote_addr)
+    return False
 
 
 def _refuse_foreign() -> None:
@@ -137,16 +159,21 @@ def login() -> str | WsgiResponse:
     """The page that asks for the token."""
     if current_app.config["GENDERLINE_TOKEN"] is None or session.get("in"):
         return redirect(_own_page(request.args.get("next")), 303)
-    return render_template("login.html", next=_own_page(request.args.get("next")), wrong=False)
+    return render_template("login.html", next=_own_page(request.args.get("next")))
 
 
 @blueprint.post("/login")
-def log_in() -> tuple[str, int] | WsgiResponse:
+def log_in() -> tuple[str, int, dict[str, str]] | WsgiResponse:
     """Takes the token and gives a cookie for it."""
     given = request.form.get("token", "")
     target = _own_page(request.form.get("next"))
+    attempts: Attempts = current_app.config["GENDERLINE_ATTEMPTS"]
+    if wait_s := math.ceil(attempts.wait_s(request.remote_addr)):
+        page = render_template("login.html", next=target, wait_s=wait_s)
+        return page, 429, {"Retry-After": str(wait_s)}
     if not authorised(f"Bearer {given}", current_app.config["GENDERLINE_TOKEN"]):
-        return render_template("login.html", next=target, wrong=True), 401
+        attempts.failed(request.remote_addr)
+        return render_template("login.html", next=target, wrong=True), 401, {}
     session.clear()
     session.permanent = True
     session["in"] = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from flask import Flask, Response, jsonify, render_template, request
+from flask import Flask, Response, jsonify, make_response, render_template, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as WsgiResponse
 
@@ -34,6 +34,7 @@ STATUSES: Final[dict[str, int]] = {
     "conflict": 409,
     "not_found": 404,
     "unauthorized": 401,
+    "too_many_attempts": 429,
     "too_large": 413,
     "timeout": 504,
     "unavailable": 503,
@@ -54,6 +55,7 @@ _OF_HTTP: Final = {
 _NEXT_STEPS: Final = {
     "not_found": "It may have been removed, or the address is mistyped. Start again from the overview.",
     "unauthorized": "Go back, reload the page and try again.",
+    "too_many_attempts": "Wait a moment, then try again with the right token.",
     "conflict": "Reload the page to see the present state.",
     "unavailable": "Wait a moment and reload. If it stays like this, check that the broker and the store are up.",
     "timeout": "Check on the overview that an inference worker is alive and that there is a model, then try again.",
@@ -69,6 +71,22 @@ class Forbidden(GenderlineError):
     default_code = "unauthorized"
 
 
+class TooManyAttempts(GenderlineError):
+    """Somebody guesses tokens.
+
+    Args:
+        message: as for every error.
+        code: likewise.
+        wait_s: seconds until the next guess is looked at.
+    """
+
+    default_code = "too_many_attempts"
+
+    def __init__(self, message: str, *, code: str | None = None, wait_s: int = 0) -> None:
+        super().__init__(message, code=code)
+        self.wait_s = wait_s
+
+
 def register_errors(app: Flask) -> None:
     """Makes every error of a view an answer in the form that its reader expects."""
     app.register_error_handler(GenderlineError, _of_ours)
@@ -81,8 +99,11 @@ def status_of(error: GenderlineError) -> int:
     return 403 if isinstance(error, Forbidden) else STATUSES[error.code]
 
 
-def _of_ours(error: GenderlineError) -> tuple[Response | str, int]:
-    return _answer(error, status_of(error))
+def _of_ours(error: GenderlineError) -> WsgiResponse:
+    answer = make_response(_answer(error, status_of(error)))
+    if isinstance(error, TooManyAttempts):
+        answer.headers["Retry-After"] = str(error.wait_s)
+    return answer
 
 
 def _of_http(error: HTTPException) -> WsgiResponse | tuple[Response | str, int]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from dashboard.schemas import schemas
 from shared.errors import CODES
 from shared.messages import IMAGES, ZIP
-from shared.params import TrainingParams
 
 _RUN_ID: Final = {"name": "run_id", "in": "path", "required": True, "schema": {"type": "string"}}
 _JOB_ID: Final = {"name": "job_id", "in": "path", "required": True, "schema": {"type": "string"}}
@@ -27,7 +27,7 @@ def document() -> dict[str, Any]:
         "security": [{}, {"token": []}],
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
-            "schemas": _schemas(),
+            "schemas": schemas(),
             "responses": {
                 "Error": {"description": "What went wrong", "content": _json("Error")},
             },
@@ -145,7 +145,7 @@ def _paths() -> dict[str, Any]:
         },
         "/models/{version}": {
             "get": _operation(
-                "get_model", "A version's card", {"200": _answer("Object", "The card")}, parameters=[_VERSION]
+                "get_model", "A version's card", {"200": _answer("ModelCard", "The card")}, parameters=[_VERSION]
             )
         },
         "/models/{version}/model.onnx": {
@@ -186,7 +186,7 @@ def _paths() -> dict[str, Any]:
                 parameters=[_query("reason", "Why; it is kept")],
             )
         },
-        "/dead": {"get": _operation("list_dead", "Dead letters", {"200": _answer("Object", "The letters")})},
+        "/dead": {"get": _operation("list_dead", "Dead letters", {"200": _answer("DeadLetters", "The letters")})},
         "/dead/retry": {
             "post": _operation(
                 "retry_dead",
@@ -200,7 +200,7 @@ def _paths() -> dict[str, Any]:
                 "drop_dead", "Delete dead letters", {"200": _answer("Count", "How many")}, parameters=_chosen_dead()
             )
         },
-        "/status": {"get": _operation("status", "Workers, queues and speed", {"200": _answer("Object", "All that")})},
+        "/status": {"get": _operation("status", "Workers, queues and speed", {"200": _answer("Status", "All that")})},
         "/events": {
             "get": _operation(
                 "events",
@@ -214,63 +214,8 @@ def _paths() -> dict[str, Any]:
             )
         },
         "/openapi.json": {
-            "get": _operation("openapi", "This document", {"200": _answer("Object", "OpenAPI 3.1")}),
+            "get": _operation("openapi", "This document", {"200": _answer("OpenApi", "OpenAPI 3.1")}),
         },
-    }
-
-
-def _schemas() -> dict[str, Any]:
-    text, whole, number = {"type": "string"}, {"type": "integer"}, {"type": "number"}
-    maybe_text = {"type": ["string", "null"]}
-    error = _object({"code": {"type": "string", "enum": list(CODES)}, "message": text}, ["code", "message"])
-    model = _object({"name": text, "version": whole}, ["name", "version"])
-    return {
-        "Object": {"type": "object"},
-        "Error": _object({"error": error}, ["error"]),
-        "RunAccepted": _object({"run_id": text}, ["run_id"]),
-        "JobAccepted": _object({"job_id": text}, ["job_id"]),
-        "TrainingParams": TrainingParams.model_json_schema(),
-        "Sample": _object({"drawing": {"type": "boolean"}, "done": whole, "total": whole, "run_id": maybe_text}),
-        "Run": _object({"run_id": text, "name": text, "state": text, "created": text}, ["run_id", "state"]),
-        "Runs": _list_of("runs", "Run"),
-        "Job": _object({"job_id": text, "name": text, "state": text, "created": text}, ["job_id", "state"]),
-        "Jobs": _list_of("jobs", "Job"),
-        "Aliases": _object(
-            {
-                "aliases": _object(
-                    {name: {"type": ["integer", "null"]} for name in ("champion", "previous", "challenger")}
-                )
-            }
-        ),
-        "Models": _object(
-            {
-                "models": {"type": "array", "items": model},
-                "shadow": {"type": ["object", "null"], "description": "How the challenger does beside the champion"},
-                "total": whole,
-            },
-            ["models"],
-        ),
-        "Count": _object({"count": whole}, ["count"]),
-        "Predictions": _object(
-            {
-                "schema": {"const": 1},
-                "model": {"anyOf": [model, {"type": "null"}]},
-                "predictions": {
-                    "type": "array",
-                    "items": _object(
-                        {
-                            "id": maybe_text,
-                            "gender": {"type": "string", "enum": ["male", "female"]},
-                            "probability_female": {**number, "minimum": 0, "maximum": 1},
-                            "confidence": {**number, "minimum": 0.5, "maximum": 1},
-                            "error": error,
-                        },
-                        ["id"],
-                    ),
-                },
-            },
-            ["schema", "model", "predictions"],
-        ),
     }
 
 
@@ -302,7 +247,7 @@ def _archive_body(*, with_params: bool) -> dict[str, Any]:
         "required": True,
         "content": {
             ZIP: {"schema": {"type": "string", "format": "binary"}},
-            "multipart/form-data": {"schema": _object(properties, ["file"])},
+            "multipart/form-data": {"schema": {"type": "object", "properties": properties, "required": ["file"]}},
         },
     }
 
@@ -313,15 +258,6 @@ def _answer(schema: str, description: str) -> dict[str, Any]:
 
 def _json(schema: str) -> dict[str, Any]:
     return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
-
-
-def _object(properties: dict[str, Any], required: list[str] | None = None) -> dict[str, Any]:
-    return {"type": "object", "properties": properties, **({"required": required} if required else {})}
-
-
-def _list_of(name: str, schema: str) -> dict[str, Any]:
-    items = {"type": "array", "items": {"$ref": f"#/components/schemas/{schema}"}}
-    return _object({name: items, "total": {"type": "integer"}}, [name, "total"])
 
 
 def _query(name: str, description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:

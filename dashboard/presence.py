@@ -38,6 +38,21 @@ class WorkerState:
         return self.silent_s <= ALIVE_S
 
 
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast all inference workers together are.
+
+    Attributes:
+        images_per_second: of all of them.
+        latency_p50_ms: of the slowest worker; None where none answered messages lately.
+        latency_p99_ms: likewise.
+    """
+
+    images_per_second: float
+    latency_p50_ms: float | None
+    latency_p99_ms: float | None
+
+
 class Presence:
     """Remembers the newest heartbeat of every process, and the speed over the last ten minutes.
 
@@ -49,7 +64,7 @@ class Presence:
         self._clock = clock
         self._lock = threading.Lock()
         self._workers: dict[str, tuple[float, dict[str, Any]]] = {}
-        self._speed: deque[tuple[float, float, float | None]] = deque()
+        self._speed: deque[tuple[float, Speed]] = deque()
 
     def hear(self, event: Event) -> None:
         """Takes note of an event; all but heartbeats are passed over."""
@@ -59,7 +74,7 @@ class Presence:
         with self._lock:
             self._workers[event.payload["worker"]] = (now, event.payload)
             if not self._speed or now - self._speed[-1][0] >= _SAMPLE_S:
-                self._speed.append((now, *self._total(now)))
+                self._speed.append((now, self._total(now)))
                 while now - self._speed[0][0] > _SPEED_KEPT_S:
                     self._speed.popleft()
 
@@ -71,27 +86,35 @@ class Presence:
             found = [WorkerState(payload, now - heard) for heard, payload in self._workers.values()]
         return sorted(found, key=lambda worker: (str(worker.state.get("service")), str(worker.state.get("worker"))))
 
-    def speed(self) -> dict[str, float | None]:
-        """Returns `images_per_second` of all inference workers together and the worst `latency_p99_ms`, now."""
-        with self._lock:
-            rate, latency = self._total(self._clock())
-        return {"images_per_second": rate, "latency_p99_ms": latency}
+    def newest_predictions(self) -> list[dict[str, Any]]:
+        """Returns the answers that the workers told of last, newest first; see `newest` in docs/messages.md."""
+        told = [entry for worker in self.workers() for entry in worker.state.get("newest") or []]
+        return sorted(told, key=lambda entry: str(entry["at"]), reverse=True)
 
-    def speed_history(self) -> list[tuple[float, float, float | None]]:
-        """Returns (seconds ago, images a second, worst p99 latency in ms), oldest first, over ten minutes."""
+    def speed(self) -> Speed:
+        """Returns how fast the workers are now."""
+        with self._lock:
+            return self._total(self._clock())
+
+    def speed_history(self) -> list[tuple[float, Speed]]:
+        """Returns (seconds ago, speed), oldest first and now last, about every five seconds of the last ten minutes."""
         now = self._clock()
         with self._lock:
-            return [(now - at, rate, latency) for at, rate, latency in self._speed]
+            past = [(now - at, speed) for at, speed in self._speed]
+            return [*past, (0.0, self._total(now))] if past else []
 
-    def _total(self, now: float) -> tuple[float, float | None]:
-        rate, latencies = 0.0, []
-        for heard, payload in self._workers.values():
-            if now - heard > ALIVE_S or payload.get("service") != "inference":
-                continue
-            rate += float(payload.get("images_per_second") or 0.0)
-            if payload.get("latency_p99_ms") is not None:
-                latencies.append(float(payload["latency_p99_ms"]))
-        return rate, max(latencies, default=None)
+    def _total(self, now: float) -> Speed:
+        alive = [
+            payload
+            for heard, payload in self._workers.values()
+            if now - heard <= ALIVE_S and payload.get("service") == "inference"
+        ]
+
+        def slowest(key: str) -> float | None:
+            return max((float(payload[key]) for payload in alive if payload.get(key) is not None), default=None)
+
+        rate = sum(float(payload.get("images_per_second") or 0.0) for payload in alive)
+        return Speed(rate, slowest("latency_p50_ms"), slowest("latency_p99_ms"))
 
 
 @dataclass(frozen=True, slots=True)

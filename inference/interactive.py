@@ -7,9 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from inference.batcher import Outcome, Predictor, grouped
 from inference.models import Models
+from inference.newest import Newest
 from inference.session import ServedModel
 from inference.speed import Speed
 from shared.broker.base import Broker, BrokerError, Consumer, Delivery, Outgoing
@@ -48,6 +50,7 @@ class InteractiveLoop:
         policy: what becomes of messages that fail.
         metrics: told of waits and latencies.
         speed: told of images and latencies, for the heartbeat.
+        newest: told of answers, likewise.
         prefetch: messages held at once.
         batch_size: images handled together.
         batch_delay_s: how long a GPU waits for more.
@@ -62,6 +65,7 @@ class InteractiveLoop:
         policy: FailurePolicy,
         metrics: InferenceMetrics,
         speed: Speed,
+        newest: Newest,
         *,
         prefetch: int,
         batch_size: int,
@@ -74,6 +78,7 @@ class InteractiveLoop:
         self._policy = policy
         self._metrics = metrics
         self._speed = speed
+        self._newest = newest
         self._prefetch = prefetch
         self._batch_size = batch_size
         self._batch_delay_s = batch_delay_s
@@ -162,6 +167,7 @@ class InteractiveLoop:
         champion = self._models.champion
         assert champion is not None  # noqa: S101 - the loop starts with a champion and none is ever taken away
         replies: list[Outgoing] = []
+        answered: list[tuple[int, list[dict[str, Any]]]] = []
         expired = 0
         alike: dict[int, list[_Taken]] = {}
         loaded: dict[int, ServedModel] = {champion.version: champion}
@@ -180,6 +186,7 @@ class InteractiveLoop:
             for item in items:
                 entries = [_entry(key, next(outcomes)) for key in item.request.ids]
                 replies += json_reply(item.delivery, {"model": model.identity, "predictions": entries})
+                answered.append((version, entries))
         consumer.settle([item.delivery for item in group], replies)
         if expired:
             self._metrics.predictions.labels("expired").inc(expired)
@@ -187,6 +194,8 @@ class InteractiveLoop:
         for item in group:
             self._metrics.latency.observe(done - item.taken_at)
             self._speed.add(len(item.request.images), done - item.taken_at)
+        for version, entries in answered:
+            self._newest.add(version, entries)
 
 
 def _expired_reply(item: _Taken, champion: ServedModel) -> list[Outgoing]:
@@ -195,7 +204,7 @@ def _expired_reply(item: _Taken, champion: ServedModel) -> list[Outgoing]:
     return json_reply(item.delivery, {"model": champion.identity, "predictions": entries})
 
 
-def _entry(key: str | int | None, outcome: Outcome) -> dict[str, object]:
+def _entry(key: str | int | None, outcome: Outcome) -> dict[str, Any]:
     return prediction(key, outcome) if isinstance(outcome, float) else prediction_error(key, outcome)
 
 

@@ -20,6 +20,7 @@ from inference.drift import Drift
 from inference.interactive import InteractiveLoop
 from inference.jobs import BulkLoop
 from inference.models import Models
+from inference.newest import Newest
 from inference.shadow import Shadow
 from inference.speed import Speed
 from shared.broker.base import Broker
@@ -72,6 +73,7 @@ class Worker:
         if self._shadow.wanted:
             predictor = replace(predictor, observers=[*predictor.observers, self._shadow.observe])
         self._speed = Speed()
+        self._newest = Newest()
         self._interactive = InteractiveLoop(
             broker,
             self._models,
@@ -79,6 +81,7 @@ class Worker:
             policy,
             metrics,
             self._speed,
+            self._newest,
             prefetch=settings.prefetch,
             batch_size=settings.batch_size,
             batch_delay_s=settings.batch_delay_ms / 1000,
@@ -140,6 +143,7 @@ class Worker:
             "drift": self._drift.summary(),
             "challenger": self._shadow.summary(),
             **self._speed.summary(),
+            "newest": self._newest.summary(),
         }
 
     def _write_status(self, *, ready: bool) -> None:

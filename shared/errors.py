@@ -36,6 +36,7 @@ CODES: dict[str, str] = {
     "conflict": "The request contradicts the present state.",
     "not_found": "No such run, model, job, dataset or dead letter.",
     "unauthorized": "The token is missing or wrong.",
+    "too_many_attempts": "Too many wrong tokens; wait for as long as the header `Retry-After` says.",
     "too_large": "The request's body is over the limit.",
     "timeout": "No answer in time; the work goes on.",
     "unavailable": "The broker or the store is away, or the queue is full; try again later.",

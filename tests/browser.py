@@ -56,18 +56,23 @@ class Visit:
         base: the dashboard's address, without a slash at its end.
         size: width and height of the window.
         dark: whether the person likes it dark.
+        zone: the time zone where they are.
 
     Attributes:
         page: for Playwright's own calls.
         faults: console errors, uncaught exceptions, failed requests and requests to other hosts, so far.
     """
 
-    def __init__(self, browser: Browser, base: str, size: tuple[int, int] = DESK, *, dark: bool = False) -> None:
+    def __init__(
+        self, browser: Browser, base: str, size: tuple[int, int] = DESK, *, dark: bool = False, zone: str = "UTC"
+    ) -> None:
         self.base = base
         self.context = browser.new_context(
             viewport={"width": size[0], "height": size[1]},
             color_scheme="dark" if dark else "light",
             accept_downloads=True,
+            timezone_id=zone,
+            locale="en-US",
         )
         self.page: Page = self.context.new_page()
         self.page.set_default_timeout(20_000)

@@ -18,6 +18,7 @@ from inference.batcher import Predictor
 from inference.interactive import InteractiveLoop
 from inference.jobs import BulkLoop
 from inference.models import Models
+from inference.newest import Newest
 from inference.shadow import Shadow
 from inference.speed import Speed
 from shared.broker import open_broker
@@ -49,6 +50,7 @@ class Loops:
     models: Models
     policy: FailurePolicy
     speed: Speed
+    newest: Newest
     shadow: Shadow
     predictor: Predictor
 
@@ -64,6 +66,7 @@ class Loops:
             self.policy,
             self.metrics,
             self.speed,
+            self.newest,
             prefetch=self.settings.prefetch,
             batch_size=self.settings.batch_size,
             batch_delay_s=0.0,
@@ -134,6 +137,7 @@ def open_loops(folder: Path, broker_url: str, **settings: Any) -> Iterator[Loops
             models,
             FailurePolicy(chosen.delivery_limit, metrics.dead_letters),
             Speed(),
+            Newest(),
             shadow,
             Predictor(ImageLimits.from_settings(chosen), chosen.batch_size, metrics, observers=observers),
         )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import statistics
 from typing import Any
 
-from flask import Blueprint, flash, redirect, render_template, request, url_for
-from werkzeug.wrappers import Response
+from flask import Blueprint, Response, flash, jsonify, redirect, render_template, request, url_for
+from werkzeug.wrappers import Response as WsgiResponse
 
 from dashboard.context import Dashboard, dashboard
 from dashboard.formats import progress_view
+from dashboard.presence import Presence, Speed
 from shared import jobs, runs
 from shared.broker.base import Depth
 from shared.errors import Retryable
@@ -25,7 +28,6 @@ def overview() -> str:
     all_runs, all_jobs = parts.catalog.runs(), parts.catalog.jobs()
     aliases = parts.client.registry.aliases()
     champion = None if aliases.champion is None else parts.catalog.card(aliases.champion)
-    speed = parts.presence.speed()
     return render_template(
         "overview.html",
         champion=champion,
@@ -33,18 +35,31 @@ def overview() -> str:
         recent=[run for run in all_runs if run["state"] in runs.FINAL_STATES][:_SHOWN],
         jobs=all_jobs[:_SHOWN],
         workers=parts.presence.workers(),
-        speed=speed,
-        spark=_spark(parts),
+        speed=parts.presence.speed(),
+        lately=_lately(parts.presence),
         depths=_depths(parts),
         attention=_attention(parts, all_runs, all_jobs),
         sample=parts.samples.state,
         is_new=not all_runs and champion is None,
-        predictions=list(parts.recent_predictions)[:_SHOWN],
+        predictions=_newest_predictions(parts),
+    )
+
+
+@blueprint.get("/speed.json")
+def speed_json() -> Response:
+    """Sends the speed over the last ten minutes, as columns; `minutes` are before now, so at most 0."""
+    history = dashboard().presence.speed_history()
+    columns = [field.name for field in dataclasses.fields(Speed)]
+    return jsonify(
+        {
+            "minutes": [round(-ago_s / 60, 3) for ago_s, _ in history],
+            **{key: [getattr(speed, key) for _, speed in history] for key in columns},
+        }
     )
 
 
 @blueprint.post("/samples")
-def draw_sample() -> Response:
+def draw_sample() -> WsgiResponse:
     """Starts with the sample dataset."""
     dashboard().samples.draw(int(request.form.get("images", 1500)))
     flash("The sample dataset is being drawn; its training starts by itself.")
@@ -93,8 +108,27 @@ def _attention(
     return found[:_SHOWN]
 
 
-def _spark(parts: Dashboard) -> str:
-    """Returns the points of a line of images a second over the last ten minutes, in a box of 300 x 48."""
-    history = parts.presence.speed_history()
-    most = max((rate for _, rate, _ in history), default=0.0) or 1.0
-    return " ".join(f"{300 - ago / 2:.1f},{46 - 44 * rate / most:.1f}" for ago, rate, _ in history if ago <= 600)
+def _lately(presence: Presence) -> dict[str, float | None]:
+    """Returns the mean and highest speed, and the worst latency, of the last ten minutes; None without any."""
+    history = [speed for _, speed in presence.speed_history()]
+    rates = [speed.images_per_second for speed in history]
+    return {
+        "mean_rate": statistics.fmean(rates) if rates else None,
+        "top_rate": max(rates, default=None),
+        "worst_ms": max((ms for speed in history if (ms := speed.latency_p99_ms) is not None), default=None),
+    }
+
+
+def _newest_predictions(parts: Dashboard) -> list[dict[str, Any]]:
+    """Returns the newest predictions of all clients, newest first; those made here carry the image's name.
+
+    A worker tells no names: one of its answers is taken for one made here where model and probability are the same.
+    """
+    own = list(parts.recent_predictions)[:_SHOWN]
+    known = {(entry["version"], entry["probability_female"]) for entry in parts.recent_predictions}
+    others = [
+        entry
+        for entry in parts.presence.newest_predictions()
+        if entry["images"] > 1 or (entry["version"], entry["probability_female"]) not in known
+    ]
+    return sorted(own + others, key=lambda entry: str(entry["at"]), reverse=True)[:_SHOWN]

@@ -68,7 +68,8 @@ def predict_image() -> Response:
     entry = reply["predictions"][0]
     if "error" in entry:
         raise GenderlineError(entry["error"]["message"], code=entry["error"]["code"])
-    parts.recent_predictions.appendleft({**entry, "name": name or "an image", "at": now_iso()})
+    version = reply["model"]["version"]
+    parts.recent_predictions.appendleft({**entry, "name": name or "an image", "at": now_iso(), "version": version})
     label = label_or_none(name)
     return jsonify(
         {

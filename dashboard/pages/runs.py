@@ -52,6 +52,7 @@ def show_run(run_id: str) -> str:
         run=run,
         progress=progress_view(run["progress"]),
         ended=run["state"] in runs.FINAL_STATES,
+        epochs=len(parts.client.runs.history(run_id)),
         evaluation=evaluation,
         version=version,
         summary=parts.catalog.summary(run["dataset"]) if run["dataset"] else None,

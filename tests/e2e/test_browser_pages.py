@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from xml.etree import ElementTree
 
+import cv2
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Dialog, Locator, expect
 from waitress.server import create_server
 
 from shared import runs
@@ -86,6 +89,8 @@ def paths(site: Site) -> list[str]:
         "/models/1",
         "/jobs",
         "/jobs/job-000000000001",
+        "/predict",
+        f"/predict?dataset={sha256}&pick=wrong",
         "/dead",
     ]
 
@@ -116,16 +121,38 @@ def test_axe_finds_no_serious_fault_on_any_page(
     assert found == []
 
 
-def test_hostile_names_run_nothing(site: Site, base: str, browser: Browser) -> None:
-    visit = Visit(browser, base)
-    visit.page.on("dialog", lambda dialog: visit.faults.append(f"dialog: {dialog.message}"))
-    (sha256,) = site.store.children("datasets")
-    with site.worker():
-        visit.go(f"/predict?dataset={sha256}&face=0")
-        expect(visit.page.locator("#results h2").first).to_have_text(HOSTILE_NAMES[0])
-        expect(visit.page.locator("[data-took]").first).to_contain_text("By model")
+@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+def test_hostile_names_are_shown_as_they_are_and_run_nothing(
+    site: Site, base: str, browser: Browser, size: tuple[int, int]
+) -> None:
+    visit = Visit(browser, base, size)
+    dialogs: list[str] = []
 
+    def refuse(dialog: Dialog) -> None:
+        dialogs.append(dialog.message)
+        dialog.dismiss()
+
+    visit.page.on("dialog", refuse)
+    (sha256,) = site.store.children("datasets")
+    assert max(len(name) for name in HOSTILE_NAMES) >= 200
+    with site.worker():
+        for i, name in enumerate(HOSTILE_NAMES):
+            visit.go(f"/predict?dataset={sha256}&face={i}")
+            expect(visit.page.locator("#results h2").first).to_have_text(name)
+            expect(visit.page.locator("[data-took]").first).to_contain_text("By model")
+            visit.check()
+            visit.go(f"/datasets/{sha256}/faces/{i}")
+            shown = visit.page.locator("bdi.name")
+            expect(shown).to_have_text(name)
+            # A right-to-left mark in a name turns nothing around it.
+            assert shown.evaluate("(name) => getComputedStyle(name).unicodeBidi") == "isolate"
+            visit.check()
+    # All three were predicted, so the overview shows them too.
+    visit.go("/")
+    newest = visit.page.locator("#newest bdi").all_inner_texts()
+    assert set(HOSTILE_NAMES) <= set(newest)
     assert visit.page.locator("img[src='x']").count() == 0
+    assert dialogs == []
     visit.check()
     visit.close()
 
@@ -151,6 +178,44 @@ def test_progress_and_curves_move_with_the_events(site: Site, base: str, browser
     visit.close()
 
 
+REFRESH = """() => new Promise((done) => {
+  document.addEventListener("genderline:refreshed", () => done(), { once: true });
+  import(document.querySelector("script[src*='js/app']").src).then((app) => app.refresh());
+})"""
+
+
+def test_a_refresh_leaves_alone_what_has_not_changed(base: str, browser: Browser) -> None:
+    visit = Visit(browser, base)
+    visit.go(f"/runs/{RUN}")
+    visit.page.locator("#threshold[data-ready]").wait_for()
+    visit.page.locator("#threshold").fill("0.8")
+    visit.page.evaluate("document.activeElement.blur()")
+    visit.page.evaluate(REFRESH)
+
+    expect(visit.page.locator("#threshold")).to_have_value("0.8")
+    expect(visit.page.locator("[data-chart=roc]")).to_have_attribute("data-drawn", "yes")
+    visit.check()
+    visit.close()
+
+
+def test_the_overview_draws_speed_and_latency_as_heartbeats_come(site: Site, base: str, browser: Browser) -> None:
+    visit = Visit(browser, base)
+    beat = {"service": "inference", "worker": "here:1", "version": 2, "provider": "cpu"}
+    site.broker.emit(
+        "worker.heartbeat", {**beat, "images_per_second": 123.0, "latency_p50_ms": 4.5, "latency_p99_ms": 9}
+    )
+    visit.go("/")
+
+    expect(visit.page.locator("#rate dd").first).to_have_text("123")
+    expect(visit.page.locator("#latency dd").first).to_have_text("4.5 ms")
+    expect(visit.page.locator("[data-chart=latency]")).not_to_have_attribute("data-points", "0")
+    _, content = saved(visit, visit.page.locator("[data-chart=latency]"), "csv")
+    assert content.decode().splitlines()[0] == "minutes,latency_p50_ms,latency_p99_ms"
+    assert ",4.5,9" in content.decode()
+    visit.check()
+    visit.close()
+
+
 def test_the_pages_are_usable_by_keyboard_alone(base: str, browser: Browser) -> None:
     visit = Visit(browser, base)
     visit.go("/models/1")
@@ -168,19 +233,84 @@ def test_the_pages_are_usable_by_keyboard_alone(base: str, browser: Browser) -> 
     visit.close()
 
 
+AXES = {
+    "history": ["epoch"],
+    "compare": ["epoch"],
+    "roc": ["true positive rate", "false positive rate"],
+    "precision_recall": ["recall", "precision"],
+    "reliability": ["predicted probability of female", "labelled female"],
+    "genders": ["faces", "male", "female"],
+    "rate": ["images a second", "minutes from now"],
+    "latency": ["milliseconds", "p50", "p99"],
+    "ages": ["faces", "age in years"],
+    "ethnicities": ["faces", "Asian"],
+}
+
+
+def saved(visit: Visit, chart: Locator, format_: str) -> tuple[str, bytes]:
+    """Presses a plot's button by keyboard, and returns the file's name and content."""
+    with visit.page.expect_download() as download:
+        chart.locator("xpath=ancestor::section").locator(f"[data-save={format_}]").press("Enter")
+    return download.value.suggested_filename, download.value.path().read_bytes()
+
+
+def assert_picture(png: bytes, width: float) -> None:
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    picture = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert picture is not None
+    assert abs(picture.shape[1] - width) <= 4
+    assert 330 <= picture.shape[0] <= 700
+    assert (picture[..., 3] == 255).mean() > 0.98  # on a ground of its own, so that it can be read anywhere
+    assert picture[..., :3].std() > 5  # and something is drawn on it
+
+
+def assert_drawing(svg: bytes, words: list[str]) -> None:
+    drawing = ElementTree.fromstring(svg)
+    assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
+    text = "\n".join(drawing.itertext())
+    assert [word for word in words if word not in text] == []
+
+
 def test_a_plots_figures_are_saved_as_csv(base: str, browser: Browser) -> None:
     visit = Visit(browser, base)
     visit.go(f"/runs/{RUN}")
-    with visit.page.expect_download() as download:
-        visit.page.locator(".card:has([data-series=loss]) .link-button").click()
 
-    lines = download.value.path().read_text().splitlines()
+    name, content = saved(visit, visit.page.locator("[data-series=loss]"), "csv")
+
+    lines = content.decode().splitlines()
+    assert name == f"loss-{RUN}.csv"
     assert lines[0] == "epoch,train_loss,val_loss"
     assert len(lines) == 13
     visit.close()
 
 
-def test_the_threshold_moves_the_confusion(base: str, browser: Browser) -> None:
+@pytest.mark.parametrize(("size", "dark"), [(DESK, False), (PHONE, True)], ids=["desk", "phone"])
+def test_every_plot_is_saved_as_png_and_as_svg(
+    site: Site, base: str, browser: Browser, size: tuple[int, int], dark: bool
+) -> None:
+    visit = Visit(browser, base, size, dark=dark)
+    (sha256,) = site.store.children("datasets")
+    compared = f"/runs/compare?run={RUN}&run=run-000000000002"
+    pages = {"/": 2, f"/runs/{RUN}": 6, f"/datasets/{sha256}": 3, compared: 4}
+    # A page anew for each format: Chromium drops downloads of one document after ten in a row.
+    for path, expected, format_ in [(path, count, kind) for path, count in pages.items() for kind in ("png", "svg")]:
+        visit.go(path)
+        charts = visit.page.locator("[data-chart]")
+        assert charts.count() == expected
+        for i in range(expected):
+            name, content = saved(visit, charts.nth(i), format_)
+            assert name.endswith(f".{format_}")
+            box = charts.nth(i).bounding_box()
+            assert box is not None
+            if format_ == "png":
+                assert_picture(content, 2 * box["width"])  # twice as fine as on the screen
+            else:
+                assert_drawing(content, AXES[charts.nth(i).get_attribute("data-chart") or ""])
+    visit.check()
+    visit.close()
+
+
+def test_the_threshold_moves_the_confusion_and_the_ring_on_the_curves(base: str, browser: Browser) -> None:
     visit = Visit(browser, base)
     visit.go(f"/runs/{RUN}")
     visit.page.locator("#threshold[data-ready]").wait_for()
@@ -188,5 +318,83 @@ def test_the_threshold_moves_the_confusion(base: str, browser: Browser) -> None:
 
     expect(visit.page.locator("[data-cell=male-male] strong")).to_have_text("0")
     expect(visit.page.locator("#threshold-words")).to_contain_text("recall 1.000")
+    expect(visit.page.locator("[data-chart=roc]")).to_have_attribute("data-mark", "1.000 1.000")
+    visit.page.locator("#threshold").fill("1")
+    expect(visit.page.locator("[data-chart=roc]")).to_have_attribute("data-mark", "0.000 0.000")
+    expect(visit.page.locator("[data-chart=precision_recall]")).to_have_attribute("data-mark", "0.000 1.000")
+    visit.check()
+    visit.close()
+
+
+def test_a_cell_of_the_confusion_leads_to_its_faces(site: Site, base: str, browser: Browser) -> None:
+    visit = Visit(browser, base)
+    visit.go(f"/runs/{RUN}")
+    visit.page.locator("#threshold[data-ready]").wait_for()
+    cell = visit.page.locator("[data-cell=female-female]")
+    count = int(cell.locator("strong").inner_text())
+    assert 0 < count < 60
+    cell.click()
+
+    expect(visit.page.locator("#faces header")).to_contain_text(f"{count} of 150")
+    expect(visit.page.locator(".faces a:not(.wrong)", has_text="✓ female")).to_have_count(count)
+    visit.check()
+    visit.close()
+
+
+def test_times_are_those_of_the_viewers_zone(site: Site, base: str, browser: Browser) -> None:
+    visit = Visit(browser, base, zone="Asia/Tokyo")
+    site.builder.run("run-000000000007", name="new year", created="2025-12-31T20:30:00.000Z")
+    visit.go("/runs")
+
+    shown = visit.page.locator("tr", has_text="new year").locator("time")
+    expect(shown).to_have_text("Jan 1, 2026, 5:30 AM")
+    visit.close()
+
+
+WATCH_STAGES = """() => new MutationObserver(() => {
+  for (const stage of document.querySelectorAll(".uploads [data-show=stage]")) window.seen(stage.textContent);
+}).observe(document.querySelector(".uploads"), { childList: true, subtree: true, characterData: true })"""
+DROP = """async (zone) => {
+  const transfer = new DataTransfer();
+  for (const [name, size] of [["one.zip", 3e6], ["two.zip", 2e6], ["notes.txt", 10]]) {
+    const bytes = new Uint8Array(size);
+    bytes.set([80, 75, 3, 4]);
+    transfer.items.add(new File([bytes], name));
+  }
+  for (const kind of ["dragover", "drop"]) {
+    zone.dispatchEvent(new DragEvent(kind, { dataTransfer: transfer, bubbles: true, cancelable: true }));
+  }
+}"""
+
+
+def test_several_archives_are_dropped_at_once_and_each_is_followed(site: Site, base: str, browser: Browser) -> None:
+    visit = Visit(browser, base)
+    visit.go("/datasets")
+    stages: set[str] = set()
+
+    def see(stage: str) -> None:
+        stages.add(stage)
+
+    visit.page.expose_function("seen", see)
+    visit.page.evaluate(WATCH_STAGES)
+    visit.page.locator("[data-upload]").evaluate(DROP)
+
+    tasks = visit.page.locator(".uploads .task")
+    expect(tasks).to_have_count(2)
+    expect(visit.page.locator(".toast")).to_contain_text("the rest was left out")
+    expect(tasks.locator("a")).to_have_count(2)
+    assert any(stage.startswith("Sending · ") and stage.endswith(("of 3.0 MB", "of 2.0 MB")) for stage in stages)
+    for task in tasks.all():
+        run_id = task.get_attribute("data-run")
+        for stage, words in (("ingesting", "Reading faces"), ("training", "Training")):
+            progress = {"stage": stage, "done": 3, "total": 10, "rate": 50.0, "eta_s": 4}
+            site.broker.emit("run.progress", {"run_id": run_id, "progress": progress})
+            expect(task.locator("[data-show=stage]")).to_contain_text(words, timeout=2000)
+            expect(task.locator("[data-show=share]")).to_have_text("30 %")
+        error = {"code": "invalid_archive", "message": "found no zip, expected one"}
+        site.broker.emit("run.rejected", {"run_id": run_id, "status": "rejected", "error": error})
+        visit.page.evaluate(REFRESH)
+        expect(task.locator("[data-show=stage]")).to_have_text("found no zip, expected one")
+        site.builder.runs.update(str(run_id), state=runs.REJECTED, error=error)
     visit.check()
     visit.close()

@@ -31,8 +31,15 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
+@pytest.fixture(scope="module", params=[DESK, PHONE], ids=["desk", "phone"])
+def size(request: pytest.FixtureRequest) -> tuple[int, int]:
+    """The window's: the whole story is told on each, from the beginning."""
+    size: tuple[int, int] = request.param
+    return size
+
+
 @pytest.fixture(scope="module")
-def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+def installation(size: tuple[int, int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     folder = tmp_path_factory.mktemp("story")
     draw_sample(folder / "faces.zip", FACES, 3, faults=True)
     extra = {"GENDERLINE_WORKERS": "1", "GENDERLINE_THREADS": "1"}
@@ -76,9 +83,9 @@ def second_model(folder: Path) -> None:
 
 
 def test_from_an_empty_system_to_a_model_that_is_rolled_back(
-    installation: Installation, base: str, browser: Browser
+    installation: Installation, base: str, browser: Browser, size: tuple[int, int]
 ) -> None:
-    visit = Visit(browser, base, DESK)
+    visit = Visit(browser, base, size)
     page = visit.page
     visit.go("/")
     expect(page.get_by_text("Nothing here yet. Start with some faces.")).to_be_visible()
@@ -89,6 +96,8 @@ def test_from_an_empty_system_to_a_model_that_is_rolled_back(
     page.get_by_text("Training parameters").click()
     page.get_by_label("As JSON").fill(PARAMS)
     page.locator("input[type=file]").set_input_files(installation.folder / "faces.zip")
+    expect(page.locator(".uploads a")).to_be_visible()
+    visit.check()
     page.locator(".uploads a").click()
     expect(page.locator("[data-series=loss]")).to_have_attribute("data-drawn", "yes")
     seen = watched_until_registered(visit)
@@ -104,6 +113,7 @@ def test_from_an_empty_system_to_a_model_that_is_rolled_back(
     expect(page.locator("[data-chart=genders]")).to_contain_text("%")
     expect(page.get_by_text("Left out, and why")).to_be_visible()
     expect(page.locator(".faces li").first).to_be_visible()
+    visit.check()
     page.get_by_label("Right or wrong").select_option("wrong")
     page.wait_for_url("**result=wrong**")
     wrong = page.locator(".faces li").count()
@@ -114,6 +124,7 @@ def test_from_an_empty_system_to_a_model_that_is_rolled_back(
     # One of the wrong ones, predicted now, its label beside it, and where the network looked.
     page.locator(".faces a").first.click()
     label = page.locator("p.big").inner_text()
+    visit.check()
     page.get_by_role("link", name="Predict it now").click()
     expect(page.locator("[data-true]").first).to_contain_text(label)
     expect(page.locator("[data-took]").first).to_contain_text("By model 1")
@@ -124,6 +135,7 @@ def test_from_an_empty_system_to_a_model_that_is_rolled_back(
 
     # A job, and its table.
     visit.go("/jobs")
+    visit.check()
     page.locator("input[type=file]").set_input_files(installation.folder / "faces.zip")
     page.locator(".uploads a").click()
     expect(page.locator("#state .badge")).to_have_text("finished", timeout=60_000)
@@ -139,6 +151,7 @@ def test_from_an_empty_system_to_a_model_that_is_rolled_back(
     # Another version, promoted for a reason and taken back for another.
     second_model(installation.folder)
     visit.go("/models/2")
+    visit.check()
     page.get_by_label("Reason").fill("newer")
     page.get_by_role("button", name="Promote model 2").click()
     expect(page.get_by_text("Model 2 is the champion.")).to_be_visible()
@@ -155,36 +168,27 @@ def test_from_an_empty_system_to_a_model_that_is_rolled_back(
         eventually(broker.dead_letters, 20, "the message is a dead letter")
     visit.go("/dead")
     expect(page.get_by_text("unsupported content type")).to_be_visible()
+    visit.check()
     page.locator("[name=dead_id]").check()
     page.get_by_role("button", name="Retry the chosen ones").click()
     expect(page.get_by_text("1 sent back to where they came from.")).to_be_visible()
     visit.check()
-    visit.close()
 
-
-def test_the_same_on_a_phone(installation: Installation, base: str, browser: Browser) -> None:
-    visit = Visit(browser, base, PHONE)
-    page = visit.page
+    # And back: the overview and the lists, which now have something to show.
     visit.go("/")
+    expect(page.locator("#champion .big")).to_contain_text("%")
+    expect(page.locator("#newest tbody tr").first).to_be_visible()
     visit.check()
-    page.get_by_role("link", name="Datasets").click()
-    page.locator("#datasets a").first.click()
-    page.get_by_label("Order").select_option("wrong")
-    page.wait_for_url("**sort=wrong**")
-    page.locator(".faces a").first.click()
-    page.get_by_role("link", name="Predict it now").click()
-    expect(page.locator("[data-took]").first).to_contain_text("By model")
+    page.get_by_role("navigation", name="Pages").get_by_role("link", name="Runs").click()
+    expect(page.locator("#runs tbody tr").first).to_be_visible()
     visit.check()
-    for path in ("/runs", "/models", "/jobs", "/dead"):
-        visit.go(path)
-        visit.check()
     visit.close()
 
 
 def test_a_page_recovers_by_itself_after_the_dashboard_was_away(
-    installation: Installation, base: str, browser: Browser
+    installation: Installation, base: str, browser: Browser, size: tuple[int, int]
 ) -> None:
-    visit = Visit(browser, base)
+    visit = Visit(browser, base, size)
     visit.go("/")
     old = installation.services[0]
     assert old.stop() == 0

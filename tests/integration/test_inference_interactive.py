@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from inference.batcher import Outcome, Predictor
+from inference.newest import KEPT
 from inference.session import ServedModel
 from shared.broker.base import DeadLetter, Inbox, Message, Outgoing
 from shared.messages import MSGPACK, pack_message
@@ -231,6 +233,29 @@ def test_a_message_without_reply_to_is_worked_on_and_settled(loops: Loops) -> No
     assert loops.value("genderline_queue_wait_seconds_count") == 1
     assert loops.value("genderline_prediction_latency_seconds_count") == 1
     assert loops.speed.summary()["latency_p50_ms"] > 0
+
+
+def test_the_newest_answers_are_told_without_image_name_or_id(loops: Loops) -> None:
+    serving(loops)
+    with loops.broker.inbox() as inbox, loops.running(loops.interactive().run):
+        for number in range(7):
+            send(loops, single(10 * number, inbox, f"secret {number}"))
+            replies(inbox, 1)
+        images = [("secret", b"no image"), ("private", image_of(200))]
+        send(loops, pack_message(images, reply_to=inbox.name))
+        (reply,) = replies(inbox, 1).values()
+        eventually(lambda: loops.newest.summary()[0]["images"] == 2, 5, "the pack is the newest")
+
+    told = loops.newest.summary()
+
+    assert len(told) == KEPT
+    answer = reply["predictions"][1]
+    assert {key: told[0][key] for key in ("gender", "probability_female", "confidence")} == {
+        key: answer[key] for key in ("gender", "probability_female", "confidence")
+    }
+    assert [(entry["version"], entry["images"]) for entry in told] == [(1, 2), *[(1, 1)] * 4]
+    assert "secret" not in json.dumps(told)
+    assert len(json.dumps(told)) < 1000
 
 
 def test_when_told_to_stop_the_loop_answers_what_it_holds(loops: Loops) -> None:

@@ -452,9 +452,7 @@ def test_openapi_refers_only_to_what_it_defines(site: Site) -> None:
             target = target[part]
     operations = [operation for path in document["paths"].values() for operation in path.values()]
     assert len({operation["operationId"] for operation in operations}) == len(operations)
-    assert document["components"]["schemas"]["Error"]["properties"]["error"]["properties"]["code"]["enum"] == list(
-        CODES
-    )
+    assert document["components"]["schemas"]["Fault"]["properties"]["code"]["enum"] == list(CODES)
 
 
 def test_a_bug_says_nothing_of_its_details(site: Site, caplog: pytest.LogCaptureFixture) -> None:
@@ -488,6 +486,14 @@ def test_two_sample_datasets_at_once_are_a_conflict(site: Site) -> None:
     answer = site.web.post("/api/v1/samples?images=40")
 
     assert (answer.status_code, error_of(answer.data)[0]) == (409, "conflict")
+
+
+def test_a_call_that_announces_json_and_sends_nothing_is_taken_by_its_query(site: Site) -> None:
+    bury(site, 1)
+
+    answer = site.web.post("/api/v1/dead/drop?all=true", data=b"", content_type="application/json")
+
+    assert answer.json == {"count": 1}
 
 
 def test_params_of_a_json_body_that_is_no_object_are_refused(site: Site) -> None:

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 import pytest
 from flask.testing import FlaskClient
 
+from dashboard.attempts import ADDRESS_BURST, ADDRESS_EVERY_S
 from dashboard.auth import CSRF_COOKIE
 from shared.registry import Registry
 from tests.dashboard_app import Site, error_of, open_site
@@ -94,6 +95,41 @@ def test_a_wrong_token_gives_the_form_again_with_a_sentence(guarded: Site) -> No
     assert answer.status_code == 401
     assert "That is not the token" in answer.text
     assert web.get("/").status_code == 303
+
+
+def test_guessing_at_the_login_is_slowed_down_and_says_for_how_long(guarded: Site) -> None:
+    web = guarded.web
+    csrf = csrf_of(web, "/login")
+    guesses = [web.post("/login", data={"token": f"guess {i}", "csrf": csrf}) for i in range(ADDRESS_BURST + 1)]
+    right = web.post("/login", data={"token": TOKEN, "csrf": csrf})
+    elsewhere = guarded.app.test_client()
+    other = {"REMOTE_ADDR": "192.0.2.7"}
+    csrf = csrf_of(elsewhere, "/login")
+    welcome = elsewhere.post("/login", data={"token": TOKEN, "csrf": csrf}, environ_overrides=other)
+
+    assert [answer.status_code for answer in guesses] == [401] * ADDRESS_BURST + [429]
+    assert right.status_code == 429
+    assert 0 < int(right.headers["Retry-After"]) <= ADDRESS_EVERY_S
+    assert "Too many wrong tokens came from here" in right.text
+    assert welcome.status_code == 303
+
+
+def test_guessing_in_a_header_is_slowed_down_too_and_a_login_goes_on(guarded: Site) -> None:
+    web = guarded.web
+    log_in(web)
+    stranger = guarded.app.test_client()
+    wrong = {"Authorization": "Bearer guess"}
+    statuses = [stranger.get("/api/v1/runs", headers=wrong).status_code for _ in range(ADDRESS_BURST)]
+    blocked = stranger.get("/api/v1/runs", headers=BEARER)
+
+    assert statuses == [401] * ADDRESS_BURST
+    assert web.get("/", headers={"Authorization": "Basic a proxy's"}).status_code == 200
+    assert (blocked.status_code, error_of(blocked.data)[0]) == (429, "too_many_attempts")
+    assert 0 < int(blocked.headers["Retry-After"]) <= ADDRESS_EVERY_S
+    assert (
+        stranger.get("/api/v1/runs", headers=BEARER, environ_overrides={"REMOTE_ADDR": "192.0.2.7"}).status_code == 200
+    )
+    assert web.get("/").status_code == 200
 
 
 def test_a_login_outlasts_a_restart_and_ends_with_the_token(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dashboard.live import Live, Stream
-from dashboard.presence import Presence
+from dashboard.presence import Presence, Speed
 from shared.broker.base import BrokerError, Event, Subscription
 from shared.broker.sqlite import SqliteBroker
 from shared.errors import Retryable
@@ -236,12 +236,12 @@ def beat(worker: str, **state: object) -> Event:
 
 def test_presence_adds_up_speed_and_takes_the_worst_latency() -> None:
     presence = Presence()
-    presence.hear(beat("a", images_per_second=100.0, latency_p99_ms=20.0))
-    presence.hear(beat("b", images_per_second=50.5, latency_p99_ms=35.0))
+    presence.hear(beat("a", images_per_second=100.0, latency_p50_ms=9.0, latency_p99_ms=20.0))
+    presence.hear(beat("b", images_per_second=50.5, latency_p50_ms=4.0, latency_p99_ms=35.0))
     presence.hear(beat("c", images_per_second=None, latency_p99_ms=None))
     presence.hear(Event("worker.heartbeat", {"service": "trainer", "worker": "t", "images_per_second": 9.0}))
 
-    assert presence.speed() == {"images_per_second": 150.5, "latency_p99_ms": 35.0}
+    assert presence.speed() == Speed(150.5, 9.0, 35.0)
 
 
 def test_presence_calls_a_silent_worker_gone_and_then_forgets_it() -> None:
@@ -253,7 +253,7 @@ def test_presence_calls_a_silent_worker_gone_and_then_forgets_it() -> None:
         seen.append([(worker.state["worker"], worker.alive) for worker in presence.workers()])
 
     assert seen == [[("a", True)], [("a", False)], []]
-    assert presence.speed()["images_per_second"] == 0.0
+    assert presence.speed() == Speed(0.0, None, None)
 
 
 def test_presence_keeps_ten_minutes_of_speed() -> None:
@@ -266,5 +266,5 @@ def test_presence_keeps_ten_minutes_of_speed() -> None:
     history = presence.speed_history()
 
     assert history[0][0] <= 605
-    assert history[-1][0] <= 6
-    assert 95 <= len(history) <= 121
+    assert history[-1] == (0.0, Speed(698.0, None, None))
+    assert 95 <= len(history) <= 122

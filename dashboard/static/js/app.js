@@ -8,8 +8,8 @@ const AWAY_RETRY_MS = 1500;
 const TOPICS = [
   "run.queued", "run.accepted", "run.ingesting", "run.training", "run.evaluating", "run.exporting", "run.registered",
   "run.rejected", "run.failed", "run.cancelled", "run.progress", "run.epoch", "model.registered", "model.promoted",
-  "model.challenged", "job.queued", "job.accepted", "job.finished", "job.rejected", "job.failed", "job.cancelled", "job.progress",
-  "worker.heartbeat",
+  "model.challenged", "job.queued", "job.accepted", "job.finished", "job.rejected", "job.failed", "job.cancelled",
+  "job.progress", "worker.heartbeat",
 ];
 
 export function csrfToken() {
@@ -114,6 +114,9 @@ let refreshing = false;
 let wanted = false;
 let lastRefresh = 0;
 
+// Regions as the server gave them: what scripts made of them since, plots and times, is no news.
+const served = new Map([...document.querySelectorAll("[data-live]")].map((region) => [region.id, region.innerHTML]));
+
 function matches(pattern, topic) {
   return pattern === "#" || pattern === topic || (pattern.endsWith(".*") && topic.startsWith(pattern.slice(0, -1)));
 }
@@ -143,7 +146,8 @@ export async function refresh() {
       // Work that the whole page waits for is done.
       if (region.querySelector("[data-reload-after]") && !newer?.querySelector("[data-reload-after]")) location.reload();
       // What somebody is just using stays as it is.
-      if (!newer || region.contains(document.activeElement) || region.innerHTML === newer.innerHTML) continue;
+      if (!newer || region.contains(document.activeElement) || served.get(region.id) === newer.innerHTML) continue;
+      served.set(region.id, newer.innerHTML);
       region.replaceChildren(...newer.childNodes);
       showTimes(region);
     }
@@ -172,6 +176,10 @@ function setLink(state, text) {
 function handle(topic, payload) {
   if (topic === "run.progress") showProgress("run", payload.run_id, payload.progress);
   else if (topic === "job.progress") showProgress("job", payload.job_id, payload.progress);
+  else if (/\.(registered|finished|rejected|failed|cancelled)$/.test(topic)) {
+    // What has ended has no progress any more that a refresh could put back.
+    newest.delete(topic.startsWith("run.") ? `run ${payload.run_id}` : `job ${payload.job_id}`);
+  }
   document.dispatchEvent(new CustomEvent("genderline:event", { detail: { topic, payload } }));
   if (!/\.(progress|epoch)$/.test(topic) && concerns(topic)) refresh();
 }

@@ -1,4 +1,7 @@
-// Plots, by BokehJS: hover for values, click the legend, zoom, save as PNG or SVG; the figures as CSV beside each.
+// Plots, by BokehJS: hover for values, click the legend, zoom; saved by the buttons beside each.
+import { json } from "./json.js";
+import { addSaving } from "./save.js";
+import { followThreshold, showThreshold } from "./threshold.js";
 
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
@@ -13,31 +16,20 @@ const WORDS = {
   learning_rate: "learning rate",
 };
 
-const pending = new Map();
-function json(url) {
-  if (!pending.has(url)) {
-    const answer = fetch(url).then((response) => {
-      if (!response.ok) throw new Error(`${url} answered ${response.status}`);
-      return response.json();
-    });
-    pending.set(url, answer);
-    answer.finally(() => setTimeout(() => pending.delete(url), 1000)).catch(() => {});
-  }
-  return pending.get(url);
-}
-
 function figure(options) {
   const { Plotting } = Bokeh;
   const plot = Plotting.figure({
     height: 260,
     sizing_mode: "stretch_width",
-    tools: "pan,box_zoom,wheel_zoom,reset,save",
+    tools: "pan,box_zoom,wheel_zoom,reset",
     toolbar_location: "above",
     output_backend: "svg",
-    background_fill_color: null,
-    border_fill_color: null,
+    // The card's own colour and not none: a saved picture is read on grounds that we do not know.
+    background_fill_color: css("--card"),
+    border_fill_color: css("--card"),
     outline_line_color: null,
     min_border_left: 48,
+    min_border_right: 12,
     ...options,
   });
   plot.toolbar.logo = null;
@@ -59,45 +51,24 @@ function styleLegend(plot, location, flat = false) {
   for (const legend of plot.legend?.items !== undefined ? [plot.legend] : [].concat(plot.legend ?? [])) {
     legend.click_policy = "hide";
     legend.location = location;
-    legend.background_fill_alpha = 0;
+    legend.background_fill_color = css("--card");
+    legend.background_fill_alpha = 0.75;
     legend.border_line_color = null;
     legend.label_text_color = css("--text");
     legend.label_text_font = "system-ui";
     legend.label_text_font_size = "12px";
     legend.padding = 2;
     legend.orientation = flat ? "horizontal" : "vertical";
-    legend.spacing = 0;
+    legend.spacing = flat ? 14 : 0;
   }
 }
 
 async function show(place, plot, columns) {
   place.replaceChildren();
-  await Bokeh.Plotting.show(plot, place);
+  const view = await Bokeh.Plotting.show(plot, place);
   place.dataset.drawn = "yes";
-  const link = document.createElement("button");
-  link.type = "button";
-  link.className = "link-button";
-  link.textContent = "CSV";
-  link.title = "Save the figures of this plot";
-  link.addEventListener("click", () => save(`${place.dataset.series ?? place.dataset.chart}.csv`, columns()));
-  const card = place.closest(".card");
-  const title = card.querySelector("h2");
-  let head = card.querySelector(".chart-head");
-  if (!head) {
-    head = document.createElement("div");
-    head.className = "chart-head";
-    title.replaceWith(head);
-    head.append(title);
-  }
-  head.replaceChildren(title, link);
-}
-
-function save(name, table) {
-  const names = Object.keys(table);
-  const lines = [names.join(","), ...table[names[0]].map((_, i) => names.map((key) => table[key][i]).join(","))];
-  const address = URL.createObjectURL(new Blob([`${lines.join("\n")}\n`], { type: "text/csv" }));
-  Object.assign(document.createElement("a"), { href: address, download: name }).click();
-  URL.revokeObjectURL(address);
+  const name = [place.dataset.series ?? place.dataset.chart, place.dataset.runId].filter(Boolean).join("-");
+  addSaving(place, name, () => view.export("svg").to_blob(), columns);
 }
 
 function columnsOf(rows, keys) {
@@ -129,6 +100,7 @@ async function history(place) {
   });
   styleLegend(plot, series === "accuracy" ? "bottom_right" : "top_right");
   if (series === "learning_rate") plot.left[0].formatter = new Bokeh.NumeralTickFormatter({ format: "0.0[0000]" });
+  plot.below[0].ticker.min_interval = 1; // no half epochs
   if (series === "accuracy") plot.left[0].formatter = new Bokeh.NumeralTickFormatter({ format: "0 %" });
   await show(place, plot, () => Object.fromEntries(["epoch", ...keys].map((key) => [key, [...source.data[key]]])));
   place.dataset.points = String(rows.length);
@@ -149,17 +121,29 @@ async function history(place) {
 
 // -- how well a finished run does
 
+function diagonal(plot) {
+  plot.line([0, 1], [0, 1], { color: css("--soft"), line_width: 1, line_dash: [4, 4], line_alpha: 0.6 });
+}
+
 async function curve(place, key, words) {
   const { evaluation } = await json(`/api/v1/runs/${place.dataset.runId}`);
   const points = evaluation[key];
   const source = new Bokeh.ColumnDataSource({ data: { x: points.x, y: points.y } });
   const plot = figure({ x_axis_label: words[0], y_axis_label: words[1], x_range: [0, 1], y_range: [0, 1.02] });
-  if (key === "roc") plot.line([0, 1], [0, 1], { color: css("--line"), line_width: 1, line_dash: [4, 4] });
+  if (key === "roc") diagonal(plot);
   const line = plot.line({ field: "x" }, { field: "y" }, { source, line_width: 2, color: css("--accent") });
+  const here = new Bokeh.ColumnDataSource({ data: { x: [], y: [] } });
+  const mark = { source: here, size: 11, fill_color: css("--card"), line_color: css("--accent"), line_width: 2.5 };
+  plot.scatter({ field: "x" }, { field: "y" }, mark);
   plot.add_tools(new Bokeh.HoverTool({
     renderers: [line], tooltips: [[words[0], "@x{0.000}"], [words[1], "@y{0.000}"]],
   }));
   await show(place, plot, () => ({ x: points.x, y: points.y }));
+  place.mark = (x, y) => {
+    here.data = { x: [x], y: [y] };
+    place.dataset.mark = `${x.toFixed(3)} ${y.toFixed(3)}`;
+  };
+  showThreshold();
 }
 
 async function reliability(place) {
@@ -170,7 +154,7 @@ async function reliability(place) {
   const plot = figure({
     x_axis_label: "predicted probability of female", y_axis_label: "labelled female", x_range: [0, 1], y_range: [0, 1.02],
   });
-  plot.line([0, 1], [0, 1], { color: css("--line"), line_width: 1, line_dash: [4, 4] });
+  diagonal(plot);
   const style = { source, color: css("--accent"), line_width: 2 };
   plot.line({ field: keys[0] }, { field: keys[1] }, style);
   const dots = plot.scatter({ field: keys[0] }, { field: keys[1] }, { ...style, size: 8 });
@@ -231,6 +215,45 @@ async function genderBars(place, summary) {
   await show(place, plot, () => ({ name: names, count, share }));
 }
 
+// -- how fast the workers were over the last minutes
+
+const SPEED = {
+  rate: { label: "images a second", keys: { images_per_second: "all workers" }, format: "0,0.0" },
+  latency: { label: "milliseconds", keys: { latency_p50_ms: "p50", latency_p99_ms: "p99" }, format: "0,0.0" },
+};
+
+async function speed(place) {
+  const { label, keys, format } = SPEED[place.dataset.chart];
+  const names = Object.keys(keys);
+  const fetched = async () => {
+    const found = await json(place.dataset.url);
+    // Without a figure the line has a gap.
+    return Object.fromEntries(["minutes", ...names].map((key) => [key, found[key].map((value) => value ?? NaN)]));
+  };
+  const source = new Bokeh.ColumnDataSource({ data: await fetched() });
+  const plot = figure({
+    height: 170, x_axis_label: "minutes from now", y_axis_label: label, x_range: [-10, 0],
+    y_range: new Bokeh.DataRange1d({ start: 0, default_span: 1 }),
+  });
+  const colors = names.length === 1 ? [css("--accent")] : [css("--soft"), css("--accent")];
+  names.forEach((key, i) => {
+    const style = { source, line_width: 2, color: colors[i], line_join: "round", legend_label: keys[key] };
+    const line = plot.line({ field: "minutes" }, { field: key }, style);
+    plot.add_tools(new Bokeh.HoverTool({
+      renderers: [line], mode: "vline", tooltips: [["minutes", "@minutes{0.0}"], [`${keys[key]}`, `@${key}{${format}}`]],
+    }));
+  });
+  styleLegend(plot, "top_left", true);
+  if (names.length === 1) plot.legend.visible = false;
+  plot.left[0].formatter = new Bokeh.NumeralTickFormatter({ format: "0,0.[0]" });
+  await show(place, plot, () => Object.fromEntries(Object.entries(source.data).map(([key, values]) => [key, [...values]])));
+  place.dataset.points = String(source.data.minutes.length);
+  place.update = async () => {
+    source.data = await fetched();
+    place.dataset.points = String(source.data.minutes.length);
+  };
+}
+
 // -- several runs on the same axes
 
 async function compare(place) {
@@ -239,7 +262,7 @@ async function compare(place) {
   const plot = figure({ height: 300, x_axis_label: "epoch", y_axis_label: place.dataset.label });
   runs.forEach((run, i) => {
     const color = PALETTE[i % PALETTE.length];
-    const name = `${run.name.slice(0, 24)} · ${run.run_id.slice(-5)}`;
+    const name = `${run.name.slice(0, place.clientWidth < 400 ? 12 : 24)} · ${run.run_id.slice(-5)}`;
     const source = new Bokeh.ColumnDataSource({ data: columnsOf(run.history, ["epoch", key]) });
     const line = plot.line({ field: "epoch" }, { field: key }, { source, color, line_width: 2, legend_label: name });
     plot.add_tools(new Bokeh.HoverTool({
@@ -247,6 +270,7 @@ async function compare(place) {
     }));
   });
   styleLegend(plot, key.includes("accuracy") ? "bottom_right" : "top_right");
+  if (key === "learning_rate") plot.left[0].formatter = new Bokeh.NumeralTickFormatter({ format: "0.0[0000]" });
   await show(place, plot, () => ({
     run: runs.flatMap((run) => run.history.map(() => run.run_id)),
     epoch: runs.flatMap((run) => run.history.map((row) => row.epoch)),
@@ -263,6 +287,8 @@ const KINDS = {
   ages: bars,
   ethnicities: bars,
   compare,
+  rate: speed,
+  latency: speed,
 };
 
 async function draw(place) {
@@ -276,39 +302,7 @@ async function draw(place) {
 
 function drawAll() {
   for (const place of document.querySelectorAll("[data-chart]:not([data-drawn])")) draw(place);
-  threshold();
-}
-
-// -- the threshold's slider
-
-async function threshold() {
-  const slider = document.getElementById("threshold");
-  if (!slider || slider.dataset.ready) return;
-  slider.dataset.ready = "yes";
-  const scores = await json(slider.dataset.scores);
-  const above = (counts, bin) => counts.slice(bin).reduce((sum, n) => sum + n, 0);
-  const total = { male: above(scores.male, 0), female: above(scores.female, 0) };
-  slider.addEventListener("input", () => {
-    const bin = Math.round(slider.value * scores.bins);
-    const cells = {
-      "male-female": above(scores.male, bin), "female-female": above(scores.female, bin),
-    };
-    cells["male-male"] = total.male - cells["male-female"];
-    cells["female-male"] = total.female - cells["female-female"];
-    const all = total.male + total.female;
-    for (const [cell, n] of Object.entries(cells)) {
-      const link = document.querySelector(`[data-cell="${cell}"]`);
-      link.querySelector("strong").textContent = n.toLocaleString();
-      link.querySelector("span").textContent = `${((100 * n) / all).toFixed(1)} %`;
-    }
-    const precision = cells["female-female"] / Math.max(1, cells["female-female"] + cells["male-female"]);
-    const recall = cells["female-female"] / Math.max(1, total.female);
-    const right = (cells["male-male"] + cells["female-female"]) / all;
-    document.getElementById("threshold-value").textContent = Number(slider.value).toFixed(2);
-    document.getElementById("threshold-words").textContent =
-      `${(100 * right).toFixed(1)} % right; precision ${precision.toFixed(3)}, recall ${recall.toFixed(3)}, ` +
-      `false positives ${((100 * cells["male-female"]) / Math.max(1, total.male)).toFixed(1)} %.`;
-  });
+  followThreshold();
 }
 
 drawAll();
