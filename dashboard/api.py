@@ -168,7 +168,15 @@ def list_models() -> Response:
         {key: card[key] for key in ("name", "version", "run_id", "created", "dataset", "metrics", "params", "file")}
         for card in parts.catalog.cards()
     ]
-    return jsonify({"aliases": dataclasses.asdict(aliases), "models": _page(models), "total": len(models)})
+    figures = parts.client.shadow()
+    return jsonify(
+        {
+            "aliases": dataclasses.asdict(aliases),
+            "shadow": figures.summary() if figures else None,
+            "models": _page(models),
+            "total": len(models),
+        }
+    )
 
 
 @blueprint.get("/models/<int:version>")
@@ -190,6 +198,22 @@ def promote_model(version: int) -> Response:
     """Makes a version the champion."""
     parts = dashboard()
     parts.client.promote(version, reason())
+    return jsonify({"aliases": dataclasses.asdict(parts.client.registry.aliases())})
+
+
+@blueprint.post("/models/<int:version>/challenge")
+def challenge_model(version: int) -> Response:
+    """Makes a version the challenger."""
+    parts = dashboard()
+    parts.client.challenge(version, reason())
+    return jsonify({"aliases": dataclasses.asdict(parts.client.registry.aliases())})
+
+
+@blueprint.delete("/models/<int:version>/challenge")
+def dismiss_model(version: int) -> Response:
+    """Takes the challenger's alias away from a version."""
+    parts = dashboard()
+    parts.client.dismiss(reason(), version)
     return jsonify({"aliases": dataclasses.asdict(parts.client.registry.aliases())})
 
 

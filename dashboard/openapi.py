@@ -164,6 +164,20 @@ def _paths() -> dict[str, Any]:
                 parameters=[_VERSION, _query("reason", "Why; it is kept")],
             )
         },
+        "/models/{version}/challenge": {
+            "post": _operation(
+                "challenge_model",
+                "Let a version shadow the champion",
+                {"200": _answer("Aliases", "What serves now, and what challenges it")},
+                parameters=[_VERSION, _query("reason", "Why; it is kept")],
+            ),
+            "delete": _operation(
+                "dismiss_model",
+                "Let it challenge no longer",
+                {"200": _answer("Aliases", "What serves now")},
+                parameters=[_VERSION, _query("reason", "Why; it is kept")],
+            ),
+        },
         "/models/rollback": {
             "post": _operation(
                 "roll_back_model",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -115,3 +115,33 @@ class Presence:
 
         rate = sum(float(payload.get("images_per_second") or 0.0) for payload in alive)
         return Speed(rate, slowest("latency_p50_ms"), slowest("latency_p99_ms"))
+
+
+@dataclass(frozen=True, slots=True)
+class Watching:
+    """What the living workers say of drift and of the challenger, together.
+
+    Attributes:
+        drift: each signal's score, the highest of any worker.
+        images: that these scores look back on, all workers together.
+        problems: what keeps the challenger from answering, each said once.
+    """
+
+    drift: dict[str, float]
+    images: int
+    problems: list[str]
+
+
+def watching(workers: Iterable[WorkerState]) -> Watching:
+    """Returns what the newest heartbeats of some inference workers say."""
+    drift: dict[str, float] = {}
+    images, problems = 0, set()
+    for worker in workers:
+        if worker.alive:
+            found = worker.state.get("drift") or {}
+            images += found.get("images", 0)
+            for signal, score in found.get("scores", {}).items():
+                drift[signal] = max(score, drift.get(signal, 0.0))
+            if problem := (worker.state.get("challenger") or {}).get("problem"):
+                problems.add(problem)
+    return Watching(drift, images, sorted(problems))

@@ -54,9 +54,25 @@ def schemas() -> dict[str, Any]:
         "JobRecord": fields(_job()),
         "Job": fields({**_job(), "progress": fields({"done": _WHOLE, "total": _WHOLE})}),
         "Jobs": fields({"jobs": _many(_ref("JobRecord")), "total": _WHOLE}),
-        "AliasNames": fields({"champion": _maybe(_WHOLE), "previous": _maybe(_WHOLE)}),
+        "AliasNames": fields({name: _maybe(_WHOLE) for name in ("champion", "previous", "challenger")}),
         "Aliases": fields({"aliases": _ref("AliasNames")}),
-        "Models": fields({"aliases": _ref("AliasNames"), "models": _many(_ref("ModelSummary")), "total": _WHOLE}),
+        "Models": fields(
+            {
+                "aliases": _ref("AliasNames"),
+                "shadow": _maybe(_ref("Shadow")),
+                "models": _many(_ref("ModelSummary")),
+                "total": _WHOLE,
+            }
+        ),
+        "Shadow": fields(
+            {
+                "images": _WHOLE,
+                "failed": _WHOLE,
+                "agreement": _maybe(_SHARE),
+                "mean_difference": _maybe(_SHARE),
+                "time_ratio": _maybe(_NUMBER),
+            }
+        ),
         "ModelSummary": fields(
             {
                 "name": _TEXT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ from shared.errors import GenderlineError, InvalidImage, InvalidModel
 from shared.image import SIZE, ImageLimits, decode_face
 from shared.metrics import InferenceMetrics
 
+_LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 Outcome = float | GenderlineError
 """One image's probability of *female*, or why it has none."""
@@ -37,6 +39,10 @@ def grouped(items: Iterable[T], size_of: Callable[[T], int], limit: int) -> Iter
         yield group
 
 
+Observer = Callable[[ServedModel, NDArray[np.uint8], Sequence[float]], None]
+"""Told of each run of a model: the model, the faces, uint8 (N, 128, 128), and their probabilities of *female*."""
+
+
 @dataclass(frozen=True, slots=True)
 class Predictor:
     """Decodes images and runs the model on them, batch by batch.
@@ -47,12 +53,14 @@ class Predictor:
         metrics: told of times, sizes and outcomes.
         pool: decodes in parallel; None decodes in the calling thread, which is best where every core has a process
             of its own.
+        observers: told of each run, before there is a reply: they must not take long.
     """
 
     limits: ImageLimits
     batch_size: int
     metrics: InferenceMetrics
     pool: Executor | None = None
+    observers: Sequence[Observer] = ()
 
     def predict(self, model: ServedModel, images: Sequence[bytes]) -> list[Outcome]:
         """Returns an outcome an image, in order; a broken image costs only its own.
@@ -83,12 +91,21 @@ class Predictor:
         self.metrics.decode.observe(time.perf_counter() - started)
         if good:
             started = time.perf_counter()
-            probabilities = model.predict(faces[: len(good)])
+            faces = faces[: len(good)]
+            probabilities = model.predict(faces).tolist()
             self.metrics.model_run.observe(time.perf_counter() - started)
             self.metrics.batch_size.observe(len(good))
-            for index, probability in zip(good, probabilities.tolist(), strict=True):
+            for index, probability in zip(good, probabilities, strict=True):
                 outcomes[index] = probability if math.isfinite(probability) else _no_number(model)
+            self._tell(model, faces, probabilities)
         return outcomes
+
+    def _tell(self, model: ServedModel, faces: NDArray[np.uint8], probabilities: Sequence[float]) -> None:
+        for observe in self.observers:
+            try:
+                observe(model, faces, probabilities)
+            except Exception:  # replies never suffer from who watches
+                _LOG.exception("an observer of the predictions failed")
 
     def _decoded(self, data: bytes) -> NDArray[np.uint8] | InvalidImage:
         try:

@@ -54,6 +54,7 @@ class InteractiveLoop:
         prefetch: messages held at once.
         batch_size: images handled together.
         batch_delay_s: how long a GPU waits for more.
+        at_rest: told when the loop begins and when it ends to wait for messages.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class InteractiveLoop:
         prefetch: int,
         batch_size: int,
         batch_delay_s: float,
+        at_rest: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self._broker = broker
         self._models = models
@@ -80,6 +82,7 @@ class InteractiveLoop:
         self._prefetch = prefetch
         self._batch_size = batch_size
         self._batch_delay_s = batch_delay_s
+        self._at_rest = at_rest
 
     def run(self, stop: threading.Event) -> None:
         """Takes nothing before there is a model: messages wait in the broker, where any worker can have them."""
@@ -98,7 +101,9 @@ class InteractiveLoop:
                 stop.wait(_WAIT_S)
 
     def _take(self, consumer: Consumer, *, careful: bool) -> list[Delivery]:
+        self._at_rest(True)
         deliveries = consumer.take(1 if careful else self._batch_size, _WAIT_S)
+        self._at_rest(False)
         champion = self._models.champion
         if deliveries and not careful and champion is not None and champion.provider == "cuda":
             deadline = time.monotonic() + self._batch_delay_s

@@ -14,7 +14,7 @@ from shared.errors import GenderlineError, InvalidMessage, NotFound, Retryable
 from shared.metrics import InferenceMetrics
 from shared.registry import Registry
 from shared.store import Store
-from shared.topology import MODEL_PROMOTED
+from shared.topology import MODEL_CHALLENGED, MODEL_PROMOTED
 
 _POLL_S: Final = 2.0
 _WAIT_S: Final = 0.5
@@ -46,6 +46,8 @@ class Models:
         self._pinned: OrderedDict[int, ServedModel] = OrderedDict()
         self._pinned_lock = threading.Lock()
         self._failed: dict[int, float] = {}  # versions, and when to try them again on the monotonic clock
+        self.challenger: int | None = None
+        """The version that the aliases name as challenger."""
 
     @property
     def champion(self) -> ServedModel | None:
@@ -92,16 +94,16 @@ class Models:
         """
         while not stop.is_set():
             try:
-                with broker.subscribe([MODEL_PROMOTED]) as events:
+                with broker.subscribe([MODEL_PROMOTED, MODEL_CHALLENGED]) as events:
                     self.refresh()
                     while not stop.is_set():
-                        self.refresh(at_once=self._promoted(events, stop))
+                        self.refresh(at_once=self._changed(events, stop))
             except Retryable:
                 self.refresh()  # no events for now; the store still tells
                 stop.wait(_POLL_S)
 
-    def _promoted(self, events: Subscription, stop: threading.Event) -> bool:
-        """Waits until something was promoted, or it is time to look. Returns whether something was."""
+    def _changed(self, events: Subscription, stop: threading.Event) -> bool:
+        """Waits until the aliases changed, or it is time to look. Returns whether they did."""
         deadline = time.monotonic() + _POLL_S
         while not stop.is_set() and time.monotonic() < deadline:
             if events.take(_WAIT_S):
@@ -123,6 +125,7 @@ class Models:
         except Exception as error:  # the store is away, or somebody has spoiled the file
             _LOG.warning("cannot see which model is champion: %s", error)
             return
+        self.challenger = aliases.challenger
         for wanted in (aliases.champion, aliases.previous):
             if wanted is not None and (self._serves(wanted) or self._swap_to(wanted)):
                 return

@@ -9,16 +9,19 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 
 from inference.batcher import Predictor
+from inference.drift import Drift
 from inference.interactive import InteractiveLoop
 from inference.jobs import BulkLoop
 from inference.models import Models
 from inference.newest import Newest
+from inference.shadow import Shadow
 from inference.speed import Speed
 from shared.broker.base import Broker
 from shared.failures import FailurePolicy
@@ -52,15 +55,25 @@ class Worker:
         metrics = InferenceMetrics(CollectorRegistry())
         policy = FailurePolicy(settings.delivery_limit, metrics.dead_letters)
         limits = ImageLimits.from_settings(settings)
+        self._models = Models(store, settings.provider, metrics)
+        self._drift = Drift(metrics, lambda: self._models.champion)
+        self._shadow = Shadow(broker, store, settings, self._models, metrics)
         # A pool for each loop: threads inherit the niceness of the loop that starts them.
         self._pools = [ThreadPoolExecutor(decode_threads, name) for name in ("decode", "decode bulk")]
         predictor, bulk_predictor = (
-            Predictor(limits, settings.batch_size, metrics, pool if decode_threads > 1 else None)
+            Predictor(
+                limits,
+                settings.batch_size,
+                metrics,
+                pool if decode_threads > 1 else None,
+                observers=[self._drift.observe],
+            )
             for pool in self._pools
         )
+        if self._shadow.wanted:
+            predictor = replace(predictor, observers=[*predictor.observers, self._shadow.observe])
         self._speed = Speed()
         self._newest = Newest()
-        self._models = Models(store, settings.provider, metrics)
         self._interactive = InteractiveLoop(
             broker,
             self._models,
@@ -72,6 +85,7 @@ class Worker:
             prefetch=settings.prefetch,
             batch_size=settings.batch_size,
             batch_delay_s=settings.batch_delay_ms / 1000,
+            at_rest=self._shadow.at_rest,
         )
         self._bulk = BulkLoop(broker, store, settings, self._models, bulk_predictor, policy, self._speed)
         self._heartbeat = Heartbeat(broker, "inference", self._state)
@@ -97,6 +111,7 @@ class Worker:
             guarded("interactive", self._interactive.run),
             guarded("bulk", self._run_bulk),
             guarded("heartbeat", self._heartbeat.run),
+            *([guarded("shadow", self._shadow.run)] if self._shadow.wanted else []),
         ]
         try:
             while not stop.is_set():
@@ -125,6 +140,8 @@ class Worker:
             "provider": champion.provider if champion else None,
             "device": champion.precision if champion else None,
             "busy": self._bulk.busy,
+            "drift": self._drift.summary(),
+            "challenger": self._shadow.summary(),
             **self._speed.summary(),
             "newest": self._newest.summary(),
         }

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from shared.evaluation import Evaluation
+
+LUMA_RANGE: Final = (0, 255)
+"""What the bins of `luma_histogram` cover: the mean luma that an image can have."""
+CONTRAST_RANGE: Final = (0, 128)
+"""The same for `contrast_histogram`: half black and half white is 127.5."""
 
 
 class _Section(BaseModel):
@@ -63,6 +68,8 @@ class InputStatistics(_Section):
         luma_std: standard deviation over the faces of their mean luma.
         contrast_mean: mean over all faces of the standard deviation of their luma.
         luma_histogram: faces by mean luma, 16 bins of equal width over 0-255.
+        contrast_histogram: faces by the standard deviation of their luma, 32 bins of equal width over 0-128; empty on
+            cards of older releases.
     """
 
     faces: int
@@ -70,6 +77,7 @@ class InputStatistics(_Section):
     luma_std: float
     contrast_mean: float
     luma_histogram: list[int]
+    contrast_histogram: list[int] = []
 
 
 class ModelCard(_Section):

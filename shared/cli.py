@@ -269,7 +269,7 @@ def models(ctx: click.Context, version: int | None) -> None:
 
     with _client() as client:
         if version is None:
-            show_models(_output(ctx), client.registry)
+            show_models(_output(ctx), client)
         else:
             show_model(_output(ctx), client, version)
 
@@ -295,6 +295,31 @@ def rollback(ctx: click.Context, reason: str) -> None:
     with _client() as client:
         client.rollback(reason)
         _tell_champion(ctx, client)
+
+
+@main.command()
+@click.argument("version", type=click.IntRange(min=1), required=False)
+@click.option("--clear", is_flag=True, help="Let no model challenge the champion.")
+@click.option("--reason", default="by hand", show_default=True, help="Why; it is kept in the registry's history.")
+@_json_option
+@click.pass_context
+def challenge(ctx: click.Context, version: int | None, clear: bool, reason: str) -> None:
+    """Let a version shadow the champion: it sees the share GENDERLINE_SHADOW_SHARE, and nobody its answers."""
+    if (version is None) != clear:
+        raise click.UsageError("give a VERSION, or --clear")
+    output = _output(ctx)
+    with _client() as client:
+        if version is None:
+            dismissed = client.dismiss(reason)
+            text = f"version {dismissed} no longer challenges"
+        else:
+            client.challenge(version, reason)
+            text = f"version {version} challenges version {client.registry.aliases().champion}"
+        if output.as_json:
+            aliases = client.registry.aliases()
+            output.document({"champion": aliases.champion, "challenger": aliases.challenger})
+        else:
+            output.line(text)
 
 
 def _tell_champion(ctx: click.Context, client: Client) -> None:

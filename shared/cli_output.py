@@ -23,6 +23,7 @@ STYLES: Final[Mapping[str, str]] = {
     "registered": "green",
     "finished": "green",
     "champion": "bold green",
+    "challenger": "cyan",
     "rejected": "red",
     "failed": "red",
     "cancelled": "yellow",

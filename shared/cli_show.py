@@ -112,13 +112,22 @@ def _show_evaluation(output: Output, found: Evaluation) -> None:
 # -- models
 
 
-def show_models(output: Output, registry: Registry) -> None:
+def show_models(output: Output, client: Client) -> None:
     """Prints a line a version, and which of them serve."""
-    aliases = registry.aliases()
+    registry = client.registry
+    aliases, figures = registry.aliases(), client.shadow()
     cards = [registry.card(version) for version in registry.versions()]
     if output.as_json:
-        known = {"champion": aliases.champion, "previous": aliases.previous}
-        output.document({"name": "gender", "aliases": known, "versions": cards, "history": registry.history()})
+        known = {"champion": aliases.champion, "previous": aliases.previous, "challenger": aliases.challenger}
+        output.document(
+            {
+                "name": "gender",
+                "aliases": known,
+                "shadow": figures.summary() if figures else None,
+                "versions": cards,
+                "history": registry.history(),
+            }
+        )
         return
     if not cards:
         output.remark("no models yet; train one with `genderline train ZIP`")
@@ -139,6 +148,9 @@ def show_models(output: Output, registry: Registry) -> None:
         ],
         right=[0, 2, 3],
     )
+    if figures:
+        output.line()
+        output.line(f"version {aliases.challenger} challenges version {aliases.champion}: it {figures.sentence()}")
 
 
 def show_model(output: Output, client: Client, version: int) -> None:
@@ -336,7 +348,8 @@ def _progress(record: Record) -> str | None:
 
 
 def _alias(aliases: Aliases, version: int) -> str | None:
-    return {aliases.previous: "previous", aliases.champion: "champion"}.get(version)
+    names = {aliases.previous: "previous", aliases.challenger: "challenger", aliases.champion: "champion"}
+    return names.get(version)
 
 
 def _number(value: object) -> str | None:

@@ -22,8 +22,9 @@ from shared.params import TrainingParams
 from shared.registry import Registry
 from shared.runs import Runs
 from shared.settings import Settings
+from shared.shadow import ShadowFigures, shadow_figures
 from shared.store import STORE_SCHEME, Store, open_store, sha256_of
-from shared.topology import MODEL_PROMOTED, Topology
+from shared.topology import MODEL_CHALLENGED, MODEL_PROMOTED, Topology
 
 Entry = dict[str, Any]
 """One image's prediction or error, as in a reply."""
@@ -207,6 +208,24 @@ class Client:
         assert champion is not None  # noqa: S101 - a rollback always ends at a version
         self.broker.emit(MODEL_PROMOTED, {"version": champion, "reason": reason})
         return champion
+
+    def challenge(self, version: int, reason: str) -> None:
+        """Makes a version the challenger, and tells the workers."""
+        self.registry.challenge(version, reason)
+        self.broker.emit(MODEL_CHALLENGED, {"version": version, "reason": reason})
+
+    def dismiss(self, reason: str, version: int | None = None) -> int:
+        """Takes the challenger's alias away, where it is `version` if one is given. Returns which it was."""
+        dismissed = self.registry.dismiss(reason, version)
+        self.broker.emit(MODEL_CHALLENGED, {"version": None, "reason": reason})
+        return dismissed
+
+    def shadow(self) -> ShadowFigures | None:
+        """Returns how the challenger does beside the champion; None where there is none."""
+        aliases = self.registry.aliases()
+        if aliases.challenger is None or aliases.champion is None:
+            return None
+        return shadow_figures(self.store, aliases.challenger, aliases.champion)
 
     # -- how
 

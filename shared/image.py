@@ -105,6 +105,16 @@ def decode_face(data: bytes | memoryview, limits: ImageLimits) -> Face:
     return Face(_fit(luma), width, height)
 
 
+def light(pixels: NDArray[np.uint8]) -> tuple[float, float]:
+    """Returns the mean and the standard deviation of a face's luma: how bright it is, and how rich in contrast.
+
+    Args:
+        pixels: uint8 (height, width), luma.
+    """
+    mean, deviation = cv2.meanStdDev(pixels)
+    return float(mean[0, 0]), float(deviation[0, 0])
+
+
 def _open(data: bytes | memoryview) -> ImageFile:
     """Reads the header only. The classes are called directly: `Image.open` takes longer and warns about sizes."""
     head = bytes(data[:512])

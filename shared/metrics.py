@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 _LATENCY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_DIFFERENCE_BUCKETS: Final = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
 _SIZE_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -64,6 +65,38 @@ class InferenceMetrics:
         self.swaps = Counter("genderline_model_swaps", "Tries to load a new model", ["outcome"], registry=registry)
         self.predicted_gender = Counter(
             "genderline_predicted_gender", "Images by predicted gender", ["gender"], registry=registry
+        )
+        self.drift = Gauge(
+            "genderline_drift_score",
+            "Population stability index of the last images against the model's card; 0 until there are enough",
+            ["signal"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.drift_images = Gauge(
+            "genderline_drift_window_images",
+            "Images that the drift scores look back on",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.shadow_predictions = Counter(
+            "genderline_shadow_predictions",
+            "Images offered to the challenger, by how its answer compares with the champion's",
+            ["outcome"],
+            registry=registry,
+        )
+        self.shadow_difference = Histogram(
+            "genderline_shadow_difference",
+            "Difference of the challenger's probability from the champion's",
+            buckets=_DIFFERENCE_BUCKETS,
+            registry=registry,
+        )
+        self.shadow_run = Histogram(
+            "genderline_shadow_run_seconds",
+            "Runs of champion and challenger on the same images; on a CPU, CPU time",
+            ["model"],
+            buckets=_LATENCY_BUCKETS,
+            registry=registry,
         )
         self.dead_letters = _dead_letters(registry)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from shared.errors import Conflict, NotFound
 from shared.messages import now_iso
@@ -22,10 +22,17 @@ _HISTORY_KEPT: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Aliases:
-    """Which versions are in use: `champion` serves, `previous` is what a rollback returns to."""
+    """Which versions are in use.
+
+    Attributes:
+        champion: the one that serves.
+        previous: what a rollback returns to.
+        challenger: what shadows the champion where `GENDERLINE_SHADOW_SHARE` says so; its answers reach nobody.
+    """
 
     champion: int | None = None
     previous: int | None = None
+    challenger: int | None = None
 
 
 class Registry:
@@ -57,7 +64,10 @@ class Registry:
         return _aliases(self._store.find_json(f"{_ROOT}/aliases.json") or {})
 
     def history(self) -> list[dict[str, Any]]:
-        """Returns the promotions and rollbacks, newest last: `{"at", "action", "version", "from", "reason"}`."""
+        """Returns what became of the aliases, newest last: `{"at", "action", "version", "from", "reason"}`.
+
+        `action` is `promote`, `rollback`, `challenge` or `dismiss`; with the last two `from` is null.
+        """
         return list((self._store.find_json(f"{_ROOT}/aliases.json") or {}).get("history", []))
 
     def version_of_run(self, run_id: str) -> int | None:
@@ -76,6 +86,11 @@ class Registry:
     def card_text_key(version: int) -> str:
         """Returns the store key of a version's card for people."""
         return f"{_ROOT}/{version}/card.md"
+
+    @staticmethod
+    def shadow_key(version: int) -> str:
+        """Returns the store key of how a version does as a challenger."""
+        return f"{_ROOT}/{version}/shadow.json"
 
     # -- writing
 
@@ -123,8 +138,7 @@ class Registry:
             before = now.get("champion")
             if before == version:
                 return now
-            entry = {"at": now_iso(), "action": "promote", "version": version, "from": before, "reason": reason}
-            return _changed(now, version, before, entry)
+            return _changed(now, "promote", version, before, reason)
 
         return _aliases(self._store.update_json(f"{_ROOT}/aliases.json", change))
 
@@ -141,10 +155,75 @@ class Registry:
             if previous is None:
                 raise Conflict("there is no previous champion to roll back to")
             self.card(previous)
-            entry = {"at": now_iso(), "action": "rollback", "version": previous, "from": champion, "reason": reason}
-            return _changed(now, previous, champion, entry)
+            return _changed(now, "rollback", previous, champion, reason)
 
         return _aliases(self._store.update_json(f"{_ROOT}/aliases.json", change))
+
+    def challenge(self, version: int, reason: str, *, by: Literal["hand", "gate"] = "hand") -> Aliases:
+        """Makes `version` the challenger, in place of any other.
+
+        The gate leaves things as they are where a person chose the challenger, or where `version` already serves.
+
+        Raises:
+            NotFound: there is no such version.
+            Conflict: it is the champion, or there is none.
+        """
+        self.card(version)
+
+        def change(now: dict[str, Any]) -> dict[str, Any]:
+            champion, challenger = now.get("champion"), now.get("challenger")
+            chosen = challenger is not None and now.get("challenged_by") == "hand"
+            if by == "gate" and (chosen or champion == version):
+                return now
+            if champion is None:
+                raise Conflict(f"there is no champion to challenge; promote version {version} instead")
+            if champion == version:
+                raise Conflict(f"version {version} is the champion; expected another one as its challenger")
+            alias = {"challenger": version, "challenged_by": by}
+            if challenger == version:
+                return {**now, **alias}
+            return {**now, **alias, "history": _with_entry(now, "challenge", version, None, reason)}
+
+        return _aliases(self._store.update_json(f"{_ROOT}/aliases.json", change))
+
+    def dismiss(self, reason: str, version: int | None = None) -> int:
+        """Takes the challenger's alias away and returns its version.
+
+        Raises:
+            Conflict: there is no challenger, or it is not `version`, where one is given.
+        """
+        dismissed = 0
+
+        def change(now: dict[str, Any]) -> dict[str, Any]:
+            nonlocal dismissed
+            challenger = now.get("challenger")
+            if challenger is None:
+                raise Conflict("there is no challenger")
+            if version not in {None, challenger}:
+                raise Conflict(f"version {version} is not the challenger; version {challenger} is")
+            dismissed = challenger
+            history = _with_entry(now, "dismiss", challenger, None, reason)
+            return {**now, "challenger": None, "challenged_by": None, "history": history}
+
+        self._store.update_json(f"{_ROOT}/aliases.json", change)
+        return dismissed
+
+    def promote_challenger(self, version: int, champion: int, reason: str) -> bool:
+        """Makes the challenger the champion if it is still `version`, and still challenges `champion`.
+
+        Returns:
+            Whether this call did it: of several that try, one.
+        """
+        self.card(version)
+        done = False
+
+        def change(now: dict[str, Any]) -> dict[str, Any]:
+            nonlocal done
+            done = (now.get("champion"), now.get("challenger")) == (champion, version)
+            return _changed(now, "promote", version, champion, reason) if done else now
+
+        self._store.update_json(f"{_ROOT}/aliases.json", change)
+        return done
 
     def _numbered(self) -> list[int]:
         return sorted(int(name) for name in self._store.children(_ROOT) if name.isdecimal())
@@ -156,9 +235,25 @@ class Registry:
 
 
 def _aliases(content: dict[str, Any]) -> Aliases:
-    return Aliases(content.get("champion"), content.get("previous"))
+    return Aliases(content.get("champion"), content.get("previous"), content.get("challenger"))
 
 
-def _changed(now: dict[str, Any], champion: int, previous: int | None, entry: dict[str, Any]) -> dict[str, Any]:
-    history = [*now.get("history", []), entry][-_HISTORY_KEPT:]
-    return {"champion": champion, "previous": previous, "history": history}
+def _changed(now: dict[str, Any], action: str, champion: int, before: int | None, reason: str) -> dict[str, Any]:
+    """Returns the aliases with another champion.
+
+    A challenger that a person chose stays; one that the gate set was declined in favour of a champion that is no more.
+    """
+    challenger = now.get("challenger")
+    stays = now.get("challenged_by") == "hand" and challenger != champion
+    return {
+        "champion": champion,
+        "previous": before,
+        "challenger": challenger if stays else None,
+        "challenged_by": "hand" if stays else None,
+        "history": _with_entry(now, action, champion, before, reason),
+    }
+
+
+def _with_entry(now: dict[str, Any], action: str, version: int, before: int | None, reason: str) -> list[Any]:
+    entry = {"at": now_iso(), "action": action, "version": version, "from": before, "reason": reason}
+    return [*now.get("history", []), entry][-_HISTORY_KEPT:]

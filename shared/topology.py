@@ -70,6 +70,7 @@ RUN_PROGRESS: Final = "run.progress"
 RUN_EPOCH: Final = "run.epoch"
 MODEL_REGISTERED: Final = "model.registered"
 MODEL_PROMOTED: Final = "model.promoted"
+MODEL_CHALLENGED: Final = "model.challenged"
 JOB_PROGRESS: Final = "job.progress"
 WORKER_HEARTBEAT: Final = "worker.heartbeat"
 

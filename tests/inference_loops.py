@@ -19,6 +19,7 @@ from inference.interactive import InteractiveLoop
 from inference.jobs import BulkLoop
 from inference.models import Models
 from inference.newest import Newest
+from inference.shadow import Shadow
 from inference.speed import Speed
 from shared.broker import open_broker
 from shared.broker.base import Broker, Inbox
@@ -50,6 +51,7 @@ class Loops:
     policy: FailurePolicy
     speed: Speed
     newest: Newest
+    shadow: Shadow
     predictor: Predictor
 
     @property
@@ -68,6 +70,7 @@ class Loops:
             prefetch=self.settings.prefetch,
             batch_size=self.settings.batch_size,
             batch_delay_s=0.0,
+            at_rest=self.shadow.at_rest,
         )
 
     def bulk(self) -> BulkLoop:
@@ -122,17 +125,21 @@ def open_loops(folder: Path, broker_url: str, **settings: Any) -> Iterator[Loops
         store = FileStore(folder / "store")
         registry = CollectorRegistry()
         metrics = InferenceMetrics(registry)
+        models = Models(store, "cpu", metrics)
+        shadow = Shadow(broker, store, chosen, models, metrics)
+        observers = [shadow.observe] if shadow.wanted else []
         yield Loops(
             broker,
             store,
             chosen,
             registry,
             metrics,
-            Models(store, "cpu", metrics),
+            models,
             FailurePolicy(chosen.delivery_limit, metrics.dead_letters),
             Speed(),
             Newest(),
-            Predictor(ImageLimits.from_settings(chosen), chosen.batch_size, metrics),
+            shadow,
+            Predictor(ImageLimits.from_settings(chosen), chosen.batch_size, metrics, observers=observers),
         )
 
 

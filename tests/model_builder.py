@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import nn
 
@@ -119,6 +120,19 @@ def dark_is_not_a_number(model: onnx.ModelProto) -> None:
     _append_before_sigmoid(model, [helper.make_node("Log", [gemm.input[0]], ["log_mean"])], "log_mean")
 
 
+def fails_in_the_dark(model: onnx.ModelProto) -> None:
+    """Takes the first of one number for any image but a black one, and the second, which is not there, for that."""
+    gemm = next(node for node in model.graph.node if node.op_type == "Gemm")
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0.0], np.float32), "one_number"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0.001, np.float32), "nearly_black"))
+    nodes = [
+        helper.make_node("Less", [gemm.input[0], "nearly_black"], ["is_black"]),
+        helper.make_node("Cast", ["is_black"], ["which"], to=onnx.TensorProto.INT64),
+        helper.make_node("Gather", ["one_number", "which"], ["taken"]),
+    ]
+    _append_before_sigmoid(model, nodes, "taken")
+
+
 def logit_instead(model: onnx.ModelProto) -> None:
     """Leaves the sigmoid out, so that the answers are no probabilities."""
     model.graph.node[-1].op_type = "Identity"
@@ -182,8 +196,26 @@ class ModelBuilder:
     def registry(self) -> Registry:
         return Registry(self.store)
 
-    def register(self, data: bytes, *, promote: bool = True, int8: bytes | None = None, int8_kept: bool = True) -> int:
-        """Registers a model file with a card that fits it, and returns its version."""
+    def register(
+        self,
+        data: bytes,
+        *,
+        promote: bool = True,
+        int8: bytes | None = None,
+        int8_kept: bool = True,
+        faces: NDArray[np.uint8] | None = None,
+        probability: NDArray[np.float32] | None = None,
+    ) -> int:
+        """Registers a model file with a card that fits it, and returns its version.
+
+        Args:
+            data: the ONNX file.
+            promote: make it the champion.
+            int8: the file of an int8 sibling.
+            int8_kept: whether the card says that it holds the accuracy.
+            faces: uint8 (N, 128, 128), what the card says of the training faces; two gray ones without.
+            probability: float32 (M,), what the card says of the held-out faces; 20 from 0 to 1 without.
+        """
         version = self.registry.claim(f"run-{hashlib.sha256(data).hexdigest()[:8]}-{len(self.registry.versions())}")
         with tempfile.TemporaryDirectory(dir=self.store.root) as name:
             folder = Path(name)
@@ -192,7 +224,7 @@ class ModelBuilder:
             if int8 is not None:
                 files["model_int8.onnx"] = folder / "model_int8.onnx"
                 files["model_int8.onnx"].write_bytes(int8)
-            card = _card(version, files["model.onnx"], files.get("model_int8.onnx"), int8_kept)
+            card = _card(version, files["model.onnx"], files.get("model_int8.onnx"), int8_kept, faces, probability)
             self.registry.register(version, card.model_dump(mode="json"), "# a model for tests\n", files)
         if promote:
             self.registry.promote(version, "a test needs it")
@@ -203,8 +235,16 @@ class ModelBuilder:
         self.store.put(Registry.model_key(version, int8=int8), data)
 
 
-def _card(version: int, model: Path, int8_model: Path | None, int8_kept: bool) -> ModelCard:
-    probability = np.linspace(0, 1, 20, dtype=np.float32)
+def _card(
+    version: int,
+    model: Path,
+    int8_model: Path | None,
+    int8_kept: bool,
+    faces: NDArray[np.uint8] | None,
+    probability: NDArray[np.float32] | None,
+) -> ModelCard:
+    faces = np.full((2, 128, 128), 128, np.uint8) if faces is None else faces
+    probability = np.linspace(0, 1, 20, dtype=np.float32) if probability is None else probability
     labels = (probability >= 0.5).astype(np.uint8)
     report = Int8Report(
         kept=int8_kept,
@@ -220,14 +260,14 @@ def _card(version: int, model: Path, int8_model: Path | None, int8_kept: bool) -
         dataset=CardDataset(sha256="0" * 64, name="none", counts={"train": 2, "validation": 1, "test": 20}),
         params=TrainingParams(),
         trained=Trained({"weight": torch.zeros(1)}, [EpochRow(1, 128, 0.5, 0.7, 0.4, 0.9, 0.001, 60.0, 90.0)], 1, 1.0),
-        evaluation=evaluate(probability, labels, np.full(20, 30), np.zeros(20, np.int64)),
+        evaluation=evaluate(probability, labels, np.full(len(labels), 30), np.zeros(len(labels), np.int64)),
         temperature=1.0,
         parity=0.0,
         model_path=model,
         int8=report if int8_model else None,
         int8_path=int8_model,
         network_cost=Cost(2, 1),
-        inputs=measure_inputs(np.full((2, 128, 128), 128, np.uint8), np.arange(2)),
+        inputs=measure_inputs(faces, np.arange(len(faces))),
         device="a test",
     )
 

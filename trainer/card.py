@@ -12,8 +12,17 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.card import CardDataset, CardFile, InputStatistics, Int8Report, ModelCard
+from shared.card import (
+    CONTRAST_RANGE,
+    LUMA_RANGE,
+    CardDataset,
+    CardFile,
+    InputStatistics,
+    Int8Report,
+    ModelCard,
+)
 from shared.evaluation import Evaluation, Group
+from shared.image import light
 from shared.messages import now_iso
 from shared.params import TrainingParams
 from trainer.evaluate import MIN_GROUP
@@ -23,6 +32,7 @@ from trainer.train import EpochRow, Trained
 LIBRARIES: Final = ("torch", "torchvision", "numpy", "scikit-learn", "onnx", "onnxruntime", "onnxscript")
 MEASURED_FACES: Final = 4096
 LUMA_BINS: Final = 16
+CONTRAST_BINS: Final = 32
 
 
 def build_card(
@@ -93,13 +103,14 @@ def measure_inputs(faces: NDArray[np.uint8], indices: NDArray[np.intp]) -> Input
         indices: which of them count: those of the training part, 1 or more.
     """
     chosen = indices[np.unique(np.linspace(0, len(indices) - 1, MEASURED_FACES).round().astype(np.intp))]
-    luma = np.array([(face.mean(), face.std()) for face in (faces[index] for index in chosen)])
+    luma = np.array([light(faces[index]) for index in chosen])
     return InputStatistics(
         faces=len(luma),
         luma_mean=float(luma[:, 0].mean()),
         luma_std=float(luma[:, 0].std()),
         contrast_mean=float(luma[:, 1].mean()),
-        luma_histogram=np.histogram(luma[:, 0], bins=LUMA_BINS, range=(0, 255))[0].tolist(),
+        luma_histogram=np.histogram(luma[:, 0], bins=LUMA_BINS, range=LUMA_RANGE)[0].tolist(),
+        contrast_histogram=np.histogram(luma[:, 1], bins=CONTRAST_BINS, range=CONTRAST_RANGE)[0].tolist(),
     )
 
 

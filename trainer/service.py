@@ -23,7 +23,14 @@ from shared.runs import Runs
 from shared.settings import Settings
 from shared.sources import fetched
 from shared.store import STORE_SCHEME, Store
-from shared.topology import MODEL_PROMOTED, MODEL_REGISTERED, RUN_EPOCH, RUN_PROGRESS, run_state_topic
+from shared.topology import (
+    MODEL_CHALLENGED,
+    MODEL_PROMOTED,
+    MODEL_REGISTERED,
+    RUN_EPOCH,
+    RUN_PROGRESS,
+    run_state_topic,
+)
 from trainer.pipeline import Pipeline, Steps
 from trainer.train import Interrupted
 
@@ -224,6 +231,8 @@ class TrainerService:
         if promote:
             self._registry.promote(version, f"gate: {reason}")
             self._broker.emit(MODEL_PROMOTED, {"schema": 1, "version": version, "reason": f"gate: {reason}"})
+        elif self._registry.challenge(version, f"gate: {reason}", by="gate").challenger == version:
+            self._broker.emit(MODEL_CHALLENGED, {"schema": 1, "version": version, "reason": f"gate: {reason}"})
 
     def _continuation(self, delivery: Delivery, request: ArchiveRequest, sha256: str | None) -> list[Outgoing]:
         """Returns the message with which any trainer carries the run on; until it is confirmed, this one is ours."""

@@ -7,6 +7,7 @@ from werkzeug.wrappers import Response
 
 from dashboard.api import reason
 from dashboard.context import dashboard
+from dashboard.presence import watching
 from shared.registry import Registry
 
 blueprint = Blueprint("models", __name__)
@@ -16,12 +17,15 @@ blueprint = Blueprint("models", __name__)
 def list_models() -> str:
     """Shows all versions and which of them serve."""
     parts = dashboard()
+    workers = [worker for worker in parts.presence.workers() if worker.state.get("service") == "inference"]
     return render_template(
         "models.html",
         cards=parts.catalog.cards(),
         aliases=parts.client.registry.aliases(),
         history=list(reversed(parts.client.registry.history()))[:20],
-        workers=[worker for worker in parts.presence.workers() if worker.state.get("service") == "inference"],
+        workers=workers,
+        shadow=parts.client.shadow(),
+        watch=watching(workers),
     )
 
 

@@ -316,7 +316,7 @@ class Halting(Predictor):
 
 
 def halting(loops: Loops, *, fail: bool = False) -> tuple[Loops, Halting]:
-    predictor = Halting(loops.predictor.limits, 64, loops.metrics, None, threading.Event(), threading.Event(), fail)
+    predictor = Halting(loops.predictor.limits, 64, loops.metrics, None, (), threading.Event(), threading.Event(), fail)
     return replace(loops, predictor=predictor), predictor
 
 

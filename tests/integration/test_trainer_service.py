@@ -89,13 +89,15 @@ def test_a_dataset_by_value_sent_twice_becomes_one_model_with_replies_and_metric
         assert line in text, line
 
 
-def test_a_dataset_by_reference_trains_and_what_is_no_better_is_not_promoted(
+def test_a_dataset_by_reference_trains_and_what_is_no_better_becomes_the_challenger(
     with_trainer: Installation, sample_zip: Path
 ) -> None:
     allowed = with_trainer.folder / "allowed"
     allowed.mkdir(exist_ok=True)
     path = Path(shutil.copy(sample_zip, allowed / "faces ü.zip"))
-    with with_trainer.client() as client:
+    with with_trainer.client() as client, client.broker.subscribe(["model.challenged"]) as events:
+        if client.registry.aliases().champion is None:  # this test is run alone
+            finished(client, client.submit_dataset(sample_zip, params=FAST))
         champion = client.registry.aliases().champion
         # The same faces, parameters and seed as in the run before give the same model, which is no better.
         message = by_reference(path.as_uri(), params=TrainingParams.model_validate(FAST), message_id="ref")
@@ -104,7 +106,11 @@ def test_a_dataset_by_reference_trains_and_what_is_no_better_is_not_promoted(
         record = finished(client, run_id_of("ref"))
         assert record["state"] == runs.REGISTERED
         assert path.exists()
-        assert client.registry.aliases().champion == (champion or record["model"]["version"])
+        version = record["model"]["version"]
+        assert (client.registry.aliases().champion, client.registry.aliases().challenger) == (champion, version)
+        (told,) = events.take(10)
+        assert told.payload["version"] == version
+        assert told.payload["reason"].startswith("gate: accuracy ")
 
 
 def test_a_trainer_killed_in_mid_epoch_loses_nothing_and_trains_nothing_twice(

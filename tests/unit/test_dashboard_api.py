@@ -17,6 +17,7 @@ from shared.broker.base import Message, Outgoing
 from shared.errors import CODES
 from shared.messages import parse_dataset, parse_job, run_id_of
 from shared.params import TrainingParams
+from shared.shadow import ShadowFigures, add_shadow_figures
 from tests.dashboard_app import Site, error_of, open_site
 
 
@@ -327,9 +328,33 @@ def test_promotion_and_rollback_keep_their_reason_and_are_announced(site: Site) 
         back = web.post("/api/v1/models/rollback?reason=complaints")
         announced = [event.payload["version"] for event in events.take(2.0)]
 
-    assert (back.json or {})["aliases"] == {"champion": first, "previous": second}
+    assert (back.json or {})["aliases"] == {"champion": first, "previous": second, "challenger": None}
     assert [entry["reason"] for entry in site.builder.registry.history()] == ["first one", "better", "complaints"]
     assert announced == [first, second, first]
+
+
+def test_a_challenger_is_named_shown_with_its_figures_and_dismissed(site: Site) -> None:
+    sha256 = site.builder.dataset(30)
+    first, second = site.builder.model(sha256, "run-a"), site.builder.model(sha256, "run-b")
+    web, path = site.web, f"/api/v1/models/{second}/challenge"
+    too_early = web.post(path)
+    web.post(f"/api/v1/models/{first}/promote")
+    with site.broker.subscribe(["model.challenged"]) as events:
+        named = web.post(path, json={"reason": "faster"})
+        add_shadow_figures(site.store, second, first, ShadowFigures(images=200, agreed=190))
+        shown = web.get("/api/v1/models").json or {}
+        wrong = web.delete(f"/api/v1/models/{first}/challenge")
+        dismissed = web.delete(path)
+        announced = [event.payload["version"] for event in events.take(2.0)]
+
+    assert (too_early.status_code, error_of(too_early.data)[0]) == (409, "conflict")
+    assert (named.json or {})["aliases"] == {"champion": first, "previous": None, "challenger": second}
+    assert (shown["shadow"]["images"], shown["shadow"]["agreement"]) == (200, 0.95)
+    assert (wrong.status_code, error_of(wrong.data)[0]) == (409, "conflict")
+    assert (dismissed.json or {})["aliases"]["challenger"] is None
+    assert (web.get("/api/v1/models").json or {})["shadow"] is None
+    assert announced == [second, None]
+    assert web.post("/api/v1/models/9/challenge").status_code == 404
 
 
 def test_rolling_back_to_nothing_is_a_conflict(site: Site) -> None:
@@ -386,7 +411,7 @@ def test_status_shows_queues_and_aliases(site: Site) -> None:
 
     assert status is not None
     assert status["queues"]["datasets"] == {"ready": 0, "unacknowledged": 0}
-    assert status["aliases"] == {"champion": None, "previous": None}
+    assert status["aliases"] == {"champion": None, "previous": None, "challenger": None}
 
 
 def test_openapi_describes_every_call_and_nothing_else(site: Site) -> None:

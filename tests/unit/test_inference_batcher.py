@@ -1,5 +1,5 @@
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from inference.batcher import grouped
 from inference.session import ServedModel
@@ -102,3 +103,22 @@ def test_speed_tells_of_the_last_ten_seconds() -> None:
     now += 10.5
     assert speed.summary()["images_per_second"] == 0.0
     assert speed.summary()["latency_p99_ms"] is None
+
+
+def test_observers_are_told_of_every_run_and_what_goes_wrong_with_one_costs_no_answer(
+    loops: Loops, model: ServedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[tuple[int, list[int], list[float]]] = []
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug in who watches")
+
+    def good(asked: ServedModel, faces: NDArray[np.uint8], probabilities: Sequence[float]) -> None:
+        told.append((asked.version, faces[:, 0, 0].tolist(), list(probabilities)))
+
+    predictor = replace(loops.predictor, observers=[broken, good])
+    outcomes = predictor.predict(model, [image_of(0), b"no image", image_of(255), image_of(200)])
+    answers = [outcome for outcome in outcomes if isinstance(outcome, float)]
+    assert [(version, levels) for version, levels, _ in told] == [(1, [0, 255]), (1, [200])]
+    assert [probability for *_, given in told for probability in given] == answers
+    assert caplog.text.count("an observer of the predictions failed") == 2

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,71 @@ def test_the_history_keeps_the_last_hundred(registry: Registry, tmp_path: Path) 
 def test_other_files_beside_the_versions_are_no_versions(store: FileStore, registry: Registry) -> None:
     store.put("models/gender/readme.txt", b"")
     assert registry.claim("run-1") == 1
+
+
+@pytest.fixture
+def three(registry: Registry, tmp_path: Path) -> Registry:
+    """Three versions, of which the first is champion."""
+    for number in (1, 2, 3):
+        register(registry, f"run-{number}", tmp_path)
+    registry.promote(1, "first")
+    return registry
+
+
+def test_a_challenger_is_another_version_than_the_champion_and_leaves_with_its_dismissal(three: Registry) -> None:
+    assert three.challenge(2, "faster") == three.aliases() == Aliases(1, None, 2)
+    assert three.challenge(3, "faster still") == three.challenge(3, "again") == Aliases(1, None, 3)
+    with pytest.raises(Conflict, match="version 1 is the champion; expected another one as its challenger"):
+        three.challenge(1, "itself")
+    with pytest.raises(NotFound, match="no model version 9"):
+        three.challenge(9, "nobody")
+    with pytest.raises(Conflict, match="version 2 is not the challenger; version 3 is"):
+        three.dismiss("mixed up", 2)
+    assert three.dismiss("slow") == 3
+    with pytest.raises(Conflict, match="there is no challenger"):
+        three.dismiss("slow")
+    assert three.aliases() == Aliases(1, None, None)
+    assert [(entry["action"], entry["version"], entry["reason"]) for entry in three.history()[1:]] == [
+        ("challenge", 2, "faster"),
+        ("challenge", 3, "faster still"),
+        ("dismiss", 3, "slow"),
+    ]
+
+
+def test_without_a_champion_there_is_nobody_to_challenge(registry: Registry, tmp_path: Path) -> None:
+    version = register(registry, "run-1", tmp_path)
+    with pytest.raises(Conflict, match="no champion to challenge; promote version 1 instead"):
+        registry.challenge(version, "why not")
+
+
+def test_the_gate_names_its_newest_challenger_and_leaves_one_alone_that_a_person_chose(three: Registry) -> None:
+    assert three.challenge(2, "gate: no better", by="gate").challenger == 2
+    assert three.challenge(3, "gate: no better", by="gate").challenger == 3
+    assert three.challenge(2, "I want to know").challenger == 2
+    assert three.challenge(3, "gate: no better", by="gate").challenger == 2
+    three.dismiss("seen enough")
+    assert three.challenge(1, "gate: it serves by now", by="gate") == Aliases(1, None, None)
+
+
+def test_a_new_champion_keeps_the_challenger_that_a_person_chose_only(three: Registry) -> None:
+    three.challenge(2, "I want to know")
+    assert three.promote(3, "better") == Aliases(3, 1, 2)
+    assert three.rollback("worse") == Aliases(1, 3, 2)
+    assert three.promote(2, "it won") == Aliases(2, 1, None)
+    three.challenge(3, "gate: no better", by="gate")
+    assert three.rollback("worse") == Aliases(1, 2, None)
+
+
+def test_of_several_that_promote_a_challenger_one_does_and_none_after_anything_has_changed(
+    store: FileStore, three: Registry
+) -> None:
+    three.challenge(2, "faster")
+    assert not three.promote_challenger(3, 1, "not the challenger")
+    assert not three.promote_challenger(2, 3, "not against this champion")
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda _: Registry(store).promote_challenger(2, 1, "rule"), range(8)))
+    assert sorted(done) == [False] * 7 + [True]
+    assert three.aliases() == Aliases(2, 1, None)
+    three.rollback("a person knows better")
+    assert not three.promote_challenger(2, 1, "rule")
+    assert [entry["reason"] for entry in three.history()] == ["first", "faster", "rule", "a person knows better"]

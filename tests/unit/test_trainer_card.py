@@ -145,7 +145,12 @@ def test_input_statistics_are_of_the_faces_named_only() -> None:
     faces[1], faces[2, :, ::2], faces[3] = 100, 200, 255
     found = measure_inputs(faces, np.array([1, 2]))
     assert found == InputStatistics(
-        faces=2, luma_mean=100, luma_std=0, contrast_mean=50, luma_histogram=[0] * 6 + [2] + [0] * 9
+        faces=2,
+        luma_mean=100,
+        luma_std=0,
+        contrast_mean=50,
+        luma_histogram=[0] * 6 + [2] + [0] * 9,
+        contrast_histogram=[1] + [0] * 24 + [1] + [0] * 6,
     )
 
 

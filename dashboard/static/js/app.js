@@ -8,8 +8,8 @@ const AWAY_RETRY_MS = 1500;
 const TOPICS = [
   "run.queued", "run.accepted", "run.ingesting", "run.training", "run.evaluating", "run.exporting", "run.registered",
   "run.rejected", "run.failed", "run.cancelled", "run.progress", "run.epoch", "model.registered", "model.promoted",
-  "job.queued", "job.accepted", "job.finished", "job.rejected", "job.failed", "job.cancelled", "job.progress",
-  "worker.heartbeat",
+  "model.challenged", "job.queued", "job.accepted", "job.finished", "job.rejected", "job.failed", "job.cancelled",
+  "job.progress", "worker.heartbeat",
 ];
 
 export function csrfToken() {

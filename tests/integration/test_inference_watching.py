@@ -1,0 +1,210 @@
+"""Worker processes that watch what they answer: drift, and a challenger in the shadow of the champion."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shared.broker.base import Outgoing
+from shared.client import Client
+from shared.messages import pack_message
+from shared.shadow import ShadowFigures
+from tests import model_builder as build
+from tests.inference_loops import replies
+from tests.model_builder import ModelBuilder, brightness_model, constant_model, image_of
+from tests.services import Installation, Service, eventually
+
+WORKERS = 2
+SIGNALS = ("luma", "contrast", "predicted_female", "confidence")
+PACK = 8
+
+
+@pytest.fixture(autouse=True)
+def two_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GENDERLINE_WORKERS", str(WORKERS))
+    monkeypatch.setenv("GENDERLINE_SHADOW_SHARE", "1")
+
+
+def builder_of(client: Client) -> ModelBuilder:
+    return ModelBuilder(client.store)  # type: ignore[arg-type]
+
+
+def metrics(service: Service, name: str) -> dict[str, float]:
+    """Returns a metric's values by their labels, as text."""
+    _, text = service.get("/metrics")
+    return {
+        labels or "": float(value)
+        for labels, value in re.findall(rf"^{name}(?:\{{(.*)\}})? (\S+)$", text, re.MULTILINE)
+    }
+
+
+def predict_packs(client: Client, packs: int, level: int = 250) -> list[dict[str, Any]]:
+    """Sends packs of bright faces and returns the replies to all of them."""
+    images: list[tuple[str | int | None, bytes]] = [(number, image_of(level)) for number in range(PACK)]
+    with client.broker.inbox() as inbox:
+        queue = client.broker.topology.predictions
+        client.broker.publish_many([Outgoing(queue, pack_message(images, reply_to=inbox.name)) for _ in range(packs)])
+        return list(replies(inbox, packs).values())
+
+
+def beats(client: Client, good: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    """Waits until the newest heartbeat of every worker is as it should be, and returns these."""
+    newest: dict[str, dict[str, Any]] = {}
+    with client.broker.subscribe(["worker.heartbeat"]) as events:
+
+        def all_good() -> bool:
+            newest.update((event.payload["worker"], event.payload) for event in events.take(1))
+            return len(newest) == WORKERS and all(map(good, newest.values()))
+
+        eventually(all_good, 30, "heartbeats as they should be")
+    return list(newest.values())
+
+
+def challenges(version: int) -> Callable[[dict[str, Any]], bool]:
+    return lambda beat: (beat["challenger"] or {}).get("version") == version and not beat["challenger"]["problem"]
+
+
+def test_a_challenger_sees_the_traffic_of_all_workers_and_every_reply_names_the_champion(
+    either_installation: Installation,
+) -> None:
+    with either_installation.client() as client:
+        builder = builder_of(client)
+        builder.register(brightness_model())
+        service = either_installation.start("inference")
+        client.challenge(builder.register(constant_model(0.1), promote=False), "a test")
+        beats(client, challenges(2))
+        eventually(lambda: "challenges, with 1 of the" in service.log.read_text(), 10, "a loaded challenger")
+        seen = 0
+        while not (metrics(service, "genderline_shadow_predictions_total").get('outcome="disagree"', 0)) > 100:
+            for reply in predict_packs(client, 5):
+                assert reply["model"] == {"name": "gender", "version": 1}
+                assert all(entry["gender"] == "female" for entry in reply["predictions"])
+            seen += 5 * PACK
+            assert seen < 20_000
+        assert sum(metrics(service, "genderline_shadow_run_seconds_count").values()) >= 4
+        assert service.stop() == 0
+        figures = client.shadow()
+        assert figures is not None
+        assert 100 < figures.images <= seen
+        assert (figures.agreed, figures.failed) == (0, 0)
+        assert client.registry.aliases().champion == 1
+
+
+def test_a_broken_challenger_costs_the_champion_nothing(either_installation: Installation) -> None:
+    with either_installation.client() as client:
+        builder = builder_of(client)
+        builder.register(brightness_model())
+        broken = builder.register(constant_model(0.9, build.not_a_number), promote=False)
+        failing = builder.register(brightness_model(build.fails_in_the_dark), promote=False)
+        service = either_installation.start("inference")
+        client.challenge(broken, "a test")
+        beats(client, lambda beat: "answered [nan" in str((beat["challenger"] or {}).get("problem")))
+        assert {reply["model"]["version"] for reply in predict_packs(client, 20)} == {1}
+        assert metrics(service, "genderline_model_swaps_total") == {'outcome="ok"': WORKERS}
+
+        client.challenge(failing, "another test")
+        beats(client, challenges(failing))
+        eventually(lambda: service.log.read_text().count("challenges, with 1") == WORKERS, 10, "loaded challengers")
+
+        def failed() -> bool:
+            for reply in predict_packs(client, 5, level=0):
+                assert reply["model"]["version"] == 1
+                assert all(entry["gender"] == "male" for entry in reply["predictions"])
+            return metrics(service, "genderline_shadow_predictions_total").get('outcome="failed"', 0) > 0
+
+        eventually(failed, 30, "a failure that is counted")
+        assert service.ready()
+        assert metrics(service, "genderline_predictions_total").keys() == {'outcome="ok"'}
+        assert client.broker.dead_letters() == []
+
+
+def test_a_challenger_is_promoted_in_the_midst_of_its_traffic(either_installation: Installation) -> None:
+    with either_installation.client() as client:
+        builder = builder_of(client)
+        builder.register(constant_model(0.9))
+        challenger = builder.register(constant_model(0.2), promote=False)
+        either_installation.start("inference")
+        client.challenge(challenger, "a test")
+        beats(client, challenges(challenger))
+        versions: list[int] = []
+
+        def answered_by(wanted: set[int]) -> bool:
+            found = predict_packs(client, 20)
+            for reply in found:
+                version = reply["model"]["version"]
+                said = {entry["gender"] for entry in reply["predictions"]}
+                assert said == ({"female"} if version == 1 else {"male"})
+            versions.extend(reply["model"]["version"] for reply in found)
+            return {reply["model"]["version"] for reply in found} == wanted
+
+        assert answered_by({1})
+        client.promote(challenger, "it won")
+        eventually(lambda: answered_by({challenger}), 20, "the new champion answers")
+        beats(client, lambda beat: beat["version"] == challenger and beat["challenger"] is None)
+        assert {1, challenger} == set(versions)
+        assert client.broker.dead_letters() == []
+
+
+def test_the_rule_promotes_a_faster_challenger_of_the_same_answers_once(either_installation: Installation) -> None:
+    with either_installation.client() as client:
+        builder = builder_of(client)
+        builder.register(brightness_model(build.slow))
+        either_installation.start("inference", GENDERLINE_PROMOTE_AGREEMENT="0.99", GENDERLINE_PROMOTE_IMAGES="200")
+        challenger = builder.register(brightness_model(), promote=False)
+        client.challenge(challenger, "a test")
+        beats(client, challenges(challenger))
+
+        def promoted() -> bool:
+            predict_packs(client, 5)
+            return client.registry.aliases().champion == challenger
+
+        eventually(promoted, 60, "version 2 is the champion")
+        beats(client, lambda beat: beat["version"] == challenger and beat["challenger"] is None)
+        history = client.registry.history()
+    assert [entry["action"] for entry in history] == ["promote", "challenge", "promote"]
+    why = re.match(r"rule: as challenger of version 1 it agrees on 100.0 % of ([\d,]+) images", history[-1]["reason"])
+    assert why is not None
+    assert int(why[1].replace(",", "")) >= 200
+
+
+def test_without_a_share_a_challenger_sees_nothing(installation: Installation) -> None:
+    with installation.client() as client:
+        builder = builder_of(client)
+        builder.register(brightness_model())
+        client.challenge(builder.register(constant_model(0.1), promote=False), "a test")
+        service = installation.start("inference", GENDERLINE_SHADOW_SHARE="0")
+        predict_packs(client, 20)
+        assert [beat["challenger"] for beat in beats(client, lambda beat: beat["version"] == 1)] == [None, None]
+        assert service.stop() == 0
+        assert client.shadow() == ShadowFigures()
+
+
+def test_images_unlike_the_training_faces_raise_the_drift_of_all_workers(either_installation: Installation) -> None:
+    random = np.random.default_rng(0)
+    dark = np.clip(
+        random.normal(60, 20, (400, 1, 1)) + random.uniform(5, 40, (400, 1, 1)) * random.normal(0, 1, (400, 128, 128)),
+        0,
+        255,
+    ).astype(np.uint8)
+    with either_installation.client() as client:
+        builder_of(client).register(
+            brightness_model(), faces=dark, probability=random.uniform(0, 0.4, 400).astype(np.float32)
+        )
+        service = either_installation.start("inference")
+        eventually(lambda: metrics(service, "genderline_model_info").values(), 20, "a model")
+
+        def enough() -> bool:
+            predict_packs(client, 100)
+            return len(metrics(service, "genderline_drift_score")) == len(SIGNALS)
+
+        eventually(enough, 60, "drift scores")
+        scores = metrics(service, "genderline_drift_score")
+        assert scores.keys() == {f'signal="{name}"' for name in SIGNALS}
+        assert all(score > 0.25 for score in scores.values())
+        assert metrics(service, "genderline_drift_window_images")[""] >= 512
+        told = [beat["drift"] for beat in beats(client, lambda beat: beat["version"] == 1)]
+        assert max(drift["scores"].get("luma", 0) for drift in told) > 0.25
