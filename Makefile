@@ -15,7 +15,7 @@ DATASET ?=
 ONCE ?=
 IMAGES ?=
 EPOCHS ?=
-# For `make test`: more arguments for pytest, such as ARGS='-k broker'.
+# More arguments: of `make test` for pytest, such as ARGS='-k broker'; of `make bench`, such as ARGS='--only packs'.
 ARGS ?=
 
 .PHONY: help
@@ -42,6 +42,11 @@ check: $(VENV)/.developer ## Check style, types and import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+.PHONY: bench
+bench: $(VENV)/.developer ## Measure ours against the bare loop [ARGS='--only packs --quick'] [ARGS=--write]
+	@tests/system-packages.sh
+	@$(BIN)/python -m tests.bench $(ARGS)
 
 .PHONY: pictures
 pictures: $(VENV)/.developer ## Take the README's pictures anew, of the demo and of every main page
