@@ -14,12 +14,14 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shared.image import SIZE, ImageLimits, configure_opencv, decode_face
 from shared.settings import Settings
@@ -59,19 +61,31 @@ class BareLoops:
         archive: a zip of images.
         processes: how many.
         batch_size: images in one run of the model.
+        like_peers: the loops are of what the peers serve, `tests.bench.peers.serving`, as this environment says.
 
     Attributes:
         precision: of the model as it was chosen: `float32` or `int8`.
     """
 
-    def __init__(self, store: Path | None, archive: Path, *, processes: int = 2, batch_size: int = 64) -> None:
+    def __init__(
+        self,
+        store: Path | None,
+        archive: Path,
+        *,
+        processes: int = 2,
+        batch_size: int = 64,
+        like_peers: Mapping[str, str] | None = None,
+    ) -> None:
         command = [sys.executable, "-m", "tests.bench.bare", str(archive), "--batch", str(batch_size)]
         command += ["--store", str(store)] if store else []
+        command += ["--like-peers"] if like_peers else []
+        environment = {**os.environ, **(like_peers or {})}
         self._processes = [
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             for _ in range(processes)
         ]
-        self.precision: str = [self._answer(process)["precision"] for process in self._processes][0]
+        ready = [self._answer(process) for process in self._processes]
+        self.precision = str(ready[0]["precision"])
 
     def run(self, seconds: float) -> Lap:
         """Lets all of them run for a while, at once."""
@@ -116,29 +130,46 @@ def main() -> int:
     parser.add_argument("archive", type=Path)
     parser.add_argument("--store", type=Path)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--like-peers", action="store_true")
     arguments = parser.parse_args()
-    configure_opencv()
-    limits = ImageLimits.from_settings(Settings())
     with zipfile.ZipFile(arguments.archive) as archive:
         images = [archive.read(member) for member in archive.infolist()[:4096]]
-    model = None
-    if arguments.store is not None:
-        from inference.session import load_model
-
-        model = load_model(FileStore(arguments.store), 1, "cpu")
-    _say(ready=True, precision=model.precision if model else None)
+    precision, step = _step_like_peers() if arguments.like_peers else _step(arguments.store)
+    _say(ready=True, precision=precision)
     endless = itertools.cycle(images)
-    faces = np.empty((arguments.batch, SIZE, SIZE), np.uint8)
     for line in sys.stdin:
         done, cpu, started = 0, time.process_time(), time.perf_counter()
         while (took := time.perf_counter() - started) < float(line):
-            for row, data in zip(range(len(faces)), endless, strict=False):
-                faces[row] = decode_face(data, limits).pixels
-            if model is not None:
-                model.predict(faces)
-            done += len(faces)
+            step([next(endless) for _ in range(arguments.batch)])
+            done += arguments.batch
         _say(images=done, seconds=took, cpu_s=time.process_time() - cpu)
     return 0
+
+
+def _step(store: Path | None) -> tuple[str | None, Callable[[list[bytes]], object]]:
+    """Returns the model's precision, and what decodes a batch and predicts it; without a store, decodes only."""
+    configure_opencv()
+    limits = ImageLimits.from_settings(Settings())
+
+    def decode(images: list[bytes]) -> NDArray[np.uint8]:
+        faces = np.empty((len(images), SIZE, SIZE), np.uint8)
+        for row, data in enumerate(images):
+            faces[row] = decode_face(data, limits).pixels
+        return faces
+
+    if store is None:
+        return None, decode
+    from inference.session import load_model
+
+    model = load_model(FileStore(store), 1, "cpu")
+    return model.precision, lambda images: model.predict(decode(images))
+
+
+def _step_like_peers() -> tuple[None, Callable[[list[bytes]], object]]:
+    from tests.bench.peers.serving import Served
+
+    served = Served()
+    return None, lambda images: served.predict([served.decode(data) for data in images])
 
 
 def _say(**what: object) -> None:

@@ -132,7 +132,7 @@ def train_model(name: str, archive: Path, store: FileStore) -> None:
 
 
 def _write_archive(path: Path, images: int, distinct: int) -> None:
-    """Writes labelled faces, of which only some are drawn, which takes 10 ms; the others are those, turned and moved."""
+    """Writes labelled faces, of which only some are drawn, since that takes long; the others are those, turned."""
     aside = path.with_suffix(".part")
     rng = np.random.default_rng(7)
     drawn = []

@@ -48,12 +48,12 @@ class Pairs:
 
 def at_least(name: str, figure: str, ratio: float, least: float) -> Row:
     """Returns a row whose ratio is to reach `least`."""
-    return Row(name, figure, ratio, f"≥ {least:g} ×", ratio >= least)
+    return Row(name, figure, ratio, f"≥ {least:g}", ratio >= least)
 
 
 def at_most(name: str, figure: str, ratio: float, most: float) -> Row:
     """Returns a row whose ratio is to stay below `most`."""
-    return Row(name, figure, ratio, f"≤ {most:g} ×", ratio <= most)
+    return Row(name, figure, ratio, f"≤ {most:g}", ratio <= most)
 
 
 def quantile(values: Sequence[float], share: float) -> float:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,7 +65,7 @@ class Stage:
             close.callback(service.stop)
             client = close.enter_context(installation.client())
             inbox = close.enter_context(client.broker.inbox())
-            yield Served(installation, service, client, inbox, workers)
+            yield Served(installation, service, client, inbox)
 
     def __enter__(self) -> Stage:
         return self
@@ -83,7 +82,6 @@ class Served:
     service: Service
     client: Client
     inbox: Inbox
-    workers: int
 
     @property
     def pids(self) -> list[int]:
@@ -109,11 +107,6 @@ def cpu_s(pid: int) -> float:
 def rss_bytes(pid: int) -> int:
     """Returns the memory that a process has in use."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
-
-
-def settle() -> None:
-    """Lets what ended a moment ago finish its last work."""
-    time.sleep(0.3)
 
 
 @contextlib.contextmanager
