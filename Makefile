@@ -20,7 +20,7 @@ ARGS ?=
 
 .PHONY: help
 help: ## List these targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 13
 
 .PHONY: demo
 demo: $(VENV)/.services ## Train, predict and show the results [DATASET=my.zip] [IMAGES=1200] [EPOCHS=15] [ONCE=1]
@@ -47,6 +47,11 @@ check: $(VENV)/.developer ## Check style, types and import rules
 bench: $(VENV)/.developer ## Measure ours against the bare loop [ARGS='--only packs --quick'] [ARGS=--write]
 	@tests/system-packages.sh
 	@$(BIN)/python -m tests.bench $(ARGS)
+
+.PHONY: bench-peers
+bench-peers: $(VENV)/.developer ## Measure ours beside mosec, LitServe, BentoML and Celery [ARGS='--quick'] [ARGS=--write]
+	@tests/system-packages.sh
+	@$(BIN)/python -m tests.bench.peers $(ARGS)
 
 .PHONY: pictures
 pictures: $(VENV)/.developer ## Take the README's pictures anew, of the demo and of every main page

@@ -286,7 +286,7 @@ class Link:
             connection.close()
 
 
-class _Connection(pika.SelectConnection):
+class _Connection(pika.SelectConnection):  # type: ignore[misc]
     """pika's connection with fewer and larger reads and writes.
 
     pika writes three frames for each message, each with a system call of its own, of which the broker reads each by

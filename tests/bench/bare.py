@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +85,7 @@ class BareLoops:
             for _ in range(processes)
         ]
         ready = [self._answer(process) for process in self._processes]
-        self.precision = str(ready[0]["precision"])
+        self.precision: str | None = ready[0]["precision"]
 
     def run(self, seconds: float) -> Lap:
         """Lets all of them run for a while, at once."""
@@ -102,12 +102,12 @@ class BareLoops:
         return Lap(images, longest, share * sum(answer["cpu_s"] for answer in answers))
 
     @staticmethod
-    def _answer(process: subprocess.Popen[str]) -> dict[str, float | str | int]:
+    def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line:
             raise RuntimeError(f"a bare loop ended with {process.wait()}")
-        answer: dict[str, float | str | int] = json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
         return answer
 
     def __enter__(self) -> Self:

@@ -19,6 +19,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from cv2.typing import MatLike
 from prometheus_client import CollectorRegistry
 
 from shared.card import ModelCard
@@ -141,10 +142,11 @@ def _write_archive(path: Path, images: int, distinct: int) -> None:
         drawn.append((label, draw_face(label, rng)))
     with zipfile.ZipFile(aside, "w") as archive:
         for index in range(images):
-            label, pixels = drawn[index % distinct]
+            label, face = drawn[index % distinct]
+            pixels: MatLike = face
             if index >= distinct:
-                turn = cv2.getRotationMatrix2D((100, 100), rng.uniform(-25, 25), rng.uniform(0.85, 1.4))
-                turn[:, 2] += rng.uniform(-25, 25, 2)
+                turn: MatLike = cv2.getRotationMatrix2D((100, 100), rng.uniform(-25, 25), rng.uniform(0.85, 1.4))
+                turn = turn + np.array([[0, 0, rng.uniform(-25, 25)], [0, 0, rng.uniform(-25, 25)]])
                 pixels = cv2.warpAffine(pixels, turn, (200, 200), borderMode=cv2.BORDER_REFLECT)
             # Smoothed and saved as photos of that size are: some 5 kB.
             pixels = cv2.GaussianBlur(pixels, (3, 3), 0)

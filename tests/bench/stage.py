@@ -52,7 +52,7 @@ class Stage:
         return self._node.url
 
     @contextlib.contextmanager
-    def served(self, broker: str, model: str, *, workers: int = 2, **env: str) -> Iterator[Served]:
+    def served(self, broker: str, model: str, *, workers: int = 2) -> Iterator[Served]:
         """Starts workers that serve a model, opens a client, and ends both afterwards."""
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         installation = Installation(
@@ -61,7 +61,7 @@ class Stage:
         self.material.install(model, folder / "store")
         with contextlib.ExitStack() as close:
             close.callback(installation.close)
-            service = installation.start("inference", **env)
+            service = installation.start("inference")
             close.callback(service.stop)
             client = close.enter_context(installation.client())
             inbox = close.enter_context(client.broker.inbox())

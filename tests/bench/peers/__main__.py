@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -72,8 +73,8 @@ def python_of(package: str) -> Path:
     installed = folder / "requirements.txt"
     if not installed.exists() or installed.read_text() != requirements.read_text():
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        pip = [folder / "bin" / "python", "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
-        subprocess.run([*pip, "--requirement", requirements], check=True)
+        pip = [str(folder / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+        subprocess.run([*pip, "--requirement", str(requirements)], check=True)
         installed.write_text(requirements.read_text())
     return folder / "bin" / "python"
 
@@ -200,9 +201,7 @@ def rows_of(reference: Mapping[str, float], same: Mapping[str, float], ours: Map
     rows = []
     for what, rates in (("reference, Pillow", reference), ("our model, our decoder", same)):
         bare = rates["bare loop"]
-        rows += [
-            Row(f"{what}: {who}", f"{rate:,.0f} images/s", rate / bare, "", None) for who, rate in rates.items()
-        ]
+        rows += [Row(f"{what}: {who}", f"{rate:,.0f} images/s", rate / bare, "", None) for who, rate in rates.items()]
     best_reference, best_same = (_best(rates) for rates in (reference, same))
     for how, rate in ours.items():
         for (who, best), least, what in (
@@ -211,7 +210,9 @@ def rows_of(reference: Mapping[str, float], same: Mapping[str, float], ours: Map
         ):
             figure = f"{rate:,.0f} images/s, {who} {best:,.0f}"
             ratio = rate / best
-            rows.append(Row(f"ours, {how}, against the best serving {what}", figure, ratio, f"≥ {least:g}", ratio >= least))
+            rows.append(
+                Row(f"ours, {how}, against the best serving {what}", figure, ratio, f"≥ {least:g}", ratio >= least)
+            )
     return rows
 
 
