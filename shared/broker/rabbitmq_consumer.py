@@ -120,6 +120,7 @@ class RabbitConsumer(Consumer):
         self._link = link
         self._publisher = publisher
         self._topology = topology
+        self._own_queues = frozenset(topology.queues)
         self._prefetch = prefetch
         self._on_close = on_close
         self._feeds = [_Feed(queue) for queue in queues]
@@ -164,7 +165,7 @@ class RabbitConsumer(Consumer):
                 item.queue,
                 properties_of(stamped(item.message)),
                 item.message.body,
-                mandatory=item.queue in self._topology.queues,
+                mandatory=item.queue in self._own_queues,
             )
         with self._changed:
             refusal, self._refusal = self._refusal, None

@@ -1,5 +1,6 @@
-"""Keeps Celery busy: as many images outstanding as ours has, by its own client. Prints `{"images", "seconds"}` a line
-for each line of its standard input, which says for how many seconds.
+"""Keeps Celery busy by its own client: more images outstanding than the workers hold at once.
+
+Prints `{"images", "seconds"}` a line for each line of its standard input, which says for how many seconds.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from collections import deque
 
 from tests.bench.peers.serve_celery import predict
 
-OUTSTANDING = 768
+OUTSTANDING = 256
+TIMEOUT_S = 300
 
 
 def main() -> int:
@@ -25,15 +27,15 @@ def main() -> int:
     for line in sys.stdin:
         under_way = deque(predict.delay(list(itertools.islice(endless, size))) for _ in range(OUTSTANDING // size))
         for _ in range(len(under_way) // 2):
-            under_way.popleft().get(timeout=60)
+            under_way.popleft().get(timeout=TIMEOUT_S)
             under_way.append(predict.delay(list(itertools.islice(endless, size))))
         started, done = time.perf_counter(), 0
         while (took := time.perf_counter() - started) < float(line):
-            answers = under_way.popleft().get(timeout=60)
+            answers = under_way.popleft().get(timeout=TIMEOUT_S)
             done += len(answers)
             under_way.append(predict.delay(list(itertools.islice(endless, size))))
         for result in under_way:
-            result.get(timeout=60)
+            result.get(timeout=TIMEOUT_S)
         sys.stdout.write(json.dumps({"images": done, "seconds": took}) + "\n")
         sys.stdout.flush()
     return 0
