@@ -191,7 +191,7 @@ class BulkLoop:
         ]
 
     def _looked_into(self, job_id: str, uri: str | None, path: Path, folder: Path) -> tuple[int, str]:
-        """Makes sure that the archive is sound and that every worker can reach it. Returns its entries and store key."""
+        """Makes sure that the archive is sound and in reach of every worker. Returns its length and store key."""
         if uri is not None and uri.startswith(STORE_SCHEME):
             key = uri.removeprefix(STORE_SCHEME)
             return len(self._archives.get(job_id, key).entries), key  # it stays open for the shards
