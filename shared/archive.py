@@ -44,6 +44,8 @@ _MAX_COMMENT_BYTES: Final = 0xFFFF
 
 _LOCAL: Final = struct.Struct("<6xH18x2H")  # flags, lengths of name and extra field
 _READ_BYTES: Final = 2**18
+_HEADER_ROOM: Final = 128
+"""What a local header holds beside the name: 30 bytes, and an extra field of usually none to some dozens."""
 
 _ENCRYPTED_FLAG: Final = 0x1
 _UTF8_FLAG: Final = 0x800
@@ -193,26 +195,32 @@ class Archive:
 
         `zipfile` would do it in ten times as long: its file objects cost more than unpacking a small image.
         """
-        header = self._bytes_at(member.header_offset, _LOCAL_HEADER_BYTES)
-        if len(header) < _LOCAL_HEADER_BYTES or not header.startswith(_LOCAL_HEADER):
+        most = member.file_size + 1
+        # One read for header and content of a small entry; more where the header is longer than it usually is.
+        begin = member.header_offset
+        head = self._bytes_at(begin, min(_READ_BYTES, member.compress_size + len(member.orig_filename) + _HEADER_ROOM))
+        if len(head) < _LOCAL_HEADER_BYTES or not head.startswith(_LOCAL_HEADER):
             raise _Corrupt("its header is missing")
-        flags, name_bytes, extra_bytes = _LOCAL.unpack(header)
-        start = member.header_offset + _LOCAL_HEADER_BYTES
-        name = self._bytes_at(start, name_bytes)
+        flags, name_bytes, extra_bytes = _LOCAL.unpack_from(head)
+        offset = _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
+        if len(head) < offset:
+            head = self._bytes_at(begin, offset)
+        name = head[_LOCAL_HEADER_BYTES : _LOCAL_HEADER_BYTES + name_bytes]
         if flags & _ENCRYPTED_FLAG or name.decode("utf-8" if flags & _UTF8_FLAG else "cp437") != member.orig_filename:
             raise _Corrupt("its header is another entry's")
-        start += name_bytes + extra_bytes
-        most = member.file_size + 1
+        start, end = begin + offset, begin + offset + member.compress_size
+        first = head[offset : offset + member.compress_size]
         if member.compress_type == zipfile.ZIP_STORED:
-            return self._bytes_at(start, min(member.compress_size, most))
+            missing = min(member.compress_size, most) - len(first)
+            return first + self._bytes_at(start + len(first), missing) if missing > 0 else first[:most]
         unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-        end = start + member.compress_size
-        data = unpacker.decompress(self._bytes_at(start, min(_READ_BYTES, end - start)), most)
+        data = unpacker.decompress(first, most)
+        start += len(first)
         while not unpacker.eof and len(data) < most:
-            start += _READ_BYTES
             packed = unpacker.unconsumed_tail + self._bytes_at(start, max(0, min(_READ_BYTES, end - start)))
             if not packed:
                 raise _Corrupt("it ends too early")
+            start += _READ_BYTES
             data += unpacker.decompress(packed, most - len(data))
         return data
 

@@ -43,8 +43,10 @@ def look_hash(face: NDArray[np.uint8]) -> NDArray[np.uint64]:
     small = cv2.resize(face, (16, 16), interpolation=cv2.INTER_AREA)  # a whole factor is quick; the next two are not
     rows = cv2.resize(small, (9, 8), interpolation=cv2.INTER_AREA)
     columns = cv2.resize(small, (8, 9), interpolation=cv2.INTER_AREA)
-    bits = np.stack([rows[:, 1:] > rows[:, :-1], columns[1:] > columns[:-1]])
-    return np.packbits(bits.reshape(2, 64), axis=1).view(np.uint64).reshape(2)
+    bits = np.empty((2, 8, 8), np.bool_)
+    np.greater(rows[:, 1:], rows[:, :-1], bits[0])
+    np.greater(columns[1:], columns[:-1], bits[1])
+    return np.packbits(bits).view(np.uint64)
 
 
 def near_duplicates(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
