@@ -71,6 +71,8 @@ _EVENTS_KEPT_S: Final = 60.0
 _BUSY_TIMEOUT_S: Final = 30.0
 _SHORTEST_POLL_S: Final = 0.0005
 _LONGEST_POLL_S: Final = 0.005
+_LONGEST_EVENT_POLL_S: Final = 0.05
+"""Events are for people and for what may be a little late."""
 _CHECKPOINT_PAGES: Final = 4000
 """Written before they are moved from the log to the file, which costs a sync: 16 MB, some dozens of packs of images."""
 _CACHE_KIB: Final = 8000
@@ -357,17 +359,36 @@ class SqliteBroker(Broker):
             (version,) = db.execute("PRAGMA data_version").fetchone()
             return int(version)
 
-    def _wait_for_change(self, seen: int, timeout_s: float, stopped: Callable[[], bool]) -> None:
+    def _wait_for_change(self, seen: int, timeout_s: float, pause_s: float, stopped: Callable[[], bool]) -> None:
         """Waits until the version is no longer `seen`, `stopped()` says so, or the time is up.
 
-        `data_version` is read from shared memory in microseconds, so looking often is cheap; the pauses grow from half
-        a millisecond to five.
+        `data_version` is read from shared memory in microseconds, so looking often is cheap; the pauses grow from
+        `pause_s` to five milliseconds.
         """
         deadline = time.monotonic() + timeout_s
-        pause = _SHORTEST_POLL_S
         while self._version() == seen and (remaining := deadline - time.monotonic()) > 0 and not stopped():
-            time.sleep(min(pause, remaining))
-            pause = min(pause * 1.3, _LONGEST_POLL_S)
+            time.sleep(min(pause_s, remaining))
+            pause_s = max(pause_s, min(pause_s * 1.3, _LONGEST_POLL_S))
+
+
+class _Waiting:
+    """How long one wait for something of interest pauses between its looks.
+
+    Each change that brings nothing makes the next pause twice as long: where others are busy, what waits for something
+    else must not look at each of their thousands of changes a second.
+
+    Args:
+        longest_s: what the pauses grow to.
+    """
+
+    def __init__(self, longest_s: float) -> None:
+        self._longest_s = longest_s
+        self._pause_s = _SHORTEST_POLL_S / 2
+
+    def next_pause_s(self) -> float:
+        """Returns the pause for the next look."""
+        self._pause_s = min(self._pause_s * 2, self._longest_s)
+        return self._pause_s
 
 
 class _SqliteConsumer(Consumer):
@@ -392,6 +413,7 @@ class _SqliteConsumer(Consumer):
 
     def _take(self, limit: int, timeout_s: float | None) -> list[Delivery]:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        waiting = _Waiting(_LONGEST_POLL_S)
         while not self._closed.is_set():
             seen = self._broker._version()
             for queue in self._queues:
@@ -401,7 +423,8 @@ class _SqliteConsumer(Consumer):
             if remaining <= 0:
                 break
             # A lease that runs out changes nothing in the file, so look again four times a second in any case.
-            self._broker._wait_for_change(seen, min(remaining, 0.25), self._closed.is_set)
+            pause_s = waiting.next_pause_s()
+            self._broker._wait_for_change(seen, min(remaining, 0.25), pause_s, self._closed.is_set)
         return []
 
     def _claim(self, queue: str, limit: int) -> list[Delivery]:
@@ -527,6 +550,7 @@ class _SqliteInbox(Inbox):
 
     def _take(self, timeout_s: float) -> list[Message]:
         deadline = time.monotonic() + timeout_s
+        waiting = _Waiting(_LONGEST_POLL_S)
         while not self._closed.is_set():
             self._touch()
             seen = self._broker._version()
@@ -539,7 +563,8 @@ class _SqliteInbox(Inbox):
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 break
-            self._broker._wait_for_change(seen, min(remaining, 30.0), self._closed.is_set)
+            pause_s = waiting.next_pause_s()
+            self._broker._wait_for_change(seen, min(remaining, 30.0), pause_s, self._closed.is_set)
         return []
 
     def close(self) -> None:
@@ -569,6 +594,7 @@ class _SqliteSubscription(Subscription):
 
     def _take(self, timeout_s: float) -> list[Event]:
         deadline = time.monotonic() + timeout_s
+        waiting = _Waiting(_LONGEST_EVENT_POLL_S)
         while not self._closed.is_set():
             seen = self._broker._version()
             with self._broker._read() as db:
@@ -587,7 +613,7 @@ class _SqliteSubscription(Subscription):
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 break
-            self._broker._wait_for_change(seen, remaining, self._closed.is_set)
+            self._broker._wait_for_change(seen, remaining, waiting.next_pause_s(), self._closed.is_set)
         return []
 
     def close(self) -> None:
