@@ -33,6 +33,7 @@ from tests.services import eventually
 
 FOLDER = Path(__file__).parent
 READY_S = 120
+CELERY = "celery -A tests.bench.peers.serve_celery worker -l WARNING --without-gossip --without-mingle -n "
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ PEERS = (
         "bentoml serve tests.bench.peers.serve_bentoml:Gender --host 127.0.0.1 --port {port}",
         ("predict", "body"),
     ),
-    Peer("Celery, one image a task", "celery", "celery -A tests.bench.peers.serve_celery worker -l WARNING", ("1",)),
-    Peer("Celery, 32 images a task", "celery", "celery -A tests.bench.peers.serve_celery worker -l WARNING", ("32",)),
+    Peer("Celery, one image a task", "celery", CELERY + "one", ("1",)),
+    Peer("Celery, 32 images a task", "celery", CELERY + "many", ("32",)),
 )
 
 

@@ -22,6 +22,7 @@ app.conf.update(
     worker_concurrency=PROCESSES,
     task_default_queue=os.environ["BENCH_QUEUE"],
     result_expires=600,
+    worker_proc_alive_timeout=60,  # the model may take longer to load than the 4 s that it is given by default
 )
 served: Served
 
