@@ -70,7 +70,7 @@ _INBOX_EXPIRY_S: Final = 600.0
 _EVENTS_KEPT_S: Final = 60.0
 _BUSY_TIMEOUT_S: Final = 30.0
 _SHORTEST_POLL_S: Final = 0.0005
-_LONGEST_POLL_S: Final = 0.005
+_LONGEST_POLL_S: Final = 0.003
 _LONGEST_EVENT_POLL_S: Final = 0.05
 """Events are for people and for what may be a little late."""
 _CHECKPOINT_PAGES: Final = 4000
@@ -363,7 +363,7 @@ class SqliteBroker(Broker):
         """Waits until the version is no longer `seen`, `stopped()` says so, or the time is up.
 
         `data_version` is read from shared memory in microseconds, so looking often is cheap; the pauses grow from
-        `pause_s` to five milliseconds.
+        `pause_s` to three milliseconds.
         """
         deadline = time.monotonic() + timeout_s
         while self._version() == seen and (remaining := deadline - time.monotonic()) > 0 and not stopped():

@@ -23,7 +23,7 @@ BODY = bytes(range(250)) * 20
 def confirmed_publishes(stage: Stage) -> list[Row]:
     """Messages that RabbitMQ has confirmed, by one client."""
     with open_broker(stage.broker_url("RabbitMQ", stage.folder), Topology(f"bench{uuid.uuid4().hex[:8]}")) as broker:
-        rates = [_publish(broker, 2000, stage) for _ in range(1 if stage.quick else 3)]
+        rates = [_publish(broker, 5000, stage) for _ in range(1 if stage.quick else 3)]
     return [_row("confirmed publishes of 5 kB, RabbitMQ", rates, 10_000)]
 
 

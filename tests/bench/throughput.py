@@ -52,7 +52,7 @@ def singles(stage: Stage) -> list[Row]:
 
 def batch_jobs(stage: Stage) -> list[Row]:
     """A job from handing the archive over to the finished results, through both brokers."""
-    archive = job_archive(stage, JOB_IMAGES // 8 if stage.quick else JOB_IMAGES)
+    archive = job_archive(stage, JOB_IMAGES // 2 if stage.quick else JOB_IMAGES)
     rows = []
     for broker in ("RabbitMQ", "embedded"):
         with (

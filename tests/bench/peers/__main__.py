@@ -180,7 +180,7 @@ def measure(stage: Stage, name: str, model: Path, decoder: str, console: Console
 def measure_ours(stage: Stage) -> dict[str, float]:
     """Returns the images a second of ours, by how they come."""
     seconds, rounds = (2, 1) if stage.quick else (4, 3)
-    images, archive = stage.material.images, job_archive(stage, JOB_IMAGES // 8 if stage.quick else JOB_IMAGES)
+    images, archive = stage.material.images, job_archive(stage, JOB_IMAGES // 2 if stage.quick else JOB_IMAGES)
     with stage.served("RabbitMQ", "default") as served:
         broker = served.client.broker
         packs = Saturation(broker, served.inbox, images, pack=PACK, outstanding=PACKS_OUTSTANDING)
