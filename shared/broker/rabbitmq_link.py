@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar
@@ -81,7 +81,7 @@ class Link:
         self._parts: list[Part] = []
         self._calls: deque[Callable[[], None]] = deque()
         self._woken = False
-        self._connection: pika.SelectConnection | None = None
+        self._connection: _Connection | None = None
         self._state = threading.Condition()
         self._is_up = False
         self._refused = False
@@ -189,12 +189,14 @@ class Link:
 
     def _run_calls(self) -> None:
         self._woken = False
-        while self._calls:
-            work = self._calls.popleft()
-            try:
-                work()
-            except Exception:
-                log.exception("a bug in work for the connection to RabbitMQ")
+        connection = self._connection
+        with contextlib.nullcontext() if connection is None else connection.together():
+            while self._calls:
+                work = self._calls.popleft()
+                try:
+                    work()
+                except Exception:
+                    log.exception("a bug in work for the connection to RabbitMQ")
 
     def _connect(self) -> None:
         if self._shutting:
@@ -295,12 +297,29 @@ class _Connection(pika.SelectConnection):  # type: ignore[misc]
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._unsent: list[bytes] = []
+        self._collecting = False
         super().__init__(*arguments, **options)
 
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Sends all that is said inside at the end."""
+        outermost, self._collecting = not self._collecting, True
+        try:
+            yield
+        finally:
+            if outermost:
+                self._collecting = False
+                self._send()
+
+    def _on_data_available(self, data_in: bytes) -> None:
+        with self.together():
+            super()._on_data_available(data_in)
+
     def _adapter_emit_data(self, data: bytes) -> None:
-        if not self._unsent:
-            self.ioloop.add_callback_threadsafe(self._send)
-        self._unsent.append(data)
+        if self._collecting:
+            self._unsent.append(data)
+        else:
+            super()._adapter_emit_data(data)
 
     def _send(self) -> None:
         frames, self._unsent = self._unsent, []
