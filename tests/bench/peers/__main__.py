@@ -144,6 +144,10 @@ def serving(peer: Peer, served: Mapping[str, str], stage: Stage) -> Iterator[Dri
             driver.run(2)
             yield driver
     finally:
+        # In order first: BentoML's processes are of no common group, and only their parent ends them all.
+        server.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(15)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGKILL)
         server.wait()
