@@ -15,12 +15,12 @@ DATASET ?=
 ONCE ?=
 IMAGES ?=
 EPOCHS ?=
-# For `make test`: more arguments for pytest, such as ARGS='-k broker'.
+# More arguments: of `make test` for pytest, such as ARGS='-k broker'; of `make bench`, such as ARGS='--only packs'.
 ARGS ?=
 
 .PHONY: help
 help: ## List these targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 13
 
 .PHONY: demo
 demo: $(VENV)/.services ## Train, predict and show the results [DATASET=my.zip] [IMAGES=1200] [EPOCHS=15] [ONCE=1]
@@ -42,6 +42,16 @@ check: $(VENV)/.developer ## Check style, types and import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+.PHONY: bench
+bench: $(VENV)/.developer ## Measure ours against the bare loop [ARGS='--only packs --quick'] [ARGS=--write]
+	@tests/system-packages.sh
+	@$(BIN)/python -m tests.bench $(ARGS)
+
+.PHONY: bench-peers
+bench-peers: $(VENV)/.developer ## Measure ours beside mosec, LitServe, BentoML and Celery [ARGS='--quick'] [ARGS=--write]
+	@tests/system-packages.sh
+	@$(BIN)/python -m tests.bench.peers $(ARGS)
 
 .PHONY: pictures
 pictures: $(VENV)/.developer ## Take the README's pictures anew, of the demo and of every main page

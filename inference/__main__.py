@@ -21,7 +21,6 @@ from prometheus_client.registry import Collector
 from shared.broker import open_broker
 from shared.broker.base import Broker
 from shared.errors import Retryable
-from shared.image import configure_opencv
 from shared.log import configure_logging
 from shared.metrics import BrokerCollector, StatusServer, process_registry
 from shared.settings import Settings, SettingsError, load_settings
@@ -148,9 +147,10 @@ def _parent(broker: Broker, settings: Settings, stop: threading.Event) -> int:
 
 
 def _worker(broker: Broker, settings: Settings, stop: threading.Event, status_file: Path) -> int:
-    # ONNX Runtime is loaded by workers only: the parent stays small.
+    # ONNX Runtime and OpenCV are loaded by workers only: the parent stays small, and has started them sooner.
     from inference.session import ProviderUnavailable  # noqa: PLC0415
     from inference.worker import Worker  # noqa: PLC0415
+    from shared.image import configure_opencv  # noqa: PLC0415
 
     configure_opencv()
     workers = settings.workers or settings.cores

@@ -149,9 +149,7 @@ class BulkLoop:
                 tempfile.TemporaryDirectory(prefix="genderline-") as folder,
                 fetched(request, self._store, self._settings, Path(folder)) as (path, _),
             ):
-                with Archive(path, self._limits) as archive:
-                    images = len(archive.entries)
-                key = self._keep(job_id, request.uri, path, Path(folder))
+                images, key = self._looked_into(job_id, request.uri, path, Path(folder))
         except InvalidDataset as error:
             consumer.settle([delivery], self._end(job_id, jobs.REJECTED, delivery, error=error.as_dict()))
             return
@@ -192,15 +190,18 @@ class BulkLoop:
             for shard in range(record["shards"])
         ]
 
-    def _keep(self, job_id: str, uri: str | None, path: Path, folder: Path) -> str:
-        """Makes sure that every worker can reach the archive. Returns its store key."""
+    def _looked_into(self, job_id: str, uri: str | None, path: Path, folder: Path) -> tuple[int, str]:
+        """Makes sure that the archive is sound and in reach of every worker. Returns its length and store key."""
         if uri is not None and uri.startswith(STORE_SCHEME):
-            return uri.removeprefix(STORE_SCHEME)
+            key = uri.removeprefix(STORE_SCHEME)
+            return len(self._archives.get(job_id, key).entries), key  # it stays open for the shards
+        with Archive(path, self._limits) as archive:
+            images = len(archive.entries)
         key = Jobs.archive_key(job_id)
         if not path.is_relative_to(folder):
             path = shutil.copyfile(path, folder / "copy.zip")
         self._store.put_file(key, path)
-        return key
+        return images, key
 
     def _job_failed(self, delivery: Delivery, error: GenderlineError) -> list[Outgoing]:
         job_id = job_id_of(delivery.message.message_id)
@@ -391,14 +392,14 @@ def _assemble(path: Path, parts: Iterable[str]) -> tuple[dict[str, int], float |
         (counts of images and errors; the accuracy over labelled images with a prediction, None where there are none).
     """
     images = errors = labelled = correct = 0
+    judged, fault = jobs.RESULT_COLUMNS.index("correct"), jobs.RESULT_COLUMNS.index("error")
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, jobs.RESULT_COLUMNS, lineterminator="\n")
-        writer.writeheader()
+        csv.writer(file, lineterminator="\n").writerow(jobs.RESULT_COLUMNS)
         for part in parts:
-            for row in csv.DictReader(io.StringIO(part), jobs.RESULT_COLUMNS):
-                writer.writerow(row)
+            file.write(part)
+            for row in csv.reader(io.StringIO(part)):
                 images += 1
-                errors += bool(row["error"])
-                labelled += bool(row["correct"])
-                correct += row["correct"] == "true"
+                errors += bool(row[fault])
+                labelled += bool(row[judged])
+                correct += row[judged] == "true"
     return {"images": images, "errors": errors}, correct / labelled if labelled else None

@@ -115,8 +115,12 @@ class Worker:
         ]
         try:
             while not stop.is_set():
+                served = self._models.champion
                 self._write_status(ready=self._broker.ping())
-                stop.wait(_READY_EVERY_S)
+                if served is None:
+                    self._models.wait_for_champion(_READY_EVERY_S / 2)  # which the status then names at once
+                else:
+                    stop.wait(_READY_EVERY_S)
             self._write_status(ready=False)
         finally:
             stop.set()

@@ -40,10 +40,10 @@ from shared.dataset import (
     write_rejects_csv,
 )
 from shared.errors import InvalidDataset, InvalidImage
-from shared.image import SIZE, ImageLimits, decode_face
+from shared.image import SIZE, Face, ImageLimits, decode_face
 from shared.labels import ETHNICITIES, GENDERS, Label, parse_label
 from shared.rejects import Reject, reject_for
-from trainer.split import look_hash, near_duplicates, split
+from trainer.split import look_hashes, near_duplicates, split
 
 MIN_FACES: Final = 20
 """Fewer make no training, no validation and no test worth the name."""
@@ -162,7 +162,7 @@ def _decode_all(archive: Archive, limits: ImageLimits, threads: int) -> Iterator
     """Yields every entry with its outcome, in archive order; a bounded number of them is under way at any time."""
 
     def decode_chunk(entries: Sequence[Entry]) -> list[tuple[Entry, _Decoded | Reject]]:
-        return [(entry, _decode(archive, entry, limits)) for entry in entries]
+        return list(zip(entries, _with_traits([_decode(archive, entry, limits) for entry in entries]), strict=True))
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="ingest")
     try:
@@ -177,27 +177,41 @@ def _decode_all(archive: Archive, limits: ImageLimits, threads: int) -> Iterator
         pool.shutdown(cancel_futures=True)
 
 
-def _decode(archive: Archive, entry: Entry, limits: ImageLimits) -> _Decoded | Reject:
+def _decode(archive: Archive, entry: Entry, limits: ImageLimits) -> tuple[Entry, Label, Face] | Reject:
     if entry.reject is not None:
         return entry.reject
     try:
-        label = parse_label(entry.name)
-        face = decode_face(archive.read(entry), limits)
+        return entry, parse_label(entry.name), decode_face(archive.read(entry), limits)
     except InvalidImage as error:
         return reject_for(error)
-    mean, std = cv2.meanStdDev(face.pixels)
-    traits = _Traits(
-        entry.index,
-        entry.name,
-        label,
-        face.width,
-        face.height,
-        hashlib.sha256(face.pixels.data).digest(),
-        look_hash(face.pixels),
-        float(mean.item()),
-        float(std.item()),
-    )
-    return _Decoded(traits, face.pixels)
+
+
+def _with_traits(outcomes: Sequence[tuple[Entry, Label, Face] | Reject]) -> Iterator[_Decoded | Reject]:
+    """Yields the outcomes in order, the faces with what is to be remembered of them.
+
+    That is taken of all faces at once where it can be: each call into OpenCV hands the interpreter to another thread
+    and waits to get it back, which for one face takes longer than the work.
+    """
+    faces = [outcome[2].pixels for outcome in outcomes if not isinstance(outcome, Reject)]
+    if not faces:
+        yield from (outcome for outcome in outcomes if isinstance(outcome, Reject))
+        return
+    stacked = np.stack(faces)
+    looks = look_hashes(stacked)
+    flat = stacked.reshape(len(faces), -1)
+    means = cv2.reduce(flat, 1, cv2.REDUCE_SUM, dtype=cv2.CV_64F)[:, 0] / flat.shape[1]
+    squares = cv2.reduce(flat, 1, cv2.REDUCE_SUM2, dtype=cv2.CV_64F)[:, 0] / flat.shape[1]
+    deviations = np.sqrt(np.maximum(squares - means**2, 0.0))
+    measured = zip(looks, means.tolist(), deviations.tolist(), strict=True)
+    for outcome in outcomes:
+        if isinstance(outcome, Reject):
+            yield outcome
+            continue
+        entry, label, face = outcome
+        look, mean, deviation = next(measured)
+        digest = hashlib.sha256(face.pixels.data).digest()
+        traits = _Traits(entry.index, entry.name, label, face.width, face.height, digest, look, mean, deviation)
+        yield _Decoded(traits, face.pixels)
 
 
 class _Sieve:

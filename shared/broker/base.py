@@ -9,6 +9,7 @@ harmless.
 from __future__ import annotations
 
 import abc
+import os
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,10 @@ class BrokerClosed(BrokerError):
     """This broker object, or the consumer, was closed."""
 
 
+def _new_id() -> str:
+    return os.urandom(16).hex()  # as unlikely to come twice as a UUID, in a fourth of the time
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """A message as it travels, on either broker.
@@ -49,7 +54,7 @@ class Message:
 
     body: bytes
     content_type: str
-    message_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    message_id: str = field(default_factory=_new_id)
     correlation_id: str | None = None
     reply_to: str | None = None
     headers: Mapping[str, HeaderValue] = field(default_factory=dict)
@@ -342,7 +347,14 @@ def without_dead_headers(message: Message) -> Message:
 
 def stamped(message: Message) -> Message:
     """Returns the message with the time of publishing in its headers."""
-    return replace(message, headers={**message.headers, ENQUEUED_AT: time.time()})
+    return Message(
+        message.body,
+        message.content_type,
+        message.message_id,
+        message.correlation_id,
+        message.reply_to,
+        {**message.headers, ENQUEUED_AT: time.time()},
+    )
 
 
 def topic_matches(pattern: str, topic: str) -> bool:

@@ -120,6 +120,7 @@ class RabbitConsumer(Consumer):
         self._link = link
         self._publisher = publisher
         self._topology = topology
+        self._own_queues = frozenset(topology.queues)
         self._prefetch = prefetch
         self._on_close = on_close
         self._feeds = [_Feed(queue) for queue in queues]
@@ -159,13 +160,11 @@ class RabbitConsumer(Consumer):
         tokens = [delivery.token for delivery in deliveries]
         batch = Batch(functools.partial(self._on_settled, tokens), survives=False)
         for item in outgoing:
-            # Only our own queues must exist: nobody else's mistake in `reply_to` may stop the work.
-            batch.add(
-                item.queue,
-                properties_of(stamped(item.message)),
-                item.message.body,
-                mandatory=item.queue in self._topology.queues,
-            )
+            # Only our own queues must exist: nobody else's mistake in `reply_to` may stop the work. And only what they
+            # hold waits for workers, so only that is stamped: headers are the dearest part of a small message.
+            ours = item.queue in self._own_queues
+            properties = properties_of(stamped(item.message) if ours else item.message)
+            batch.add(item.queue, properties, item.message.body, mandatory=ours)
         with self._changed:
             refusal, self._refusal = self._refusal, None
             if refusal is not None:

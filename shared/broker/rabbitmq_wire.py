@@ -26,6 +26,7 @@ EARLIER_DELIVERIES: Final = "x-earlier-deliveries"
 COUNTED: Final = "x-delivery-count"
 """Set by quorum queues from the second delivery on."""
 
+_PERSISTENT: Final = DeliveryMode.Persistent.value
 _NOT_THE_SENDERS: Final = frozenset(
     {
         FLOATS,
@@ -50,7 +51,7 @@ def properties_of(message: Message, *, earlier_deliveries: int = 0) -> BasicProp
     return BasicProperties(
         content_type=message.content_type,
         headers=headers or None,
-        delivery_mode=DeliveryMode.Persistent.value,
+        delivery_mode=_PERSISTENT,
         correlation_id=message.correlation_id,
         reply_to=message.reply_to,
         message_id=message.message_id,

@@ -75,7 +75,7 @@ def test_threads_read_side_by_side(tmp_path: Path, method: int) -> None:
     files = [(f"30_0_0_{i}.jpg", bytes([i]) * 50_000 + bytes(range(256)) * 100) for i in range(100)]
     path.write_bytes(zipped(files, method))
     with Archive(path, LIMITS) as archive, ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(archive.read, archive.entries * 5)) == [data for _, data in files] * 5
+        assert list(pool.map(archive.read, [*archive.entries] * 5)) == [data for _, data in files] * 5
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,72 @@
+"""`python -m tests.bench`: how fast the service is, in ratios to a bare loop on the same cores in the same run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+
+from rich.console import Console
+
+from shared.image import configure_opencv
+from tests.bench import ingesting, latency, lifetime, queues, report, throughput
+from tests.bench.material import material
+from tests.bench.rows import Row
+from tests.bench.stage import Stage, open_stage
+
+BENCHMARKS: dict[str, Callable[[Stage], list[Row]]] = {
+    "reference": throughput.reference_singles,
+    "packs": throughput.packs,
+    "jobs": throughput.batch_jobs,
+    "singles": throughput.singles,
+    "idle": latency.idle,
+    "half-load": latency.half_load,
+    "beside-job": latency.beside_a_job,
+    "publishes": queues.confirmed_publishes,
+    "embedded": queues.embedded_batches,
+    "ingest": ingesting.ingesting,
+    "second-worker": throughput.second_worker,
+    "start": lifetime.start,
+    "overload": lifetime.overload,
+    "swaps": lifetime.swaps,
+}
+
+
+def main() -> int:
+    """Runs the benchmarks asked for. Returns 1 where a target is not reached."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS), metavar="NAME")
+    parser.add_argument("--quick", action="store_true", help="rougher figures in a fraction of the time")
+    parser.add_argument("--write", action="store_true", help="renew docs/benchmarks.md")
+    parser.add_argument("--list", action="store_true", help="name the benchmarks and end")
+    arguments = parser.parse_args()
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    if arguments.list:
+        for name, benchmark in BENCHMARKS.items():
+            console.print(f"{name:<14} {benchmark.__doc__}")
+        return 0
+    configure_opencv()
+    console.print("preparing: on the first run two networks are trained, which takes some minutes")
+    rows: list[Row] = []
+    with open_stage(material(), quick=arguments.quick) as stage:
+        for name in arguments.only:
+            started = time.monotonic()
+            found = BENCHMARKS[name](stage)
+            rows += found
+            for row in found:
+                console.print(f"{time.monotonic() - started:5.0f} s  {row.name}: {row.figure}", highlight=False)
+        console.print(report.machine(), report.versions(), *report.models(stage.material), sep="\n", highlight=False)
+        report.show("Ours, and the bare loop", rows, console)
+        if arguments.write:
+            report.write("ours", " ".join(["make bench", *_arguments_note()]), rows, stage.material)
+    return 0 if all(row.met is not False for row in rows) else 1
+
+
+def _arguments_note() -> list[str]:
+    given = [argument for argument in sys.argv[1:] if argument != "--write"]
+    return [f"ARGS='{' '.join(given)}'"] if given else []
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""Where the benchmarks take place: a real RabbitMQ node, real stores and broker files, real worker processes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shared.broker.base import Inbox
+from shared.client import Client
+from tests.bench.material import Material
+from tests.rabbitmq_node import RabbitNode, find_server
+from tests.services import Installation, Service
+
+TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+PAGE_BYTES = os.sysconf("SC_PAGESIZE")
+
+
+@dataclass
+class Stage:
+    """What all benchmarks share.
+
+    Attributes:
+        material: faces and models.
+        folder: for whatever is written; emptied afterwards.
+        quick: whether to be satisfied with rougher figures.
+    """
+
+    material: Material
+    folder: Path
+    quick: bool
+    _node: RabbitNode | None = None
+    _close: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def broker_url(self, broker: str, folder: Path) -> str:
+        """Returns the address of a broker: `embedded`, in that folder, or `RabbitMQ`, started with the first call."""
+        if broker == "embedded":
+            return f"sqlite:///{folder / 'broker.db'}"
+        if self._node is None:
+            server = find_server()
+            if server is None:
+                raise RuntimeError("no rabbitmq-server on this machine; on Debian: apt-get install rabbitmq-server")
+            home = self.folder / "rabbitmq"
+            home.mkdir()
+            self._node = RabbitNode(home, server)
+            self._close.callback(self._node.close)
+            self._node.start()
+        return self._node.url
+
+    @contextlib.contextmanager
+    def served(self, broker: str, model: str, *, workers: int = 2) -> Iterator[Served]:
+        """Starts workers that serve a model, opens a client, and ends both afterwards."""
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        installation = Installation(
+            folder, self.broker_url(broker, folder), {"GENDERLINE_LEASE_S": "15", "GENDERLINE_WORKERS": str(workers)}
+        )
+        self.material.install(model, folder / "store")
+        with contextlib.ExitStack() as close:
+            close.callback(installation.close)
+            service = installation.start("inference")
+            close.callback(service.stop)
+            client = close.enter_context(installation.client())
+            inbox = close.enter_context(client.broker.inbox())
+            yield Served(installation, service, client, inbox)
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close.close()
+
+
+@dataclass(frozen=True)
+class Served:
+    """Running workers and a client of theirs."""
+
+    installation: Installation
+    service: Service
+    client: Client
+    inbox: Inbox
+
+    @property
+    def pids(self) -> list[int]:
+        """The worker processes."""
+        _, body = self.service.get("/readyz")
+        return [state["pid"] for state in json.loads(body)["workers"]]
+
+    def cpu_s(self) -> float:
+        """Returns the processor time that the workers have taken so far, all of their threads, in seconds."""
+        return sum(cpu_s(pid) for pid in self.pids)
+
+    def rss_bytes(self) -> int:
+        """Returns the memory of the largest worker."""
+        return max(rss_bytes(pid) for pid in self.pids)
+
+
+def cpu_s(pid: int) -> float:
+    """Returns the processor time of a process, in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS_A_SECOND
+
+
+def rss_bytes(pid: int) -> int:
+    """Returns the memory that a process has in use."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
+
+
+@contextlib.contextmanager
+def open_stage(material: Material, *, quick: bool) -> Iterator[Stage]:
+    """Gives a stage with a folder of its own."""
+    with (
+        tempfile.TemporaryDirectory(prefix="genderline-bench-", ignore_cleanup_errors=True) as folder,
+        Stage(material, Path(folder), quick) as stage,
+    ):
+        yield stage

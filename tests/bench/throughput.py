@@ -1,0 +1,129 @@
+"""Images a second through the service, against the bare loop."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+import zipfile
+from pathlib import Path
+
+from shared.jobs import FINISHED
+from tests.bench.bare import BareLoops, Lap
+from tests.bench.load import Saturation
+from tests.bench.rows import Pairs, Row, at_least, at_most
+from tests.bench.stage import Served, Stage
+
+PACK = 64
+JOB_IMAGES = 20_000
+SINGLES_OUTSTANDING = 768
+"""Three prefetches: two workers never find the queue empty."""
+PACKS_OUTSTANDING = 24
+JOB_TIMEOUT_S = 300.0
+
+
+def reference_singles(stage: Stage) -> list[Row]:
+    """Single images, each with a reply, through RabbitMQ, on the reference network."""
+    pairs = _queue_pairs(stage, "RabbitMQ", "reference", pack=1)
+    return [at_least("reference, single images, RabbitMQ", pairs.figure, pairs.ratio, 0.9)]
+
+
+def packs(stage: Stage) -> list[Row]:
+    """Packs of 64 on the default network, through both brokers."""
+    rows = []
+    for broker in ("RabbitMQ", "embedded"):
+        pairs = _queue_pairs(stage, broker, "default", pack=PACK)
+        rows.append(at_least(f"champion, packs of {PACK}, {broker}", pairs.figure, pairs.ratio, 0.9))
+    return rows
+
+
+def singles(stage: Stage) -> list[Row]:
+    """Single images on the default network, through both brokers, and what they cost the workers themselves."""
+    rows = []
+    for broker in ("RabbitMQ", "embedded"):
+        pairs = _queue_pairs(stage, broker, "default", pack=1)
+        rows.append(at_least(f"champion, single images, {broker}", pairs.figure, pairs.ratio, 0.7))
+        ours = statistics.median(lap.cpu_us for lap in pairs.ours)
+        bare = statistics.median(lap.cpu_us for lap in pairs.bare)
+        figure = f"{ours:,.0f} µs an image, bare loop {bare:,.0f} µs"
+        rows.append(at_most(f"champion, single images, {broker}: the workers' own CPU time", figure, ours / bare, 1.25))
+    return rows
+
+
+def batch_jobs(stage: Stage) -> list[Row]:
+    """A job from handing the archive over to the finished results, through both brokers."""
+    archive = job_archive(stage, JOB_IMAGES // 2 if stage.quick else JOB_IMAGES)
+    rows = []
+    for broker in ("RabbitMQ", "embedded"):
+        with (
+            stage.served(broker, "default") as served,
+            BareLoops(stage.material.store("default"), stage.material.archive) as bare,
+        ):
+            pairs = Pairs([], [])
+            for _ in range(1 if stage.quick else 3):
+                pairs.bare.append(bare.run(2 if stage.quick else 5))
+                pairs.ours.append(run_job(served, archive))
+        rows.append(at_least(f"champion, jobs, {broker}", pairs.figure, pairs.ratio, 0.9))
+    return rows
+
+
+def second_worker(stage: Stage) -> list[Row]:
+    """Packs by two worker processes against packs by one."""
+    seconds = 2 if stage.quick else 4
+    with (
+        stage.served("RabbitMQ", "default", workers=1) as one,
+        stage.served("RabbitMQ", "default", workers=2) as two,
+    ):
+        loads = [_saturation(stage, served, PACK) for served in (one, two)]
+        laps = [[load.run(seconds) for load in loads] for _ in range(2 if stage.quick else 3)]
+    ratio = statistics.median(by_two.rate / by_one.rate for by_one, by_two in laps)
+    figure = f"{statistics.median(lap.rate for _, lap in laps):,.0f} images/s"
+    figure += f", one worker {statistics.median(lap.rate for lap, _ in laps):,.0f}"
+    return [at_least(f"a second worker process, packs of {PACK}", figure, ratio, 1.6)]
+
+
+def _queue_pairs(stage: Stage, broker: str, model: str, *, pack: int) -> Pairs:
+    with (
+        stage.served(broker, model) as served,
+        BareLoops(stage.material.store(model), stage.material.archive) as bare,
+    ):
+        return queue_pairs(stage, served, bare, pack=pack)
+
+
+def queue_pairs(stage: Stage, served: Served, bare: BareLoops, *, pack: int) -> Pairs:
+    """Returns laps of the bare loops and of a saturated queue by turns; the CPU time is the workers'."""
+    seconds, rounds = (1.5, 3) if stage.quick else (4, 4)
+    load = _saturation(stage, served, pack)
+    bare.run(0.5)
+    load.run(0.5)
+    pairs = Pairs([], [])
+    for _ in range(rounds):
+        pairs.bare.append(bare.run(seconds))
+        pairs.ours.append(load.run(seconds, served.cpu_s))
+    return pairs
+
+
+def _saturation(stage: Stage, served: Served, pack: int) -> Saturation:
+    outstanding = SINGLES_OUTSTANDING if pack == 1 else PACKS_OUTSTANDING
+    return Saturation(served.client.broker, served.inbox, stage.material.images, pack=pack, outstanding=outstanding)
+
+
+def job_archive(stage: Stage, images: int) -> Path:
+    """Returns a zip of so many images."""
+    path = stage.folder / f"job-{images}.zip"
+    if not path.exists():
+        with zipfile.ZipFile(path, "w") as archive:
+            for index, data in zip(range(images), itertools.cycle(stage.material.images), strict=False):
+                archive.writestr(zipfile.ZipInfo(f"30_0_0_{index:017d}.jpg"), data)
+    return path
+
+
+def run_job(served: Served, archive: Path) -> Lap:
+    """Submits a job and follows it to its end."""
+    started, cpu = time.perf_counter(), served.cpu_s()
+    job_id = served.client.submit_job(archive)
+    *_, record = served.client.follow_job(job_id, JOB_TIMEOUT_S)
+    took = time.perf_counter() - started
+    if record["state"] != FINISHED or record["counts"]["errors"]:
+        raise RuntimeError(f"the job did not finish well: {record}")
+    return Lap(record["counts"]["images"], took, served.cpu_s() - cpu)
