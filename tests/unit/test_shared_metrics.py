@@ -36,6 +36,11 @@ genderline_images_rejected_total{reason} genderline_training_epoch genderline_tr
 genderline_training_accuracy{split} genderline_training_images_per_second genderline_dead_letters_total{reason}
 genderline_broker_reconnects_total
 """
+WATCHING = """
+genderline_drift_score{signal} genderline_drift_window_images genderline_shadow_predictions_total{outcome}
+genderline_shadow_difference genderline_shadow_run_seconds{model}
+"""
+"""What watches the model that serves, beside the contract."""
 
 
 class Service:
@@ -84,12 +89,14 @@ def samples(registry: CollectorRegistry) -> dict[str, set[str]]:
     return found
 
 
-def test_every_metric_of_the_contract_exists_with_its_labels_and_no_other(tmp_path: Path) -> None:
+def test_every_metric_promised_exists_with_its_labels_and_no_other(tmp_path: Path) -> None:
     inference, trainer = CollectorRegistry(), CollectorRegistry()
     worker = InferenceMetrics(inference)
     for counter in (worker.predictions, worker.swaps, worker.predicted_gender, worker.dead_letters):
         counter.labels("x").inc()
     worker.model_info.labels("3", "cpu").set(1)
+    for watching in (worker.drift, worker.shadow_predictions, worker.shadow_run):
+        watching.labels("x")
     training = TrainerMetrics(trainer)
     for labelled in (training.datasets, training.rejected, training.loss, training.accuracy, training.dead_letters):
         labelled.labels("x").inc()
@@ -98,7 +105,7 @@ def test_every_metric_of_the_contract_exists_with_its_labels_and_no_other(tmp_pa
         found = samples(inference) | samples(trainer)
     contract = {
         name: set(labels.split(",")) - {""}
-        for name, labels in re.findall(r"(genderline_\w+)(?:\{([\w,]*)\})?", CONTRACT)
+        for name, labels in re.findall(r"(genderline_\w+)(?:\{([\w,]*)\})?", CONTRACT + WATCHING)
     }
     assert found == contract
 
