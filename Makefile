@@ -23,7 +23,7 @@ help: ## List these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 13
 
 .PHONY: demo
-demo: $(VENV)/.services ## Train, predict and show the results [DATASET=my.zip] [IMAGES=1200] [EPOCHS=15] [ONCE=1]
+demo: $(VENV)/.services ## Train, predict and show the results [DATASET=my.zip] [IMAGES=1200] [EPOCHS=40] [ONCE=1]
 	@$(BIN)/genderline demo $(if $(DATASET),--dataset '$(DATASET)') $(if $(IMAGES),--images '$(IMAGES)') \
 		$(if $(EPOCHS),--epochs '$(EPOCHS)') $(if $(filter-out 0,$(ONCE)),--once)
 
@@ -52,6 +52,10 @@ bench: $(VENV)/.developer ## Measure ours against the bare loop [ARGS='--only pa
 bench-peers: $(VENV)/.developer ## Measure ours beside mosec, LitServe, BentoML and Celery [ARGS='--quick'] [ARGS=--write]
 	@tests/system-packages.sh
 	@$(BIN)/python -m tests.bench.peers $(ARGS)
+
+.PHONY: bench-recipe
+bench-recipe: $(VENV)/.developer ## Measure what each ingredient of the recipe is worth DATASET=faces.zip [ARGS='--seeds 1']
+	@$(BIN)/python -m tests.bench.bench_recipe '$(DATASET)' $(ARGS)
 
 .PHONY: pictures
 pictures: $(VENV)/.developer ## Take the README's pictures anew, of the demo and of every main page

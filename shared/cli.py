@@ -540,10 +540,10 @@ def sample(ctx: click.Context, archive: Path, images: int, seed: int, faults: bo
 @main.command(hidden=True)
 @click.option("--dataset", type=_FILE, help="Train on this zip instead of a synthetic one.")
 @click.option("--images", type=click.IntRange(min=20), default=1200, show_default=True, help="Synthetic faces to draw.")
-@click.option("--epochs", type=click.IntRange(min=1), default=15, show_default=True, help="Passes over the faces.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Passes over the faces; without it, as many as they need.")
 @click.option("--once", is_flag=True, help="End when all is done instead of staying up.")
 @click.pass_context
-def demo(ctx: click.Context, dataset: Path | None, images: int, epochs: int, once: bool) -> None:
+def demo(ctx: click.Context, dataset: Path | None, images: int, epochs: int | None, once: bool) -> None:
     """Run the main job from end to end; `make demo` calls it."""
     from shared.demo import Demo  # noqa: PLC0415
     from shared.settings import load_settings  # noqa: PLC0415

@@ -48,10 +48,12 @@ class Demo:
         settings: as everywhere; ports that are taken are replaced by free ones.
         dataset: the user's own archive, to train on and to predict; None draws two synthetic ones.
         images: synthetic faces to train on.
-        epochs: passes over them at most.
+        epochs: passes over them at most; None leaves it to the recipe.
     """
 
-    def __init__(self, output: Output, settings: Settings, dataset: Path | None, *, images: int, epochs: int) -> None:
+    def __init__(
+        self, output: Output, settings: Settings, dataset: Path | None, *, images: int, epochs: int | None
+    ) -> None:
         self._output = output
         self._settings = settings
         self._dataset = dataset
@@ -98,8 +100,8 @@ class Demo:
             raise _Unsuccessful(f"{' and '.join(sorted(missing))} did not come up within {_START_S:g} s")
 
     def _train(self, client: Client, archive: Path) -> dict[str, Any]:
-        self._title(f"training on {archive}, at most {self._epochs} epochs")
-        run_id = client.submit_dataset(archive, params={"epochs": self._epochs})
+        self._title(f"training on {archive}")
+        run_id = client.submit_dataset(archive, params={"epochs": self._epochs} if self._epochs else None)
         with self._output.steps() as steps:
             record = follow_run(client, run_id, steps)
         if record["state"] != REGISTERED:
