@@ -62,6 +62,7 @@ class RabbitNode:
         self._server = server
         self._beam: subprocess.Popen[bytes] | None = None
         self._epmd: subprocess.Popen[bytes] | None = None
+        self.starts = 0
         self.port = free_port()
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}/%2F"
         self._epmd_port = free_port()
@@ -108,6 +109,7 @@ class RabbitNode:
             self._epmd = self._spawn(["epmd", "-address", "127.0.0.1", "-port", str(self._epmd_port)])
             self._await_port(self._epmd_port)
         self._beam = self._spawn([str(self._server)])
+        self.starts += 1
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
             try:
