@@ -284,11 +284,8 @@ def test_a_plots_figures_are_saved_as_csv(base: str, browser: Browser) -> None:
     visit.close()
 
 
-@pytest.mark.parametrize(("size", "dark"), [(DESK, False), (PHONE, True)], ids=["desk", "phone"])
-def test_every_plot_is_saved_as_png_and_as_svg(
-    site: Site, base: str, browser: Browser, size: tuple[int, int], dark: bool
-) -> None:
-    visit = Visit(browser, base, size, dark=dark)
+def test_every_plot_is_saved_as_png_and_as_svg(site: Site, base: str, browser: Browser) -> None:
+    visit = Visit(browser, base, PHONE, dark=True)
     (sha256,) = site.store.children("datasets")
     compared = f"/runs/compare?run={RUN}&run=run-000000000002"
     pages = {"/": 2, f"/runs/{RUN}": 6, f"/datasets/{sha256}": 3, compared: 4}
