@@ -13,6 +13,7 @@ from shared.errors import InvalidMessage, shown
 Auto = Literal["auto"]
 """Leaves a choice to the recipe, which knows how many faces there are and what they are trained on."""
 Network = Literal["small", "compact", "large", "reference"]
+Precision = Literal["float32", "bfloat16"]
 
 
 class TrainingParams(BaseModel):
@@ -30,7 +31,7 @@ class TrainingParams(BaseModel):
         None, gt=0, description="Seconds that training may take: `auto` epochs become as many as fit"
     )
     patience: int = Field(
-        12, ge=1, le=1000, description="Epochs of full size without a better validation loss before stopping early"
+        12, ge=1, le=1000, description="Epochs without a better validation loss before stopping early"
     )
     batch_size: Annotated[int, Field(ge=2, le=4096)] | Auto = Field("auto", description="Faces in one training step")
     learning_rate: float = Field(0.004, gt=0, le=1, description="AdamW's largest step size")
@@ -40,15 +41,14 @@ class TrainingParams(BaseModel):
     weight_decay: float = Field(0.05, ge=0, le=1, description="Decay of the weights in a step")
     dropout: float = Field(0.4, ge=0, lt=1, description="Share of the features dropped while training")
     augment: bool = Field(True, description="Flip, shift, scale, turn and relight the training faces")
-    growing: bool | Auto = Field(
-        "auto",
-        description="Show the faces small at first, and whole in the last epochs; `auto`: where there are many",
-    )
     auxiliary: float = Field(
         0.3, ge=0, le=10, description="Weight of learning age band and ethnicity as well; dropped at export"
     )
     averaging: float = Field(
         0.0, ge=0, lt=1, description="Decay of the moving average of the weights that is kept; 0 keeps the last"
+    )
+    precision: Precision | Auto = Field(
+        "auto", description="What training computes in; `auto`: bfloat16 where the device is built for it"
     )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="What all random choices of a run start from")
     quantize: bool = Field(True, description="Add an int8 sibling, kept only where it holds the accuracy")

@@ -259,7 +259,7 @@ def _card(
         run_id=f"run-{version}",
         dataset=CardDataset(sha256="0" * 64, name="none", counts={"train": 2, "validation": 1, "test": 20}),
         params=TrainingParams(),
-        trained=Trained({"weight": torch.zeros(1)}, [EpochRow(1, 128, 0.5, 0.7, 0.4, 0.9, 0.001, 60.0, 90.0)], 1, 1.0),
+        trained=Trained({"weight": torch.zeros(1)}, [EpochRow(1, 0.5, 0.7, 0.4, 0.9, 0.001, 60.0, 90.0)], 1, 1.0),
         evaluation=evaluate(probability, labels, np.full(len(labels), 30), np.zeros(len(labels), np.int64)),
         temperature=1.0,
         parity=0.0,

@@ -35,6 +35,14 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
+def computes_bfloat16(device: torch.device) -> bool:
+    """Returns whether the device multiplies in bfloat16 by instructions of its own, and so faster than in float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    abilities = torch.cpu.get_capabilities()
+    return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+
+
 class DeviceFaces:
     """All faces of a dataset, to be taken by the batch: resident on a GPU where they fit, else copied batch by batch.
 

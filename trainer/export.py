@@ -134,7 +134,8 @@ def predict_onnx(path: Path, faces: NDArray[np.uint8], indices: NDArray[np.intp]
 def quantize_int8(path: Path, out: Path, faces: NDArray[np.uint8]) -> None:
     """Writes the int8 sibling of an exported model: static, per channel, same input, output and metadata.
 
-    The last dense layer, whose output is the logit, stays float: 8 bits of it would make probabilities coarse.
+    What comes before the first convolution stays float, and so does the last dense layer, whose output is the logit:
+    8 bits of it would make probabilities coarse.
 
     Args:
         path: the float model.
@@ -151,7 +152,7 @@ def quantize_int8(path: Path, out: Path, faces: NDArray[np.uint8]) -> None:
             _Calibration(faces),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=QUANTIZED_OPERATORS,
-            nodes_to_exclude=_from_last_dense_on(onnx.load(prepared).graph),
+            nodes_to_exclude=_kept_in_float(onnx.load(prepared).graph),
             per_channel=True,
             # Weights of 7 bits: with 8, CPUs with AVX2 but without VNNI overflow, and would answer differently.
             reduce_range=True,
@@ -215,11 +216,12 @@ class _Calibration(CalibrationDataReader):  # type: ignore[misc]
         return None if batch is None else {INPUT: batch}
 
 
-def _from_last_dense_on(graph: onnx.GraphProto) -> list[str]:
-    """Returns the names of the nodes from the last dense layer to the output."""
+def _kept_in_float(graph: onnx.GraphProto) -> list[str]:
+    """Returns the names of the nodes before the first convolution, and from the last dense layer to the output."""
     names = [node.name for node in graph.node]
-    last = max(number for number, node in enumerate(graph.node) if node.op_type in {"Gemm", "MatMul"})
-    return names[last:]
+    types = [node.op_type for node in graph.node]
+    last = max(number for number, kind in enumerate(types) if kind in {"Gemm", "MatMul"})
+    return names[: types.index("Conv")] + names[last:]
 
 
 def _strip_traces(graph: onnx.GraphProto) -> None:

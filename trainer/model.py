@@ -25,19 +25,29 @@ class FaceNetwork(nn.Module):
         features: faces float32 (N, 1, side, side) → float32 (N, width).
         width: how many features there are.
         dropout: share of the features that is dropped while training, in [0, 1).
-        any_side: whether `features` takes faces of other sides than 128: training may then begin on small ones.
+        side: of the faces that `features` reads, in pixels; whole faces are shrunk to it first.
     """
 
-    def __init__(self, features: nn.Module, width: int, dropout: float, *, any_side: bool = False) -> None:
+    shrinking: torch.Tensor
+
+    def __init__(self, features: nn.Module, width: int, dropout: float, *, side: int = SIDE) -> None:
         super().__init__()
         self.features = features
         self.dropout = nn.Dropout(dropout)
         self.gender = nn.Linear(width, 1)
         self.width = width
-        self.any_side = any_side
+        self.side = side
+        # How much each row of a whole face counts in a row of the shrunk one, bilinear and antialiased: two products
+        # with it shrink a face wherever the network runs, while few runtimes have an antialiased resize.
+        shrinking = functional.interpolate(torch.eye(SIDE)[None, None], (side, SIDE), mode="bilinear", antialias=True)
+        self.register_buffer("shrinking", shrinking[0, 0], persistent=False)
+
+    def shrunk(self, faces: torch.Tensor) -> torch.Tensor:
+        """Returns faces float32 (N, 1, 128, 128) at the side that `features` reads."""
+        return faces if self.side == SIDE else self.shrinking @ faces @ self.shrinking.T
 
     def embed(self, faces: torch.Tensor) -> torch.Tensor:
-        """Returns what the network sees in the faces, float32 (N, width)."""
+        """Returns what the network sees in faces (N, 1, side, side), float32 (N, width)."""
         seen: torch.Tensor = self.dropout(self.features(faces))
         return seen
 
@@ -48,7 +58,7 @@ class FaceNetwork(nn.Module):
 
     def forward(self, faces: torch.Tensor) -> torch.Tensor:
         """Returns the logits, (N,)."""
-        return self.decide(self.embed(faces))
+        return self.decide(self.embed(self.shrunk(faces)))
 
 
 def reference(dropout: float) -> FaceNetwork:
@@ -92,7 +102,7 @@ def residual(widths: Sequence[int], blocks: Sequence[int], dropout: float) -> Fa
     for before, width, count in zip(widths, widths[1:], blocks, strict=False):
         layers += [nn.MaxPool2d(2), *_normalised(before, width), *(Residual(width) for _ in range(count))]
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return FaceNetwork(nn.Sequential(*layers), widths[-1], dropout, any_side=True)
+    return FaceNetwork(nn.Sequential(*layers), widths[-1], dropout, side=80)
 
 
 class Residual(nn.Module):

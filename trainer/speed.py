@@ -10,9 +10,9 @@ from typing import Final
 import torch
 
 from trainer.device import seeded
-from trainer.model import build_network
+from trainer.model import SIDE, build_network
 from trainer.objective import Objective
-from trainer.recipe import FULL_SIDE, Recipe
+from trainer.recipe import Recipe
 from trainer.step import forward, optimizer_for
 
 MEASURED_S: Final = 1.5
@@ -21,8 +21,8 @@ FIRST_STEPS: Final = 3
 
 
 def measure_speed(recipe: Recipe, device: torch.device) -> float:
-    """Measures how many faces of full size a second the recipe trains on, in one process, in a second or two."""
-    faces = torch.zeros((recipe.batch_size, 1, FULL_SIDE, FULL_SIDE), dtype=torch.uint8, device=device)
+    """Measures how many faces a second the recipe trains on, in one process, in a second or two."""
+    faces = torch.zeros((recipe.batch_size, 1, SIDE, SIDE), dtype=torch.uint8, device=device)
     targets = torch.zeros((recipe.batch_size, 3), dtype=torch.int64, device=device)
     with seeded(device, recipe.seed) as generator:
         network = build_network(recipe.network, dropout=recipe.dropout)
@@ -32,7 +32,7 @@ def measure_speed(recipe: Recipe, device: torch.device) -> float:
         for step in itertools.count():
             if step == FIRST_STEPS:
                 started = time.monotonic()
-            loss, _, _ = forward(objective, recipe, faces, targets, FULL_SIDE, generator)
+            loss, _, _ = forward(objective, network, recipe, faces, targets, generator)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -44,32 +44,26 @@ def measure_speed(recipe: Recipe, device: torch.device) -> float:
 
 
 class Speed:
-    """Faces per second over the last few seconds of training; for the time left, in faces of full size."""
+    """Faces per second over the last few seconds of training."""
 
     _WINDOW_S = 10.0
 
     def __init__(self) -> None:
-        self._steps: deque[tuple[float, int, float]] = deque()
-        self._seconds = self._faces = self._cost = 0.0
+        self._steps: deque[tuple[float, int]] = deque()
+        self._seconds = 0.0
+        self._faces = 0
 
-    def add(self, seconds: float, faces: int, cost: float) -> None:
-        """Counts a step over faces that cost `cost` faces of full size each."""
-        self._steps.append((seconds, faces, faces * cost))
-        self._count(self._steps[-1], 1)
+    def add(self, seconds: float, faces: int) -> None:
+        """Counts a step."""
+        self._steps.append((seconds, faces))
+        self._seconds += seconds
+        self._faces += faces
         while self._seconds > self._WINDOW_S and len(self._steps) > 1:
-            self._count(self._steps.popleft(), -1)
-
-    def _count(self, step: tuple[float, int, float], sign: int) -> None:
-        self._seconds += sign * step[0]
-        self._faces += sign * step[1]
-        self._cost += sign * step[2]
+            seconds, faces = self._steps.popleft()
+            self._seconds -= seconds
+            self._faces -= faces
 
     @property
     def per_second(self) -> float:
-        """Training faces per second, of whatever size."""
+        """Training faces per second."""
         return self._faces / max(self._seconds, 1e-9)
-
-    @property
-    def cost_per_second(self) -> float:
-        """The same in faces of full size."""
-        return self._cost / max(self._seconds, 1e-9)

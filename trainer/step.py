@@ -4,35 +4,36 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from trainer.augment import augment
-from trainer.recipe import FULL_SIDE, Recipe
+from trainer.model import FaceNetwork
+from trainer.recipe import Recipe
 
 
 def forward(
     objective: nn.Module,
+    network: FaceNetwork,
     recipe: Recipe,
     faces: torch.Tensor,
     targets: torch.Tensor,
-    side: int,
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns what `Objective` says of faces uint8 (n, 1, 128, 128), as this recipe shows them."""
-    inputs = shrunk(faces, side)
+    """Returns what `Objective` says of a batch, shown as the recipe wants it.
+
+    Args:
+        objective: an `Objective`, perhaps wrapped for a team.
+        network: the one in it.
+        recipe: what to do.
+        faces: uint8 (n, 1, 128, 128).
+        targets: of these faces, as `Objective` takes them.
+        generator: decides everything random.
+    """
+    inputs = network.shrunk(faces.float().div_(255))  # first, so that changing them costs less
     if recipe.augment:
         inputs = augment(inputs, generator)
-    with torch.autocast(faces.device.type, dtype=torch.bfloat16, enabled=faces.device.type == "cuda"):
+    with torch.autocast(faces.device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bfloat16"):
         total, loss, correct = objective(inputs, targets)
     return total, loss, correct
-
-
-def shrunk(faces: torch.Tensor, side: int) -> torch.Tensor:
-    """Returns faces uint8 (n, 1, 128, 128) as float32 (n, 1, side, side) in [0, 1]."""
-    inputs = faces.float().div_(255)
-    if side != FULL_SIDE:
-        inputs = functional.interpolate(inputs, size=(side, side), mode="bilinear", antialias=True)
-    return inputs
 
 
 def optimizer_for(objective: nn.Module, recipe: Recipe) -> torch.optim.AdamW:

@@ -26,10 +26,10 @@ from trainer.checkpoint import Checkpoint, CheckpointError, dump
 from trainer.device import DeviceFaces, seeded
 from trainer.model import build_network
 from trainer.objective import Objective, Targets, targets_on
-from trainer.recipe import FULL_SIDE, Recipe
+from trainer.recipe import Recipe
 from trainer.schedule import learning_rate_at, split_into_batches
 from trainer.speed import Speed
-from trainer.step import forward, optimizer_for, shrunk
+from trainer.step import forward, optimizer_for
 from trainer.team import Team
 
 PROGRESS_EVERY_S: Final = 0.5
@@ -77,7 +77,6 @@ class EpochRow:
     """A finished epoch: a row of `history.csv`.
 
     Attributes:
-        side: of the faces in this epoch, in pixels, in training and validation.
         train_loss: mean over the epoch's steps, with dropout and augmentation.
         train_accuracy: likewise.
         val_loss: mean log loss on the validation faces after the epoch.
@@ -87,7 +86,6 @@ class EpochRow:
     """
 
     epoch: int
-    side: int
     train_loss: float
     train_accuracy: float
     val_loss: float
@@ -103,7 +101,7 @@ class Trained:
 
     Attributes:
         weights: the state of the network after its best epoch, on the CPU.
-        best_epoch: the one with the lowest validation loss, among those with faces of full size.
+        best_epoch: the one with the lowest validation loss.
         seconds: time spent, over all processes that had a part in it.
     """
 
@@ -130,7 +128,7 @@ def train(
     on_epoch: Callable[[EpochRow], None],
     should_stop: Callable[[], bool],
 ) -> Trained:
-    """Trains a network until its validation loss has not fallen for `recipe.patience` epochs of full size.
+    """Trains a network until its validation loss has not fallen for `recipe.patience` epochs.
 
     Args:
         faces: uint8 (N, 128, 128), luma; may be a memory map.
@@ -216,16 +214,8 @@ def train(
             )
         saved = time.monotonic()
 
-    def side_of(number: int) -> int:
-        return recipe.side(number) if network.any_side else FULL_SIDE
-
-    def cost_of(number: int) -> float:
-        return (side_of(number) / FULL_SIDE) ** 2
-
-    small_epochs = sum(side_of(number) != FULL_SIDE for number in range(1, recipe.epochs + 1))
-    while epoch <= recipe.epochs and epoch - 1 - max(best_epoch, small_epochs) < recipe.patience:
+    while epoch <= recipe.epochs and epoch - 1 - best_epoch < recipe.patience:
         batches = split_into_batches(training, recipe.batch_size, seed=recipe.seed, epoch=epoch, least=2 * team.size)
-        side = side_of(epoch)
 
         network.train()
         step_started = time.monotonic()
@@ -239,7 +229,12 @@ def train(
                 group["lr"] = rate
             with seeded(device, recipe.seed, epoch, step + 1, *([team.rank] if team.rank else [])) as generator:
                 total, loss, correct = forward(
-                    shared_objective, recipe, source.take(batch), labels[torch.from_numpy(batch)], side, generator
+                    shared_objective,
+                    network,
+                    recipe,
+                    source.take(batch),
+                    labels[torch.from_numpy(batch)],
+                    generator,
                 )
                 optimizer.zero_grad()
                 # Gradients are averaged over the team, whose parts of a batch may differ by a face.
@@ -252,13 +247,12 @@ def train(
             step += 1
 
             now = time.monotonic()
-            speed.add(now - step_started, len(batches[step - 1]), cost_of(epoch))
+            speed.add(now - step_started, len(batches[step - 1]))
             if team.leads and now - reported >= PROGRESS_EVERY_S:
                 reported = now
                 loss_sum, correct_sum, seen = sums.tolist()
                 _require_finite(loss_sum, recipe, epoch)
-                left = (len(training) - seen) * cost_of(epoch)
-                left += sum(len(training) * cost_of(number) for number in range(epoch + 1, recipe.epochs + 1))
+                left = len(training) * (recipe.epochs - epoch + 1) - seen
                 left *= 1 + len(validation) / len(training) * VALIDATION_SHARE
                 on_step(
                     Progress(
@@ -267,7 +261,7 @@ def train(
                         step=step,
                         steps=len(batches),
                         images_per_second=speed.per_second,
-                        eta_s=left / speed.cost_per_second,
+                        eta_s=left / speed.per_second,
                         loss=loss_sum / seen,
                         accuracy=correct_sum / seen,
                     )
@@ -281,19 +275,18 @@ def train(
             return team.size == 1 and should_stop()
 
         try:
-            mine = predict_logits(best, source, team.share(validation), side=side, should_stop=told_to_stop)
+            mine = predict_logits(best, source, team.share(validation), should_stop=told_to_stop)
         except Interrupted:
             save()
             raise
         val_loss, val_accuracy = _loss_and_accuracy(team.joined(mine), targets.female[validation])
         loss_sum, correct_sum, seen = sums.tolist()
         _require_finite(loss_sum + val_loss, recipe, epoch)
-        if side == FULL_SIDE and val_loss < best_loss:
+        if val_loss < best_loss:
             best_epoch, best_loss, best_network = epoch, val_loss, _copied(best)
         now = time.monotonic()
         row = EpochRow(
             epoch=epoch,
-            side=side,
             train_loss=loss_sum / seen,
             train_accuracy=correct_sum / seen,
             val_loss=val_loss,
@@ -318,7 +311,6 @@ def predict_logits(
     source: DeviceFaces,
     indices: NDArray[np.intp],
     *,
-    side: int = FULL_SIDE,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> NDArray[np.float32]:
     """Returns the network's logits, float32 (n,), for the faces at `indices`; leaves it in evaluation mode.
@@ -327,7 +319,6 @@ def predict_logits(
         network: faces float32 (n, 1, side, side) in [0, 1] → logits.
         source: all faces.
         indices: which of them, in this order.
-        side: to which the faces are shrunk first.
         should_stop: asked before every batch.
 
     Raises:
@@ -338,7 +329,7 @@ def predict_logits(
     for start in range(0, len(indices), EVALUATION_BATCH):
         if should_stop():
             raise Interrupted
-        faces = shrunk(source.take(indices[start : start + EVALUATION_BATCH]), side)
+        faces = source.take(indices[start : start + EVALUATION_BATCH]).float().div_(255)
         logits.append(network(faces).float().cpu())
     return torch.cat(logits).numpy()
 

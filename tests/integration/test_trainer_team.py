@@ -11,8 +11,16 @@ from shared.client import Client
 from tests.services import Installation, eventually
 
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-# No normalisation, no dropout, no augmentation: nothing but the order of additions may differ.
-EXACT = {"network": "reference", "epochs": 3, "batch_size": 16, "augment": False, "dropout": 0, "quantize": False}
+# No normalisation, no dropout, no augmentation, no rounding: nothing but the order of additions may differ.
+EXACT = {
+    "network": "reference",
+    "epochs": 3,
+    "batch_size": 16,
+    "augment": False,
+    "dropout": 0,
+    "precision": "float32",
+    "quantize": False,
+}
 
 
 def finished(client: Client, run_id: str) -> list[dict[str, float]]:

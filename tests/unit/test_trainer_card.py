@@ -33,7 +33,7 @@ def evaluation(count: int = 400) -> Evaluation:
 
 
 def epoch(number: int, val_accuracy: float) -> EpochRow:
-    return EpochRow(number, 128, 0.5, 0.7, 0.4, val_accuracy, 0.001, 60.0, 90.0)
+    return EpochRow(number, 0.5, 0.7, 0.4, val_accuracy, 0.001, 60.0, 90.0)
 
 
 @pytest.fixture

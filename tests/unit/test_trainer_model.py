@@ -4,7 +4,7 @@ from torch import nn
 
 from shared.params import TrainingParams
 from trainer.model import NETWORKS, build_network, cost
-from trainer.recipe import SMALL_SIDE, decide
+from trainer.recipe import decide
 
 
 @pytest.mark.parametrize("faces", [100, 10_000, 1_000_000])
@@ -33,9 +33,13 @@ def test_every_network_may_be_asked_for_in_the_parameters(name: str) -> None:
     assert TrainingParams.parse({"network": name}).network == name
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if build_network(name, dropout=0.0).any_side])
-def test_a_network_of_any_side_takes_small_faces(name: str) -> None:
-    assert build_network(name, dropout=0.4).eval()(torch.rand(2, 1, SMALL_SIDE, SMALL_SIDE)).shape == (2,)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_names_the_side_that_it_shrinks_whole_faces_to(name: str) -> None:
+    network = build_network(name, dropout=0.4).eval()
+    faces = torch.rand(2, 1, 128, 128)
+    small = nn.functional.interpolate(faces, (network.side, network.side), mode="bilinear", antialias=True)
+    assert torch.allclose(network.shrunk(faces), small, atol=1e-5)
+    assert torch.allclose(network.decide(network.embed(small)), network(faces), atol=1e-5)
 
 
 def test_dropout_has_the_rate_asked_for() -> None:

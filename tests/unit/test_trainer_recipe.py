@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from shared.params import TrainingParams
-from trainer.recipe import FULL_SIDE, MAX_EPOCHS, MIN_EPOCHS, Recipe, decide
+from trainer.device import computes_bfloat16
+from trainer.recipe import MAX_EPOCHS, MIN_EPOCHS, Recipe, decide
 
 CPU = torch.device("cpu")
 
@@ -31,12 +32,10 @@ def test_fewer_faces_are_shown_more_often_to_a_smaller_network() -> None:
     assert MAX_EPOCHS == few.epochs > many.epochs > lots.epochs == MIN_EPOCHS
     assert (few.network, many.network) == ("small", "compact")
     assert few.batch_size < many.batch_size
-    assert not few.growing
-    assert many.growing
 
 
 def seconds(recipe: Recipe, faces: int, speed: float) -> float:
-    return sum(recipe.cost(epoch) for epoch in range(1, recipe.epochs + 1)) * faces / speed
+    return recipe.epochs * faces / speed
 
 
 @pytest.mark.parametrize("budget_s", [60, 120, 180])
@@ -56,12 +55,10 @@ def test_epochs_asked_for_are_trained_whatever_the_budget() -> None:
     assert decided(10_000, epochs=30, budget_s=1).epochs == 30
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 7, 40])
-def test_the_last_epochs_see_faces_of_full_size(epochs: int) -> None:
-    sides = [decided(epochs=epochs).side(epoch) for epoch in range(1, epochs + 1)]
-    assert sides == sorted(sides)
-    assert sides[-1] == FULL_SIDE
-    assert {decided(epochs=epochs, growing=False).side(epoch) for epoch in range(1, epochs + 1)} == {FULL_SIDE}
+def test_training_computes_in_what_the_device_is_built_for_unless_told_otherwise() -> None:
+    assert decided().precision == ("bfloat16" if computes_bfloat16(CPU) else "float32")
+    for precision in ("float32", "bfloat16"):
+        assert decided(precision=precision).precision == precision
 
 
 def test_a_recipe_fits_the_parameters_that_it_was_decided_from_and_no_others() -> None:
