@@ -45,7 +45,10 @@ class TrainingParams(BaseModel):
         0.3, ge=0, le=10, description="Weight of learning age band and ethnicity as well; dropped at export"
     )
     averaging: float = Field(
-        0.0, ge=0, lt=1, description="Decay of the moving average of the weights that is kept; 0 keeps the last"
+        0.998, ge=0, lt=1, description="Decay of the moving average of the weights that is kept; 0 keeps the last"
+    )
+    mirror: bool = Field(
+        True, description="Answer with the mean of a face and its mirror image: surer, for twice the work"
     )
     precision: Precision | Auto = Field(
         "auto", description="What training computes in; `auto`: bfloat16 where the device is built for it"

@@ -26,6 +26,9 @@ class FaceNetwork(nn.Module):
         width: how many features there are.
         dropout: share of the features that is dropped while training, in [0, 1).
         side: of the faces that `features` reads, in pixels; whole faces are shrunk to it first.
+
+    Attributes:
+        mirror: whether `forward` gives the mean over each face and its mirror image.
     """
 
     shrinking: torch.Tensor
@@ -37,6 +40,7 @@ class FaceNetwork(nn.Module):
         self.gender = nn.Linear(width, 1)
         self.width = width
         self.side = side
+        self.mirror = False
         # How much each row of a whole face counts in a row of the shrunk one, bilinear and antialiased: two products
         # with it shrink a face wherever the network runs, while few runtimes have an antialiased resize.
         shrinking = functional.interpolate(torch.eye(SIDE)[None, None], (side, SIDE), mode="bilinear", antialias=True)
@@ -57,8 +61,12 @@ class FaceNetwork(nn.Module):
         return logits.flatten(0)
 
     def forward(self, faces: torch.Tensor) -> torch.Tensor:
-        """Returns the logits, (N,)."""
-        return self.decide(self.embed(self.shrunk(faces)))
+        """Returns the logits, (N,), for faces float32 (N, 1, 128, 128): what is evaluated and served."""
+        seen = self.shrunk(faces)
+        if not self.mirror:
+            return self.decide(self.embed(seen))
+        logits = self.decide(self.embed(torch.cat([seen, seen.flip(-1)])))
+        return (logits[: len(faces)] + logits[len(faces) :]) / 2
 
 
 def reference(dropout: float) -> FaceNetwork:
@@ -142,12 +150,13 @@ NETWORKS: Final[dict[str, Callable[[float], FaceNetwork]]] = {
 """What `TrainingParams.network` may name, beside `auto`; lightest first, but for the reference."""
 
 
-def build_network(name: str, *, dropout: float) -> FaceNetwork:
+def build_network(name: str, *, dropout: float, mirror: bool = False) -> FaceNetwork:
     """Builds a network with fresh weights, drawn from torch's global generator.
 
     Args:
         name: a key of `NETWORKS`.
         dropout: share of the last dense layer's inputs that is dropped while training, in [0, 1).
+        mirror: whether it gives the mean over each face and its mirror image.
 
     Raises:
         ValueError: the name is unknown.
@@ -155,7 +164,9 @@ def build_network(name: str, *, dropout: float) -> FaceNetwork:
     if name not in NETWORKS:
         raise ValueError(f"unknown network {name!r}; expected one of {', '.join(sorted(NETWORKS))}")
     # Channels last makes the convolutions a third faster on CPU, and suits tensor cores on GPU.
-    return NETWORKS[name](dropout).to(memory_format=torch.channels_last)
+    network = NETWORKS[name](dropout).to(memory_format=torch.channels_last)
+    network.mirror = mirror
+    return network
 
 
 @dataclass(frozen=True, slots=True)

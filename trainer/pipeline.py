@@ -245,7 +245,7 @@ class Pipeline:
         self, run_id: str, name: str, dataset: Dataset, recipe: Recipe, trained: Trained, steps: Steps
     ) -> ModelCard:
         steps.on_state(runs.EVALUATING)
-        network = build_network(recipe.network, dropout=recipe.dropout)
+        network = build_network(recipe.network, dropout=recipe.dropout, mirror=recipe.mirror)
         network.load_state_dict(trained.weights)
         logits = self._logits(network.to(self._device), dataset, steps)
         labels = dataset.labels

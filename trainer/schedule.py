@@ -1,4 +1,4 @@
-"""In which order faces are learned from, and in how large steps."""
+"""In which order faces are learned from, in how large steps, and how much of the earlier weights is kept."""
 
 from __future__ import annotations
 
@@ -47,3 +47,11 @@ def learning_rate_at(recipe: Recipe, step: int, steps: int) -> float:
     if step < warm_up:
         return recipe.learning_rate * (step + 1) / (warm_up + 1)
     return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up)))
+
+
+def averaging_at(recipe: Recipe, step: int) -> float:
+    """Returns the decay of the moving average of the weights for a step, counted from 0 over the whole run.
+
+    It rises to `recipe.averaging`: a run of few steps would otherwise keep the weights that it began with.
+    """
+    return min(recipe.averaging, (1 + step) / (10 + step))

@@ -25,7 +25,7 @@ def measure_speed(recipe: Recipe, device: torch.device) -> float:
     faces = torch.zeros((recipe.batch_size, 1, SIDE, SIDE), dtype=torch.uint8, device=device)
     targets = torch.zeros((recipe.batch_size, 3), dtype=torch.int64, device=device)
     with seeded(device, recipe.seed) as generator:
-        network = build_network(recipe.network, dropout=recipe.dropout)
+        network = build_network(recipe.network, dropout=recipe.dropout, mirror=recipe.mirror)
         objective = Objective(network, recipe.auxiliary).to(device)
         optimizer = optimizer_for(objective, recipe)
         started = 0.0

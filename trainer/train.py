@@ -27,7 +27,7 @@ from trainer.device import DeviceFaces, seeded
 from trainer.model import build_network
 from trainer.objective import Objective, Targets, targets_on
 from trainer.recipe import Recipe
-from trainer.schedule import learning_rate_at, split_into_batches
+from trainer.schedule import averaging_at, learning_rate_at, split_into_batches
 from trainer.speed import Speed
 from trainer.step import forward, optimizer_for
 from trainer.team import Team
@@ -161,10 +161,10 @@ def train(
     source = DeviceFaces(faces, device)
     labels = targets_on(device, targets)
     with seeded(device, recipe.seed):
-        network = build_network(recipe.network, dropout=recipe.dropout)
+        network = build_network(recipe.network, dropout=recipe.dropout, mirror=recipe.mirror)
         objective = Objective(network, recipe.auxiliary).to(device)
     optimizer = optimizer_for(objective, recipe)
-    average = _average(network, recipe)
+    average = AveragedModel(network, use_buffers=True) if recipe.averaging else None
     best: nn.Module = network if average is None else average.module
 
     epoch, step = 1, 0
@@ -224,7 +224,8 @@ def train(
                 save()
                 raise Interrupted
             batch = team.share(batches[step])
-            rate = learning_rate_at(recipe, (epoch - 1) * len(batches) + step, recipe.epochs * len(batches))
+            done = (epoch - 1) * len(batches) + step
+            rate = learning_rate_at(recipe, done, recipe.epochs * len(batches))
             for group in optimizer.param_groups:
                 group["lr"] = rate
             with seeded(device, recipe.seed, epoch, step + 1, *([team.rank] if team.rank else [])) as generator:
@@ -241,6 +242,7 @@ def train(
                 (total * (len(batch) * team.size / len(batches[step]))).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
             if average is not None:
+                average.multi_avg_fn = get_ema_multi_avg_fn(averaging_at(recipe, done))  # type: ignore[no-untyped-call]
                 average.update_parameters(network)
             counted = torch.stack([loss.double() * len(batch), correct.double(), sums.new_tensor(len(batch))])
             sums += team.sum(counted)
@@ -338,14 +340,6 @@ def _loss_and_accuracy(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -
     exact = torch.from_numpy(logits).double()
     loss = functional.binary_cross_entropy_with_logits(exact, torch.from_numpy(labels.astype(np.float64)))
     return loss.item(), float(np.mean((logits >= 0) == (labels > 0)))
-
-
-def _average(network: nn.Module, recipe: Recipe) -> AveragedModel | None:
-    """Returns what keeps a moving average of the weights, where the recipe wants one."""
-    if not recipe.averaging:
-        return None
-    formula = get_ema_multi_avg_fn(recipe.averaging)  # type: ignore[no-untyped-call]
-    return AveragedModel(network, multi_avg_fn=formula, use_buffers=True)
 
 
 def _require_finite(loss: float, recipe: Recipe, epoch: int) -> None:

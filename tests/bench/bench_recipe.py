@@ -134,7 +134,7 @@ def measure(row: str, seed: int, recipe: Recipe, dataset: Dataset, device: torch
         should_stop=lambda: False,
     )
     progress.remove_task(task)
-    network = build_network(recipe.network, dropout=recipe.dropout)
+    network = build_network(recipe.network, dropout=recipe.dropout, mirror=recipe.mirror)
     network.load_state_dict(trained.weights)
     source = DeviceFaces(dataset.faces, device)
     for_calibration, logits = (predict_logits(network.to(device), source, part) for part in (validation, held_out))

@@ -42,6 +42,17 @@ def test_a_network_names_the_side_that_it_shrinks_whole_faces_to(name: str) -> N
     assert torch.allclose(network.decide(network.embed(small)), network(faces), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_that_mirrors_gives_a_face_and_its_mirror_image_the_mean_of_their_logits(name: str) -> None:
+    network = build_network(name, dropout=0.4, mirror=True).eval()
+    faces = torch.rand(3, 1, 128, 128)
+    both = network(faces)
+    assert torch.allclose(network(faces.flip(-1)), both, atol=1e-5)
+    network.mirror = False
+    assert not torch.allclose(network(faces), both, atol=1e-5)
+    assert torch.allclose((network(faces) + network(faces.flip(-1))) / 2, both, atol=1e-5)
+
+
 def test_dropout_has_the_rate_asked_for() -> None:
     rates = [part.p for part in build_network("reference", dropout=0.25).modules() if isinstance(part, nn.Dropout)]
     assert rates == [0.25]

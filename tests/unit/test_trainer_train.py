@@ -150,6 +150,20 @@ def test_resuming_in_bfloat16_gives_the_same_bits_too() -> None:
         assert_same(run(recipe=recipe, resume=load(data)), expected)
 
 
+def test_a_run_of_few_steps_does_not_keep_the_weights_that_it_began_with(
+    uninterrupted: tuple[Trained, list[bytes]],
+) -> None:
+    recipe = RECIPE.model_copy(update={"averaging": 0.998})
+    kept, averaged = run(recipe=RECIPE.model_copy(update={"averaging": 0.0})), run(recipe=recipe)
+    first = load(uninterrupted[1][0]).objective
+
+    def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+        return float((one["gender.weight"] - other["gender.weight"]).norm())
+
+    start = {"gender.weight": first["network.gender.weight"]}
+    assert 0 < distance(averaged.weights, kept.weights) < distance(start, kept.weights) / 2
+
+
 def test_without_auxiliary_targets_only_the_gender_is_learned() -> None:
     recipe = RECIPE.model_copy(update={"auxiliary": 0.0})
     saved: list[bytes] = []
@@ -207,7 +221,7 @@ def test_genders_that_can_be_told_apart_are_learned(monkeypatch: pytest.MonkeyPa
 
 
 def validation_loss(trained: Trained, faces: NDArray[np.uint8]) -> float:
-    network = build_network("reference", dropout=0.4)
+    network = build_network("reference", dropout=0.4, mirror=True)
     network.load_state_dict(trained.weights)
     logits = predict_logits(network, DeviceFaces(faces, CPU), VALIDATION)
     return float(np.mean(np.logaddexp(0, np.where(drawn_faces()[1][VALIDATION] == 1, -logits, logits))))
