@@ -65,8 +65,7 @@ class FaceNetwork(nn.Module):
         seen = self.shrunk(faces)
         if not self.mirror:
             return self.decide(self.embed(seen))
-        logits = self.decide(self.embed(torch.cat([seen, seen.flip(-1)])))
-        return (logits[: len(faces)] + logits[len(faces) :]) / 2
+        return self.decide(self.embed(torch.cat([seen, seen.flip(-1)]))).unflatten(0, (2, -1)).mean(0)
 
 
 def reference(dropout: float) -> FaceNetwork:
