@@ -65,7 +65,7 @@ class FaceNetwork(nn.Module):
         seen = self.shrunk(faces)
         if not self.mirror:
             return self.decide(self.embed(seen))
-        return self.decide(self.embed(torch.cat([seen, seen.flip(-1)]))).unflatten(0, (2, -1)).mean(0)
+        return self.decide(self.embed(torch.cat([seen, seen.flip(-1)]))).view(2, -1).mean(0)
 
 
 def reference(dropout: float) -> FaceNetwork:

@@ -36,7 +36,7 @@ def network() -> nn.Module:
     torch.set_num_threads(1)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = build_network("reference", dropout=0.4)
+        network = build_network("small", dropout=0.4, mirror=True)
         dense = [part for part in network.modules() if isinstance(part, nn.Linear)][-1]
         nn.init.normal_(dense.weight)  # spreads the fresh network's answers over all probabilities
     return network
