@@ -34,7 +34,7 @@ run: $(VENV)/.services ## Start all services; Ctrl-C stops them
 .PHONY: test
 test: $(VENV)/.developer ## Run all tests with coverage [ARGS='-k broker']
 	@tests/system-packages.sh
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term $(ARGS)
+	@PYTHON=$(BIN)/python tests/run.sh $(ARGS)
 
 .PHONY: check
 check: $(VENV)/.developer ## Check style, types and import rules

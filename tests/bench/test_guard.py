@@ -53,6 +53,7 @@ def register_untrained(store: FileStore, images: list[bytes], folder: Path) -> N
     ModelBuilder(store).register(plain.read_bytes(), int8=quantized.read_bytes())
 
 
+@pytest.mark.alone
 def test_packs_come_to_four_fifths_of_the_bare_loops_speed(installation: Installation, archive: Path) -> None:
     images = images_of(archive)
     torch.set_num_threads(1)
