@@ -47,8 +47,9 @@ class TrainingParams(BaseModel):
     averaging: float = Field(
         0.998, ge=0, lt=1, description="Decay of the moving average of the weights that is kept; 0 keeps the last"
     )
-    mirror: bool = Field(
-        True, description="Answer with the mean of a face and its mirror image: surer, for twice the work"
+    mirror: bool | Auto = Field(
+        "auto",
+        description="Answer with the mean of a face and its mirror image; `auto`: with every network but `reference`",
     )
     precision: Precision | Auto = Field(
         "auto", description="What training computes in; `auto`: bfloat16 where the device is built for it"

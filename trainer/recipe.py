@@ -26,6 +26,7 @@ class Recipe(TrainingParams):
     network: Network
     epochs: int
     batch_size: int
+    mirror: bool
     precision: Precision
 
     def fits(self, params: TrainingParams) -> bool:
@@ -43,8 +44,10 @@ def decide(params: TrainingParams, *, faces: int, device: torch.device, speed: C
         device: where to train.
         speed: measures how many faces a recipe trains on per second; asked only where a budget of time is to be kept.
     """
+    network = params.network if params.network != "auto" else "small" if faces < FEW_FACES else "compact"
     decided = {
-        "network": "small" if faces < FEW_FACES else "compact",
+        "network": network,
+        "mirror": network != "reference",  # which is there to be compared to, as it is
         "batch_size": 256 if device.type == "cuda" and faces >= MANY_FACES else 64 if faces >= FEW_FACES else 32,
         "precision": "bfloat16" if computes_bfloat16(device) else "float32",
         "epochs": min(MAX_EPOCHS, max(MIN_EPOCHS, FACES_SHOWN // faces)),

@@ -61,10 +61,9 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
         "weight_decay": 0.0,
         "auxiliary": 0.0,
         "averaging": 0.0,
-        "mirror": False,
         "patience": 5,
     },
-    "`reference`, by the default recipe": {"network": "reference", "learning_rate": 0.001},
+    "`reference`, by the default recipe": {"network": "reference", "learning_rate": 0.001, "mirror": True},
 }
 """What each row changes; epochs are relative to what `auto` takes."""
 

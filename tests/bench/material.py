@@ -38,7 +38,7 @@ FACES = 1200
 UTKFACE = 23_700
 MODELS: dict[str, dict[str, Any]] = {
     # One epoch: its speed does not depend on its weights, and nothing is claimed of its accuracy.
-    "reference": {"network": "reference", "mirror": False, "epochs": 1, "quantize": False},
+    "reference": {"network": "reference", "epochs": 1, "quantize": False},
     # The network that a few thousand faces and more are given.
     "default": {"network": "compact", "epochs": 12},
 }

@@ -55,6 +55,14 @@ def test_epochs_asked_for_are_trained_whatever_the_budget() -> None:
     assert decided(10_000, epochs=30, budget_s=1).epochs == 30
 
 
+def test_every_network_mirrors_but_the_reference_unless_told_otherwise() -> None:
+    assert decided(network="compact").mirror
+    assert decided().mirror
+    assert not decided(network="reference").mirror
+    assert decided(network="reference", mirror=True).mirror
+    assert not decided(mirror=False).mirror
+
+
 def test_training_computes_in_what_the_device_is_built_for_unless_told_otherwise() -> None:
     assert decided().precision == ("bfloat16" if computes_bfloat16(CPU) else "float32")
     for precision in ("float32", "bfloat16"):

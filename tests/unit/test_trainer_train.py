@@ -28,7 +28,16 @@ from trainer.train import (
 
 CPU = torch.device("cpu")
 TRAINING, VALIDATION = np.arange(26), np.arange(26, 36)
-RECIPE = Recipe(network="reference", epochs=2, batch_size=10, patience=2, precision="float32", averaging=0.5, seed=3)
+RECIPE = Recipe(
+    network="reference",
+    epochs=2,
+    batch_size=10,
+    patience=2,
+    mirror=True,
+    precision="float32",
+    averaging=0.5,
+    seed=3,
+)
 """Three steps an epoch."""
 
 
@@ -207,6 +216,7 @@ def test_genders_that_can_be_told_apart_are_learned(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(NETWORKS, "reference", reference)
     recipe = Recipe(
         network="reference",
+        mirror=True,
         precision="float32",
         epochs=3,
         batch_size=4,
@@ -233,6 +243,7 @@ def test_training_stops_early_and_returns_the_weights_of_its_best_epoch() -> Non
     faces[VALIDATION] = faces[VALIDATION[::-1]]
     recipe = Recipe(
         network="reference",
+        mirror=True,
         precision="float32",
         schedule="constant",
         epochs=20,
