@@ -11,9 +11,8 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 
@@ -37,11 +36,13 @@ from shared.image import ImageLimits
 from shared.labels import ETHNICITIES, GENDERS
 from shared.rejects import Reject
 from trainer.decode import Chunk
-from trainer.decoders import decode_all
+from trainer.decoders import Decoders
 from trainer.face_file import FaceFile, replacing
 from trainer.looks import near_duplicates
 from trainer.sieve import SeenFace, Sieve
 from trainer.split import split
+
+Key = TypeVar("Key", int, str)
 
 MIN_FACES: Final = 20
 """Fewer make no training, no validation and no test worth the name."""
@@ -85,20 +86,21 @@ def ingest(
         return DatasetSummary.model_validate_json(summary_path.read_bytes())
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    with Archive(archive, archive_limits) as opened, FaceFile(folder / FACES_NPY) as face_file:
+    with (
+        FaceFile(folder / FACES_NPY) as face_file,
+        # Started first: while they start, the archive is looked through.
+        Decoders(archive, face_file.aside, face_file.first_byte, image_limits, processes=threads) as decoders,
+        Archive(archive, archive_limits) as opened,
+    ):
         images_seen = len(opened.entries)
         sieve = Sieve()
-        decoded = decode_all(
-            _chunks(opened), archive, face_file.aside, face_file.first_byte, image_limits, processes=threads
-        )
-        with closing(decoded):
-            for chunk, outcomes in decoded:
-                for index, (place, outcome) in enumerate(zip(chunk.places, outcomes, strict=True), start=chunk.row):
-                    if isinstance(outcome, Reject):
-                        sieve.reject(index, place.name, outcome)
-                    else:
-                        sieve.take(SeenFace(index, place.name, outcome))
-                on_progress(chunk.row + len(chunk.places), images_seen)
+        for chunk, outcomes in decoders.decode(_chunks(opened)):
+            for index, (place, outcome) in enumerate(zip(chunk.places, outcomes, strict=True), start=chunk.row):
+                if isinstance(outcome, Reject):
+                    sieve.reject(index, place.name, outcome)
+                else:
+                    sieve.take(SeenFace(index, place.name, outcome))
+            on_progress(chunk.row + len(chunk.places), images_seen)
         faces = sieve.finish()
         _refuse_untrainable(faces, sieve)
         looks = np.frombuffer(b"".join(face.traits.look for face in faces), np.uint64).reshape(-1, 2)
@@ -121,15 +123,16 @@ def ingest(
     # Every face has as many pixels, so the mean of their means is the mean of all, and likewise of their squares.
     luma_mean = math.fsum(face.traits.luma_mean for face in faces) / len(faces)
     luma_square = math.fsum(face.traits.luma_std**2 + face.traits.luma_mean**2 for face in faces) / len(faces)
+    splits = _by_gender({part: part for part in SPLITS}, (row.split for row in rows), rows)
     summary = DatasetSummary(
         archive_sha256=archive_sha256 or _sha256(archive),
         faces=len(faces),
         images_seen=images_seen,
         rejects=sieve.counts(),
-        genders=_by_gender(rows),
-        ages={band: _by_gender(row for row in rows if age_band(row.age) == i) for i, band in enumerate(AGE_BANDS)},
-        ethnicities={name: _by_gender(row for row in rows if row.ethnicity == i) for i, name in enumerate(ETHNICITIES)},
-        splits={part: _by_gender(row for row in rows if row.split == part) for part in SPLITS},
+        genders={name: sum(table[name] for table in splits.values()) for name in GENDERS},
+        ages=_by_gender(dict(enumerate(AGE_BANDS)), (age_band(row.age) for row in rows), rows),
+        ethnicities=_by_gender(dict(enumerate(ETHNICITIES)), (row.ethnicity for row in rows), rows),
+        splits=splits,
         near_duplicate_groups=int((group_sizes > 1).sum()),
         near_duplicate_faces=int(group_sizes[group_sizes > 1].sum()),
         luma_mean=luma_mean,
@@ -174,9 +177,13 @@ def _refuse_unsplittable(faces: Sequence[SeenFace], parts: Sequence[Split]) -> N
             )
 
 
-def _by_gender(rows: Iterable[FaceRow]) -> dict[str, int]:
-    counts = Counter(row.gender for row in rows)
-    return {name: counts[gender] for gender, name in enumerate(GENDERS)}
+def _by_gender(names: dict[Key, str], keys: Iterable[Key], rows: Sequence[FaceRow]) -> dict[str, dict[str, int]]:
+    """Counts the rows by a key, which is given for each of them, and by gender."""
+    counts = Counter(zip(keys, (row.gender for row in rows), strict=True))
+    return {
+        name: {gender_name: counts[key, gender] for gender, gender_name in enumerate(GENDERS)}
+        for key, name in names.items()
+    }
 
 
 def _sha256(path: Path) -> str:
