@@ -1,19 +1,17 @@
 """Reading zips that strangers made, without believing a word they say.
 
-`zipfile` parses and unpacks. This module guards it: the number of entries is known before it builds an object for each,
-members must not overlap, nothing is ever extracted by name, and every byte is counted while it is unpacked.
+`zipfile` parses. This module guards it: the number of entries is known before it builds an object for each,
+members must not overlap, nothing is ever extracted by name, and every byte is counted while it is unpacked: in
+`shared.unpack`.
 """
 
 from __future__ import annotations
 
 import io
-import os
 import re
 import stat
 import struct
-import threading
 import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +20,13 @@ from typing import TYPE_CHECKING, BinaryIO, Final, Self, overload
 
 from shared.errors import InvalidDataset
 from shared.labels import base_name
-from shared.rejects import Reject, RejectError
+from shared.rejects import Reject
 from shared.sniff import looks_like
+from shared.unpack import ENCRYPTED_FLAG, LOCAL_HEADER, LOCAL_SIGNATURE, Place, Unpacker
 
 if TYPE_CHECKING:
     from shared.settings import Settings
 
-_LOCAL_HEADER: Final = b"PK\x03\x04"
-_LOCAL_HEADER_BYTES: Final = 30  # without name and extra field
 _END: Final = struct.Struct(
     "<4s4H2LH"
 )  # signature, disk, disk of directory, entries here, entries, size, offset, comment
@@ -42,13 +39,6 @@ _DIRECTORY_ENTRY: Final = struct.Struct("<4s24x3H12x")  # signature, lengths of 
 _DIRECTORY_SIGNATURE: Final = b"PK\x01\x02"
 _MAX_COMMENT_BYTES: Final = 0xFFFF
 
-_LOCAL: Final = struct.Struct("<6xH18x2H")  # flags, lengths of name and extra field
-_READ_BYTES: Final = 2**18
-_HEADER_ROOM: Final = 128
-"""What a local header holds beside the name: 30 bytes, and an extra field of usually none to some dozens."""
-
-_ENCRYPTED_FLAG: Final = 0x1
-_UTF8_FLAG: Final = 0x800
 _METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f]")
 _ABSOLUTE: Final = re.compile(r"[/\\]|[A-Za-z]:")
@@ -93,14 +83,6 @@ class Entry:
     reject: Reject | None = None
 
 
-class _Corrupt(Exception):
-    """An entry's bytes are not what the archive says of them."""
-
-
-class EntryError(RejectError):
-    """One entry cannot be read; the others can."""
-
-
 class _Entries(Sequence[Entry]):
     """The entries of an archive, made as they are asked for: whoever reads a slice of a large one needs no others."""
 
@@ -143,7 +125,7 @@ class Archive:
         self._limits = limits
         self._owned = source.open("rb") if isinstance(source, Path) else None
         self._file: BinaryIO = self._owned or source  # type: ignore[assignment]
-        self._lock = threading.Lock()
+        self._unpacker = Unpacker(self._file)
         try:
             self._members = [
                 member
@@ -170,67 +152,21 @@ class Archive:
             self._owned.close()
 
     def read(self, entry: Entry) -> bytes:
-        """Unpacks one entry, at most one byte beyond what it claims.
+        """Unpacks one entry, as `Unpacker.read` does, which says what it raises."""
+        return self._unpacker.read(self.place(entry))
 
-        Raises:
-            EntryError: its own reject; or `size_mismatch` where it holds more or less than it claims, `corrupt` where
-                it does not unpack or its checksum is wrong.
-        """
-        if entry.reject is not None:
-            raise EntryError(entry.reject.reason, entry.reject.detail)
+    def place(self, entry: Entry) -> Place:
+        """Returns where an entry lies: what an `Unpacker` of another process needs to know."""
         member = self._members[entry.index]
-        try:
-            data = self._unpacked(member)
-        except (_Corrupt, zlib.error, UnicodeDecodeError) as error:
-            raise EntryError("corrupt", f"found bytes that do not unpack ({error})") from None
-        if len(data) != member.file_size:
-            found = "more" if len(data) > member.file_size else f"{len(data):,} bytes"
-            raise EntryError("size_mismatch", f"found {found}, expected {member.file_size:,} bytes as the archive says")
-        if (found_crc := zlib.crc32(data)) != member.CRC:
-            raise EntryError("corrupt", f"found checksum {found_crc:08x}, expected {member.CRC:08x}")
-        return data
-
-    def _unpacked(self, member: zipfile.ZipInfo) -> bytes:
-        """Returns an entry's content, cut off one byte beyond what it claims; a larger truth shows up as that byte.
-
-        `zipfile` would do it in ten times as long: its file objects cost more than unpacking a small image.
-        """
-        most = member.file_size + 1
-        # One read for header and content of a small entry; more where the header is longer than it usually is.
-        begin = member.header_offset
-        head = self._bytes_at(begin, min(_READ_BYTES, member.compress_size + len(member.orig_filename) + _HEADER_ROOM))
-        if len(head) < _LOCAL_HEADER_BYTES or not head.startswith(_LOCAL_HEADER):
-            raise _Corrupt("its header is missing")
-        flags, name_bytes, extra_bytes = _LOCAL.unpack_from(head)
-        offset = _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
-        if len(head) < offset:
-            head = self._bytes_at(begin, offset)
-        name = head[_LOCAL_HEADER_BYTES : _LOCAL_HEADER_BYTES + name_bytes]
-        if flags & _ENCRYPTED_FLAG or name.decode("utf-8" if flags & _UTF8_FLAG else "cp437") != member.orig_filename:
-            raise _Corrupt("its header is another entry's")
-        start, end = begin + offset, begin + offset + member.compress_size
-        first = head[offset : offset + member.compress_size]
-        if member.compress_type == zipfile.ZIP_STORED:
-            missing = min(member.compress_size, most) - len(first)
-            return first + self._bytes_at(start + len(first), missing) if missing > 0 else first[:most]
-        unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-        data = unpacker.decompress(first, most)
-        start += len(first)
-        while not unpacker.eof and len(data) < most:
-            packed = unpacker.unconsumed_tail + self._bytes_at(start, max(0, min(_READ_BYTES, end - start)))
-            if not packed:
-                raise _Corrupt("it ends too early")
-            start += _READ_BYTES
-            data += unpacker.decompress(packed, most - len(data))
-        return data
-
-    def _bytes_at(self, start: int, count: int) -> bytes:
-        """Returns so many bytes of the archive, or fewer at its end; from any thread."""
-        if self._owned is not None:
-            return os.pread(self._owned.fileno(), count, start)
-        with self._lock:
-            self._file.seek(start)
-            return self._file.read(count)
+        return Place(
+            member.orig_filename,
+            member.header_offset,
+            member.compress_size,
+            member.file_size,
+            member.CRC,
+            member.compress_type == zipfile.ZIP_DEFLATED,
+            entry.reject,
+        )
 
 
 def is_litter(name: str) -> bool:
@@ -289,7 +225,7 @@ def _find_directory(file: BinaryIO, size: int, head: bytes) -> tuple[int, int, i
     if not (at >= 0 and tail.startswith(_END_SIGNATURE, at) and tail.endswith(b"\0\0")):  # else it has a comment
         at = tail.rfind(_END_SIGNATURE)
     if at < 0 or at + _END.size > len(tail):
-        if head.startswith(_LOCAL_HEADER):
+        if head.startswith(LOCAL_SIGNATURE):
             raise InvalidDataset("found a zip archive cut short (its end is missing), expected a whole one")
         raise InvalidDataset(f"found {looks_like(head)}, expected a zip archive")
     _, disk, directory_disk, _, entries, directory_bytes, _, _ = _END.unpack_from(tail, at)
@@ -344,7 +280,7 @@ def _refuse_overlaps(members: list[zipfile.ZipInfo], directory_start: int) -> No
     ordered = sorted(members, key=lambda member: member.header_offset)
     ends = [*(member.header_offset for member in ordered), directory_start][1:]
     for member, limit in zip(ordered, ends, strict=True):
-        if member.header_offset < 0 or member.header_offset + _LOCAL_HEADER_BYTES + member.compress_size > limit:
+        if member.header_offset < 0 or member.header_offset + LOCAL_HEADER.size + member.compress_size > limit:
             raise InvalidDataset(
                 f"found entry {member.orig_filename[:80]!r} overlapping what follows it, expected entries side by "
                 "side: the zip archive is damaged or crafted"
@@ -354,7 +290,7 @@ def _refuse_overlaps(members: list[zipfile.ZipInfo], directory_start: int) -> No
 def _refuse_useless(members: list[zipfile.ZipInfo]) -> None:
     if not members:
         raise InvalidDataset("found a zip archive without files, expected images")
-    if all(member.flag_bits & _ENCRYPTED_FLAG for member in members):
+    if all(member.flag_bits & ENCRYPTED_FLAG for member in members):
         raise InvalidDataset("found an encrypted zip archive, expected one without a password")
 
 
@@ -377,7 +313,7 @@ def _fault(member: zipfile.ZipInfo, limits: ArchiveLimits) -> Reject | None:
     if stat.S_IFMT(mode) not in {0, stat.S_IFREG}:
         kind = "a symbolic link" if stat.S_ISLNK(mode) else f"a special file (mode {mode:o})"
         return Reject("link", f"found {kind}, expected a plain file")
-    if member.flag_bits & _ENCRYPTED_FLAG:
+    if member.flag_bits & ENCRYPTED_FLAG:
         return Reject("encrypted", "found an encrypted entry, expected one without a password")
     if member.compress_type not in _METHODS:
         return Reject(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from shared.rejects import RejectError
 
@@ -26,8 +25,7 @@ class LabelError(RejectError):
     """The file name carries no label, or one out of range."""
 
 
-@dataclass(frozen=True, slots=True)
-class Label:
+class Label(NamedTuple):
     """What a file name says about its face.
 
     Attributes:

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.archive import Archive, ArchiveLimits, EntryError
+from shared.archive import Archive, ArchiveLimits
 from shared.errors import InvalidDataset
 from shared.settings import Settings
+from shared.unpack import EntryError
 from tests import archives
 from tests.archives import face_jpeg, labelled_faces, zipped
 

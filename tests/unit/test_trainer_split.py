@@ -15,7 +15,8 @@ from shared.dataset import SPLITS, Split, age_band
 from shared.image import ImageLimits, decode_face
 from shared.labels import Label
 from tests.archives import face_jpeg
-from trainer.split import MAX_HORIZONTAL_BITS, MAX_VERTICAL_BITS, SHARES, look_hashes, near_duplicates, split
+from trainer.looks import MAX_HORIZONTAL_BITS, MAX_VERTICAL_BITS, look_hashes, near_duplicates
+from trainer.split import SHARES, split
 
 LABELS = st.builds(Label, st.integers(0, 120), st.integers(0, 1), st.integers(0, 4))
 

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shared.archive import ArchiveLimits
+from shared.errors import Cancelled
+from shared.image import ImageLimits
+from shared.settings import Settings
+from tests.archives import labelled_faces, zipped
+from trainer.decoders import WORTH_PROCESSES
+from trainer.ingest import ingest
+
+ARCHIVE_LIMITS = ArchiveLimits.from_settings(Settings())
+IMAGE_LIMITS = ImageLimits.from_settings(Settings())
+
+INGEST_AND_WAIT = """
+import sys
+from pathlib import Path
+from tests.unit.test_trainer_decoders import ARCHIVE_LIMITS, IMAGE_LIMITS, decoders
+from trainer.ingest import ingest
+
+def wait(done, total):
+    print(*decoders(), flush=True)
+    sys.stdin.read()
+
+ingest(Path(sys.argv[1]), Path(sys.argv[2]), ARCHIVE_LIMITS, IMAGE_LIMITS, threads=2, on_progress=wait)
+"""
+
+
+def decoders() -> list[int]:
+    """Returns the ids of this process's children that decode."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return [int(child) for child in children if b"trainer.decoders" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+@pytest.fixture
+def large_archive(tmp_path: Path) -> Path:
+    """A zip of 400 faces that is worth processes, by what else is in it."""
+    path = tmp_path / "faces.zip"
+    path.write_bytes(zipped([*labelled_faces(400), ("notes.txt", bytes(WORTH_PROCESSES))]))
+    return path
+
+
+def test_processes_write_what_one_alone_writes(tmp_path: Path, large_archive: Path) -> None:
+    seen: list[int] = []
+    written = []
+    for threads in (1, 3):
+        folder = tmp_path / str(threads)
+        ingest(
+            large_archive,
+            folder,
+            ARCHIVE_LIMITS,
+            IMAGE_LIMITS,
+            threads=threads,
+            on_progress=lambda _done, _total: seen.append(len(decoders())),
+        )
+        written.append([(folder / name).read_bytes() for name in ("faces.npy", "faces.csv", "rejects.csv")])
+    assert written[0] == written[1]
+    assert seen == [0] * 13 + [3] * 13
+    assert decoders() == []
+
+
+def test_a_cancelled_ingest_leaves_no_process(tmp_path: Path, large_archive: Path) -> None:
+    def cancel(_done: int, _total: int) -> None:
+        assert len(decoders()) == 2
+        raise Cancelled("enough")
+
+    with pytest.raises(Cancelled):
+        ingest(large_archive, tmp_path / "d", ARCHIVE_LIMITS, IMAGE_LIMITS, threads=2, on_progress=cancel)
+    assert decoders() == []
+
+
+def test_a_decoding_process_that_dies_ends_the_ingest(tmp_path: Path, large_archive: Path) -> None:
+    def kill(done: int, _total: int) -> None:
+        if done == 32:
+            os.kill(decoders()[1], signal.SIGKILL)
+
+    with pytest.raises(RuntimeError, match="a decoding process ended with -9"):
+        ingest(large_archive, tmp_path / "d", ARCHIVE_LIMITS, IMAGE_LIMITS, threads=2, on_progress=kill)
+    assert list((tmp_path / "d").iterdir()) == []
+
+
+def test_no_decoding_process_outlives_a_killed_trainer(tmp_path: Path, large_archive: Path) -> None:
+    command = [sys.executable, "-c", INGEST_AND_WAIT, str(large_archive), str(tmp_path / "d")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as trainer:
+        assert trainer.stdout is not None
+        assert len(trainer.stdout.readline().split()) == 2
+        trainer.kill()
+        trainer.communicate(timeout=10)  # returns when nobody holds its output any more; they inherited it
+
+
+def test_signals_meant_for_the_trainer_do_not_end_its_decoding_processes(tmp_path: Path, large_archive: Path) -> None:
+    def stop(done: int, _total: int) -> None:
+        if done == 32:
+            for pid in decoders():
+                os.kill(pid, signal.SIGTERM)
+                os.kill(pid, signal.SIGINT)
+
+    done = ingest(large_archive, tmp_path / "d", ARCHIVE_LIMITS, IMAGE_LIMITS, threads=2, on_progress=stop)
+    assert done.faces == 400

@@ -1,0 +1,107 @@
+"""From entries of an archive to faces, their labels and what is to be remembered of them: one chunk after the other."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.errors import InvalidImage
+from shared.image import SIZE, Face, ImageLimits, decode_face, light
+from shared.labels import Label, parse_label
+from shared.rejects import Reject, reject_for
+from shared.unpack import Place, Unpacker
+from trainer.looks import look_hashes
+
+
+class Traits(NamedTuple):
+    """What is remembered of a face once its pixels are written.
+
+    Attributes:
+        digest: of the pixels; equal files give equal pixels, so it finds both kinds of exact duplicate.
+        look: a row of `look_hashes`, as bytes.
+        luma_mean: as of `light`.
+        luma_std: likewise.
+    """
+
+    label: Label
+    width: int
+    height: int
+    digest: bytes
+    look: bytes
+    luma_mean: float
+    luma_std: float
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Entries that are decoded together.
+
+    Attributes:
+        row: of the first of them in the file of faces; the others follow.
+        places: of the entries.
+    """
+
+    row: int
+    places: list[Place]
+
+
+class Decoder:
+    """Decodes chunks of an archive into rows of a file; a context manager.
+
+    Args:
+        archive: to read from; its directory has been looked through.
+        faces: exists; rows are put where they belong, and others left alone.
+        first_byte: of the file's row 0.
+        limits: on one image.
+    """
+
+    def __init__(self, archive: Path, faces: Path, first_byte: int, limits: ImageLimits) -> None:
+        self._archive = archive.open("rb")
+        self._faces = faces.open("r+b")
+        self._first_byte = first_byte
+        self._unpacker = Unpacker(self._archive)
+        self._limits = limits
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._archive.close()
+        self._faces.close()
+
+    def decode(self, chunk: Chunk) -> list[Traits | Reject]:
+        """Writes the faces, each to its entry's row, and returns what is to be known of them, in order."""
+        pixels = np.zeros((len(chunk.places), SIZE, SIZE), np.uint8)
+        outcomes = [self._decode(place) for place in chunk.places]
+        for row, outcome in enumerate(outcomes):
+            if not isinstance(outcome, Reject):
+                pixels[row] = outcome[1].pixels
+        self._faces.seek(self._first_byte + chunk.row * pixels[0].nbytes)
+        self._faces.write(pixels.data)
+        self._faces.flush()
+        looks = look_hashes(pixels)  # of all at once: that is quicker than one by one
+        return [
+            outcome if isinstance(outcome, Reject) else _traits(*outcome, look)
+            for outcome, look in zip(outcomes, looks, strict=True)
+        ]
+
+    def _decode(self, place: Place) -> tuple[Label, Face] | Reject:
+        if place.reject is not None:  # it says more than that its name has no label
+            return place.reject
+        try:
+            return parse_label(place.name), decode_face(self._unpacker.read(place), self._limits)
+        except InvalidImage as error:
+            return reject_for(error)
+
+
+def _traits(label: Label, face: Face, look: NDArray[np.uint64]) -> Traits:
+    digest = hashlib.sha256(face.pixels.data).digest()
+    return Traits(label, face.width, face.height, digest, look.tobytes(), *light(face.pixels))
