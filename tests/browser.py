@@ -95,6 +95,7 @@ class Visit:
 
     def check(self) -> None:
         """Fails where the page scrolls sideways, breaks the content policy, or did anything else it should not."""
+        self.page.wait_for_load_state("load")  # before its style sheet is there, a page has any width
         wide = self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         assert wide <= 0, f"{self.page.url} is {wide} pixels too wide"
         assert self.page.evaluate("window.violations") == []

@@ -10,7 +10,7 @@ nothing_selected=5
 alone=$?
 # By Ctrl-C, or by a file that could not be read: the rest would only hide it.
 [[ $alone -ne $interrupted ]] || exit "$interrupted"
-"$python" -m pytest --alone skip -n 2 --dist loadfile --cov --cov-report=term "$@"
+"$python" -m pytest --alone skip -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term "$@"
 others=$?
 
 # A selection such as -k may leave nothing in one part, but not in both.
