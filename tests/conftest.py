@@ -11,7 +11,6 @@ import pytest
 
 from tests.rabbitmq_node import RabbitNode, find_server
 
-
 TESTS: Final = Path(__file__).parent
 LONGEST_FIRST: Final = ("e2e", "integration", "contract", "bench", "unit")
 
