@@ -8,10 +8,12 @@ on every new connection and told when that is lost.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import random
 import socket
+import struct
 import threading
 import time
 from collections import deque
@@ -21,6 +23,7 @@ from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar
 
 import pika
+from pika import BasicProperties, spec
 from pika.adapters.select_connection import IOLoop
 from pika.adapters.utils.connection_workflow import AMQPConnectionWorkflowFailed, AMQPConnectorPhaseErrorBase
 from pika.channel import Channel
@@ -32,6 +35,7 @@ from pika.exceptions import (
     ProbableAccessDeniedError,
     ProbableAuthenticationError,
 )
+from pika.frame import Header, Method, decode_frame
 
 from shared.broker.base import BrokerClosed, BrokerError
 
@@ -44,8 +48,12 @@ _STABLE_S: Final = 2.0
 """A connection that lived shorter than this does not reset the growing pauses."""
 _CLOSE_TIMEOUT_S: Final = 5.0
 _WRITE_BYTES: Final = 128 * 2**10
-_READ_BYTES: Final = 32 * 2**10
-"""More would cost more: pika moves what it has read down by one frame at a time."""
+_READ_BYTES: Final = 256 * 2**10
+"""A read lets go of the interpreter's lock and has to wait for it again: the fewer, the better."""
+_FRAME_HEAD: Final = struct.Struct(">BHL")
+_FRAME_END: Final = bytes([spec.FRAME_END])
+_OTHER_PROTOCOL: Final = b"AMQP"
+"""What a broker begins with that speaks another version; any frame begins with a small number."""
 
 
 class ConnectionLost(BrokerError):
@@ -292,8 +300,11 @@ class _Connection(pika.SelectConnection):  # type: ignore[misc]
     """pika's connection with fewer and larger reads and writes.
 
     pika writes three frames for each message, each with a system call of its own, of which the broker reads each by
-    itself; and it reads 4 kB at a time. Here what one turn of the I/O loop has to say leaves together.
+    itself; and it reads 4 kB at a time, as it moves down what is left of a read by one frame at a time. Here what one
+    turn of the I/O loop has to say leaves together, and a read is cut into frames in one pass.
     """
+
+    _frame_buffer: bytes
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._unsent: list[bytes] = []
@@ -312,8 +323,43 @@ class _Connection(pika.SelectConnection):  # type: ignore[misc]
                 self._send()
 
     def _on_data_available(self, data_in: bytes) -> None:
+        data = self._frame_buffer + data_in if self._frame_buffer else data_in
         with self.together():
-            super()._on_data_available(data_in)
+            if data.startswith(_OTHER_PROTOCOL):
+                super()._on_data_available(data_in)
+                return
+            start = 0
+            try:
+                while len(data) - start >= _FRAME_HEAD.size:
+                    _, _, size = _FRAME_HEAD.unpack_from(data, start)
+                    end = start + _FRAME_HEAD.size + size + len(_FRAME_END)
+                    if end > len(data):
+                        break
+                    _, frame = decode_frame(data[start:end])
+                    start = end
+                    self._process_frame(frame)
+            finally:
+                self._frame_buffer = data[start:]
+                self.bytes_received += start
+
+    def publish(
+        self, channel_number: int, queue: str, properties: BasicProperties, body: bytes, *, mandatory: bool
+    ) -> None:
+        """Publishes to the default exchange, as `Channel.basic_publish` does in more than twice the time.
+
+        Raises:
+            AMQPError, ValueError, TypeError, struct.error: the message cannot be encoded; nothing of it was sent.
+        """
+        frames = [
+            _publish_method(channel_number, queue, mandatory),
+            Header(channel_number, len(body), properties).marshal(),
+        ]
+        room = self._get_body_frame_max_length()
+        for start in range(0, len(body), room):
+            piece = body[start : start + room]
+            frames += [_FRAME_HEAD.pack(spec.FRAME_BODY, channel_number, len(piece)), piece, _FRAME_END]
+        with self.together():
+            self._output_marshaled_frames(frames)
 
     def _adapter_emit_data(self, data: bytes) -> None:
         if self._collecting:
@@ -336,6 +382,14 @@ class _Connection(pika.SelectConnection):  # type: ignore[misc]
     def _proto_connection_made(self, transport: Any) -> None:
         transport._MAX_RECV_BYTES = _READ_BYTES
         super()._proto_connection_made(transport)
+
+
+@functools.lru_cache(maxsize=256)
+def _publish_method(channel_number: int, queue: str, mandatory: bool) -> bytes:
+    """Returns the frame that begins a message: the same for all that go to a queue."""
+    method = spec.Basic.Publish(exchange="", routing_key=queue, mandatory=mandatory)
+    encoded: bytes = Method(channel_number, method).marshal()
+    return encoded
 
 
 class Session:

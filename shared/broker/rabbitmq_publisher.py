@@ -180,8 +180,12 @@ class Publisher:
                 return
             self._waiting.popleft()
             try:
-                channel.basic_publish(
-                    "", publication.queue, publication.body, publication.properties, publication.mandatory
+                channel.connection.publish(
+                    channel.channel_number,
+                    publication.queue,
+                    publication.properties,
+                    publication.body,
+                    mandatory=publication.mandatory,
                 )
             except (AMQPError, ValueError, TypeError, struct.error) as error:
                 # pika encodes before it sends, so nothing of it has left.
