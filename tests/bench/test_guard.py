@@ -24,7 +24,7 @@ from trainer.model import build_network
 
 LEAST = 0.8
 ROUNDS = 6
-ROUND_S = 0.6
+ROUND_S = 1.2
 PACK = 64
 OUTSTANDING = 24
 
