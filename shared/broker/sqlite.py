@@ -71,6 +71,8 @@ _EVENTS_KEPT_S: Final = 60.0
 _BUSY_TIMEOUT_S: Final = 30.0
 _SHORTEST_POLL_S: Final = 0.0005
 _LONGEST_POLL_S: Final = 0.003
+_LONGEST_WORK_POLL_S: Final = 0.02
+"""Datasets and jobs take seconds: who waits for them need not look at each of the thousands of predictions beside."""
 _LONGEST_EVENT_POLL_S: Final = 0.05
 """Events are for people and for what may be a little late."""
 _CHECKPOINT_PAGES: Final = 4000
@@ -365,7 +367,7 @@ class SqliteBroker(Broker):
         """Waits until the version is no longer `seen`, `stopped()` says so, or the time is up.
 
         `data_version` is read from shared memory in microseconds, so looking often is cheap; the pauses grow from
-        `pause_s` to three milliseconds.
+        `pause_s` to at least three milliseconds.
         """
         deadline = time.monotonic() + timeout_s
         while self._version() == seen and (remaining := deadline - time.monotonic()) > 0 and not stopped():
@@ -400,6 +402,8 @@ class _SqliteConsumer(Consumer):
         self._broker = broker
         self._queues = tuple(queues)
         self._prefetch = prefetch
+        interactive = broker.topology.predictions in queues
+        self._longest_poll_s = _LONGEST_POLL_S if interactive else _LONGEST_WORK_POLL_S
         self._held: dict[str, set[tuple[int, str]]] = {queue: set() for queue in queues}
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -415,7 +419,7 @@ class _SqliteConsumer(Consumer):
 
     def _take(self, limit: int, timeout_s: float | None) -> list[Delivery]:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        waiting = _Waiting(_LONGEST_POLL_S)
+        waiting = _Waiting(self._longest_poll_s)
         while not self._closed.is_set():
             seen = self._broker._version()
             for queue in self._queues:
