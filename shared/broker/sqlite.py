@@ -363,16 +363,17 @@ class SqliteBroker(Broker):
             (version,) = db.execute("PRAGMA data_version").fetchone()
             return int(version)
 
-    def _wait_for_change(self, seen: int, timeout_s: float, pause_s: float, stopped: Callable[[], bool]) -> None:
+    def _wait_for_change(self, seen: int, timeout_s: float, waiting: _Waiting, stopped: Callable[[], bool]) -> None:
         """Waits until the version is no longer `seen`, `stopped()` says so, or the time is up.
 
-        `data_version` is read from shared memory in microseconds, so looking often is cheap; the pauses grow from
-        `pause_s` to at least three milliseconds.
+        `data_version` is read from shared memory in microseconds, but a thread that wakes takes the interpreter from
+        those that work: the pauses grow to the longest of `waiting`.
         """
         deadline = time.monotonic() + timeout_s
+        pause_s = waiting.next_pause_s()
         while self._version() == seen and (remaining := deadline - time.monotonic()) > 0 and not stopped():
             time.sleep(min(pause_s, remaining))
-            pause_s = max(pause_s, min(pause_s * 1.3, _LONGEST_POLL_S))
+            pause_s = min(pause_s * 1.3, waiting.longest_s)
 
 
 class _Waiting:
@@ -386,12 +387,12 @@ class _Waiting:
     """
 
     def __init__(self, longest_s: float) -> None:
-        self._longest_s = longest_s
+        self.longest_s = longest_s
         self._pause_s = _SHORTEST_POLL_S / 2
 
     def next_pause_s(self) -> float:
         """Returns the pause for the next look."""
-        self._pause_s = min(self._pause_s * 2, self._longest_s)
+        self._pause_s = min(self._pause_s * 2, self.longest_s)
         return self._pause_s
 
 
@@ -429,8 +430,7 @@ class _SqliteConsumer(Consumer):
             if remaining <= 0:
                 break
             # A lease that runs out changes nothing in the file, so look again four times a second in any case.
-            pause_s = waiting.next_pause_s()
-            self._broker._wait_for_change(seen, min(remaining, 0.25), pause_s, self._closed.is_set)
+            self._broker._wait_for_change(seen, min(remaining, 0.25), waiting, self._closed.is_set)
         return []
 
     def _claim(self, queue: str, limit: int) -> list[Delivery]:
@@ -569,8 +569,7 @@ class _SqliteInbox(Inbox):
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 break
-            pause_s = waiting.next_pause_s()
-            self._broker._wait_for_change(seen, min(remaining, 30.0), pause_s, self._closed.is_set)
+            self._broker._wait_for_change(seen, min(remaining, 30.0), waiting, self._closed.is_set)
         return []
 
     def close(self) -> None:
@@ -619,7 +618,7 @@ class _SqliteSubscription(Subscription):
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 break
-            self._broker._wait_for_change(seen, remaining, waiting.next_pause_s(), self._closed.is_set)
+            self._broker._wait_for_change(seen, remaining, waiting, self._closed.is_set)
         return []
 
     def close(self) -> None:
