@@ -23,6 +23,7 @@ from shared.messages import (
     parse_prediction,
     prediction,
     prediction_error,
+    prediction_reply,
 )
 from shared.metrics import InferenceMetrics
 
@@ -182,10 +183,11 @@ class InteractiveLoop:
             alike.setdefault(version, []).append(item)
         for version, items in alike.items():
             model = loaded[version]
+            identity = model.identity
             outcomes = iter(self._predictor.predict(model, [data for item in items for data in item.request.images]))
             for item in items:
                 entries = [_entry(key, next(outcomes)) for key in item.request.ids]
-                replies += json_reply(item.delivery, {"model": model.identity, "predictions": entries})
+                replies += prediction_reply(item.delivery, identity, entries)
                 answered.append((version, entries))
         consumer.settle([item.delivery for item in group], replies)
         if expired:
@@ -201,7 +203,7 @@ class InteractiveLoop:
 def _expired_reply(item: _Taken, champion: ServedModel) -> list[Outgoing]:
     error = GenderlineError("the deadline had passed before the image was computed", code="expired")
     entries = [prediction_error(key, error) for key in item.request.ids]
-    return json_reply(item.delivery, {"model": champion.identity, "predictions": entries})
+    return prediction_reply(item.delivery, champion.identity, entries)
 
 
 def _entry(key: str | int | None, outcome: Outcome) -> dict[str, Any]:

@@ -252,7 +252,8 @@ class Client:
             with copy.open("wb") as target:
                 while piece := source.read(2**20):
                     target.write(piece)
-                    digest.update(piece)
+                    if sha256 is not None:
+                        digest.update(piece)
                     if on_copied:
                         on_copied(len(piece))
             if sha256 not in {None, digest.hexdigest()}:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 import msgpack
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import to_json
 
 from shared.broker.base import Delivery, HeaderValue, Message, Outgoing
 from shared.errors import GenderlineError, InvalidMessage, shown
@@ -340,7 +341,29 @@ def json_reply(delivery: Delivery, body: Mapping[str, Any]) -> list[Outgoing]:
     return delivery.reply(json.dumps({"schema": SCHEMA, **body}).encode(), JSON)
 
 
+def prediction_reply(
+    delivery: Delivery, model: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]
+) -> list[Outgoing]:
+    """Returns the reply to a prediction: one, or none where it asked for none.
+
+    There is one of them for each image: hence an encoder in a fourth of the time of the standard library's. That one
+    is for all other replies, since it alone can write every text that may stand in a message of JSON.
+
+    Args:
+        delivery: the request.
+        model: the identity of the model that answered.
+        entries: as `prediction` and `prediction_error` make them, in the request's order.
+    """
+    if not delivery.message.reply_to:
+        return []
+    return delivery.reply(to_json({"schema": SCHEMA, "model": model, "predictions": entries}), JSON)
+
+
 def now_iso() -> str:
     """Returns the time as ISO 8601 in UTC, to the millisecond."""
-    seconds = time.time()
+    return iso(time.time())
+
+
+def iso(seconds: float) -> str:
+    """Returns a Unix time as ISO 8601 in UTC, to the millisecond."""
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1000):03d}Z"

@@ -201,8 +201,7 @@ class RabbitInbox(_Mailbox[tuple[int, Message]], Inbox):
         channel.queue_declare(
             self.name,
             durable=True,
-            # The second version, which a server must be asked for before 4.0, takes less of its time a message.
-            arguments={"x-expires": _INBOX_EXPIRES_MS, "x-queue-version": 2},
+            arguments={"x-expires": _INBOX_EXPIRES_MS},
             callback=lambda _: self._consume(channel, self.name, auto_ack=False),
         )
 

@@ -71,6 +71,8 @@ _EVENTS_KEPT_S: Final = 60.0
 _BUSY_TIMEOUT_S: Final = 30.0
 _SHORTEST_POLL_S: Final = 0.0005
 _LONGEST_POLL_S: Final = 0.003
+_LONGEST_WORK_POLL_S: Final = 0.02
+"""Datasets and jobs take seconds: who waits for them need not look at each of the thousands of predictions beside."""
 _LONGEST_EVENT_POLL_S: Final = 0.05
 """Events are for people and for what may be a little late."""
 _CHECKPOINT_PAGES: Final = 4000
@@ -361,16 +363,17 @@ class SqliteBroker(Broker):
             (version,) = db.execute("PRAGMA data_version").fetchone()
             return int(version)
 
-    def _wait_for_change(self, seen: int, timeout_s: float, pause_s: float, stopped: Callable[[], bool]) -> None:
+    def _wait_for_change(self, seen: int, timeout_s: float, waiting: _Waiting, stopped: Callable[[], bool]) -> None:
         """Waits until the version is no longer `seen`, `stopped()` says so, or the time is up.
 
-        `data_version` is read from shared memory in microseconds, so looking often is cheap; the pauses grow from
-        `pause_s` to three milliseconds.
+        `data_version` is read from shared memory in microseconds, but a thread that wakes takes the interpreter from
+        those that work: the pauses grow to the longest of `waiting`.
         """
         deadline = time.monotonic() + timeout_s
+        pause_s = waiting.next_pause_s()
         while self._version() == seen and (remaining := deadline - time.monotonic()) > 0 and not stopped():
             time.sleep(min(pause_s, remaining))
-            pause_s = max(pause_s, min(pause_s * 1.3, _LONGEST_POLL_S))
+            pause_s = min(pause_s * 1.3, waiting.longest_s)
 
 
 class _Waiting:
@@ -384,12 +387,12 @@ class _Waiting:
     """
 
     def __init__(self, longest_s: float) -> None:
-        self._longest_s = longest_s
+        self.longest_s = longest_s
         self._pause_s = _SHORTEST_POLL_S / 2
 
     def next_pause_s(self) -> float:
         """Returns the pause for the next look."""
-        self._pause_s = min(self._pause_s * 2, self._longest_s)
+        self._pause_s = min(self._pause_s * 2, self.longest_s)
         return self._pause_s
 
 
@@ -400,6 +403,8 @@ class _SqliteConsumer(Consumer):
         self._broker = broker
         self._queues = tuple(queues)
         self._prefetch = prefetch
+        interactive = broker.topology.predictions in queues
+        self._longest_poll_s = _LONGEST_POLL_S if interactive else _LONGEST_WORK_POLL_S
         self._held: dict[str, set[tuple[int, str]]] = {queue: set() for queue in queues}
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -415,7 +420,7 @@ class _SqliteConsumer(Consumer):
 
     def _take(self, limit: int, timeout_s: float | None) -> list[Delivery]:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        waiting = _Waiting(_LONGEST_POLL_S)
+        waiting = _Waiting(self._longest_poll_s)
         while not self._closed.is_set():
             seen = self._broker._version()
             for queue in self._queues:
@@ -425,8 +430,7 @@ class _SqliteConsumer(Consumer):
             if remaining <= 0:
                 break
             # A lease that runs out changes nothing in the file, so look again four times a second in any case.
-            pause_s = waiting.next_pause_s()
-            self._broker._wait_for_change(seen, min(remaining, 0.25), pause_s, self._closed.is_set)
+            self._broker._wait_for_change(seen, min(remaining, 0.25), waiting, self._closed.is_set)
         return []
 
     def _claim(self, queue: str, limit: int) -> list[Delivery]:
@@ -565,8 +569,7 @@ class _SqliteInbox(Inbox):
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 break
-            pause_s = waiting.next_pause_s()
-            self._broker._wait_for_change(seen, min(remaining, 30.0), pause_s, self._closed.is_set)
+            self._broker._wait_for_change(seen, min(remaining, 30.0), waiting, self._closed.is_set)
         return []
 
     def close(self) -> None:
@@ -615,7 +618,7 @@ class _SqliteSubscription(Subscription):
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 break
-            self._broker._wait_for_change(seen, remaining, waiting.next_pause_s(), self._closed.is_set)
+            self._broker._wait_for_change(seen, remaining, waiting, self._closed.is_set)
         return []
 
     def close(self) -> None:

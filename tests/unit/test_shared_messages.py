@@ -29,6 +29,7 @@ from shared.messages import (
     parse_shard,
     prediction,
     prediction_error,
+    prediction_reply,
     run_id_of,
 )
 from shared.params import TrainingParams
@@ -310,6 +311,18 @@ def test_whatever_comes_in_a_parser_takes_it_or_calls_it_invalid(
 
 
 # -- what goes out
+
+
+@given(keys=st.lists(st.none() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=20), min_size=1, max_size=5))
+def test_whatever_id_an_image_may_have_comes_back_in_the_reply(keys: list[str | int | None]) -> None:
+    request = pack_message([(key, b"") for key in keys], reply_to="somewhere")
+    delivery = Delivery("predictions", request, 0, None)
+    good, bad = prediction(None, 0.971), prediction_error(None, InvalidImage("found \x00ü☃, expected a face"))
+    entries = [{**entry, "id": key} for key, entry in zip(parse_prediction(request).ids, (good, bad) * 3, strict=False)]
+    (reply,) = prediction_reply(delivery, {"name": "gender", "version": 3}, entries)
+    model = {"name": "gender", "version": 3}
+    assert json.loads(reply.message.body) == {"schema": 1, "model": model, "predictions": entries}
+    assert [entry["id"] for entry in entries] == keys
 
 
 def test_the_same_message_makes_the_same_run_and_job_and_another_makes_others() -> None:
