@@ -86,7 +86,9 @@ class Settings(BaseSettings):
     max_image_bytes: int = Field(32 * 2**20, ge=1, description="The largest image file, in bytes")
     max_image_pixels: int = Field(50_000_000, ge=1, description="The largest image, in pixels")
     max_ratio: float = Field(200.0, ge=1, description="The highest compression ratio of one archive entry")
-    threads: int = Field(0, ge=0, le=1024, description="Threads that train, and processes that decode an archive; 0 takes one a core")
+    threads: int = Field(
+        0, ge=0, le=1024, description="Threads that train, and processes that decode an archive; 0 takes one a core"
+    )
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="Where training runs")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged")
     log_format: Literal["text", "json"] = Field("text", description="Log lines for people or for programs")
