@@ -47,9 +47,8 @@ Key = TypeVar("Key", int, str)
 MIN_FACES: Final = 20
 """Fewer make no training, no validation and no test worth the name."""
 
-_CHUNK: Final = (
-    32  # entries decoded together: enough to hide what handing them over costs, few enough for steady progress
-)
+_CHUNK: Final = 32
+"""Entries decoded together: enough to hide what handing them over costs, few enough for steady progress."""
 
 
 def ingest(

@@ -318,7 +318,7 @@ def predict_logits(
     """Returns the network's logits, float32 (n,), for the faces at `indices`; leaves it in evaluation mode.
 
     Args:
-        network: faces float32 (n, 1, side, side) in [0, 1] → logits.
+        network: faces float32 (n, 1, 128, 128) in [0, 1] → logits.
         source: all faces.
         indices: which of them, in this order.
         should_stop: asked before every batch.
