@@ -40,12 +40,24 @@ from trainer.recipe import Recipe, decide
 from trainer.speed import measure_speed
 from trainer.train import EpochRow, predict_logits, train
 
+PLAIN: Final[dict[str, Any]] = {
+    "network": "reference",
+    "schedule": "constant",
+    "learning_rate": 0.0005,
+    "weight_decay": 0.0,
+    "auxiliary": 0.0,
+    "averaging": 0.0,
+    "patience": 5,
+}
+"""The `reference` without our recipe. A constant step has no end to wait for: it stops soon after its best epoch."""
 ROWS: Final[dict[str, dict[str, Any]]] = {
     "the default": {},
     "without age and ethnicity": {"auxiliary": 0.0},
     "without augmentation": {"augment": False},
     "without weight decay": {"weight_decay": 0.0},
-    "without a schedule": {"schedule": "constant", "learning_rate": 0.001},
+    "half the step": {"learning_rate": 0.002},
+    "a quarter of the step": {"learning_rate": 0.001},
+    "a constant step": {"schedule": "constant", "learning_rate": 0.001},
     "without averaged weights": {"averaging": 0.0},
     "without the mirror image": {"mirror": False},
     "in float32": {"precision": "float32"},
@@ -53,16 +65,8 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
     "twice the epochs": {"epochs": 2.0},
     "the small network": {"network": "small"},
     "the large network": {"network": "large"},
-    # A constant step has no end to wait for: it stops soon after its best epoch.
-    "`reference`, plain": {
-        "network": "reference",
-        "schedule": "constant",
-        "learning_rate": 0.0005,
-        "weight_decay": 0.0,
-        "auxiliary": 0.0,
-        "averaging": 0.0,
-        "patience": 5,
-    },
+    "`reference`, plain": PLAIN | {"augment": False},
+    "`reference`, augmented": PLAIN,
     "`reference`, by the default recipe": {"network": "reference", "learning_rate": 0.001, "mirror": True},
 }
 """What each row changes; epochs are relative to what `auto` takes."""

@@ -14,8 +14,9 @@ TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 # No normalisation, no dropout, no augmentation, no rounding: nothing but the order of additions may differ.
 EXACT = {
     "network": "reference",
-    "epochs": 3,
+    "epochs": 8,
     "batch_size": 16,
+    "learning_rate": 0.0005,
     "augment": False,
     "dropout": 0,
     "precision": "float32",
