@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import cycle
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -32,6 +32,8 @@ WORTH_PROCESSES: Final = 8 * 2**20
 _AHEAD: Final = 3
 """Chunks that a process is given ahead: enough to never wait, few enough for the pipe to hold their outcomes."""
 
+_NOT_ITS_OWN: Final = (signal.SIGINT, signal.SIGTERM)
+"""Signals that a process never ends by: they are meant for the trainer, which knows when its work may end."""
 
 _KEEPS_MEMORY: Final = {
     "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20),
@@ -96,7 +98,7 @@ class _Process:
 
     def __init__(self, *work: object) -> None:
         self._pipe, theirs = Pipe()
-        with theirs:
+        with theirs, _blocked(_NOT_ITS_OWN):
             handle = theirs.fileno()
             self._process = subprocess.Popen(  # noqa: S603 - our own
                 [sys.executable, "-m", "trainer.decoders", str(handle)],
@@ -104,7 +106,7 @@ class _Process:
                 stdin=subprocess.DEVNULL,
                 pass_fds=[handle],
             )
-        self._pipe.send(work)
+        self._send(work)
 
     def __enter__(self) -> Self:
         return self
@@ -118,17 +120,36 @@ class _Process:
 
     def ask(self, chunk: Chunk) -> None:
         """Gives it something to do."""
-        self._pipe.send(chunk)
+        self._send(chunk)
 
     def answer(self) -> list[Traits | Reject]:
         """Waits for the outcomes of the first chunk that is still unanswered."""
         try:
             answer: list[Traits | Reject] | Exception = self._pipe.recv()
         except (EOFError, ConnectionResetError):
-            raise RuntimeError(f"a decoding process ended with {self._process.wait()}, expected outcomes") from None
+            raise self._ended() from None
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    def _send(self, work: object) -> None:
+        try:
+            self._pipe.send(work)
+        except (BrokenPipeError, ConnectionResetError):
+            raise self._ended() from None
+
+    def _ended(self) -> RuntimeError:
+        return RuntimeError(f"a decoding process ended with {self._process.wait()}, expected outcomes")
+
+
+@contextmanager
+def _blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
+    """Holds signals back from this thread, and from a process that it starts meanwhile until that one ignores them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _answered(chunk: Chunk, process: _Process) -> tuple[Chunk, list[Traits | Reject]]:
@@ -137,7 +158,7 @@ def _answered(chunk: Chunk, process: _Process) -> tuple[Chunk, list[Traits | Rej
 
 def main() -> int:
     """Answers chunks with their outcomes until the other end of the pipe is closed."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # meant for the trainer, which knows when its work may end
+    for number in _NOT_ITS_OWN:
         signal.signal(number, signal.SIG_IGN)
     configure_opencv()
     try:

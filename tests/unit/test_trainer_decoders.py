@@ -13,7 +13,8 @@ from shared.errors import Cancelled
 from shared.image import ImageLimits
 from shared.settings import Settings
 from tests.archives import labelled_faces, zipped
-from trainer.decoders import WORTH_PROCESSES
+from trainer.decode import Chunk
+from trainer.decoders import WORTH_PROCESSES, Decoders
 from trainer.ingest import ingest
 
 ARCHIVE_LIMITS = ArchiveLimits.from_settings(Settings())
@@ -86,6 +87,15 @@ def test_a_decoding_process_that_dies_ends_the_ingest(tmp_path: Path, large_arch
     assert list((tmp_path / "d").iterdir()) == []
 
 
+def test_a_decoding_process_that_died_before_it_was_asked_says_so(tmp_path: Path, large_archive: Path) -> None:
+    with Decoders(large_archive, tmp_path / "faces", 0, IMAGE_LIMITS, processes=2) as processes:
+        for pid in decoders():
+            os.kill(pid, signal.SIGKILL)
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(RuntimeError, match="a decoding process ended with -9"):
+            list(processes.decode([Chunk(0, [])]))
+
+
 def test_no_decoding_process_outlives_a_killed_trainer(tmp_path: Path, large_archive: Path) -> None:
     command = [sys.executable, "-c", INGEST_AND_WAIT, str(large_archive), str(tmp_path / "d")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as trainer:
@@ -96,11 +106,15 @@ def test_no_decoding_process_outlives_a_killed_trainer(tmp_path: Path, large_arc
 
 
 def test_signals_meant_for_the_trainer_do_not_end_its_decoding_processes(tmp_path: Path, large_archive: Path) -> None:
-    def stop(done: int, _total: int) -> None:
-        if done == 32:
-            for pid in decoders():
-                os.kill(pid, signal.SIGTERM)
-                os.kill(pid, signal.SIGINT)
+    def stop(_done: int = 0, _total: int = 0) -> None:
+        for pid in decoders():
+            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, signal.SIGINT)
 
     done = ingest(large_archive, tmp_path / "d", ARCHIVE_LIMITS, IMAGE_LIMITS, threads=2, on_progress=stop)
     assert done.faces == 400
+    faces = tmp_path / "faces"
+    faces.touch()
+    with Decoders(large_archive, faces, 0, IMAGE_LIMITS, processes=2) as processes:
+        stop()  # before they can have said that they ignore it
+        assert list(processes.decode([Chunk(0, [])])) == [(Chunk(0, []), [])]
