@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from shared.archive import ArchiveLimits
+from shared.archive import Archive, ArchiveLimits
 from shared.errors import Cancelled
 from shared.image import ImageLimits
 from shared.settings import Settings
 from tests.archives import labelled_faces, zipped
-from trainer.decode import Chunk
+from trainer.decode import Chunk, Traits
 from trainer.decoders import WORTH_PROCESSES, Decoders
 from trainer.ingest import ingest
 
@@ -115,6 +115,10 @@ def test_signals_meant_for_the_trainer_do_not_end_its_decoding_processes(tmp_pat
     assert done.faces == 400
     faces = tmp_path / "faces"
     faces.touch()
-    with Decoders(large_archive, faces, 0, IMAGE_LIMITS, processes=2) as processes:
+    with (
+        Decoders(large_archive, faces, 0, IMAGE_LIMITS, processes=2) as processes,
+        Archive(large_archive, ARCHIVE_LIMITS) as archive,
+    ):
         stop()  # before they can have said that they ignore it
-        assert list(processes.decode([Chunk(0, [])])) == [(Chunk(0, []), [])]
+        ((_, outcomes),) = processes.decode([Chunk(0, [archive.place(archive.entries[0])])])
+    assert isinstance(outcomes[0], Traits)
