@@ -106,7 +106,7 @@ class _Process:
                 stdin=subprocess.DEVNULL,
                 pass_fds=[handle],
             )
-        self._send(work)
+        self.ask(work)
 
     def __enter__(self) -> Self:
         return self
@@ -118,9 +118,12 @@ class _Process:
         self._process.kill()  # done, or in the midst of what nobody wants any more
         self._process.wait()
 
-    def ask(self, chunk: Chunk) -> None:
-        """Gives it something to do."""
-        self._send(chunk)
+    def ask(self, work: object) -> None:
+        """Gives it something to do: a chunk, once it has the arguments of its `Decoder`."""
+        try:
+            self._pipe.send(work)
+        except (BrokenPipeError, ConnectionResetError):
+            raise self._ended() from None
 
     def answer(self) -> list[Traits | Reject]:
         """Waits for the outcomes of the first chunk that is still unanswered."""
@@ -131,12 +134,6 @@ class _Process:
         if isinstance(answer, Exception):
             raise answer
         return answer
-
-    def _send(self, work: object) -> None:
-        try:
-            self._pipe.send(work)
-        except (BrokenPipeError, ConnectionResetError):
-            raise self._ended() from None
 
     def _ended(self) -> RuntimeError:
         return RuntimeError(f"a decoding process ended with {self._process.wait()}, expected outcomes")
