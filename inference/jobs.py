@@ -26,7 +26,7 @@ from inference.batcher import Predictor
 from inference.models import Models
 from inference.speed import Speed
 from shared import jobs
-from shared.archive import Archive, ArchiveLimits, Entry
+from shared.archive import Archive, ArchiveLimits
 from shared.broker.base import Broker, BrokerError, Consumer, Delivery, Outgoing
 from shared.errors import GenderlineError, InvalidDataset, InvalidImage, InvalidMessage, NotFound, Retryable
 from shared.failures import FailurePolicy
@@ -46,7 +46,7 @@ from shared.settings import Settings
 from shared.sources import fetched
 from shared.store import STORE_SCHEME, Store
 from shared.topology import JOB_PROGRESS, job_state_topic
-from shared.unpack import EntryError
+from shared.unpack import Entry, EntryError
 
 _WAIT_S: Final = 0.5
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f]")

@@ -18,7 +18,7 @@ LOCAL_SIGNATURE: Final = b"PK\x03\x04"
 LOCAL_HEADER: Final = struct.Struct("<6xH18x2H")  # flags, lengths of name and extra field, which follow
 ENCRYPTED_FLAG: Final = 0x1
 
-_UTF8_FLAG: Final = 0x800
+UTF8_FLAG: Final = 0x800
 _READ_BYTES: Final = 2**18
 _HEADER_ROOM: Final = 128
 """What a local header holds beside the name: 30 bytes, and an extra field of usually none to some dozens."""
@@ -32,11 +32,12 @@ class _Corrupt(Exception):
     """An entry's bytes are not what the archive says of them."""
 
 
-class Place(NamedTuple):
-    """Where an entry lies, and what the archive's directory claims of it.
+class Entry(NamedTuple):
+    """One file in an archive: where it lies, and what the archive's directory claims of it.
 
     Attributes:
-        name: as the directory has it.
+        name: as the directory has it, of any length; only a label for people, never a path to write to. Two entries may
+            share one.
         offset: of its local header.
         packed_bytes: of its content, which follows the header.
         size_bytes: unpacked.
@@ -54,6 +55,15 @@ class Place(NamedTuple):
     reject: Reject | None = None
 
 
+def decoded_name(name: bytes, flags: int) -> str:
+    """Returns an entry's name as its flags say that it is written.
+
+    Raises:
+        UnicodeDecodeError: it claims to be UTF-8 and is not.
+    """
+    return name.decode("utf-8" if flags & UTF8_FLAG or name.isascii() else "cp437")
+
+
 class Unpacker:
     """Reads entries of one archive; from several threads at once, if need be.
 
@@ -66,45 +76,45 @@ class Unpacker:
         self._has_handle = isinstance(file, BufferedReader) and isinstance(file.raw, FileIO)
         self._lock = threading.Lock()
 
-    def read(self, place: Place) -> bytes:
+    def read(self, entry: Entry) -> bytes:
         """Unpacks one entry, at most one byte beyond what it claims.
 
         Raises:
             EntryError: its own reject; `size_mismatch` where it holds more or less than it claims, `corrupt` where it
                 does not unpack or its checksum is wrong.
         """
-        if place.reject is not None:
-            raise EntryError(place.reject.reason, place.reject.detail)
+        if entry.reject is not None:
+            raise EntryError(entry.reject.reason, entry.reject.detail)
         try:
-            data = self._unpacked(place)
+            data = self._unpacked(entry)
         except (_Corrupt, zlib.error, UnicodeDecodeError) as error:
             raise EntryError("corrupt", f"found bytes that do not unpack ({error})") from None
-        if len(data) != place.size_bytes:
-            found = "more" if len(data) > place.size_bytes else f"{len(data):,} bytes"
-            raise EntryError("size_mismatch", f"found {found}, expected {place.size_bytes:,} bytes as the archive says")
-        if (found_crc := zlib.crc32(data)) != place.crc:
-            raise EntryError("corrupt", f"found checksum {found_crc:08x}, expected {place.crc:08x}")
+        if len(data) != entry.size_bytes:
+            found = "more" if len(data) > entry.size_bytes else f"{len(data):,} bytes"
+            raise EntryError("size_mismatch", f"found {found}, expected {entry.size_bytes:,} bytes as the archive says")
+        if (found_crc := zlib.crc32(data)) != entry.crc:
+            raise EntryError("corrupt", f"found checksum {found_crc:08x}, expected {entry.crc:08x}")
         return data
 
-    def _unpacked(self, place: Place) -> bytes:
+    def _unpacked(self, entry: Entry) -> bytes:
         """Returns an entry's content, cut off one byte beyond what it claims; a larger truth shows up as that byte."""
-        most = place.size_bytes + 1
+        most = entry.size_bytes + 1
         # One read for header and content of a small entry; more where the header is longer than it usually is.
-        head = self._bytes_at(place.offset, min(_READ_BYTES, place.packed_bytes + len(place.name) + _HEADER_ROOM))
+        head = self._bytes_at(entry.offset, min(_READ_BYTES, entry.packed_bytes + len(entry.name) + _HEADER_ROOM))
         if len(head) < LOCAL_HEADER.size or not head.startswith(LOCAL_SIGNATURE):
             raise _Corrupt("its header is missing")
         flags, name_bytes, extra_bytes = LOCAL_HEADER.unpack_from(head)
         offset = LOCAL_HEADER.size + name_bytes + extra_bytes
         if len(head) < offset:
-            head = self._bytes_at(place.offset, offset)
+            head = self._bytes_at(entry.offset, offset)
         name = head[LOCAL_HEADER.size : LOCAL_HEADER.size + name_bytes]
-        if flags & ENCRYPTED_FLAG or name.decode("utf-8" if flags & _UTF8_FLAG else "cp437") != place.name:
+        if flags & ENCRYPTED_FLAG or decoded_name(name, flags) != entry.name:
             raise _Corrupt("its header is another entry's")
-        start = place.offset + offset
-        end = start + place.packed_bytes
-        first = head[offset : offset + place.packed_bytes]
-        if not place.deflated:
-            missing = min(place.packed_bytes, most) - len(first)
+        start = entry.offset + offset
+        end = start + entry.packed_bytes
+        first = head[offset : offset + entry.packed_bytes]
+        if not entry.deflated:
+            missing = min(entry.packed_bytes, most) - len(first)
             return first + self._bytes_at(start + len(first), missing) if missing > 0 else first[:most]
         unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
         data = unpacker.decompress(first, most)

@@ -152,6 +152,26 @@ def with_method(name: str, data: bytes, method: int) -> bytes:
     return bytes(archive)
 
 
+def with_zip64(files: Files, numbers: int = 3) -> bytes:
+    """Returns a zip whose directory keeps sizes and places in zip64 fields, of which only so many numbers are there."""
+    data = zipped(files)
+    first = next(_directory_entries(data))
+    directory = bytearray()
+    count = 0
+    for at in _directory_entries(data):
+        entry = bytearray(data[at : at + 46 + len(_name(data, at))])
+        packed, size = struct.unpack_from("<2L", entry, 20)
+        (offset,) = struct.unpack_from("<L", entry, 42)
+        wide = struct.pack("<3Q", size, packed, offset)[: 8 * numbers]
+        extra = struct.pack("<2HL", 0x7075, 4, 0) + struct.pack("<2H", 1, len(wide)) + wide
+        struct.pack_into("<2L", entry, 20, 0xFFFFFFFF, 0xFFFFFFFF)
+        struct.pack_into("<L", entry, 42, 0xFFFFFFFF)
+        struct.pack_into("<H", entry, 30, len(extra))
+        directory += entry + extra
+        count += 1
+    return data[:first] + bytes(directory) + _end(count, len(directory), first)
+
+
 def renamed(archive: bytes, old: bytes, new: bytes) -> bytes:
     """Returns the zip with a name replaced by one of equal length, in its bytes."""
     if len(old) != len(new):

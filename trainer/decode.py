@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,7 @@ from shared.errors import InvalidImage
 from shared.image import SIZE, Face, ImageLimits, decode_face, light
 from shared.labels import Label, parse_label
 from shared.rejects import Reject, reject_for
-from shared.unpack import Place, Unpacker
+from shared.unpack import Entry, Unpacker
 from trainer.looks import look_hashes
 
 
@@ -44,11 +45,11 @@ class Chunk:
 
     Attributes:
         row: of the first of them in the file of faces; the others follow.
-        places: of the entries.
+        entries: of the archive.
     """
 
     row: int
-    places: list[Place]
+    entries: Sequence[Entry]
 
 
 class Decoder:
@@ -79,8 +80,8 @@ class Decoder:
 
     def decode(self, chunk: Chunk) -> list[Traits | Reject]:
         """Writes the faces, each to its entry's row, and returns what is to be known of them, in order."""
-        pixels = np.zeros((len(chunk.places), SIZE, SIZE), np.uint8)
-        outcomes = [self._decode(place) for place in chunk.places]
+        pixels = np.zeros((len(chunk.entries), SIZE, SIZE), np.uint8)
+        outcomes = [self._decode(entry) for entry in chunk.entries]
         for row, outcome in enumerate(outcomes):
             if not isinstance(outcome, Reject):
                 pixels[row] = outcome[1].pixels
@@ -93,11 +94,11 @@ class Decoder:
             for outcome, look in zip(outcomes, looks, strict=True)
         ]
 
-    def _decode(self, place: Place) -> tuple[Label, Face] | Reject:
-        if place.reject is not None:  # it says more than that its name has no label
-            return place.reject
+    def _decode(self, entry: Entry) -> tuple[Label, Face] | Reject:
+        if entry.reject is not None:  # it says more than that its name has no label
+            return entry.reject
         try:
-            return parse_label(place.name), decode_face(self._unpacker.read(place), self._limits)
+            return parse_label(entry.name), decode_face(self._unpacker.read(entry), self._limits)
         except InvalidImage as error:
             return reject_for(error)
 

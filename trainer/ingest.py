@@ -94,12 +94,12 @@ def ingest(
         images_seen = len(opened.entries)
         sieve = Sieve()
         for chunk, outcomes in decoders.decode(_chunks(opened)):
-            for index, (place, outcome) in enumerate(zip(chunk.places, outcomes, strict=True), start=chunk.row):
+            for index, (entry, outcome) in enumerate(zip(chunk.entries, outcomes, strict=True), start=chunk.row):
                 if isinstance(outcome, Reject):
-                    sieve.reject(index, place.name, outcome)
+                    sieve.reject(index, entry.name, outcome)
                 else:
-                    sieve.take(SeenFace(index, place.name, outcome))
-            on_progress(chunk.row + len(chunk.places), images_seen)
+                    sieve.take(SeenFace(index, entry.name, outcome))
+            on_progress(chunk.row + len(chunk.entries), images_seen)
         faces = sieve.finish()
         _refuse_untrainable(faces, sieve)
         looks = np.frombuffer(b"".join(face.traits.look for face in faces), np.uint64).reshape(-1, 2)
@@ -146,7 +146,7 @@ def ingest(
 
 def _chunks(archive: Archive) -> Iterator[Chunk]:
     for start in range(0, len(archive.entries), _CHUNK):
-        yield Chunk(start, [archive.place(entry) for entry in archive.entries[start : start + _CHUNK]])
+        yield Chunk(start, archive.entries[start : start + _CHUNK])
 
 
 def _refuse_untrainable(faces: Sequence[SeenFace], sieve: Sieve) -> None:

@@ -120,5 +120,5 @@ def test_signals_meant_for_the_trainer_do_not_end_its_decoding_processes(tmp_pat
         Archive(large_archive, ARCHIVE_LIMITS) as archive,
     ):
         stop()  # before they can have said that they ignore it
-        ((_, outcomes),) = processes.decode([Chunk(0, [archive.place(archive.entries[0])])])
+        ((_, outcomes),) = processes.decode([Chunk(0, archive.entries[:1])])
     assert isinstance(outcomes[0], Traits)

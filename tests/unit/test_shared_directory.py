@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import io
+import zipfile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.directory import Directory, read_directory
+from shared.errors import InvalidDataset
+from tests import archives
+from tests.archives import labelled_faces, zipped
+
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40)
+
+
+def told(directory: Directory) -> list[tuple[object, ...]]:
+    d = directory
+    columns = (d.offsets, d.packed_bytes, d.size_bytes, d.crcs, d.flags, d.methods, d.modes)
+    return [(d.name(row), *(column.tolist()[row] for column in columns)) for row in range(len(d))]
+
+
+def told_by_zipfile(data: bytes) -> list[tuple[object, ...]]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return [
+            (
+                member.orig_filename,
+                member.header_offset,
+                member.compress_size,
+                member.file_size,
+                member.CRC,
+                member.flag_bits,
+                member.compress_type,
+                member.external_attr >> 16,
+            )
+            for member in archive.infolist()
+        ]
+
+
+@given(
+    st.lists(st.tuples(NAMES, st.binary(max_size=100)), max_size=6),
+    st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]),
+    st.binary(max_size=30),
+    st.binary(max_size=30),
+)
+def test_it_says_what_zipfile_says(files: list[tuple[str, bytes]], method: int, front: bytes, comment: bytes) -> None:
+    buffer = io.BytesIO(zipped(files, method))
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.comment = comment
+    data = front + buffer.getvalue()
+    assert told(read_directory(io.BytesIO(data), 10)) == told_by_zipfile(data)
+
+
+def test_names_without_the_utf8_flag_are_in_code_page_437_as_in_zipfile() -> None:
+    data = archives.renamed(zipped([("30_0_0_AA.jpg", b"1")]), b"AA", b"\xe9\x80")
+    assert told(read_directory(io.BytesIO(data), 10)) == told_by_zipfile(data)
+
+
+def test_sizes_and_places_come_from_zip64_fields_where_32_bits_are_not_enough() -> None:
+    files = labelled_faces(3)
+    data = archives.with_zip64(files)
+    directory = read_directory(io.BytesIO(data), 10)
+    assert told(directory) == told_by_zipfile(data)
+    assert directory.size_bytes.tolist() == [len(content) for _, content in files]
+
+
+@pytest.mark.parametrize("numbers", [0, 1, 2])
+def test_a_zip64_field_that_is_too_short_is_refused(numbers: int) -> None:
+    with pytest.raises(InvalidDataset, match="a zip64 field too short"):
+        read_directory(io.BytesIO(archives.with_zip64(labelled_faces(3), numbers)), 10)
+
+
+def test_an_entry_that_reaches_beyond_the_directory_is_refused() -> None:
+    data = bytearray(zipped(labelled_faces(2)))
+    last = data.rfind(b"PK\x01\x02")
+    data[last + 32] = 9  # a comment of nine bytes that are not there
+    with pytest.raises(InvalidDataset, match="directory is damaged in entry 2: it ends too early"):
+        read_directory(io.BytesIO(bytes(data)), 10)
