@@ -19,6 +19,7 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +31,7 @@ from shared.archive import Archive, ArchiveLimits
 from shared.broker.base import Broker, BrokerError, Consumer, Delivery, Outgoing
 from shared.errors import GenderlineError, InvalidDataset, InvalidImage, InvalidMessage, NotFound, Retryable
 from shared.failures import FailurePolicy
-from shared.jobs import Jobs
+from shared.jobs import Jobs, shard_bounds
 from shared.labels import GENDERS, label_or_none
 from shared.messages import (
     ShardRequest,
@@ -148,7 +149,7 @@ class BulkLoop:
         try:
             with (
                 tempfile.TemporaryDirectory(prefix="genderline-") as folder,
-                fetched(request, self._store, self._settings, Path(folder)) as (path, _),
+                fetched(request, self._store, self._settings, Path(folder)) as path,
             ):
                 images, key = self._looked_into(job_id, request.uri, path, Path(folder))
         except InvalidDataset as error:
@@ -165,7 +166,7 @@ class BulkLoop:
             model=champion.identity,
             archive=key,
             images=images,
-            shards=-(-images // size),
+            shards=len(shard_bounds(images, size)) - 1,
             shard_images=size,
         )
         shards = [] if record["state"] in jobs.FINAL_STATES else self._shards(record)
@@ -174,21 +175,15 @@ class BulkLoop:
         _LOG.info("%s %s: %d images in %d shards", job_id, record["state"], record["images"], record["shards"])
 
     def _shards(self, record: dict[str, Any]) -> list[Outgoing]:
-        job_id, images, size = record["job_id"], record["images"], record["shard_images"]
+        job_id = record["job_id"]
         return [
             Outgoing(
                 self._broker.topology.shards,
                 json_message(
-                    {
-                        "job_id": job_id,
-                        "shard": shard,
-                        "start": shard * size,
-                        "stop": min((shard + 1) * size, images),
-                    },
-                    message_id=f"{job_id}.{shard}",
+                    {"job_id": job_id, "shard": shard, "start": start, "stop": stop}, message_id=f"{job_id}.{shard}"
                 ),
             )
-            for shard in range(record["shards"])
+            for shard, (start, stop) in enumerate(pairwise(shard_bounds(record["images"], record["shard_images"])))
         ]
 
     def _looked_into(self, job_id: str, uri: str | None, path: Path, folder: Path) -> tuple[int, str]:

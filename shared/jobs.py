@@ -18,6 +18,9 @@ FAILED: Final = "failed"
 CANCELLED: Final = "cancelled"
 FINAL_STATES: Final = frozenset({FINISHED, REJECTED, FAILED, CANCELLED})
 
+_LEAST_SHARD: Final = 64
+_SHARE_OF_THE_REST: Final = 4
+
 RESULT_COLUMNS: Final = (
     "name",
     "gender",
@@ -27,6 +30,25 @@ RESULT_COLUMNS: Final = (
     "correct",
     "error",
 )
+
+
+def shard_bounds(images: int, size: int) -> list[int]:
+    """Cuts a job into shards, of `size` images but for the last few, which are ever smaller.
+
+    So all workers end at about the same time, and none waits for another's large last shard.
+
+    Args:
+        images: in the job, 0 or more.
+        size: the most in a shard.
+
+    Returns:
+        Where each shard starts, and last of all where the last one ends.
+    """
+    bounds = [0]
+    least = min(size, _LEAST_SHARD)
+    while (left := images - bounds[-1]) > 0:
+        bounds.append(bounds[-1] + min(left, size, max(least, left // _SHARE_OF_THE_REST)))
+    return bounds
 
 
 class Jobs:
@@ -147,9 +169,8 @@ class Jobs:
         images, size = record["images"] or 0, record["shard_images"] or 0
         if record["state"] == FINISHED:
             return images, images
-        # Every shard is full but the last one.
-        done = sum(min(size, images - shard * size) for shard in self.parts(record["job_id"]))
-        return done, images
+        bounds = shard_bounds(images, size) if size else []
+        return sum(bounds[shard + 1] - bounds[shard] for shard in self.parts(record["job_id"])), images
 
     @staticmethod
     def reply(record: Mapping[str, Any], status: str | None = None) -> dict[str, Any]:

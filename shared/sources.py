@@ -15,8 +15,8 @@ from shared.store import STORE_SCHEME, Store, sha256_of
 
 
 @contextlib.contextmanager
-def fetched(request: ArchiveRequest, store: Store, settings: Settings, folder: Path) -> Iterator[tuple[Path, str]]:
-    """Gives the request's archive as a local file, checked against its size limit and `sha256`.
+def fetched(request: ArchiveRequest, store: Store, settings: Settings, folder: Path) -> Iterator[Path]:
+    """Gives the request's archive as a local file, checked against the size limit and, if it names one, its `sha256`.
 
     Args:
         request: by value or by reference.
@@ -25,7 +25,7 @@ def fetched(request: ArchiveRequest, store: Store, settings: Settings, folder: P
         folder: for temporary copies.
 
     Yields:
-        (the file, only to be read; its SHA-256).
+        The file, only to be read.
 
     Raises:
         InvalidMessage: code `uri_not_allowed`, `uri_not_found`, `sha256_mismatch` or `archive_too_large`.
@@ -33,12 +33,11 @@ def fetched(request: ArchiveRequest, store: Store, settings: Settings, folder: P
     """
     with _local(request, store, settings, folder) as path:
         _check_size(path.stat().st_size, settings.max_archive_bytes)
-        sha256 = sha256_of(path)
-        if request.sha256 and request.sha256 != sha256:
+        if request.sha256 and request.sha256 != (found := sha256_of(path)):
             raise InvalidMessage(
-                f"the archive's SHA-256 is {sha256}; the message says {request.sha256}", code="sha256_mismatch"
+                f"the archive's SHA-256 is {found}; the message says {request.sha256}", code="sha256_mismatch"
             )
-        yield path, sha256
+        yield path
 
 
 @contextlib.contextmanager

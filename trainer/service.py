@@ -22,7 +22,7 @@ from shared.registry import Registry
 from shared.runs import Runs
 from shared.settings import Settings
 from shared.sources import fetched
-from shared.store import STORE_SCHEME, Store
+from shared.store import STORE_SCHEME, Store, sha256_of
 from shared.topology import (
     MODEL_CHALLENGED,
     MODEL_PROMOTED,
@@ -176,8 +176,9 @@ class TrainerService:
             return str(record["dataset"])
         with (
             tempfile.TemporaryDirectory(prefix="genderline-") as folder,
-            fetched(request, self._store, self._settings, Path(folder)) as (path, sha256),
+            fetched(request, self._store, self._settings, Path(folder)) as path,
         ):
+            sha256 = request.sha256 or sha256_of(path)
             key = f"datasets/{sha256}/archive.zip"
             if not self._store.exists(key):
                 copy = Path(folder) / "copy.zip"

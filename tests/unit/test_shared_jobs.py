@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from shared import jobs
 from shared.errors import Conflict, NotFound
-from shared.jobs import Jobs
+from shared.jobs import Jobs, shard_bounds
 from shared.store import FileStore
 
 
@@ -75,6 +76,29 @@ def test_progress_counts_full_shards_and_the_shorter_last_one(store: FileStore, 
         done.append(records.progress(record))
     assert done == [(0, 25), (5, 25), (15, 25), (25, 25)]
     assert records.parts("job-1") == [0, 1, 2]
+
+
+@pytest.mark.parametrize("images", [0, 1, 63, 512, 513, 700, 2047, 2048, 20_000])
+@pytest.mark.parametrize("size", [1, 10, 64, 512])
+def test_shards_hold_every_image_once_and_taper_to_the_end(images: int, size: int) -> None:
+    bounds = shard_bounds(images, size)
+    sizes = [stop - start for start, stop in pairwise(bounds)]
+    assert (bounds[0], bounds[-1]) == (0, images)
+    assert sizes == sorted(sizes, reverse=True)
+    assert all(0 < shard <= size for shard in sizes)
+    assert all(shard >= min(64, size) for shard in sizes[:-1])
+    for at, shard in zip(bounds, sizes, strict=False):
+        assert shard <= max(min(64, size), (images - at) // 4)
+
+
+def test_progress_knows_how_large_each_shard_is(store: FileStore, records: Jobs) -> None:
+    create(records)
+    bounds = shard_bounds(3000, 512)
+    record = records.update("job-1", state=jobs.ACCEPTED, images=3000, shards=len(bounds) - 1, shard_images=512)
+    for shard in range(record["shards"]):
+        assert records.progress(record) == (bounds[shard], 3000)
+        store.put(Jobs.part_key("job-1", shard), b"")
+    assert records.progress(record) == (3000, 3000)
 
 
 def test_a_finished_job_is_done_though_its_parts_are_deleted(records: Jobs) -> None:
