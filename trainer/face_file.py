@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,7 @@ import numpy as np
 from shared.image import SIZE
 
 _MOVED_ROWS: Final = 256  # at once: 4 MiB
+_BEGUN_ROWS: Final = 2048  # at once: 32 MiB
 
 
 class FaceFile:
@@ -31,6 +33,9 @@ class FaceFile:
         self._path = path
         self.aside = _aside(path)
         self._file = self.aside.open("w+b")
+        self._disk = ThreadPoolExecutor(1, "faces")
+        self._begun: list[Future[None]] = []
+        self._begun_rows = 0
         self.first_byte = self._write_header(0)
 
     def __enter__(self) -> Self:
@@ -39,11 +44,23 @@ class FaceFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._disk.shutdown()
         self._file.close()
         self.aside.unlink(missing_ok=True)  # finished, it has its own name by now
 
+    def write_behind(self, rows: int) -> None:
+        """Lets the disk begin with what others wrote, of which there are `rows` so far, while they go on.
+
+        A disk that is idle while faces are decoded, and has all of them to write at the end, would be waited for.
+        """
+        if rows - self._begun_rows >= _BEGUN_ROWS:
+            self._begun_rows = rows
+            self._begun.append(self._disk.submit(os.fsync, self._file.fileno()))
+
     def finish(self, rows: Sequence[int]) -> None:
         """Keeps only `rows`, ascending, one or more and all of them written, and publishes the file."""
+        for begun in self._begun:
+            begun.result()  # Linux tells of a failed write once: to whoever asked first
         gaps = np.flatnonzero(np.asarray(rows) != np.arange(len(rows)))
         if len(gaps):
             faces = np.memmap(self._file, np.uint8, "r+", self.first_byte, (rows[-1] + 1, SIZE, SIZE))

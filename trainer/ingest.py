@@ -99,6 +99,7 @@ def ingest(
                     sieve.reject(index, entry.name, outcome)
                 else:
                     sieve.take(SeenFace(index, entry.name, outcome))
+            face_file.write_behind(chunk.row + len(chunk.entries))
             on_progress(chunk.row + len(chunk.entries), images_seen)
         faces = sieve.finish()
         _refuse_untrainable(faces, sieve)
