@@ -10,7 +10,7 @@ from collections.abc import Callable
 from rich.console import Console
 
 from shared.image import configure_opencv
-from tests.bench import ingesting, latency, lifetime, queues, report, throughput
+from tests.bench import ingesting, latency, lifetime, queues, report, throughput, training
 from tests.bench.material import material
 from tests.bench.rows import Row
 from tests.bench.stage import Stage, open_stage
@@ -26,6 +26,7 @@ BENCHMARKS: dict[str, Callable[[Stage], list[Row]]] = {
     "publishes": queues.confirmed_publishes,
     "embedded": queues.embedded_batches,
     "ingest": ingesting.ingesting,
+    "training": training.training,
     "second-worker": throughput.second_worker,
     "start": lifetime.start,
     "overload": lifetime.overload,

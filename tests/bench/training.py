@@ -1,0 +1,105 @@
+"""Faces a second in training, against a bare loop: the same steps on tensors that lie on the device, and no more."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from shared.image import SIZE
+from shared.params import TrainingParams
+from shared.settings import Settings
+from tests.bench.bare import Lap
+from tests.bench.rows import Pairs, Row, at_least
+from tests.bench.stage import Stage
+
+if TYPE_CHECKING:  # no other benchmark needs torch
+    import torch
+
+    from trainer.recipe import Recipe
+    from trainer.train import EpochRow
+
+FACES = 2048
+"""In a lap of either."""
+
+
+def training(stage: Stage) -> list[Row]:
+    """Epochs of the default recipe, which keep an order, seeds, progress and checkpoints, against the bare loop."""
+    import torch
+
+    from trainer.device import choose_device
+    from trainer.recipe import decide
+
+    torch.set_num_threads(Settings().cores)
+    device = choose_device("auto")
+    recipe = decide(TrainingParams(epochs=1), faces=FACES, device=device, speed=lambda _: math.inf)
+    bare = _bare_loop(recipe, device)
+    bare()
+    pairs = Pairs([], [])
+    for _ in range(2 if stage.quick else 5):
+        pairs.bare.append(bare())
+        pairs.ours.append(_epoch(recipe, device))
+    figure = pairs.figure.replace("images/s", "faces/s")
+    return [at_least(f"training, network {recipe.network}, {device.type}", figure, pairs.ratio, 0.9)]
+
+
+def _epoch(recipe: Recipe, device: torch.device) -> Lap:
+    """Trains for an epoch, as the trainer does; its validation and the time to build the network do not count."""
+    from trainer.objective import Targets
+    from trainer.train import train
+
+    rows: list[EpochRow] = []
+    zeros = np.zeros(FACES + 1, np.uint8)
+    train(
+        np.zeros((FACES + 1, SIZE, SIZE), np.uint8),
+        Targets(zeros, zeros, zeros),
+        training=np.arange(FACES),
+        validation=np.array([FACES]),
+        recipe=recipe,
+        dataset_sha256="",
+        device=device,
+        on_checkpoint=lambda _: None,
+        on_step=lambda _: None,
+        on_epoch=rows.append,
+        should_stop=lambda: False,
+    )
+    return Lap(FACES, FACES / rows[0].images_per_second, 0.0)
+
+
+def _bare_loop(recipe: Recipe, device: torch.device) -> Callable[[], Lap]:
+    """Returns what runs a lap of the bare loop; network and optimizer stay the same from lap to lap."""
+    import torch
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    from trainer.model import build_network
+    from trainer.objective import Objective
+    from trainer.step import forward, optimizer_for
+
+    network = build_network(recipe.network, dropout=recipe.dropout)
+    objective = Objective(network, recipe.auxiliary).to(device)
+    optimizer = optimizer_for(objective, recipe)
+    average = AveragedModel(
+        network,
+        multi_avg_fn=get_ema_multi_avg_fn(recipe.averaging),  # type: ignore[no-untyped-call]
+        use_buffers=True,
+    )
+    faces = torch.zeros((FACES, 1, SIZE, SIZE), dtype=torch.uint8, device=device)
+    targets = torch.zeros((FACES, 3), dtype=torch.int64, device=device)
+    generator = torch.Generator(device)
+
+    def lap() -> Lap:
+        started = time.perf_counter()
+        for start in range(0, FACES, recipe.batch_size):
+            batch = slice(start, start + recipe.batch_size)
+            loss, _, _ = forward(objective, network, recipe, faces[batch], targets[batch], generator)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            average.update_parameters(network)
+        loss.item()  # waits until the device is done
+        return Lap(FACES, time.perf_counter() - started, 0.0)
+
+    return lap
