@@ -60,7 +60,7 @@ def batch_jobs(stage: Stage) -> list[Row]:
             BareLoops(stage.material.store("default"), stage.material.archive) as bare,
         ):
             pairs = Pairs([], [])
-            for _ in range(1 if stage.quick else 3):
+            for _ in range(1 if stage.quick else 5):
                 pairs.bare.append(bare.run(2 if stage.quick else 5))
                 pairs.ours.append(run_job(served, archive))
         rows.append(at_least(f"champion, jobs, {broker}", pairs.figure, pairs.ratio, 0.9))
