@@ -12,7 +12,7 @@ from shared.errors import InvalidMessage, shown
 
 Auto = Literal["auto"]
 """Leaves a choice to the recipe, which knows how many faces there are and what they are trained on."""
-Network = Literal["small", "compact", "medium", "large", "reference"]
+Network = Literal["small", "compact", "large", "reference"]
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -22,7 +22,7 @@ class TrainingParams(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     network: Network | Auto = Field(
-        "auto", description="The network to train; `auto` takes `small` for fewer than 2,000 faces, else `medium`"
+        "auto", description="The network to train; `auto` takes `small` for fewer than 2,000 faces, else `compact`"
     )
     epochs: Annotated[int, Field(ge=1, le=1000)] | Auto = Field(
         "auto", description="The most passes over the training faces; `auto` takes more where there are few"
@@ -34,7 +34,7 @@ class TrainingParams(BaseModel):
         12, ge=1, le=1000, description="Epochs without a better validation loss before stopping early"
     )
     batch_size: Annotated[int, Field(ge=2, le=4096)] | Auto = Field("auto", description="Faces in one training step")
-    learning_rate: float = Field(0.002, gt=0, le=1, description="AdamW's largest step size")
+    learning_rate: float = Field(0.004, gt=0, le=1, description="AdamW's largest step size")
     schedule: Literal["cosine", "constant"] = Field(
         "cosine", description="How the step size goes: warm-up and cosine, or constant"
     )

@@ -85,13 +85,8 @@ def small(dropout: float) -> FaceNetwork:
 
 
 def compact(dropout: float) -> FaceNetwork:
-    """Returns the second lightest of the residual family: a sixth of the reference's multiply-adds."""
+    """Returns the middle of the residual family: less than a quarter of the reference's multiply-adds."""
     return residual((16, 32, 64, 112, 160), (0, 0, 1, 1), dropout)
-
-
-def medium(dropout: float) -> FaceNetwork:
-    """Returns the deeper sibling of `compact`: less than a quarter of the reference's multiply-adds."""
-    return residual((16, 32, 64, 96, 160), (0, 1, 1, 1), dropout)
 
 
 def large(dropout: float) -> FaceNetwork:
@@ -148,7 +143,6 @@ def _for_relu(layer: nn.Conv2d | nn.Linear) -> nn.Module:
 NETWORKS: Final[dict[str, Callable[[float], FaceNetwork]]] = {
     "small": small,
     "compact": compact,
-    "medium": medium,
     "large": large,
     "reference": reference,
 }

@@ -44,7 +44,7 @@ def decide(params: TrainingParams, *, faces: int, device: torch.device, speed: C
         device: where to train.
         speed: measures how many faces a recipe trains on per second; asked only where a budget of time is to be kept.
     """
-    network = params.network if params.network != "auto" else "small" if faces < FEW_FACES else "medium"
+    network = params.network if params.network != "auto" else "small" if faces < FEW_FACES else "compact"
     decided = {
         "network": network,
         "mirror": network != "reference",  # which is there to be compared to, as it is

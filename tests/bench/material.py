@@ -40,7 +40,7 @@ MODELS: dict[str, dict[str, Any]] = {
     # One epoch: its speed does not depend on its weights, and nothing is claimed of its accuracy.
     "reference": {"network": "reference", "epochs": 1, "quantize": False},
     # The network that a few thousand faces and more are given.
-    "default": {"network": "medium", "epochs": 12},
+    "default": {"network": "compact", "epochs": 12},
 }
 """The models by name: what is different from `TrainingParams`' defaults."""
 

@@ -44,7 +44,7 @@ def images_of(archive: Path) -> list[bytes]:
 def register_untrained(store: FileStore, images: list[bytes], folder: Path) -> None:
     """Registers the network that a few thousand faces train, in float32 and int8: weights do not change its speed."""
     limits = ImageLimits.from_settings(Settings())
-    network = build_network("medium", dropout=0.4, mirror=True)
+    network = build_network("compact", dropout=0.4, mirror=True)
     plain, quantized = folder / "model.onnx", folder / "model_int8.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own
