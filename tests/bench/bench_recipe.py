@@ -67,7 +67,7 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
     "… a quarter of the step": DECAYED | {"learning_rate": 0.001},
     "… a constant step": DECAYED | {"schedule": "constant", "learning_rate": 0.001},
     "… without averaged weights": DECAYED | {"averaging": 0.0},
-    "… trained without the mirror image": DECAYED | {"mirror": False},
+    "… without the mirror image": DECAYED | {"mirror": False},
     "… half the epochs": DECAYED | {"epochs": 0.5},
     "… twice the epochs": DECAYED | {"epochs": 2.0},
 }
