@@ -42,7 +42,7 @@ def told_by_zipfile(data: bytes) -> list[tuple[object, ...]]:
     st.lists(st.tuples(NAMES, st.binary(max_size=100)), max_size=6),
     st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]),
     st.binary(max_size=30),
-    st.binary(max_size=30),
+    st.binary(max_size=30).filter(lambda comment: b"PK" not in comment),  # else both might look for the end in it
 )
 def test_it_says_what_zipfile_says(files: list[tuple[str, bytes]], method: int, front: bytes, comment: bytes) -> None:
     buffer = io.BytesIO(zipped(files, method))
