@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from inference.session import load_model
 from shared.broker.base import Message, Outgoing
 from shared.image import ImageLimits, decode_face
 from shared.messages import pack_message
@@ -150,9 +150,7 @@ class _Load:
         self._images = stage.material.images[:SWAP_PACK]
         limits = ImageLimits.from_settings(Settings())
         faces = np.stack([decode_face(data, limits).pixels for data in self._images])
-        self._answers: dict[int, NDArray[np.float32]] = {
-            version: load_model(store, version, "cpu").predict(faces) for version in (1, 2)
-        }
+        self._answers = {version: _answers(store, version, faces) for version in (1, 2)}
         self.replies = 0
         self.wrong = 0
         self._stop = threading.Event()
@@ -189,4 +187,11 @@ class _Load:
         if "error" in body or any("error" in entry for entry in body["predictions"]):
             return False
         found = [entry["probability_female"] for entry in body["predictions"]]
-        return bool(np.allclose(found, self._answers[served_by(reply)], atol=2e-3))
+        return any(np.allclose(found, answers, atol=2e-3) for answers in self._answers[served_by(reply)])
+
+
+def _answers(store: FileStore, version: int, faces: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+    """Returns what a version may answer: in float32 and, where it has it, in int8, as each worker finds faster."""
+    keys = [key for int8 in (False, True) if store.exists(key := Registry.model_key(version, int8=int8))]
+    sessions = [ort.InferenceSession(store.get(key), providers=["CPUExecutionProvider"]) for key in keys]
+    return [session.run(None, {"image": faces[:, np.newaxis]})[0] for session in sessions]
