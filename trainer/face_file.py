@@ -44,7 +44,7 @@ class FaceFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._disk.shutdown()
+        self._disk.shutdown(cancel_futures=True)  # finished, all of it is done
         self._file.close()
         self.aside.unlink(missing_ok=True)  # finished, it has its own name by now
 

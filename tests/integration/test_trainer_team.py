@@ -17,6 +17,7 @@ EXACT = {
     "epochs": 8,
     "batch_size": 16,
     "learning_rate": 0.0005,
+    "weight_decay": 0.05,  # keeps small what that order comes to in eight epochs
     "augment": False,
     "dropout": 0,
     "precision": "float32",
@@ -53,8 +54,7 @@ def test_two_processes_killed_in_mid_run_and_started_again_train_what_one_trains
             found = finished(client, run_id)
             for one, two in zip(expected, found, strict=True):
                 assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-3)
-                # Rounding grows from epoch to epoch, while the loss itself moves by a twentieth.
-                assert two["val_loss"] == pytest.approx(one["val_loss"], rel=5e-3)
+                assert two["val_loss"] == pytest.approx(one["val_loss"], rel=1e-3)
                 assert two["train_accuracy"] == pytest.approx(one["train_accuracy"], abs=0.05)
 
             # Its launcher gone, the team ends too: nobody would restart what is left of it.
