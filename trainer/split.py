@@ -8,16 +8,19 @@ in the archive matter, so the same images always give the same split.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.dataset import SPLITS, Split, age_band
-from shared.labels import Label
+from shared.labels import GENDERS, MAX_AGE, Label
 
 SHARES: Final[dict[Split, float]] = {"train": 0.7, "validation": 0.1, "test": 0.2}
 
+_SHARES: Final = [SHARES[part] for part in SPLITS]
+_TRAIN: Final = SPLITS.index("train")
 _LARGE_GROUP: Final = 0.01  # of all faces
 
 
@@ -26,7 +29,7 @@ def split(labels: Sequence[Label], digests: Sequence[bytes], groups: NDArray[np.
 
     Args:
         labels: of the N faces.
-        digests: of their pixels, all different; they alone decide between faces of the same label.
+        digests: of their pixels, all different, of one length; they alone decide between faces of the same label.
         groups: int64 (N,), of `near_duplicates`; a group always stays together.
 
     Returns:
@@ -34,30 +37,34 @@ def split(labels: Sequence[Label], digests: Sequence[bytes], groups: NDArray[np.
         and age band has its shares within one or two faces, and what is left over goes to its neighbour, so that
         small strata balance each other.
     """
-    members: dict[int, list[int]] = {}
-    for index, group in enumerate(groups.tolist()):
-        members.setdefault(group, []).append(index)
-    units = [sorted(unit, key=digests.__getitem__) for unit in members.values()]
-    large = max(2, int(_LARGE_GROUP * len(labels)))
+    ages, genders, ethnicities = np.fromiter(chain.from_iterable(labels), np.int64).reshape(-1, 3).T
+    bands = np.array([age_band(age) for age in range(MAX_AGE + 1)])[ages]
+    by_digest = np.argsort(np.array(digests))
+    # Of each group, the face whose digest is the lowest speaks for all of it.
+    _, first, unit_of, sizes = np.unique(groups[by_digest], return_index=True, return_inverse=True, return_counts=True)
+    speakers = by_digest[first]
+    large = sizes > max(2, int(_LARGE_GROUP * len(labels)))
+    # Large groups come first, and so train: as examination questions they would be one, asked many times.
+    order = np.lexsort((first, bands[speakers], ethnicities[speakers], ~large, genders[speakers]))
 
-    def place(unit: list[int]) -> tuple[int, bool, int, int, bytes]:
-        label = labels[unit[0]]
-        # Large groups come first, and so train: as examination questions they would be one, asked many times.
-        return label.gender, len(unit) <= large, label.ethnicity, age_band(label.age), digests[unit[0]]
-
-    parts: list[Split] = ["train"] * len(labels)
-    counts: dict[int, dict[Split, int]] = {}
-    for unit in sorted(units, key=place):
-        placed = counts.setdefault(labels[unit[0]].gender, dict.fromkeys(SPLITS, 0))
-        part: Split = "train" if len(unit) > large else _most_wanting(placed)
-        placed[part] += len(unit)
-        for index in unit:
-            parts[index] = part
-    return parts
+    placed = [[0] * len(SPLITS) for _ in GENDERS]
+    parts = np.empty(len(sizes), np.intp)
+    for unit, gender, size, is_large in zip(
+        order.tolist(), genders[speakers][order].tolist(), sizes[order].tolist(), large[order].tolist(), strict=True
+    ):
+        counts = placed[gender]
+        part = _TRAIN if is_large else _most_wanting(counts)
+        counts[part] += size
+        parts[unit] = part
+    of_faces = np.empty(len(labels), np.intp)
+    of_faces[by_digest] = parts[unit_of.reshape(-1)]
+    return [SPLITS[part] for part in of_faces.tolist()]
 
 
-def _most_wanting(counts: dict[Split, int]) -> Split:
+def _most_wanting(counts: Sequence[int]) -> int:
     """Returns the part that the next face belongs to: an empty one, else the one that is furthest behind its share."""
-    total = sum(counts.values()) + 1
-    empty = [part for part in SPLITS if not counts[part]]
-    return empty[0] if empty else max(SPLITS, key=lambda part: SHARES[part] * total - counts[part])
+    if 0 in counts:
+        return counts.index(0)
+    total = sum(counts) + 1
+    behind = [share * total - count for share, count in zip(_SHARES, counts, strict=True)]
+    return behind.index(max(behind))
