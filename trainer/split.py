@@ -19,7 +19,6 @@ from shared.labels import GENDERS, MAX_AGE, Label
 
 SHARES: Final[dict[Split, float]] = {"train": 0.7, "validation": 0.1, "test": 0.2}
 
-_SHARES: Final = [SHARES[part] for part in SPLITS]
 _TRAIN: Final = SPLITS.index("train")
 _LARGE_GROUP: Final = 0.01  # of all faces
 
@@ -43,21 +42,20 @@ def split(labels: Sequence[Label], digests: Sequence[bytes], groups: NDArray[np.
     # Of each group, the face whose digest is the lowest speaks for all of it.
     _, first, unit_of, sizes = np.unique(groups[by_digest], return_index=True, return_inverse=True, return_counts=True)
     speakers = by_digest[first]
-    large = sizes > max(2, int(_LARGE_GROUP * len(labels)))
+    large = max(2, int(_LARGE_GROUP * len(labels)))
     # Large groups come first, and so train: as examination questions they would be one, asked many times.
-    order = np.lexsort((first, bands[speakers], ethnicities[speakers], ~large, genders[speakers]))
+    order = np.lexsort((first, bands[speakers], ethnicities[speakers], sizes <= large, genders[speakers]))
 
     placed = [[0] * len(SPLITS) for _ in GENDERS]
     parts = np.empty(len(sizes), np.intp)
-    for unit, gender, size, is_large in zip(
-        order.tolist(), genders[speakers][order].tolist(), sizes[order].tolist(), large[order].tolist(), strict=True
+    for unit, gender, size in zip(
+        order.tolist(), genders[speakers[order]].tolist(), sizes[order].tolist(), strict=True
     ):
         counts = placed[gender]
-        part = _TRAIN if is_large else _most_wanting(counts)
+        parts[unit] = part = _TRAIN if size > large else _most_wanting(counts)
         counts[part] += size
-        parts[unit] = part
     of_faces = np.empty(len(labels), np.intp)
-    of_faces[by_digest] = parts[unit_of.reshape(-1)]
+    of_faces[by_digest] = parts[unit_of]
     return [SPLITS[part] for part in of_faces.tolist()]
 
 
@@ -66,5 +64,5 @@ def _most_wanting(counts: Sequence[int]) -> int:
     if 0 in counts:
         return counts.index(0)
     total = sum(counts) + 1
-    behind = [share * total - count for share, count in zip(_SHARES, counts, strict=True)]
+    behind = [SHARES[part] * total - count for part, count in zip(SPLITS, counts, strict=True)]
     return behind.index(max(behind))

@@ -99,6 +99,19 @@ def test_large_groups_train_and_the_rest_still_fills_every_part() -> None:
     assert {(i % 2, part) for i, part in enumerate(parts)} == {(g, part) for g in (0, 1) for part in SPLITS}
 
 
+def test_the_split_is_that_of_every_version_before() -> None:
+    # A model is compared with its predecessor on the faces held out for both: they must not move with an upgrade.
+    labels = [Label(i * 7 % 100, i % 2, i * i % 5) for i in range(160)]
+    groups = np.array([i % 8 if i < 32 and i % 8 in {0, 2} else i // 6 * 6 if i % 6 < 2 else i for i in range(160)])
+    content = [digest[:30] + bytes(2) if i % 3 else bytes(30) + digest[:2] for i, digest in enumerate(digests(160))]
+    parts = split(labels, content, groups)
+    letters = {"train": ".", "validation": "v", "test": "t"}
+    assert "".join(letters[part] for part in parts) == (
+        "......tt.........t...t...t..t.tttt.......tvvtvv..........t.......t....t.tt.t...."
+        ".v..vv....vvv...tt..v...t..v....t.....v...ttt.....tt....v....t.v....t.ttt......v"
+    )
+
+
 def test_copies_of_a_photo_that_were_scaled_brightened_or_saved_again_are_found() -> None:
     hashes = []
     for seed in range(40):
