@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,10 @@ class Traits(NamedTuple):
     luma_std: float
 
 
+Outcomes: TypeAlias = list[Traits | Reject]
+"""What became of a chunk's entries, in order."""
+
+
 @dataclass(frozen=True)
 class Chunk:
     """Entries that are decoded together.
@@ -68,6 +72,7 @@ class Decoder:
         self._first_byte = first_byte
         self._unpacker = Unpacker(self._archive)
         self._limits = limits
+        self._pixels = np.empty((0, SIZE, SIZE), np.uint8)  # kept, for memory that is new has to be made first
 
     def __enter__(self) -> Self:
         return self
@@ -78,13 +83,15 @@ class Decoder:
         self._archive.close()
         self._faces.close()
 
-    def decode(self, chunk: Chunk) -> list[Traits | Reject]:
+    def decode(self, chunk: Chunk) -> Outcomes:
         """Writes the faces, each to its entry's row, and returns what is to be known of them, in order."""
-        pixels = np.zeros((len(chunk.entries), SIZE, SIZE), np.uint8)
-        outcomes = [self._decode(entry) for entry in chunk.entries]
+        unpacker = self._unpacker.holding(chunk.entries)
+        outcomes = [self._decode(unpacker, entry) for entry in chunk.entries]
+        if len(self._pixels) < len(chunk.entries):
+            self._pixels = np.empty((len(chunk.entries), SIZE, SIZE), np.uint8)
+        pixels = self._pixels[: len(chunk.entries)]
         for row, outcome in enumerate(outcomes):
-            if not isinstance(outcome, Reject):
-                pixels[row] = outcome[1].pixels
+            pixels[row] = 0 if isinstance(outcome, Reject) else outcome[1].pixels
         self._faces.seek(self._first_byte + chunk.row * pixels[0].nbytes)
         self._faces.write(pixels.data)
         self._faces.flush()
@@ -94,11 +101,11 @@ class Decoder:
             for outcome, look in zip(outcomes, looks, strict=True)
         ]
 
-    def _decode(self, entry: Entry) -> tuple[Label, Face] | Reject:
+    def _decode(self, unpacker: Unpacker, entry: Entry) -> tuple[Label, Face] | Reject:
         if entry.reject is not None:  # it says more than that its name has no label
             return entry.reject
         try:
-            return parse_label(entry.name), decode_face(self._unpacker.read(entry), self._limits)
+            return parse_label(entry.name), decode_face(unpacker.read(entry), self._limits)
         except InvalidImage as error:
             return reject_for(error)
 

@@ -6,11 +6,13 @@ remembered. What is wrong with one entry makes it a reject; only an archive that
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -86,6 +88,7 @@ def ingest(
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     with (
+        _uncollected(),
         FaceFile(folder / FACES_NPY) as face_file,
         # Started first: while they start, the archive is looked through.
         Decoders(archive, face_file.aside, face_file.first_byte, image_limits, processes=threads) as decoders,
@@ -143,6 +146,21 @@ def ingest(
     with replacing(summary_path) as aside:
         aside.write_text(summary.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return summary
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keeps Python from looking for garbage: what is remembered of tens of thousands of faces is none.
+
+    It would be looked through again and again as it grows, and all of PyTorch's objects with it.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _chunks(archive: Archive) -> Iterator[Chunk]:

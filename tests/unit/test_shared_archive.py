@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from shared.archive import Archive, ArchiveLimits
 from shared.errors import InvalidDataset
 from shared.settings import Settings
-from shared.unpack import EntryError
+from shared.unpack import EntryError, Unpacker
 from tests import archives
 from tests.archives import face_jpeg, labelled_faces, zipped
 
@@ -281,6 +281,50 @@ def test_other_compression_methods_are_rejects(method: int) -> None:
         reject = archive.entries[0].reject
         assert reject is not None
         assert (reject.reason, f"found method {method}," in reject.detail) == ("unsupported_compression", True)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_entries_read_at_once_are_those_read_one_by_one(tmp_path: Path, method: int) -> None:
+    path = tmp_path / "faces.zip"
+    files = [(f"30_0_0_{i}.jpg", bytes([i]) * 50_000 + bytes(range(256)) * 100) for i in range(100)]
+    path.write_bytes(zipped(files, method))
+    with path.open("rb") as file, Archive(file, LIMITS) as archive:
+        for some in (archive.entries[:1], archive.entries[40:60], archive.entries[99:], archive.entries[:]):
+            unpacker = Unpacker(file).holding(some)
+            assert [unpacker.read(entry) for entry in some] == [archive.read(entry) for entry in some]
+        # Entries that are not held are read as ever.
+        for held, other in ((archive.entries[:1], 50), (archive.entries[50:51], 49), (archive.entries[50:51], 51)):
+            assert Unpacker(file).holding(held).read(archive.entries[other]) == files[other][1]
+
+
+def test_entries_that_are_held_need_the_file_no_more(tmp_path: Path) -> None:
+    path = tmp_path / "faces.zip"
+    files = list(labelled_faces(40))
+    path.write_bytes(zipped(files))
+    with path.open("r+b") as file, Archive(file, LIMITS) as archive:
+        held, others = archive.entries[5:10], archive.entries[20:25]
+        unpacker = Unpacker(file).holding(held)
+        file.truncate(0)
+        assert [unpacker.read(entry) for entry in held] == [data for _, data in files[5:10]]
+        for entry in others:
+            with pytest.raises(EntryError, match="its header is missing"):
+                unpacker.read(entry)
+
+
+def test_entries_that_are_damaged_or_far_apart_are_told_as_ever(tmp_path: Path) -> None:
+    path = tmp_path / "faces.zip"
+    wide = bytes(range(256)) * 2**15  # 8 MiB: more than is held
+    data = bytearray(zipped([("30_0_0_1.jpg", b"first"), ("notes.bin", wide), ("30_0_0_2.jpg", b"second")]))
+    data[data.index(b"first")] ^= 1
+    path.write_bytes(data)
+    with path.open("rb") as file, Archive(file, LIMITS) as archive:
+        first, notes, second = archive.entries
+        for some in ([first], [first, second], [second, notes, first]):
+            unpacker = Unpacker(file).holding(some)
+            assert unpacker.read(second) == b"second"
+            with pytest.raises(EntryError, match="found checksum"):
+                unpacker.read(first)
+        assert Unpacker(file).holding([notes]).read(notes) == wide
 
 
 def test_an_archive_over_its_limit_of_bytes_is_refused() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import json
 import os
@@ -128,6 +130,30 @@ def test_interrupted_it_leaves_nothing_that_looks_finished_and_can_be_called_aga
     (folder / ".faces.npy.part").write_bytes(b"left behind by a killed process")
     assert ingest(archive, folder, ARCHIVE_LIMITS, IMAGE_LIMITS, archive_sha256="known").archive_sha256 == "known"
     assert sorted(path.name for path in folder.iterdir()) == ["faces.csv", "faces.npy", "rejects.csv", "summary.json"]
+
+
+@pytest.mark.parametrize("was_enabled", [True, False])
+@pytest.mark.parametrize("ends_well", [True, False])
+def test_nothing_is_collected_meanwhile_and_afterwards_as_before(
+    tmp_path: Path, was_enabled: bool, ends_well: bool
+) -> None:
+    (tmp_path / "faces.zip").write_bytes(zipped(labelled_faces(40)))
+    meanwhile: list[bool] = []
+
+    def on_progress(_done: int, _total: int) -> None:
+        meanwhile.append(gc.isenabled())
+        if not ends_well:
+            raise Cancelled("enough")
+
+    if not was_enabled:
+        gc.disable()
+    try:
+        with contextlib.nullcontext() if ends_well else pytest.raises(Cancelled):
+            ingest(tmp_path / "faces.zip", tmp_path / "d", ARCHIVE_LIMITS, IMAGE_LIMITS, on_progress=on_progress)
+        assert gc.isenabled() == was_enabled
+    finally:
+        gc.enable()
+    assert meanwhile == [False] * len(meanwhile) != []
 
 
 def test_each_bad_entry_costs_itself_only_and_says_why(tmp_path: Path) -> None:
