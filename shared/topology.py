@@ -52,6 +52,11 @@ class Topology:
         return f"{self.prefix}.events"
 
     @property
+    def inboxes(self) -> str:
+        """What the names of our own clients' reply queues begin with; their readers part bundles of replies."""
+        return f"{self.prefix}.inbox.bundles."
+
+    @property
     def work_queues(self) -> tuple[str, ...]:
         """The queues that hold work, without the dead letters."""
         return (self.datasets, self.predictions, self.jobs, self.shards, self.continuations)

@@ -166,7 +166,7 @@ class RabbitBroker(Broker):
 
     def inbox(self) -> Inbox:
         self._check_open()
-        inbox = RabbitInbox(self._link, self.topology.prefix, self._forget)
+        inbox = RabbitInbox(self._link, self.topology, self._forget)
         self._keep(inbox)
         inbox.open()
         return inbox

@@ -25,6 +25,7 @@ from pika.exceptions import ChannelClosedByBroker
 from pika.spec import Basic
 
 from shared.broker.base import BrokerClosed, BrokerError, Consumer, Delivery, Outgoing, stamped
+from shared.broker.bundle import bundled
 from shared.broker.rabbitmq_link import ConnectionLost, Link
 from shared.broker.rabbitmq_publisher import Batch, Publisher
 from shared.broker.rabbitmq_wire import delivery_count_of, message_of, properties_of
@@ -159,7 +160,7 @@ class RabbitConsumer(Consumer):
     def settle(self, deliveries: Sequence[Delivery], outgoing: Sequence[Outgoing] = ()) -> None:
         tokens = [delivery.token for delivery in deliveries]
         batch = Batch(functools.partial(self._on_settled, tokens), survives=False)
-        for item in outgoing:
+        for item in bundled(outgoing, self._topology.inboxes):
             # Only our own queues must exist: nobody else's mistake in `reply_to` may stop the work. And only what they
             # hold waits for workers, so only that is stamped: headers are the dearest part of a small message.
             ours = item.queue in self._own_queues

@@ -20,8 +20,10 @@ from pika.exceptions import ChannelClosedByBroker
 from pika.spec import Basic
 
 from shared.broker.base import BrokerClosed, BrokerError, Event, Inbox, Message, Subscription
+from shared.broker.bundle import parted
 from shared.broker.rabbitmq_link import Link
 from shared.broker.rabbitmq_wire import message_of
+from shared.topology import Topology
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -164,17 +166,17 @@ class _Mailbox(abc.ABC, Generic[T]):
         """Deletes the queue where that does not happen by itself."""
 
 
-class RabbitInbox(_Mailbox[tuple[int, Message]], Inbox):
+class RabbitInbox(_Mailbox[tuple[int, str, list[Message]]], Inbox):
     """A durable queue that goes ten minutes after its last reader; see `Inbox` for the contract.
 
     Replies are acknowledged when they are taken, so the prefetch bounds memory, and those that wait here when the
-    connection is lost come again. Only acknowledgements can be lost with it, for at most as many replies as the
-    prefetch: the ids of that many tell the duplicates.
+    connection is lost come again. Only acknowledgements can be lost with it, for at most as many messages as the
+    prefetch: the ids of that many tell the duplicates. A message is a reply, or a bundle of them.
     """
 
-    def __init__(self, link: Link, prefix: str, on_close: Callable[[RabbitInbox], None]) -> None:
+    def __init__(self, link: Link, topology: Topology, on_close: Callable[[RabbitInbox], None]) -> None:
         super().__init__(link, on_close)
-        self.name = f"{prefix}.inbox.{uuid.uuid4().hex}"
+        self.name = f"{topology.inboxes}{uuid.uuid4().hex}"
         self._taken_ids: deque[str] = deque(maxlen=_INBOX_PREFETCH)
         self._generation = 0
 
@@ -185,10 +187,10 @@ class RabbitInbox(_Mailbox[tuple[int, Message]], Inbox):
         if not taken:
             return []
         known = set(self._taken_ids)
-        fresh = [message for _, message in taken if message.message_id not in known]
-        self._taken_ids.extend(message.message_id for message in fresh)
+        fresh = [(message_id, messages) for _, message_id, messages in taken if message_id not in known]
+        self._taken_ids.extend(message_id for message_id, _ in fresh)
         self._link.call(functools.partial(self._acknowledge, generation, taken[-1][0]))
-        return fresh
+        return [message for _, messages in fresh for message in messages]
 
     def _reset(self) -> None:
         super()._reset()
@@ -206,7 +208,13 @@ class RabbitInbox(_Mailbox[tuple[int, Message]], Inbox):
         )
 
     def _on_message(self, _: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
-        self._arrived((int(method.delivery_tag or 0), message_of(properties, body)))
+        message = message_of(properties, body)
+        try:
+            messages = parted(message)
+        except ValueError as error:
+            log.warning("ignored a message in an inbox: %s", error)
+            messages = []
+        self._arrived((int(method.delivery_tag or 0), message.message_id, messages))
 
     def _acknowledge(self, generation: int, tag: int) -> None:
         if generation == self._generation and self._channel is not None and self._channel.is_open:

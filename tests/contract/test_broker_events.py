@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
-from shared.broker.base import Broker, Event, Inbox, Message, Outgoing, Subscription
+from shared.broker.base import ENQUEUED_AT, Broker, Event, Inbox, Message, Outgoing, Subscription
 from tests.contract.conftest import Place
 from tests.contract.test_broker_messages import take
 
@@ -27,6 +28,11 @@ def replies(inbox: Inbox, count: int) -> list[bytes]:
     while len(found) < count and time.monotonic() < deadline:
         found += [message.body for message in inbox.take(1)]
     return found
+
+
+def unstamped(message: Message) -> Message:
+    """Returns the message without what a broker may add."""
+    return replace(message, headers={name: value for name, value in message.headers.items() if name != ENQUEUED_AT})
 
 
 def test_an_event_reaches_every_subscriber_in_every_process(place: Place) -> None:
@@ -119,6 +125,31 @@ def test_a_request_gets_its_reply_with_its_correlation_id(place: Place) -> None:
         ("m-2", "m-2"),
     ]
     assert {one.content_type for one in found} == {"application/json"}
+
+
+def test_replies_settled_together_arrive_as_they_were_sent(place: Place) -> None:
+    client, server = place.open(), place.open()
+    with (
+        client.inbox() as one,
+        client.inbox() as other,
+        server.consume([place.topology.predictions], 10) as consumer,
+    ):
+        client.publish(place.topology.predictions, Message(b"", "image/jpeg"))
+        asked = take(consumer, 1)
+        to_one = [
+            Message(b"", "text/plain", correlation_id="c"),
+            Message(bytes(range(256)) * 1000, "image/jpeg", headers={"text": "ü", "number": 1.5, "yes": True}),
+            Message(b"last", "application/json"),
+        ]
+        to_other = [Message(b"other", "text/plain")]
+        outgoing = [(one, to_one[0]), (other, to_other[0]), (one, to_one[1]), (one, to_one[2])]
+        consumer.settle(asked, [Outgoing(inbox.name, message) for inbox, message in outgoing])
+        found: list[Message] = []
+        while len(found) < 3:
+            found += one.take(10)
+        assert [unstamped(message) for message in found] == to_one
+        assert [unstamped(message) for message in other.take(10)] == to_other
+        assert (one.take(0.1), other.take(0.1)) == ([], [])
 
 
 def test_an_inbox_returns_each_of_many_replies_once(place: Place) -> None:

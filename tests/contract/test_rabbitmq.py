@@ -16,6 +16,8 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from shared.broker import open_broker, rabbitmq
 from shared.broker.base import Broker, BrokerError, Event, Message, Outgoing, without_dead_headers
+from shared.broker.bundle import BUNDLE, bundled, parted
+from shared.broker.rabbitmq_wire import message_of
 from shared.topology import Topology
 from tests.contract.conftest import Place
 from tests.contract.test_broker_events import replies
@@ -305,6 +307,56 @@ def test_an_inbox_deleted_by_an_operator_comes_back(place: Place, foreign: Block
             assert time.monotonic() < deadline
             broker.publish(inbox.name, Message(b"reply", "text/plain"))
             found = inbox.take(0.2)
+
+
+def test_replies_travel_together_to_inboxes_only(place: Place, foreign: BlockingChannel) -> None:
+    broker = place.open()
+    queues = [
+        f"{place.topology.inboxes}like-one-of-ours",
+        f"{place.topology.prefix}.inbox.of-an-older-version",
+        "theirs",
+    ]
+    for queue in queues:
+        foreign.queue_declare(queue, auto_delete=True)
+    broker.publish(place.topology.predictions, Message(b"", "image/jpeg"))
+    with broker.consume([place.topology.predictions], 1) as consumer:
+        replies_ = [Message(str(number).encode(), "text/plain") for number in range(3)]
+        consumer.settle(take(consumer, 1), [Outgoing(queue, message) for message in replies_ for queue in queues])
+        consumer.flush()
+    arrived: dict[str, list[Message]] = {}
+    for queue in queues:
+        while (got := foreign.basic_get(queue, auto_ack=True))[0] is not None:
+            _, properties, body = got
+            arrived.setdefault(queue, []).append(message_of(properties, body))
+        foreign.queue_delete(queue)
+    (bundle,) = arrived[queues[0]]
+    assert parted(bundle) == arrived[queues[1]] == arrived[queues[2]] == replies_
+
+
+def test_replies_that_come_again_since_their_acknowledgement_was_lost_are_returned_once(
+    place: Place, foreign: BlockingChannel
+) -> None:
+    (bundle,) = bundled([Outgoing("inbox", Message(body, "text/plain")) for body in (b"one", b"two")], "inbox")
+    with place.open().inbox() as inbox:
+        taken: list[bytes] = []
+        for body, properties in (
+            (bundle.message.body, pika.BasicProperties(content_type=BUNDLE, message_id="same")),
+            (bundle.message.body, pika.BasicProperties(content_type=BUNDLE, message_id="same")),
+            (b"three", pika.BasicProperties(content_type="text/plain", message_id="another")),
+        ):
+            foreign.basic_publish("", inbox.name, body, properties)
+            taken += [message.body for message in inbox.take(1)]
+        taken += replies(inbox, 3 - len(taken))
+        assert taken == [b"one", b"two", b"three"]
+
+
+def test_what_is_no_bundle_of_ours_is_ignored(place: Place, foreign: BlockingChannel) -> None:
+    broker = place.open()
+    with broker.inbox() as inbox:
+        foreign.basic_publish("", inbox.name, b"no bundle", pika.BasicProperties(content_type=BUNDLE))
+        foreign.basic_publish("", inbox.name, b"a reply", pika.BasicProperties(content_type="text/plain"))
+        assert replies(inbox, 1) == [b"a reply"]
+        assert broker.reconnects == 0
 
 
 def test_what_is_no_event_of_ours_is_ignored(place: Place, foreign: BlockingChannel) -> None:
