@@ -117,8 +117,9 @@ def _parent(broker: Broker, settings: Settings, stop: threading.Event) -> int:
             Child(
                 name=f"worker {number}",
                 command=[sys.executable, "-m", "inference", "--worker", str(file)],
-                # Each worker's metrics are files in this folder, which the parent adds up.
-                env={"PROMETHEUS_MULTIPROC_DIR": folder},
+                # Each worker's metrics are files in this folder, which the parent adds up. And nobody multiplies
+                # matrices with NumPy, which would start a thread a core for it in each of the processes a core.
+                env={"PROMETHEUS_MULTIPROC_DIR": folder, "OPENBLAS_NUM_THREADS": "1"},
             )
             for number, file in enumerate(files)
         ]

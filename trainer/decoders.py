@@ -37,7 +37,7 @@ _NOT_ITS_OWN: Final = (signal.SIGINT, signal.SIGTERM)
 """Signals that a process never ends by: they are meant for the trainer, which knows when its work may end."""
 
 _ENVIRONMENT: Final = {
-    "OPENBLAS_NUM_THREADS": "1",  # NumPy's, which would start threads that nobody needs
+    "OPENBLAS_NUM_THREADS": "1",  # NumPy's, of which it would start one a core
     "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20),
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TOP_PAD_": str(16 * 2**20),

@@ -143,6 +143,13 @@ def test_a_killed_worker_is_started_again_and_nothing_is_lost(either_installatio
         assert client.broker.dead_letters() == []
 
 
+def test_numpy_starts_no_threads_of_its_own_in_a_worker(installation: Installation) -> None:
+    service = installation.start("inference")
+    for pid in workers(service):
+        assert b"OPENBLAS_NUM_THREADS=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    service.stop()
+
+
 def test_workers_end_by_themselves_when_their_parent_is_killed(installation: Installation) -> None:
     with installation.client() as client:
         with_model(installation, client)
