@@ -354,7 +354,9 @@ def test_a_run_that_takes_longer_than_the_timeout_goes_on(client: Client, folder
 
 def test_ctrl_c_says_how_to_follow_the_run_again(client: Client, folder: Path) -> None:
     (folder / "faces.zip").write_bytes(ZIP)
-    command = [sys.executable, "-c", "from shared.cli import main; main()", "train", "faces.zip"]
+    # As from a terminal: what a script starts in the background is deaf to Ctrl-C, and so is all that it starts.
+    started = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{started}; from shared.cli import main; main()", "train", "faces.zip"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr is not None
