@@ -67,7 +67,7 @@ class DatasetSummary(BaseModel):
     images_per_second: float
 
 
-@dataclass(slots=True)  # not frozen: tens of thousands are made at once, which takes five times as long then
+@dataclass(slots=True)  # not frozen: tens of thousands are made at once, which takes several times as long then
 class FaceRow:
     """A row of `faces.csv`.
 

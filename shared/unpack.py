@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import struct
 import threading
@@ -71,14 +72,12 @@ class Unpacker:
 
     Args:
         file: seekable; stays open.
-        held: some of its bytes, which need not be read again.
-        held_from: where in the file they start.
     """
 
-    def __init__(self, file: BinaryIO, *, held: bytes = b"", held_from: int = 0) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._held = held
-        self._held_from = held_from
+        self._held = b""  # some of its bytes, which need not be read again
+        self._held_from = 0
         self._has_handle = isinstance(file, BufferedReader) and isinstance(file.raw, FileIO)
         self._lock = threading.Lock()
 
@@ -112,7 +111,9 @@ class Unpacker:
         end = max(entry.offset + entry.packed_bytes + len(entry.name) + _HEADER_ROOM for entry in entries)
         if end - start > _HELD_BYTES:
             return self
-        return Unpacker(self._file, held=self._bytes_at(start, end - start), held_from=start)
+        holding = copy.copy(self)  # and so with the same lock on the file
+        holding._held, holding._held_from = self._bytes_at(start, end - start), start
+        return holding
 
     def _unpacked(self, entry: Entry) -> bytes:
         """Returns an entry's content, cut off one byte beyond what it claims; a larger truth shows up as that byte."""

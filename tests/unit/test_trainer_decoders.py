@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -124,19 +125,27 @@ def test_no_decoding_process_outlives_a_killed_trainer(tmp_path: Path, large_arc
 
 
 def test_signals_meant_for_the_trainer_do_not_end_its_decoding_processes(tmp_path: Path, large_archive: Path) -> None:
-    def stop(_done: int = 0, _total: int = 0) -> None:
-        for pid in decoders():
+    def stop(pids: Iterable[int]) -> None:
+        for pid in pids:
             os.kill(pid, signal.SIGTERM)
             os.kill(pid, signal.SIGINT)
 
-    done = ingest(large_archive, tmp_path / "d", ARCHIVE_LIMITS, IMAGE_LIMITS, threads=2, on_progress=stop)
+    done = ingest(
+        large_archive,
+        tmp_path / "d",
+        ARCHIVE_LIMITS,
+        IMAGE_LIMITS,
+        threads=2,
+        on_progress=lambda _done, _total: stop(decoders()),
+    )
     assert done.faces == 400
     faces = tmp_path / "faces"
     faces.touch()
+    before = children()
     with (
         Decoders(large_archive, faces, 0, IMAGE_LIMITS, processes=2) as processes,
         Archive(large_archive, ARCHIVE_LIMITS) as archive,
     ):
-        stop()  # before they can have said that they ignore it
+        stop(set(children()) - set(before))  # before they can have said that they ignore it
         ((_, outcomes),) = processes.decode([Chunk(0, archive.entries[:1])])
     assert isinstance(outcomes[0], Traits)
