@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 import tracemalloc
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from shared.errors import CODES
 from shared.messages import parse_dataset, parse_job, run_id_of
 from shared.params import TrainingParams
 from shared.shadow import ShadowFigures, add_shadow_figures
+from tests.archives import zipped
 from tests.dashboard_app import Site, error_of, open_site
 
 
@@ -28,11 +28,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 def archive(entries: int = 3) -> bytes:
-    target = io.BytesIO()
-    with zipfile.ZipFile(target, "w") as zipped:
-        for i in range(entries):
-            zipped.writestr(f"{i}_0_0.jpg", b"face" * 1000)
-    return target.getvalue()
+    return zipped((f"{i}_0_0.jpg", b"face" * 1000) for i in range(entries))
 
 
 def taken(site: Site, queue: str) -> Message:
