@@ -30,6 +30,9 @@ document.addEventListener("securitypolicyviolation", (event) => {
 });
 """
 
+# After a resize, observers are told in the next frame, and what they change is laid out in the one after it.
+_DRAWN_ANEW = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
+
 
 @contextlib.contextmanager
 def chromium() -> Iterator[Browser]:
@@ -57,6 +60,7 @@ class Visit:
         size: width and height of the window.
         dark: whether the person likes it dark.
         zone: the time zone where they are.
+        policed: whether the browser keeps to the pages' content security policy.
 
     Attributes:
         page: for Playwright's own calls.
@@ -64,7 +68,14 @@ class Visit:
     """
 
     def __init__(
-        self, browser: Browser, base: str, size: tuple[int, int] = DESK, *, dark: bool = False, zone: str = "UTC"
+        self,
+        browser: Browser,
+        base: str,
+        size: tuple[int, int] = DESK,
+        *,
+        dark: bool = False,
+        zone: str = "UTC",
+        policed: bool = True,
     ) -> None:
         self.base = base
         self.context = browser.new_context(
@@ -73,6 +84,7 @@ class Visit:
             accept_downloads=True,
             timezone_id=zone,
             locale="en-US",
+            bypass_csp=not policed,
         )
         self.page: Page = self.context.new_page()
         self.page.set_default_timeout(20_000)
@@ -97,9 +109,20 @@ class Visit:
         """Fails where the page scrolls sideways, breaks the content policy, or did anything else it should not."""
         self.page.wait_for_load_state("load")  # before its style sheet is there, a page has any width
         wide = self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        assert wide <= 0, f"{self.page.url} is {wide} pixels too wide"
+        assert wide <= 0, f"{self.page.url} is {wide} pixels too wide for {self.page.viewport_size}"
         assert self.page.evaluate("window.violations") == []
         assert self.faults == []
+
+    def check_at(self, other: tuple[int, int]) -> None:
+        """Checks the page as it is, and once more in a window of another size, for that moment."""
+        self.check()
+        own = self.page.viewport_size
+        assert own is not None
+        self.page.set_viewport_size({"width": other[0], "height": other[1]})
+        self.page.evaluate(_DRAWN_ANEW)
+        self.check()
+        self.page.set_viewport_size(own)
+        self.page.evaluate(_DRAWN_ANEW)
 
     def picture(self, path: Path) -> None:
         """Saves a picture of the whole page."""

@@ -19,6 +19,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--alone", choices=("skip", "only"), help="leave out, or run only, the tests marked `alone`")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves unread, with --alone only, every file that has no such test: reading all of them takes long."""
+    if config.getoption("--alone") != "only" or collection_path.suffix != ".py":
+        return None
+    return "mark.alone" not in collection_path.read_text() or None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Puts the files that take longest first, so that processes side by side end together; then sorts out by --alone.
 

@@ -10,7 +10,9 @@ nothing_selected=5
 alone=$?
 # By Ctrl-C, or by a file that could not be read: the rest would only hide it.
 [[ $alone -ne $interrupted ]] || exit "$interrupted"
-"$python" -m pytest --alone skip -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term "$@"
+# One more than there are cores, since many tests wait for processes that start; more than eight find no more files.
+processes=$(($(nproc) < 8 ? $(nproc) + 1 : 8))
+"$python" -m pytest --alone skip -n "$processes" --dist loadfile --no-loadscope-reorder --cov --cov-report=term "$@"
 others=$?
 
 # A selection such as -k may leave nothing in one part, but not in both.

@@ -8,7 +8,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn import metrics
 
 from shared.dataset import AGE_BANDS, age_band
 from shared.evaluation import Confusion, Curve, Evaluation, Group, GroupKind, ReliabilityBin
@@ -39,6 +38,9 @@ def evaluate(
     Raises:
         ValueError: there are no faces, the lengths differ, or a probability is not one.
     """
+    # It takes a second to load, which a trainer that starts should not wait for.
+    from sklearn import metrics  # noqa: PLC0415
+
     lengths = {len(probability_female), len(labels), len(ages), len(ethnicities)}
     if len(lengths) != 1 or lengths == {0}:
         raise ValueError(f"found arrays of {sorted(lengths)} faces; expected one length of 1 or more")
@@ -51,6 +53,9 @@ def evaluate(
     recalls = [confusion[gender, gender] / row.sum() for gender, row in enumerate(confusion) if row.sum()]
     f1_male, f1_female = metrics.f1_score(labels, named, labels=[0, 1], average=None, zero_division=0)
     both = len(recalls) == 2
+    if both:
+        false_rate, true_rate, _ = metrics.roc_curve(labels, probability)
+        precision, recall, _ = metrics.precision_recall_curve(labels, probability, drop_intermediate=True)
     low, high = wilson_interval(int(correct.sum()), len(labels))
     bins = list(_reliability(probability, labels))
     groups = list(_groups(correct, labels, ages, ethnicities))
@@ -74,8 +79,8 @@ def evaluate(
             female_as_male=int(confusion[1, 0]),
             female_as_female=int(confusion[1, 1]),
         ),
-        roc=_roc(labels, probability) if both else Curve(x=[], y=[]),
-        precision_recall=_precision_recall(labels, probability) if both else Curve(x=[], y=[]),
+        roc=_thinned(false_rate, true_rate) if both else Curve(x=[], y=[]),
+        precision_recall=_thinned(recall[::-1], precision[::-1]) if both else Curve(x=[], y=[]),
         groups=groups,
         worst_group=ranked[0] if ranked else None,
         gap=ranked[-1].accuracy - ranked[0].accuracy if ranked else None,
@@ -136,16 +141,6 @@ def _group(kind: GroupKind, name: str, correct: NDArray[np.bool_]) -> Group:
     count, right = len(correct), int(correct.sum())
     low, high = wilson_interval(right, count)
     return Group(kind=kind, name=name, count=count, correct=right, accuracy=right / count, low=low, high=high)
-
-
-def _roc(labels: NDArray[np.uint8], probability: NDArray[np.float64]) -> Curve:
-    false_rate, true_rate, _ = metrics.roc_curve(labels, probability)
-    return _thinned(false_rate, true_rate)
-
-
-def _precision_recall(labels: NDArray[np.uint8], probability: NDArray[np.float64]) -> Curve:
-    precision, recall, _ = metrics.precision_recall_curve(labels, probability, drop_intermediate=True)
-    return _thinned(recall[::-1], precision[::-1])
 
 
 def _thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> Curve:

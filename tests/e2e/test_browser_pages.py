@@ -110,7 +110,8 @@ def test_every_page_stands_without_a_fault(
 def test_axe_finds_no_serious_fault_on_any_page(
     site: Site, base: str, browser: Browser, size: tuple[int, int], dark: bool
 ) -> None:
-    visit = Visit(browser, base, size, dark=dark)
+    # Axe gives elements styles of its own, which the pages' policy forbids.
+    visit = Visit(browser, base, size, dark=dark, policed=False)
     found: list[str] = []
     for path in paths(site):
         visit.go(path)

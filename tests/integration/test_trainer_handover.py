@@ -1,0 +1,85 @@
+"""A run's way from one trainer process to another: by a crash, by the clock and by a signal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from shared import runs
+from shared.broker.base import Message
+from shared.client import Client
+from shared.messages import ZIP, run_id_of
+from tests.services import Installation, collect, eventually
+from tests.training import SLOW, finished, models_of
+
+
+def figures(row: dict[str, float]) -> dict[str, float]:
+    """Returns an epoch without its speed."""
+    return {name: value for name, value in row.items() if name not in {"seconds", "images_per_second"}}
+
+
+def until_training(client: Client, run_id: str) -> None:
+    """Waits until the run has a first checkpoint, and is in the middle of an epoch after it."""
+    eventually(lambda: client.store.exists(f"runs/{run_id}/checkpoint.pt"), 60, "a checkpoint")
+
+
+def test_a_trainer_killed_in_mid_epoch_loses_nothing_and_trains_nothing_twice(
+    either_installation: Installation, sample_zip: Path
+) -> None:
+    either_installation.extra["GENDERLINE_CHECKPOINT_S"] = "0.3"
+    first = either_installation.start("trainer")
+    with either_installation.client() as client:
+        run_id = client.submit_dataset(sample_zip, params={**SLOW, "epochs": 3})
+        until_training(client, run_id)
+        first.kill()
+        before = client.runs.history(run_id)
+        assert client.runs.get(run_id)["state"] == runs.TRAINING
+        second = either_installation.start("trainer")
+        record = finished(client, run_id)
+        assert record["state"] == runs.REGISTERED, record["error"]
+        assert models_of(client, run_id) == [1]
+        after = client.runs.history(run_id)
+        assert [row["epoch"] for row in after] == [1, 2, 3]
+        # An epoch that is told again after the crash has the same figures to the bit; only its time is another.
+        assert [figures(row) for row in after[: len(before)]] == [figures(row) for row in before]
+        # It went on from the checkpoint: no second ingest.
+        assert "ingesting" not in second.log.read_text()
+        assert client.broker.depths()[client.broker.topology.dead].ready == 0
+
+
+def test_a_long_run_hands_itself_over_and_any_trainer_carries_it_on(
+    either_installation: Installation, sample_zip: Path
+) -> None:
+    either_installation.extra["GENDERLINE_HANDOVER_S"] = "1"
+    trainer = either_installation.start("trainer")
+    with either_installation.client() as client, client.broker.inbox() as inbox:
+        message = Message(
+            sample_zip.read_bytes(), ZIP, "long", "c", inbox.name, {"params": json.dumps({**SLOW, "epochs": 3})}
+        )
+        client.broker.publish(client.broker.topology.datasets, message)
+        replies = collect(inbox, 2, 110)
+        assert [json.loads(reply.body)["status"] for reply in replies] == ["accepted", "registered"]
+        assert [reply.correlation_id for reply in replies] == ["c", "c"]
+        assert [row["epoch"] for row in client.runs.history(run_id_of("long"))] == [1, 2, 3]
+    assert "handed over" in trainer.log.read_text()
+
+
+def test_a_trainer_told_to_stop_hands_its_run_over_and_of_two_others_one_finishes_it(
+    installation: Installation, sample_zip: Path
+) -> None:
+    first = installation.start("trainer")
+    with installation.client() as client:
+        (run_id,) = {
+            client.submit_dataset(sample_zip, params={**SLOW, "epochs": 3}, message_id="one") for _ in range(2)
+        }
+        eventually(lambda: client.runs.history(run_id), 60, "a first epoch")
+        assert first.stop() == 0
+        assert client.broker.depths()[client.broker.topology.continuations].ready == 1
+        for _ in range(2):
+            installation.start("trainer", wait=False)
+        assert finished(client, run_id)["state"] == runs.REGISTERED
+        eventually(
+            lambda: not any(d.ready + (d.unacknowledged or 0) for d in client.broker.depths().values()), 30, "idle"
+        )
+        assert models_of(client, run_id) == [1]
+        assert [row["epoch"] for row in client.runs.history(run_id)] == [1, 2, 3]
