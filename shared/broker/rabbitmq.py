@@ -137,7 +137,7 @@ class RabbitBroker(Broker):
 
     def _may_be_gone(self, queue: str) -> bool:
         """Returns whether this is somebody's reply queue, who need not wait for the reply."""
-        return queue.startswith((f"{self.topology.prefix}.inbox.", "amq."))
+        return queue.startswith((self.topology.any_inbox, "amq."))
 
     # -- consuming
 

@@ -1,0 +1,182 @@
+"""The file of the embedded broker: its tables, a connection for each thread, transactions, and waiting for changes."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from shared.broker.base import BrokerClosed, BrokerError
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS messages (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    queue TEXT NOT NULL,
+    visible_at REAL NOT NULL DEFAULT 0,   -- 0: ready; later: when its lease or its pause ends
+    lease TEXT,                           -- the holder's token; NULL while nobody holds it
+    deliveries INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX IF NOT EXISTS messages_by_queue ON messages (queue, visible_at, id);
+CREATE TABLE IF NOT EXISTS payloads (
+    id INTEGER PRIMARY KEY,
+    message_id TEXT NOT NULL, content_type TEXT NOT NULL, correlation_id TEXT, reply_to TEXT,
+    headers TEXT NOT NULL, body BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS inboxes (name TEXT PRIMARY KEY, expires_at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS events (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, happened_at REAL NOT NULL, topic TEXT NOT NULL, payload TEXT NOT NULL
+);
+"""
+BUSY_TIMEOUT_S: Final = 30.0
+_SHORTEST_POLL_S: Final = 0.0005
+_CHECKPOINT_PAGES: Final = 4000
+"""Written before they are moved from the log to the file, which costs a sync: 16 MB, some dozens of packs of images."""
+_CACHE_KIB: Final = 8000
+
+
+class QueueFile:
+    """One SQLite file that several threads and processes read and write.
+
+    Args:
+        path: the file; it and its folder are made.
+
+    Raises:
+        BrokerError: it cannot be opened as a database.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with self.write() as db:
+                for statement in _SCHEMA.split(";\n"):
+                    db.execute(statement)
+        except (sqlite3.DatabaseError, OSError) as error:
+            raise BrokerError(f"cannot open the embedded broker at {path}: {error}") from error
+
+    def close(self) -> None:
+        """Closes every thread's connection; from here on, using the file raises BrokerClosed."""
+        self._closed.set()
+        with self._lock:
+            for connection in self._connections:
+                connection.close()
+            self._connections.clear()
+
+    def _connection(self) -> sqlite3.Connection:
+        """Returns this thread's connection."""
+        if self._closed.is_set():
+            raise BrokerClosed("the broker was closed")
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            try:
+                connection = sqlite3.connect(
+                    self._path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=256
+                )
+                # Setting the mode needs the file for itself for a moment; other processes may be at the same step.
+                _until_free(lambda: connection.execute("PRAGMA journal_mode = WAL"), BUSY_TIMEOUT_S)
+                connection.execute("PRAGMA synchronous = NORMAL")
+                connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+                connection.execute(f"PRAGMA cache_size = {-_CACHE_KIB}")
+                # Debian's SQLite, for one, writes zeros over whatever is deleted: every image twice.
+                connection.execute("PRAGMA secure_delete = OFF")
+            except sqlite3.Error as error:
+                raise BrokerError(f"cannot open the embedded broker at {self._path}: {error}") from error
+            self._local.connection = connection
+            with self._lock:
+                self._connections.append(connection)
+        return connection
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """This thread's connection, for reading only."""
+        try:
+            yield self._connection()
+        except sqlite3.Error as error:
+            raise BrokerError(f"the embedded broker at {self._path} failed: {error}") from error
+
+    @contextlib.contextmanager
+    def write(self, *, durable: bool = False, timeout_s: float = BUSY_TIMEOUT_S) -> Iterator[sqlite3.Connection]:
+        """A write transaction; `durable` ones are on disk when it ends.
+
+        SQLite's own busy handler sleeps up to 100 ms between tries; waiting in short, random steps keeps the tail of
+        the latency short where several processes write.
+        """
+        db = self._connection()
+        try:
+            if durable:
+                db.execute("PRAGMA synchronous = FULL")
+            _until_free(lambda: db.execute("BEGIN IMMEDIATE"), timeout_s)
+            try:
+                yield db
+            except BaseException:
+                db.execute("ROLLBACK")
+                raise
+            _until_free(lambda: db.execute("COMMIT"), timeout_s)
+        except sqlite3.OperationalError as error:
+            raise BrokerError(f"the embedded broker at {self._path} failed: {error}") from error
+        finally:
+            if durable and not self._closed.is_set():
+                db.execute("PRAGMA synchronous = NORMAL")
+
+    def version(self) -> int:
+        """Returns a number that changes when another connection writes. Read it *before* looking, then wait on it."""
+        with self.read() as db:
+            (version,) = db.execute("PRAGMA data_version").fetchone()
+            return int(version)
+
+    def wait_for_change(self, seen: int, timeout_s: float, waiting: Waiting, stopped: Callable[[], bool]) -> None:
+        """Waits until the version is no longer `seen`, `stopped()` says so, or the time is up.
+
+        `data_version` is read from shared memory in microseconds, but a thread that wakes takes the interpreter from
+        those that work: the pauses grow to the longest of `waiting`.
+        """
+        deadline = time.monotonic() + timeout_s
+        pause_s = waiting.next_pause_s()
+        while self.version() == seen and (remaining := deadline - time.monotonic()) > 0 and not stopped():
+            time.sleep(min(pause_s, remaining))
+            pause_s = min(pause_s * 1.3, waiting.longest_s)
+
+
+class Waiting:
+    """How long one wait for something of interest pauses between its looks.
+
+    Each change that brings nothing makes the next pause twice as long: where others are busy, what waits for something
+    else must not look at each of their thousands of changes a second.
+
+    Args:
+        longest_s: what the pauses grow to.
+    """
+
+    def __init__(self, longest_s: float) -> None:
+        self.longest_s = longest_s
+        self._pause_s = _SHORTEST_POLL_S / 2
+
+    def next_pause_s(self) -> float:
+        """Returns the pause for the next look."""
+        self._pause_s = min(self._pause_s * 2, self.longest_s)
+        return self._pause_s
+
+
+def _until_free(step: Callable[[], object], timeout_s: float) -> None:
+    """Runs a statement again, in short random pauses, for as long as another connection holds the lock."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            step()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+                raise
+            if time.monotonic() > deadline:
+                raise BrokerError(f"the embedded broker's file stayed locked for {timeout_s:g} s") from error
+            time.sleep(random.uniform(0.0002, 0.002))
+        else:
+            return
