@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from shared.broker import open_broker
-from shared.broker.base import BrokerError, Message
+from shared.broker import open_broker, sqlite_file
+from shared.broker.base import Broker, BrokerError, Message, Outgoing
+from shared.broker.sqlite import SqliteBroker
 
 
 @pytest.mark.parametrize("place", ["a file that is no database", "below a file"])
@@ -27,3 +30,44 @@ def test_what_is_deleted_is_not_written_once_more(tmp_path: Path) -> None:
             written = log.stat().st_size
             consumer.settle([delivery])
             assert log.stat().st_size - written < 100_000
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    with SqliteBroker(tmp_path / "broker.db") as broker:
+        yield broker
+
+
+def test_what_is_published_is_on_disk_when_that_returns_and_seen_by_others_before(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but the machine's power could tell what is on disk; so the system's own call is looked at, and made."""
+    queues = broker.topology
+    seen: list[tuple[str, int]] = []
+
+    def sync(descriptor: int) -> None:
+        with SqliteBroker(tmp_path / "broker.db") as other:
+            ready = sum(depth.ready for depth in other.depths().values())
+        seen.append((Path(f"/proc/self/fd/{descriptor}").resolve().name, ready))
+        os.fdatasync(descriptor)
+
+    monkeypatch.setattr(sqlite_file, "_sync_data", sync)
+    broker.publish(queues.jobs, Message(b"work", "text/plain"))
+    assert seen == [("broker.db-wal", 1)]
+    with broker.consume([queues.jobs], 1) as consumer, broker.inbox() as inbox:
+        # What a worker leaves for others is synced, what it only answers is not: it would answer again.
+        consumer.settle(consumer.take(1, 1.0), [Outgoing(queues.shards, Message(b"more", "text/plain"))] * 2)
+        assert seen == [("broker.db-wal", 1), ("broker.db-wal", 2)]
+        with broker.consume([queues.shards], 1) as shards:
+            shards.settle(shards.take(1, 1.0), [Outgoing(inbox.name, Message(b"done", "text/plain"))])
+        broker.emit("run.progress", {})
+    assert len(seen) == 2
+
+
+def test_a_disk_that_fails_is_said(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sync(_descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(sqlite_file, "_sync_data", sync)
+    with pytest.raises(BrokerError, match=r"at .*broker\.db could not be synced: .*Input/output error"):
+        broker.publish(broker.topology.jobs, Message(b"work", "text/plain"))
