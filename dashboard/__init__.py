@@ -21,7 +21,7 @@ from shared.broker.base import Broker
 from shared.client import Client
 from shared.metrics import BrokerCollector, process_registry
 from shared.settings import Settings
-from shared.store import Store
+from shared.store.base import Store
 
 STREAMS = 64
 """Event streams that may be open at once."""

@@ -30,7 +30,7 @@ from shared.errors import NotFound
 from shared.jobs import Jobs
 from shared.registry import Registry
 from shared.runs import Runs
-from shared.store import Store
+from shared.store.base import Store
 
 _DATASETS_KEPT: Final = 4
 _PREDICTIONS_KEPT: Final = 16

@@ -18,7 +18,7 @@ from shared.broker.base import Broker
 from shared.client import Client
 from shared.heartbeat import Heartbeat
 from shared.settings import Settings
-from shared.store import Store
+from shared.store.base import Store
 
 EXTENSION = "genderline"
 

@@ -45,7 +45,7 @@ from shared.messages import (
 from shared.rejects import reject_for
 from shared.settings import Settings
 from shared.sources import fetched
-from shared.store import STORE_SCHEME, Store
+from shared.store.base import STORE_SCHEME, Store
 from shared.topology import JOB_PROGRESS, job_state_topic
 from shared.unpack import Entry, EntryError
 

@@ -13,7 +13,7 @@ from shared.broker.base import Broker, Subscription
 from shared.errors import GenderlineError, InvalidMessage, NotFound, Retryable
 from shared.metrics import InferenceMetrics
 from shared.registry import Registry
-from shared.store import Store
+from shared.store.base import Store
 from shared.topology import MODEL_CHALLENGED, MODEL_PROMOTED
 
 _POLL_S: Final = 2.0

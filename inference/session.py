@@ -17,7 +17,7 @@ from shared.card import CardFile, ModelCard
 from shared.errors import InvalidModel, NotFound
 from shared.image import SIZE
 from shared.registry import MODEL_NAME, Registry
-from shared.store import Store
+from shared.store.base import Store
 
 Provider = Literal["cpu", "cuda"]
 

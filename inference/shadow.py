@@ -29,7 +29,7 @@ from shared.metrics import InferenceMetrics
 from shared.registry import Registry
 from shared.settings import Settings
 from shared.shadow import ShadowFigures, add_shadow_figures
-from shared.store import Store
+from shared.store.base import Store
 from shared.topology import MODEL_PROMOTED
 
 _NICENESS: Final = 15

@@ -29,7 +29,7 @@ from shared.heartbeat import Heartbeat
 from shared.image import ImageLimits
 from shared.metrics import InferenceMetrics
 from shared.settings import Settings
-from shared.store import Store
+from shared.store.base import Store
 
 _BULK_NICENESS: Final = 10
 _READY_EVERY_S: Final = 1.0

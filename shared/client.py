@@ -23,7 +23,8 @@ from shared.registry import Registry
 from shared.runs import Runs
 from shared.settings import Settings
 from shared.shadow import ShadowFigures, shadow_figures
-from shared.store import STORE_SCHEME, Store, open_store, sha256_of
+from shared.store import open_store
+from shared.store.base import STORE_SCHEME, Store, sha256_of
 from shared.topology import MODEL_CHALLENGED, MODEL_PROMOTED, Topology
 
 Entry = dict[str, Any]

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from shared.errors import Conflict, NotFound
 from shared.messages import now_iso
-from shared.store import STORE_SCHEME, Store
+from shared.store.base import STORE_SCHEME, Store
 
 QUEUED: Final = "queued"
 ACCEPTED: Final = "accepted"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import Retryable
-from shared.store import Store
+from shared.store.base import Store
 
 
 class LeaseLost(Retryable):

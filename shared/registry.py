@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from shared.errors import Conflict, NotFound
 from shared.messages import now_iso
-from shared.store import Store
+from shared.store.base import Store
 
 MODEL_NAME: Final = "gender"
 _ROOT: Final = f"models/{MODEL_NAME}"

@@ -11,7 +11,7 @@ from typing import Any, Final
 from shared.errors import Conflict, NotFound
 from shared.messages import now_iso
 from shared.params import TrainingParams
-from shared.store import Store
+from shared.store.base import Store
 
 QUEUED: Final = "queued"
 ACCEPTED: Final = "accepted"

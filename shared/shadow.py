@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shared.messages import now_iso
 from shared.registry import Registry
-from shared.store import Store
+from shared.store.base import Store
 
 
 class ShadowFigures(BaseModel):

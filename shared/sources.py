@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 from shared.errors import InvalidMessage, NotFound, Retryable, shown
 from shared.messages import ArchiveRequest
 from shared.settings import Settings
-from shared.store import STORE_SCHEME, Store, sha256_of
+from shared.store.base import STORE_SCHEME, Store, sha256_of
 
 
 @contextlib.contextmanager
@@ -88,7 +88,7 @@ def _allowed_file(uri: str, settings: Settings) -> Path:
 
 def _download(uri: str, path: Path, limit: int) -> None:
     try:
-        from shared.store_s3 import S3Object  # noqa: PLC0415 - needs the extra `s3`
+        from shared.store.s3 import S3Object  # noqa: PLC0415 - needs the extra `s3`
     except ImportError:
         raise InvalidMessage(
             f"{shown(uri)} needs S3 support, which is not installed here (extra `s3`)", code="uri_not_allowed"

@@ -20,7 +20,7 @@ from shared.broker.base import Delivery
 from shared.broker.sqlite import SqliteBroker
 from shared.messages import json_reply, parse_prediction, prediction
 from shared.settings import Settings
-from shared.store import FileStore
+from shared.store.files import FileStore
 from tests.store_builder import StoreBuilder
 
 

@@ -27,7 +27,7 @@ from shared.failures import FailurePolicy
 from shared.image import ImageLimits
 from shared.metrics import InferenceMetrics
 from shared.settings import Settings
-from shared.store import FileStore
+from shared.store.files import FileStore
 from shared.topology import Topology
 from tests.model_builder import ModelBuilder
 

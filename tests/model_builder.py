@@ -22,7 +22,7 @@ from torch import nn
 from shared.card import CardDataset, Int8Report, ModelCard
 from shared.params import TrainingParams
 from shared.registry import Registry
-from shared.store import FileStore
+from shared.store.files import FileStore
 from trainer.card import build_card, measure_inputs
 from trainer.evaluate import evaluate
 from trainer.export import OUTPUT, export_onnx

@@ -20,7 +20,7 @@ from typing import TypeVar
 from shared.broker import open_broker
 from shared.broker.base import Broker, Inbox, Message
 from shared.client import Client
-from shared.store import FileStore
+from shared.store.files import FileStore
 from shared.topology import Topology
 from tests.rabbitmq_node import free_port
 

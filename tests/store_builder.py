@@ -36,7 +36,7 @@ from shared.messages import now_iso
 from shared.params import TrainingParams
 from shared.registry import Registry
 from shared.runs import Runs
-from shared.store import Store
+from shared.store.base import Store
 
 HOSTILE_NAMES = (
     "<img src=x onerror=alert(1)>_1_0_0.jpg",

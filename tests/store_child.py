@@ -16,7 +16,7 @@ import threading
 
 from shared.lease import Lease
 from shared.registry import Registry
-from shared.store import FileStore
+from shared.store.files import FileStore
 
 
 def main() -> None:

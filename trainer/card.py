@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -25,6 +24,7 @@ from shared.evaluation import Evaluation, Group
 from shared.image import light
 from shared.messages import now_iso
 from shared.params import TrainingParams
+from shared.store.base import sha256_of
 from trainer.evaluate import MIN_GROUP
 from trainer.model import Cost
 from trainer.train import EpochRow, Trained
@@ -229,8 +229,7 @@ def _headline(best: EpochRow, evaluation: Evaluation) -> dict[str, float]:
 
 
 def _file(path: Path) -> CardFile:
-    with path.open("rb") as file:
-        return CardFile(sha256=hashlib.file_digest(file, "sha256").hexdigest(), size_bytes=path.stat().st_size)
+    return CardFile(sha256=sha256_of(path), size_bytes=path.stat().st_size)
 
 
 def _worst(evaluation: Evaluation) -> str:

@@ -7,7 +7,7 @@ from typing import Any, ParamSpec
 
 import torch
 
-from shared.store import Store
+from shared.store.base import Store
 from trainer import checkpoint
 from trainer.checkpoint import Checkpoint
 from trainer.dataset import Dataset, opened_dataset

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.dataset import FACES_CSV, FACES_NPY, FaceRow, age_band, read_faces_csv
-from shared.store import Store
+from shared.store.base import Store
 from trainer.objective import Targets
 
 

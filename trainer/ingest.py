@@ -7,7 +7,6 @@ remembered. What is wrong with one entry makes it a reject; only an archive that
 from __future__ import annotations
 
 import gc
-import hashlib
 import math
 import time
 from collections import Counter
@@ -37,6 +36,7 @@ from shared.errors import InvalidDataset
 from shared.image import ImageLimits
 from shared.labels import ETHNICITIES, GENDERS
 from shared.rejects import Reject
+from shared.store.base import sha256_of
 from trainer.decode import Chunk
 from trainer.decoders import Decoders
 from trainer.face_file import FaceFile, replacing
@@ -128,7 +128,7 @@ def ingest(
     luma_square = math.fsum(face.traits.luma_std**2 + face.traits.luma_mean**2 for face in faces) / len(faces)
     splits = _by_gender({part: part for part in SPLITS}, (row.split for row in rows), rows)
     summary = DatasetSummary(
-        archive_sha256=archive_sha256 or _sha256(archive),
+        archive_sha256=archive_sha256 or sha256_of(archive),
         faces=len(faces),
         images_seen=images_seen,
         rejects=sieve.counts(),
@@ -202,8 +202,3 @@ def _by_gender(names: dict[Key, str], keys: Iterable[Key], rows: Sequence[FaceRo
         name: {gender_name: counts[key, gender] for gender, gender_name in enumerate(GENDERS)}
         for key, name in names.items()
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

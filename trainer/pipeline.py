@@ -34,7 +34,7 @@ from shared.params import TrainingParams
 from shared.registry import MODEL_NAME, Registry
 from shared.runs import Runs
 from shared.settings import Settings
-from shared.store import Store
+from shared.store.base import Store
 from trainer import checkpoint
 from trainer.calibrate import fit_temperature
 from trainer.card import build_card, measure_inputs, render_card

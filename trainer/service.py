@@ -22,7 +22,7 @@ from shared.registry import Registry
 from shared.runs import Runs
 from shared.settings import Settings
 from shared.sources import fetched
-from shared.store import STORE_SCHEME, Store, sha256_of
+from shared.store.base import STORE_SCHEME, Store, sha256_of
 from shared.topology import (
     MODEL_CHALLENGED,
     MODEL_PROMOTED,

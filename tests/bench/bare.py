@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from shared.image import SIZE, ImageLimits, configure_opencv, decode_face
 from shared.settings import Settings
-from shared.store import FileStore
+from shared.store.files import FileStore
 
 
 @dataclass(frozen=True)

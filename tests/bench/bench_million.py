@@ -115,7 +115,8 @@ def _train(archive: Path) -> int:
 
     from shared.metrics import TrainerMetrics
     from shared.params import TrainingParams
-    from shared.store import FileStore, sha256_of
+    from shared.store.base import sha256_of
+    from shared.store.files import FileStore
     from trainer.pipeline import Pipeline, Steps
 
     settings = Settings()

@@ -23,7 +23,8 @@ from shared.image import ImageLimits, decode_face
 from shared.messages import pack_message
 from shared.registry import Registry
 from shared.settings import Settings
-from shared.store import FileStore, sha256_of
+from shared.store.base import sha256_of
+from shared.store.files import FileStore
 from tests.bench.load import LostReply, served_by
 from tests.bench.rows import Row
 from tests.bench.stage import Served, Stage

@@ -30,7 +30,8 @@ from shared.registry import Registry
 from shared.runs import TRAINING, Runs
 from shared.sample import draw_face
 from shared.settings import Settings
-from shared.store import FileStore, sha256_of
+from shared.store.base import sha256_of
+from shared.store.files import FileStore
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "build" / "bench"

@@ -13,7 +13,7 @@ import torch
 from shared.image import ImageLimits, decode_face
 from shared.sample import draw_sample
 from shared.settings import Settings
-from shared.store import FileStore
+from shared.store.files import FileStore
 from tests.bench.bare import BareLoops
 from tests.bench.load import Saturation
 from tests.bench.stage import Served

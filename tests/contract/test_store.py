@@ -20,8 +20,9 @@ from shared.errors import Conflict, InvalidMessage, NotFound, Retryable
 from shared.messages import ArchiveRequest
 from shared.settings import Settings
 from shared.sources import fetched
-from shared.store import Store, open_store
-from shared.store_s3 import S3Object
+from shared.store import open_store
+from shared.store.base import Store
+from shared.store.s3 import S3Object
 
 BUCKET = "faces"
 

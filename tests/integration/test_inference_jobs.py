@@ -21,7 +21,7 @@ from shared.broker.base import Inbox, Message
 from shared.client import Client
 from shared.jobs import RESULT_COLUMNS, Jobs
 from shared.messages import ZIP, by_reference, job_id_of, json_message
-from shared.store import FileStore
+from shared.store.files import FileStore
 from tests.inference_loops import Loops, open_loops
 from tests.model_builder import brightness_answer, brightness_model, constant_model, image_of
 from tests.services import eventually

@@ -7,7 +7,7 @@ import pytest
 
 from inference.session import ProviderUnavailable, ServedModel, load_model, release_freed_memory, require_provider
 from shared.errors import InvalidModel, NotFound
-from shared.store import FileStore
+from shared.store.files import FileStore
 from tests import model_builder as build
 from tests.model_builder import ModelBuilder, constant_model
 

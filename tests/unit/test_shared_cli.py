@@ -38,7 +38,7 @@ from shared.messages import (
     run_id_of,
 )
 from shared.shadow import ShadowFigures, add_shadow_figures
-from shared.store import FileStore
+from shared.store.files import FileStore
 from shared.topology import Topology, job_state_topic, run_state_topic
 from tests.store_builder import StoreBuilder
 

@@ -20,7 +20,7 @@ from shared.client import Client, open_client
 from shared.errors import Conflict, GenderlineError, InvalidMessage, NotFound
 from shared.messages import job_id_of, json_reply, parse_dataset, parse_job, parse_prediction, prediction, run_id_of
 from shared.settings import Settings
-from shared.store import FileStore
+from shared.store.files import FileStore
 
 CONTENT = b"PK" + b"x" * 3_000_000
 MODEL = {"name": "gender", "version": 3}

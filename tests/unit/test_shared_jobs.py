@@ -10,7 +10,7 @@ import pytest
 from shared import jobs
 from shared.errors import Conflict, NotFound
 from shared.jobs import Jobs, shard_bounds
-from shared.store import FileStore
+from shared.store.files import FileStore
 
 
 @pytest.fixture

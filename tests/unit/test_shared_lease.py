@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shared.lease import Lease, LeaseLost
-from shared.store import FileStore
+from shared.store.files import FileStore
 from tests.store_process import store_process
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from shared.errors import Conflict, NotFound
 from shared.registry import Aliases, Registry
-from shared.store import FileStore
+from shared.store.files import FileStore
 from tests.store_process import race
 
 

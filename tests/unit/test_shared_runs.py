@@ -10,7 +10,7 @@ from shared import runs
 from shared.errors import Conflict, NotFound
 from shared.params import TrainingParams
 from shared.runs import Runs
-from shared.store import FileStore
+from shared.store.files import FileStore
 
 
 @pytest.fixture

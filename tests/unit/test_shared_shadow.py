@@ -7,7 +7,7 @@ import pytest
 
 from shared.registry import Registry
 from shared.shadow import ShadowFigures, add_shadow_figures, shadow_figures
-from shared.store import FileStore
+from shared.store.files import FileStore
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from shared.errors import InvalidMessage, Retryable
 from shared.messages import ArchiveRequest
 from shared.settings import Settings
 from shared.sources import fetched
-from shared.store import FileStore
+from shared.store.files import FileStore
 
 CONTENT = b"PK an archive"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -147,7 +147,7 @@ def test_a_key_without_an_object_is_not_found(place: Place) -> None:
 
 def test_s3_without_its_extra_is_refused_with_its_name(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    monkeypatch.delitem(sys.modules, "shared.store_s3", raising=False)
+    monkeypatch.delitem(sys.modules, "shared.store.s3", raising=False)
     error = place.refusal("s3://bucket/faces.zip")
     assert error.code == "uri_not_allowed"
     assert "needs S3 support, which is not installed here (extra `s3`)" in str(error)

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from shared.errors import InvalidMessage, NotFound, Retryable
-from shared.store import FileStore, checked_key, json_bytes, open_store, sha256_of
+from shared.store import open_store
+from shared.store.base import checked_key, json_bytes, sha256_of
+from shared.store.files import FileStore
 from tests.store_process import race, store_process
 
 
@@ -159,7 +161,7 @@ def test_an_unknown_url_is_refused_with_what_was_found_and_expected(url: str) ->
 
 def test_s3_without_its_extra_is_a_clear_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    monkeypatch.delitem(sys.modules, "shared.store_s3", raising=False)
+    monkeypatch.delitem(sys.modules, "shared.store.s3", raising=False)
     with pytest.raises(ValueError, match="needs S3 support, which is not installed"):
         open_store("s3://bucket/prefix")
 

@@ -13,7 +13,8 @@ import pytest
 from shared.broker.base import Broker, Message
 from shared.broker.sqlite import SqliteBroker
 from shared.client import Client
-from shared.store import FileStore, sha256_of
+from shared.store.base import sha256_of
+from shared.store.files import FileStore
 from shared.topology import Topology
 from trainer.inbox import InboxWatcher
 

@@ -30,7 +30,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.asyn import sync
 
 from shared.errors import InvalidMessage, NotFound, Retryable, shown
-from shared.store import Store, checked_key, json_bytes
+from shared.store.base import Store, checked_key, json_bytes
 
 _CHANGED: Final = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 """What S3 answers to a conditional write that came too late, or at the same time as another."""

@@ -1,0 +1,119 @@
+"""What every store does: plain files under keys. Objects become visible whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, cast
+
+from shared.errors import InvalidMessage, NotFound, shown
+
+STORE_SCHEME: Final = "store:"
+_LONGEST_NAME: Final = 200
+_LONGEST_KEY: Final = 900
+"""In bytes; file systems end at 255 a name, S3 at 1024 a key, and both need room for prefixes."""
+
+
+class Store(ABC):
+    """Objects under keys such as `runs/run-1/run.json`.
+
+    A key is a relative POSIX path in which no name starts with a dot; anything else raises `InvalidMessage`, since keys
+    may come from messages. All methods raise `Retryable` where the disk or the bucket is away or full.
+    """
+
+    @abstractmethod
+    def put(self, key: str, data: bytes) -> None:
+        """Writes an object whole, over any before it; it is durable on return."""
+
+    @abstractmethod
+    def create(self, key: str, data: bytes) -> bool:
+        """Writes the object only where there is none. Returns whether it did; of many callers, one wins."""
+
+    @abstractmethod
+    def put_file(self, key: str, path: Path) -> None:
+        """Moves a local file into the store, over any object before it: the file may be gone afterwards."""
+
+    @abstractmethod
+    def get(self, key: str) -> bytes:
+        """Returns an object's bytes, or raises `NotFound`."""
+
+    @abstractmethod
+    def exists(self, key: str) -> bool:
+        """Returns whether there is such an object."""
+
+    @abstractmethod
+    def size(self, key: str) -> int:
+        """Returns an object's size in bytes, or raises `NotFound`."""
+
+    @abstractmethod
+    def children(self, prefix: str) -> list[str]:
+        """Returns the names directly below a prefix, sorted; empty where there is nothing."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Deletes an object, or everything below a prefix. Deleting nothing is no error."""
+
+    @abstractmethod
+    def update_json(self, key: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+        """Replaces a JSON object by what `change` makes of it (of `{}` where there is none), as one atomic step."""
+
+    @abstractmethod
+    def local(self, key: str) -> contextlib.AbstractContextManager[Path]:
+        """Gives the object as a local file to read from, for as long as the context lasts."""
+
+    @abstractmethod
+    def ping(self) -> bool:
+        """Returns whether the store answers."""
+
+    def put_json(self, key: str, value: Mapping[str, Any]) -> None:
+        """Writes a JSON object, indented for the person who opens it."""
+        self.put(key, json_bytes(value))
+
+    def get_json(self, key: str) -> dict[str, Any]:
+        """Returns a JSON object, or raises `NotFound`."""
+        return cast(dict[str, Any], json.loads(self.get(key)))
+
+    def find_json(self, key: str) -> dict[str, Any] | None:
+        """Returns a JSON object, or None where there is none."""
+        try:
+            return self.get_json(key)
+        except NotFound:
+            return None
+
+
+def checked_key(key: str) -> str:
+    """Returns `key` where it is a plain relative path.
+
+    Raises:
+        InvalidMessage: code `uri_not_allowed`, for absolute paths, `..`, hidden names (half-written objects have such),
+            backslashes, control characters, emptiness, and names or keys that are too long.
+    """
+    parts = key.split("/")
+    if "\\" in key or not key.isprintable() or any(not part or part.startswith(".") for part in parts):
+        raise InvalidMessage(
+            f"{shown(key)} is not a store key; expected names joined by '/', none of them empty or hidden",
+            code="uri_not_allowed",
+        )
+    if len(key.encode()) > _LONGEST_KEY or any(len(part.encode()) > _LONGEST_NAME for part in parts):
+        raise InvalidMessage(
+            f"{shown(key)} is too long for a store key; expected at most {_LONGEST_NAME} bytes a name and "
+            f"{_LONGEST_KEY} in all",
+            code="uri_not_allowed",
+        )
+    return key
+
+
+def sha256_of(path: Path) -> str:
+    """Returns the SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """Returns a JSON text for people: indented, and readable but for what is not text at all."""
+    # JSON lets a client send half a surrogate pair, which UTF-8 cannot carry: it stays the escape that it was.
+    return json.dumps(value, indent=2, ensure_ascii=False).encode(errors="backslashreplace")
