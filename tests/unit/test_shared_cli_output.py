@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from shared.cli_output import Output, moment, percent, shown
+from shared.cli.output import Output, moment, percent, shown
 
 
 class Terminal(io.StringIO):
@@ -63,7 +63,7 @@ def test_without_a_terminal_steps_are_plain_lines_now_and_then(capsys: pytest.Ca
 def test_after_a_while_a_plain_step_tells_how_far_it_is(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.cli_output._PLAIN_PAUSE_S", 0.0)
+    monkeypatch.setattr("shared.cli.output._PLAIN_PAUSE_S", 0.0)
     with Output().steps() as steps:
         steps.step("queued")
         steps.step("queued")

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from shared.archive import is_litter
-from shared.cli_follow import follow_job
-from shared.cli_output import Steps
+from shared.cli.follow import follow_job
+from shared.cli.output import Steps
 from shared.client import Client
 from shared.jobs import FINISHED, RESULT_COLUMNS, Jobs
 from shared.labels import GENDERS, label_or_none

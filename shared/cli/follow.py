@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any, Final
 
-from shared.cli_output import Steps
+from shared.cli.output import Steps
 from shared.client import Client
 from shared.presence import Presence
 from shared.runs import FINAL_STATES

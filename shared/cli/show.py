@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from shared.broker.base import Broker, DeadLetter
-from shared.cli_output import Output, moment, percent
+from shared.cli.output import Output, moment, percent
 from shared.client import Client
 from shared.evaluation import Evaluation
 from shared.presence import Presence

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from shared.cli_follow import follow_job, follow_run
-from shared.cli_output import Output, Steps, percent
-from shared.cli_predict import Row, read_rows
+from shared.cli.follow import follow_job, follow_run
+from shared.cli.output import Output, Steps, percent
+from shared.cli.predicting import Row, read_rows
 from shared.client import Client, open_client
 from shared.dataset import FACES_CSV, read_faces_csv
 from shared.evaluation import Evaluation

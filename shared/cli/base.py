@@ -1,0 +1,65 @@
+"""What the commands share: the kinds of their arguments, `--json`, and a client."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from shared.cli.output import Output
+    from shared.client import Client
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
+ANY: Final = click.Path(exists=True, path_type=Path)
+NEW: Final = click.Path(dir_okay=False, writable=True, path_type=Path)
+_JSON: Final = "json"
+"""Where the context remembers that `--json` was given, for whoever prints an error."""
+
+
+def _remember_json(ctx: click.Context, _option: click.Parameter, given: bool) -> None:
+    if given:
+        ctx.meta[_JSON] = True
+
+
+def json_option(command: Command) -> Command:
+    """Gives a command the option `--json`."""
+    return click.option(
+        "--json",
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_remember_json,
+        help="Print one JSON document, for programs.",
+    )(command)
+
+
+def output_of(ctx: click.Context) -> Output:
+    """Returns where the command prints to."""
+    from shared.cli.output import Output  # noqa: PLC0415
+
+    return Output(as_json=ctx.meta.get(_JSON, False))
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[Client]:
+    """Gives a client of the broker and the store that the settings name."""
+    from shared.client import open_client  # noqa: PLC0415
+    from shared.settings import load_settings  # noqa: PLC0415
+
+    with open_client(load_settings()) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def followed(ctx: click.Context, what: str, command: str) -> Iterator[None]:
+    """Says at Ctrl-C that what was followed goes on, and how to follow it again."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        output_of(ctx).remark(f"{what} goes on; follow it again with: genderline {command} {what} --follow")
+        ctx.exit(130)

@@ -1,0 +1,74 @@
+"""Commands for dead letters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from shared.cli.base import connected, json_option, output_of
+
+if TYPE_CHECKING:
+    pass
+
+
+@click.group(invoke_without_command=True)
+@json_option
+@click.pass_context
+def dead(ctx: click.Context) -> None:
+    """Show, retry or drop what could not be processed."""
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(dead_list)
+
+
+@dead.command("list")
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="The most to show.")
+@json_option
+@click.pass_context
+def dead_list(ctx: click.Context, limit: int = 100) -> None:
+    """Show the oldest dead letters."""
+    from shared.cli.show import show_dead  # noqa: PLC0415
+
+    with connected() as client:
+        show_dead(output_of(ctx), client.broker, client.broker.dead_letters(limit))
+
+
+@dead.command("retry")
+@click.argument("dead_ids", metavar="[ID]…", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All of them.")
+@json_option
+@click.pass_context
+def dead_retry(ctx: click.Context, dead_ids: tuple[str, ...], everything: bool) -> None:
+    """Send dead letters back to where they came from."""
+    wanted = _wanted(dead_ids, everything)
+    with connected() as client:
+        _tell_count(ctx, "retried", client.broker.retry_dead(wanted), wanted)
+
+
+@dead.command("drop")
+@click.argument("dead_ids", metavar="[ID]…", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All of them.")
+@json_option
+@click.pass_context
+def dead_drop(ctx: click.Context, dead_ids: tuple[str, ...], everything: bool) -> None:
+    """Delete dead letters."""
+    wanted = _wanted(dead_ids, everything)
+    with connected() as client:
+        _tell_count(ctx, "dropped", client.broker.drop_dead(wanted), wanted)
+
+
+def _wanted(dead_ids: tuple[str, ...], everything: bool) -> list[str] | None:
+    if bool(dead_ids) == everything:
+        raise click.UsageError("name dead letters by their ID, or give --all")
+    return None if everything else list(dead_ids)
+
+
+def _tell_count(ctx: click.Context, verb: str, count: int, wanted: list[str] | None) -> None:
+    output = output_of(ctx)
+    if output.as_json:
+        output.document({verb: count})
+    else:
+        output.line(f"{verb} {count:,}")
+    if wanted is not None and count < len(wanted):
+        output.remark(f"{len(wanted) - count} of the ids are not among the dead letters")
+        ctx.exit(1)

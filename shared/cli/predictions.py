@@ -1,0 +1,121 @@
+"""Commands that predict: a few images at once, or many as a job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from shared.cli.base import ANY, NEW, connected, followed, json_option, output_of
+
+if TYPE_CHECKING:
+    from shared.cli.output import Output
+
+
+@click.command()
+@click.argument("paths", metavar="PATH…", nargs=-1, required=True, type=ANY)
+@click.option("--out", type=NEW, help="Write the results to this CSV file.")
+@click.option("--model-version", type=click.IntRange(min=1), help="Ask this version instead of the champion.")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), help="Seconds to wait.")
+@json_option
+@click.pass_context
+def predict(
+    ctx: click.Context, paths: tuple[Path, ...], out: Path | None, model_version: int | None, timeout_s: float | None
+) -> None:
+    """Predict images, folders or archives; a job where there are many.
+
+    More than 512 images, and every archive, are sent as a job. Exit code 1 means that no image at all has a prediction
+    or that a job did not finish.
+    """
+    from shared.cli.predicting import found_inputs, predict, write_rows  # noqa: PLC0415
+
+    output = output_of(ctx)
+    images, archives = found_inputs(paths)
+    if not images and not archives:
+        raise click.UsageError(f"no image (JPEG, PNG, WebP, BMP) in {', '.join(map(str, paths))}")
+    if archives and model_version is not None:
+        raise click.UsageError("an archive becomes a job, which the champion answers; leave out --model-version")
+    with connected() as client, output.steps() as steps:
+        found = predict(client, images, archives, steps, model_version=model_version, timeout_s=timeout_s)
+    if out is not None:
+        with out.open("w", encoding="utf-8", newline="") as file:
+            write_rows(file, found.rows)
+    _tell_predictions(output, found, out)
+    if found.failed or found.errors == len(found.rows):
+        ctx.exit(1)
+
+
+def _tell_predictions(output: Output, found: Any, out: Path | None) -> None:
+    from shared.cli.output import percent  # noqa: PLC0415
+
+    if output.as_json:
+        output.document(
+            {
+                "schema": 1,
+                "models": found.models,
+                "jobs": [job["job_id"] for job in found.jobs],
+                "counts": {"images": len(found.rows), "errors": found.errors},
+                "accuracy": found.accuracy,
+                "predictions": found.rows,
+            }
+        )
+        return
+    if out is None:
+        output.table(
+            ["IMAGE", "GENDER", "P(FEMALE)", "CONFIDENCE", "LABEL", "ERROR"],
+            [
+                (
+                    row["name"],
+                    row["gender"],
+                    None if row["probability_female"] is None else f"{row['probability_female']:.3f}",
+                    percent(row["confidence"]),
+                    row["true_gender"],
+                    row["error"] or "",
+                )
+                for row in found.rows
+            ],
+            right=[2, 3],
+        )
+    versions = ", ".join(str(model["version"]) for model in found.models)
+    parts = [f"{len(found.rows):,} images", f"{found.errors:,} errors"]
+    parts += [f"model version {versions}"] if versions else []
+    parts += [f"accuracy {percent(found.accuracy)} on the labelled ones"] if found.accuracy is not None else []
+    parts += [f"written to {out}"] if out is not None else []
+    output.remark(", ".join(parts))
+    if found.failed:
+        output.error("{job_id} {state}: {error[code]}: {error[message]}".format(**found.failed))
+
+
+@click.command()
+@click.argument("job_id", required=False)
+@click.option("--follow", is_flag=True, help="Follow the job until it ends.")
+@click.option("--cancel", is_flag=True, help="Ask for the job to stop.")
+@click.option("--out", type=NEW, help="Write the finished job's results to this CSV file.")
+@json_option
+@click.pass_context
+def jobs(ctx: click.Context, job_id: str | None, follow: bool, cancel: bool, out: Path | None) -> None:
+    """List the batch jobs, or show one."""
+    from shared.cli.follow import follow_job  # noqa: PLC0415
+    from shared.cli.show import show_job, show_jobs  # noqa: PLC0415
+
+    output = output_of(ctx)
+    if job_id is None and (follow or cancel or out):
+        raise click.UsageError("--follow, --cancel and --out need a JOB_ID")
+    with connected() as client:
+        if job_id is None:
+            show_jobs(output, client, client.jobs.all())
+            return
+        record = client.jobs.get(job_id)
+        if cancel:
+            client.jobs.request_cancel(job_id)
+            output.remark(f"{job_id} was asked to stop")
+        if follow:
+            with output.steps() as steps, followed(ctx, job_id, "jobs"):
+                record = follow_job(client, job_id, steps)
+        show_job(output, client, record)
+        if out is not None:
+            out.write_bytes(client.store.get(client.jobs.results_key(job_id)))
+            output.remark(f"written to {out}")
+        if follow and record["state"] != "finished":
+            ctx.exit(1)

@@ -1,0 +1,41 @@
+"""Commands for the services of this machine, and for a look at all of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from shared.cli.base import connected, json_option, output_of
+
+if TYPE_CHECKING:
+    pass
+
+_SERVICES: Final = click.Choice(["trainer", "inference", "dashboard"])
+
+
+@click.command()
+@click.option("--only", type=_SERVICES, multiple=True, help="Start this service only; may be given again.")
+@click.pass_context
+def up(ctx: click.Context, only: tuple[str, ...]) -> None:
+    """Start all services on this machine; Ctrl-C drains them."""
+    from shared.services import SERVICES, choose_ports, serve, service_children, whereabouts  # noqa: PLC0415
+    from shared.settings import load_settings  # noqa: PLC0415
+
+    output = output_of(ctx)
+    settings = load_settings()
+    ports = choose_ports(settings, [service for service in SERVICES if service in (only or SERVICES)])
+    for what, where in whereabouts(settings, ports):
+        output.line(f"{what:<18} {where}")
+    serve(service_children(ports), output.remark)
+
+
+@click.command()
+@json_option
+@click.pass_context
+def status(ctx: click.Context) -> None:
+    """Show who is up, what waits, what serves and what is being trained."""
+    from shared.cli.show import show_status  # noqa: PLC0415
+
+    with connected() as client:
+        show_status(output_of(ctx), client)

@@ -1,0 +1,131 @@
+"""Commands that train, and follow what is being trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from shared.cli.base import FILE, connected, followed, json_option, output_of
+from shared.errors import GenderlineError
+
+if TYPE_CHECKING:
+    from shared.cli.output import Output
+    from shared.client import Client
+
+
+def _parameters(_ctx: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:
+    """Reads `--param key=value` and checks them all before anything is sent."""
+    from shared.params import TrainingParams  # noqa: PLC0415
+
+    params: dict[str, Any] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise click.BadParameter(f"found {text!r}, expected KEY=VALUE")
+        try:
+            params[key] = json.loads(value)
+        except ValueError:
+            params[key] = value
+    try:
+        TrainingParams.parse(params)
+    except GenderlineError as error:
+        raise click.BadParameter(str(error)) from None
+    return params
+
+
+@click.command()
+@click.argument("archive", metavar="ZIP", type=FILE)
+@click.option("--name", help="What the run is called; by default the file's name.")
+@click.option("--param", "params", multiple=True, metavar="KEY=VALUE", callback=_parameters, help="Training parameter.")
+@click.option("--detach", is_flag=True, help="Submit it and do not wait.")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), help="Seconds to follow it; it goes on after.")
+@json_option
+@click.pass_context
+def train(
+    ctx: click.Context, archive: Path, name: str | None, params: dict[str, Any], detach: bool, timeout_s: float | None
+) -> None:
+    """Train a model on a zip of labelled faces and follow it."""
+    output = output_of(ctx)
+    size_mb = archive.stat().st_size / 1e6
+    copied = 0
+    with connected() as client, output.steps() as steps:
+
+        def on_copied(more: int) -> None:
+            nonlocal copied
+            copied += more
+            steps.step("copying", copied / 1e6, size_mb, unit="MB")
+
+        run_id = client.submit_dataset(archive, name=name, params=params, on_copied=on_copied)
+        if detach:
+            _tell_run(ctx, output, client, client.runs.get(run_id))
+            return
+        steps.line(run_id)
+        _follow_run(ctx, output, client, run_id, timeout_s, steps)
+
+
+def _follow_run(
+    ctx: click.Context, output: Output, client: Client, run_id: str, timeout_s: float | None, steps: Any
+) -> None:
+    from shared.cli.follow import follow_run  # noqa: PLC0415
+
+    with followed(ctx, run_id, "runs"):
+        record = follow_run(client, run_id, steps, timeout_s)
+    _tell_run(ctx, output, client, record)
+
+
+def _tell_run(ctx: click.Context, output: Output, client: Client, record: Mapping[str, Any]) -> None:
+    """Prints how a run stands, and ends with an exit code that fits."""
+    from shared.cli.output import percent  # noqa: PLC0415
+    from shared.runs import Runs  # noqa: PLC0415
+
+    state, run_id = record["state"], record["run_id"]
+    if output.as_json:
+        output.document({"schema": 1, **Runs.reply(record)})
+    elif state == "registered":
+        version = record["model"]["version"]
+        aliases = client.registry.aliases()
+        place = "the champion now" if aliases.champion == version else f"the champion is still {aliases.champion}"
+        accuracy = percent(record["metrics"].get("test_accuracy") or record["metrics"].get("val_accuracy"))
+        output.line(
+            f"{run_id}: registered as version {version}, accuracy {accuracy} on held-out faces; {place}", "green"
+        )
+    elif record["error"]:
+        output.error("{run_id} {state}: {error[code]}: {error[message]}".format(**record))
+    else:
+        output.line(f"{run_id}: {state}")
+    if state in {"rejected", "failed", "cancelled"}:
+        ctx.exit(1)
+
+
+@click.command()
+@click.argument("run_id", required=False)
+@click.option("--follow", is_flag=True, help="Follow the run until it ends.")
+@click.option("--cancel", is_flag=True, help="Ask for the run to stop.")
+@json_option
+@click.pass_context
+def runs(ctx: click.Context, run_id: str | None, follow: bool, cancel: bool) -> None:
+    """List the training runs, or show one."""
+    from shared.cli.show import show_run, show_runs  # noqa: PLC0415
+
+    output = output_of(ctx)
+    if run_id is None and (follow or cancel):
+        raise click.UsageError("--follow and --cancel need a RUN_ID")
+    with connected() as client:
+        if run_id is None:
+            show_runs(output, client.runs.all())
+            return
+        record = client.runs.get(run_id)
+        if cancel:
+            client.runs.request_cancel(run_id)
+            output.remark(f"{run_id} was asked to stop")
+        if follow:
+            with output.steps() as steps:
+                _follow_run(ctx, output, client, run_id, None, steps)
+        elif not cancel:
+            show_run(output, client, record)
+        elif output.as_json:
+            output.document(record)
