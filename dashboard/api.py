@@ -240,22 +240,7 @@ def reason() -> str:
 def list_dead() -> Response:
     """Lists the oldest dead letters, without their bodies."""
     letters = dashboard().broker.dead_letters(_PAGE)
-    return jsonify(
-        {
-            "dead_letters": [
-                {
-                    "dead_id": letter.dead_id,
-                    "reason": letter.reason,
-                    "origin": letter.origin,
-                    "delivery_count": letter.delivery_count,
-                    "message_id": letter.message.message_id,
-                    "content_type": letter.message.content_type,
-                    "size_bytes": len(letter.message.body),
-                }
-                for letter in letters
-            ]
-        }
-    )
+    return jsonify({"dead_letters": [letter.summary() for letter in letters]})
 
 
 @blueprint.post("/dead/retry")

@@ -10,7 +10,7 @@ nothing_selected=5
 alone=$?
 # By Ctrl-C, or by a file that could not be read: the rest would only hide it.
 [[ $alone -ne $interrupted ]] || exit "$interrupted"
-# One more than there are cores, since many tests wait for processes that start; more than eight find no more files.
+# One more than there are cores, since many tests wait for processes that start; few enough, as each has a RabbitMQ node.
 processes=$(($(nproc) < 8 ? $(nproc) + 1 : 8))
 "$python" -m pytest --alone skip -n "$processes" --dist loadfile --no-loadscope-reorder --cov --cov-report=term "$@"
 others=$?

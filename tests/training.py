@@ -5,14 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from shared.client import Client
+from tests.services import eventually
 
 # In steps so small that an epoch takes a while even on the fastest machine.
 SLOW = {"network": "reference", "batch_size": 4, "epochs": 400, "patience": 400, "quantize": False, "augment": False}
 
 
 def finished(client: Client, run_id: str, timeout_s: float = 90) -> dict[str, Any]:
+    """Waits for a run's end, and returns its record."""
     *_, record = client.follow_run(run_id, timeout_s)
     return record
+
+
+def until_checkpoint(client: Client, run_id: str) -> None:
+    """Waits until a run could be carried on by another process."""
+    eventually(lambda: client.store.exists(f"runs/{run_id}/checkpoint.pt"), 60, "a checkpoint")
 
 
 def models_of(client: Client, run_id: str) -> list[int]:

@@ -53,9 +53,11 @@ def evaluate(
     recalls = [confusion[gender, gender] / row.sum() for gender, row in enumerate(confusion) if row.sum()]
     f1_male, f1_female = metrics.f1_score(labels, named, labels=[0, 1], average=None, zero_division=0)
     both = len(recalls) == 2
+    roc = precision_recall = Curve(x=[], y=[])
     if both:
         false_rate, true_rate, _ = metrics.roc_curve(labels, probability)
         precision, recall, _ = metrics.precision_recall_curve(labels, probability, drop_intermediate=True)
+        roc, precision_recall = _thinned(false_rate, true_rate), _thinned(recall[::-1], precision[::-1])
     low, high = wilson_interval(int(correct.sum()), len(labels))
     bins = list(_reliability(probability, labels))
     groups = list(_groups(correct, labels, ages, ethnicities))
@@ -79,8 +81,8 @@ def evaluate(
             female_as_male=int(confusion[1, 0]),
             female_as_female=int(confusion[1, 1]),
         ),
-        roc=_thinned(false_rate, true_rate) if both else Curve(x=[], y=[]),
-        precision_recall=_thinned(recall[::-1], precision[::-1]) if both else Curve(x=[], y=[]),
+        roc=roc,
+        precision_recall=precision_recall,
         groups=groups,
         worst_group=ranked[0] if ranked else None,
         gap=ranked[-1].accuracy - ranked[0].accuracy if ranked else None,

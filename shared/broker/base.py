@@ -135,6 +135,18 @@ class DeadLetter:
     delivery_count: int
     message: Message
 
+    def summary(self) -> dict[str, Any]:
+        """Returns what is told of it in JSON: all but the message's body and headers."""
+        return {
+            "dead_id": self.dead_id,
+            "reason": self.reason,
+            "origin": self.origin,
+            "delivery_count": self.delivery_count,
+            "message_id": self.message.message_id,
+            "content_type": self.message.content_type,
+            "size_bytes": len(self.message.body),
+        }
+
 
 class Consumer(abc.ABC):
     """Takes messages from some queues. Used by one thread; `close` may be called from any.

@@ -57,7 +57,6 @@ class QueueFile:
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
-        self._log: int | None = None
         self._closed = threading.Event()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,9 +73,6 @@ class QueueFile:
             for connection in self._connections:
                 connection.close()
             self._connections.clear()
-            if self._log is not None:
-                os.close(self._log)
-                self._log = None
 
     def _connection(self) -> sqlite3.Connection:
         """Returns this thread's connection."""
@@ -135,14 +131,15 @@ class QueueFile:
     def _sync(self) -> None:
         """Waits until the log is on disk.
 
-        Whatever another process has moved from it to the file is on disk already: moving it syncs both.
+        Whatever another process has moved from it to the file is on disk already: moving it syncs both. It may be
+        closed here again: SQLite keeps its locks on its other files.
         """
         try:
-            with self._lock:
-                if self._log is None:
-                    # The same file for as long as a connection is open: only the last one to close deletes it.
-                    self._log = os.open(f"{self._path}-wal", os.O_RDONLY)
-            _sync_data(self._log)
+            log = os.open(f"{self._path}-wal", os.O_RDONLY)
+            try:
+                _sync_data(log)
+            finally:
+                os.close(log)
         except OSError as error:
             raise BrokerError(f"the embedded broker at {self._path} could not be synced: {error}") from error
 

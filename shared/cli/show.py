@@ -224,20 +224,7 @@ def show_job(output: Output, client: Client, record: dict[str, Any]) -> None:
 def show_dead(output: Output, broker: Broker, letters: list[DeadLetter]) -> None:
     """Prints a line a dead letter, oldest first."""
     if output.as_json:
-        output.document(
-            [
-                {
-                    "dead_id": letter.dead_id,
-                    "reason": letter.reason,
-                    "origin": letter.origin,
-                    "delivery_count": letter.delivery_count,
-                    "message_id": letter.message.message_id,
-                    "content_type": letter.message.content_type,
-                    "size_bytes": len(letter.message.body),
-                }
-                for letter in letters
-            ]
-        )
+        output.document([letter.summary() for letter in letters])
         return
     if not letters:
         output.remark("no dead letters")

@@ -182,16 +182,20 @@ def test_from_an_empty_system_to_a_model_that_is_rolled_back(
 def test_a_page_recovers_by_itself_after_the_dashboard_was_away(
     installation: Installation, base: str, browser: Browser
 ) -> None:
-    visit = Visit(browser, base)
-    visit.go("/")
+    visits = [Visit(browser, base, size) for size in (DESK, PHONE)]
+    for visit in visits:
+        visit.go("/")
     old = installation.services[0]
     assert old.stop() == 0
-    expect(visit.page.locator(".link-state")).to_contain_text("Reconnecting")
+    for visit in visits:
+        expect(visit.page.locator(".link-state")).to_contain_text("Reconnecting")
 
     environment = installation.env(GENDERLINE_PORT=str(old.port))
     with subprocess.Popen([sys.executable, "-m", "dashboard"], env=environment) as process:
         try:
-            expect(visit.page.locator(".link-state")).to_contain_text("Live", timeout=30_000)
+            for visit in visits:
+                expect(visit.page.locator(".link-state")).to_contain_text("Live", timeout=30_000)
         finally:
             process.terminate()
-    visit.close()
+    for visit in visits:
+        visit.close()

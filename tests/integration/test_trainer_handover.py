@@ -7,20 +7,14 @@ from pathlib import Path
 
 from shared import runs
 from shared.broker.base import Message
-from shared.client import Client
 from shared.messages import ZIP, run_id_of
 from tests.services import Installation, collect, eventually
-from tests.training import SLOW, finished, models_of
+from tests.training import SLOW, finished, models_of, until_checkpoint
 
 
 def figures(row: dict[str, float]) -> dict[str, float]:
     """Returns an epoch without its speed."""
     return {name: value for name, value in row.items() if name not in {"seconds", "images_per_second"}}
-
-
-def until_training(client: Client, run_id: str) -> None:
-    """Waits until the run has a first checkpoint, and is in the middle of an epoch after it."""
-    eventually(lambda: client.store.exists(f"runs/{run_id}/checkpoint.pt"), 60, "a checkpoint")
 
 
 def test_a_trainer_killed_in_mid_epoch_loses_nothing_and_trains_nothing_twice(
@@ -30,7 +24,8 @@ def test_a_trainer_killed_in_mid_epoch_loses_nothing_and_trains_nothing_twice(
     first = either_installation.start("trainer")
     with either_installation.client() as client:
         run_id = client.submit_dataset(sample_zip, params={**SLOW, "epochs": 3})
-        until_training(client, run_id)
+        until_checkpoint(client, run_id)
+        eventually(lambda: client.runs.history(run_id), 60, "a first epoch")
         first.kill()
         before = client.runs.history(run_id)
         assert client.runs.get(run_id)["state"] == runs.TRAINING
@@ -54,13 +49,13 @@ def test_a_long_run_hands_itself_over_and_any_trainer_carries_it_on(
     trainer = either_installation.start("trainer")
     with either_installation.client() as client, client.broker.inbox() as inbox:
         message = Message(
-            sample_zip.read_bytes(), ZIP, "long", "c", inbox.name, {"params": json.dumps({**SLOW, "epochs": 3})}
+            sample_zip.read_bytes(), ZIP, "long", "c", inbox.name, {"params": json.dumps({**SLOW, "epochs": 4})}
         )
         client.broker.publish(client.broker.topology.datasets, message)
         replies = collect(inbox, 2, 110)
         assert [json.loads(reply.body)["status"] for reply in replies] == ["accepted", "registered"]
         assert [reply.correlation_id for reply in replies] == ["c", "c"]
-        assert [row["epoch"] for row in client.runs.history(run_id_of("long"))] == [1, 2, 3]
+        assert [row["epoch"] for row in client.runs.history(run_id_of("long"))] == [1, 2, 3, 4]
     assert "handed over" in trainer.log.read_text()
 
 

@@ -9,6 +9,7 @@ import pytest
 from shared import runs
 from shared.client import Client
 from tests.services import Installation, eventually
+from tests.training import finished, until_checkpoint
 
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 # No normalisation, no dropout, no augmentation, no rounding: nothing but the order of additions may differ.
@@ -24,9 +25,9 @@ EXACT = {
 }
 
 
-def finished(client: Client, run_id: str) -> list[dict[str, float]]:
+def trained(client: Client, run_id: str) -> list[dict[str, float]]:
     """Waits for a run's model, and returns the run's history."""
-    *_, record = client.follow_run(run_id, 90)
+    record = finished(client, run_id)
     assert record["state"] == runs.REGISTERED, record
     return client.runs.history(run_id)
 
@@ -39,18 +40,18 @@ def test_two_processes_killed_in_mid_run_and_started_again_train_what_one_trains
     try:
         with installation.client() as client:
             alone = installation.start("trainer")
-            expected = finished(client, client.submit_dataset(sample_zip, params=EXACT))
+            expected = trained(client, client.submit_dataset(sample_zip, params=EXACT))
             assert alone.stop() == 0
 
-            team = installation.start("trainer", launcher=TWO, GENDERLINE_CHECKPOINT_S="0.2")
+            team = installation.start("trainer", launcher=TWO, GENDERLINE_CHECKPOINT_S="0")
             assert "member 1 of 2" in team.log.read_text()
             run_id = client.submit_dataset(sample_zip, params=EXACT)
-            eventually(lambda: client.store.exists(f"runs/{run_id}/checkpoint.pt"), 60, "a checkpoint")
+            until_checkpoint(client, run_id)
             team.kill_with_children()
             assert client.runs.get(run_id)["state"] == runs.TRAINING
 
             again = installation.start("trainer", launcher=TWO)
-            found = finished(client, run_id)
+            found = trained(client, run_id)
             for one, two in zip(expected, found, strict=True):
                 assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-3)
                 assert two["val_loss"] == pytest.approx(one["val_loss"], rel=1e-3)

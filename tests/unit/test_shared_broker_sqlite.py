@@ -11,6 +11,12 @@ from shared.broker.base import Broker, BrokerError, Message, Outgoing
 from shared.broker.sqlite import SqliteBroker
 
 
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    with SqliteBroker(tmp_path / "broker.db") as broker:
+        yield broker
+
+
 @pytest.mark.parametrize("place", ["a file that is no database", "below a file"])
 def test_a_place_that_cannot_hold_the_broker_is_named(place: str, tmp_path: Path) -> None:
     taken = tmp_path / "notes.txt"
@@ -30,12 +36,6 @@ def test_what_is_deleted_is_not_written_once_more(tmp_path: Path) -> None:
             written = log.stat().st_size
             consumer.settle([delivery])
             assert log.stat().st_size - written < 100_000
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Broker]:
-    with SqliteBroker(tmp_path / "broker.db") as broker:
-        yield broker
 
 
 def test_what_is_published_is_on_disk_when_that_returns_and_seen_by_others_before(
