@@ -136,6 +136,10 @@ class Installation:
         with self.broker() as broker:
             yield Client(broker, FileStore(self.folder / "store"))
 
+    def logs(self) -> str:
+        """Returns what all services have printed, for a message of failure."""
+        return "\n".join(f"--- {service.name}\n{service.log.read_text()}" for service in self.services)
+
     def close(self) -> None:
         """Kills whatever still runs, children included."""
         for service in self.services:

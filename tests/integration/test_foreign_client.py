@@ -14,6 +14,9 @@ from shared.sample import draw_sample
 from tests.rabbitmq_node import RabbitNode
 from tests.services import Installation
 
+CLIENT_S = 180
+"""How long the client may take: so long that one that does not end is told with what was printed, not by the limit."""
+
 README = Path(__file__).parents[2] / "README.md"
 
 
@@ -24,6 +27,7 @@ def script() -> str:
 
 
 @pytest.mark.rabbitmq
+@pytest.mark.timeout(CLIENT_S + 60)
 def test_the_readmes_foreign_client_trains_by_value_and_reference_and_gets_every_prediction(
     rabbitmq: RabbitNode, tmp_path: Path
 ) -> None:
@@ -38,16 +42,22 @@ def test_the_readmes_foreign_client_trains_by_value_and_reference_and_gets_every
         installation.start("trainer", wait=False)
         installation.start("inference", wait=False)
         installation.start("dashboard")
-        done = subprocess.run(
-            [sys.executable, str(program), rabbitmq.url, str(archive)],
-            cwd=tmp_path,  # away from our packages
-            capture_output=True,
-            text=True,
-            timeout=110,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        lines = done.stdout.splitlines()
+        printed = tmp_path / "client.log"
+        with (
+            printed.open("wb") as output,
+            subprocess.Popen(
+                [sys.executable, "-u", str(program), rabbitmq.url, str(archive)],
+                cwd=tmp_path,  # away from our packages
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            ) as client,
+        ):
+            try:
+                client.wait(CLIENT_S)
+            except subprocess.TimeoutExpired:
+                client.kill()
+        assert client.returncode == 0, f"{printed.read_text()}\n{installation.logs()}"
+        lines = printed.read_text().splitlines()
         for kind in ("by value", "by reference"):
             assert f"{kind} accepted None None" in lines
             assert any(line.startswith(f"{kind} registered {{'name': 'gender'") for line in lines), lines
