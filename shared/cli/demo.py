@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from shared.cli.follow import follow_job, follow_run
 from shared.cli.output import Output, Steps, percent
-from shared.cli.predicting import Row, read_rows
+from shared.cli.predict_paths import Row, read_rows
 from shared.client import Client, open_client
 from shared.dataset import FACES_CSV, read_faces_csv
 from shared.evaluation import Evaluation

@@ -28,7 +28,7 @@ def predict(
     More than 512 images, and every archive, are sent as a job. Exit code 1 means that no image at all has a prediction
     or that a job did not finish.
     """
-    from shared.cli.predicting import found_inputs, predict, write_rows  # noqa: PLC0415
+    from shared.cli.predict_paths import found_inputs, predict, write_rows  # noqa: PLC0415
 
     output = output_of(ctx)
     images, archives = found_inputs(paths)

@@ -18,7 +18,7 @@ from shared.broker.base import Message
 from tests.rabbitmq_node import RabbitNode
 from tests.services import Installation, Service, eventually
 
-pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.rabbitmq
 
 
 @pytest.fixture

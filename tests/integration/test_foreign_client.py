@@ -27,7 +27,6 @@ def script() -> str:
 
 
 @pytest.mark.rabbitmq
-@pytest.mark.timeout(CLIENT_S + 60)
 def test_the_readmes_foreign_client_trains_by_value_and_reference_and_gets_every_prediction(
     rabbitmq: RabbitNode, tmp_path: Path
 ) -> None:
