@@ -86,7 +86,7 @@ def small(dropout: float) -> FaceNetwork:
 
 def compact(dropout: float) -> FaceNetwork:
     """Returns the middle of the residual family: less than a quarter of the reference's multiply-adds."""
-    return residual((16, 32, 64, 112, 160), (0, 0, 1, 1), dropout)
+    return residual((16, 48, 80, 112, 144), (0, 0, 1, 2), dropout)
 
 
 def large(dropout: float) -> FaceNetwork:

@@ -14,10 +14,10 @@ FEW_FACES: Final = 2_000
 """Below that a small network learns as well, in a fraction of the time."""
 MANY_FACES: Final = 20_000
 """From there on, a GPU's larger steps lose nothing."""
-FACES_SHOWN: Final = 200_000
+FACES_SHOWN: Final = 400_000
 """What `auto` epochs aim at: training faces shown over the whole run."""
 MIN_EPOCHS: Final = 15
-MAX_EPOCHS: Final = 40
+MAX_EPOCHS: Final = 64
 
 
 class Recipe(TrainingParams):

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from shared.errors import GenderlineError
+from trainer.calibrate import calibrated_loss
 from trainer.checkpoint import Checkpoint, CheckpointError, dump
 from trainer.device import DeviceFaces, seeded
 from trainer.model import build_network
@@ -79,7 +79,7 @@ class EpochRow:
     Attributes:
         train_loss: mean over the epoch's steps, with dropout and augmentation.
         train_accuracy: likewise.
-        val_loss: mean log loss on the validation faces after the epoch.
+        val_loss: mean log loss on the validation faces after the epoch, calibrated on them as the finished model is.
         val_accuracy: likewise.
         seconds: the epoch with its validation.
         images_per_second: training faces per second, without validation.
@@ -281,7 +281,8 @@ def train(
         except Interrupted:
             save()
             raise
-        val_loss, val_accuracy = _loss_and_accuracy(team.joined(mine), targets.female[validation])
+        logits, truth = team.joined(mine), targets.female[validation]
+        val_loss, val_accuracy = calibrated_loss(logits, truth), float(np.mean((logits >= 0) == (truth > 0)))
         loss_sum, correct_sum, seen = sums.tolist()
         _require_finite(loss_sum + val_loss, recipe, epoch)
         if val_loss < best_loss:
@@ -334,12 +335,6 @@ def predict_logits(
         faces = source.take(indices[start : start + EVALUATION_BATCH]).float().div_(255)
         logits.append(network(faces).float().cpu())
     return torch.cat(logits).numpy()
-
-
-def _loss_and_accuracy(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> tuple[float, float]:
-    exact = torch.from_numpy(logits).double()
-    loss = functional.binary_cross_entropy_with_logits(exact, torch.from_numpy(labels.astype(np.float64)))
-    return loss.item(), float(np.mean((logits >= 0) == (labels > 0)))
 
 
 def _require_finite(loss: float, recipe: Recipe, epoch: int) -> None:

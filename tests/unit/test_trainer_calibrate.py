@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.calibrate import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_temperature
+from trainer.calibrate import MAX_TEMPERATURE, MIN_TEMPERATURE, calibrated_loss, fit_temperature
 
 
 def draw(temperature: float, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -51,3 +51,28 @@ def test_every_input_gives_a_temperature_within_bounds(faces: list[tuple[float, 
     labels = np.array([label for _, label in faces], np.uint8)
     fitted = fit_temperature(logits, labels)
     assert MIN_TEMPERATURE * 0.999 <= fitted <= MAX_TEMPERATURE * 1.001
+
+
+def plain_loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    return float(np.mean(np.logaddexp(0, np.where(labels == 1, -logits, logits))))
+
+
+def test_the_calibrated_loss_does_not_mind_how_sure_a_network_is_of_itself() -> None:
+    honest, labels = draw(1.0, 20_000)
+    assert calibrated_loss(honest, labels) == pytest.approx(plain_loss(honest, labels), rel=1e-3)
+    for factor in (0.5, 3.0):
+        assert calibrated_loss(honest * factor, labels) == pytest.approx(calibrated_loss(honest, labels), rel=1e-3)
+        assert plain_loss(honest * factor, labels) > 1.05 * plain_loss(honest, labels)
+
+
+def test_of_two_networks_the_calibrated_loss_prefers_the_one_that_tells_more_faces_apart() -> None:
+    honest, labels = draw(1.0, 2000)
+    noise = np.random.default_rng(1).normal(0, 1, len(honest)).astype(np.float32)
+    better, worse = honest * 4, (honest + noise) * np.float32(0.7)
+    assert plain_loss(better, labels) > plain_loss(worse, labels)
+    assert calibrated_loss(better, labels) < calibrated_loss(worse, labels)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_a_logit_that_is_no_number_leaves_no_loss(broken: float) -> None:
+    assert np.isnan(calibrated_loss(np.array([1.0, broken], np.float32), np.array([1, 0], np.uint8)))

@@ -28,7 +28,7 @@ def test_what_the_user_chose_stays() -> None:
 
 
 def test_fewer_faces_are_shown_more_often_to_a_smaller_network() -> None:
-    few, many, lots = decided(500), decided(6_000), decided(1_000_000)
+    few, many, lots = decided(500), decided(12_000), decided(1_000_000)
     assert MAX_EPOCHS == few.epochs > many.epochs > lots.epochs == MIN_EPOCHS
     assert (few.network, many.network) == ("small", "compact")
     assert few.batch_size < many.batch_size

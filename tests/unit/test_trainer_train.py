@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from trainer.calibrate import calibrated_loss
 from trainer.checkpoint import CheckpointError, load
 from trainer.device import DeviceFaces
 from trainer.model import NETWORKS, FaceNetwork, build_network, reference
@@ -234,7 +235,7 @@ def validation_loss(trained: Trained, faces: NDArray[np.uint8]) -> float:
     network = build_network("reference", dropout=0.4, mirror=True)
     network.load_state_dict(trained.weights)
     logits = predict_logits(network, DeviceFaces(faces, CPU), VALIDATION)
-    return float(np.mean(np.logaddexp(0, np.where(drawn_faces()[1][VALIDATION] == 1, -logits, logits))))
+    return calibrated_loss(logits, drawn_faces()[1][VALIDATION])
 
 
 def test_training_stops_early_and_returns_the_weights_of_its_best_epoch() -> None:
