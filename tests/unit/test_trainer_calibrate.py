@@ -60,7 +60,7 @@ def plain_loss(logits: np.ndarray, labels: np.ndarray) -> float:
 def test_the_calibrated_loss_does_not_mind_how_sure_a_network_is_of_itself() -> None:
     honest, labels = draw(1.0, 20_000)
     assert calibrated_loss(honest, labels) == pytest.approx(plain_loss(honest, labels), rel=1e-3)
-    for factor in (0.5, 3.0):
+    for factor in np.array([0.5, 3.0], np.float32):
         assert calibrated_loss(honest * factor, labels) == pytest.approx(calibrated_loss(honest, labels), rel=1e-3)
         assert plain_loss(honest * factor, labels) > 1.05 * plain_loss(honest, labels)
 
