@@ -73,7 +73,7 @@ def overload(stage: Stage) -> list[Row]:
     seconds = 6 if stage.quick else 20
     with stage.served("RabbitMQ", "default") as served:
         broker, images = served.client.broker, itertools.cycle(stage.material.images)
-        for _ in range(waiting * 3 // 2 // 2000):  # half as many again, for what is taken meanwhile
+        for _ in range(waiting * 2 // 2000):  # as many again, for what is taken meanwhile
             batch = [Message(next(images), "image/jpeg") for _ in range(2000)]
             broker.publish_many([Outgoing(broker.topology.predictions, message) for message in batch])
         samples = []
