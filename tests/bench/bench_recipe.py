@@ -21,7 +21,9 @@ from typing import Any, Final
 
 import click
 import numpy as np
+import pytest
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -35,7 +37,7 @@ from trainer.dataset import Dataset
 from trainer.device import DeviceFaces, choose_device
 from trainer.evaluate import evaluate
 from trainer.ingest import ingest
-from trainer.model import build_network, cost
+from trainer.model import NETWORKS, build_network, cost, residual
 from trainer.recipe import Recipe, decide
 from trainer.speed import measure_speed
 from trainer.train import EpochRow, predict_logits, train
@@ -50,10 +52,21 @@ PLAIN: Final[dict[str, Any]] = {
     "patience": 5,
 }
 """The `reference` without our recipe. A constant step has no end to wait for: it stops soon after its best epoch."""
+FEWER_LAYERS: Final = ((16, 32, 64, 112, 160), (0, 0, 1, 1))
+"""Widths and blocks of 30 M multiply-adds."""
+
+
+def plain_loss(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> float:
+    """Returns the mean log loss without a temperature."""
+    return float(np.mean(np.logaddexp(0, np.where(labels > 0, -logits, logits).astype(np.float64))))
+
+
 DECAYED: Final[dict[str, Any]] = {"weight_decay": 0.05}
 """What each ingredient was tried on: the default, and weight decay, which has turned out to change nothing."""
 ROWS: Final[dict[str, dict[str, Any]]] = {
     "the default": {},
+    "the default, its epoch by the plain loss": {"loss": plain_loss},
+    "the default with fewer layers": {"layers": FEWER_LAYERS},
     "the default in float32": {"precision": "float32"},
     "`reference`, plain": PLAIN | {"augment": False},
     "`reference`, augmented": PLAIN,
@@ -71,7 +84,8 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
     "… half the epochs": DECAYED | {"epochs": 0.5},
     "… twice the epochs": DECAYED | {"epochs": 2.0},
 }
-"""What each row changes; epochs are relative to what `auto` takes."""
+"""What each row changes: parameters, where epochs are relative to what `auto` takes, and what no parameter does: the
+`loss` that says which epoch is best, and the `layers` of `compact`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +116,7 @@ class Outcome:
 
 def recipe_of(row: str, seed: int, faces: int, device: torch.device) -> Recipe:
     """Returns what a row does with so many training faces."""
-    changes = dict(ROWS[row])
+    changes = {name: value for name, value in ROWS[row].items() if name not in {"loss", "layers"}}
     default = decide(TrainingParams(), faces=faces, device=device, speed=lambda _: math.inf)
     if "epochs" in changes:
         changes["epochs"] = max(1, round(default.epochs * changes["epochs"]))
@@ -112,6 +126,19 @@ def recipe_of(row: str, seed: int, faces: int, device: torch.device) -> Recipe:
         device=device,
         speed=lambda recipe: measure_speed(recipe, device),
     )
+
+
+@contextmanager
+def changed_code(row: str) -> Iterator[None]:
+    """Changes, for a while, what a row changes and no parameter does."""
+    changes = ROWS[row]
+    with pytest.MonkeyPatch.context() as patch:
+        if "loss" in changes:
+            patch.setattr("trainer.train.calibrated_loss", changes["loss"])
+        if "layers" in changes:
+            widths, blocks = changes["layers"]
+            patch.setitem(NETWORKS, "compact", lambda dropout: residual(widths, blocks, dropout))
+        yield
 
 
 def seconds_on(device: torch.device) -> float:
@@ -259,7 +286,8 @@ def main(archive: Path, seeds: int, only: tuple[str, ...], results: Path) -> Non
                 ]
                 if any((outcome.row, outcome.seed) == (row, seed) for outcome in outcomes):
                     continue
-                outcomes.append(measure(row, seed, recipe, dataset, device, progress))
+                with changed_code(row):
+                    outcomes.append(measure(row, seed, recipe, dataset, device, progress))
                 with results.open("a") as file:
                     file.write(json.dumps(asdict(outcomes[-1])) + "\n")
                 progress.console.print(f"{row}, seed {seed}: {outcomes[-1].accuracy:.1%}")
