@@ -12,10 +12,9 @@ alone=$?
 [[ $alone -ne $interrupted ]] || exit "$interrupted"
 # One more than there are cores, since many tests wait for processes that start; few enough, as each has a RabbitMQ node.
 processes=$(($(nproc) < 8 ? $(nproc) + 1 : 8))
-coverage=()
 # A selection has no coverage to reach.
-[[ $# -ne 0 ]] || coverage=(--cov --cov-report=term)
-"$python" -m pytest --alone skip -n "$processes" --dist loadfile --no-loadscope-reorder "${coverage[@]}" "$@"
+[[ $# -ne 0 ]] || set -- --cov --cov-report=term
+"$python" -m pytest --alone skip -n "$processes" --dist loadfile --no-loadscope-reorder "$@"
 others=$?
 
 # A selection such as -k may leave nothing in one part, but not in both.

@@ -53,7 +53,7 @@ def calibrated_loss(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> f
         labels: uint8 (N,), likewise.
 
     Returns:
-        The loss; not a finite number where a logit is none.
+        The loss; NaN where a logit is not finite.
     """
     if not np.isfinite(logits).all():
         return float("nan")

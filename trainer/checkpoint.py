@@ -13,7 +13,8 @@ import torch
 
 from shared.errors import GenderlineError
 
-FORMAT: Final = 2
+FORMAT: Final = 3
+"""Another one with every change of what a checkpoint holds or means, the layers of a network among it."""
 
 
 class CheckpointError(GenderlineError):
