@@ -131,9 +131,10 @@ def test_a_challenger_that_cannot_be_loaded_leaves_the_champion_alone_and_is_tri
     assert model is not None
     with loops.running(loops.shadow.run):
         eventually(lambda: (loops.shadow.summary() or {}).get("problem"), 10, "a problem in the heartbeat")
+        told = "version 2 cannot challenge, the champion serves: version 2: the file has 100 bytes"
+        eventually(lambda: told in caplog.text, 10, "the problem in the log, which comes after it")
         show(loops, model, 250)
         assert outcomes(loops) == {}
-        assert "version 2 cannot challenge, the champion serves: version 2: the file has 100 bytes" in caplog.text
         assert loops.value("genderline_model_swaps_total", outcome="failed") == 0
         loops.builder.damage(second, good)
         eventually(lambda: loaded(loops), 10, "the repaired challenger is loaded")
