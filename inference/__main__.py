@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from shared.broker import open_broker
 from shared.broker.base import Broker
+from shared.environment import ONE_CORE
 from shared.errors import Retryable
 from shared.log import configure_logging
 from shared.metrics import BrokerCollector, StatusServer, process_registry
@@ -117,9 +118,8 @@ def _parent(broker: Broker, settings: Settings, stop: threading.Event) -> int:
             Child(
                 name=f"worker {number}",
                 command=[sys.executable, "-m", "inference", "--worker", str(file)],
-                # Each worker's metrics are files in this folder, which the parent adds up. And nobody multiplies
-                # matrices with NumPy, which would start a thread a core for it in each of the processes a core.
-                env={"PROMETHEUS_MULTIPROC_DIR": folder, "OPENBLAS_NUM_THREADS": "1"},
+                # Each worker's metrics are files in this folder, which the parent adds up.
+                env={"PROMETHEUS_MULTIPROC_DIR": folder, **ONE_CORE},
             )
             for number, file in enumerate(files)
         ]

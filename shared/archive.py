@@ -22,7 +22,7 @@ from shared.directory import Directory, read_directory
 from shared.errors import InvalidDataset
 from shared.labels import base_name
 from shared.rejects import Reject
-from shared.unpack import ENCRYPTED_FLAG, Entry, Unpacker
+from shared.unpack import ENCRYPTED_FLAG, Entry, EntryError, Unpacker
 
 if TYPE_CHECKING:
     from shared.settings import Settings
@@ -152,6 +152,17 @@ class Archive:
         """Unpacks one entry, as `Unpacker.read` does, which says what it raises."""
         return self._unpacker.read(entry)
 
+    def read_together(self, entries: Sequence[Entry]) -> list[bytes | EntryError]:
+        """Unpacks one or more entries, sooner than one by one. Returns each one's content, or why there is none."""
+        unpacker = self._unpacker.holding(entries)
+        contents: list[bytes | EntryError] = []
+        for entry in entries:
+            try:
+                contents.append(unpacker.read(entry))
+            except EntryError as error:
+                contents.append(error)
+        return contents
+
 
 def is_litter(name: str) -> bool:
     """Tells whether an operating system left the entry behind: `__MACOSX/`, `._*`, `.DS_Store`, `Thumbs.db`."""
@@ -165,14 +176,11 @@ def is_litter(name: str) -> bool:
 
 def _rows_of_files(directory: Directory) -> NDArray[np.intp]:
     """Returns the rows of the directory that are neither folders nor litter."""
-    sizes = directory.size_bytes.tolist()
-    files = [
-        not (name.endswith(b"/") or (name.endswith(b"\\") and not size))
-        for name, size in zip(directory.names, sizes, strict=True)
-    ]
+    last = np.array([name[-1:] for name in directory.names])
+    files = (last != b"/") & ((last != b"\\") | (directory.size_bytes > 0))
     folded = b"\0".join(directory.names).lower()
     if any(mark in folded for mark in _LITTER_MARKS):  # else, as nearly always, no name need be looked at
-        files = [file and not is_litter(directory.name(row)) for row, file in enumerate(files)]
+        files &= [not is_litter(directory.name(row)) for row in range(len(directory))]
     return np.flatnonzero(files)
 
 

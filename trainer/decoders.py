@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from shared.environment import ONE_CORE
 from shared.image import ImageLimits, configure_opencv
 from trainer.decode import Chunk, Decoder, Outcomes
 
@@ -35,14 +36,6 @@ pipe to hold their outcomes."""
 
 _NOT_ITS_OWN: Final = (signal.SIGINT, signal.SIGTERM)
 """Signals that a process never ends by: they are meant for the trainer, which knows when its work may end."""
-
-_ENVIRONMENT: Final = {
-    "OPENBLAS_NUM_THREADS": "1",  # NumPy's, of which it would start one a core
-    "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20),
-    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
-    "MALLOC_TOP_PAD_": str(16 * 2**20),
-}
-"""The rest lets glibc keep what is freed: by default it gives memory back, to ask for the same a moment later."""
 
 
 @dataclass
@@ -136,7 +129,7 @@ class _Process:
             handle = theirs.fileno()
             self._process = subprocess.Popen(  # noqa: S603 - our own
                 [sys.executable, "-m", "trainer.decoders", str(handle)],
-                env=_ENVIRONMENT | os.environ,
+                env=ONE_CORE | os.environ,
                 stdin=subprocess.DEVNULL,
                 pass_fds=[handle],
             )

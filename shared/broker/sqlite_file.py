@@ -146,8 +146,7 @@ class QueueFile:
     def version(self) -> int:
         """Returns a number that changes when another connection writes. Read it *before* looking, then wait on it."""
         with self.read() as db:
-            (version,) = db.execute("PRAGMA data_version").fetchone()
-            return int(version)
+            return _version(db)
 
     def wait_for_change(self, seen: int, timeout_s: float, waiting: Waiting, stopped: Callable[[], bool]) -> None:
         """Waits until the version is no longer `seen`, `stopped()` says so, or the time is up.
@@ -157,9 +156,10 @@ class QueueFile:
         """
         deadline = time.monotonic() + timeout_s
         pause_s = waiting.next_pause_s()
-        while self.version() == seen and (remaining := deadline - time.monotonic()) > 0 and not stopped():
-            time.sleep(min(pause_s, remaining))
-            pause_s = min(pause_s * 1.3, waiting.longest_s)
+        with self.read() as db:
+            while _version(db) == seen and (remaining := deadline - time.monotonic()) > 0 and not stopped():
+                time.sleep(min(pause_s, remaining))
+                pause_s = min(pause_s * 1.3, waiting.longest_s)
 
 
 class Waiting:
@@ -180,6 +180,11 @@ class Waiting:
         """Returns the pause for the next look."""
         self._pause_s = min(self._pause_s * 2, self.longest_s)
         return self._pause_s
+
+
+def _version(db: sqlite3.Connection) -> int:
+    version: int = db.execute("PRAGMA data_version").fetchone()[0]
+    return version
 
 
 def _until_free(step: Callable[[], object], timeout_s: float) -> None:

@@ -1,0 +1,16 @@
+"""The environment of a process that has a core to itself and computes on images, one batch after the other."""
+
+from __future__ import annotations
+
+from typing import Final
+
+ONE_CORE: Final = {
+    "OPENBLAS_NUM_THREADS": "1",  # NumPy's, of which it would start one a core
+    "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20),
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_TOP_PAD_": str(16 * 2**20),
+    "MALLOC_ARENA_MAX": "1",
+}
+"""The rest is for glibc. It is to keep what is freed: by default it gives memory back, to ask for the same a moment
+later, and every page of it has to be made anew. And it is to have one heap for all threads: what one of them frees, as
+a model that was replaced, then serves the others."""
