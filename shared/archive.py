@@ -22,7 +22,7 @@ from shared.directory import Directory, read_directory
 from shared.errors import InvalidDataset
 from shared.labels import base_name
 from shared.rejects import Reject
-from shared.unpack import ENCRYPTED_FLAG, Entry, EntryError, Unpacker
+from shared.unpack import ENCRYPTED_FLAG, Entry, EntryError, Unpacker, decoded_name
 
 if TYPE_CHECKING:
     from shared.settings import Settings
@@ -83,22 +83,16 @@ class _Entries(Sequence[Entry]):
 
     def _made(self, rows: NDArray[np.intp]) -> list[Entry]:
         all_ = self._directory
+        names = [all_.names[row] for row in rows.tolist()]
         columns = (all_.offsets, all_.packed_bytes, all_.size_bytes, all_.crcs, all_.flags, all_.methods, all_.modes)
-        names = [all_.name(row) for row in rows.tolist()]
-        return [
-            Entry(
-                name,
-                offset,
-                packed_bytes,
-                size_bytes,
-                crc,
-                method == _DEFLATED,
-                _fault(name, packed_bytes, size_bytes, flags, method, mode, self._limits),
-            )
-            for name, offset, packed_bytes, size_bytes, crc, flags, method, mode in zip(
-                names, *(column[rows].tolist() for column in columns), strict=True
-            )
-        ]
+        entries = []
+        for raw_name, offset, packed_bytes, size_bytes, crc, flags, method, mode in zip(
+            names, *(column[rows].tolist() for column in columns), strict=True
+        ):
+            name = decoded_name(raw_name, flags)
+            fault = _fault(name, packed_bytes, size_bytes, flags, method, mode, self._limits)
+            entries.append(Entry(name, offset, packed_bytes, size_bytes, crc, method == _DEFLATED, fault))
+        return entries
 
 
 class Archive:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from io import BufferedWriter
 from pathlib import Path
 from typing import Any, Final
 
@@ -253,6 +255,7 @@ class Client:
             with copy.open("wb") as target:
                 while piece := source.read(2**20):
                     target.write(piece)
+                    _begin_to_store(target, len(piece))
                     if sha256 is not None:
                         digest.update(piece)
                     if on_copied:
@@ -332,3 +335,13 @@ def _reply_body(reply: Message) -> dict[str, Any]:
     if error := body.get("error"):
         raise GenderlineError(error["message"], code=error["code"])
     return body
+
+
+def _begin_to_store(file: BufferedWriter, count: int) -> None:
+    """Lets the disk begin with the last bytes written, so that syncing the whole file takes less long.
+
+    To Linux it says that nobody will read them soon; and before it can forget them it has to store them.
+    """
+    if hasattr(os, "posix_fadvise"):  # macOS has none
+        file.flush()
+        os.posix_fadvise(file.fileno(), file.tell() - count, count, os.POSIX_FADV_DONTNEED)

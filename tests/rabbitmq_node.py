@@ -136,6 +136,12 @@ class RabbitNode:
         """Kills the node with SIGKILL."""
         self._end(signal.SIGKILL)
 
+    @property
+    def pid(self) -> int:
+        """The node's process; only while it runs."""
+        assert self._beam is not None
+        return self._beam.pid
+
     def evaluate(self, expression: str) -> str:
         """Evaluates Erlang inside the node, for what can only be changed there."""
         command = [str(self._server.with_name("rabbitmqctl")), "eval", expression]

@@ -20,6 +20,7 @@ BENCHMARKS: dict[str, Callable[[Stage], list[Row]]] = {
     "packs": throughput.packs,
     "jobs": throughput.batch_jobs,
     "singles": throughput.singles,
+    "apart": throughput.apart,
     "idle": latency.idle,
     "half-load": latency.half_load,
     "beside-job": latency.beside_a_job,

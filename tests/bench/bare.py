@@ -87,6 +87,11 @@ class BareLoops:
         ready = [self._answer(process) for process in self._processes]
         self.precision: str | None = ready[0]["precision"]
 
+    @property
+    def pids(self) -> list[int]:
+        """The processes."""
+        return [process.pid for process in self._processes]
+
     def run(self, seconds: float) -> Lap:
         """Lets all of them run for a while, at once."""
         for process in self._processes:

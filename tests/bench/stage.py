@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,6 +67,14 @@ class Stage:
             inbox = close.enter_context(client.broker.inbox())
             yield Served(installation, service, client, inbox)
 
+    @contextlib.contextmanager
+    def rabbitmq_on(self, core: int) -> Iterator[None]:
+        """Keeps the node and this process, and so what it starts and connects with, on one core meanwhile."""
+        self.broker_url("RabbitMQ", self.folder)
+        assert self._node is not None
+        with pinned([self._node.pid, os.getpid()], core):
+            yield
+
     def __enter__(self) -> Stage:
         return self
 
@@ -96,6 +104,25 @@ class Served:
     def rss_bytes(self) -> int:
         """Returns the memory of the largest worker."""
         return max(rss_bytes(pid) for pid in self.pids)
+
+
+@contextlib.contextmanager
+def pinned(pids: Sequence[int], core: int) -> Iterator[None]:
+    """Keeps processes on one core meanwhile: the threads that they have, and what those start."""
+    before = [(pid, os.sched_getaffinity(pid)) for pid in pids]
+    for pid in pids:
+        _pin(pid, {core})
+    try:
+        yield
+    finally:
+        for pid, cores in before:
+            with contextlib.suppress(OSError):  # it has ended
+                _pin(pid, cores)
+
+
+def _pin(pid: int, cores: set[int]) -> None:
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), cores)
 
 
 def cpu_s(pid: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import statistics
 import time
 import zipfile
@@ -12,7 +13,7 @@ from shared.jobs import FINISHED
 from tests.bench.bare import BareLoops, Lap
 from tests.bench.load import Saturation
 from tests.bench.rows import Pairs, Row, at_least, at_most
-from tests.bench.stage import Served, Stage
+from tests.bench.stage import Served, Stage, pinned
 
 PACK = 64
 JOB_IMAGES = 20_000
@@ -48,6 +49,33 @@ def singles(stage: Stage) -> list[Row]:
         figure = f"{ours:,.0f} µs an image, bare loop {bare:,.0f} µs"
         rows.append(at_most(f"champion, single images, {broker}: the workers' own CPU time", figure, ours / bare, 1.25))
     return rows
+
+
+def apart(stage: Stage) -> list[Row]:
+    """One worker with a core to itself, the broker and the client on another: what of the rest is the service's own."""
+    own, other = _two_cores()
+    rows = []
+    for model, pack, what, least in (
+        ("reference", 1, "reference, single images", 0.9),
+        ("default", PACK, f"champion, packs of {PACK}", 0.9),
+        ("default", 1, "champion, single images", 0.7),
+    ):
+        with (
+            stage.rabbitmq_on(other),
+            stage.served("RabbitMQ", model, workers=1) as served,
+            BareLoops(stage.material.store(model), stage.material.archive, processes=1) as bare,
+            pinned([*served.pids, *bare.pids], own),
+        ):
+            pairs = queue_pairs(stage, served, bare, pack=pack)
+        rows.append(at_least(f"{what}, RabbitMQ and the client on another core", pairs.figure, pairs.ratio, least))
+    return rows
+
+
+def _two_cores() -> tuple[int, int]:
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise RuntimeError("found a single core, expected one for the worker and one for the broker and the client")
+    return cores[0], cores[1]
 
 
 def batch_jobs(stage: Stage) -> list[Row]:
