@@ -67,6 +67,11 @@ class Stage:
             inbox = close.enter_context(client.broker.inbox())
             yield Served(installation, service, client, inbox)
 
+    def rabbitmq_cpu_s(self) -> float:
+        """Returns the processor time that the node has taken so far, in seconds."""
+        assert self._node is not None
+        return cpu_s(self._node.pid)
+
     @contextlib.contextmanager
     def rabbitmq_on(self, core: int) -> Iterator[None]:
         """Keeps the node and this process, and so what it starts and connects with, on one core meanwhile."""

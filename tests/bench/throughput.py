@@ -25,16 +25,15 @@ JOB_TIMEOUT_S = 300.0
 
 def reference_singles(stage: Stage) -> list[Row]:
     """Single images, each with a reply, through RabbitMQ, on the reference network."""
-    pairs = _queue_pairs(stage, "RabbitMQ", "reference", pack=1)
-    return [at_least("reference, single images, RabbitMQ", pairs.figure, pairs.ratio, 0.9)]
+    rows, _ = _through_a_queue(stage, "RabbitMQ", "reference", "reference, single images", pack=1, least=0.9)
+    return rows
 
 
 def packs(stage: Stage) -> list[Row]:
     """Packs of 64 on the default network, through both brokers."""
     rows = []
     for broker in ("RabbitMQ", "embedded"):
-        pairs = _queue_pairs(stage, broker, "default", pack=PACK)
-        rows.append(at_least(f"champion, packs of {PACK}, {broker}", pairs.figure, pairs.ratio, 0.9))
+        rows += _through_a_queue(stage, broker, "default", f"champion, packs of {PACK}", pack=PACK, least=0.9)[0]
     return rows
 
 
@@ -42,12 +41,13 @@ def singles(stage: Stage) -> list[Row]:
     """Single images on the default network, through both brokers, and what they cost the workers themselves."""
     rows = []
     for broker in ("RabbitMQ", "embedded"):
-        pairs = _queue_pairs(stage, broker, "default", pack=1)
-        rows.append(at_least(f"champion, single images, {broker}", pairs.figure, pairs.ratio, 0.7))
+        what = "champion, single images"
+        found, pairs = _through_a_queue(stage, broker, "default", what, pack=1, least=0.7)
+        rows += found
         ours = statistics.median(lap.cpu_us for lap in pairs.ours)
         bare = statistics.median(lap.cpu_us for lap in pairs.bare)
         figure = f"{ours:,.0f} µs an image, bare loop {bare:,.0f} µs"
-        rows.append(at_most(f"champion, single images, {broker}: the workers' own CPU time", figure, ours / bare, 1.25))
+        rows.append(at_most(f"{what}, {broker}: the workers' own CPU time", figure, ours / bare, 1.25))
     return rows
 
 
@@ -110,12 +110,29 @@ def second_worker(stage: Stage) -> list[Row]:
     return [at_least(f"a second worker process, packs of {PACK}", figure, ratio, 1.6)]
 
 
-def _queue_pairs(stage: Stage, broker: str, model: str, *, pack: int) -> Pairs:
+def _through_a_queue(
+    stage: Stage, broker: str, model: str, what: str, *, pack: int, least: float
+) -> tuple[list[Row], Pairs]:
+    """Returns the ratio to the bare loop, and what it would be if workers took no more than the bare loop does."""
     with (
         stage.served(broker, model) as served,
         BareLoops(stage.material.store(model), stage.material.archive) as bare,
     ):
-        return queue_pairs(stage, served, bare, pack=pack)
+        pairs = queue_pairs(stage, served, bare, pack=pack)
+        load, seconds = _saturation(stage, served, pack), 1.5 if stage.quick else 4
+        others = {"client": load.run(seconds).cpu_us}
+        if broker == "RabbitMQ":
+            others = {broker: load.run(seconds, stage.rabbitmq_cpu_s).cpu_us, **others}
+    bare_us = statistics.median(lap.cpu_us for lap in pairs.bare)
+    figure = ", ".join(f"{who} {us:,.0f} µs" for who, us in {**others, "bare loop": bare_us}.items())
+    left = Row(
+        f"{what}, {broker}: what others leave of the cores",
+        figure,
+        bare_us / (bare_us + sum(others.values())),
+        "",
+        None,
+    )
+    return [at_least(f"{what}, {broker}", pairs.figure, pairs.ratio, least), left], pairs
 
 
 def queue_pairs(stage: Stage, served: Served, bare: BareLoops, *, pack: int) -> Pairs:
