@@ -121,13 +121,13 @@ def pinned(pids: Sequence[int], core: int) -> Iterator[None]:
         yield
     finally:
         for pid, cores in before:
-            with contextlib.suppress(OSError):  # it has ended
-                _pin(pid, cores)
+            _pin(pid, cores)
 
 
 def _pin(pid: int, cores: set[int]) -> None:
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        os.sched_setaffinity(int(thread.name), cores)
+    for thread in Path(f"/proc/{pid}/task").glob("*"):  # none, where the process has ended
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            os.sched_setaffinity(int(thread.name), cores)
 
 
 def cpu_s(pid: int) -> float:

@@ -20,6 +20,7 @@ import pytest
 
 from shared.broker.base import Inbox, Message, Outgoing
 from shared.client import Client
+from shared.environment import ONE_CORE
 from shared.jobs import Jobs
 from shared.messages import ZIP, job_id_of, pack_message
 from tests.inference_loops import replies
@@ -143,10 +144,11 @@ def test_a_killed_worker_is_started_again_and_nothing_is_lost(either_installatio
         assert client.broker.dead_letters() == []
 
 
-def test_numpy_starts_no_threads_of_its_own_in_a_worker(installation: Installation) -> None:
+def test_a_worker_has_the_environment_of_a_process_with_a_core_to_itself(installation: Installation) -> None:
     service = installation.start("inference")
     for pid in workers(service):
-        assert b"OPENBLAS_NUM_THREADS=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        assert {f"{name}={value}".encode() for name, value in ONE_CORE.items()} <= set(environment)
     service.stop()
 
 
