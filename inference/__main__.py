@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import signal
 import sys
 import tempfile
@@ -119,7 +120,7 @@ def _parent(broker: Broker, settings: Settings, stop: threading.Event) -> int:
                 name=f"worker {number}",
                 command=[sys.executable, "-m", "inference", "--worker", str(file)],
                 # Each worker's metrics are files in this folder, which the parent adds up.
-                env={"PROMETHEUS_MULTIPROC_DIR": folder, **ONE_CORE},
+                env=ONE_CORE | os.environ | {"PROMETHEUS_MULTIPROC_DIR": folder},
             )
             for number, file in enumerate(files)
         ]

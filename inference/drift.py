@@ -31,7 +31,7 @@ MIN_REFERENCE: Final = 100
 """Fewer faces of the training data are nothing to hold a stream against."""
 _GROUPS: Final = 10
 _ONE_IN: Final = 4
-"""Of a batch, once the window is full: measuring takes longer than all else that Python does for an image of a pack."""
+"""Of a batch, once the window is full: of all that is done beside decoding and the model, measuring takes longest."""
 
 
 def stability_index(expected: NDArray[np.int64], found: NDArray[np.int64]) -> float:

@@ -170,7 +170,7 @@ def is_litter(name: str) -> bool:
 
 def _rows_of_files(directory: Directory) -> NDArray[np.intp]:
     """Returns the rows of the directory that are neither folders nor litter."""
-    last = np.array([name[-1:] for name in directory.names])
+    last = np.array([name[-1:] for name in directory.names], "S1")
     files = (last != b"/") & ((last != b"\\") | (directory.size_bytes > 0))
     folded = b"\0".join(directory.names).lower()
     if any(mark in folded for mark in _LITTER_MARKS):  # else, as nearly always, no name need be looked at

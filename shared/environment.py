@@ -1,4 +1,7 @@
-"""The environment of a process that has a core to itself and computes on images, one batch after the other."""
+"""The environment of a process that has a core to itself and computes on images, one batch after the other.
+
+Only what the user has not set otherwise: it is to be overridden, as in `ONE_CORE | os.environ`.
+"""
 
 from __future__ import annotations
 
