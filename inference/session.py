@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
 import hashlib
+import io
 import logging
 import time
 from dataclasses import dataclass
@@ -173,6 +176,7 @@ def _session(
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NO_FOLDER)
     asked = ["CPUExecutionProvider"]
     if wanted != "cpu" and "CUDAExecutionProvider" in ort.get_available_providers():
+        _find_cuda_libraries()
         asked.insert(0, "CUDAExecutionProvider")
     try:
         session = ort.InferenceSession(data, options, providers=asked)
@@ -188,6 +192,15 @@ def _session(
     if len(asked) > 1 and used == "cpu":
         _LOG.warning("CUDA is there but could not be used; running on the CPU")
     return session, used
+
+
+@functools.cache
+def _find_cuda_libraries() -> None:
+    """Loads CUDA and cuDNN from the packages that `onnxruntime-gpu[cuda,cudnn]` brings: the linker does not look there."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        ort.preload_dlls()
+    if said.getvalue():
+        _LOG.warning("%s", " ".join(said.getvalue().split()))
 
 
 def _probe(model: ServedModel) -> None:
