@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import functools
 import hashlib
-import io
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -16,13 +14,16 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from shared.card import CardFile, ModelCard
+from inference import cuda
+from shared.card import CardFile, ModelCard, ServedPrecision
 from shared.errors import InvalidModel, NotFound
 from shared.image import SIZE
 from shared.registry import MODEL_NAME, Registry
 from shared.store.base import Store
 
 Provider = Literal["cpu", "cuda"]
+Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""Images uint8 (N, 1, 128, 128) in, probabilities of *female*, float32 (N,), out."""
 
 _INPUT: Final = ("image", "tensor(uint8)")
 _OUTPUT: Final = ("probability_female", "tensor(float)")
@@ -32,10 +33,10 @@ _NO_FOLDER: Final = "/nonexistent"
 """Where ONNX Runtime is told to look for such files, should one be written in another way."""
 
 _BATCH_TOLERANCE: Final = 0.01
-_TRIAL_IMAGES: Final = 8
+_TRIAL_IMAGES: Final[dict[Provider, int]] = {"cpu": 8, "cuda": 64}
 _TRIAL_RUNS: Final = 4
-_WORTH_IT: Final = 1.15
-"""How much faster the int8 model must be on this machine to be taken."""
+_WORTH_IT: Final[dict[ServedPrecision, float]] = {"int8": 1.15, "float16": 1.0}
+"""How many times as fast as float32 a sibling must be on this machine to be taken."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -51,16 +52,16 @@ class ServedModel:
     Attributes:
         version: its number in the registry.
         provider: where it really runs, as ONNX Runtime says after loading.
-        precision: `float32` or `int8`.
+        precision: `float32`, or that of the sibling that serves in its place.
         card: its card.
-        session: the session; used by several threads at once.
+        run: the model itself; used by several threads at once.
     """
 
     version: int
     provider: Provider
-    precision: Literal["float32", "int8"]
+    precision: ServedPrecision
     card: ModelCard
-    session: ort.InferenceSession
+    run: Run
 
     def predict(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Returns the probability of *female* for each face.
@@ -71,8 +72,7 @@ class ServedModel:
         Returns:
             float32 (N,), in [0, 1].
         """
-        (probabilities,) = self.session.run([_OUTPUT[0]], {_INPUT[0]: faces[:, np.newaxis]})
-        return np.asarray(probabilities, np.float32)
+        return self.run(faces[:, np.newaxis])
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -83,8 +83,8 @@ class ServedModel:
 def load_model(store: Store, version: int, provider: Literal["auto", "cpu", "cuda"]) -> ServedModel:
     """Loads a registered model and makes sure that it answers sensibly.
 
-    Where the card says that the int8 model holds the accuracy, it is loaded too, and taken if it is clearly faster on
-    this machine's CPU. One that is broken costs nothing but its speed.
+    Where the card says that its sibling for this provider, int8 for a CPU and float16 for a GPU, holds the accuracy, it
+    is loaded too, and taken if it is faster here. One that is broken costs nothing but its speed.
 
     Args:
         store: where the registry lies.
@@ -99,22 +99,18 @@ def load_model(store: Store, version: int, provider: Literal["auto", "cpu", "cud
         Retryable: the store is away.
     """
     card = _card(store, version)
-    session, used = _session(_file(store, version, card.file), provider, version)
-    model = ServedModel(version, used, "float32", card, session)
-    _probe(model)
-    if used == "cpu" and card.int8 is not None and card.int8.kept and card.int8_file is not None:
-        try:
-            session, _ = _session(_file(store, version, card.int8_file, int8=True), "cpu", version)
-            quantized = ServedModel(version, used, "int8", card, session)
-            _probe(quantized)
-        except InvalidModel as error:
-            _LOG.error("int8 not taken, float32 serves: %s", error)
-            return model
-        gain = _gain(model, quantized)
-        _LOG.info("version %d: int8 runs %.2f times as fast as float32 here", version, gain)
-        if gain >= _WORTH_IT:
-            return quantized
-    return model
+    model = _opened(_file(store, card, "float32", card.file), provider, card, "float32")
+    precision, file = _sibling(card, model.provider)
+    if file is None:
+        return model
+    try:
+        sibling = _opened(_file(store, card, precision, file), model.provider, card, precision)
+    except InvalidModel as error:
+        _LOG.error("%s not taken, float32 serves: %s", precision, error)
+        return model
+    gain = _gain(model, sibling)
+    _LOG.info("version %d: %s runs %.2f times as fast as float32 here", version, precision, gain)
+    return sibling if gain >= _WORTH_IT[precision] else model
 
 
 def require_provider(wanted: Literal["auto", "cpu", "cuda"]) -> None:
@@ -123,7 +119,7 @@ def require_provider(wanted: Literal["auto", "cpu", "cuda"]) -> None:
     Raises:
         ProviderUnavailable: with what is there instead. Whether CUDA's libraries load too shows with the first model.
     """
-    if wanted == "cuda" and "CUDAExecutionProvider" not in ort.get_available_providers():
+    if wanted == "cuda" and not cuda.available():
         raise ProviderUnavailable(
             f"GENDERLINE_PROVIDER is cuda; this ONNX Runtime has {ort.get_available_providers()} "
             "(install the extra `inference-gpu`)"
@@ -148,10 +144,18 @@ def _card(store: Store, version: int) -> ModelCard:
     return card
 
 
-def _file(store: Store, version: int, expected: CardFile, *, int8: bool = False) -> bytes:
+def _sibling(card: ModelCard, provider: Provider) -> tuple[ServedPrecision, CardFile | None]:
+    """Returns the precision that pays there, and the file of the sibling in it, where the card vouches for that."""
+    if provider == "cuda":
+        return "float16", card.float16_file if card.float16 is not None and card.float16.kept else None
+    return "int8", card.int8_file if card.int8 is not None and card.int8.kept else None
+
+
+def _file(store: Store, card: ModelCard, precision: ServedPrecision, expected: CardFile) -> bytes:
     """Returns a model file of the registry, which is the one that the card describes and stands on its own."""
+    version = card.version
     try:
-        data = store.get(Registry.model_key(version, int8=int8))
+        data = store.get(Registry.model_key(version, precision))
     except NotFound as error:
         raise InvalidModel(f"version {version}: {error}") from None
     found = hashlib.sha256(data).hexdigest()
@@ -165,54 +169,61 @@ def _file(store: Store, version: int, expected: CardFile, *, int8: bool = False)
     return data
 
 
-def _session(
-    data: bytes, wanted: Literal["auto", "cpu", "cuda"], version: int
-) -> tuple[ort.InferenceSession, Provider]:
+def _opened(
+    data: bytes, wanted: Literal["auto", "cpu", "cuda"], card: ModelCard, precision: ServedPrecision
+) -> ServedModel:
+    """Loads a model file, warms it up and probes it."""
+    version = card.version
     options = ort.SessionOptions()
     # One core a process and a process a core beat one session over all cores, on models of this size.
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what goes wrong comes as an exception
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NO_FOLDER)
-    asked = ["CPUExecutionProvider"]
-    if wanted != "cpu" and "CUDAExecutionProvider" in ort.get_available_providers():
-        _find_cuda_libraries()
-        asked.insert(0, "CUDAExecutionProvider")
+    on_gpu = wanted != "cpu" and cuda.available()
     try:
-        session = ort.InferenceSession(data, options, providers=asked)
+        if on_gpu:
+            session = cuda.open_session(data, options)
+        else:
+            session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors have no common base
         raise InvalidModel(f"version {version} cannot be loaded: {error}") from error
     # ONNX Runtime falls back to the CPU without an error where CUDA's libraries do not load, so ask what it did.
-    used: Provider = "cuda" if "CUDAExecutionProvider" in session.get_providers() else "cpu"
+    used: Provider = "cuda" if cuda.PROVIDER in session.get_providers() else "cpu"
     if wanted == "cuda" and used != "cuda":
         raise ProviderUnavailable(
             f"GENDERLINE_PROVIDER is cuda, but ONNX Runtime runs on {session.get_providers()}; "
             f"available: {ort.get_available_providers()} (is onnxruntime-gpu with its CUDA libraries installed?)"
         )
-    if len(asked) > 1 and used == "cpu":
+    if on_gpu and used == "cpu":
         _LOG.warning("CUDA is there but could not be used; running on the CPU")
-    return session, used
-
-
-@functools.cache
-def _find_cuda_libraries() -> None:
-    """Loads CUDA and cuDNN from the packages that `onnxruntime-gpu[cuda,cudnn]` brings: the linker does not look there."""
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        ort.preload_dlls()
-    if said.getvalue():
-        _LOG.warning("%s", " ".join(said.getvalue().split()))
-
-
-def _probe(model: ServedModel) -> None:
-    """Warms the model up and checks its signature and answers.
-
-    Raises:
-        InvalidModel: its signature is another, or its answers are not probabilities, or depend on the batch.
-    """
-    session, version = model.session, model.version
     signature = [(value.name, value.type) for value in (*session.get_inputs(), *session.get_outputs())]
     if signature != [_INPUT, _OUTPUT]:
         raise InvalidModel(f"version {version} takes and gives {signature}; expected {[_INPUT, _OUTPUT]}")
+    try:
+        run = cuda.GpuRun(session, _INPUT[0], _OUTPUT[0], SIZE) if used == "cuda" else _on_cpu(session)
+    except Exception as error:  # as above
+        raise InvalidModel(f"version {version} failed on the GPU: {error}") from error
+    model = ServedModel(version, used, precision, card, run)
+    _probe(model)
+    return model
+
+
+def _on_cpu(session: ort.InferenceSession) -> Run:
+    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        (probabilities,) = session.run([_OUTPUT[0]], {_INPUT[0]: images})
+        return np.asarray(probabilities, np.float32)
+
+    return run
+
+
+def _probe(model: ServedModel) -> None:
+    """Warms the model up and checks its answers.
+
+    Raises:
+        InvalidModel: they are not probabilities, or depend on the batch.
+    """
+    version = model.version
     # Smooth and rough, dark and light: none of them a face, all of them fixed.
     ramp = np.linspace(0, 255, SIZE).astype(np.uint8)
     noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE), dtype=np.uint8)
@@ -238,17 +249,18 @@ def _probe(model: ServedModel) -> None:
         )
 
 
-def _gain(model: ServedModel, quantized: ServedModel) -> float:
-    """Returns how many times as fast the quantized model runs: the best of a few runs of each, by turns.
+def _gain(model: ServedModel, sibling: ServedModel) -> float:
+    """Returns how many times as fast the sibling runs: the best of a few runs of each, by turns.
 
-    It counts this thread's own processor time, in which the models run: who else uses the machine at the moment does
-    not decide which of the two is served.
+    On a CPU it counts this thread's own processor time, in which the models run: who else uses the machine at the
+    moment does not decide which of the two is served. A GPU's time is on the clock.
     """
-    faces = np.full((_TRIAL_IMAGES, SIZE, SIZE), 128, np.uint8)
+    faces = np.full((_TRIAL_IMAGES[model.provider], SIZE, SIZE), 128, np.uint8)
+    clock = time.perf_counter if model.provider == "cuda" else time.thread_time
     times: dict[str, list[float]] = {}
     for _ in range(_TRIAL_RUNS):
-        for each in (model, quantized):
-            start = time.thread_time()
+        for each in (model, sibling):
+            start = clock()
             each.predict(faces)
-            times.setdefault(each.precision, []).append(time.thread_time() - start)
-    return min(times[model.precision]) / max(min(times[quantized.precision]), 1e-9)
+            times.setdefault(each.precision, []).append(clock() - start)
+    return min(times[model.precision]) / max(min(times[sibling.precision]), 1e-9)

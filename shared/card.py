@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 from shared.evaluation import Evaluation
 
+ServedPrecision = Literal["float32", "int8", "float16"]
+"""What a model may be served in; a version's siblings are the same network, in fewer bits."""
 LUMA_RANGE: Final = (0, 255)
 """What the bins of `luma_histogram` cover: the mean luma that an image can have."""
 CONTRAST_RANGE: Final = (0, 128)
@@ -59,6 +61,22 @@ class Int8Report(_Section):
     images_per_second_int8: float
 
 
+class Float16Report(_Section):
+    """What half the bits did, computed on the trainer's CPU; how much faster it is shows on the GPU that serves it.
+
+    Attributes:
+        kept: whether the float16 sibling is registered.
+        faces: how many both were compared on.
+        accuracy_float: share of these named rightly by the float32 model.
+        accuracy_float16: the same for float16.
+    """
+
+    kept: bool
+    faces: int
+    accuracy_float: float
+    accuracy_float16: float
+
+
 class InputStatistics(_Section):
     """What the training faces look like: what drift in the faces to predict is held against.
 
@@ -95,8 +113,10 @@ class ModelCard(_Section):
         temperature: the calibration inside the graph.
         parity: largest difference of torch's and ONNX Runtime's probability on real faces.
         int8: what quantization did; None where it was not asked for.
+        float16: what half the bits did; None likewise, and on cards of older releases.
         file: `model.onnx`.
-        int8_file: its int8 sibling; None where there is none.
+        int8_file: its int8 sibling, for CPUs; None where there is none.
+        float16_file: its float16 sibling, for GPUs; likewise.
         parameters: trainable numbers in the network.
         multiply_adds: for one face.
         inputs: what the training faces look like.
@@ -119,8 +139,10 @@ class ModelCard(_Section):
     temperature: float
     parity: float
     int8: Int8Report | None
+    float16: Float16Report | None = None
     file: CardFile
     int8_file: CardFile | None
+    float16_file: CardFile | None = None
     parameters: int
     multiply_adds: int
     inputs: InputStatistics

@@ -55,7 +55,10 @@ class TrainingParams(BaseModel):
         "auto", description="What training computes in; `auto`: bfloat16 where the device is built for it"
     )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="What all random choices of a run start from")
-    quantize: bool = Field(True, description="Add an int8 sibling, kept only where it holds the accuracy")
+    quantize: bool = Field(
+        True,
+        description="Add siblings in int8 for CPUs and float16 for GPUs, each kept only where it holds the accuracy",
+    )
     promote: bool = Field(True, description="Let the gate promote the model where it beats the champion")
 
     @classmethod

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from shared.card import ServedPrecision
 from shared.errors import Conflict, NotFound
 from shared.messages import now_iso
 from shared.store.base import Store
@@ -78,9 +79,14 @@ class Registry:
         return None
 
     @staticmethod
-    def model_key(version: int, *, int8: bool = False) -> str:
+    def model_file(precision: ServedPrecision = "float32") -> str:
+        """Returns the name of an ONNX file in its version's folder."""
+        return "model.onnx" if precision == "float32" else f"model_{precision}.onnx"
+
+    @staticmethod
+    def model_key(version: int, precision: ServedPrecision = "float32") -> str:
         """Returns the store key of a version's ONNX file."""
-        return f"{_ROOT}/{version}/{'model_int8.onnx' if int8 else 'model.onnx'}"
+        return f"{_ROOT}/{version}/{Registry.model_file(precision)}"
 
     @staticmethod
     def card_text_key(version: int) -> str:

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import nn
 
-from shared.card import CardDataset, Int8Report, ModelCard
+from shared.card import CardDataset, Float16Report, Int8Report, ModelCard, ServedPrecision
 from shared.params import TrainingParams
 from shared.registry import Registry
 from shared.store.files import FileStore
-from trainer.card import build_card, measure_inputs
+from trainer.card import Siblings, build_card, measure_inputs
 from trainer.evaluate import evaluate
 from trainer.export import OUTPUT, export_onnx
 from trainer.model import Cost
@@ -117,7 +117,7 @@ def not_a_number(model: onnx.ModelProto) -> None:
 def dark_is_not_a_number(model: onnx.ModelProto) -> None:
     """Adds log(mean) * 0 to the logit: NaN for a black image and nothing for any other."""
     gemm = next(node for node in model.graph.node if node.op_type == "Gemm")
-    _append_before_sigmoid(model, [helper.make_node("Log", [gemm.input[0]], ["log_mean"])], "log_mean")
+    append_before_sigmoid(model, [helper.make_node("Log", [gemm.input[0]], ["log_mean"])], "log_mean")
 
 
 def fails_in_the_dark(model: onnx.ModelProto) -> None:
@@ -130,7 +130,7 @@ def fails_in_the_dark(model: onnx.ModelProto) -> None:
         helper.make_node("Cast", ["is_black"], ["which"], to=onnx.TensorProto.INT64),
         helper.make_node("Gather", ["one_number", "which"], ["taken"]),
     ]
-    _append_before_sigmoid(model, nodes, "taken")
+    append_before_sigmoid(model, nodes, "taken")
 
 
 def logit_instead(model: onnx.ModelProto) -> None:
@@ -167,7 +167,8 @@ def external_data(model: onnx.ModelProto, location: str = "weights.bin") -> None
         entry.key, entry.value = key, value
 
 
-def _append_before_sigmoid(model: onnx.ModelProto, nodes: list[onnx.NodeProto], extra: str) -> None:
+def append_before_sigmoid(model: onnx.ModelProto, nodes: list[onnx.NodeProto], extra: str) -> None:
+    """Adds a number, which `nodes` compute, times 0 to the logit."""
     sigmoid = model.graph.node.pop()
     model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.float32), "nothing"))
     model.graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), "flat"))
@@ -203,6 +204,7 @@ class ModelBuilder:
         promote: bool = True,
         int8: bytes | None = None,
         int8_kept: bool = True,
+        float16: bytes | None = None,
         faces: NDArray[np.uint8] | None = None,
         probability: NDArray[np.float32] | None = None,
     ) -> int:
@@ -213,6 +215,7 @@ class ModelBuilder:
             promote: make it the champion.
             int8: the file of an int8 sibling.
             int8_kept: whether the card says that it holds the accuracy.
+            float16: the file of a float16 sibling, which the card says does.
             faces: uint8 (N, 128, 128), what the card says of the training faces; two gray ones without.
             probability: float32 (M,), what the card says of the held-out faces; 20 from 0 to 1 without.
         """
@@ -221,31 +224,23 @@ class ModelBuilder:
             folder = Path(name)
             files = {"model.onnx": folder / "model.onnx"}
             files["model.onnx"].write_bytes(data)
-            if int8 is not None:
-                files["model_int8.onnx"] = folder / "model_int8.onnx"
-                files["model_int8.onnx"].write_bytes(int8)
-            card = _card(version, files["model.onnx"], files.get("model_int8.onnx"), int8_kept, faces, probability)
+            for file, sibling in (("model_int8.onnx", int8), ("model_float16.onnx", float16)):
+                if sibling is not None:
+                    files[file] = folder / file
+                    files[file].write_bytes(sibling)
+            siblings = _siblings(files.get("model_int8.onnx"), int8_kept, files.get("model_float16.onnx"))
+            card = _card(version, files["model.onnx"], siblings, faces, probability)
             self.registry.register(version, card.model_dump(mode="json"), "# a model for tests\n", files)
         if promote:
             self.registry.promote(version, "a test needs it")
         return version
 
-    def damage(self, version: int, data: bytes, *, int8: bool = False) -> None:
+    def damage(self, version: int, data: bytes, precision: ServedPrecision = "float32") -> None:
         """Puts other bytes in the place of a registered file, without a word in the card."""
-        self.store.put(Registry.model_key(version, int8=int8), data)
+        self.store.put(Registry.model_key(version, precision), data)
 
 
-def _card(
-    version: int,
-    model: Path,
-    int8_model: Path | None,
-    int8_kept: bool,
-    faces: NDArray[np.uint8] | None,
-    probability: NDArray[np.float32] | None,
-) -> ModelCard:
-    faces = np.full((2, 128, 128), 128, np.uint8) if faces is None else faces
-    probability = np.linspace(0, 1, 20, dtype=np.float32) if probability is None else probability
-    labels = (probability >= 0.5).astype(np.uint8)
+def _siblings(int8: Path | None, int8_kept: bool, float16: Path | None) -> Siblings:
     report = Int8Report(
         kept=int8_kept,
         faces=20,
@@ -254,6 +249,20 @@ def _card(
         images_per_second_float=100,
         images_per_second_int8=300,
     )
+    half = Float16Report(kept=True, faces=20, accuracy_float=0.9, accuracy_float16=0.9)
+    return Siblings(report if int8 else None, int8, half if float16 else None, float16)
+
+
+def _card(
+    version: int,
+    model: Path,
+    siblings: Siblings,
+    faces: NDArray[np.uint8] | None,
+    probability: NDArray[np.float32] | None,
+) -> ModelCard:
+    faces = np.full((2, 128, 128), 128, np.uint8) if faces is None else faces
+    probability = np.linspace(0, 1, 20, dtype=np.float32) if probability is None else probability
+    labels = (probability >= 0.5).astype(np.uint8)
     return build_card(
         model_version=version,
         run_id=f"run-{version}",
@@ -264,8 +273,7 @@ def _card(
         temperature=1.0,
         parity=0.0,
         model_path=model,
-        int8=report if int8_model else None,
-        int8_path=int8_model,
+        siblings=siblings,
         network_cost=Cost(2, 1),
         inputs=measure_inputs(faces, np.arange(len(faces))),
         device="a test",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,7 @@ from shared.card import (
     LUMA_RANGE,
     CardDataset,
     CardFile,
+    Float16Report,
     InputStatistics,
     Int8Report,
     ModelCard,
@@ -35,6 +37,23 @@ LUMA_BINS: Final = 16
 CONTRAST_BINS: Final = 32
 
 
+@dataclass(frozen=True, slots=True)
+class Siblings:
+    """What became of a model's siblings in fewer bits.
+
+    Attributes:
+        int8: from `choose_int8`; None where none was asked for.
+        int8_path: its file; None unless it is kept.
+        float16: from `choose_float16`; likewise.
+        float16_path: its file; likewise.
+    """
+
+    int8: Int8Report | None = None
+    int8_path: Path | None = None
+    float16: Float16Report | None = None
+    float16_path: Path | None = None
+
+
 def build_card(
     *,
     model_version: int,
@@ -46,8 +65,7 @@ def build_card(
     temperature: float,
     parity: float,
     model_path: Path,
-    int8: Int8Report | None,
-    int8_path: Path | None,
+    siblings: Siblings,
     network_cost: Cost,
     inputs: InputStatistics,
     device: str,
@@ -64,8 +82,7 @@ def build_card(
         temperature: from `fit_temperature`.
         parity: from `verify_parity`.
         model_path: the exported file.
-        int8: from `choose_int8`; None where quantization was not asked for.
-        int8_path: the int8 sibling; None unless it is kept.
+        siblings: what became of its siblings.
         network_cost: from `model.cost`.
         inputs: from `measure_inputs`.
         device: what it was trained on, in words.
@@ -81,9 +98,11 @@ def build_card(
         evaluation=evaluation,
         temperature=temperature,
         parity=parity,
-        int8=int8,
+        int8=siblings.int8,
+        float16=siblings.float16,
         file=_file(model_path),
-        int8_file=_file(int8_path) if int8_path is not None else None,
+        int8_file=_file(siblings.int8_path) if siblings.int8_path else None,
+        float16_file=_file(siblings.float16_path) if siblings.float16_path else None,
         parameters=network_cost.parameters,
         multiply_adds=network_cost.multiply_adds,
         inputs=inputs,
@@ -212,6 +231,7 @@ Best epoch {card.best_epoch} of {card.epochs}, {card.seconds:,.0f} s on {_text(c
 - `model.onnx`: {card.file.size_bytes:,} bytes, SHA-256 `{card.file.sha256}`. Its probabilities differ from
   torch's by at most {card.parity:.1g}.
 - {_int8(card)}
+- {_float16(card)}
 """
 
 
@@ -260,6 +280,16 @@ def _int8(card: ModelCard) -> str:
     if card.int8_file is None:
         return f"No int8 sibling: it lost too much ({change})."
     return f"int8 sibling: {card.int8_file.size_bytes:,} bytes, SHA-256 `{card.int8_file.sha256}`; {change}."
+
+
+def _float16(card: ModelCard) -> str:
+    report = card.float16
+    if report is None:
+        return "No float16 sibling: `quantize` was off."
+    change = f"accuracy {_percent(report.accuracy_float)} in float32, {_percent(report.accuracy_float16)} in float16"
+    if card.float16_file is None:
+        return f"No float16 sibling: it lost too much ({change})."
+    return f"float16 sibling: {card.float16_file.size_bytes:,} bytes, SHA-256 `{card.float16_file.sha256}`; {change}."
 
 
 def _share(share: float, low: float, high: float) -> str:

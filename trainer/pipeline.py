@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from shared import runs
 from shared.archive import ArchiveLimits
-from shared.card import CardDataset, Int8Report, ModelCard
+from shared.card import CardDataset, ModelCard
 from shared.dataset import (
     FACES_CSV,
     FACES_NPY,
@@ -37,13 +37,21 @@ from shared.settings import Settings
 from shared.store.base import Store
 from trainer import checkpoint
 from trainer.calibrate import fit_temperature
-from trainer.card import build_card, measure_inputs, render_card
+from trainer.card import Siblings, build_card, measure_inputs, render_card
 from trainer.checkpoint import Checkpoint, CheckpointError
 from trainer.crew import lead
 from trainer.dataset import Dataset, opened_dataset
 from trainer.device import DeviceFaces
 from trainer.evaluate import evaluate
-from trainer.export import choose_int8, export_onnx, predict_onnx, quantize_int8, verify_parity
+from trainer.export import (
+    choose_float16,
+    choose_int8,
+    export_onnx,
+    measure,
+    predict_onnx,
+    quantize_int8,
+    verify_parity,
+)
 from trainer.ingest import ingest
 from trainer.model import build_network, cost
 from trainer.recipe import Recipe, decide
@@ -266,12 +274,13 @@ class Pipeline:
         version = self._registry.claim(run_id)
         with tempfile.TemporaryDirectory(prefix="genderline-") as work:
             model = Path(work) / "model.onnx"
-            export_onnx(network, temperature, model, _metadata(version, run_id, dataset.sha256, figures))
+            metadata = _metadata(version, run_id, dataset.sha256, figures)
+            export_onnx(network, temperature, model, metadata)
             sample = _spread(dataset.part("test"), _PARITY_FACES)
             parity = verify_parity(model, network, temperature, np.array(dataset.faces[sample]))
             steps.on_progress(_progress("exporting", 1, 3))
             steps.checkpoint()
-            int8, int8_path = self._quantized(model, dataset, recipe)
+            siblings = self._siblings(network, temperature, model, metadata, dataset) if recipe.quantize else Siblings()
             steps.on_progress(_progress("exporting", 2, 3))
             card = build_card(
                 model_version=version,
@@ -285,14 +294,13 @@ class Pipeline:
                 temperature=temperature,
                 parity=parity,
                 model_path=model,
-                int8=int8,
-                int8_path=int8_path,
+                siblings=siblings,
                 network_cost=cost(network),
                 inputs=measure_inputs(dataset.faces, dataset.part("train")),
                 device=str(self._device),
             )
             steps.checkpoint()  # the last moment at which an owner that lost its lease must not write
-            files = {"model.onnx": model} | ({"model_int8.onnx": int8_path} if int8_path else {})
+            files = {path.name: path for path in (model, siblings.int8_path, siblings.float16_path) if path}
             self._registry.register(version, card.model_dump(mode="json"), render_card(card), files)
         self._store.delete(f"runs/{run_id}/checkpoint.pt")
         return card
@@ -322,17 +330,20 @@ class Pipeline:
                 writer.writerows((index, f"{value:.6f}") for index, value in enumerate(probability))
             self._store.put_file(f"runs/{run_id}/predictions.csv", path)
 
-    def _quantized(self, model: Path, dataset: Dataset, recipe: Recipe) -> tuple[Int8Report | None, Path | None]:
-        """Tries an int8 sibling. Returns what came of it, and its file where it is good enough to keep."""
-        if not recipe.quantize:
-            return None, None
-        path = model.with_name("model_int8.onnx")
-        quantize_int8(model, path, np.array(dataset.faces[_spread(dataset.part("train"), _CALIBRATION_FACES)]))
-        # Nothing is chosen by these faces but whether int8 may be kept: the reported figures are the float model's.
+    def _siblings(
+        self, network: torch.nn.Module, temperature: float, model: Path, metadata: dict[str, str], dataset: Dataset
+    ) -> Siblings:
+        """Tries the siblings of an exported model. Returns what came of them, with the files of those to keep."""
+        int8_path, float16_path = (model.with_name(Registry.model_file(kind)) for kind in ("int8", "float16"))
+        quantize_int8(model, int8_path, np.array(dataset.faces[_spread(dataset.part("train"), _CALIBRATION_FACES)]))
+        export_onnx(network, temperature, float16_path, metadata, precision="float16")
+        # Nothing is chosen by these faces but what may be kept: the reported figures are the float32 model's.
         held_out = np.sort(np.concatenate([dataset.part("validation"), dataset.part("test")]))
         held_out = _spread(held_out, _COMPARED_FACES)
-        report = choose_int8(model, path, np.array(dataset.faces[held_out]), dataset.labels[held_out])
-        return report, path if report.kept else None
+        faces, labels = np.array(dataset.faces[held_out]), dataset.labels[held_out]
+        as_float, as_int8, as_float16 = (measure(path, faces, labels) for path in (model, int8_path, float16_path))
+        int8, float16 = choose_int8(as_float, as_int8), choose_float16(as_float, as_float16)
+        return Siblings(int8, int8_path if int8.kept else None, float16, float16_path if float16.kept else None)
 
     # -- the gate
 

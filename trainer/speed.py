@@ -13,7 +13,7 @@ from trainer.device import seeded
 from trainer.model import SIDE, build_network
 from trainer.objective import Objective
 from trainer.recipe import Recipe
-from trainer.step import forward, optimizer_for
+from trainer.step import Step
 
 MEASURED_S: Final = 1.5
 """How long `measure_speed` measures, after as many steps as `FIRST_STEPS`, in which libraries warm up."""
@@ -24,18 +24,15 @@ def measure_speed(recipe: Recipe, device: torch.device) -> float:
     """Measures how many faces a second the recipe trains on, in one process, in a second or two."""
     faces = torch.zeros((recipe.batch_size, 1, SIDE, SIDE), dtype=torch.uint8, device=device)
     targets = torch.zeros((recipe.batch_size, 3), dtype=torch.int64, device=device)
-    with seeded(device, recipe.seed) as generator:
+    with seeded(device, recipe.seed):
         network = build_network(recipe.network, dropout=recipe.dropout, mirror=recipe.mirror)
         objective = Objective(network, recipe.auxiliary).to(device)
-        optimizer = optimizer_for(objective, recipe)
+        take_step = Step(objective, recipe, device)
         started = 0.0
         for step in itertools.count():
             if step == FIRST_STEPS:
                 started = time.monotonic()
-            loss, _, _ = forward(objective, network, recipe, faces, targets, generator)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            loss, _ = take_step(faces, targets, rate=recipe.learning_rate, decay=0.9, seeds=(recipe.seed, step))
             loss.item()  # waits until the device is done
             elapsed = time.monotonic() - started
             if step > FIRST_STEPS and elapsed >= MEASURED_S:

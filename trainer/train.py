@@ -8,7 +8,6 @@ Several processes may train one network: each goes through the same steps with i
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from shared.errors import GenderlineError
 from trainer.calibrate import calibrated_loss
@@ -29,7 +27,7 @@ from trainer.objective import Objective, Targets, targets_on
 from trainer.recipe import Recipe
 from trainer.schedule import averaging_at, learning_rate_at, split_into_batches
 from trainer.speed import Speed
-from trainer.step import forward, optimizer_for
+from trainer.step import Step
 from trainer.team import Team
 
 PROGRESS_EVERY_S: Final = 0.5
@@ -163,8 +161,8 @@ def train(
     with seeded(device, recipe.seed):
         network = build_network(recipe.network, dropout=recipe.dropout, mirror=recipe.mirror)
         objective = Objective(network, recipe.auxiliary).to(device)
-    optimizer = optimizer_for(objective, recipe)
-    average = AveragedModel(network, use_buffers=True) if recipe.averaging else None
+    take_step = Step(objective, recipe, device)
+    average = take_step.average
     best: nn.Module = network if average is None else average.module
 
     epoch, step = 1, 0
@@ -174,13 +172,13 @@ def train(
     best_epoch, best_loss, best_network = 0, float("inf"), _copied(best)
     if resume is not None:
         resume.require(recipe.as_dict(), dataset_sha256)
-        _restore(objective, optimizer, average, resume)
+        _restore(objective, take_step, resume)
         epoch, step = resume.epoch, resume.step
         sums.copy_(resume.sums)
         epoch_s, spent_s = resume.epoch_s, resume.spent_s
         history = [EpochRow(**row) for row in resume.history]
         best_epoch, best_loss, best_network = resume.best_epoch, resume.best_loss, resume.best_network
-    shared_objective = team.wrap(objective, device)
+    take_step.shared = team.wrap(objective, device)
 
     started = saved = time.monotonic()
     epoch_started = started - epoch_s
@@ -200,7 +198,7 @@ def train(
                         epoch=epoch,
                         step=step,
                         objective=objective.state_dict(),
-                        optimizer=optimizer.state_dict(),
+                        optimizer=take_step.optimizer.state_dict(),
                         average=average.state_dict() if average is not None else {},
                         sums=sums,
                         epoch_s=now - epoch_started,
@@ -225,25 +223,15 @@ def train(
                 raise Interrupted
             batch = team.share(batches[step])
             done = (epoch - 1) * len(batches) + step
-            rate = learning_rate_at(recipe, done, recipe.epochs * len(batches))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            with seeded(device, recipe.seed, epoch, step + 1, *([team.rank] if team.rank else [])) as generator:
-                total, loss, correct = forward(
-                    shared_objective,
-                    network,
-                    recipe,
-                    source.take(batch),
-                    labels[torch.from_numpy(batch)],
-                    generator,
-                )
-                optimizer.zero_grad()
+            loss, correct = take_step(
+                source.take(batch),
+                labels[torch.from_numpy(batch)],
+                rate=learning_rate_at(recipe, done, recipe.epochs * len(batches)),
+                decay=averaging_at(recipe, done),
+                seeds=(recipe.seed, epoch, step + 1, *([team.rank] if team.rank else [])),
                 # Gradients are averaged over the team, whose parts of a batch may differ by a face.
-                (total * (len(batch) * team.size / len(batches[step]))).backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-            if average is not None:
-                average.multi_avg_fn = get_ema_multi_avg_fn(averaging_at(recipe, done))  # type: ignore[no-untyped-call]
-                average.update_parameters(network)
+                weight=len(batch) * team.size / len(batches[step]),
+            )
             counted = torch.stack([loss.double() * len(batch), correct.double(), sums.new_tensor(len(batch))])
             sums += team.sum(counted)
             step += 1
@@ -294,7 +282,7 @@ def train(
             train_accuracy=correct_sum / seen,
             val_loss=val_loss,
             val_accuracy=val_accuracy,
-            learning_rate=optimizer.param_groups[0]["lr"],
+            learning_rate=learning_rate_at(recipe, epoch * len(batches) - 1, recipe.epochs * len(batches)),
             seconds=now - epoch_started,
             images_per_second=seen / max(trained_s, 1e-9),
         )
@@ -349,13 +337,9 @@ def _copied(module: nn.Module) -> Weights:
     return {name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()}
 
 
-def _restore(
-    objective: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None, checkpoint: Checkpoint
-) -> None:
+def _restore(objective: nn.Module, step: Step, checkpoint: Checkpoint) -> None:
     try:
         objective.load_state_dict(checkpoint.objective)
-        optimizer.load_state_dict(copy.deepcopy(checkpoint.optimizer))  # it would keep and change the tensors
-        if average is not None:
-            average.load_state_dict(checkpoint.average)
+        step.restore(checkpoint.optimizer, checkpoint.average)
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"the checkpoint's weights do not fit the network: {error}") from None

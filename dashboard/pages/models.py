@@ -8,7 +8,6 @@ from werkzeug.wrappers import Response
 from dashboard.api import reason
 from dashboard.context import dashboard
 from dashboard.presence import watching
-from shared.registry import Registry
 
 blueprint = Blueprint("models", __name__)
 
@@ -38,7 +37,6 @@ def show_model(version: int) -> str:
         card=parts.catalog.card(version),
         aliases=parts.client.registry.aliases(),
         workers=[worker for worker in parts.presence.workers() if worker.state.get("version") == version],
-        has_int8=parts.store.exists(Registry.model_key(version, int8=True)),
     )
 
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from shared.broker.base import Message, Outgoing
+from shared.card import ServedPrecision
 from shared.image import ImageLimits, decode_face
 from shared.messages import pack_message
 from shared.registry import Registry
@@ -122,7 +124,7 @@ def _add_second(store: FileStore) -> None:
     card = json.loads((source / "card.json").read_bytes())
     registry = Registry(store)
     version = registry.claim("run-second")
-    card |= {"version": version, "file": file, "int8": None, "int8_file": None}
+    card |= {"version": version, "file": file, "int8": None, "int8_file": None, "float16": None, "float16_file": None}
     registry.register(version, card, "", {"model.onnx": changed})
 
 
@@ -192,7 +194,7 @@ class _Load:
 
 
 def _answers(store: FileStore, version: int, faces: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-    """Returns what a version may answer: in float32 and, where it has it, in int8, as each worker finds faster."""
-    keys = [key for int8 in (False, True) if store.exists(key := Registry.model_key(version, int8=int8))]
+    """Returns what a version may answer: in float32 and, where it has siblings, as those of them that are faster."""
+    keys = [key for kind in get_args(ServedPrecision) if store.exists(key := Registry.model_key(version, kind))]
     sessions = [ort.InferenceSession(store.get(key), providers=["CPUExecutionProvider"]) for key in keys]
     return [session.run(None, {"image": faces[:, np.newaxis]})[0] for session in sessions]

@@ -65,7 +65,7 @@ def test_a_registered_version_has_its_card_and_files(store: FileStore, registry:
     assert registry.card(version)["run_id"] == "run-1"
     assert store.get(Registry.model_key(version)) == b"run-1"
     assert store.get(Registry.card_text_key(version)) == b"# card"
-    assert Registry.model_key(version, int8=True) == "models/gender/1/model_int8.onnx"
+    assert Registry.model_key(version, "int8") == "models/gender/1/model_int8.onnx"
     assert registry.version_of_run("run-1") == version
     assert registry.version_of_run("run-2") is None
 

@@ -1,5 +1,6 @@
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from shared.card import CardDataset, InputStatistics, Int8Report, ModelCard
+from shared.card import CardDataset, Float16Report, InputStatistics, Int8Report, ModelCard
 from shared.evaluation import Evaluation
 from shared.params import TrainingParams
-from trainer.card import build_card, measure_inputs, render_card
+from trainer.card import Siblings, build_card, measure_inputs, render_card
 from trainer.evaluate import evaluate
 from trainer.model import Cost
 from trainer.train import EpochRow, Trained
@@ -23,6 +24,9 @@ INT8 = Int8Report(
     images_per_second_float=250,
     images_per_second_int8=700,
 )
+
+
+FLOAT16 = Float16Report(kept=True, faces=500, accuracy_float=0.91, accuracy_float16=0.911)
 
 
 def evaluation(count: int = 400) -> Evaluation:
@@ -40,6 +44,7 @@ def epoch(number: int, val_accuracy: float) -> EpochRow:
 def parts(tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "model.onnx").write_bytes(b"float")
     (tmp_path / "model_int8.onnx").write_bytes(b"int8")
+    (tmp_path / "model_float16.onnx").write_bytes(b"half")
     return {
         "model_version": 3,
         "run_id": "run-1",
@@ -52,8 +57,7 @@ def parts(tmp_path: Path) -> dict[str, Any]:
         "temperature": 1.25,
         "parity": 3.2e-7,
         "model_path": tmp_path / "model.onnx",
-        "int8": INT8,
-        "int8_path": tmp_path / "model_int8.onnx",
+        "siblings": Siblings(INT8, tmp_path / "model_int8.onnx", FLOAT16, tmp_path / "model_float16.onnx"),
         "network_cost": Cost(2_747_649, 175_787_392),
         "inputs": measure_inputs(np.full((4, 128, 128), 100, np.uint8), np.arange(4)),
         "device": "2 CPU threads",
@@ -71,6 +75,8 @@ def test_a_card_holds_what_the_run_found_out(parts: dict[str, Any]) -> None:
     assert card.file.sha256 == hashlib.sha256(b"float").hexdigest()
     assert card.int8_file is not None
     assert card.int8_file.size_bytes == 4
+    assert card.float16_file is not None
+    assert card.float16_file.sha256 == hashlib.sha256(b"half").hexdigest()
     assert {"python", "torch", "onnxruntime", "numpy"} <= card.libraries.keys()
 
 
@@ -132,12 +138,19 @@ def test_every_table_of_the_written_card_is_well_formed(parts: dict[str, Any]) -
         ({"int8": None, "int8_path": None}, "No int8 sibling: `quantize` was off."),
         ({"int8_path": None}, "No int8 sibling: it lost too much (accuracy 91.0 % as float, 90.8 % as int8"),
         ({}, "int8 sibling: 4 bytes"),
+        ({"float16": None, "float16_path": None}, "No float16 sibling: `quantize` was off."),
+        (
+            {"float16_path": None},
+            "No float16 sibling: it lost too much (accuracy 91.0 % in float32, 91.1 % in float16)",
+        ),
+        ({}, "float16 sibling: 4 bytes"),
     ],
 )
-def test_the_written_card_says_what_became_of_int8(
+def test_the_written_card_says_what_became_of_the_siblings(
     change: dict[str, Any], expected: str, parts: dict[str, Any]
 ) -> None:
-    assert f"- {expected}" in render_card(build_card(**parts | change))
+    siblings = replace(parts["siblings"], **change)
+    assert f"- {expected}" in render_card(build_card(**parts | {"siblings": siblings}))
 
 
 def test_input_statistics_are_of_the_faces_named_only() -> None:
