@@ -10,7 +10,7 @@ from collections.abc import Callable
 from rich.console import Console
 
 from shared.image import configure_opencv
-from tests.bench import ingesting, latency, lifetime, queues, report, throughput, training
+from tests.bench import gpu, ingesting, latency, lifetime, queues, report, throughput, training
 from tests.bench.material import material
 from tests.bench.rows import Row
 from tests.bench.stage import Stage, open_stage
@@ -34,34 +34,49 @@ BENCHMARKS: dict[str, Callable[[Stage], list[Row]]] = {
     "swaps": lifetime.swaps,
 }
 
+ON_A_GPU: dict[str, Callable[[Stage], list[Row]]] = {
+    "batches": gpu.batches,
+    "jobs": gpu.jobs,
+    "training": gpu.learning,
+    "swaps": gpu.swaps,
+}
+
 
 def main() -> int:
     """Runs the benchmarks asked for. Returns 1 where a target is not reached."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS), metavar="NAME")
+    parser.add_argument("--gpu", action="store_true", help="measure what a GPU adds, and only that")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="measure these only; --list names them")
     parser.add_argument("--quick", action="store_true", help="rougher figures in a fraction of the time")
     parser.add_argument("--write", action="store_true", help="renew docs/benchmarks.md")
     parser.add_argument("--list", action="store_true", help="name the benchmarks and end")
     arguments = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 160)
+    benchmarks = ON_A_GPU if arguments.gpu else BENCHMARKS
+    if unknown := set(arguments.only or ()) - benchmarks.keys():
+        parser.error(f"there is no {', '.join(sorted(unknown))}; expected some of {', '.join(benchmarks)}")
     if arguments.list:
-        for name, benchmark in BENCHMARKS.items():
+        for name, benchmark in benchmarks.items():
             console.print(f"{name:<14} {benchmark.__doc__}")
         return 0
+    if arguments.gpu and gpu.name() is None:
+        parser.error("found no GPU that ONNX Runtime can use, expected one, and the extra `inference-gpu`")
     configure_opencv()
     console.print("preparing: on the first run two networks are trained, which takes some minutes")
     rows: list[Row] = []
     with open_stage(material(), quick=arguments.quick) as stage:
-        for name in arguments.only:
+        for name in arguments.only or benchmarks:
             started = time.monotonic()
-            found = BENCHMARKS[name](stage)
+            found = benchmarks[name](stage)
             rows += found
             for row in found:
                 console.print(f"{time.monotonic() - started:5.0f} s  {row.name}: {row.figure}", highlight=False)
         console.print(report.machine(), report.versions(), *report.models(stage.material), sep="\n", highlight=False)
-        report.show("Ours, and the bare loop", rows, console)
+        report.show("On a GPU" if arguments.gpu else "Ours, and the bare loop", rows, console)
         if arguments.write:
-            report.write("ours", " ".join(["make bench", *_arguments_note()]), rows, stage.material)
+            report.write(
+                "gpu" if arguments.gpu else "ours", " ".join(["make bench", *_arguments_note()]), rows, stage.material
+            )
     return 0 if all(row.met is not False for row in rows) else 1
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,9 +62,10 @@ class BareLoops:
         processes: how many.
         batch_size: images in one run of the model.
         like_peers: the loops are of what the peers serve, `tests.bench.peers.serving`, as this environment says.
+        provider: where the model runs.
 
     Attributes:
-        precision: of the model as it was chosen: `float32` or `int8`.
+        precision: of the model as it was chosen.
     """
 
     def __init__(
@@ -75,8 +76,10 @@ class BareLoops:
         processes: int = 2,
         batch_size: int = 64,
         like_peers: Mapping[str, str] | None = None,
+        provider: Literal["cpu", "cuda"] = "cpu",
     ) -> None:
         command = [sys.executable, "-m", "tests.bench.bare", str(archive), "--batch", str(batch_size)]
+        command += ["--provider", provider]
         command += ["--store", str(store)] if store else []
         command += ["--like-peers"] if like_peers else []
         environment = {**os.environ, **(like_peers or {})}
@@ -135,11 +138,12 @@ def main() -> int:
     parser.add_argument("archive", type=Path)
     parser.add_argument("--store", type=Path)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--like-peers", action="store_true")
     arguments = parser.parse_args()
     with zipfile.ZipFile(arguments.archive) as archive:
         images = [archive.read(member) for member in archive.infolist()[:4096]]
-    precision, step = _step_like_peers() if arguments.like_peers else _step(arguments.store)
+    precision, step = _step_like_peers() if arguments.like_peers else _step(arguments.store, arguments.provider)
     _say(ready=True, precision=precision)
     endless = itertools.cycle(images)
     for line in sys.stdin:
@@ -151,7 +155,7 @@ def main() -> int:
     return 0
 
 
-def _step(store: Path | None) -> tuple[str | None, Callable[[list[bytes]], object]]:
+def _step(store: Path | None, provider: Literal["cpu", "cuda"]) -> tuple[str | None, Callable[[list[bytes]], object]]:
     """Returns the model's precision, and what decodes a batch and predicts it; without a store, decodes only."""
     configure_opencv()
     limits = ImageLimits.from_settings(Settings())
@@ -166,7 +170,7 @@ def _step(store: Path | None) -> tuple[str | None, Callable[[list[bytes]], objec
         return None, decode
     from inference.session import load_model
 
-    model = load_model(FileStore(store), 1, "cpu")
+    model = load_model(FileStore(store), 1, provider)
     return model.precision, lambda images: model.predict(decode(images))
 
 

@@ -93,8 +93,13 @@ def overload(stage: Stage) -> list[Row]:
 
 def swaps(stage: Stage) -> list[Row]:
     """Two models by turns under load: every reply is whole and of the model that it names, and memory comes back."""
+    return [swapping(stage, "RabbitMQ", "cpu")]
+
+
+def swapping(stage: Stage, broker: str, provider: str) -> Row:
+    """Returns what becomes of replies and memory while models are swapped."""
     count = SWAPS // 10 if stage.quick else SWAPS
-    with stage.served("RabbitMQ", "default") as served:
+    with stage.served(broker, "default", provider=provider) as served:
         store = FileStore(served.installation.folder / "store")
         _add_second(store)
         load = _Load(stage, served, store)
@@ -108,7 +113,7 @@ def swaps(stage: Stage) -> list[Row]:
     growth = after / before - 1
     figure = f"{count} swaps, {load.replies:,} replies, {load.wrong} wrong; memory {before / 1e6:,.0f} MB {growth:+.1%}"
     met = load.wrong == 0 and abs(growth) <= 0.1
-    return [Row("model swaps under load", figure, after / before, "none wrong, memory within 10 %", met)]
+    return Row("model swaps under load", figure, after / before, "none wrong, memory within 10 %", met)
 
 
 def _add_second(store: FileStore) -> None:

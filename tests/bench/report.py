@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tests.bench import gpu
 from tests.bench.material import MODELS, ROOT, Material
 from tests.bench.rows import Row
 
@@ -61,14 +62,15 @@ def machine() -> str:
     )
     cores = sum(line.startswith("processor") for line in _lines("/proc/cpuinfo"))
     memory = next((int(line.split()[1]) / 2**20 for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
-    return f"{model}, {cores} cores, {memory:.0f} GB, {platform.system()} {platform.release()}"
+    found = f"{model}, {cores} cores, {memory:.0f} GB, {platform.system()} {platform.release()}"
+    return found if (card := gpu.name()) is None else f"{found}; {card}"
 
 
 def versions() -> str:
     """Returns the versions of what does the work."""
-    names = ("onnxruntime", "opencv-python-headless", "numpy", "pika")
+    names = ("opencv-python-headless", "numpy", "pika", "torch")
     found = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
-    return f"Python {platform.python_version()}, {found}; ONNX Runtime on {ort.get_device()}."
+    return f"Python {platform.python_version()}, onnxruntime {ort.__version__} on {ort.get_device()}, {found}."
 
 
 def models(material: Material) -> list[str]:

@@ -52,12 +52,15 @@ class Stage:
         return self._node.url
 
     @contextlib.contextmanager
-    def served(self, broker: str, model: str, *, workers: int = 2) -> Iterator[Served]:
+    def served(self, broker: str, model: str, *, workers: int = 2, provider: str = "cpu") -> Iterator[Served]:
         """Starts workers that serve a model, opens a client, and ends both afterwards."""
         folder = Path(tempfile.mkdtemp(dir=self.folder))
-        installation = Installation(
-            folder, self.broker_url(broker, folder), {"GENDERLINE_LEASE_S": "15", "GENDERLINE_WORKERS": str(workers)}
-        )
+        settings = {
+            "GENDERLINE_LEASE_S": "15",
+            "GENDERLINE_WORKERS": str(workers),
+            "GENDERLINE_PROVIDER": provider,
+        }
+        installation = Installation(folder, self.broker_url(broker, folder), settings)
         self.material.install(model, folder / "store")
         with contextlib.ExitStack() as close:
             close.callback(installation.close)

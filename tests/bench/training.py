@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,14 +21,28 @@ if TYPE_CHECKING:  # no other benchmark needs torch
     import torch
 
     from trainer.recipe import Recipe
-    from trainer.train import EpochRow
+    from trainer.train import EpochRow, Progress
 
 FACES = 2048
-"""In a lap of either."""
+"""In a lap of the bare loop, and in an epoch of the default recipe."""
 
 
 def training(stage: Stage) -> list[Row]:
     """Epochs of the default recipe, which keep an order, seeds, progress and checkpoints, against the bare loop."""
+    return [measured(TrainingParams(epochs=1), faces=FACES, laps=2 if stage.quick else 5)]
+
+
+def measured(
+    params: TrainingParams, *, faces: int, laps: int, while_training: AbstractContextManager[object] | None = None
+) -> Row:
+    """Returns how epochs compare with the bare loop.
+
+    Args:
+        params: of the run, of one epoch.
+        faces: in an epoch.
+        laps: how many of either.
+        while_training: entered for the steps of each epoch.
+    """
     import torch
 
     from trainer.device import choose_device
@@ -35,38 +50,49 @@ def training(stage: Stage) -> list[Row]:
 
     torch.set_num_threads(Settings().cores)
     device = choose_device("auto")
-    recipe = decide(TrainingParams(epochs=1), faces=FACES, device=device, speed=lambda _: math.inf)
+    recipe = decide(params, faces=faces, device=device, speed=lambda _: math.inf)
     bare = _bare_loop(recipe, device)
     bare()
     pairs = Pairs([], [])
-    for _ in range(2 if stage.quick else 5):
+    for _ in range(laps):
         pairs.bare.append(bare())
-        pairs.ours.append(_epoch(recipe, device))
+        pairs.ours.append(_epoch(recipe, device, faces, while_training or nullcontext()))
     figure = pairs.figure.replace("images/s", "faces/s")
-    return [at_least(f"training, network {recipe.network}, {device.type}", figure, pairs.ratio, 0.9)]
+    what = f"training, network {recipe.network}, batches of {recipe.batch_size}, {device.type}"
+    return at_least(what, figure, pairs.ratio, 0.9)
 
 
-def _epoch(recipe: Recipe, device: torch.device) -> Lap:
+def _epoch(recipe: Recipe, device: torch.device, faces: int, meanwhile: AbstractContextManager[object]) -> Lap:
     """Trains for an epoch, as the trainer does; its validation and the time to build the network do not count."""
     from trainer.objective import Targets
     from trainer.train import train
 
     rows: list[EpochRow] = []
-    zeros = np.zeros(FACES + 1, np.uint8)
+    zeros = np.zeros(faces + 1, np.uint8)
+    open_meanwhile = ExitStack()
+
+    def on_step(progress: Progress) -> None:
+        if progress.step == 1:
+            open_meanwhile.enter_context(meanwhile)
+
+    def on_epoch(row: EpochRow) -> None:
+        open_meanwhile.close()
+        rows.append(row)
+
     train(
-        np.zeros((FACES + 1, SIZE, SIZE), np.uint8),
+        np.zeros((faces + 1, SIZE, SIZE), np.uint8),
         Targets(zeros, zeros, zeros),
-        training=np.arange(FACES),
-        validation=np.array([FACES]),
+        training=np.arange(faces),
+        validation=np.array([faces]),
         recipe=recipe,
         dataset_sha256="",
         device=device,
         on_checkpoint=lambda _: None,
-        on_step=lambda _: None,
-        on_epoch=rows.append,
+        on_step=on_step,
+        on_epoch=on_epoch,
         should_stop=lambda: False,
     )
-    return Lap(FACES, FACES / rows[0].images_per_second, 0.0)
+    return Lap(faces, faces / rows[0].images_per_second, 0.0)
 
 
 def _bare_loop(recipe: Recipe, device: torch.device) -> Callable[[], Lap]:
