@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -43,6 +43,14 @@ def computes_bfloat16(device: torch.device) -> bool:
     return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
 
 
+def sent(values: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """Returns an array as a tensor on the device, without waiting for what the device is doing.
+
+    CUDA has read ordinary memory when the call returns, so the array may be changed or dropped then.
+    """
+    return torch.from_numpy(values).to(device, non_blocking=True)
+
+
 class DeviceFaces:
     """All faces of a dataset, to be taken by the batch: resident on a GPU where they fit, else copied batch by batch.
 
@@ -61,8 +69,8 @@ class DeviceFaces:
     def take(self, indices: NDArray[np.intp]) -> torch.Tensor:
         """Returns the faces at `indices`: uint8 (n, 1, side, side), on the device."""
         if self._resident is not None:
-            return self._resident[torch.from_numpy(indices).to(self._device)].unsqueeze(1)
-        return torch.from_numpy(self._faces[indices]).unsqueeze(1).to(self._device)
+            return self._resident[sent(indices, self._device)].unsqueeze(1)
+        return sent(self._faces[indices], self._device).unsqueeze(1)
 
     def _fits(self) -> bool:
         return self._device.type == "cuda" and self._faces.nbytes <= torch.cuda.mem_get_info(self._device)[0] // 2
@@ -83,5 +91,8 @@ def seeded(device: torch.device, *parts: int) -> Iterator[torch.Generator]:
     """
     seed = int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)  # torch takes 63 bits
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        # As `torch.manual_seed`, which looks for every other kind of device too, and takes longer than what it does.
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(seed)
         yield torch.Generator(device).manual_seed(seed + 1)

@@ -168,8 +168,8 @@ class Step:
                 for average, value in values:
                     if average.is_floating_point():
                         average.detach().lerp_(value.detach(), self._taken_on.to(average.dtype))
-                    else:
-                        average.copy_(value)
+                    else:  # how many batches there were; rounded as the library does
+                        average.copy_(average * (1 - self._taken_on) + value * self._taken_on)
                 self.average.n_averaged.add_(1)
         return _Recorded(graph, faces, targets, loss, correct)
 

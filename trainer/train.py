@@ -21,7 +21,7 @@ from torch import nn
 from shared.errors import GenderlineError
 from trainer.calibrate import calibrated_loss
 from trainer.checkpoint import Checkpoint, CheckpointError, dump
-from trainer.device import DeviceFaces, seeded
+from trainer.device import DeviceFaces, seeded, sent
 from trainer.model import build_network
 from trainer.objective import Objective, Targets, targets_on
 from trainer.recipe import Recipe
@@ -225,22 +225,24 @@ def train(
             done = (epoch - 1) * len(batches) + step
             loss, correct = take_step(
                 source.take(batch),
-                labels[torch.from_numpy(batch)],
+                labels[sent(batch, device)],
                 rate=learning_rate_at(recipe, done, recipe.epochs * len(batches)),
                 decay=averaging_at(recipe, done),
                 seeds=(recipe.seed, epoch, step + 1, *([team.rank] if team.rank else [])),
                 # Gradients are averaged over the team, whose parts of a batch may differ by a face.
                 weight=len(batch) * team.size / len(batches[step]),
             )
-            counted = torch.stack([loss.double() * len(batch), correct.double(), sums.new_tensor(len(batch))])
+            counted = torch.stack([loss.double() * len(batch), correct.double(), sums.new_full((), len(batch))])
             sums += team.sum(counted)
             step += 1
 
+            due = team.leads and time.monotonic() - reported >= PROGRESS_EVERY_S
+            if due:  # a GPU is some steps behind until it is asked for a number
+                loss_sum, correct_sum, seen = sums.tolist()
             now = time.monotonic()
             speed.add(now - step_started, len(batches[step - 1]))
-            if team.leads and now - reported >= PROGRESS_EVERY_S:
+            if due:
                 reported = now
-                loss_sum, correct_sum, seen = sums.tolist()
                 _require_finite(loss_sum, recipe, epoch)
                 left = len(training) * (recipe.epochs - epoch + 1) - seen
                 left *= 1 + len(validation) / len(training) * VALIDATION_SHARE
@@ -259,6 +261,7 @@ def train(
             if team.agree(now - saved >= checkpoint_s):
                 save()
             step_started = time.monotonic()
+        loss_sum, correct_sum, seen = sums.tolist()  # as above: before the clock is read
         trained_s = time.monotonic() - epoch_started
 
         def told_to_stop() -> bool:
@@ -271,7 +274,6 @@ def train(
             raise
         logits, truth = team.joined(mine), targets.female[validation]
         val_loss, val_accuracy = calibrated_loss(logits, truth), float(np.mean((logits >= 0) == (truth > 0)))
-        loss_sum, correct_sum, seen = sums.tolist()
         _require_finite(loss_sum + val_loss, recipe, epoch)
         if val_loss < best_loss:
             best_epoch, best_loss, best_network = epoch, val_loss, _copied(best)
@@ -316,13 +318,13 @@ def predict_logits(
         Interrupted: `should_stop` said so.
     """
     network.eval()
-    logits = [torch.empty(0)]
+    logits: list[torch.Tensor] = []
     for start in range(0, len(indices), EVALUATION_BATCH):
         if should_stop():
             raise Interrupted
         faces = source.take(indices[start : start + EVALUATION_BATCH]).float().div_(255)
-        logits.append(network(faces).float().cpu())
-    return torch.cat(logits).numpy()
+        logits.append(network(faces).float())
+    return torch.cat(logits).cpu().numpy() if logits else np.empty(0, np.float32)
 
 
 def _require_finite(loss: float, recipe: Recipe, epoch: int) -> None:
