@@ -9,6 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet install
 SERVICES := trainer,inference,dashboard
+# An environment of its own: there are two builds of ONNX Runtime, of which one can be installed.
+GPU_VENV := .venvs/gpu
 
 # For `make demo`: DATASET=my.zip trains on it instead of synthetic faces; ONCE=1 ends when all is done.
 DATASET ?=
@@ -53,6 +55,14 @@ bench-peers: $(VENV)/.developer ## Measure ours beside mosec, LitServe, BentoML 
 	@tests/system-packages.sh
 	@$(BIN)/python -m tests.bench.peers $(ARGS)
 
+.PHONY: bench-gpu
+bench-gpu: $(GPU_VENV)/.ready ## Measure what a GPU adds; needs an NVIDIA one [ARGS='--quick'] [ARGS=--write]
+	@$(GPU_VENV)/bin/python -m tests.bench --gpu $(ARGS)
+
+.PHONY: test-gpu
+test-gpu: $(GPU_VENV)/.ready ## Run the tests that need a GPU; needs an NVIDIA one
+	@$(GPU_VENV)/bin/python -m pytest -m cuda $(ARGS)
+
 .PHONY: bench-recipe
 bench-recipe: $(VENV)/.developer ## Measure what each ingredient of the recipe is worth DATASET=faces.zip [ARGS='--seeds 1']
 	@$(BIN)/python -m tests.bench.bench_recipe '$(DATASET)' $(ARGS)
@@ -91,4 +101,11 @@ $(VENV)/.services: pyproject.toml | $(BIN)/python
 $(VENV)/.developer: $(VENV)/.services
 	@echo "installing what the tests need into $(VENV)"
 	@$(PIP) --editable '.[$(SERVICES),test]'
+	@touch $@
+
+$(GPU_VENV)/.ready: pyproject.toml
+	@echo "installing what a GPU needs into $(GPU_VENV): several GB, so this takes some minutes the first time"
+	@$(MAKE) VENV=$(GPU_VENV) $(GPU_VENV)/.developer
+	@$(GPU_VENV)/bin/python -m pip uninstall --quiet --yes onnxruntime
+	@$(GPU_VENV)/bin/python -m pip --disable-pip-version-check --quiet --quiet install '.[inference-gpu]'
 	@touch $@

@@ -37,9 +37,14 @@ BENCHMARKS: dict[str, Callable[[Stage], list[Row]]] = {
 ON_A_GPU: dict[str, Callable[[Stage], list[Row]]] = {
     "batches": gpu.batches,
     "jobs": gpu.jobs,
+    "layouts": gpu.layouts,
     "training": gpu.learning,
     "swaps": gpu.swaps,
 }
+
+
+_COMMANDS = {"ours": "make bench", "gpu": "make bench-gpu"}
+"""By the part of `docs/benchmarks.md` that each renews."""
 
 
 def main() -> int:
@@ -74,14 +79,13 @@ def main() -> int:
         console.print(report.machine(), report.versions(), *report.models(stage.material), sep="\n", highlight=False)
         report.show("On a GPU" if arguments.gpu else "Ours, and the bare loop", rows, console)
         if arguments.write:
-            report.write(
-                "gpu" if arguments.gpu else "ours", " ".join(["make bench", *_arguments_note()]), rows, stage.material
-            )
+            section = "gpu" if arguments.gpu else "ours"
+            report.write(section, " ".join([_COMMANDS[section], *_arguments_note()]), rows, stage.material)
     return 0 if all(row.met is not False for row in rows) else 1
 
 
 def _arguments_note() -> list[str]:
-    given = [argument for argument in sys.argv[1:] if argument != "--write"]
+    given = [argument for argument in sys.argv[1:] if argument not in {"--write", "--gpu"}]
     return [f"ARGS='{' '.join(given)}'"] if given else []
 
 

@@ -99,6 +99,21 @@ def jobs(stage: Stage) -> list[Row]:
     ]
 
 
+def layouts(stage: Stage) -> list[Row]:
+    """The same job by fewer workers that decode in threads: each has a core, and a session on the GPU, or several."""
+    cores = len(os.sched_getaffinity(0))
+    archive = job_archive(stage, JOB_IMAGES // 4)
+    rows = []
+    for workers in sorted({cores, -(-cores // 2), -(-cores // 4)}, reverse=True):
+        with stage.served("embedded", "default", workers=workers, provider="cuda") as served:
+            run_job(served, archive)
+            rate = statistics.median(run_job(served, archive).rate for _ in range(1 if stage.quick else 3))
+        threads = max(1, cores // workers)
+        what = f"champion, jobs, embedded, {workers} workers that decode in {threads} threads each"
+        rows.append(Row(what, f"{rate:,.0f} images/s", None, "", None))
+    return rows
+
+
 def learning(stage: Stage) -> list[Row]:
     """Epochs as the trainer does them, against the same steps on resident tensors, kernel by kernel."""
     rows = []
