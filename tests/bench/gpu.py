@@ -30,8 +30,8 @@ from tests.bench.throughput import job_archive, run_job
 BATCHES = (1, 8, 64, 256)
 COMPARED = 64
 JOB_IMAGES = 100_000
-EPOCH_STEPS = 1024
-"""Enough that an epoch lasts for some seconds: the GPU is asked every tenth of one whether it is busy."""
+EPOCH_STEPS = 512
+"""Enough that an epoch lasts for a second: the GPU is asked every tenth of one whether it is busy."""
 
 
 def name() -> str | None:
@@ -121,14 +121,14 @@ def learning(stage: Stage) -> list[Row]:
         busy = Busy()
         faces = EPOCH_STEPS // (8 if stage.quick else 1) * batch_size
         params = TrainingParams(epochs=1, network=network, batch_size=batch_size)
-        row = training.measured(params, faces=faces, laps=2 if stage.quick else 3, while_training=busy)
+        row = training.measured(params, faces=faces, laps=2, while_training=busy)
         rows += [row, Row("the same: how long the GPU is busy", f"{busy}", None, "", None)]
     return rows
 
 
 def swaps(stage: Stage) -> list[Row]:
     """Two models by turns on the GPU, under load."""
-    return [lifetime.swapping(stage, "embedded", "cuda")]
+    return [lifetime.swapping(stage, "embedded", count=2 if stage.quick else 20, provider="cuda")]
 
 
 class Busy:

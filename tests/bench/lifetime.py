@@ -93,12 +93,11 @@ def overload(stage: Stage) -> list[Row]:
 
 def swaps(stage: Stage) -> list[Row]:
     """Two models by turns under load: every reply is whole and of the model that it names, and memory comes back."""
-    return [swapping(stage, "RabbitMQ", "cpu")]
+    return [swapping(stage, "RabbitMQ", count=SWAPS // 10 if stage.quick else SWAPS)]
 
 
-def swapping(stage: Stage, broker: str, provider: str) -> Row:
+def swapping(stage: Stage, broker: str, *, count: int, provider: str = "cpu") -> Row:
     """Returns what becomes of replies and memory while models are swapped."""
-    count = SWAPS // 10 if stage.quick else SWAPS
     with stage.served(broker, "default", provider=provider) as served:
         store = FileStore(served.installation.folder / "store")
         _add_second(store)
