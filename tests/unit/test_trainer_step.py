@@ -18,6 +18,10 @@ SIZES = (8, 7)
 """Of the batches, by turns, as in an epoch."""
 
 
+RATE = 1e-4
+"""Small, so that noise in a gradient, which Adam makes a whole step of, does not count."""
+
+
 @dataclass
 class Learner:
     """A fresh network and its steps; the same wherever it is made."""
@@ -43,7 +47,7 @@ class Learner:
             faces = torch.randint(0, 256, (size, 1, 128, 128), generator=draw, dtype=torch.uint8)
             targets = torch.randint(0, 2, (size, 3), generator=draw)
             loss, correct = self.step(
-                faces.to(self.device), targets.to(self.device), rate=0.001 * (number + 1), decay=0.5, seeds=(1, number)
+                faces.to(self.device), targets.to(self.device), rate=RATE * (number + 1), decay=0.5, seeds=(1, number)
             )
             assert 0 <= correct.item() <= size
             losses.append(loss.item())
@@ -54,9 +58,10 @@ class Learner:
         return [value.cpu().float() for value in self.step.average.state_dict().values()]
 
 
-def alike(one: Learner, other: Learner, tolerance: float) -> bool:
-    return all(
-        torch.allclose(mine, theirs, atol=tolerance)
+def difference(one: Learner, other: Learner) -> float:
+    """Returns the largest difference of their averages; where these are large, as a share of them."""
+    return max(
+        float(((mine - theirs).abs() / (1 + theirs.abs())).max())
         for mine, theirs in zip(one.averages(), other.averages(), strict=True)
     )
 
@@ -64,8 +69,8 @@ def alike(one: Learner, other: Learner, tolerance: float) -> bool:
 def test_steps_depend_on_their_seeds_and_nothing_else() -> None:
     one, other = Learner.made(CPU), Learner.made(CPU)
     assert one.learn(0, 4) == other.learn(0, 4)
-    assert alike(one, other, 0)
-    assert not alike(one, Learner.made(CPU), 1e-3)
+    assert difference(one, other) == 0
+    assert difference(one, Learner.made(CPU)) > 1e-2
 
 
 def test_a_state_saved_on_a_gpu_is_taken_up_on_a_cpu() -> None:
@@ -79,7 +84,7 @@ def test_a_state_saved_on_a_gpu_is_taken_up_on_a_cpu() -> None:
     other.objective.load_state_dict(copy.deepcopy(one.objective.state_dict()))
     other.step.restore(state, copy.deepcopy(one.step.average.state_dict()))
     assert other.learn(2, 3) == one.learn(2, 3)
-    assert alike(one, other, 0)
+    assert difference(one, other) == 0
 
 
 @WITH_GPU
@@ -89,8 +94,8 @@ def test_recorded_steps_do_what_the_others_do() -> None:
     assert recorded.learn(0, 12) == pytest.approx(plain.learn(0, 12), rel=2e-2)
     assert recorded.step.recorded_sizes == set(SIZES)
     assert plain.step.recorded_sizes == set()
-    assert alike(recorded, plain, 2e-2)
-    assert not alike(recorded, Learner.made(GPU), 2e-2)
+    assert difference(recorded, plain) < 2e-3
+    assert difference(recorded, Learner.made(GPU)) > 1e-2
     assert recorded.step.average is not None
     assert recorded.step.average.n_averaged.item() == 12
 
