@@ -111,15 +111,11 @@ def ingest(
         parts = split([face.traits.label for face in faces], [face.traits.digest for face in faces], groups)
         _refuse_unsplittable(faces, parts)
         face_file.finish([face.entry for face in faces])
-
-    rows = [
-        FaceRow(i, face.name, *face.traits.label, part, face.traits.width, face.traits.height)
-        for i, (face, part) in enumerate(zip(faces, parts, strict=True))
-    ]
-    with replacing(folder / FACES_CSV) as aside, aside.open("w", encoding="utf-8", newline="") as file:
-        write_faces_csv(file, rows)
-    with replacing(folder / REJECTS_CSV) as aside, aside.open("w", encoding="utf-8", newline="") as file:
-        write_rejects_csv(file, sieve.reject_rows())
+        rows = _rows(faces, parts)
+        with replacing(folder / FACES_CSV) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+            write_faces_csv(file, rows)
+        with replacing(folder / REJECTS_CSV) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+            write_rejects_csv(file, sieve.reject_rows())
 
     seconds = time.monotonic() - started
     group_sizes = np.bincount(groups)
@@ -166,6 +162,21 @@ def _uncollected() -> Iterator[None]:
 def _chunks(archive: Archive) -> Iterator[Chunk]:
     for start in range(0, len(archive.entries), _CHUNK):
         yield Chunk(start, archive.entries[start : start + _CHUNK])
+
+
+def _rows(faces: Sequence[SeenFace], parts: Sequence[Split]) -> list[FaceRow]:
+    traits = [face.traits for face in faces]
+    ages, genders, ethnicities = zip(*(seen.label for seen in traits), strict=True)
+    columns = (
+        [face.name for face in faces],
+        ages,
+        genders,
+        ethnicities,
+        parts,
+        [seen.width for seen in traits],
+        [seen.height for seen in traits],
+    )
+    return list(map(FaceRow, range(len(faces)), *columns))
 
 
 def _refuse_untrainable(faces: Sequence[SeenFace], sieve: Sieve) -> None:

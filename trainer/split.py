@@ -7,6 +7,7 @@ in the archive matter, so the same images always give the same split.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import chain
 from typing import Final
@@ -19,7 +20,7 @@ from shared.labels import GENDERS, MAX_AGE, Label
 
 SHARES: Final[dict[Split, float]] = {"train": 0.7, "validation": 0.1, "test": 0.2}
 
-_TRAIN: Final = SPLITS.index("train")
+_TRAIN, _VALIDATION, _TEST = range(len(SPLITS))
 _LARGE_GROUP: Final = 0.01  # of all faces
 
 
@@ -46,23 +47,41 @@ def split(labels: Sequence[Label], digests: Sequence[bytes], groups: NDArray[np.
     # Large groups come first, and so train: as examination questions they would be one, asked many times.
     order = np.lexsort((first, bands[speakers], ethnicities[speakers], sizes <= large, genders[speakers]))
 
-    placed = [[0] * len(SPLITS) for _ in GENDERS]
     parts = np.empty(len(sizes), np.intp)
-    for unit, gender, size in zip(
-        order.tolist(), genders[speakers[order]].tolist(), sizes[order].tolist(), strict=True
-    ):
-        counts = placed[gender]
-        parts[unit] = part = _TRAIN if size > large else _most_wanting(counts)
-        counts[part] += size
+    for gender in range(len(GENDERS)):
+        units = order[genders[speakers[order]] == gender]
+        parts[units] = _dealt(sizes[units].tolist(), large)
     of_faces = np.empty(len(labels), np.intp)
     of_faces[by_digest] = parts[unit_of]
     return [SPLITS[part] for part in of_faces.tolist()]
 
 
-def _most_wanting(counts: Sequence[int]) -> int:
-    """Returns the part that the next face belongs to: an empty one, else the one that is furthest behind its share."""
-    if 0 in counts:
-        return counts.index(0)
-    total = sum(counts) + 1
-    behind = [SHARES[part] * total - count for part, count in zip(SPLITS, counts, strict=True)]
-    return behind.index(max(behind))
+def _dealt(sizes: Sequence[int], large: int) -> list[int]:
+    """Deals one gender's groups out, in order: to an empty part, else to the one that is furthest behind its share.
+
+    Args:
+        sizes: of the groups.
+        large: those above it train.
+
+    Returns:
+        The part of each group, an index into `SPLITS`.
+    """
+    # Written out for the three parts, as it is done for every face.
+    wanted_train, wanted_validation, wanted_test = (SHARES[part] for part in SPLITS)
+    train = validation = test = 0
+    dealt = []
+    for size in sizes:
+        total = train + validation + test + 1
+        behind_train = wanted_train * total - train if train else math.inf
+        behind_validation = wanted_validation * total - validation if validation else math.inf
+        behind_test = wanted_test * total - test if test else math.inf
+        if size > large or (behind_train >= behind_validation and behind_train >= behind_test):
+            train += size
+            dealt.append(_TRAIN)
+        elif behind_validation >= behind_test:
+            validation += size
+            dealt.append(_VALIDATION)
+        else:
+            test += size
+            dealt.append(_TEST)
+    return dealt
