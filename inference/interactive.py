@@ -29,6 +29,8 @@ from shared.metrics import InferenceMetrics
 
 _LOG = logging.getLogger(__name__)
 _WAIT_S = 0.5
+_AT_ONCE_S = 0.001
+"""A `take` that returns sooner has found messages waiting: they come faster than they are answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,9 @@ class _Taken:
 class InteractiveLoop:
     """Serves predictions until told to stop, and then what it holds.
 
-    What one `take` gives is one batch or a few: on a CPU waiting for a fuller batch gains nothing, and under load the
-    next take finds the queue full anyway. A GPU may wait a few milliseconds for more.
+    What one `take` gives is one batch or a few. Where it finds some single images waiting, but no full batch, the loop
+    lets a few more come: a broker that syncs a message at a time, and replies, cost less of the cores together than one
+    by one, and whatever waits is then answered sooner. An image that comes alone is answered at once.
 
     Args:
         broker: where messages come from.
@@ -54,7 +57,7 @@ class InteractiveLoop:
         newest: told of answers, likewise.
         prefetch: messages held at once.
         batch_size: images handled together.
-        batch_delay_s: how long a GPU waits for more.
+        batch_delay_s: how long it lets more come.
         at_rest: told when the loop begins and when it ends to wait for messages.
     """
 
@@ -103,14 +106,14 @@ class InteractiveLoop:
 
     def _take(self, consumer: Consumer, *, careful: bool) -> list[Delivery]:
         self._at_rest(True)
+        asked = time.monotonic()
         deliveries = consumer.take(1 if careful else self._batch_size, _WAIT_S)
+        waiting = time.monotonic() - asked < _AT_ONCE_S
         self._at_rest(False)
-        champion = self._models.champion
-        if deliveries and not careful and champion is not None and champion.provider == "cuda":
-            deadline = time.monotonic() + self._batch_delay_s
-            while len(deliveries) < self._batch_size and (left := deadline - time.monotonic()) > 0:
-                deliveries += consumer.take(self._batch_size - len(deliveries), left)
-        return deliveries
+        if careful or not waiting or not 1 < len(deliveries) < self._batch_size or _any_pack(deliveries):
+            return deliveries
+        time.sleep(self._batch_delay_s)  # and not in `take`, which every message that comes would wake
+        return deliveries + consumer.take(self._batch_size - len(deliveries), 0)
 
     def _handle(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> bool:
         """Answers messages. Returns whether the next ones are better taken one by one.
@@ -198,6 +201,10 @@ class InteractiveLoop:
             self._speed.add(len(item.request.images), done - item.taken_at)
         for version, entries in answered:
             self._newest.add(version, entries)
+
+
+def _any_pack(deliveries: Sequence[Delivery]) -> bool:
+    return any(not delivery.message.content_type.startswith("image/") for delivery in deliveries)
 
 
 def _expired_reply(item: _Taken, champion: ServedModel) -> list[Outgoing]:

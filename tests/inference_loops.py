@@ -58,7 +58,9 @@ class Loops:
     def builder(self) -> ModelBuilder:
         return ModelBuilder(self.store)
 
-    def interactive(self) -> InteractiveLoop:
+    def interactive(
+        self, *, batch_delay_s: float = 0.0, at_rest: Callable[[bool], None] | None = None
+    ) -> InteractiveLoop:
         return InteractiveLoop(
             self.broker,
             self.models,
@@ -69,8 +71,8 @@ class Loops:
             self.newest,
             prefetch=self.settings.prefetch,
             batch_size=self.settings.batch_size,
-            batch_delay_s=0.0,
-            at_rest=self.shadow.at_rest,
+            batch_delay_s=batch_delay_s,
+            at_rest=at_rest or self.shadow.at_rest,
         )
 
     def bulk(self) -> BulkLoop:

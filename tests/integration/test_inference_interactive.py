@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from shared.topology import MODEL_PROMOTED
 from tests import model_builder as build
 from tests.inference_loops import Loops, open_loops, replies
 from tests.model_builder import brightness_answer, brightness_model, constant_model, image_of
+from tests.rabbitmq_node import RabbitNode
 from tests.services import eventually
 
 
@@ -267,6 +268,56 @@ def test_when_told_to_stop_the_loop_answers_what_it_holds(loops: Loops) -> None:
         answered = len(first) + sum(len(inbox.take(0)) for _ in range(20))
         waiting = loops.broker.depths()[loops.broker.topology.predictions]
     assert (answered + waiting.ready, waiting.unacknowledged) == (20, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Held(Predictor):
+    """A predictor that holds the first images it gets until it may go on."""
+
+    has_some: threading.Event = field(default_factory=threading.Event)
+    may_go_on: threading.Event = field(default_factory=threading.Event)
+
+    def predict(self, model: ServedModel, images: Sequence[bytes]) -> list[Outcome]:
+        self.has_some.set()
+        assert self.may_go_on.wait(30)
+        return Predictor.predict(self, model, images)
+
+
+@pytest.mark.rabbitmq
+def test_images_that_were_waiting_are_answered_with_those_that_come_in_a_moment(
+    rabbitmq: RabbitNode, tmp_path: Path
+) -> None:
+    with open_loops(tmp_path, rabbitmq.url) as loops, loops.broker.inbox() as inbox:
+        serving(loops)
+        queue = loops.broker.topology.predictions
+        held = Held(loops.predictor.limits, loops.predictor.batch_size, loops.metrics)
+        has_more = threading.Event()
+
+        def at_rest(rests: bool) -> None:
+            if not rests and held.may_go_on.is_set():
+                has_more.set()
+
+        with loops.running(replace(loops, predictor=held).interactive(batch_delay_s=2.0, at_rest=at_rest).run):
+            send(loops, single(200, inbox, "first"))
+            assert held.has_some.wait(30)
+            send(loops, *(single(200, inbox, f"waiting {number}") for number in range(2)))
+            eventually(lambda: loops.broker.depths()[queue].ready == 0, 15, "all messages at the worker")
+            held.may_go_on.set()
+            assert has_more.wait(30)
+            send(loops, *(single(200, inbox, f"later {number}") for number in range(3)))
+            assert len(replies(inbox, 6)) == 6
+    assert loops.value("genderline_batch_size_count") == 2
+    assert loops.value("genderline_batch_size_sum") == 6
+
+
+def test_an_image_that_comes_alone_waits_for_no_other_and_neither_do_packs(either: Loops) -> None:
+    loops = serving(either)
+    with loops.broker.inbox() as inbox, loops.running(loops.interactive(batch_delay_s=60.0).run):
+        for number in range(3):
+            send(loops, single(200, inbox, str(number)))
+            replies(inbox, 1)
+        send(loops, *(pack_message([(0, image_of(200))], reply_to=inbox.name) for _ in range(20)))
+        replies(inbox, 20)
 
 
 POISON = image_of(77)
