@@ -87,7 +87,7 @@ def jobs(stage: Stage) -> list[Row]:
             with busy_bare:
                 pairs.bare.append(bare.run(seconds))
             with busy_ours:
-                pairs.ours.append(run_job(served, archive))
+                pairs.ours.append(run_job(served, archive)[0])
         workers_us = statistics.median(lap.cpu_us for lap in pairs.ours)
         bare_us = statistics.median(lap.cpu_us for lap in pairs.bare)
     what = f"champion in {bare.precision}, jobs, embedded, {cores} workers"
@@ -107,7 +107,7 @@ def layouts(stage: Stage) -> list[Row]:
     for workers in sorted({cores, -(-cores // 2), -(-cores // 4)}, reverse=True):
         with stage.served("embedded", "default", workers=workers, provider="cuda") as served:
             run_job(served, archive)
-            rate = statistics.median(run_job(served, archive).rate for _ in range(1 if stage.quick else 3))
+            rate = statistics.median(run_job(served, archive)[0].rate for _ in range(1 if stage.quick else 3))
         threads = max(1, cores // workers)
         what = f"champion, jobs, embedded, {workers} workers that decode in {threads} threads each"
         rows.append(Row(what, f"{rate:,.0f} images/s", None, "", None))

@@ -193,7 +193,7 @@ def measure_ours(stage: Stage) -> dict[str, float]:
         laps = [
             {
                 "packs": packs.run(seconds).rate,
-                "jobs": run_job(served, archive).rate,
+                "jobs": run_job(served, archive)[0].rate,
                 "single images": singles.run(seconds).rate,
             }
             for _ in range(rounds)
