@@ -19,6 +19,7 @@ from prometheus_client.core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from inference.layout import layout_of
 from shared.broker import open_broker
 from shared.broker.base import Broker
 from shared.environment import ONE_CORE
@@ -110,7 +111,7 @@ def _parent(broker: Broker, settings: Settings, stop: threading.Event) -> int:
         except ProviderUnavailable as error:
             _LOG.error("%s", error)
             return 2
-    workers = settings.workers or settings.cores
+    workers = layout_of(settings).workers
     with tempfile.TemporaryDirectory(prefix="genderline-workers-") as folder:
         registry = process_registry()
         registry.register(BrokerCollector(broker))
@@ -155,10 +156,9 @@ def _worker(broker: Broker, settings: Settings, stop: threading.Event, status_fi
     from shared.image import configure_opencv  # noqa: PLC0415
 
     configure_opencv()
-    workers = settings.workers or settings.cores
     try:
         store = open_store(settings.store_url)
-        decode_threads = max(1, settings.cores // workers)
+        decode_threads = layout_of(settings).decode_threads
         Worker(broker, store, settings, decode_threads=decode_threads, status_file=status_file).run(stop)
     except (ProviderUnavailable, Retryable) as error:
         _LOG.error("%s", error)

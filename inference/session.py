@@ -33,7 +33,7 @@ _NO_FOLDER: Final = "/nonexistent"
 """Where ONNX Runtime is told to look for such files, should one be written in another way."""
 
 _BATCH_TOLERANCE: Final = 0.01
-_TRIAL_IMAGES: Final[dict[Provider, int]] = {"cpu": 8, "cuda": 64}
+_TRIAL_IMAGES: Final[dict[Provider, int]] = {"cpu": 8, "cuda": cuda.SIZES[-1]}
 _TRIAL_RUNS: Final = 4
 _WORTH_IT: Final[dict[ServedPrecision, float]] = {"int8": 1.15, "float16": 1.0}
 """How many times as fast as float32 a sibling must be on this machine to be taken."""
