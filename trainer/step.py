@@ -117,6 +117,8 @@ class Step:
             recorded.faces.copy_(faces)
             recorded.targets.copy_(targets)
             recorded.graph.replay()
+            if self.average is not None:
+                self.average.n_averaged += 1  # it stays in main memory, where a recording does not reach
             return recorded.loss, recorded.correct
 
     @property
@@ -170,7 +172,6 @@ class Step:
                         average.detach().lerp_(value.detach(), self._taken_on.to(average.dtype))
                     else:  # how many batches there were; rounded as the library does
                         average.copy_(average * (1 - self._taken_on) + value * self._taken_on)
-                self.average.n_averaged.add_(1)
         return _Recorded(graph, faces, targets, loss, correct)
 
 

@@ -70,7 +70,7 @@ def test_steps_depend_on_their_seeds_and_nothing_else() -> None:
     one, other = Learner.made(CPU), Learner.made(CPU)
     assert one.learn(0, 4) == other.learn(0, 4)
     assert difference(one, other) == 0
-    assert difference(one, Learner.made(CPU)) > 1e-2
+    assert difference(one, Learner.made(CPU)) > 1e-1
 
 
 def test_a_state_saved_on_a_gpu_is_taken_up_on_a_cpu() -> None:
@@ -94,10 +94,8 @@ def test_recorded_steps_do_what_the_others_do() -> None:
     assert recorded.learn(0, 12) == pytest.approx(plain.learn(0, 12), rel=2e-2)
     assert recorded.step.recorded_sizes == set(SIZES)
     assert plain.step.recorded_sizes == set()
-    assert difference(recorded, plain) < 2e-3
-    assert difference(recorded, Learner.made(GPU)) > 1e-2
-    assert recorded.step.average is not None
-    assert recorded.step.average.n_averaged.item() == 12
+    assert difference(recorded, plain) < 1e-2
+    assert difference(recorded, Learner.made(GPU)) > 1e-1
 
 
 @WITH_GPU
