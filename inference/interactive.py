@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -29,6 +30,7 @@ from shared.metrics import InferenceMetrics
 
 _LOG = logging.getLogger(__name__)
 _WAIT_S = 0.5
+_LATELY_S = 1.0
 _AT_ONCE_S = 0.001
 """A `take` that returns sooner has found messages waiting: they come faster than they are answered."""
 
@@ -87,6 +89,12 @@ class InteractiveLoop:
         self._batch_size = batch_size
         self._batch_delay_s = batch_delay_s
         self._at_rest = at_rest
+        self._answered_at = -math.inf  # monotonic clock
+
+    @property
+    def lately(self) -> bool:
+        """Whether it has answered anything within the last second."""
+        return time.monotonic() - self._answered_at < _LATELY_S
 
     def run(self, stop: threading.Event) -> None:
         """Takes nothing before there is a model: messages wait in the broker, where any worker can have them."""
@@ -195,7 +203,7 @@ class InteractiveLoop:
         consumer.settle([item.delivery for item in group], replies)
         if expired:
             self._metrics.predictions.labels("expired").inc(expired)
-        done = time.monotonic()
+        done = self._answered_at = time.monotonic()
         for item in group:
             self._metrics.latency.observe(done - item.taken_at)
             self._speed.add(len(item.request.images), done - item.taken_at)

@@ -17,7 +17,8 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -50,6 +51,10 @@ from shared.topology import JOB_PROGRESS, job_state_topic
 from shared.unpack import EntryError
 
 _WAIT_S: Final = 0.5
+_SMALL_STEP: Final = 8
+"""Images after which a job lets go of the core while there is interactive work. Low priority alone does not do: it counts
+among the threads of a service, while the broker, another service, would wait for the scheduler's next tick."""
+_LETTING_GO_S: Final = 50e-6
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f]")
 _JUDGED: Final = ("false", "true")
 """The column `correct`."""
@@ -69,6 +74,7 @@ class BulkLoop:
         predictor: decodes and predicts.
         policy: what becomes of messages that fail.
         speed: told of images, for the heartbeat.
+        interactive_lately: whether the interactive loop has had work a moment ago.
     """
 
     def __init__(
@@ -80,6 +86,8 @@ class BulkLoop:
         predictor: Predictor,
         policy: FailurePolicy,
         speed: Speed,
+        *,
+        interactive_lately: Callable[[], bool] = lambda: False,
     ) -> None:
         self._broker = broker
         self._store = store
@@ -90,6 +98,7 @@ class BulkLoop:
         self._predictor = predictor
         self._policy = policy
         self._speed = speed
+        self._interactive_lately = interactive_lately
         self._archives = _OpenArchive(store, self._limits)
         self.busy: str | None = None
         """The job that is being worked on, for the heartbeat."""
@@ -240,9 +249,12 @@ class BulkLoop:
         archive = self._archives.get(record["job_id"], record["archive"])
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        size = self._predictor.batch_size
-        for start in range(request.start, request.stop, size):
+        start = request.start
+        while start < request.stop:
+            small_steps = self._interactive_lately()
+            size = _SMALL_STEP if small_steps else self._predictor.batch_size
             entries = archive.entries[start : min(start + size, request.stop)]
+            start += len(entries)
             contents = archive.read_together(entries)
             readable = [content for content in contents if isinstance(content, bytes)]
             outcomes = iter(self._predictor.predict(model, readable))
@@ -251,6 +263,8 @@ class BulkLoop:
                 for entry, content in zip(entries, contents, strict=True)
             )
             self._speed.add(len(entries))
+            if small_steps:
+                time.sleep(_LETTING_GO_S)
         self._store.put(Jobs.part_key(request.job_id, request.shard), text.getvalue().encode())
 
     def _progress(self, record: dict[str, Any]) -> None:

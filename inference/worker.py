@@ -87,7 +87,16 @@ class Worker:
             batch_delay_s=settings.batch_delay_ms / 1000,
             at_rest=self._shadow.at_rest,
         )
-        self._bulk = BulkLoop(broker, store, settings, self._models, bulk_predictor, policy, self._speed)
+        self._bulk = BulkLoop(
+            broker,
+            store,
+            settings,
+            self._models,
+            bulk_predictor,
+            policy,
+            self._speed,
+            interactive_lately=lambda: self._interactive.lately,
+        )
         self._heartbeat = Heartbeat(broker, "inference", self._state)
 
     def run(self, stop: threading.Event) -> None:

@@ -75,8 +75,17 @@ class Loops:
             at_rest=at_rest or self.shadow.at_rest,
         )
 
-    def bulk(self) -> BulkLoop:
-        return BulkLoop(self.broker, self.store, self.settings, self.models, self.predictor, self.policy, self.speed)
+    def bulk(self, *, interactive_lately: Callable[[], bool] = lambda: False) -> BulkLoop:
+        return BulkLoop(
+            self.broker,
+            self.store,
+            self.settings,
+            self.models,
+            self.predictor,
+            self.policy,
+            self.speed,
+            interactive_lately=interactive_lately,
+        )
 
     def follow(self, stop: threading.Event) -> None:
         self.models.follow(self.broker, stop)

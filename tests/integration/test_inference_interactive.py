@@ -310,6 +310,17 @@ def test_images_that_were_waiting_are_answered_with_those_that_come_in_a_moment(
     assert loops.value("genderline_batch_size_sum") == 6
 
 
+def test_the_loop_tells_whether_it_had_work_lately(loops: Loops) -> None:
+    serving(loops)
+    interactive = loops.interactive()
+    assert not interactive.lately
+    with loops.broker.inbox() as inbox, loops.running(interactive.run):
+        send(loops, single(200, inbox))
+        replies(inbox, 1)
+        assert eventually(lambda: interactive.lately, 1, "work lately")
+        assert eventually(lambda: not interactive.lately, 5, "no work for a second")
+
+
 def test_an_image_that_comes_alone_waits_for_no_other_and_neither_do_packs(either: Loops) -> None:
     loops = serving(either)
     with loops.broker.inbox() as inbox, loops.running(loops.interactive(batch_delay_s=60.0).run):

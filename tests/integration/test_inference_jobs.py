@@ -150,6 +150,19 @@ def test_an_archive_becomes_one_csv_in_archive_order_and_two_replies(either: Loo
     assert either.broker.dead_letters() == []
 
 
+def test_beside_interactive_work_a_job_goes_in_small_steps(loops: Loops) -> None:
+    loops = replace(loops, settings=loops.settings.model_copy(update={"shard_images": 100}))
+    lately = iter([True, True])
+    bulk = loops.bulk(interactive_lately=lambda: next(lately, False))
+    with loops.broker.inbox() as inbox, loops.running(bulk.run):
+        job_id = send(loops, Message(zip_of(faces(50)), ZIP, reply_to=inbox.name))
+        _, finished = job_replies(inbox, "accepted", "finished")
+    assert finished["counts"] == {"images": 50, "errors": 0}
+    assert [row["name"] for row in rows_of(loops, job_id)] == [name for name, _ in faces(50)]
+    assert loops.value("genderline_batch_size_bucket", le="8.0") == 2
+    assert loops.value("genderline_batch_size_count") == 3
+
+
 def test_a_job_without_labels_has_no_accuracy(loops: Loops) -> None:
     with loops.broker.inbox() as inbox, loops.running(loops.bulk().run):
         send(loops, Message(zip_of([("a.png", image_of(0))]), ZIP, reply_to=inbox.name))
