@@ -52,8 +52,8 @@ from shared.unpack import EntryError
 
 _WAIT_S: Final = 0.5
 _SMALL_STEP: Final = 8
-"""Images after which a job lets go of the core while there is interactive work. Low priority alone does not do: it counts
-among the threads of a service, while the broker, another service, would wait for the scheduler's next tick."""
+"""Images after which a job lets go of the core while there is interactive work. Low priority alone does not do: it
+counts among the threads of a service, while the broker, another service, would wait for the scheduler's next tick."""
 _LETTING_GO_S: Final = 50e-6
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f]")
 _JUDGED: Final = ("false", "true")
