@@ -31,6 +31,7 @@ from shared.metrics import InferenceMetrics
 _LOG = logging.getLogger(__name__)
 _WAIT_S = 0.5
 _LATELY_S = 1.0
+"""For so long after an answer, more messages are expected."""
 _AT_ONCE_S = 0.001
 """A `take` that returns sooner has found messages waiting: they come faster than they are answered."""
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared import jobs, runs
-from shared.card import CardDataset, CardFile, InputStatistics, Int8Report, ModelCard
+from shared.card import CardDataset, CardFile, Float16Report, InputStatistics, Int8Report, ModelCard
 from shared.dataset import (
     AGE_BANDS,
     FACES_CSV,
@@ -177,8 +177,15 @@ class StoreBuilder:
                 images_per_second_float=310.0,
                 images_per_second_int8=905.0,
             ),
+            float16=Float16Report(
+                kept=True,
+                faces=counts["test"],
+                accuracy_float=evaluation.accuracy,
+                accuracy_float16=evaluation.accuracy,
+            ),
             file=CardFile(sha256="ab" * 32, size_bytes=10_812_345),
             int8_file=CardFile(sha256="cd" * 32, size_bytes=2_750_001),
+            float16_file=CardFile(sha256="ef" * 32, size_bytes=5_406_172),
             parameters=2_700_000,
             multiply_adds=176_000_000,
             inputs=InputStatistics(
@@ -192,7 +199,7 @@ class StoreBuilder:
         )
         # The dashboard never loads a model, so any bytes do.
         folder = f"models/gender/{version}"
-        for file in ("model.onnx", "model_int8.onnx"):
+        for file in ("model.onnx", "model_int8.onnx", "model_float16.onnx"):
             self.store.put(f"{folder}/{file}", b"onnx")
         self.registry.register(version, card.model_dump(mode="json"), f"# gender {version}\n", {})
         self.runs.update(run_id, state=runs.REGISTERED, model={"name": "gender", "version": version}, metrics=metrics)
