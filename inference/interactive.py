@@ -46,9 +46,9 @@ class _Taken:
 class InteractiveLoop:
     """Serves predictions until told to stop, and then what it holds.
 
-    What one `take` gives is one batch or a few. Where it finds some single images waiting, but no full batch, the loop
-    lets a few more come: a broker that syncs a message at a time, and replies, cost less of the cores together than one
-    by one, and whatever waits is then answered sooner. An image that comes alone is answered at once.
+    What one `take` gives is one batch or a few. Where it finds some single images waiting, but no full batch, and
+    messages cost the broker less together than one by one, the loop lets a few more come: whatever waits is then answered
+    sooner. An image that comes alone is answered at once.
 
     Args:
         broker: where messages come from.
@@ -119,7 +119,8 @@ class InteractiveLoop:
         deliveries = consumer.take(1 if careful else self._batch_size, _WAIT_S)
         waiting = time.monotonic() - asked < _AT_ONCE_S
         self._at_rest(False)
-        if careful or not waiting or not 1 < len(deliveries) < self._batch_size or _any_pack(deliveries):
+        may_gather = self._broker.cheaper_together and waiting and not careful
+        if not may_gather or not 1 < len(deliveries) < self._batch_size or _any_pack(deliveries):
             return deliveries
         time.sleep(self._batch_delay_s)  # and not in `take`, which every message that comes would wake
         return deliveries + consumer.take(self._batch_size - len(deliveries), 0)

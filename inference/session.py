@@ -193,7 +193,7 @@ def _opened(
     if wanted == "cuda" and used != "cuda":
         raise ProviderUnavailable(
             f"GENDERLINE_PROVIDER is cuda, but ONNX Runtime runs on {session.get_providers()}; "
-            f"available: {ort.get_available_providers()} (are onnxruntime-gpu, its CUDA libraries and a driver installed?)"
+            f"available: {ort.get_available_providers()} (are onnxruntime-gpu, CUDA and a driver installed?)"
         )
     if on_gpu and used == "cpu":
         _LOG.warning("CUDA is there but could not be used; running on the CPU")

@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     )
     batch_size: int = Field(64, ge=1, le=1024, description="The most images in one run of the model")
     batch_delay_ms: float = Field(
-        2.0, ge=0, le=1000, description="How long a worker lets more images come where some were waiting, in ms"
+        2.0, ge=0, le=1000, description="How long a worker lets more images come where some wait in RabbitMQ, in ms"
     )
     prefetch: int = Field(256, ge=1, le=10_000, description="Messages one worker holds unacknowledged")
     shadow_share: float = Field(

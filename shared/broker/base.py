@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 from shared.errors import Retryable
 from shared.topology import Topology
@@ -276,6 +276,8 @@ class Broker(abc.ABC):
     """
 
     topology: Topology
+    cheaper_together: ClassVar[bool] = False
+    """Whether messages that come one by one cost so much more than some together that letting them gather pays."""
 
     @abc.abstractmethod
     def publish_many(self, outgoing: Sequence[Outgoing], timeout_s: float = 30.0) -> None:

@@ -72,6 +72,8 @@ class RabbitBroker(Broker):
         ValueError: the URL is malformed.
     """
 
+    cheaper_together = True  # it syncs what it has at the moment, and wakes a thread for each step
+
     def __init__(
         self, url: str, topology: Topology | None = None, *, delivery_limit: int = 5, queue_limit: int = 1_000_000
     ) -> None:
