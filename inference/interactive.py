@@ -47,8 +47,8 @@ class InteractiveLoop:
     """Serves predictions until told to stop, and then what it holds.
 
     What one `take` gives is one batch or a few. Where it finds some single images waiting, but no full batch, and
-    messages cost the broker less together than one by one, the loop lets a few more come: whatever waits is then answered
-    sooner. An image that comes alone is answered at once.
+    messages cost the broker less together than one by one, the loop lets a few more come: whatever waits is then
+    answered sooner. An image that comes alone is answered at once.
 
     Args:
         broker: where messages come from.
