@@ -61,6 +61,8 @@ bench-gpu: $(GPU_VENV)/.ready ## Measure what a GPU adds; needs an NVIDIA one [A
 
 .PHONY: test-gpu
 test-gpu: $(GPU_VENV)/.ready ## Run the tests that need a GPU; needs an NVIDIA one
+	@$(GPU_VENV)/bin/python -c \
+		'import sys, torch; sys.exit(None if torch.cuda.is_available() else "found no CUDA device, expected one")'
 	@$(GPU_VENV)/bin/python -m pytest -m cuda $(ARGS)
 
 .PHONY: bench-recipe

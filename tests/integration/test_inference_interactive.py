@@ -321,6 +321,14 @@ def test_the_loop_tells_whether_it_had_work_lately(loops: Loops) -> None:
         assert eventually(lambda: not interactive.lately, 5, "no work for a second")
 
 
+def test_on_the_embedded_broker_images_do_not_gather(loops: Loops) -> None:
+    serving(loops)
+    with loops.broker.inbox() as inbox, loops.running(loops.interactive(batch_delay_s=60.0).run):
+        for first in range(0, 200, 10):
+            send(loops, *(single(200, inbox, str(first + number)) for number in range(10)))
+        replies(inbox, 200)
+
+
 def test_an_image_that_comes_alone_waits_for_no_other_and_neither_do_packs(either: Loops) -> None:
     loops = serving(either)
     with loops.broker.inbox() as inbox, loops.running(loops.interactive(batch_delay_s=60.0).run):
