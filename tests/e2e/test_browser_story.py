@@ -22,7 +22,7 @@ from tests.services import Installation, eventually
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 FACES = 90
-PARAMS = '{"epochs": 5, "batch_size": 16, "quantize": false}'
+PARAMS = '{"epochs": 20, "batch_size": 16, "quantize": false}'  # so many that some can be watched
 
 
 @pytest.fixture(scope="module")
