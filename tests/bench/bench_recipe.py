@@ -51,31 +51,31 @@ PLAIN: Final[dict[str, Any]] = {
     "patience": 5,
 }
 """The `reference` without our recipe. A constant step has no end to wait for: it stops soon after its best epoch."""
+PLAIN_ROW: Final = "`reference`, plain"
+"""What all others are compared to."""
 FEWER_LAYERS: Final = ((16, 32, 64, 112, 160), (0, 0, 1, 1))
 """Widths and blocks of 30 M multiply-adds."""
 
-DECAYED: Final[dict[str, Any]] = {"weight_decay": 0.05}
-"""What each ingredient was tried on: the default, and weight decay, which has turned out to change nothing."""
 ROWS: Final[dict[str, dict[str, Any]]] = {
     "the default": {},
     "… its epoch by the plain loss": {"temperature": 1.0},
     "… with fewer layers": {"layers": FEWER_LAYERS},
-    "the default in float32": {"precision": "float32"},
-    "`reference`, plain": PLAIN | {"augment": False},
+    "… in float32": {"precision": "float32"},
+    "… with weight decay": {"weight_decay": 0.05},
+    "… with network `small`": {"network": "small"},
+    "… with network `large`": {"network": "large"},
+    "… without age and ethnicity": {"auxiliary": 0.0},
+    "… without augmentation": {"augment": False},
+    "… half the step": {"learning_rate": 0.002},
+    "… a quarter of the step": {"learning_rate": 0.001},
+    "… a constant step": {"schedule": "constant", "learning_rate": 0.001},
+    "… without averaged weights": {"averaging": 0.0},
+    "… without the mirror image": {"mirror": False},
+    "… half the epochs": {"epochs": 0.5},
+    "… twice the epochs": {"epochs": 2.0},
+    PLAIN_ROW: PLAIN | {"augment": False},
     "`reference`, augmented": PLAIN,
     "`reference`, by the default recipe": {"network": "reference", "learning_rate": 0.001, "mirror": True},
-    "with weight decay": DECAYED,
-    "… and network `small`": DECAYED | {"network": "small"},
-    "… and network `large`": DECAYED | {"network": "large"},
-    "… without age and ethnicity": DECAYED | {"auxiliary": 0.0},
-    "… without augmentation": DECAYED | {"augment": False},
-    "… half the step": DECAYED | {"learning_rate": 0.002},
-    "… a quarter of the step": DECAYED | {"learning_rate": 0.001},
-    "… a constant step": DECAYED | {"schedule": "constant", "learning_rate": 0.001},
-    "… without averaged weights": DECAYED | {"averaging": 0.0},
-    "… without the mirror image": DECAYED | {"mirror": False},
-    "… half the epochs": DECAYED | {"epochs": 0.5},
-    "… twice the epochs": DECAYED | {"epochs": 2.0},
 }
 """What each row changes: parameters, where epochs are relative to what `auto` takes, and what no parameter does: the
 `temperature` of the loss that says which epoch is best, and the `layers` of `compact`."""
@@ -199,8 +199,8 @@ def table(outcomes: list[Outcome]) -> str:
         "| recipe | accuracy | each seed | not mirrored | ECE | multiply-adds | seconds | to the reference's best |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    references = [outcome for outcome in outcomes if outcome.row.startswith("`reference`")]
-    target = max((max(accuracy for _, accuracy in outcome.curve) for outcome in references), default=None)
+    plain = [outcome for outcome in outcomes if outcome.row == PLAIN_ROW]
+    target = max((max(accuracy for _, accuracy in outcome.curve) for outcome in plain), default=None)
     for row in ROWS:
         done = sorted((outcome for outcome in outcomes if outcome.row == row), key=lambda outcome: outcome.seed)
         if not done:
@@ -285,7 +285,8 @@ def main(archive: Path, seeds: int, only: tuple[str, ...], results: Path) -> Non
                     file.write(json.dumps(asdict(outcomes[-1])) + "\n")
                 progress.console.print(f"{row}, seed {seed}: {outcomes[-1].accuracy:.1%}")
         faces = {split: len(dataset.part(split)) for split in ("train", "validation", "test")}
-    console.print(f"{archive.name}: {faces}, on {device}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}")
+    where = f"{os.cpu_count()} cores" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    console.print(f"{archive.name}: {faces}, {where}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
     print(table(outcomes))  # noqa: T201 - Markdown, whole lines
 
 
