@@ -1,9 +1,10 @@
 """The broker for real use: RabbitMQ 3.10 or newer, through pika.
 
 Work queues are quorum queues: replicated, counting deliveries, with an explicit limit on them and on the number of
-messages. What this process does on its connection is in the neighbouring files: the connection itself and its thread
-(`rabbitmq_link`), confirmed publishing (`rabbitmq_publisher`), consuming (`rabbitmq_consumer`), inboxes and
-subscriptions (`rabbitmq_mailbox`), and the form of a message in AMQP (`rabbitmq_wire`).
+messages. What this process does on its connection is in the neighbouring files: the thread that owns it
+(`rabbitmq_link`), how its bytes come and go (`rabbitmq_connection`), confirmed publishing (`rabbitmq_publisher`),
+consuming (`rabbitmq_consumer`), inboxes and subscriptions (`rabbitmq_mailbox`), steps that wait for an answer
+(`rabbitmq_session`), and the form of a message in AMQP (`rabbitmq_wire`).
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ from shared.broker.base import (
     without_dead_headers,
 )
 from shared.broker.rabbitmq_consumer import RabbitConsumer
-from shared.broker.rabbitmq_link import Link, Session
+from shared.broker.rabbitmq_link import Link
 from shared.broker.rabbitmq_mailbox import RabbitInbox, RabbitSubscription
 from shared.broker.rabbitmq_publisher import Batch, Publisher
+from shared.broker.rabbitmq_session import Session
 from shared.broker.rabbitmq_wire import dead_letter_of, properties_of
 from shared.topology import Topology
 

@@ -8,22 +8,17 @@ on every new connection and told when that is lost.
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import random
 import socket
-import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from types import TracebackType
-from typing import Any, Final, Protocol, Self, TypeVar
+from collections.abc import Callable
+from typing import Any, Final, Protocol
 
 import pika
-from pika import BasicProperties, spec
 from pika.adapters.select_connection import IOLoop
 from pika.adapters.utils.connection_workflow import AMQPConnectionWorkflowFailed, AMQPConnectorPhaseErrorBase
 from pika.channel import Channel
@@ -35,11 +30,10 @@ from pika.exceptions import (
     ProbableAccessDeniedError,
     ProbableAuthenticationError,
 )
-from pika.frame import Body, Header, Method, decode_frame
 
 from shared.broker.base import BrokerClosed, BrokerError
+from shared.broker.rabbitmq_connection import Connection
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S: Final = 0.1
@@ -47,13 +41,6 @@ _LONGEST_PAUSE_S: Final = 10.0
 _STABLE_S: Final = 2.0
 """A connection that lived shorter than this does not reset the growing pauses."""
 _CLOSE_TIMEOUT_S: Final = 5.0
-_WRITE_BYTES: Final = 128 * 2**10
-_READ_BYTES: Final = 256 * 2**10
-"""A read lets go of the interpreter's lock and has to wait for it again: the fewer, the better."""
-_FRAME_HEAD: Final = struct.Struct(">BHL")
-_FRAME_END: Final = bytes([spec.FRAME_END])
-_OTHER_PROTOCOL: Final = b"AMQP"
-"""What a broker begins with that speaks another version; any frame begins with a small number."""
 
 
 class ConnectionLost(BrokerError):
@@ -63,7 +50,7 @@ class ConnectionLost(BrokerError):
 class Part(Protocol):
     """Something that lives on the connection. Both methods are called in the I/O thread only."""
 
-    def up(self, connection: pika.SelectConnection) -> None:
+    def up(self, connection: Connection) -> None:
         """Sets itself up on a new connection, on which all queues are declared."""
 
     def down(self, error: Exception) -> None:
@@ -77,6 +64,10 @@ class Link:
         url: `amqp://…` or `amqps://…`, with pika's URL parameters.
         declare: declares the queues on a channel and calls back when all are; refused, the broker closes the channel.
 
+    Attributes:
+        connection: the present one, perhaps still being made; None between two. For the I/O thread only.
+        closed: for good.
+
     Raises:
         ValueError: the URL is malformed.
     """
@@ -89,7 +80,7 @@ class Link:
         self._parts: list[Part] = []
         self._calls: deque[Callable[[], None]] = deque()
         self._woken = False
-        self._connection: _Connection | None = None
+        self.connection: Connection | None = None
         self._state = threading.Condition()
         self._is_up = False
         self._refused = False
@@ -166,8 +157,8 @@ class Link:
     def attach(self, part: Part) -> None:
         """Adds a part, setting it up at once if there is a connection."""
         self._parts.append(part)
-        if self._is_up and self._connection is not None:
-            part.up(self._connection)
+        if self._is_up and self.connection is not None:
+            part.up(self.connection)
 
     def detach(self, part: Part) -> None:
         """Removes a part."""
@@ -181,9 +172,9 @@ class Link:
     def restart(self, reason: str) -> None:
         """Gives the connection up and makes a new one, which declares every queue again."""
         log.warning("reconnecting to RabbitMQ at %s: %s", self.address, reason)
-        if self._connection is not None:
+        if self.connection is not None:
             with contextlib.suppress(ConnectionWrongStateError):
-                self._connection.close(320, reason[:200])
+                self.connection.close(320, reason[:200])
 
     def _run(self) -> None:
         while True:
@@ -197,7 +188,7 @@ class Link:
 
     def _run_calls(self) -> None:
         self._woken = False
-        connection = self._connection
+        connection = self.connection
         with contextlib.nullcontext() if connection is None else connection.together():
             while self._calls:
                 work = self._calls.popleft()
@@ -209,7 +200,7 @@ class Link:
     def _connect(self) -> None:
         if self._shutting:
             return
-        self._connection = _Connection(
+        self.connection = Connection(
             self._parameters,
             on_open_callback=self._on_open,
             on_open_error_callback=self._on_lost,
@@ -238,7 +229,7 @@ class Link:
         self._declare(channel, declared)
 
     def _on_up(self) -> None:
-        connection = self._connection
+        connection = self.connection
         if connection is None or not connection.is_open:
             return
         self._up_since = time.monotonic()
@@ -253,9 +244,9 @@ class Link:
             self._state.notify_all()
 
     def _on_lost(self, connection: Any, error: BaseException) -> None:
-        if connection is not self._connection:
+        if connection is not self.connection:
             return
-        self._connection = None
+        self.connection = None
         was_up, self._is_up = self._is_up, False
         cause = _cause(error)
         if self._shutting:
@@ -287,203 +278,13 @@ class Link:
             part.down(BrokerClosed("the broker was closed"))
         self._parts.clear()
         self._is_up = False
-        connection = self._connection
+        connection = self.connection
         if connection is None:
             self._loop.stop()
             return
         self.later(_CLOSE_TIMEOUT_S, self._loop.stop)
         with contextlib.suppress(ConnectionWrongStateError):
             connection.close()
-
-
-class _Connection(pika.SelectConnection):  # type: ignore[misc]
-    """pika's connection with fewer and larger reads and writes.
-
-    pika writes three frames for each message, each with a system call of its own, of which the broker reads each by
-    itself; and it reads 4 kB at a time, as it moves down what is left of a read by one frame at a time. Here what one
-    turn of the I/O loop has to say leaves together, and a read is cut into frames in one pass.
-    """
-
-    _frame_buffer: bytes
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._unsent: list[bytes] = []
-        self._collecting = False
-        super().__init__(*arguments, **options)
-
-    @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        """Sends all that is said inside at the end."""
-        outermost, self._collecting = not self._collecting, True
-        try:
-            yield
-        finally:
-            if outermost:
-                self._collecting = False
-                self._send()
-
-    def _on_data_available(self, data_in: bytes) -> None:
-        data = self._frame_buffer + data_in if self._frame_buffer else data_in
-        with self.together():
-            if data.startswith(_OTHER_PROTOCOL):
-                super()._on_data_available(data_in)
-                return
-            start = 0
-            try:
-                while len(data) - start >= _FRAME_HEAD.size:
-                    kind, channel_number, size = _FRAME_HEAD.unpack_from(data, start)
-                    content = start + _FRAME_HEAD.size
-                    end = content + size + len(_FRAME_END)
-                    if end > len(data):
-                        break
-                    if kind == spec.FRAME_BODY and data.endswith(_FRAME_END, content, end):
-                        frame = Body(channel_number, data[content : content + size])  # copied once, not three times
-                    else:
-                        _, frame = decode_frame(data[start:end])
-                    start = end
-                    if isinstance(frame, Method) and isinstance(frame.method, spec.Basic.Deliver):
-                        # No callback ever waits for one; asking pika whether one does takes as long as all the rest.
-                        self.frames_received += 1
-                        self._deliver_frame_to_channel(frame)
-                    else:
-                        self._process_frame(frame)
-            finally:
-                self._frame_buffer = data[start:]
-                self.bytes_received += start
-
-    def publish(
-        self, channel_number: int, queue: str, properties: BasicProperties, body: bytes, *, mandatory: bool
-    ) -> None:
-        """Publishes to the default exchange, as `Channel.basic_publish` does in more than twice the time.
-
-        Raises:
-            AMQPError, ValueError, TypeError, struct.error: the message cannot be encoded; nothing of it was sent.
-        """
-        frames = [
-            _publish_method(channel_number, queue, mandatory),
-            Header(channel_number, len(body), properties).marshal(),
-        ]
-        room = self._get_body_frame_max_length()
-        for start in range(0, len(body), room):
-            piece = body[start : start + room]
-            frames += [_FRAME_HEAD.pack(spec.FRAME_BODY, channel_number, len(piece)), piece, _FRAME_END]
-        with self.together():
-            self._output_marshaled_frames(frames)
-
-    def _adapter_emit_data(self, data: bytes) -> None:
-        if self._collecting:
-            self._unsent.append(data)
-        else:
-            super()._adapter_emit_data(data)
-
-    def _send(self) -> None:
-        frames, self._unsent = self._unsent, []
-        if self._transport is None:
-            return  # lost meanwhile
-        start = size = 0
-        for end, frame in enumerate(frames, start=1):
-            size += len(frame)
-            # Not all at once: of what the socket does not take, pika makes a copy.
-            if size >= _WRITE_BYTES or end == len(frames):
-                self._transport.write(b"".join(frames[start:end]))
-                start, size = end, 0
-
-    def _proto_connection_made(self, transport: Any) -> None:
-        transport._MAX_RECV_BYTES = _READ_BYTES
-        super()._proto_connection_made(transport)
-
-
-@functools.lru_cache(maxsize=256)
-def _publish_method(channel_number: int, queue: str, mandatory: bool) -> bytes:
-    """Returns the frame that begins a message: the same for all that go to a queue."""
-    method = spec.Basic.Publish(exchange="", routing_key=queue, mandatory=mandatory)
-    encoded: bytes = Method(channel_number, method).marshal()
-    return encoded
-
-
-class Session:
-    """A channel for a few steps, each of which waits for its answer; for any thread but the I/O thread.
-
-    Args:
-        link: the connection.
-        timeout_s: how long to wait for a connection, and for each answer.
-
-    Raises:
-        BrokerError: (from every step, too) no answer in time, or the broker refused and closed the channel.
-    """
-
-    def __init__(self, link: Link, timeout_s: float) -> None:
-        self._link = link
-        self._timeout_s = timeout_s
-        self._channel: Channel | None = None
-        self._waiting: Future[Any] = Future()
-
-    def __enter__(self) -> Self:
-        self._link.wait_up(self._timeout_s)
-
-        def start() -> None:
-            connection = self._link._connection
-            if connection is None or not connection.is_open:
-                self._fail("the connection was lost")
-            else:
-                connection.channel(on_open_callback=opened)
-
-        def opened(channel: Channel) -> None:
-            self._channel = channel
-            channel.add_on_close_callback(lambda _, error: self._fail(str(error)))
-            self._waiting.set_result(None)
-
-        self._await(start)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        def close() -> None:
-            if self._channel is not None and self._channel.is_open:
-                self._channel.close()
-
-        self._link.call(close)
-
-    def step(self, start: Callable[[Channel, Callable[[T], None]], None]) -> T:
-        """Runs `start(channel, answer)` in the I/O thread and returns what it gives to `answer`, then or later."""
-        waiting: Future[T] = Future()
-        self._waiting = waiting
-
-        def answer(value: T) -> None:
-            if not waiting.done():
-                waiting.set_result(value)
-
-        def run() -> None:
-            if self._channel is None or not self._channel.is_open:
-                self._fail("the connection was lost")
-            else:
-                start(self._channel, answer)
-
-        result: T = self._await(run)
-        return result
-
-    def tell(self, what: Callable[[Channel], None]) -> None:
-        """Runs `what(channel)` in the I/O thread, for methods that the broker does not answer."""
-
-        def run() -> None:
-            if self._channel is not None and self._channel.is_open:
-                what(self._channel)
-
-        self._link.call(run)
-
-    def _await(self, run: Callable[[], None]) -> Any:
-        self._link.call(run)
-        try:
-            return self._waiting.result(self._timeout_s)
-        except TimeoutError:
-            raise BrokerError(
-                f"no answer from RabbitMQ at {self._link.address} in {self._timeout_s:g} s{self._link.trouble}"
-            ) from None
-
-    def _fail(self, why: str) -> None:
-        if not self._waiting.done():
-            self._waiting.set_exception(BrokerError(f"RabbitMQ at {self._link.address}: {why}"))
 
 
 def _cause(error: BaseException) -> Exception:
