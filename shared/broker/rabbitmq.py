@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Final
 
-import pika
 from pika import BasicProperties
 from pika.channel import Channel
 from pika.delivery_mode import DeliveryMode
@@ -38,6 +37,7 @@ from shared.broker.base import (
     stamped,
     without_dead_headers,
 )
+from shared.broker.rabbitmq_connection import Connection
 from shared.broker.rabbitmq_consumer import RabbitConsumer
 from shared.broker.rabbitmq_link import Link
 from shared.broker.rabbitmq_mailbox import RabbitInbox, RabbitSubscription
@@ -293,7 +293,7 @@ class _Announcer:
         elif self._connected:
             self._early.append((topic, body))
 
-    def up(self, connection: pika.SelectConnection) -> None:
+    def up(self, connection: Connection) -> None:
         """Opens the channel; see `Part`."""
 
         def opened(channel: Channel) -> None:

@@ -18,7 +18,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-import pika
 from pika import BasicProperties
 from pika.channel import Channel
 from pika.exceptions import ChannelClosedByBroker
@@ -26,6 +25,7 @@ from pika.spec import Basic
 
 from shared.broker.base import BrokerClosed, BrokerError, Consumer, Delivery, Outgoing, stamped
 from shared.broker.bundle import bundled
+from shared.broker.rabbitmq_connection import Connection
 from shared.broker.rabbitmq_link import ConnectionLost, Link
 from shared.broker.rabbitmq_publisher import Batch, Publisher
 from shared.broker.rabbitmq_wire import delivery_count_of, message_of, properties_of
@@ -207,7 +207,7 @@ class RabbitConsumer(Consumer):
 
     # -- in the I/O thread
 
-    def up(self, connection: pika.SelectConnection) -> None:
+    def up(self, connection: Connection) -> None:
         """Opens a channel for each queue; see `Part`."""
         for feed in self._feeds:
             self._open(feed, connection)
@@ -231,7 +231,7 @@ class RabbitConsumer(Consumer):
         with self._changed:
             feed.ready.clear()
 
-    def _open(self, feed: _Feed, connection: pika.SelectConnection) -> None:
+    def _open(self, feed: _Feed, connection: Connection) -> None:
         def opened(channel: Channel) -> None:
             if self._closed:
                 channel.close()

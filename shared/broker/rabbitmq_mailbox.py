@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Generic, TypeVar
 
-import pika
 from pika import BasicProperties
 from pika.channel import Channel
 from pika.exceptions import ChannelClosedByBroker
@@ -21,6 +20,7 @@ from pika.spec import Basic
 
 from shared.broker.base import BrokerClosed, BrokerError, Event, Inbox, Message, Subscription
 from shared.broker.bundle import parted
+from shared.broker.rabbitmq_connection import Connection
 from shared.broker.rabbitmq_link import Link
 from shared.broker.rabbitmq_wire import message_of
 from shared.topology import Topology
@@ -91,7 +91,7 @@ class _Mailbox(abc.ABC, Generic[T]):
 
     # -- in the I/O thread
 
-    def up(self, connection: pika.SelectConnection) -> None:
+    def up(self, connection: Connection) -> None:
         """Opens the channel; see `Part`."""
         connection.channel(on_open_callback=self._on_channel)
 

@@ -14,13 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-import pika
 from pika import BasicProperties
 from pika.channel import Channel
 from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedByBroker
 from pika.spec import Basic
 
 from shared.broker.base import BrokerClosed, BrokerError, BrokerFull
+from shared.broker.rabbitmq_connection import Connection
 from shared.broker.rabbitmq_link import ConnectionLost, Link
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class Publisher:
             batch.publications = []
             self._pump()
 
-    def up(self, connection: pika.SelectConnection) -> None:
+    def up(self, connection: Connection) -> None:
         """Opens the channel; see `Part`."""
         self._connected = True
         connection.channel(on_open_callback=self._on_channel)
