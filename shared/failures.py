@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -12,6 +13,10 @@ from shared.broker.base import Consumer, Delivery, Outgoing
 from shared.errors import GenderlineError, InvalidMessage, Retryable
 
 _LONGEST_PAUSE_S: Final = 30.0
+_SCARCE: Final = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EROFS}
+)
+"""What a machine says when it has no room, or its disk fails: no bug of ours, and perhaps otherwise in a while."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -56,6 +61,8 @@ class FailurePolicy:
         Returns:
             Whether it was the end: False where the message will be delivered again.
         """
+        if isinstance(error, OSError) and error.errno in _SCARCE:
+            error = Retryable(f"this machine cannot go on: {error.strerror}")
         if isinstance(error, Retryable):
             if delivery.delivery_count + 1 < self._delivery_limit:
                 pause_s = min(_LONGEST_PAUSE_S, 2.0**delivery.delivery_count)

@@ -148,6 +148,24 @@ class Registry:
 
         return _aliases(self._store.update_json(f"{_ROOT}/aliases.json", change))
 
+    def promote_over(self, champion: int | None, version: int, reason: str) -> bool:
+        """Makes `version` the champion if that is still `champion`, which it was compared to.
+
+        Returns:
+            Whether it is the champion now.
+
+        Raises:
+            NotFound: there is no such version.
+        """
+        self.card(version)
+
+        def change(now: dict[str, Any]) -> dict[str, Any]:
+            if now.get("champion") != champion or champion == version:
+                return now
+            return _changed(now, "promote", version, champion, reason)
+
+        return bool(self._store.update_json(f"{_ROOT}/aliases.json", change).get("champion") == version)
+
     def rollback(self, reason: str) -> Aliases:
         """Makes the previous champion the champion again.
 

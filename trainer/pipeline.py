@@ -48,7 +48,6 @@ from trainer.export import (
     choose_int8,
     export_onnx,
     measure,
-    predict_onnx,
     quantize_int8,
     verify_parity,
 )
@@ -131,6 +130,8 @@ class Pipeline:
             Interrupted: `steps.should_yield` said so; a later call carries on.
             Exception: what `steps.checkpoint` or `steps.on_progress` raises.
         """
+        if (version := self._registry.version_of_run(run_id)) is not None:  # and then whoever did it was interrupted
+            return ModelCard.model_validate(self._registry.card(version))
         folder = f"datasets/{sha256}"
         self._ingest(folder, sha256, steps)
         with opened_dataset(self._store, sha256) as dataset:
@@ -302,7 +303,6 @@ class Pipeline:
             steps.checkpoint()  # the last moment at which an owner that lost its lease must not write
             files = {path.name: path for path in (model, siblings.int8_path, siblings.float16_path) if path}
             self._registry.register(version, card.model_dump(mode="json"), render_card(card), files)
-        self._store.delete(f"runs/{run_id}/checkpoint.pt")
         return card
 
     def _logits(self, network: torch.nn.Module, dataset: Dataset, steps: Steps) -> NDArray[np.float32]:
@@ -344,34 +344,6 @@ class Pipeline:
         as_float, as_int8, as_float16 = (measure(path, faces, labels) for path in (model, int8_path, float16_path))
         int8, float16 = choose_int8(as_float, as_int8), choose_float16(as_float, as_float16)
         return Siblings(int8, int8_path if int8.kept else None, float16, float16_path if float16.kept else None)
-
-    # -- the gate
-
-    def beats_champion(self, version: int) -> tuple[bool, str]:
-        """Compares a new model with the champion on the held-out faces of the new one's dataset.
-
-        Returns:
-            (whether to promote it, the reason in a sentence).
-        """
-        champion = self._registry.aliases().champion
-        if champion is None:
-            return True, "the first model"
-        if champion == version:
-            return True, "it is the champion already"
-        card = ModelCard.model_validate(self._registry.card(version))
-        accuracy = card.evaluation.accuracy
-        with (
-            opened_dataset(self._store, card.dataset.sha256) as dataset,
-            self._store.local(Registry.model_key(champion)) as model,
-        ):
-            test = dataset.part("test")
-            theirs = predict_onnx(model, dataset.faces, test)
-        their_accuracy = float(np.mean((theirs >= 0.5) == (dataset.labels[test] == 1)))
-        comparison = (
-            f"accuracy {accuracy:.3f} against {their_accuracy:.3f} of version {champion}, "
-            f"on the same {len(test)} held-out faces of {card.dataset.name}"
-        )
-        return accuracy > their_accuracy, comparison
 
 
 def _metadata(version: int, run_id: str, sha256: str, figures: Evaluation) -> dict[str, str]:

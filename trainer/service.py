@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from shared import runs
-from shared.broker.base import Broker, BrokerError, Consumer, Delivery, Outgoing
+from shared.broker.base import RETRIED_AT, Broker, BrokerError, Consumer, Delivery, Outgoing
 from shared.errors import Cancelled, GenderlineError, InvalidDataset, InvalidMessage, Retryable
 from shared.failures import FailurePolicy
 from shared.lease import Lease, LeaseLost
@@ -31,6 +31,7 @@ from shared.topology import (
     RUN_PROGRESS,
     run_state_topic,
 )
+from trainer.gate import Verdict, judge
 from trainer.pipeline import Pipeline, Steps
 from trainer.train import Interrupted
 
@@ -104,14 +105,16 @@ class TrainerService:
             self._runs.create(
                 run_id, message_id=request.message_id, name=request.name, params=request.params, state=runs.QUEUED
             )
-            record = self._runs.get(run_id)
+            self._reopen(delivery, run_id)
+            if self._runs.get(run_id)["state"] not in runs.FINAL_STATES and not lease.acquire():
+                # Somebody trains it right now: a duplicate, or a message that the broker gave out again too early.
+                consumer.postpone(delivery, self._settings.lease_s / 2)
+                return
+            record = self._runs.get(run_id)  # now that nobody else can end it
             if record["state"] in runs.FINAL_STATES:
                 _LOG.info("%s came again; it is %s", run_id, record["state"])
                 self._announce(record)
                 consumer.settle([delivery], json_reply(delivery, Runs.reply(record)))
-            elif not lease.acquire():
-                # Somebody trains it right now: a duplicate, or a message that the broker gave out again too early.
-                consumer.postpone(delivery, self._settings.lease_s / 2)
             else:
                 self.busy = run_id
                 self._work(consumer, delivery, request, lease, stop)
@@ -121,13 +124,39 @@ class TrainerService:
             _LOG.warning("%s: %s", run_id, error)
             consumer.postpone(delivery, self._settings.lease_s / 2)
         except Exception as error:
-            self._policy.handle(consumer, delivery, error, end)
+            self._fail(consumer, delivery, error, end)
         finally:
             self.busy = None
             try:
                 lease.release()
             except Retryable as error:
                 _LOG.warning("%s: lease not released: %s", run_id, error)
+
+    def _reopen(self, delivery: Delivery, run_id: str) -> None:
+        """Opens a failed run again where its message is a dead letter that somebody sent back, once for each time."""
+        retried_at = delivery.message.headers.get(RETRIED_AT)
+        record = self._runs.get(run_id)
+        if retried_at is None or record["state"] != runs.FAILED or record.get(RETRIED_AT) == retried_at:
+            return
+        record = self._runs.update(run_id, state=runs.QUEUED, error=None, **{RETRIED_AT: retried_at})
+        _LOG.info("%s opened again: it was sent back from the dead letters", run_id)
+        self._announce(record)
+
+    def _fail(
+        self,
+        consumer: Consumer,
+        delivery: Delivery,
+        error: Exception,
+        end: Callable[[GenderlineError], list[Outgoing]],
+    ) -> None:
+        """Lets the policy decide about a delivery whose work failed."""
+        try:
+            self._policy.handle(consumer, delivery, error, end)
+        except BrokerError:
+            raise
+        except Retryable as away:
+            _LOG.warning("how the run ended cannot be recorded: %s", away)
+            consumer.postpone(delivery, self._settings.lease_s / 2)
 
     def _work(
         self,
@@ -221,19 +250,32 @@ class TrainerService:
             progress=None,
             timings={**record["timings"], "registered_at": round(time.time(), 3)},
         )
+        self._store.delete(f"runs/{run_id}/checkpoint.pt")
         self._metrics.datasets.labels(runs.REGISTERED).inc()
         _LOG.info("%s registered as version %d", run_id, version)
         self._announce(record)
         consumer.settle([delivery], json_reply(delivery, Runs.reply(record)))
 
     def _pass_gate(self, version: int) -> None:
-        promote, reason = self._pipeline.beats_champion(version)
-        _LOG.info("version %d %s: %s", version, "promoted" if promote else "not promoted", reason)
-        if promote:
-            self._registry.promote(version, f"gate: {reason}")
-            self._broker.emit(MODEL_PROMOTED, {"schema": 1, "version": version, "reason": f"gate: {reason}"})
-        elif self._registry.challenge(version, f"gate: {reason}", by="gate").challenger == version:
-            self._broker.emit(MODEL_CHALLENGED, {"schema": 1, "version": version, "reason": f"gate: {reason}"})
+        """Promotes a version, or makes it the challenger."""
+        verdict = self._judged(version)
+        while verdict.passed and not self._registry.promote_over(verdict.champion, version, f"gate: {verdict.reason}"):
+            verdict = self._judged(version)  # another version has become the champion meanwhile
+        reason = f"gate: {verdict.reason}"
+        _LOG.info("version %d %s: %s", version, "promoted" if verdict.passed else "not promoted", verdict.reason)
+        if verdict.passed:
+            self._broker.emit(MODEL_PROMOTED, {"schema": 1, "version": version, "reason": reason})
+        elif self._registry.challenge(version, reason, by="gate").challenger == version:
+            self._broker.emit(MODEL_CHALLENGED, {"schema": 1, "version": version, "reason": reason})
+
+    def _judged(self, version: int) -> Verdict:
+        try:
+            return judge(self._store, version)
+        except Retryable:
+            raise
+        except Exception as error:  # a champion that cannot be run, say: the new model is none the worse for it
+            _LOG.exception("version %d cannot be compared to the champion", version)
+            return Verdict(False, f"it cannot be compared to the champion: {error}", None)
 
     def _continuation(self, delivery: Delivery, request: ArchiveRequest, sha256: str | None) -> list[Outgoing]:
         """Returns the message with which any trainer carries the run on; until it is confirmed, this one is ours."""
@@ -256,6 +298,9 @@ class TrainerService:
         self._runs.create(
             run_id, message_id=delivery.message.message_id, name="archive", params=None, state=runs.QUEUED
         )
+        record = self._runs.get(run_id)
+        if record["state"] in runs.FINAL_STATES:  # of an earlier message with the same id, which this one cannot undo
+            return json_reply(delivery, {"run_id": run_id, "status": state, "error": error.as_dict()})
         record = self._runs.update(run_id, state=state, error=error.as_dict(), progress=None)
         self._metrics.datasets.labels(state).inc()
         _LOG.warning("%s %s: %s", run_id, state, error)

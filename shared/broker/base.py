@@ -25,6 +25,8 @@ REASON: Final = "reason"
 ORIGIN: Final = "origin"
 DELIVERY_COUNT: Final = "delivery_count"
 DEAD_ID: Final = "dead_id"
+RETRIED_AT: Final = "retried_at"
+"""Header of a dead letter that was sent back: when. Sent back anew, it has another."""
 ENQUEUED_AT: Final = "enqueued_at"
 """Header with the Unix time, in seconds, at which our own clients published; foreign ones need not set it."""
 
@@ -353,10 +355,10 @@ class Broker(abc.ABC):
         self.close()
 
 
-def without_dead_headers(message: Message) -> Message:
-    """Returns a dead letter's message as it was before it was buried, for sending it back."""
+def sent_back(message: Message) -> Message:
+    """Returns a dead letter's message as it was before it was buried, save that it says that it was sent back."""
     kept = {k: v for k, v in message.headers.items() if k not in {REASON, ORIGIN, DELIVERY_COUNT, DEAD_ID}}
-    return replace(message, headers=kept)
+    return replace(message, headers={**kept, RETRIED_AT: time.time()})
 
 
 def stamped(message: Message) -> Message:

@@ -34,8 +34,8 @@ from shared.broker.base import (
     Inbox,
     Outgoing,
     Subscription,
+    sent_back,
     stamped,
-    without_dead_headers,
 )
 from shared.broker.rabbitmq_connection import Connection
 from shared.broker.rabbitmq_consumer import RabbitConsumer
@@ -193,7 +193,7 @@ class RabbitBroker(Broker):
 
     def retry_dead(self, dead_ids: Sequence[str] | None = None) -> int:
         def back(letters: Sequence[DeadLetter]) -> None:
-            self.publish_many([Outgoing(letter.origin, without_dead_headers(letter.message)) for letter in letters])
+            self.publish_many([Outgoing(letter.origin, sent_back(letter.message)) for letter in letters])
 
         return self._take_dead(dead_ids, lambda letter: letter.origin in self.topology.work_queues, back)
 

@@ -35,7 +35,7 @@ from shared.broker.base import (
     Message,
     Outgoing,
     Subscription,
-    without_dead_headers,
+    sent_back,
 )
 from shared.broker.sqlite_file import BUSY_TIMEOUT_S, QueueFile
 from shared.broker.sqlite_readers import SqliteConsumer, SqliteInbox, SqliteSubscription
@@ -180,7 +180,7 @@ class SqliteBroker(Broker):
             origin = str(message.headers.get(ORIGIN))
             if origin not in self.topology.work_queues:
                 return False
-            back_to = [Outgoing(origin, without_dead_headers(message))]
+            back_to = [Outgoing(origin, sent_back(message))]
             insert(db, self.topology, back_to, queue_limit=self._queue_limit)
             return True
 

@@ -12,6 +12,7 @@ from shared.broker.base import (
     ENQUEUED_AT,
     ORIGIN,
     REASON,
+    RETRIED_AT,
     Broker,
     BrokerFull,
     Consumer,
@@ -213,14 +214,16 @@ def test_looking_at_dead_letters_leaves_them_there_oldest_first(broker: Broker) 
     assert broker.depths()[broker.topology.dead].ready == 4
 
 
-def test_a_dead_letter_sent_back_starts_afresh(broker: Broker) -> None:
+def test_a_dead_letter_sent_back_starts_afresh_and_says_so(broker: Broker) -> None:
     bury_one(broker, SENT)
+    before = time.time()
     assert broker.retry_dead([broker.dead_letters()[0].dead_id]) == 1
     assert broker.dead_letters() == []
     with broker.consume([broker.topology.jobs], 1) as consumer:
         (again,) = take(consumer, 1)
     headers = {name: value for name, value in again.message.headers.items() if name != ENQUEUED_AT}
     assert again.delivery_count == 0
+    assert before <= float(headers.pop(RETRIED_AT)) <= time.time()
     assert headers == dict(SENT.headers)
     assert (again.message.body, again.message.message_id, again.message.reply_to) == (SENT.body, "m-1", "r-1")
 

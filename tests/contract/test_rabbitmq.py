@@ -15,7 +15,7 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
 from shared.broker import open_broker, rabbitmq
-from shared.broker.base import Broker, BrokerError, Event, Message, Outgoing, without_dead_headers
+from shared.broker.base import Broker, BrokerError, Event, Message, Outgoing, sent_back
 from shared.broker.bundle import BUNDLE, bundled, parted
 from shared.broker.rabbitmq_wire import message_of
 from shared.topology import Topology
@@ -137,7 +137,7 @@ def test_a_message_that_kills_every_consumer_ends_as_a_dead_letter_of_the_broker
         assert (dead.reason, dead.origin, dead.delivery_count) == ("delivery_limit", queue, deliveries)
         assert broker.dead_letters()[0].dead_id == dead.dead_id
         assert (dead.message.body, dead.message.message_id) == (b"poison", "m")
-        assert {"name", "fraction"} <= set(without_dead_headers(dead.message).headers)
+        assert {"name", "fraction"} <= set(sent_back(dead.message).headers)
 
         assert broker.retry_dead([dead.dead_id]) == 1
         (again,) = take(consumer, 1)
