@@ -207,6 +207,7 @@ class ModelBuilder:
         float16: bytes | None = None,
         faces: NDArray[np.uint8] | None = None,
         probability: NDArray[np.float32] | None = None,
+        dataset: str = "0" * 64,
     ) -> int:
         """Registers a model file with a card that fits it, and returns its version.
 
@@ -218,6 +219,7 @@ class ModelBuilder:
             float16: the file of a float16 sibling, which the card says does.
             faces: uint8 (N, 128, 128), what the card says of the training faces; two gray ones without.
             probability: float32 (M,), what the card says of the held-out faces; 20 from 0 to 1 without.
+            dataset: the SHA-256 of the archive that the card names.
         """
         version = self.registry.claim(f"run-{hashlib.sha256(data).hexdigest()[:8]}-{len(self.registry.versions())}")
         with tempfile.TemporaryDirectory(dir=self.store.root) as name:
@@ -229,7 +231,7 @@ class ModelBuilder:
                     files[file] = folder / file
                     files[file].write_bytes(sibling)
             siblings = _siblings(files.get("model_int8.onnx"), int8_kept, files.get("model_float16.onnx"))
-            card = _card(version, files["model.onnx"], siblings, faces, probability)
+            card = _card(version, files["model.onnx"], siblings, faces, probability, dataset)
             self.registry.register(version, card.model_dump(mode="json"), "# a model for tests\n", files)
         if promote:
             self.registry.promote(version, "a test needs it")
@@ -259,6 +261,7 @@ def _card(
     siblings: Siblings,
     faces: NDArray[np.uint8] | None,
     probability: NDArray[np.float32] | None,
+    dataset: str,
 ) -> ModelCard:
     faces = np.full((2, 128, 128), 128, np.uint8) if faces is None else faces
     probability = np.linspace(0, 1, 20, dtype=np.float32) if probability is None else probability
@@ -266,7 +269,7 @@ def _card(
     return build_card(
         model_version=version,
         run_id=f"run-{version}",
-        dataset=CardDataset(sha256="0" * 64, name="none", counts={"train": 2, "validation": 1, "test": 20}),
+        dataset=CardDataset(sha256=dataset, name="a dataset", counts={"train": 2, "validation": 1, "test": 20}),
         params=TrainingParams(),
         trained=Trained({"weight": torch.zeros(1)}, [EpochRow(1, 0.5, 0.7, 0.4, 0.9, 0.001, 60.0, 90.0)], 1, 1.0),
         evaluation=evaluate(probability, labels, np.full(len(labels), 30), np.zeros(len(labels), np.int64)),

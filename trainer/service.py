@@ -38,6 +38,7 @@ from trainer.train import Interrupted
 _WAIT_S: Final = 0.5
 _EVENT_EVERY_S: Final = 1.0
 _RECORD_EVERY_S: Final = 3.0
+_REOPENED: Final = frozenset({runs.FAILED, runs.REJECTED})
 _LOG = logging.getLogger(__name__)
 
 
@@ -133,10 +134,10 @@ class TrainerService:
                 _LOG.warning("%s: lease not released: %s", run_id, error)
 
     def _reopen(self, delivery: Delivery, run_id: str) -> None:
-        """Opens a failed run again where its message is a dead letter that somebody sent back, once for each time."""
+        """Opens a run again whose message became a dead letter and was sent back, once for each time."""
         retried_at = delivery.message.headers.get(RETRIED_AT)
         record = self._runs.get(run_id)
-        if retried_at is None or record["state"] != runs.FAILED or record.get(RETRIED_AT) == retried_at:
+        if record["state"] not in _REOPENED or retried_at in (None, record.get(RETRIED_AT)):
             return
         record = self._runs.update(run_id, state=runs.QUEUED, error=None, **{RETRIED_AT: retried_at})
         _LOG.info("%s opened again: it was sent back from the dead letters", run_id)
@@ -241,6 +242,7 @@ class TrainerService:
         self._broker.emit(MODEL_REGISTERED, {"schema": 1, "version": version, "run_id": run_id, "metrics": metrics})
         if request.params.promote:
             self._pass_gate(version)
+        self._store.delete(f"runs/{run_id}/checkpoint.pt")  # the registry knows from now on that the run is done
         record = self._runs.get(run_id)
         record = self._runs.update(
             run_id,
@@ -250,7 +252,6 @@ class TrainerService:
             progress=None,
             timings={**record["timings"], "registered_at": round(time.time(), 3)},
         )
-        self._store.delete(f"runs/{run_id}/checkpoint.pt")
         self._metrics.datasets.labels(runs.REGISTERED).inc()
         _LOG.info("%s registered as version %d", run_id, version)
         self._announce(record)

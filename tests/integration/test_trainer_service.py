@@ -92,6 +92,81 @@ def test_a_dataset_by_reference_trains_and_what_is_no_better_becomes_the_challen
         assert told.payload["reason"].startswith("gate: accuracy ")
 
 
+def test_a_champion_that_cannot_be_run_costs_the_new_model_nothing_but_its_promotion(
+    with_trainer: Installation, sample_zip: Path
+) -> None:
+    with with_trainer.client() as client:
+        if client.registry.aliases().champion is None:  # this test is run alone
+            finished(client, client.submit_dataset(sample_zip, params=FAST))
+        champion = client.registry.aliases().champion
+        assert champion is not None
+        key = client.registry.model_key(champion)
+        sound = client.store.get(key)
+        client.store.put(key, b"no ONNX file")
+        try:
+            record = finished(client, client.submit_dataset(sample_zip, params={**FAST, "seed": 1}))
+        finally:
+            client.store.put(key, sound)
+        assert record["state"] == runs.REGISTERED, record["error"]
+        version = record["model"]["version"]
+        assert (client.registry.aliases().champion, client.registry.aliases().challenger) == (champion, version)
+        entry = client.registry.history()[-1]
+        assert (entry["action"], entry["version"]) == ("challenge", version)
+        assert entry["reason"].startswith("gate: it cannot be compared to the champion: ")
+
+
+def test_a_later_message_with_the_same_id_changes_nothing_about_a_run_that_has_ended(
+    with_trainer: Installation, sample_zip: Path
+) -> None:
+    with with_trainer.client() as client, client.broker.inbox() as inbox:
+        datasets = client.broker.topology.datasets
+        message = Message(sample_zip.read_bytes(), ZIP, "twice", "1", inbox.name, {"params": json.dumps(FAST)})
+        client.broker.publish(datasets, message)
+        assert [json.loads(reply.body)["status"] for reply in collect(inbox, 2, 90)] == ["accepted", "registered"]
+        record = client.runs.get(run_id_of("twice"))
+        client.broker.publish(datasets, Message(b"x", "text/plain", "twice", "2", inbox.name))
+        (reply,) = collect(inbox, 1, 30)
+        body = json.loads(reply.body)
+        assert (body["status"], body["error"]["code"]) == ("rejected", "unsupported_content_type")
+        assert client.runs.get(run_id_of("twice")) == record
+
+
+def test_a_dead_letter_sent_back_is_worked_on_again(with_trainer: Installation, sample_zip: Path) -> None:
+    path = with_trainer.folder / "allowed" / "late.zip"
+    path.parent.mkdir(exist_ok=True)
+    message = by_reference(path.as_uri(), params=TrainingParams.model_validate(FAST), message_id="late")
+    with with_trainer.client() as client:
+        client.broker.publish(client.broker.topology.datasets, message)
+        eventually(lambda: client.runs.find(run_id_of("late")), 20, "the run")
+        record = finished(client, run_id_of("late"))
+        assert (record["state"], record["error"]["code"]) == (runs.REJECTED, "uri_not_found")
+        (dead,) = (letter for letter in client.broker.dead_letters() if letter.message.message_id == "late")
+        shutil.copy(sample_zip, path)
+        assert client.broker.retry_dead([dead.dead_id]) == 1
+        eventually(lambda: client.runs.get(run_id_of("late"))["state"] == runs.REGISTERED, 90, "a model")
+        assert client.runs.get(run_id_of("late"))["error"] is None
+        assert not client.store.exists(f"runs/{run_id_of('late')}/checkpoint.pt")
+        path.unlink()
+
+
+def test_a_store_that_is_away_for_longer_than_the_retries_costs_no_run_and_no_trainer(
+    either_installation: Installation, sample_zip: Path
+) -> None:
+    trainer = either_installation.start("trainer")
+    with either_installation.client() as client:
+        records = either_installation.folder / "store" / "runs"
+        records.parent.mkdir(exist_ok=True)
+        records.symlink_to(records)  # nothing can be read or written there
+        message = Message(sample_zip.read_bytes(), ZIP, "away", headers={"params": json.dumps(FAST)})
+        client.broker.publish(client.broker.topology.datasets, message)
+        eventually(lambda: "cannot be recorded" in trainer.log.read_text(), 30, "the end of all retries")
+        records.unlink()
+        eventually(lambda: client.runs.find(run_id_of("away")), 30, "the run")
+        assert finished(client, run_id_of("away"))["state"] == runs.REGISTERED
+        assert trainer.process.poll() is None
+        assert client.broker.dead_letters() == []
+
+
 def test_a_cancelled_run_ends_so_while_it_waits_and_while_it_trains(
     with_trainer: Installation, sample_zip: Path
 ) -> None:
