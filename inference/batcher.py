@@ -62,20 +62,21 @@ class Predictor:
     pool: Executor | None = None
     observers: Sequence[Observer] = ()
 
-    def predict(self, model: ServedModel, images: Sequence[bytes]) -> list[Outcome]:
+    def predict(self, model: ServedModel, images: Sequence[bytes], *, probe: bool = False) -> list[Outcome]:
         """Returns an outcome an image, in order; a broken image costs only its own.
 
         Args:
             model: the model, the same for all of them.
             images: encoded images.
+            probe: whether they are a test of the model, of which no observer is told, nor the counts of genders.
         """
         outcomes: list[Outcome] = []
         for start in range(0, len(images), self.batch_size):
-            outcomes += self._batch(model, images[start : start + self.batch_size])
-        self._count(outcomes)
+            outcomes += self._batch(model, images[start : start + self.batch_size], probe=probe)
+        self._count(outcomes, probe=probe)
         return outcomes
 
-    def _batch(self, model: ServedModel, images: Sequence[bytes]) -> list[Outcome]:
+    def _batch(self, model: ServedModel, images: Sequence[bytes], *, probe: bool) -> list[Outcome]:
         started = time.perf_counter()
         faces = np.empty((len(images), SIZE, SIZE), np.uint8)
         decode = self.pool.map if self.pool is not None and len(images) > 1 else map
@@ -97,7 +98,8 @@ class Predictor:
             self.metrics.batch_size.observe(len(good))
             for index, probability in zip(good, probabilities, strict=True):
                 outcomes[index] = probability if math.isfinite(probability) else _no_number(model)
-            self._tell(model, faces, probabilities)
+            if not probe:
+                self._tell(model, faces, probabilities)
         return outcomes
 
     def _tell(self, model: ServedModel, faces: NDArray[np.uint8], probabilities: Sequence[float]) -> None:
@@ -113,11 +115,11 @@ class Predictor:
         except InvalidImage as error:
             return error
 
-    def _count(self, outcomes: Sequence[Outcome]) -> None:
+    def _count(self, outcomes: Sequence[Outcome], *, probe: bool) -> None:
         probabilities = [outcome for outcome in outcomes if isinstance(outcome, float)]
         female = sum(probability >= 0.5 for probability in probabilities)
         for gender, count in (("female", female), ("male", len(probabilities) - female)):
-            if count:
+            if count and not probe:
                 self.metrics.predicted_gender.labels(gender).inc(count)
         invalid = sum(isinstance(outcome, InvalidImage) for outcome in outcomes)
         failed = len(outcomes) - len(probabilities) - invalid

@@ -94,7 +94,10 @@ class Drift:
 
     def summary(self) -> dict[str, Any]:
         """Returns, for the heartbeat, the images in the window and each signal's score, where there is one yet."""
+        champion = self._champion()
         with self._lock:
+            if champion is not None and champion.version != self._version:  # and no image has come since it took over
+                self._start(champion)
             return {"images": self._images, "scores": {name: round(score, 4) for name, score in self._scores.items()}}
 
     def _start(self, model: ServedModel) -> None:

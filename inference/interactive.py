@@ -183,7 +183,7 @@ class InteractiveLoop:
         replies: list[Outgoing] = []
         answered: list[tuple[int, list[dict[str, Any]]]] = []
         expired = 0
-        alike: dict[int, list[_Taken]] = {}
+        alike: dict[tuple[int, bool], list[_Taken]] = {}
         loaded: dict[int, ServedModel] = {champion.version: champion}
         for item in group:
             if item.request.deadline is not None and item.request.deadline < time.time():
@@ -193,15 +193,17 @@ class InteractiveLoop:
             version = champion.version if item.request.model_version is None else item.request.model_version
             if version not in loaded:
                 loaded[version] = self._models.get(version)
-            alike.setdefault(version, []).append(item)
-        for version, items in alike.items():
+            alike.setdefault((version, item.request.probe), []).append(item)
+        for (version, probe), items in alike.items():
             model = loaded[version]
             identity = model.identity
-            outcomes = iter(self._predictor.predict(model, [data for item in items for data in item.request.images]))
+            images = [data for item in items for data in item.request.images]
+            outcomes = iter(self._predictor.predict(model, images, probe=probe))
             for item in items:
                 entries = [_entry(key, next(outcomes)) for key in item.request.ids]
                 replies += prediction_reply(item.delivery, identity, entries)
-                answered.append((version, entries))
+                if not probe:
+                    answered.append((version, entries))
         consumer.settle([item.delivery for item in group], replies)
         if expired:
             self._metrics.predictions.labels("expired").inc(expired)

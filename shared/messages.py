@@ -28,6 +28,8 @@ SCHEMA: Final = 1
 JSON: Final = "application/json"
 MSGPACK: Final = "application/msgpack"
 ZIP: Final = "application/zip"
+PROBE: Final = "probe"
+"""Header of a prediction that only tests the model."""
 IMAGES: Final = ("image/jpeg", "image/png", "image/webp", "image/bmp")
 PACK_LIMIT: Final = 256
 _VERSION: Final = re.compile("[0-9]{1,9}")
@@ -100,12 +102,14 @@ class PredictionRequest:
         images: the encoded images, as many.
         model_version: the version asked for, or None for the champion.
         deadline: Unix time, in seconds, after which an answer is of no use.
+        probe: whether the images are no traffic but a test of the model: nothing is concluded from them.
     """
 
     ids: Sequence[str | int | None]
     images: Sequence[bytes]
     model_version: int | None = None
     deadline: float | None = None
+    probe: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +176,7 @@ def parse_prediction(message: Message) -> PredictionRequest:
         images = [image.data for image in pack.images]
     else:
         raise _wrong_type(message, (*IMAGES, MSGPACK))
-    return PredictionRequest(ids, images, _model_version(message), _deadline(message))
+    return PredictionRequest(ids, images, _model_version(message), _deadline(message), _probe(message))
 
 
 def parse_shard(message: Message) -> ShardRequest:
@@ -201,6 +205,15 @@ def _deadline(message: Message) -> float | None:
         if not isinstance(given, bool) and math.isfinite(seconds := float(given)):
             return seconds
     raise InvalidMessage(f"header deadline is {shown(given)}; expected Unix time in seconds")
+
+
+def _probe(message: Message) -> bool:
+    given = message.headers.get(PROBE, False)
+    if isinstance(given, bool):
+        return given
+    if given in ("true", "false"):
+        return given == "true"
+    raise InvalidMessage(f"header {PROBE} is {shown(given)}; expected true or false")
 
 
 def _content_type(message: Message) -> str:

@@ -16,7 +16,7 @@ from inference.batcher import Outcome, Predictor
 from inference.newest import KEPT
 from inference.session import ServedModel
 from shared.broker.base import DeadLetter, Inbox, Message, Outgoing
-from shared.messages import MSGPACK, pack_message
+from shared.messages import MSGPACK, PROBE, pack_message
 from shared.topology import MODEL_PROMOTED
 from tests import model_builder as build
 from tests.inference_loops import Loops, open_loops, replies
@@ -259,6 +259,31 @@ def test_the_newest_answers_are_told_without_image_name_or_id(loops: Loops) -> N
     assert len(json.dumps(told)) < 1000
 
 
+def test_probes_are_answered_and_nothing_is_concluded_from_them(loops: Loops) -> None:
+    serving(loops)
+    observed: list[int] = []
+    loops.predictor = replace(loops.predictor, observers=[lambda _, faces, __: observed.append(len(faces))])
+    with loops.broker.inbox() as inbox, loops.running(loops.interactive().run):
+        images: list[tuple[str | int | None, bytes]] = [("a", image_of(0)), ("b", image_of(255))]
+        send(
+            loops,
+            pack_message(images, reply_to=inbox.name, correlation_id="probe", headers={PROBE: True}),
+            single(0, inbox, "as text", probe="true"),
+            single(0, inbox, "traffic", probe=False),
+            single(0, inbox, "neither", probe="yes"),
+        )
+        found = replies(inbox, 4)
+        eventually(loops.newest.summary, 5, "the traffic is told of")
+    assert [entry["gender"] for entry in found["probe"]["predictions"]] == ["male", "female"]
+    assert found["as text"]["predictions"][0]["gender"] == "male"
+    assert "header probe is 'yes'; expected true or false" in found["neither"]["error"]["message"]
+    assert observed == [1]
+    assert [entry["images"] for entry in loops.newest.summary()] == [1]
+    assert loops.value("genderline_predictions_total", outcome="ok") == 4
+    assert loops.value("genderline_predicted_gender_total", gender="male") == 1
+    assert loops.value("genderline_predicted_gender_total", gender="female") == 0
+
+
 def test_when_told_to_stop_the_loop_answers_what_it_holds(loops: Loops) -> None:
     serving(loops)
     with loops.broker.inbox() as inbox:
@@ -277,7 +302,7 @@ class Held(Predictor):
     has_some: threading.Event = field(default_factory=threading.Event)
     may_go_on: threading.Event = field(default_factory=threading.Event)
 
-    def predict(self, model: ServedModel, images: Sequence[bytes]) -> list[Outcome]:
+    def predict(self, model: ServedModel, images: Sequence[bytes], *, probe: bool = False) -> list[Outcome]:
         self.has_some.set()
         assert self.may_go_on.wait(30)
         return Predictor.predict(self, model, images)
@@ -346,7 +371,7 @@ POISON = image_of(77)
 class Stumbling(Predictor):
     """A predictor with a bug that one image provokes."""
 
-    def predict(self, model: ServedModel, images: Sequence[bytes]) -> list[Outcome]:
+    def predict(self, model: ServedModel, images: Sequence[bytes], *, probe: bool = False) -> list[Outcome]:
         if POISON in images:
             raise RuntimeError("a bug that this image provokes: secret detail")
         return Predictor.predict(self, model, images)
@@ -408,7 +433,7 @@ def test_messages_that_came_before_are_worked_on_with_nothing_else_at_hand(loops
     held: list[int | None] = []
 
     class Watching(Predictor):
-        def predict(self, model: ServedModel, images: Sequence[bytes]) -> list[Outcome]:
+        def predict(self, model: ServedModel, images: Sequence[bytes], *, probe: bool = False) -> list[Outcome]:
             held.append(loops.broker.depths()[loops.broker.topology.predictions].unacknowledged)
             return Predictor.predict(self, model, images)
 

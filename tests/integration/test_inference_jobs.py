@@ -319,7 +319,7 @@ class Halting(Predictor):
     go_on: threading.Event = None  # type: ignore[assignment]
     fail: bool = False
 
-    def predict(self, model: ServedModel, images: Sequence[bytes]) -> list[Outcome]:
+    def predict(self, model: ServedModel, images: Sequence[bytes], *, probe: bool = False) -> list[Outcome]:
         if self.metrics.batch_size._sum.get() > 0 and not self.go_on.is_set():
             self.reached.set()
             self.go_on.wait(20)
