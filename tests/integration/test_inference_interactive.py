@@ -305,7 +305,7 @@ class Held(Predictor):
     def predict(self, model: ServedModel, images: Sequence[bytes], *, probe: bool = False) -> list[Outcome]:
         self.has_some.set()
         assert self.may_go_on.wait(30)
-        return Predictor.predict(self, model, images)
+        return Predictor.predict(self, model, images, probe=probe)
 
 
 @pytest.mark.rabbitmq
@@ -374,7 +374,7 @@ class Stumbling(Predictor):
     def predict(self, model: ServedModel, images: Sequence[bytes], *, probe: bool = False) -> list[Outcome]:
         if POISON in images:
             raise RuntimeError("a bug that this image provokes: secret detail")
-        return Predictor.predict(self, model, images)
+        return Predictor.predict(self, model, images, probe=probe)
 
 
 def stumbling(loops: Loops) -> Loops:
@@ -435,7 +435,7 @@ def test_messages_that_came_before_are_worked_on_with_nothing_else_at_hand(loops
     class Watching(Predictor):
         def predict(self, model: ServedModel, images: Sequence[bytes], *, probe: bool = False) -> list[Outcome]:
             held.append(loops.broker.depths()[loops.broker.topology.predictions].unacknowledged)
-            return Predictor.predict(self, model, images)
+            return Predictor.predict(self, model, images, probe=probe)
 
     watched = replace(loops, predictor=Watching(loops.predictor.limits, loops.predictor.batch_size, loops.metrics))
     with loops.broker.inbox() as inbox:

@@ -325,7 +325,7 @@ class Halting(Predictor):
             self.go_on.wait(20)
         if self.fail and self.reached.is_set():
             raise RuntimeError("a bug")
-        return Predictor.predict(self, model, images)
+        return Predictor.predict(self, model, images, probe=probe)
 
 
 def halting(loops: Loops, *, fail: bool = False) -> tuple[Loops, Halting]:
