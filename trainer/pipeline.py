@@ -185,7 +185,9 @@ class Pipeline:
                 device=self._device,
                 speed=lambda recipe: measure_speed(recipe, self._device) * self._team.size,
             )
-        rows: dict[int, dict[str, Any]] = {int(row["epoch"]): dict(row) for row in self._runs.history(run_id)}
+        rows: dict[int, dict[str, Any]] = {
+            (epoch := int(row["epoch"])): row | {"epoch": epoch} for row in self._runs.history(run_id)
+        }
 
         def on_epoch(row: EpochRow) -> None:
             rows[row.epoch] = asdict(row)
