@@ -11,6 +11,10 @@ from shared.cli.base import connected, json_option, output_of
 if TYPE_CHECKING:
     from shared.client import Client
 
+_reason_option = click.option(
+    "--reason", default="by hand", show_default=True, help="Why; it is kept in the registry's history."
+)
+
 
 @click.command()
 @click.argument("version", type=click.IntRange(min=1), required=False)
@@ -29,7 +33,7 @@ def models(ctx: click.Context, version: int | None) -> None:
 
 @click.command()
 @click.argument("version", type=click.IntRange(min=1))
-@click.option("--reason", required=True, help="Why; it is kept in the registry's history.")
+@_reason_option
 @json_option
 @click.pass_context
 def promote(ctx: click.Context, version: int, reason: str) -> None:
@@ -40,7 +44,7 @@ def promote(ctx: click.Context, version: int, reason: str) -> None:
 
 
 @click.command()
-@click.option("--reason", required=True, help="Why; it is kept in the registry's history.")
+@_reason_option
 @json_option
 @click.pass_context
 def rollback(ctx: click.Context, reason: str) -> None:
@@ -53,7 +57,7 @@ def rollback(ctx: click.Context, reason: str) -> None:
 @click.command()
 @click.argument("version", type=click.IntRange(min=1), required=False)
 @click.option("--clear", is_flag=True, help="Let no model challenge the champion.")
-@click.option("--reason", default="by hand", show_default=True, help="Why; it is kept in the registry's history.")
+@_reason_option
 @json_option
 @click.pass_context
 def challenge(ctx: click.Context, version: int | None, clear: bool, reason: str) -> None:

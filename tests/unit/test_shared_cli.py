@@ -246,7 +246,7 @@ def test_the_installed_command_is_this_one() -> None:
         ["nonsense"],
         ["train", "missing.zip"],
         ["predict"],
-        ["promote", "3"],
+        ["promote"],
         ["promote", "three", "--reason", "x"],
         ["runs", "--follow"],
         ["jobs", "--cancel"],
@@ -448,6 +448,15 @@ def test_a_challenger_is_named_listed_with_its_figures_and_dismissed(builder: St
     assert "challenges" not in run("models").stdout
     assert run("challenge").exit_code == run("challenge", "2", "--clear").exit_code == 2
     assert document("challenge", "--clear", exit_code=1)["error"]["code"] == "conflict"
+
+
+def test_promoting_and_rolling_back_need_no_reason(builder: StoreBuilder) -> None:
+    sha256 = builder.dataset()
+    for number in (1, 2):
+        builder.model(sha256, f"run-00000000000{number}")
+        assert run("promote", str(number)).exit_code == 0
+    assert document("rollback") == {"champion": 1, "previous": 2}
+    assert [entry["reason"] for entry in document("models")["history"]] == ["by hand"] * 3
 
 
 def test_a_rollback_without_a_previous_champion_is_a_conflict() -> None:

@@ -23,11 +23,17 @@ def test_parameters_survive_the_way_through_json_types() -> None:
     assert TrainingParams.parse(params.as_dict()) == params
 
 
-@pytest.mark.parametrize("field", ["learning_rate", "weight_decay", "dropout"])
+@pytest.mark.parametrize("field", ["budget_s", "learning_rate", "weight_decay", "dropout", "auxiliary", "averaging"])
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "-1"])
 def test_no_number_that_is_no_number_reaches_the_training(field: str, value: str) -> None:
     with pytest.raises(InvalidMessage, match=field):
         TrainingParams.parse(f'{{"{field}": {value}}}')
+
+
+def test_a_budget_that_no_training_takes_is_refused() -> None:
+    assert TrainingParams.parse({"budget_s": 30 * 24 * 3600}).budget_s == 2_592_000
+    with pytest.raises(InvalidMessage, match=r"budget_s: .* less than or equal to 2592000 \(found 1e\+306\)"):
+        TrainingParams.parse({"budget_s": 1e306})
 
 
 def test_every_fault_is_named_at_once() -> None:
