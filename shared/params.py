@@ -19,7 +19,7 @@ Precision = Literal["float32", "bfloat16"]
 class TrainingParams(BaseModel):
     """What a dataset message's `params` may name; each field's description is its line in the README."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     network: Network | Auto = Field(
         "auto", description="The network to train; `auto` takes `small` for fewer than 2,000 faces, else `compact`"
@@ -28,7 +28,7 @@ class TrainingParams(BaseModel):
         "auto", description="The most passes over the training faces; `auto` takes more where there are few"
     )
     budget_s: float | None = Field(
-        None, gt=0, description="Seconds that training may take: `auto` epochs become as many as fit"
+        None, gt=0, le=30 * 24 * 3600, description="Seconds that training may take: `auto` epochs become as many as fit"
     )
     patience: int = Field(
         12, ge=1, le=1000, description="Epochs without a better validation loss before stopping early"
