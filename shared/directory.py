@@ -29,6 +29,8 @@ _END64_SIGNATURE: Final = b"PK\x06\x06"
 _END64_LOCATOR: Final = struct.Struct("<4sLQL")
 _END64_LOCATOR_SIGNATURE: Final = b"PK\x06\x07"
 _MAX_COMMENT_BYTES: Final = 0xFFFF
+_COUNTED: Final = 2**16  # where the count of entries starts anew: macOS goes on without zip64
+_COUNTED64: Final = 2**64
 
 _SIGNATURE: Final = b"PK\x01\x02"
 _LENGTHS: Final = struct.Struct("<3H")  # of name, extra field and comment
@@ -42,6 +44,8 @@ _ENTRY: Final = np.dtype(
     }
 )
 """The fixed part of an entry, as far as it matters here; `mode` is the upper half of the external attributes."""
+_ENTRY_BYTES: Final = 512
+"""What an entry may take on average, for the directory is read whole; a usual one takes 100, most of them its name."""
 _MAX_VERSION: Final = 63
 _ZIP64_EXTRA: Final = 1
 _IN_ZIP64: Final = 0xFFFFFFFF
@@ -86,24 +90,26 @@ def read_directory(file: BinaryIO, max_entries: int) -> Directory:
 
     Args:
         file: seekable.
-        max_entries: more are refused before anything is built for them.
+        max_entries: more are refused before anything is built for them, and a directory larger than so many can need
+            before it is read.
 
     Raises:
         InvalidDataset: code `invalid_archive` where it is no zip, cut short, split, damaged or crafted;
-            `archive_too_large` where it has more entries.
+            `archive_too_large` where it has more entries, or too large a directory.
     """
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     head = file.read(512)
     if not head:
         raise InvalidDataset("found an empty file (0 bytes), expected a zip archive")
-    start, end, claimed, claimed_start = _find(file, size, head)
+    start, end, claimed, counted, claimed_start = _find(file, size, head)
     if claimed > max_entries:
         raise _too_many(claimed, max_entries)
+    _refuse_large(end - start, max_entries)
     file.seek(start)
     raw = file.read(end - start)
     starts = list(_hops(raw, max_entries))
-    if len(starts) != claimed:
+    if len(starts) % counted != claimed:
         raise InvalidDataset(
             f"found {len(starts):,} entries in the zip archive's directory, expected {claimed:,} as its end says: "
             "it is damaged or crafted"
@@ -133,11 +139,12 @@ def read_directory(file: BinaryIO, max_entries: int) -> Directory:
     return directory
 
 
-def _find(file: BinaryIO, size: int, head: bytes) -> tuple[int, int, int, int]:
+def _find(file: BinaryIO, size: int, head: bytes) -> tuple[int, int, int, int, int]:
     """Finds the directory by the record at the zip's end.
 
     Returns:
-        Where the directory starts and ends, how many entries it is said to hold, and where it is said to start.
+        Where the directory starts and ends, how many entries it is said to hold, at how many the count starts anew, and
+        where it is said to start.
     """
     tail_start = max(0, size - _END.size - _MAX_COMMENT_BYTES - 1)
     file.seek(tail_start)
@@ -151,6 +158,7 @@ def _find(file: BinaryIO, size: int, head: bytes) -> tuple[int, int, int, int]:
         raise InvalidDataset(f"found {looks_like(head)}, expected a zip archive")
     _, disk, directory_disk, _, entries, directory_bytes, directory_start, _ = _END.unpack_from(tail, at)
     end = tail_start + at
+    counted = _COUNTED
     locator_start = end - _END64_LOCATOR.size
     end64_start = locator_start - _END64.size
     if end64_start >= 0:
@@ -159,14 +167,14 @@ def _find(file: BinaryIO, size: int, head: bytes) -> tuple[int, int, int, int]:
         if record.startswith(_END64_SIGNATURE) and record.startswith(_END64_LOCATOR_SIGNATURE, _END64.size):
             fields = _END64.unpack_from(record)
             disk, directory_disk, _, entries, directory_bytes, directory_start = fields[4:]
-            end = end64_start
+            end, counted = end64_start, _COUNTED64
     if disk or directory_disk:
         raise InvalidDataset(f"found part {disk + 1} of a zip archive split in several, expected a single file")
     if directory_bytes > end or directory_start > _MOST:
         raise InvalidDataset(
             f"found a zip archive cut short: its directory needs {directory_bytes:,} bytes, and {end:,} are there"
         )
-    return end - directory_bytes, end, entries, directory_start
+    return end - directory_bytes, end, entries, counted, directory_start
 
 
 def _hops(raw: bytes, max_entries: int) -> Iterator[int]:
@@ -190,6 +198,16 @@ def _too_many(found: int, max_entries: int) -> InvalidDataset:
     return InvalidDataset(
         f"found {found:,} or more entries in the archive, expected at most {max_entries:,}", code="archive_too_large"
     )
+
+
+def _refuse_large(directory_bytes: int, max_entries: int) -> None:
+    most = max_entries * _ENTRY_BYTES
+    if directory_bytes > most:
+        raise InvalidDataset(
+            f"found a directory of {directory_bytes:,} bytes in the archive, expected at most {most:,}: "
+            f"{_ENTRY_BYTES} for each of {max_entries:,} entries",
+            code="archive_too_large",
+        )
 
 
 def _require_known_version(version: int) -> None:

@@ -11,6 +11,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -139,9 +140,25 @@ def corrupted(name: str, data: bytes, method: int = zipfile.ZIP_STORED) -> bytes
 
 def many_members(count: int, claimed: int | None = None) -> bytes:
     """Returns a zip of `count` empty members that claims to hold `claimed`, with zip64 records where needed."""
-    local = struct.pack("<4s5H3L2H", b"PK\x03\x04", 20, 0, 0, 0, 0, 0, 0, 0, 1, 0) + b"a"
-    entry = struct.pack("<4s6H3L5H2L", b"PK\x01\x02", 20, 20, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"a"
+    local, entry = _empty_member()
     return local + entry * count + _end(count if claimed is None else claimed, len(entry) * count, len(local))
+
+
+def wrapped_count(count: int, claimed: int | None = None) -> bytes:
+    """Returns a zip of `count` empty members as macOS writes it, without zip64 records: of `count`, or of `claimed`,
+    its end holds the lower 16 bits.
+    """
+    local, entry = _empty_member()
+    entries = (entry[:42] + struct.pack("<L", len(local) * row) + entry[46:] for row in range(count))
+    wrapped = (count if claimed is None else claimed) % 2**16
+    return local * count + b"".join(entries) + _end(wrapped, len(entry) * count, len(local) * count)
+
+
+def sparse_directory(path: Path, directory_bytes: int) -> None:
+    """Writes a zip whose directory is said to be that large and to have one entry: a hole, which takes no disk."""
+    with path.open("wb") as file:
+        file.seek(directory_bytes)
+        file.write(_end(1, directory_bytes, 0))
 
 
 def with_method(name: str, data: bytes, method: int) -> bytes:
@@ -177,6 +194,13 @@ def renamed(archive: bytes, old: bytes, new: bytes) -> bytes:
     if len(old) != len(new):
         raise ValueError(f"found {len(new)} bytes for {len(old)}")
     return archive.replace(old, new)
+
+
+def _empty_member() -> tuple[bytes, bytes]:
+    """Returns the local header and the directory's entry of an empty member at the file's start."""
+    local = struct.pack("<4s5H3L2H", b"PK\x03\x04", 20, 0, 0, 0, 0, 0, 0, 0, 1, 0) + b"a"
+    entry = struct.pack("<4s6H3L5H2L", b"PK\x01\x02", 20, 20, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"a"
+    return local, entry
 
 
 def _end(entries: int, directory_bytes: int, offset: int) -> bytes:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 import zipfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -18,7 +20,7 @@ NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=
 def told(directory: Directory) -> list[tuple[object, ...]]:
     d = directory
     columns = (d.offsets, d.packed_bytes, d.size_bytes, d.crcs, d.flags, d.methods, d.modes)
-    return [(d.name(row), *(column.tolist()[row] for column in columns)) for row in range(len(d))]
+    return list(zip(map(d.name, range(len(d))), *(column.tolist() for column in columns), strict=True))
 
 
 def told_by_zipfile(data: bytes) -> list[tuple[object, ...]]:
@@ -69,6 +71,37 @@ def test_sizes_and_places_come_from_zip64_fields_where_32_bits_are_not_enough() 
 def test_a_zip64_field_that_is_too_short_is_refused(numbers: int) -> None:
     with pytest.raises(InvalidDataset, match="a zip64 field too short"):
         read_directory(io.BytesIO(archives.with_zip64(labelled_faces(3), numbers)), 10)
+
+
+def test_a_count_without_zip64_holds_the_lower_16_bits_as_in_zipfile() -> None:
+    data = archives.wrapped_count(66_000)
+    assert told(read_directory(io.BytesIO(data), 70_000)) == told_by_zipfile(data)
+    with pytest.raises(InvalidDataset, match="found 66,000 entries in the zip archive's directory, expected 465"):
+        read_directory(io.BytesIO(archives.wrapped_count(66_000, 66_001)), 70_000)
+    with pytest.raises(InvalidDataset, match="found 65,001 or more entries") as caught:
+        read_directory(io.BytesIO(data), 65_000)
+    assert caught.value.code == "archive_too_large"
+
+
+def test_a_count_in_zip64_holds_them_all() -> None:
+    with pytest.raises(InvalidDataset, match="found 465 entries in the zip archive's directory, expected 66,001"):
+        read_directory(io.BytesIO(archives.many_members(465, claimed=66_001)), 70_000)
+
+
+def test_a_directory_larger_than_its_entries_can_need_is_not_read(tmp_path: Path) -> None:
+    archives.sparse_directory(tmp_path / "sparse.zip", 100_000_000)
+    tracemalloc.start()
+    try:
+        with (
+            (tmp_path / "sparse.zip").open("rb") as file,
+            pytest.raises(InvalidDataset, match="found a directory of 100,000,000 bytes in the archive") as caught,
+        ):
+            read_directory(file, 1000)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert caught.value.code == "archive_too_large"
+    assert peak < 1_000_000
 
 
 def test_an_entry_that_reaches_beyond_the_directory_is_refused() -> None:
