@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.directory import Directory, read_directory
-from shared.errors import InvalidDataset
+from shared.errors import InvalidDataset, shown
 from shared.labels import base_name
 from shared.rejects import Reject
 from shared.unpack import ENCRYPTED_FLAG, Entry, EntryError, Unpacker, decoded_name
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _STORED: Final = 0
 _DEFLATED: Final = 8
+_MAX_VERSION: Final = 63
+"""The newest version of the format there is, in tenths."""
 _MADE_AT_ONCE: Final = 1024
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f]")
 _ABSOLUTE: Final = re.compile(r"[/\\]|[A-Za-z]:")
@@ -84,13 +86,19 @@ class _Entries(Sequence[Entry]):
     def _made(self, rows: NDArray[np.intp]) -> list[Entry]:
         all_ = self._directory
         names = [all_.names[row] for row in rows.tolist()]
-        columns = (all_.offsets, all_.packed_bytes, all_.size_bytes, all_.crcs, all_.flags, all_.methods, all_.modes)
+        claims = (all_.packed_bytes, all_.size_bytes, all_.flags, all_.methods, all_.modes, all_.versions)
+        columns = (all_.offsets, all_.crcs, *claims)
         entries = []
-        for raw_name, offset, packed_bytes, size_bytes, crc, flags, method, mode in zip(
+        for raw_name, offset, crc, packed_bytes, size_bytes, flags, method, mode, version in zip(
             names, *(column[rows].tolist() for column in columns), strict=True
         ):
-            name = decoded_name(raw_name, flags)
-            fault = _fault(name, packed_bytes, size_bytes, flags, method, mode, self._limits)
+            try:
+                name = decoded_name(raw_name, flags)
+                fault = _fault(name, packed_bytes, size_bytes, flags, method, mode, version, self._limits)
+            except UnicodeDecodeError:
+                name = decoded_name(raw_name, flags, "replace")
+                told = f"found the name {shown(raw_name)} that claims to be UTF-8 and is not, expected UTF-8"
+                fault = Reject("corrupt", told)
             entries.append(Entry(name, offset, packed_bytes, size_bytes, crc, method == _DEFLATED, fault))
         return entries
 
@@ -186,7 +194,14 @@ def _refuse_useless(flags: NDArray[np.uint16]) -> None:
 
 
 def _fault(
-    name: str, packed_bytes: int, size_bytes: int, flags: int, method: int, mode: int, limits: ArchiveLimits
+    name: str,
+    packed_bytes: int,
+    size_bytes: int,
+    flags: int,
+    method: int,
+    mode: int,
+    version: int,
+    limits: ArchiveLimits,
 ) -> Reject | None:
     """Returns why an entry must not be read, as far as the directory tells."""
     if not name:
@@ -200,6 +215,10 @@ def _fault(
     if stat.S_IFMT(mode) not in {0, stat.S_IFREG}:
         kind = "a symbolic link" if stat.S_ISLNK(mode) else f"a special file (mode {mode:o})"
         return Reject("link", f"found {kind}, expected a plain file")
+    if version > _MAX_VERSION:
+        return Reject(
+            "corrupt", f"found version {version / 10} of the zip format, expected at most {_MAX_VERSION / 10}"
+        )
     if flags & ENCRYPTED_FLAG:
         return Reject("encrypted", "found an encrypted entry, expected one without a password")
     if method not in {_STORED, _DEFLATED}:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from shared.errors import InvalidDataset
 from shared.sniff import looks_like
-from shared.unpack import LOCAL_HEADER, LOCAL_SIGNATURE, UTF8_FLAG, decoded_name
+from shared.unpack import LOCAL_HEADER, LOCAL_SIGNATURE, decoded_name
 
 _END: Final = struct.Struct(
     "<4s4H2LH"
@@ -46,7 +46,6 @@ _ENTRY: Final = np.dtype(
 """The fixed part of an entry, as far as it matters here; `mode` is the upper half of the external attributes."""
 _ENTRY_BYTES: Final = 512
 """What an entry may take on average, for the directory is read whole; a usual one takes 100, most of them its name."""
-_MAX_VERSION: Final = 63
 _ZIP64_EXTRA: Final = 1
 _IN_ZIP64: Final = 0xFFFFFFFF
 _MOST: Final = 2**62
@@ -65,6 +64,7 @@ class Directory:
         flags: uint16.
         methods: uint16, of compression.
         modes: uint16, as Unix programs fill it in; 0 from others.
+        versions: uint8, of the format that is needed to unpack them, in tenths.
         names: as they are written; see `name`.
     """
 
@@ -75,14 +75,15 @@ class Directory:
     flags: NDArray[np.uint16]
     methods: NDArray[np.uint16]
     modes: NDArray[np.uint16]
+    versions: NDArray[np.uint8]
     names: list[bytes]
 
     def __len__(self) -> int:
         return len(self.offsets)
 
     def name(self, row: int) -> str:
-        """Returns an entry's name."""
-        return decoded_name(self.names[row], int(self.flags[row]))
+        """Returns an entry's name; what is not in the encoding that it claims, with replacement characters."""
+        return decoded_name(self.names[row], int(self.flags[row]), "replace")
 
 
 def read_directory(file: BinaryIO, max_entries: int) -> Directory:
@@ -115,7 +116,6 @@ def read_directory(file: BinaryIO, max_entries: int) -> Directory:
             "it is damaged or crafted"
         )
     fixed = np.frombuffer(b"".join([raw[start : start + _ENTRY.itemsize] for start in starts]), _ENTRY)
-    _require_known_version(int(fixed["version"].max(initial=0)))
     offsets, packed, sizes = (fixed[name].astype(np.int64) for name in ("offset", "packed", "size"))
     for row in np.flatnonzero((offsets == _IN_ZIP64) | (packed == _IN_ZIP64) | (sizes == _IN_ZIP64)).tolist():
         at = starts[row] + _ENTRY.itemsize + int(fixed["name"][row])
@@ -129,12 +129,12 @@ def read_directory(file: BinaryIO, max_entries: int) -> Directory:
         flags=fixed["flags"],
         methods=fixed["method"],
         modes=fixed["mode"],
+        versions=fixed["version"],
         names=[
             raw[start + _ENTRY.itemsize : start + _ENTRY.itemsize + length]
             for start, length in zip(starts, fixed["name"].tolist(), strict=True)
         ],
     )
-    _refuse_false_utf8(directory)
     _refuse_overlaps(directory, start)
     return directory
 
@@ -210,14 +210,6 @@ def _refuse_large(directory_bytes: int, max_entries: int) -> None:
         )
 
 
-def _require_known_version(version: int) -> None:
-    if version > _MAX_VERSION:
-        raise InvalidDataset(
-            f"found a damaged zip archive (an entry needs version {version / 10:.1f} of the format, expected at most "
-            f"{_MAX_VERSION / 10:.1f})"
-        )
-
-
 def _from_zip64(extra: bytes, size: int, packed: int, offset: int) -> tuple[int, int, int]:
     """Returns the three numbers, of which the zip64 field holds those that do not fit into 32 bits, in this order."""
     at = 0
@@ -232,16 +224,6 @@ def _from_zip64(extra: bytes, size: int, packed: int, offset: int) -> tuple[int,
             return size, packed, offset
         at += 4 + length
     return size, packed, offset
-
-
-def _refuse_false_utf8(directory: Directory) -> None:
-    try:
-        for row in np.flatnonzero(directory.flags & UTF8_FLAG).tolist():
-            directory.name(row)
-    except UnicodeDecodeError as error:
-        raise InvalidDataset(
-            f"found an entry name that claims to be UTF-8 and is not ({error.object!r}), expected UTF-8"
-        ) from None
 
 
 def _refuse_overlaps(directory: Directory, directory_start: int) -> None:

@@ -15,7 +15,7 @@ REJECT_REASONS: dict[str, str] = {
     "unsupported_compression": "The entry is compressed in a way other than stored or deflate.",
     "suspicious_ratio": "The entry claims to unpack to far more than images do.",
     "size_mismatch": "The entry unpacks to more or fewer bytes than the archive says.",
-    "corrupt": "The entry's bytes are damaged: they do not unpack, or fail their checksum.",
+    "corrupt": "The entry is damaged: it does not unpack, fails its checksum, or has a name or version that cannot be.",
     "image_too_large": "The image breaks a limit on bytes or pixels.",
     "invalid_image": "The bytes cannot be decoded as a JPEG, PNG, WebP or BMP image.",
     "duplicate": "The same face is in the dataset already; the detail names the copy that was kept.",

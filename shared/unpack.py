@@ -58,13 +58,18 @@ class Entry(NamedTuple):
     reject: Reject | None = None
 
 
-def decoded_name(name: bytes, flags: int) -> str:
+def decoded_name(name: bytes, flags: int, errors: str = "strict") -> str:
     """Returns an entry's name as its flags say that it is written.
 
+    Args:
+        name: as it stands in the archive.
+        flags: of its entry.
+        errors: what becomes of bytes that cannot be, as for `bytes.decode`.
+
     Raises:
-        UnicodeDecodeError: it claims to be UTF-8 and is not.
+        UnicodeDecodeError: it claims to be UTF-8 and is not; with strict `errors` only.
     """
-    return name.decode("utf-8" if flags & UTF8_FLAG or name.isascii() else "cp437")
+    return name.decode("utf-8" if flags & UTF8_FLAG or name.isascii() else "cp437", errors)
 
 
 class Unpacker:
