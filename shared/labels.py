@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
-from shared.rejects import RejectError
+from shared.rejects import RejectError, clipped
 
 GENDERS: Final = ("male", "female")
 """Genders by their number in file names, model outputs and tables."""
@@ -17,8 +17,9 @@ MAX_AGE: Final = 120
 
 # Three numbers, then anything after a further underscore, then an extension. A third number of many digits is the
 # date and time that follows the labels in UTKFace: one label is missing, as in `61_1_20170109142408075.jpg.chip.jpg`.
-# The blank before the extension and the missing dot (`…357jpg.chip.jpg`) are UTKFace's own.
-_FORM: Final = re.compile(r"([0-9]{1,9})_([0-9]{1,9})_([0-9]{1,3})(?:_.*)?\s*\.\w+\s*", re.DOTALL)
+# The blank before the extension and the missing dot (`…357jpg.chip.jpg`) are UTKFace's own. Blanks after an underscore
+# are part of anything: two parts of the form that both take them would share them out in every possible way.
+_FORM: Final = re.compile(r"([0-9]{1,9})_([0-9]{1,9})_([0-9]{1,3})(?:_.*|\s*)\.\w+\s*", re.DOTALL)
 
 
 class LabelError(RejectError):
@@ -57,7 +58,7 @@ def parse_label(name: str) -> Label:
     base = base_name(name)
     match = _FORM.fullmatch(base)
     if match is None:
-        raise LabelError("no_label", f"found {_clipped(base)!r}, expected age_gender_ethnicity[_anything].ext")
+        raise LabelError("no_label", f"found {clipped(base)!r}, expected age_gender_ethnicity[_anything].ext")
     age, gender, ethnicity = (int(field) for field in match.groups())
     if age > MAX_AGE:
         raise LabelError("invalid_label", f"found age {age}, expected 0-{MAX_AGE}")
@@ -74,7 +75,3 @@ def label_or_none(name: str) -> Label | None:
         return parse_label(name)
     except LabelError:
         return None
-
-
-def _clipped(text: str, length: int = 80) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"

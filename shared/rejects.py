@@ -49,6 +49,11 @@ class RejectError(InvalidImage):
         self.reject = Reject(reason, detail)
 
 
+def clipped(text: str, length: int = 80) -> str:
+    """Returns text from outside, such as a name, as a detail may hold it: names in archives go to 65,535 bytes."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
 def reject_for(error: InvalidImage) -> Reject:
     """Returns the reject that an image's error amounts to: its own, or its code, which is a reason too."""
     return error.reject if isinstance(error, RejectError) else Reject(error.code, str(error))

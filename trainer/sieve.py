@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from shared.dataset import RejectRow
 from shared.labels import GENDERS
-from shared.rejects import Reject
+from shared.rejects import Reject, clipped
 from trainer.decode import Traits
+
+_NAME_TOLD: Final = 300
+"""Characters of a copy's name in a reject: enough to find it by, folders and all."""
 
 
 class SeenFace(NamedTuple):
@@ -42,16 +45,16 @@ class Sieve:
         first = self._first.setdefault(digest, face)
         if first is not face:
             self._copies.setdefault(digest, []).append(face)
-            detail = f"found the same face as in {first.name!r}, expected it once"
+            detail = f"found the same face as in {_told(first)}, expected it once"
             self.reject(face.entry, face.name, Reject("duplicate", detail))
 
     def finish(self) -> list[SeenFace]:
         """Drops the contradictions, which are known only now. Returns the faces to keep, in archive order."""
         for digest, others in self._copies.items():
             copies = [self._first[digest], *others]
-            witnesses = {face.traits.label.gender: face.name for face in reversed(copies)}
+            witnesses = {face.traits.label.gender: face for face in reversed(copies)}
             if len(witnesses) > 1:
-                told = " and ".join(f"{GENDERS[gender]} in {name!r}" for gender, name in sorted(witnesses.items()))
+                told = " and ".join(f"{GENDERS[gender]} in {_told(witnesses[gender])}" for gender in sorted(witnesses))
                 for face in copies:
                     detail = f"found the same face as {told}, expected one gender"
                     self.reject(face.entry, face.name, Reject("contradiction", detail))
@@ -64,3 +67,7 @@ class Sieve:
     def counts(self) -> dict[str, int]:
         """Returns reason → how many, the most frequent first."""
         return dict(Counter(row.reason for row in self._rejects.values()).most_common())
+
+
+def _told(face: SeenFace) -> str:
+    return repr(clipped(face.name, _NAME_TOLD))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,6 +65,14 @@ def test_fields_out_of_range_are_told_with_what_was_found_and_expected(name: str
     with pytest.raises(LabelError) as caught:
         parse_label(name)
     assert (caught.value.reject.reason, caught.value.reject.detail) == ("invalid_label", detail)
+
+
+@pytest.mark.parametrize("rest", [" ", ".", "_", "a", " .", "._ ", ".a ", "\n"])
+def test_a_name_takes_time_by_its_length_and_no_more(rest: str) -> None:
+    started = time.monotonic()
+    for end in ("", "!", ".jpg"):
+        label_or_none("24_0_1_" + rest * (65_000 // len(rest)) + end)
+    assert time.monotonic() - started < 1.0
 
 
 @given(

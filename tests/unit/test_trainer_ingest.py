@@ -221,6 +221,17 @@ def test_equal_faces_of_two_genders_are_all_dropped_and_the_rest_moves_up(tmp_pa
         assert (done.faces[row.index] == decode_face(data, IMAGE_LIMITS).pixels).all()
 
 
+def test_names_of_any_length_leave_tables_that_can_be_read(tmp_path: Path) -> None:
+    long = "x" * 65_500
+    told = [("28_0_0_a" + long, 500), ("28_1_0_b" + long, 500), ("28_0_0_c" + long, 501), ("28_0_0_d" + long, 501)]
+    files = [(f"{name}.jpg", face_jpeg(face)) for name, face in told]
+    done = Ingested(tmp_path, zipped([*files, *labelled_faces(20)]))
+    assert [row.name for row in done.rejects] == [files[0][0], files[1][0], files[3][0]]
+    assert done.reject_of(files[0][0]).detail.startswith("found the same face as male in '28_0_0_axxx")
+    assert done.reject_of(files[3][0]).detail.endswith("xxx…', expected it once")
+    assert max(len(row.detail) for row in done.rejects) < 1000
+
+
 def test_copies_of_one_photo_at_two_sizes_share_a_part(tmp_path: Path) -> None:
     files = labelled_faces(60)
     smaller = [(f"{name}_small.jpg", archives.resized_jpeg(data, 160)) for name, data in files]
