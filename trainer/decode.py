@@ -61,7 +61,7 @@ class Decoder:
 
     Args:
         archive: to read from; its directory has been looked through.
-        faces: exists; rows are put where they belong, and others left alone.
+        faces: exists; rows are put where they belong, and others left alone, which may leave holes.
         first_byte: of the file's row 0.
         limits: on one image.
     """
@@ -84,22 +84,33 @@ class Decoder:
         self._faces.close()
 
     def decode(self, chunk: Chunk) -> Outcomes:
-        """Writes the faces, each to its entry's row, and returns what is to be known of them, in order."""
+        """Writes the faces, each to its entry's row, and returns what is to be known of them, in order.
+
+        The rows of rejects are left out: nobody reads them, and an archive of nothing else is not to fill the disk.
+        """
         unpacker = self._unpacker.holding(chunk.entries)
         outcomes = [self._decode(unpacker, entry) for entry in chunk.entries]
-        if len(self._pixels) < len(chunk.entries):
+        decoded = [(row, outcome[1]) for row, outcome in enumerate(outcomes, chunk.row) if isinstance(outcome, tuple)]
+        if not decoded:
+            return [outcome for outcome in outcomes if isinstance(outcome, Reject)]
+        if len(self._pixels) < len(decoded):
             self._pixels = np.empty((len(chunk.entries), SIZE, SIZE), np.uint8)
-        pixels = self._pixels[: len(chunk.entries)]
-        for row, outcome in enumerate(outcomes):
-            pixels[row] = 0 if isinstance(outcome, Reject) else outcome[1].pixels
-        self._faces.seek(self._first_byte + chunk.row * pixels[0].nbytes)
-        self._faces.write(pixels.data)
+        pixels = self._pixels[: len(decoded)]
+        for index, (_, face) in enumerate(decoded):
+            pixels[index] = face.pixels
+        self._write(pixels, [row for row, _ in decoded])
+        looks = iter(look_hashes(pixels))  # of all at once: that is quicker than one by one
+        return [outcome if isinstance(outcome, Reject) else _traits(*outcome, next(looks)) for outcome in outcomes]
+
+    def _write(self, pixels: NDArray[np.uint8], rows: Sequence[int]) -> None:
+        """Writes faces to their rows, those that follow one another at once: usually all of them."""
+        start = 0
+        for stop in range(1, len(rows) + 1):
+            if stop == len(rows) or rows[stop] > rows[stop - 1] + 1:
+                self._faces.seek(self._first_byte + rows[start] * pixels[0].nbytes)
+                self._faces.write(pixels[start:stop].data)
+                start = stop
         self._faces.flush()
-        looks = look_hashes(pixels)  # of all at once: that is quicker than one by one
-        return [
-            outcome if isinstance(outcome, Reject) else _traits(*outcome, look)
-            for outcome, look in zip(outcomes, looks, strict=True)
-        ]
 
     def _decode(self, unpacker: Unpacker, entry: Entry) -> tuple[Label, Face] | Reject:
         if entry.reject is not None:  # it says more than that its name has no label

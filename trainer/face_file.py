@@ -63,10 +63,12 @@ class FaceFile:
             begun.result()  # Linux tells of a failed write once: to whoever asked first
         gaps = np.flatnonzero(np.asarray(rows) != np.arange(len(rows)))
         if len(gaps):
-            faces = np.memmap(self._file, np.uint8, "r+", self.first_byte, (rows[-1] + 1, SIZE, SIZE))
+            faces = np.memmap(self._file, np.uint8, "r", self.first_byte, (rows[-1] + 1, SIZE, SIZE))
+            self._file.seek(self.first_byte + int(gaps[0]) * SIZE * SIZE)
             for start in range(int(gaps[0]), len(rows), _MOVED_ROWS):
-                chosen = rows[start : start + _MOVED_ROWS]
-                faces[start : start + len(chosen)] = faces[chosen]  # moves rows forward only, so none is lost
+                # Moves rows forward only, so none is lost. Written as files are, for they may go where nothing was
+                # written yet, and a full disk would kill a process that finds it out by the map.
+                self._file.write(faces[rows[start : start + _MOVED_ROWS]].data)
         self._file.truncate(self.first_byte + len(rows) * SIZE * SIZE)
         self._file.seek(0)
         self._write_header(len(rows))

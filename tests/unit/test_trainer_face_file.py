@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+import signal
 import threading
 from pathlib import Path
 
@@ -33,6 +35,33 @@ def test_the_disk_begins_while_rows_are_still_to_come(tmp_path: Path, monkeypatc
         assert begun.wait(5)
         face_file.finish(range(1, ROWS))
     assert np.array_equal(np.load(tmp_path / "faces.npy"), faces[1:])
+
+
+def test_rows_move_up_over_rows_that_were_never_written(tmp_path: Path) -> None:
+    with FaceFile(tmp_path / "faces.npy") as face_file:
+        faces = np.random.default_rng(0).integers(0, 256, (600, 128, 128), np.uint8)
+        with face_file.aside.open("r+b") as file:
+            file.seek(face_file.first_byte + 1000 * 128 * 128)
+            file.write(faces.data)
+        face_file.finish(range(1000, 1600))
+    assert np.array_equal(np.load(tmp_path / "faces.npy"), faces)
+
+
+def test_a_disk_that_fills_up_while_rows_move_up_is_an_error_and_leaves_no_file(tmp_path: Path) -> None:
+    with FaceFile(tmp_path / "faces.npy") as face_file:
+        with face_file.aside.open("r+b") as file:
+            file.seek(face_file.first_byte + 1000 * 128 * 128)
+            file.write(bytes(600 * 128 * 128))
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (face_file.first_byte + 500 * 128 * 128, limits[1]))
+        try:
+            with pytest.raises(OSError, match="too large"):
+                face_file.finish(range(1000, 1600))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_write_that_failed_meanwhile_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

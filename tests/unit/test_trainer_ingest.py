@@ -188,6 +188,36 @@ def test_an_entry_that_cannot_be_unpacked_costs_itself_only(tmp_path: Path) -> N
     assert "found checksum" in done.rejects[0].detail
 
 
+def test_rejects_take_no_disk(tmp_path: Path) -> None:
+    archive, folder = tmp_path / "faces.zip", tmp_path / "dataset"
+    files = labelled_faces(30)
+    rejects = [(f"{i}", b"") for i in range(2000)]
+    archive.write_bytes(zipped([*files[:10], *rejects[:1000], *files[10:], *rejects[1000:]]))
+    taken: list[int] = []
+
+    def on_progress(_done: int, _total: int) -> None:
+        taken.append((folder / ".faces.npy.part").stat().st_blocks * 512)
+
+    assert ingest(archive, folder, ARCHIVE_LIMITS, IMAGE_LIMITS, on_progress=on_progress).faces == 30
+    assert max(taken) < 60 * 128 * 128
+    faces = np.load(folder / "faces.npy")
+    assert faces.shape == (30, 128, 128)
+    for face, (_, data) in zip(faces, files, strict=True):
+        assert (face == decode_face(data, IMAGE_LIMITS).pixels).all()
+
+
+def test_faces_between_rejects_keep_their_pixels_and_what_is_told_of_them(tmp_path: Path) -> None:
+    files = labelled_faces(40)
+    mixed = [file for i, face in enumerate(files) for file in [*[("no label", b"")] * (i % 4), face]]
+    (alone_in, mixed_in) = (tmp_path / "alone", tmp_path / "mixed")
+    alone_in.mkdir()
+    mixed_in.mkdir()
+    alone, among = Ingested(alone_in, zipped(files)), Ingested(mixed_in, zipped(mixed))
+    assert among.rows == alone.rows
+    assert (among.faces == alone.faces).all()
+    assert among.summary.near_duplicate_groups == alone.summary.near_duplicate_groups
+
+
 def test_strange_names_come_out_of_the_tables_as_they_went_in(tmp_path: Path) -> None:
     strange = ["<img src=x onerror=alert(1)>", "x" * 300, "\u202egpj", 'quo"te, and comma', "=1+1", "ü\u0085\u2028€"]
     files = [(f"{30 + i}_{i % 2}_0_{name}.jpg", face_jpeg(100 + i, i % 2)) for i, name in enumerate(strange)]
