@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ExifTags import Base as ExifTag
 from PIL.JpegImagePlugin import JpegImageFile
@@ -40,6 +40,17 @@ _JPEG_FRAMES: Final = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended and pr
 _JPEG_SCAN: Final = 0xDA
 _JPEG_PLAIN: Final = frozenset({0xC4, 0xDB, 0xDD, 0xE0, 0xE2, 0xFE})
 """Segments that change nothing here: tables, restart interval, JFIF, colour profile and comment."""
+
+_TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image of each EXIF orientation upright."""
 
 _BACKDROP: Final = 128  # mid-gray, near the mean of faces: a cut-out face gains neither a bright nor a dark frame
 
@@ -189,16 +200,21 @@ def _decode_any(image: ImageFile) -> NDArray[np.uint8]:
     """Returns the luma of the central square of any image that Pillow can open."""
     try:
         image.load()
-        upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
-        return _luma(_central_square(upright))
+        return _luma(_central_square(_upright(image)))
     except MemoryError:
         raise
     except Exception as error:  # as in `_open`
         raise _damaged(f"a {image.format} image", error) from None
 
 
+def _upright(image: ImageFile) -> Image.Image:
+    """Turns the pixels only: `ImageOps.exif_transpose` writes the EXIF anew as well, and fails where that is odd."""
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
 def _orientation(image: ImageFile) -> int:
-    """Returns the EXIF orientation, 1-8; 1, upright, where there is none or it cannot be read."""
+    """Returns the EXIF orientation, 1-8 as a rule; 1, upright, where there is none or it cannot be read."""
     if "exif" not in image.info and "xmp" not in image.info and "Raw profile type exif" not in image.info:
         return 1  # reading EXIF costs more than the rest of the header
     try:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
 import subprocess
 import sys
 import tracemalloc
@@ -97,7 +98,15 @@ def test_a_transparent_palette_colour_is_laid_over_mid_gray() -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize(
     ("orientation", "stored"),
-    [(3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_90), (8, Image.Transpose.ROTATE_270)],
+    [
+        (2, Image.Transpose.FLIP_LEFT_RIGHT),
+        (3, Image.Transpose.ROTATE_180),
+        (4, Image.Transpose.FLIP_TOP_BOTTOM),
+        (5, Image.Transpose.TRANSPOSE),
+        (6, Image.Transpose.ROTATE_90),
+        (7, Image.Transpose.TRANSVERSE),
+        (8, Image.Transpose.ROTATE_270),
+    ],
 )
 def test_exif_turns_a_face_upright(photo: Image.Image, kind: str, orientation: int, stored: Image.Transpose) -> None:
     exif = Image.Exif()
@@ -105,6 +114,30 @@ def test_exif_turns_a_face_upright(photo: Image.Image, kind: str, orientation: i
     upright = decode(saved(photo, kind, quality=95)).pixels
     turned = decode(saved(photo.transpose(stored), kind, quality=95, exif=exif)).pixels
     assert difference(turned, upright) < 2.0
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        struct.pack("<HHL4s", 0x0100, 2, 3, b"ab"),  # the width as a text
+        struct.pack("<HHLL", 0x0128, 4, 1, 2**31),  # a unit of resolution that does not fit into its field
+    ],
+    ids=["width", "unit"],
+)
+def test_exif_turns_a_face_upright_whatever_else_it_says(photo: Image.Image, kind: str, odd: bytes) -> None:
+    fields = sorted([odd, struct.pack("<HHLHH", 0x0112, 3, 1, 6, 0)])
+    exif = b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x02\x00" + b"".join(fields) + bytes(4)
+    upright = decode(saved(photo, kind, quality=95)).pixels
+    turned = decode(saved(photo.transpose(Image.Transpose.ROTATE_90), kind, quality=95, exif=exif)).pixels
+    assert difference(turned, upright) < 2.0
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_an_orientation_that_there_is_not_turns_nothing(photo: Image.Image, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert difference(decode(saved(photo, "JPEG", quality=95, exif=exif)).pixels, expected(photo)) < 2.0
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
