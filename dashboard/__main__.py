@@ -43,7 +43,7 @@ def main() -> int:
             delivery_limit=settings.delivery_limit,
             queue_limit=settings.queue_limit,
         )
-    except Retryable as error:
+    except (Retryable, ValueError) as error:
         _LOG.error("cannot start: %s", error)
         return 1
     with broker:

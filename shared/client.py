@@ -23,7 +23,7 @@ from shared.messages import PACK_LIMIT, by_reference, job_id_of, pack_message, r
 from shared.params import TrainingParams
 from shared.registry import Registry
 from shared.runs import Runs
-from shared.settings import Settings
+from shared.settings import Settings, SettingsError, variable
 from shared.shadow import ShadowFigures, shadow_figures
 from shared.store import open_store
 from shared.store.base import STORE_SCHEME, Store, sha256_of
@@ -298,14 +298,19 @@ def open_client(settings: Settings) -> Iterator[Client]:
 
     Raises:
         Retryable: one of them cannot be reached.
+        SettingsError: the broker's URL has a parameter that does not exist, or a wrong value of one.
     """
-    with open_broker(
-        settings.broker_url,
-        Topology(settings.queue_prefix),
-        lease_s=settings.lease_s,
-        delivery_limit=settings.delivery_limit,
-        queue_limit=settings.queue_limit,
-    ) as broker:
+    try:
+        broker = open_broker(
+            settings.broker_url,
+            Topology(settings.queue_prefix),
+            lease_s=settings.lease_s,
+            delivery_limit=settings.delivery_limit,
+            queue_limit=settings.queue_limit,
+        )
+    except ValueError as error:
+        raise SettingsError(f"{variable('broker_url')}: {error}") from None
+    with broker:
         yield Client(broker, open_store(settings.store_url))
 
 

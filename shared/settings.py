@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -103,6 +104,11 @@ class Settings(BaseSettings):
     def _known_broker(cls, value: str) -> str:
         if not value.startswith(("sqlite:///", "amqp://", "amqps://")):
             raise ValueError("expected sqlite:///PATH, amqp://… or amqps://…")
+        if not value.startswith("sqlite"):
+            try:
+                _ = urlsplit(value).port
+            except ValueError:  # its text may hold the password, which a `/` turns into a port
+                raise ValueError("expected a whole URL, with a number from 0 to 65535 as its port") from None
         return value
 
     @field_validator("store_url")

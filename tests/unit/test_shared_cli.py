@@ -280,6 +280,24 @@ def test_a_wrong_setting_is_said_without_its_secret(monkeypatch: pytest.MonkeyPa
     assert "short" not in result.stderr.replace("should have at least", "")
 
 
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("amqp://user:hunter22@host:notaport/", "expected a whole URL, with a number from 0 to 65535 as its port"),
+        ("amqp://host/?heartbeat=often", "Invalid heartbeat value 'often'"),
+    ],
+)
+def test_a_malformed_broker_url_is_a_sentence(monkeypatch: pytest.MonkeyPatch, url: str, said: str) -> None:
+    monkeypatch.setenv("GENDERLINE_BROKER_URL", url)
+    result = run("runs")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: GENDERLINE_BROKER_URL: ")
+    assert said in result.stderr
+    assert "hunter22" not in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert document("runs", exit_code=2)["error"]["code"] == "settings"
+
+
 def test_a_broker_that_is_away_is_a_sentence_and_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GENDERLINE_BROKER_URL", "sqlite:////proc/broker.db")
     result = run("status")

@@ -90,6 +90,10 @@ def test_a_wrong_value_is_named_with_what_was_found_and_expected(
     ("name", "value", "expected"),
     [
         ("BROKER_URL", "redis://user:hunter22@host", "expected sqlite:///PATH, amqp://… or amqps://…"),
+        ("BROKER_URL", "amqp://user:hunter22@host:notaport/", "a number from 0 to 65535 as its port"),
+        ("BROKER_URL", "amqp://user:hunter22@host:65536/", "a number from 0 to 65535 as its port"),
+        ("BROKER_URL", "amqps://user:hunter2/2@host/", "a number from 0 to 65535 as its port"),
+        ("BROKER_URL", "amqp://user:hunter22@[::1/", "expected a whole URL"),
         ("TOKEN", "hunter2", "at least 8 characters"),
         ("TOKEN", "hunter22 ", "expected ASCII characters, with no space at either end"),
         ("TOKEN", "hunter22\u00fc", "expected ASCII characters, with no space at either end"),
