@@ -19,7 +19,7 @@ from shared.broker import open_broker
 from shared.broker.base import Broker, HeaderValue, Message, Outgoing
 from shared.errors import Conflict, GenderlineError
 from shared.jobs import Jobs
-from shared.messages import PACK_LIMIT, by_reference, job_id_of, pack_message, run_id_of
+from shared.messages import PACK_LIMIT, by_reference, fit_name, job_id_of, pack_message, run_id_of
 from shared.params import TrainingParams
 from shared.registry import Registry
 from shared.runs import Runs
@@ -69,7 +69,7 @@ class Client:
 
         Args:
             archive: a local zip; it is copied.
-            name: what the run is called; by default the file's name.
+            name: what the run is called, cut to 200 characters; by default the file's name.
             params: training parameters.
             message_id: makes a second submission with the same id harmless.
             on_copied: called with the number of bytes copied, piece by piece.
@@ -85,7 +85,7 @@ class Client:
             OSError: the file cannot be read.
         """
         checked = TrainingParams.parse(dict(params or {}))
-        name = name or archive.stem
+        name = fit_name(name or archive.stem)
         message_id = message_id or uuid.uuid4().hex
         run_id = run_id_of(message_id)
         sha256 = sha256_of(archive)
@@ -119,7 +119,7 @@ class Client:
         move: bool = False,
     ) -> str:
         """Puts an archive of images into the store and a job on the queue. Returns the job's id."""
-        name = name or archive.stem
+        name = fit_name(name or archive.stem)
         message_id = message_id or uuid.uuid4().hex
         job_id = job_id_of(message_id)
         key = Jobs.archive_key(job_id)

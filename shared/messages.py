@@ -32,6 +32,8 @@ PROBE: Final = "probe"
 """Header of a prediction that only tests the model."""
 IMAGES: Final = ("image/jpeg", "image/png", "image/webp", "image/bmp")
 PACK_LIMIT: Final = 256
+NAME_LIMIT: Final = 200
+"""Characters of an archive's name."""
 _VERSION: Final = re.compile("[0-9]{1,9}")
 
 
@@ -42,7 +44,7 @@ class _Body(BaseModel):
 class _ByReference(_Body):
     """An archive named instead of sent."""
 
-    name: Annotated[str, Field(max_length=200)] | None = None
+    name: Annotated[str, Field(max_length=NAME_LIMIT)] | None = None
     uri: Annotated[str, Field(min_length=1, max_length=4096)]
     sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None = None
     params: dict[str, Any] | None = None
@@ -151,7 +153,7 @@ def _archive_request(message: Message, *, takes_params: bool) -> ArchiveRequest:
         raise InvalidMessage("a job takes no params; they belong to datasets", code="invalid_params")
     return ArchiveRequest(
         message_id=message.message_id,
-        name=str(name)[:200] if name else "archive",
+        name=str(name)[:NAME_LIMIT] if name else "archive",
         body=body,
         uri=uri,
         sha256=sha256.lower() if sha256 else None,
@@ -276,6 +278,11 @@ def run_id_of(message_id: str) -> str:
 def job_id_of(message_id: str) -> str:
     """Returns the job that a job message makes."""
     return "job-" + hashlib.sha256(message_id.encode()).hexdigest()[:12]
+
+
+def fit_name(name: str) -> str:
+    """Returns a name as an archive's message takes it, made of one that may be longer or, as a file's, no UTF-8."""
+    return name.encode(errors="replace").decode()[:NAME_LIMIT]
 
 
 def json_message(

@@ -350,6 +350,17 @@ def test_train_for_programs_prints_the_last_reply(client: Client, folder: Path) 
     assert reply["model"] == {"name": "gender", "version": 3}
 
 
+@pytest.mark.parametrize("stem", [b"n" * 230, b"faces \xff"])
+def test_a_run_may_be_called_after_any_file(client: Client, folder: Path, stem: bytes) -> None:
+    archive = folder / os.fsdecode(stem + b".zip")
+    archive.write_bytes(ZIP)
+    with serving(client, client.broker.topology.datasets, trains(client, **registered())):
+        assert document("train", archive, "--detach")["status"]
+        run_id = client.runs.all()[0]["run_id"]
+        assert document("runs", run_id, "--follow")["status"] == "registered"
+    assert client.runs.get(run_id)["name"] == ("n" * 200 if stem.startswith(b"n") else "faces ?")
+
+
 def test_a_detached_run_can_be_followed_cancelled_and_shown(client: Client, folder: Path) -> None:
     (folder / "faces.zip").write_bytes(ZIP)
     run_id = document("train", "faces.zip", "--detach")["run_id"]

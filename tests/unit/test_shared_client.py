@@ -61,6 +61,17 @@ def test_a_dataset_is_stored_under_its_hash_and_its_message_names_it(client: Cli
     assert (record["state"], record["name"], record["params"]["epochs"]) == (runs.QUEUED, "my faces", 3)
 
 
+@pytest.mark.parametrize(("name", "called"), [("n" * 201, "n" * 200), ("bad \udcff", "bad ?")])
+def test_a_name_that_a_message_does_not_take_is_made_to_fit(
+    client: Client, archive: Path, name: str, called: str
+) -> None:
+    run_id, job_id = client.submit_dataset(archive, name=name), client.submit_job(archive, name=name)
+    (dataset,) = waiting(client, client.broker.topology.datasets)
+    (job,) = waiting(client, client.broker.topology.jobs)
+    assert (parse_dataset(dataset).name, parse_job(job).name) == (called, called)
+    assert (client.runs.get(run_id)["name"], client.jobs.get(job_id)["name"]) == (called, called)
+
+
 def test_copying_is_told_piece_by_piece_and_done_once_for_the_same_archive(client: Client, archive: Path) -> None:
     copied: list[int] = []
     first = client.submit_dataset(archive, on_copied=copied.append)
