@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -14,9 +15,24 @@ if TYPE_CHECKING:
     from shared.client import Client
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class _NewInFolder(click.Path):
+    """A file to write when the work is done, whose folder is looked at before it begins."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if not path.parent.is_dir():
+            self.fail(f"found no folder {str(path.parent)!r}, expected one to write {path.name!r} into", param, ctx)
+        if not path.exists() and not os.access(path.parent, os.W_OK):
+            self.fail(f"found the folder {str(path.parent)!r}, expected one that can be written", param, ctx)
+        return path
+
+
 FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 ANY: Final = click.Path(exists=True, path_type=Path)
 NEW: Final = click.Path(dir_okay=False, writable=True, path_type=Path)
+RESULTS: Final = _NewInFolder(dir_okay=False, writable=True, path_type=Path)
 _JSON: Final = "json"
 """Where the context remembers that `--json` was given, for whoever prints an error."""
 

@@ -149,7 +149,7 @@ def _directly(
         timeout_s=timeout_s or 60.0,
         on_done=lambda done: steps.step("predicting", before + done, total),
     )
-    result.rows += [_row(path.as_posix(), entry) for path, entry in zip(images, entries, strict=True)]
+    result.rows += [_row(_told(path), entry) for path, entry in zip(images, entries, strict=True)]
     if model and model not in result.models:
         result.models.append(model)
 
@@ -187,16 +187,23 @@ def _by_job(
 def _zip(images: Sequence[Path], archive: Path, steps: Steps) -> dict[str, str]:
     """Packs image files, which compress no further; returns entry name → path as the user gave it."""
     names: dict[str, str] = {}
-    with zipfile.ZipFile(archive, "w") as target:
+    # Zips know no time before 1980, and what time it was does not matter here.
+    with zipfile.ZipFile(archive, "w", strict_timestamps=False) as target:
         for index, path in enumerate(images):
+            told = _told(path)
             # An archive's names are relative and go down only.
-            name = "/".join(part for part in path.parts if part not in {path.anchor, "..", "."})
+            name = "/".join(part for part in Path(told).parts if part not in {path.anchor, "..", "."})
             if name in names:
                 name = f"{index:06d}/{name}"
-            names[name] = path.as_posix()
+            names[name] = told
             target.write(path, name)
             steps.step("packing", index + 1, len(images))
     return names
+
+
+def _told(path: Path) -> str:
+    """Returns a path as text that may be written anywhere: a file's name need not be UTF-8."""
+    return path.as_posix().encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _row(name: str, entry: Mapping[str, Any]) -> Row:

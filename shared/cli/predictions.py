@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shared.cli.base import ANY, NEW, connected, followed, json_option, output_of
+from shared.cli.base import ANY, RESULTS, connected, followed, json_option, output_of
 
 if TYPE_CHECKING:
     from shared.cli.output import Output
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("paths", metavar="PATH…", nargs=-1, required=True, type=ANY)
-@click.option("--out", type=NEW, help="Write the results to this CSV file.")
+@click.option("--out", type=RESULTS, help="Write the results to this CSV file.")
 @click.option("--model-version", type=click.IntRange(min=1), help="Ask this version instead of the champion.")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), help="Seconds to wait.")
 @json_option
@@ -91,7 +91,7 @@ def _tell_predictions(output: Output, found: Any, out: Path | None) -> None:
 @click.argument("job_id", required=False)
 @click.option("--follow", is_flag=True, help="Follow the job until it ends.")
 @click.option("--cancel", is_flag=True, help="Ask for the job to stop.")
-@click.option("--out", type=NEW, help="Write the finished job's results to this CSV file.")
+@click.option("--out", type=RESULTS, help="Write the finished job's results to this CSV file.")
 @json_option
 @click.pass_context
 def jobs(ctx: click.Context, job_id: str | None, follow: bool, cancel: bool, out: Path | None) -> None:

@@ -538,6 +538,45 @@ def test_many_images_become_a_job_and_keep_their_names(client: Client, folder: P
     assert found["accuracy"] == 1.0
 
 
+def test_many_images_become_a_job_whatever_their_names_and_times(client: Client, folder: Path) -> None:
+    images = image_folder(folder / "faces", 513)
+    os.utime(images / "24_1_0_0000.png", (0, 0))  # a zip's times begin in 1980
+    (images / "24_1_0_0512.png").rename(images / os.fsdecode(b"24_1_0_\xff.png"))
+    with serving(client, client.broker.topology.jobs, works_off(client)):
+        found = document("predict", images)
+    assert found["counts"] == {"images": 513, "errors": 0}
+    assert found["predictions"][512]["name"] == f"{images}/24_1_0_\ufffd.png"
+    assert found["predictions"][512]["true_gender"] == "female"
+
+
+def test_a_file_name_that_is_no_utf8_is_told_as_far_as_it_is(client: Client, folder: Path) -> None:
+    images = image_folder(folder / "faces", 3)
+    (images / "24_1_0_0001.png").rename(images / os.fsdecode(b"24_1_0_\xff.png"))
+    with serving(client, client.broker.topology.predictions, answers):
+        assert run("predict", images, "--out", "out.csv").exit_code == 0
+        found = document("predict", images)
+    with (folder / "out.csv").open(encoding="utf-8", newline="") as file:
+        names = [row["name"] for row in csv.DictReader(file)]
+    assert names == [row["name"] for row in found["predictions"]]
+    assert [name for name in names if "\ufffd" in name] == [f"{images}/24_1_0_\ufffd.png"]
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("missing/out.csv", "found no folder 'missing', expected one to write 'out.csv' into"),
+        ("face.png/out.csv", "found no folder 'face.png', expected"),
+    ],
+)
+def test_where_results_cannot_be_written_is_said_before_anything_is_asked(folder: Path, out: str, said: str) -> None:
+    (folder / "face.png").write_bytes(PNG)
+    for command in (["predict", "face.png"], ["jobs", "job-1"]):
+        result = run(*command, "--out", out)
+        assert result.exit_code == 2
+        assert said in result.stderr.replace("\n", " ")
+    assert not (folder / "data").exists()
+
+
 def test_an_archive_becomes_a_job(client: Client, folder: Path) -> None:
     with zipfile.ZipFile(folder / "photos.zip", "w") as archive:
         archive.writestr("a/24_1_0.jpg", PNG)
