@@ -128,30 +128,43 @@ class InteractiveLoop:
     def _handle(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> bool:
         """Answers messages. Returns whether the next ones are better taken one by one.
 
-        A message that failed before goes alone, with nothing else at hand: if it is what kills workers, no other is
-        counted as delivered again, and in the end buried, with it.
+        A message that came before goes alone, with nothing else at hand: if it is what kills workers, no other is
+        counted as tried again, and in the end buried, with it.
         """
-        taken: list[_Taken] = []
-        now = time.monotonic()
         for delivery in deliveries:
             if (waited := delivery.waited_s()) is not None:
                 self._metrics.queue_wait.observe(waited)
-            if self._policy.exhausted(delivery):
-                self._policy.bury_exhausted(consumer, delivery, _error_reply(delivery))
-                continue
+        suspects = [delivery for delivery in deliveries if delivery.delivery_count]
+        others = [delivery for delivery in deliveries if not delivery.delivery_count]
+        taken = self._parsed(consumer, others)
+        self._answer_all(consumer, grouped(taken, lambda t: len(t.request.images), self._batch_size))
+        if suspects:
+            for delivery in suspects[1:]:
+                consumer.postpone(delivery, 0)
+            consumer.flush()
+            self._handle_alone(consumer, suspects[0])
+        return bool(suspects)
+
+    def _handle_alone(self, consumer: Consumer, suspect: Delivery) -> None:
+        """Answers a message that came before."""
+        delivery = self._policy.begin(consumer, suspect)
+        if delivery is None:
+            return
+        if self._policy.exhausted(delivery):
+            self._policy.bury_exhausted(consumer, delivery, _error_reply(delivery))
+            return
+        self._answer_all(consumer, [[item] for item in self._parsed(consumer, [delivery])])
+
+    def _parsed(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> list[_Taken]:
+        """Returns the deliveries that can be read; the others are dealt with."""
+        taken: list[_Taken] = []
+        now = time.monotonic()
+        for delivery in deliveries:
             try:
                 taken.append(_Taken(delivery, parse_prediction(delivery.message), now))
             except Exception as error:
                 self._policy.handle(consumer, delivery, error, _error_reply(delivery))
-        suspects = [item for item in taken if item.delivery.delivery_count]
-        others = [item for item in taken if not item.delivery.delivery_count]
-        self._answer_all(consumer, grouped(others, lambda t: len(t.request.images), self._batch_size))
-        if suspects:
-            for item in suspects[1:]:
-                consumer.postpone(item.delivery, 0)
-            consumer.flush()
-            self._answer_all(consumer, [suspects[:1]])
-        return bool(suspects)
+        return taken
 
     def _answer_all(self, consumer: Consumer, groups: Iterable[list[_Taken]]) -> None:
         for group in groups:
@@ -205,6 +218,8 @@ class InteractiveLoop:
                 if not probe:
                     answered.append((version, entries))
         consumer.settle([item.delivery for item in group], replies)
+        if group[0].delivery.delivery_count:  # then it is alone, and has outlived its work
+            self._policy.end(group[0].delivery)
         if expired:
             self._metrics.predictions.labels("expired").inc(expired)
         done = self._answered_at = time.monotonic()

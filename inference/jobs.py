@@ -123,11 +123,16 @@ class BulkLoop:
     def _handle(self, consumer: Consumer, delivery: Delivery) -> None:
         is_job = delivery.queue == self._broker.topology.jobs
         work, fail = (self._open, self._job_failed) if is_job else (self._compute, self._shard_failed)
+        begun = self._policy.begin(consumer, delivery)
+        if begun is None:
+            return
+        delivery = begun
         try:
             if self._policy.exhausted(delivery):
                 self._policy.bury_exhausted(consumer, delivery, lambda error: fail(delivery, error))
             else:
                 work(consumer, delivery)
+                self._policy.end(delivery)
         except BrokerError:
             raise
         except Exception as error:

@@ -23,6 +23,7 @@ from inference.models import Models
 from inference.newest import Newest
 from inference.shadow import Shadow
 from inference.speed import Speed
+from shared.attempts import Attempts
 from shared.broker.base import Broker
 from shared.failures import FailurePolicy
 from shared.heartbeat import Heartbeat
@@ -53,7 +54,8 @@ class Worker:
         self._broker = broker
         self._status_file = status_file
         metrics = InferenceMetrics(CollectorRegistry())
-        policy = FailurePolicy(settings.delivery_limit, metrics.dead_letters)
+        attempts = None if broker.counts_attempts else Attempts(store)
+        policy = FailurePolicy(settings.delivery_limit, metrics.dead_letters, attempts)
         limits = ImageLimits.from_settings(settings)
         self._models = Models(store, settings.provider, metrics)
         self._drift = Drift(metrics, lambda: self._models.champion)

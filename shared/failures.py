@@ -5,14 +5,18 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from prometheus_client import Counter
 
+from shared.attempts import UNRECORDED, Attempts
 from shared.broker.base import Consumer, Delivery, Outgoing
 from shared.errors import GenderlineError, InvalidMessage, Retryable
 
 _LONGEST_PAUSE_S: Final = 30.0
+_NO_RECORD_PAUSE_S: Final = 5.0
+"""Before a message comes again whose attempt could not be recorded."""
 _SCARCE: Final = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EROFS}
 )
@@ -26,15 +30,40 @@ class FailurePolicy:
     Args:
         delivery_limit: deliveries of one message before it is a dead letter.
         dead_letters: counts the buried, by code.
+        attempts: where attempts are recorded; None where the broker's counts are attempts.
     """
 
-    def __init__(self, delivery_limit: int, dead_letters: Counter) -> None:
+    def __init__(self, delivery_limit: int, dead_letters: Counter, attempts: Attempts | None = None) -> None:
         self._delivery_limit = delivery_limit
         self._dead_letters = dead_letters
+        self._attempts = attempts
+        # That it came before is no proof that it was tried: with a record, the last attempt is always a recorded one.
+        self._too_often = delivery_limit if attempts is None else max(delivery_limit, UNRECORDED + 1)
+
+    def begin(self, consumer: Consumer, delivery: Delivery) -> Delivery | None:
+        """Notes that a delivery that came before is about to be worked on, alone.
+
+        Returns:
+            The delivery, its count now how often it was worked on before; None where that cannot be known for now, and
+            the message, which nobody has tried, will come again later.
+        """
+        if self._attempts is None or not delivery.delivery_count:
+            return delivery
+        try:
+            return replace(delivery, delivery_count=self._attempts.begin(delivery))
+        except Retryable as error:
+            _LOG.warning("%s; trying again in %g s", error, _NO_RECORD_PAUSE_S)
+            consumer.postpone(delivery, _NO_RECORD_PAUSE_S)
+            return None
+
+    def end(self, delivery: Delivery) -> None:
+        """Notes that the work on a delivery is over, and that nobody died of it."""
+        if self._attempts is not None:
+            self._attempts.end(delivery)
 
     def exhausted(self, delivery: Delivery) -> bool:
         """Returns whether a message came so often that it must not be worked on again: it may kill its worker."""
-        return delivery.delivery_count >= self._delivery_limit
+        return delivery.delivery_count >= self._too_often
 
     def bury_exhausted(
         self, consumer: Consumer, delivery: Delivery, replies: Callable[[GenderlineError], Sequence[Outgoing]]
@@ -87,6 +116,7 @@ class FailurePolicy:
         _LOG.warning("dead letter from %s: %s", delivery.queue, reason)
         self._dead_letters.labels(reason).inc()
         consumer.bury(delivery, reason, replies)
+        self.end(delivery)
 
 
 def internal_error() -> GenderlineError:

@@ -21,6 +21,7 @@ from inference.models import Models
 from inference.newest import Newest
 from inference.shadow import Shadow
 from inference.speed import Speed
+from shared.attempts import Attempts
 from shared.broker import open_broker
 from shared.broker.base import Broker, Inbox
 from shared.failures import FailurePolicy
@@ -146,7 +147,9 @@ def open_loops(folder: Path, broker_url: str, **settings: Any) -> Iterator[Loops
             registry,
             metrics,
             models,
-            FailurePolicy(chosen.delivery_limit, metrics.dead_letters),
+            FailurePolicy(
+                chosen.delivery_limit, metrics.dead_letters, None if broker.counts_attempts else Attempts(store)
+            ),
             Speed(),
             Newest(),
             shadow,

@@ -48,8 +48,9 @@ from shared.topology import Topology
 
 _CONNECT_TIMEOUT_S: Final = 10.0
 _ADMIN_TIMEOUT_S: Final = 10.0
-_LAST_RESORT_MARGIN: Final = 5
-"""Deliveries beyond our own limit before the broker itself gives a message up: our code buries what it can."""
+_LAST_RESORT_MARGIN: Final = 95
+"""Deliveries beyond our own limit before the broker itself gives a message up: our code buries what it can, and the
+broker would strike those that were only held when others killed their worker, or connections went."""
 _UNLIMITED: Final = 1_000_000_000
 """Deliveries of a dead letter: looking at it counts as one, and RabbitMQ 4 has a limit of 20 unless told otherwise."""
 _GIVE_BACK_TIMEOUT_S: Final = 2.0
@@ -75,6 +76,7 @@ class RabbitBroker(Broker):
     """
 
     cheaper_together = True  # it syncs what it has at the moment, and wakes a thread for each step
+    counts_attempts = False  # a quorum queue counts all that was prefetched when a connection, or a worker, went
 
     def __init__(
         self, url: str, topology: Topology | None = None, *, delivery_limit: int = 5, queue_limit: int = 1_000_000

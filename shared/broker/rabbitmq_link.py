@@ -216,8 +216,8 @@ class Link:
             if isinstance(error, ChannelClosedByBroker):
                 self._refuse(
                     f"{error.reply_text}. A queue or exchange was declared before with other arguments (another "
-                    "GENDERLINE_QUEUE_LIMIT or GENDERLINE_DELIVERY_LIMIT, or by hand): set them back, choose another "
-                    "GENDERLINE_QUEUE_PREFIX, or delete it once it is empty"
+                    "GENDERLINE_QUEUE_LIMIT or GENDERLINE_DELIVERY_LIMIT, an older version, or by hand): set them "
+                    "back, choose another GENDERLINE_QUEUE_PREFIX, or delete it once it is empty"
                 )
                 self.restart(self._last_error)
 

@@ -24,6 +24,7 @@ from shared.messages import ZIP, by_reference, job_id_of, json_message
 from shared.store.files import FileStore
 from tests.inference_loops import Loops, open_loops
 from tests.model_builder import brightness_answer, brightness_model, constant_model, image_of
+from tests.rabbitmq_node import RabbitNode
 from tests.services import eventually
 
 Entries = Sequence[tuple[str, bytes]]
@@ -423,6 +424,22 @@ def test_a_final_reply_is_sent_again_where_its_worker_died_before_it_was_out(loo
         with loops.running(loops.bulk().run):
             job_replies(inbox, state)
             queues_empty(loops)
+
+
+@pytest.mark.rabbitmq
+def test_a_job_that_was_only_held_when_connections_went_is_not_given_up(rabbitmq: RabbitNode, tmp_path: Path) -> None:
+    with open_loops(tmp_path, rabbitmq.url) as loops, loops.broker.inbox() as inbox:
+        serving(loops)
+        job_id = send(loops, Message(zip_of(faces(3)), ZIP, "job", reply_to=inbox.name))
+        with loops.broker.consume([loops.broker.topology.jobs], 1) as holding:
+            for _ in range(loops.settings.delivery_limit + 3):
+                holding.retry(holding.take(1, 10)[0])
+        with loops.running(loops.bulk().run):
+            job_replies(inbox, "accepted", "finished")
+            assert len(rows_of(loops, job_id)) == 3
+            queues_empty(loops)
+        assert loops.broker.dead_letters() == []
+        assert loops.store.children("attempts") == []
 
 
 def test_a_bug_in_one_shard_fails_the_job_once_and_buries_the_shard(loops: Loops) -> None:

@@ -144,6 +144,48 @@ def test_a_killed_worker_is_started_again_and_nothing_is_lost(either_installatio
         assert client.broker.dead_letters() == []
 
 
+DEADLY = image_of(66) + b"deadly"
+
+
+def test_an_image_that_kills_every_worker_is_buried_and_all_others_are_answered(
+    either_installation: Installation, tmp_path: Path
+) -> None:
+    """Python imports `sitecustomize` at its start: here it makes a worker die of one image, as a crash in C would."""
+    (tmp_path / "deadly").mkdir()
+    (tmp_path / "deadly" / "sitecustomize.py").write_text(
+        "import os, signal, shared.image\n"
+        "decode = shared.image.decode_face\n"
+        "def decode_or_die(data, limits):\n"
+        "    if bytes(data).endswith(b'deadly'):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return decode(data, limits)\n"
+        "shared.image.decode_face = decode_or_die\n"
+    )
+    with either_installation.client() as client, client.broker.inbox() as inbox:
+        with_model(either_installation, client)
+        path = f"{tmp_path / 'deadly'}:{Path(__file__).parents[2]}"
+        service = either_installation.start("inference", PYTHONPATH=path, GENDERLINE_LEASE_S="1")
+        queue = client.broker.topology.predictions
+        messages = [Message(image_of(230), "image/png", f"m{number}", reply_to=inbox.name) for number in range(200)]
+        for number in (50, 150):
+            messages[number] = Message(DEADLY, "image/png", f"deadly {number}", reply_to=inbox.name)
+        client.broker.publish_many([Outgoing(queue, message) for message in messages])
+        answers: dict[str | None, list[Any]] = {}
+
+        def all_answered() -> bool:
+            for message in inbox.take(0.2):
+                answers.setdefault(message.correlation_id, []).append(json.loads(message.body))
+            return len(answers) == 200
+
+        eventually(all_answered, 60, "an answer to every message")
+        letters = eventually(client.broker.dead_letters, 10, "dead letters")
+        assert service.log.read_text().count("SIGKILL") >= 5
+    failed = {key for key, bodies in answers.items() if any("error" in body for body in bodies)}
+    assert failed == {letter.message.message_id for letter in letters} == {"deadly 50", "deadly 150"}
+    assert {(letter.reason, letter.delivery_count) for letter in letters} == {("delivery_limit", 5)}
+    assert client.store.children("attempts") == []
+
+
 def test_a_worker_has_the_environment_of_a_process_with_a_core_to_itself(installation: Installation) -> None:
     service = installation.start("inference")
     for pid in workers(service):

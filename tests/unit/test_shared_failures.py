@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
+from shared import failures
+from shared.attempts import Attempts
 from shared.broker.base import Broker, BrokerFull, Consumer, DeadLetter, Delivery, Inbox, Message, Outgoing
 from shared.broker.sqlite import SqliteBroker
 from shared.errors import (
@@ -25,6 +27,7 @@ from shared.errors import (
 )
 from shared.failures import FailurePolicy
 from shared.messages import json_reply
+from shared.store.files import FileStore
 
 LIMIT = 3
 
@@ -189,6 +192,71 @@ def test_a_message_that_came_too_often_is_buried_unread(scene: Scene) -> None:
     assert (dead.reason, dead.delivery_count) == ("delivery_limit", LIMIT)
     assert scene.answer() == {"code": "internal", "message": "given up after 3 deliveries"}
     assert scene.counted("delivery_limit") == 1
+
+
+def recording(scene: Scene, store: FileStore, limit: int = LIMIT) -> None:
+    """Sets a policy as for a broker whose counts do not tell how often a message was worked on."""
+    counter = Counter(f"dead{limit}", "-", ["reason"], registry=scene.metrics)
+    scene.policy = FailurePolicy(limit, counter, Attempts(store))
+
+
+def held_only(scene: Scene, times: int) -> None:
+    """Takes the message and gives it back untouched, as a lost connection does."""
+    for _ in range(times):
+        scene.consumer.retry(scene.take())
+
+
+def begun(scene: Scene) -> Delivery:
+    delivery = scene.policy.begin(scene.consumer, scene.take())
+    assert delivery is not None
+    return delivery
+
+
+@pytest.mark.parametrize("limit", [1, 2, LIMIT, 7])
+def test_where_counts_tell_nothing_only_attempts_that_were_recorded_make_the_end(
+    scene: Scene, tmp_path: Path, limit: int
+) -> None:
+    recording(scene, FileStore(tmp_path / "store"), limit)
+    held_only(scene, 20)
+    tried = 0
+    while not scene.policy.exhausted(delivery := begun(scene)):
+        tried += 1
+        scene.consumer.retry(delivery)
+    assert tried == max(1, limit - 2)
+    scene.policy.bury_exhausted(scene.consumer, delivery, lambda _: [])
+    (dead,) = scene.dead()
+    assert (dead.reason, dead.delivery_count) == ("delivery_limit", max(3, limit))
+    assert not any(path.is_file() for path in (tmp_path / "store").rglob("*"))
+
+
+def test_where_counts_tell_nothing_what_fails_by_itself_is_tried_as_often_as_elsewhere(
+    scene: Scene, tmp_path: Path
+) -> None:
+    recording(scene, FileStore(tmp_path / "store"), 5)
+    ends = []
+    while True not in ends:
+        delivery = begun(scene)
+        assert not scene.policy.exhausted(delivery)
+        ends.append(scene.policy.handle(scene.consumer, delivery, Retryable("away"), lambda _: []))
+    assert scene.pauses == [1.0, 2.0, 4.0, 8.0]
+    (dead,) = scene.dead()
+    assert (dead.reason, dead.delivery_count) == ("delivery_limit", 4)
+
+
+def test_a_message_whose_attempt_cannot_be_recorded_is_not_tried_and_waits_uncounted(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failures, "_NO_RECORD_PAUSE_S", 0.0)
+    store = FileStore(tmp_path / "store")
+    recording(scene, store)
+    held_only(scene, 20)
+    store.root.rmdir()
+    store.root.touch()
+    for _ in range(20):
+        assert scene.policy.begin(scene.consumer, scene.take()) is None
+    store.root.unlink()
+    assert not scene.policy.exhausted(begun(scene))
+    assert scene.dead() == []
 
 
 def test_a_dead_letter_that_is_sent_back_starts_anew(scene: Scene) -> None:
