@@ -29,6 +29,8 @@ RETRIED_AT: Final = "retried_at"
 """Header of a dead letter that was sent back: when. Sent back anew, it has another."""
 ENQUEUED_AT: Final = "enqueued_at"
 """Header with the Unix time, in seconds, at which our own clients published; foreign ones need not set it."""
+_LONGEST_WAIT_S: Final = 365 * 86400.0
+_CLOCKS_DIFFER_S: Final = 86400.0
 
 
 class BrokerError(Retryable):
@@ -97,11 +99,17 @@ class Delivery:
         return [Outgoing(asked.reply_to, Message(body, content_type, correlation_id=correlation))]
 
     def waited_s(self, now: float | None = None) -> float | None:
-        """Returns how long the message waited in its queue, in seconds; None where its sender did not say when."""
+        """Returns how long the message waited in its queue, in seconds; None where its sender did not say when.
+
+        Nor where it said what cannot be: one such number would spoil a sum for good.
+        """
         sent = self.message.headers.get(ENQUEUED_AT)
         if isinstance(sent, bool) or not isinstance(sent, int | float):
             return None
-        return max(0.0, (time.time() if now is None else now) - sent)
+        now = time.time() if now is None else now
+        if not now - _LONGEST_WAIT_S < sent < now + _CLOCKS_DIFFER_S:
+            return None
+        return max(0.0, now - sent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +187,7 @@ class Consumer(abc.ABC):
 
         May return before the confirmation; `flush` waits for it. Where the broker is lost in between, the deliveries
         are delivered again and nothing needs to be done. An outgoing message to a reply queue that no longer exists
-        is dropped without complaint.
+        is dropped without complaint, and one that cannot be sent, or that its queue refuses, with a line in the log.
 
         Raises:
             BrokerFull: (or from `flush`) a work queue refused a message; the deliveries stay unsettled.

@@ -4,7 +4,8 @@ Work queues are quorum queues: replicated, counting deliveries, with an explicit
 messages. What this process does on its connection is in the neighbouring files: the thread that owns it
 (`rabbitmq_link`), how its bytes come and go (`rabbitmq_connection`), confirmed publishing (`rabbitmq_publisher`),
 consuming (`rabbitmq_consumer`), inboxes and subscriptions (`rabbitmq_mailbox`), steps that wait for an answer
-(`rabbitmq_session`), and the form of a message in AMQP (`rabbitmq_wire`).
+(`rabbitmq_session`), the form of a message in AMQP (`rabbitmq_wire`), what can be read of one that foreign clients
+made badly (`rabbitmq_tables`), and where a reply can be sent (`rabbitmq_addresses`).
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import struct
 from collections.abc import Iterator
 from typing import Any, Final
@@ -11,6 +12,10 @@ from typing import Any, Final
 import pika
 from pika import BasicProperties, spec
 from pika.frame import Body, Header, Method, decode_frame
+
+from shared.broker.rabbitmq_tables import without_bad_headers
+
+log = logging.getLogger(__name__)
 
 _WRITE_BYTES: Final = 128 * 2**10
 _READ_BYTES: Final = 256 * 2**10
@@ -64,7 +69,7 @@ class Connection(pika.SelectConnection):  # type: ignore[misc]
                     if kind == spec.FRAME_BODY and data.endswith(_FRAME_END, content, end):
                         frame = Body(channel_number, data[content : content + size])  # copied once, not three times
                     else:
-                        _, frame = decode_frame(data[start:end])
+                        frame = _decoded(kind, data[start:end])
                     start = end
                     if isinstance(frame, Method) and isinstance(frame.method, spec.Basic.Deliver):
                         # No callback ever waits for one; asking pika whether one does takes as long as all the rest.
@@ -116,6 +121,20 @@ class Connection(pika.SelectConnection):  # type: ignore[misc]
     def _proto_connection_made(self, transport: Any) -> None:
         transport._MAX_RECV_BYTES = _READ_BYTES
         super()._proto_connection_made(transport)
+
+
+def _decoded(kind: int, data: bytes) -> Any:
+    """Returns the frame; of a message's headers, which anybody may have made, those that can be read."""
+    try:
+        _, frame = decode_frame(data)
+    except Exception as error:
+        if kind != spec.FRAME_HEADER:
+            raise
+        log.warning("left out headers of a message that cannot be decoded: %r", error)
+        content = without_bad_headers(data[_FRAME_HEAD.size : -len(_FRAME_END)])
+        head = _FRAME_HEAD.pack(kind, _FRAME_HEAD.unpack_from(data)[1], len(content))
+        _, frame = decode_frame(head + content + _FRAME_END)
+    return frame
 
 
 @functools.lru_cache(maxsize=256)

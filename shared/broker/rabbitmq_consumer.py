@@ -15,7 +15,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from pika import BasicProperties
@@ -28,7 +28,8 @@ from shared.broker.bundle import bundled
 from shared.broker.rabbitmq_connection import Connection
 from shared.broker.rabbitmq_link import ConnectionLost, Link
 from shared.broker.rabbitmq_publisher import Batch, Publisher
-from shared.broker.rabbitmq_wire import delivery_count_of, message_of, properties_of
+from shared.broker.rabbitmq_wire import delivery_count_of, fitting, message_of, properties_of
+from shared.errors import shown
 from shared.topology import Topology
 
 log = logging.getLogger(__name__)
@@ -165,7 +166,7 @@ class RabbitConsumer(Consumer):
             # hold waits for workers, so only that is stamped: headers are the dearest part of a small message.
             ours = item.queue in self._own_queues
             properties = properties_of(stamped(item.message) if ours else item.message)
-            batch.add(item.queue, properties, item.message.body, mandatory=ours)
+            batch.add(item.queue, properties, item.message.body, mandatory=ours, droppable=not ours)
         with self._changed:
             refusal, self._refusal = self._refusal, None
             if refusal is not None:
@@ -178,6 +179,13 @@ class RabbitConsumer(Consumer):
 
     def postpone(self, delivery: Delivery, delay_s: float) -> None:
         self._link.call(functools.partial(self._postpone, delivery, delay_s))
+
+    def bury(self, delivery: Delivery, reason: str, outgoing: Sequence[Outgoing] = ()) -> None:
+        message = fitting(delivery.message, self._link.frame_bytes)
+        if message is not delivery.message:
+            lost = shown(", ".join(sorted(delivery.message.headers.keys() - message.headers.keys())))
+            log.warning("a dead letter from %s has no room for its headers %s", delivery.queue, lost)
+        super().bury(replace(delivery, message=message), reason, outgoing)
 
     def flush(self, timeout_s: float = 30.0) -> None:
         with self._changed:
@@ -365,6 +373,9 @@ class RabbitConsumer(Consumer):
 
         def copy() -> None:
             if token.epoch != token.feed.epoch:
+                return
+            if fitting(delivery.message, self._link.frame_bytes) is not delivery.message:
+                token.feed.give_back(token)  # with one header more, the copy would cost the connection
                 return
             batch = Batch(copied, survives=False)
             properties = properties_of(delivery.message, earlier_deliveries=delivery.delivery_count)

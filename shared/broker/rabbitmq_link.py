@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import pika
+from pika import spec
 from pika.adapters.select_connection import IOLoop
 from pika.adapters.utils.connection_workflow import AMQPConnectionWorkflowFailed, AMQPConnectorPhaseErrorBase
 from pika.channel import Channel
@@ -67,6 +68,7 @@ class Link:
     Attributes:
         connection: the present one, perhaps still being made; None between two. For the I/O thread only.
         closed: for good.
+        frame_bytes: the largest frame that the broker takes, and so the most that a message's headers may be.
 
     Raises:
         ValueError: the URL is malformed.
@@ -89,6 +91,7 @@ class Link:
         self._failures = 0
         self._up_since = 0.0
         self.closed = False
+        self.frame_bytes = spec.FRAME_MAX_SIZE
         self._shutting = False
         self._thread = threading.Thread(target=self._run, name="rabbitmq", daemon=True)
 
@@ -233,6 +236,7 @@ class Link:
         if connection is None or not connection.is_open:
             return
         self._up_since = time.monotonic()
+        self.frame_bytes = connection.params.frame_max or spec.FRAME_MAX_SIZE
         self._refused = False
         if self._ups:
             log.info("connected to RabbitMQ at %s again", self.address)

@@ -20,6 +20,7 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedBy
 from pika.spec import Basic
 
 from shared.broker.base import BrokerClosed, BrokerError, BrokerFull
+from shared.broker.rabbitmq_addresses import is_address
 from shared.broker.rabbitmq_connection import Connection
 from shared.broker.rabbitmq_link import ConnectionLost, Link
 
@@ -48,9 +49,19 @@ class Batch:
         self.unconfirmed = 0
         self.ended = False
 
-    def add(self, queue: str, properties: BasicProperties, body: bytes, *, mandatory: bool) -> None:
-        """Adds a message; `mandatory` makes it an error that the queue does not exist."""
-        self.publications.append(Publication(self, queue, properties, body, mandatory))
+    def add(
+        self, queue: str, properties: BasicProperties, body: bytes, *, mandatory: bool, droppable: bool = False
+    ) -> None:
+        """Adds a message.
+
+        Args:
+            queue: where to.
+            properties: with its headers.
+            body: its bytes.
+            mandatory: makes it an error that the queue does not exist.
+            droppable: makes it none that the message cannot be sent: the others are.
+        """
+        self.publications.append(Publication(self, queue, properties, body, mandatory, droppable))
 
     def end(self, error: BrokerError | None) -> None:
         """Ends the batch unless it already has."""
@@ -68,6 +79,7 @@ class Publication:
     properties: BasicProperties
     body: bytes
     mandatory: bool
+    droppable: bool
     suspect: bool = False
 
 
@@ -156,10 +168,11 @@ class Publisher:
         self._under_way_bytes = 0
         if fault is not None and len(under_way) == 1:
             culprit = under_way.pop()
-            culprit.batch.end(
+            self._give_up(
+                culprit,
                 BrokerError(
                     f"RabbitMQ refused a message of {len(culprit.body)} bytes for {culprit.queue!r}: {fault.reply_text}"
-                )
+                ),
             )
         for publication in under_way:
             publication.suspect = publication.suspect or fault is not None
@@ -179,6 +192,9 @@ class Publisher:
             if self._under_way and (publication.suspect or next(iter(self._under_way.values())).suspect):
                 return
             self._waiting.popleft()
+            if not is_address(publication.queue):
+                self._give_up(publication, BrokerError(f"{publication.queue!r} is no address that RabbitMQ gave out"))
+                continue
             try:
                 channel.connection.publish(
                     channel.channel_number,
@@ -189,7 +205,9 @@ class Publisher:
                 )
             except (AMQPError, ValueError, TypeError, struct.error) as error:
                 # pika encodes before it sends, so nothing of it has left.
-                batch.end(BrokerError(f"a message for {publication.queue!r} cannot be encoded: {error!r}"))
+                self._give_up(
+                    publication, BrokerError(f"a message for {publication.queue!r} cannot be encoded: {error!r}")
+                )
                 continue
             self._last_tag += 1
             self._under_way[self._last_tag] = publication
@@ -208,17 +226,27 @@ class Publisher:
 
     def _confirmed(self, publication: Publication, refused: bool) -> None:
         self._under_way_bytes -= len(publication.body)
-        batch = publication.batch
-        if refused:
-            limit = self._limit_of(publication.queue)
-            if limit is not None:
-                batch.end(BrokerFull(f"queue {publication.queue} is full; its limit is {limit} messages"))
-            else:
-                batch.end(BrokerError(f"RabbitMQ could not store a message for {publication.queue!r}"))
+        if not refused:
+            self._done(publication.batch)
             return
+        limit = self._limit_of(publication.queue)
+        if limit is not None:
+            self._give_up(publication, BrokerFull(f"queue {publication.queue} is full; its limit is {limit} messages"))
+        else:
+            self._give_up(publication, BrokerError(f"RabbitMQ could not store a message for {publication.queue!r}"))
+
+    def _done(self, batch: Batch) -> None:
         batch.unconfirmed -= 1
         if batch.unconfirmed == 0:
             batch.end(None)
+
+    def _give_up(self, publication: Publication, error: BrokerError) -> None:
+        """Fails the batch of a message that cannot be sent, or drops that message alone."""
+        if publication.droppable:
+            log.warning("dropped a reply: %s", error)
+            self._done(publication.batch)
+        else:
+            publication.batch.end(error)
 
     def _on_return(self, _: Channel, method: Basic.Return, properties: BasicProperties, __: bytes) -> None:
         # Comes just before the confirm, and without its tag.

@@ -10,7 +10,9 @@ from __future__ import annotations
 import datetime as dt
 import decimal
 import hashlib
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from pika import BasicProperties
@@ -26,6 +28,10 @@ EARLIER_DELIVERIES: Final = "x-earlier-deliveries"
 COUNTED: Final = "x-delivery-count"
 """Set by quorum queues from the second delivery on."""
 
+_SHORT_BYTES: Final = 255
+_WHOLE: Final = 2**63
+_ROOM_BYTES: Final = 1024
+"""What a frame keeps free for its own ends and for headers of ours: why a message is dead, how often it came."""
 _PERSISTENT: Final = DeliveryMode.Persistent.value
 _NOT_THE_SENDERS: Final = frozenset(
     {
@@ -72,7 +78,7 @@ def message_of(properties: BasicProperties, body: bytes) -> Message:
             headers[name] = plain
     floats = raw.get(FLOATS)
     for name in floats if isinstance(floats, list) else ():
-        if isinstance(text := headers.get(name), str):
+        if isinstance(name, str) and isinstance(text := headers.get(name), str):
             headers[name] = _number(text)
     return Message(
         body=body,
@@ -84,11 +90,38 @@ def message_of(properties: BasicProperties, body: bytes) -> Message:
     )
 
 
+def fitting(message: Message, frame_bytes: int) -> Message:
+    """Returns the message where it can be sent with a few more headers of ours, else without the largest of its own.
+
+    Args:
+        message: one that arrived.
+        frame_bytes: the largest frame that the broker takes; all headers are in one.
+    """
+    room = frame_bytes - _ROOM_BYTES
+    if _size(message) <= room:
+        return message
+    bare = _size(replace(message, headers={}))
+    sizes = {name: _size(replace(message, headers={name: value})) - bare for name, value in message.headers.items()}
+    headers: dict[str, HeaderValue] = {}
+    room -= bare
+    for name in sorted(sizes, key=sizes.__getitem__):
+        room -= sizes[name]
+        if room < 0:
+            break
+        headers[name] = message.headers[name]
+    return replace(message, headers=headers)
+
+
+def _size(message: Message) -> int:
+    """Returns how many bytes its properties take."""
+    return sum(map(len, properties_of(message).encode()))
+
+
 def delivery_count_of(properties: BasicProperties) -> int:
     """Returns how often the message had been delivered before."""
     raw: Mapping[Any, Any] = properties.headers or {}
     counts = (raw.get(COUNTED), raw.get(EARLIER_DELIVERIES))
-    return sum(int(count) for count in counts if isinstance(count, int))
+    return sum(max(0, int(count)) for count in counts if isinstance(count, int))
 
 
 def dead_letter_of(properties: BasicProperties, body: bytes, *, last_resort: int) -> DeadLetter:
@@ -125,7 +158,8 @@ def _plain(value: Any) -> HeaderValue | None:
     if isinstance(value, str | bool | float):
         return value
     if isinstance(value, int):
-        return int(value)  # pika's `long` prints as `5L`
+        # pika's `long` prints as `5L`. What is longer than AMQP's longest was a number with an exponent, and is again.
+        return int(value) if -_WHOLE <= value < _WHOLE else float(value)
     if isinstance(value, decimal.Decimal):
         return float(value)
     if isinstance(value, dt.datetime):
@@ -146,12 +180,14 @@ def _number(text: str) -> HeaderValue:
 
 
 def _count(value: HeaderValue | None) -> int:
-    return int(value) if isinstance(value, int | float) else 0
+    return int(value) if isinstance(value, int | float) and math.isfinite(value) else 0
 
 
 def _text(value: Any) -> str:
-    """Returns a short string of AMQP, which pika leaves as bytes where it is not UTF-8."""
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    """Returns a short string of AMQP, which pika leaves as bytes where it is not UTF-8; short enough to send again."""
+    if not isinstance(value, bytes):
+        return str(value)
+    return value.decode(errors="replace").encode()[:_SHORT_BYTES].decode(errors="ignore")
 
 
 def _made_up_id(properties: BasicProperties, headers: Mapping[str, HeaderValue], body: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from shared.broker.base import (
     Consumer,
     Delivery,
     Depth,
+    HeaderValue,
     Message,
     Outgoing,
 )
@@ -99,6 +101,19 @@ def test_a_message_knows_how_long_it_waited(broker: Broker) -> None:
         waited_s = take(consumer, 1)[0].waited_s()
     assert waited_s is not None
     assert 0 <= waited_s < 10
+
+
+@pytest.mark.parametrize(
+    "sent", [-math.inf, math.inf, math.nan, 0, -1e300, 1e300, 1_760_000_000_000, True, "yesterday"]
+)
+def test_how_long_a_message_waited_is_unknown_where_its_sender_said_what_cannot_be(sent: HeaderValue) -> None:
+    message = Message(b"", "text/plain", headers={ENQUEUED_AT: sent})
+    assert Delivery("queue", message, 0, None).waited_s() is None
+
+
+def test_where_clocks_differ_a_little_a_message_did_not_wait() -> None:
+    message = Message(b"", "text/plain", headers={ENQUEUED_AT: 1000.5})
+    assert Delivery("queue", message, 0, None).waited_s(now=1000.0) == 0.0
 
 
 def test_a_body_of_20_mb_passes(broker: Broker) -> None:

@@ -6,9 +6,11 @@ import contextlib
 import datetime as dt
 import decimal
 import functools
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pika
 import pytest
@@ -80,7 +82,7 @@ def test_the_headers_of_a_foreign_client_become_plain_or_are_left_out(place: Pla
         "time": dt.datetime.fromtimestamp(1_700_000_000, dt.UTC),
         "decimal": decimal.Decimal("1.5"),
         "whole": 2**40,
-        "x-float-headers": ["text", "missing"],
+        "x-float-headers": ["text", "missing", ["text"], {"a": 1}, 5],
         "text": "not a number",
     }
     foreign.basic_publish("", place.topology.predictions, b"", pika.BasicProperties(headers=headers))
@@ -94,6 +96,140 @@ def test_the_headers_of_a_foreign_client_become_plain_or_are_left_out(place: Pla
         "text": "not a number",
     }
     assert type(delivery.message.headers["whole"]) is int
+
+
+class Encoded(pika.BasicProperties):  # type: ignore[misc]
+    """Properties with headers that pika itself would not write."""
+
+    def __init__(self, headers: bytes, **others: Any) -> None:
+        super().__init__(headers={"replaced": "below"}, **others)
+        self._encoded = headers
+
+    def encode(self) -> list[bytes]:
+        whole = b"".join(super().encode())
+        ours = b"".join(pika.BasicProperties(headers=self.headers).encode())[2:]
+        return [whole.replace(ours, struct.pack(">I", len(self._encoded)) + self._encoded)]
+
+
+MILLISECONDS = b"\x04whenT" + struct.pack(">Q", 1_760_000_000_000)
+HUGE = b"\x04huged" + struct.pack(">d", 1e300)
+KEPT = b"\x04keptS" + struct.pack(">I", 3) + b"yes"
+NESTED = b"\x06nestedF" + struct.pack(">I", len(MILLISECONDS)) + MILLISECONDS
+
+
+def test_a_header_that_cannot_be_decoded_is_left_out_alone_and_costs_no_connection(
+    place: Place, foreign: BlockingChannel
+) -> None:
+    broker = place.open()
+    queue = place.topology.predictions
+    foreign.basic_publish("", queue, b"before")
+    about = {"content_type": "image/png", "content_encoding": "identity", "reply_to": "them", "message_id": "m"}
+    foreign.basic_publish("", queue, b"odd", Encoded(MILLISECONDS + KEPT + NESTED, **about))
+    foreign.basic_publish("", queue, b"after")
+    with broker.consume([queue], 3) as consumer:
+        deliveries = take(consumer, 3)
+        odd = deliveries[1].message
+        consumer.bury(deliveries[1], "internal")
+        consumer.flush()
+    assert bodies(deliveries) == [b"before", b"odd", b"after"]
+    assert (odd.content_type, odd.reply_to, odd.message_id, odd.headers) == ("image/png", "them", "m", {"kept": "yes"})
+    assert [dead.message.body for dead in broker.dead_letters()] == [b"odd"]
+    assert broker.reconnects == 0
+
+
+NOT_TEXT = b"\xff" * 100
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"reply_to": NOT_TEXT},
+        {"reply_to": "theirs", "correlation_id": NOT_TEXT},
+        {"reply_to": "theirs", "message_id": NOT_TEXT},
+        {"reply_to": "amq.rabbitmq.reply-to.!!garbage!!.x"},
+        {"reply_to": "amq.rabbitmq.reply-to.g2dkABByZXBseUAx.abc=="},
+        {"reply_to": "amq.rabbitmq.reply-to.g2QAA2FiYw==.x"},  # a term that is no process
+        {"reply_to": "full"},
+    ],
+)
+def test_a_reply_that_cannot_be_sent_is_dropped_and_the_work_settled_with_its_neighbours(
+    place: Place, foreign: BlockingChannel, about: dict[str, Any]
+) -> None:
+    broker = place.open()
+    queue = place.topology.predictions
+    full = f"{place.topology.prefix}.full"
+    foreign.queue_declare(full, exclusive=True, arguments={"x-max-length": 0, "x-overflow": "reject-publish"})
+    about = {key: full if value == "full" else value for key, value in about.items()}
+    with broker.inbox() as inbox:
+        foreign.basic_publish("", queue, b"odd", pika.BasicProperties(**about))
+        broker.publish(queue, Message(b"good", "text/plain", reply_to=inbox.name))
+        with broker.consume([queue], 2) as consumer:
+            deliveries = take(consumer, 2)
+            answers = [answer for delivery in deliveries for answer in delivery.reply(b"answer", "text/plain")]
+            assert len(answers) == 2
+            consumer.settle(deliveries, answers)
+            consumer.flush()
+        assert replies(inbox, 1) == [b"answer"]
+    assert broker.depths()[queue].ready == 0
+    assert broker.reconnects == 0
+
+
+LARGE = pika.BasicProperties(message_id="odd", headers={"large": "x" * (128 * 2**10 - 60), "small": 1})
+
+
+@pytest.mark.parametrize(
+    ("properties", "kept"),
+    [
+        (Encoded(HUGE + KEPT, message_id="odd"), {"huge": 1e300, "kept": "yes"}),
+        (LARGE, {"small": 1}),
+        (pika.BasicProperties(message_id="odd", headers={NOT_TEXT: "a", "small": 1}), {"\ufffd" * 85: "a", "small": 1}),
+    ],
+    ids=["a number that AMQP has no whole number for", "headers that fill a frame", "a name that is no text"],
+)
+def test_what_can_be_read_can_be_buried_and_sent_back(
+    place: Place, foreign: BlockingChannel, properties: pika.BasicProperties, kept: dict[str, Any]
+) -> None:
+    broker = place.open()
+    queue = place.topology.predictions
+    foreign.basic_publish("", queue, b"odd", properties)
+    with broker.consume([queue], 1) as consumer:
+        consumer.bury(take(consumer, 1)[0], "invalid_message")
+        consumer.flush()
+        (dead,) = broker.dead_letters()
+        assert (dead.reason, dead.origin, dead.message.message_id) == ("invalid_message", queue, "odd")
+        assert broker.retry_dead([dead.dead_id]) == 1
+        (again,) = take(consumer, 1)
+    assert kept.items() <= again.message.headers.items()
+    assert "large" not in again.message.headers
+    assert broker.reconnects == 0
+
+
+def test_a_message_that_has_no_room_for_one_header_more_is_postponed_all_the_same(
+    place: Place, foreign: BlockingChannel
+) -> None:
+    broker = place.open()
+    queue = place.topology.predictions
+    foreign.basic_publish("", queue, b"odd", LARGE)
+    with broker.consume([queue], 1) as consumer:
+        consumer.retry(take(consumer, 1)[0])
+        consumer.postpone(take(consumer, 1)[0], 0.0)
+        (again,) = take(consumer, 1)
+    assert again.message.headers.keys() == {"large", "small"}
+    assert broker.reconnects == 0
+
+
+def test_dead_letters_that_foreign_clients_made_are_shown_and_dropped(place: Place, foreign: BlockingChannel) -> None:
+    broker = place.open()
+    for headers in (
+        {"x-float-headers": [[1]]},
+        {"dead_id": "d", "delivery_count": "inf", "x-float-headers": ["delivery_count"]},
+        {"x-death": [1], "x-first-death-reason": b"\xff"},
+    ):
+        foreign.basic_publish("", place.topology.dead, b"", pika.BasicProperties(headers=headers))
+    foreign.basic_publish("", place.topology.dead, b"", Encoded(MILLISECONDS))
+    foreign.queue_declare(place.topology.dead, passive=True)  # answered once all is published
+    assert [dead.delivery_count for dead in broker.dead_letters()] == [0, 0, 0, 0]
+    assert broker.drop_dead() == 4
 
 
 def test_a_foreign_client_gets_its_reply_at_its_direct_reply_address(place: Place, foreign: BlockingChannel) -> None:
