@@ -187,7 +187,8 @@ class Consumer(abc.ABC):
 
         May return before the confirmation; `flush` waits for it. Where the broker is lost in between, the deliveries
         are delivered again and nothing needs to be done. An outgoing message to a reply queue that no longer exists
-        is dropped without complaint, and one that cannot be sent, or that its queue refuses, with a line in the log.
+        is dropped without complaint, and one that cannot be sent, or that somebody's own queue refuses, with a line in
+        the log.
 
         Raises:
             BrokerFull: (or from `flush`) a work queue refused a message; the deliveries stay unsettled.

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from pika.channel import Channel
+from pika.exceptions import NoFreeChannels
 
 from shared.broker.base import BrokerError
 from shared.broker.rabbitmq_link import Link
@@ -31,6 +32,7 @@ class Session:
         self._timeout_s = timeout_s
         self._channel: Channel | None = None
         self._waiting: Future[Any] = Future()
+        self._abandoned = False
 
     def __enter__(self) -> Self:
         self._link.wait_up(self._timeout_s)
@@ -39,25 +41,31 @@ class Session:
             connection = self._link.connection
             if connection is None or not connection.is_open:
                 self._fail("the connection was lost")
-            else:
+                return
+            try:
                 connection.channel(on_open_callback=opened)
+            except NoFreeChannels:
+                self._fail("it has not answered for so long that no channel is free")
 
         def opened(channel: Channel) -> None:
+            if self._abandoned:
+                channel.close()
+                return
             self._channel = channel
             channel.add_on_close_callback(lambda _, error: self._fail(str(error)))
             self._waiting.set_result(None)
 
-        self._await(start)
+        try:
+            self._await(start)
+        except BrokerError:
+            self._link.call(self._close)
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        def close() -> None:
-            if self._channel is not None and self._channel.is_open:
-                self._channel.close()
-
-        self._link.call(close)
+        self._link.call(self._close)
 
     def step(self, start: Callable[[Channel, Callable[[T], None]], None]) -> T:
         """Runs `start(channel, answer)` in the I/O thread and returns what it gives to `answer`, then or later."""
@@ -85,6 +93,12 @@ class Session:
                 what(self._channel)
 
         self._link.call(run)
+
+    def _close(self) -> None:
+        """Closes the channel, now or as soon as the broker has opened it: in the I/O thread."""
+        self._abandoned = True
+        if self._channel is not None and self._channel.is_open:
+            self._channel.close()
 
     def _await(self, run: Callable[[], None]) -> Any:
         self._link.call(run)

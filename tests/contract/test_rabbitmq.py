@@ -6,6 +6,8 @@ import contextlib
 import datetime as dt
 import decimal
 import functools
+import os
+import signal
 import struct
 import threading
 import time
@@ -24,7 +26,7 @@ from shared.topology import Topology
 from tests.contract.conftest import Place
 from tests.contract.test_broker_events import replies
 from tests.contract.test_broker_messages import bodies, numbered, take, to
-from tests.rabbitmq_node import MAX_MESSAGE_BYTES, free_port
+from tests.rabbitmq_node import MAX_MESSAGE_BYTES, RabbitNode, free_port
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -391,6 +393,45 @@ def test_what_is_held_longer_than_the_broker_allows_is_taken_back_and_comes_agai
             "application:set_env(rabbit, consumer_timeout, 1800000), "
             "application:set_env(rabbit, channel_tick_interval, 60000)."
         )
+
+
+@contextlib.contextmanager
+def at_a_standstill(node: RabbitNode) -> Iterator[None]:
+    """Stops the node without its connections being lost, as an overloaded machine or an alarm would."""
+    os.kill(node.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(node.pid, signal.SIGCONT)
+
+
+def test_a_broker_that_answers_too_late_is_left_no_channel_open(place: Place, eventually: Eventually) -> None:
+    assert place.node is not None
+    node, broker = place.node, place.open()
+
+    def channels() -> int:
+        return int(node.evaluate("length(rabbit_channel:list_local())."))
+
+    assert broker.ping()
+    before = channels()
+    with at_a_standstill(node):
+        assert [broker.ping(timeout_s=0.05) for _ in range(20)] == [False] * 20
+    assert broker.ping(timeout_s=10)
+    eventually(lambda: channels() <= before)
+    assert broker.reconnects == 0
+
+
+def test_where_so_many_answers_are_late_that_no_channel_is_free_it_says_so(
+    place: Place, eventually: Eventually
+) -> None:
+    assert place.node is not None
+    with open_broker(f"{place.url}?channel_max=10", place.topology) as broker:
+        with at_a_standstill(place.node):
+            assert [broker.ping(timeout_s=0.05) for _ in range(10)] == [False] * 10
+            with pytest.raises(BrokerError, match="no channel is free"):
+                broker.depths()
+        eventually(broker.ping)
+        assert broker.reconnects == 0
 
 
 def test_a_queue_deleted_under_a_consumer_is_declared_again(place: Place, foreign: BlockingChannel) -> None:
