@@ -27,14 +27,18 @@ from trainer.device import choose_device
 from trainer.inbox import InboxWatcher
 from trainer.pipeline import Pipeline
 from trainer.service import TrainerService
-from trainer.team import Team, watch_launcher
+from trainer.team import Team, end_with_launcher, watch_launcher
 
 PORT = 9101
 _LOG = logging.getLogger("trainer")
 
 
 def main() -> int:
-    """Runs until SIGTERM or SIGINT. Returns the exit code: 2 where a setting is wrong, 1 where a service is away."""
+    """Runs until SIGTERM or SIGINT.
+
+    Returns:
+        The exit code: 2 where a setting is wrong, 1 where a service is away or the team is lost.
+    """
     try:
         settings = load_settings()
         configure_logging("trainer", settings.log_level, settings.log_format)
@@ -50,9 +54,11 @@ def main() -> int:
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
     watch_parent(stop)
-    team = Team.from_environment()
+    team = Team.from_environment(on_lost=stop.set)
     if team.size > 1:
         watch_launcher(stop)
+    if not team.leads:
+        end_with_launcher()
     threads = settings.threads or max(1, settings.cores // team.local_size)
     torch.set_num_threads(threads)
     configure_opencv()
@@ -61,6 +67,7 @@ def main() -> int:
         if not team.leads:  # stopped by its leader, which finishes what is under way
             _LOG.info("member %d of %d on %s", team.rank, team.size, device)
             follow(team, store, device)
+            team.leave()
             return 0
         broker = open_broker(
             settings.broker_url,
@@ -104,8 +111,12 @@ def main() -> int:
             for helper in helpers:
                 helper.join()
             status.close()
-            dismiss(team)
-    return 0
+            if not team.lost:
+                dismiss(team)
+                team.leave()
+    if team.lost:
+        _LOG.error("this process failed and the others of its team did not; the team ends with it")
+    return 1 if team.lost else 0
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ParamSpec
+from typing import Any, Final, ParamSpec
 
 import torch
 
@@ -16,6 +16,9 @@ from trainer.team import Team
 from trainer.train import EpochRow, Interrupted, Progress, Trained, TrainingDiverged, train
 
 P = ParamSpec("P")
+
+_BY_ALL: Final = (Interrupted, TrainingDiverged)
+"""What every member raises at the same step, as all of them decide by the same numbers."""
 
 
 def lead(
@@ -46,12 +49,14 @@ def lead(
         should_stop: likewise.
 
     Raises:
-        Exception: what `train` or a callback raises; the members have stopped by then, and follow again.
+        Exception: what `train` or a callback raises. The members have stopped by then, and follow again; unless this
+            process failed alone, in the middle of a step: then the team is lost.
     """
     work = {"sha256": dataset.sha256, "recipe": recipe.as_dict(), "checkpoint_s": checkpoint_s}
-    team.told(work | {"resume": None if resume is None else checkpoint.dump(resume)})
+    work["resume"] = None if resume is None else checkpoint.dump(resume)
     guard = _Guard()
     try:
+        team.told(work)
         return _train(
             team,
             dataset,
@@ -64,6 +69,11 @@ def lead(
             on_epoch=guard.kept(on_epoch),
             should_stop=lambda: guard.failure is not None or should_stop(),
         )
+    except _BY_ALL:
+        raise
+    except Exception:
+        team.lose()
+        raise
     finally:
         if guard.failure is not None:
             raise guard.failure
@@ -97,7 +107,7 @@ def follow(team: Team, store: Store, device: torch.device) -> None:
                     on_epoch=_unheard,
                     should_stop=lambda: False,
                 )
-            except (Interrupted, TrainingDiverged):
+            except _BY_ALL:
                 continue  # the leader has seen the same, and knows what it means
 
 

@@ -236,29 +236,30 @@ def train(
             sums += team.sum(counted)
             step += 1
 
-            due = team.leads and time.monotonic() - reported >= PROGRESS_EVERY_S
-            if due:  # a GPU is some steps behind until it is asked for a number
+            now = time.monotonic()
+            reports, saves = team.told((now - reported >= PROGRESS_EVERY_S, now - saved >= checkpoint_s))
+            if reports:  # a GPU is some steps behind until it is asked for a number
                 loss_sum, correct_sum, seen = sums.tolist()
             now = time.monotonic()
             speed.add(now - step_started, len(batches[step - 1]))
-            if due:
+            if reports:
                 reported = now
-                _require_finite(loss_sum, recipe, epoch)
+                _require_finite(loss_sum, recipe, epoch)  # by all members: one that stopped alone would be waited for
                 left = len(training) * (recipe.epochs - epoch + 1) - seen
                 left *= 1 + len(validation) / len(training) * VALIDATION_SHARE
-                on_step(
-                    Progress(
-                        epoch=epoch,
-                        epochs=recipe.epochs,
-                        step=step,
-                        steps=len(batches),
-                        images_per_second=speed.per_second,
-                        eta_s=left / speed.per_second,
-                        loss=loss_sum / seen,
-                        accuracy=correct_sum / seen,
-                    )
+                progress = Progress(
+                    epoch=epoch,
+                    epochs=recipe.epochs,
+                    step=step,
+                    steps=len(batches),
+                    images_per_second=speed.per_second,
+                    eta_s=left / speed.per_second,
+                    loss=loss_sum / seen,
+                    accuracy=correct_sum / seen,
                 )
-            if team.agree(now - saved >= checkpoint_s):
+                if team.leads:
+                    on_step(progress)
+            if saves:
                 save()
             step_started = time.monotonic()
         loss_sum, correct_sum, seen = sums.tolist()  # as above: before the clock is read

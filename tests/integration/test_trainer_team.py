@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from shared import runs
 from shared.client import Client
 from tests.services import Installation, eventually
+from tests.store_process import ROOT
 from tests.training import finished, until_checkpoint
 
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
@@ -23,6 +27,14 @@ EXACT = {
     "precision": "float32",
     "quantize": False,
 }
+NEXT = {"network": "small", "epochs": 1, "batch_size": 4, "quantize": False}
+MEMBER = """
+import threading
+from trainer.team import end_with_launcher
+end_with_launcher(within_s=0.1)
+print("waiting", flush=True)
+threading.Event().wait()
+"""
 
 
 def trained(client: Client, run_id: str) -> list[dict[str, float]]:
@@ -64,3 +76,47 @@ def test_two_processes_killed_in_mid_run_and_started_again_train_what_one_trains
             eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in members), 30, "the members have ended")
     finally:
         installation.close()
+
+
+@pytest.mark.timeout(240)
+def test_a_run_that_diverges_fails_in_every_member_and_the_team_trains_the_next_one(
+    installation: Installation, sample_zip: Path
+) -> None:
+    team = installation.start("tests.faulty_trainer", launcher=TWO, FAULT="diverging")
+    with installation.client() as client:
+        record = finished(client, client.submit_dataset(sample_zip, params=EXACT))
+        assert (record["state"], record["error"]["code"]) == (runs.FAILED, "training_diverged")
+        trained(client, client.submit_dataset(sample_zip, params=NEXT))
+        assert len(team.children()) == 2
+
+
+@pytest.mark.timeout(240)
+def test_a_leader_that_fails_alone_in_mid_step_takes_its_team_down_and_the_next_one_trains_the_run(
+    installation: Installation, sample_zip: Path
+) -> None:
+    failed = installation.folder / "failed"
+    team = installation.start(
+        "tests.faulty_trainer",
+        launcher=(*TWO, "--max-restarts=1", "--monitor-interval=0.1"),
+        FAULT=f"failing {failed}",
+    )
+    with installation.client() as client:
+        members = team.children()
+        trained(client, client.submit_dataset(sample_zip, params=NEXT))
+        assert failed.exists()
+        assert not set(members) & set(team.children())
+
+
+def test_a_member_that_waits_for_a_stuck_leader_ends_when_its_launcher_is_gone() -> None:
+    launching = textwrap.dedent(f"""
+        import subprocess, sys, threading
+        subprocess.Popen([sys.executable, "-c", {MEMBER!r}])
+        threading.Event().wait()
+    """)
+    # The member inherits our pipe: end-of-file on it means that both processes are gone.
+    launcher = subprocess.Popen([sys.executable, "-c", launching], stdout=subprocess.PIPE, cwd=ROOT)
+    with launcher:
+        assert launcher.stdout is not None
+        assert launcher.stdout.readline() == b"waiting\n"
+        launcher.kill()
+        assert launcher.stdout.read() == b""
