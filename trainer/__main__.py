@@ -98,9 +98,10 @@ def main() -> int:
             _LOG.error("cannot serve metrics on port %d: %s; set GENDERLINE_METRICS_PORT", port, error.strerror)
             return 1
         _LOG.info("ready on %s with %d threads; metrics on port %d", device, threads, status.port)
+        inbox = InboxWatcher(Client(broker, store), settings.inbox, settings.max_members)
         helpers = [
             threading.Thread(target=Heartbeat(broker, "trainer", state).run, args=[stop], name="heartbeat"),
-            threading.Thread(target=InboxWatcher(Client(broker, store), settings.inbox).run, args=[stop], name="inbox"),
+            threading.Thread(target=inbox.run, args=[stop], name="inbox"),
         ]
         for helper in helpers:
             helper.start()

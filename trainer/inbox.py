@@ -7,34 +7,54 @@ import logging
 import os
 import stat
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from shared.client import Client
-from shared.errors import GenderlineError
+from shared.directory import read_directory
+from shared.errors import GenderlineError, InvalidDataset
 
 _LOG = logging.getLogger(__name__)
 
 LOOK_S: Final = 1.0
+QUIET_S: Final = 60.0
+"""How long a file that cannot be read as a zip must not change before it counts as broken, and no longer as growing."""
 SUBMITTED: Final = "submitted"
 """The folder, inside the watched one, for what was submitted."""
+
+_Signature = tuple[int, int, int]
+"""A file's size, time of change in ns, and inode."""
 
 
 class InboxWatcher:
     """Looks into a folder each second and submits every zip that is there whole.
 
-    A file counts as whole when its size and time of change are the same in two looks. Its message's id is derived from
-    the file itself, so that a crash between submitting and moving it, or a second watcher, cannot train it twice.
+    A file counts as whole when its size and time of change are the same in two looks and its directory, the last part
+    of a zip, can be read: a copy may pause. One that cannot be read is submitted all the same once it has been quiet
+    for long, so that its run says what is wrong with it. Its message's id is derived from the file itself, so that a
+    crash between submitting and moving it, or a second watcher, cannot train it twice.
 
     Args:
         client: who submits.
         folder: the watched folder; it is made.
+        max_members: the most entries that are looked at; what has more is whole, and rejected by whoever trains.
+        clock: seconds that never go back.
     """
 
-    def __init__(self, client: Client, folder: Path) -> None:
+    def __init__(
+        self,
+        client: Client,
+        folder: Path,
+        max_members: int = 1_000_000,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._client = client
         self._folder = folder
-        self._seen: dict[str, tuple[int, int, int]] = {}
+        self._max_members = max_members
+        self._clock = clock
+        self._seen: dict[str, tuple[_Signature, float]] = {}  # and since when
         self._said: dict[str, str] = {}
 
     def run(self, stop: threading.Event) -> None:
@@ -52,14 +72,17 @@ class InboxWatcher:
         except OSError as error:
             self._say_once(self._folder.name, f"cannot watch {self._folder}: {error.strerror}")
             return
-        whole = [name for name, signature in found.items() if self._seen.get(name) == signature]
-        self._seen = found
         self._said = {name: said for name, said in self._said.items() if name in found}
-        for name in whole:
-            self._submit(name, found[name])
+        now = self._clock()
+        before, self._seen = self._seen, {}
+        for name, signature in found.items():
+            last, since = before.get(name, (None, now))
+            self._seen[name] = (signature, since if last == signature else now)
+            if last == signature:
+                self._submit(name, signature, broken=now - since >= QUIET_S)
 
-    def _zips(self) -> dict[str, tuple[int, int, int]]:
-        """Returns (size, time of change in ns, inode) of every zip; links, which may lead anywhere, are left alone."""
+    def _zips(self) -> dict[str, _Signature]:
+        """Returns the signature of every zip; links, which may lead anywhere, are left alone."""
         found = {}
         with os.scandir(self._folder) as entries:
             for entry in entries:
@@ -69,11 +92,14 @@ class InboxWatcher:
                         found[entry.name] = (status.st_size, status.st_mtime_ns, status.st_ino)
         return found
 
-    def _submit(self, name: str, signature: tuple[int, int, int]) -> None:
+    def _submit(self, name: str, signature: _Signature, *, broken: bool) -> None:
+        """Submits a zip that has not changed; only if it can be read, unless it counts as `broken` if it cannot."""
         path = self._folder / name
         identity = "\0".join([name, *map(str, signature)])
         message_id = "inbox-" + hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         try:
+            if not broken and not self._readable(path):
+                return
             run_id = self._client.submit_dataset(path, message_id=message_id)
             target = self._folder / SUBMITTED / name
             if target.exists():
@@ -87,6 +113,14 @@ class InboxWatcher:
             self._say_once(name, f"{path} waits: {error}")
         else:
             _LOG.info("%s: submitted as %s", path, run_id)
+
+    def _readable(self, path: Path) -> bool:
+        try:
+            with path.open("rb") as file:
+                read_directory(file, self._max_members)
+        except InvalidDataset as error:
+            return error.code == "archive_too_large"
+        return True
 
     def _say_once(self, name: str, text: str) -> None:
         if self._said.get(name) != text:

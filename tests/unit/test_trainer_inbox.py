@@ -13,6 +13,7 @@ import pytest
 from shared.broker.base import Broker, Message
 from shared.broker.sqlite import SqliteBroker
 from shared.client import Client
+from shared.sample import draw_sample
 from shared.store.base import sha256_of
 from shared.store.files import FileStore
 from shared.topology import Topology
@@ -74,6 +75,55 @@ def test_a_zip_that_still_grows_is_left_to_grow(watcher: InboxWatcher, broker: B
             file.flush()
             watcher.look()
     assert messages(broker) == []
+    watcher.look()
+    assert len(messages(broker)) == 1
+
+
+def test_a_copy_that_pauses_half_way_is_submitted_once_it_is_whole(
+    watcher: InboxWatcher, broker: Broker, inbox: Path, tmp_path: Path
+) -> None:
+    draw_sample(tmp_path / "faces.zip", 4, seed=7)
+    data = (tmp_path / "faces.zip").read_bytes()
+    with (inbox / "faces.zip").open("wb") as file:
+        file.write(data[: len(data) // 2])
+        file.flush()
+        for _ in range(3):
+            watcher.look()
+        assert messages(broker) == []
+        file.write(data[len(data) // 2 :])
+    watcher.look()
+    watcher.look()
+    (message,) = messages(broker)
+    assert json.loads(message.body)["sha256"] == sha256_of(tmp_path / "faces.zip")
+    assert (inbox / "submitted" / "faces.zip").read_bytes() == data
+
+
+def test_a_broken_zip_is_submitted_once_it_has_been_quiet_for_a_minute(
+    client: Client, broker: Broker, inbox: Path
+) -> None:
+    now = 1000.0
+    watcher = InboxWatcher(client, inbox, clock=lambda: now)
+    watcher.look()
+    (inbox / "faces.zip").write_bytes(b"PK\x03\x04")
+    for seconds in (0.0, 30.0, 29.0):
+        now += seconds
+        watcher.look()
+    (inbox / "faces.zip").write_bytes(b"PK\x03\x04, and more")
+    for seconds in (30.0, 59.0):
+        now += seconds
+        watcher.look()
+    assert messages(broker) == []
+    now += 1.0
+    watcher.look()
+    assert len(messages(broker)) == 1
+    assert (inbox / "submitted" / "faces.zip").exists()
+
+
+def test_a_zip_with_too_many_entries_is_whole_all_the_same(client: Client, broker: Broker, inbox: Path) -> None:
+    watcher = InboxWatcher(client, inbox, max_members=3)
+    watcher.look()
+    draw_sample(inbox / "faces.zip", 4, seed=7)
+    watcher.look()
     watcher.look()
     assert len(messages(broker)) == 1
 
