@@ -213,6 +213,11 @@ class TrainerService:
             if not self._store.exists(key):
                 copy = Path(folder) / "copy.zip"
                 shutil.copyfile(path, copy)
+                if (copied := sha256_of(copy)) != sha256:  # a file of the user's, who may write to it at any time
+                    raise Retryable(
+                        f"the archive changed while it was copied: found SHA-256 {copied}, expected {sha256}",
+                        code="conflict",
+                    )
                 self._store.put_file(key, copy)
         consumer.settle([], json_reply(delivery, Runs.reply(record, runs.ACCEPTED)))
         record = self._runs.update(

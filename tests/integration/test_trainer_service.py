@@ -5,18 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+import torch
+from prometheus_client import CollectorRegistry
 
 from shared import runs
 from shared.broker.base import Message, Outgoing
+from shared.client import Client
 from shared.messages import ZIP, by_reference, run_id_of
+from shared.metrics import TrainerMetrics
 from shared.params import TrainingParams
+from shared.sample import draw_sample
+from shared.settings import Settings
+from shared.store.base import sha256_of
+from shared.store.files import FileStore
 from tests.services import Installation, collect, eventually
 from tests.training import SLOW, finished, models_of
+from trainer.pipeline import Pipeline
+from trainer.service import TrainerService
 
 FAST = {"epochs": 1, "quantize": False, "augment": False}
 
@@ -165,6 +176,52 @@ def test_a_store_that_is_away_for_longer_than_the_retries_costs_no_run_and_no_tr
         assert finished(client, run_id_of("away"))["state"] == runs.REGISTERED
         assert trainer.process.poll() is None
         assert client.broker.dead_letters() == []
+
+
+class OvertakenStore(FileStore):
+    """A store whose user writes the next version of an archive just before the trainer copies the one that it saw."""
+
+    def __init__(self, root: Path, archive: Path, following: list[Path]) -> None:
+        super().__init__(root)
+        self._archive = archive
+        self._following = following
+
+    def exists(self, key: str) -> bool:
+        if key.endswith("/archive.zip") and self._following:
+            shutil.copyfile(self._following.pop(), self._archive)
+        return super().exists(key)
+
+
+def test_an_archive_that_changes_while_it_is_copied_is_stored_under_the_hash_of_what_was_copied(
+    installation: Installation, sample_zip: Path
+) -> None:
+    next_version = installation.folder / "next.zip"
+    draw_sample(next_version, 60, seed=8)
+    allowed = installation.folder / "allowed"
+    allowed.mkdir()
+    path = Path(shutil.copy(sample_zip, allowed / "faces.zip"))
+    store = OvertakenStore(installation.folder / "store", path, [next_version])
+    settings = Settings(store_url=f"file:{store.root}", lease_s=4, allowed_roots=(allowed,))
+    metrics = TrainerMetrics(CollectorRegistry())
+    stop = threading.Event()
+    with installation.broker() as broker:
+        pipeline = Pipeline(store, settings, metrics, torch.device("cpu"))
+        service = threading.Thread(
+            target=TrainerService(broker, store, settings, metrics, pipeline).run, args=[stop], name="service"
+        )
+        service.start()
+        try:
+            client = Client(broker, store)
+            message = by_reference(path.as_uri(), params=TrainingParams.model_validate(SLOW), message_id="changing")
+            broker.publish(broker.topology.datasets, message)
+            run_id = run_id_of("changing")
+            eventually(lambda: (client.runs.find(run_id) or {}).get("dataset"), 30, "the run is accepted")
+        finally:
+            stop.set()
+            service.join()
+    assert client.runs.get(run_id)["dataset"] == sha256_of(next_version)
+    assert store.children("datasets") == [sha256_of(next_version)]
+    assert store.get(f"datasets/{sha256_of(next_version)}/archive.zip") == next_version.read_bytes()
 
 
 def test_a_cancelled_run_ends_so_while_it_waits_and_while_it_trains(
