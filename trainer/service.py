@@ -307,6 +307,8 @@ class TrainerService:
         record = self._runs.get(run_id)
         if record["state"] in runs.FINAL_STATES:  # of an earlier message with the same id, which this one cannot undo
             return json_reply(delivery, {"run_id": run_id, "status": state, "error": error.as_dict()})
+        if state != runs.FAILED:  # a failed run goes on from it once its dead letter is sent back
+            self._store.delete(f"runs/{run_id}/checkpoint.pt")
         record = self._runs.update(run_id, state=state, error=error.as_dict(), progress=None)
         self._metrics.datasets.labels(state).inc()
         _LOG.warning("%s %s: %s", run_id, state, error)

@@ -238,6 +238,7 @@ def test_a_cancelled_run_ends_so_while_it_waits_and_while_it_trains(
             record = finished(client, run_id)
             assert (record["state"], record["error"]["code"]) == (runs.CANCELLED, "cancelled")
             assert models_of(client, run_id) == []
+            assert not client.store.exists(f"runs/{run_id}/checkpoint.pt")
 
 
 def test_a_zip_that_lands_in_the_inbox_becomes_a_model(with_trainer: Installation, sample_zip: Path) -> None:
