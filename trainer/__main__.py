@@ -28,6 +28,7 @@ from trainer.inbox import InboxWatcher
 from trainer.pipeline import Pipeline
 from trainer.service import TrainerService
 from trainer.team import Team, end_with_launcher, watch_launcher
+from trainer.workspace import workspace
 
 PORT = 9101
 _LOG = logging.getLogger("trainer")
@@ -121,4 +122,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with workspace():
+        sys.exit(main())
