@@ -8,6 +8,7 @@ import random
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -42,6 +43,19 @@ _CACHE_KIB: Final = 8000
 _sync_data: Final[Callable[[int], None]] = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 
+class _Owned:
+    """A thread's connection, closed when its thread ends: what a thread holds for itself goes with it.
+
+    The connection alone would stay open until the garbage is collected, since it and its cache hold one another.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+
+    def __del__(self) -> None:
+        self.connection.close()
+
+
 class QueueFile:
     """One SQLite file that several threads and processes read and write.
 
@@ -55,7 +69,7 @@ class QueueFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
+        self._owned: weakref.WeakSet[_Owned] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._closed = threading.Event()
         try:
@@ -70,20 +84,20 @@ class QueueFile:
         """Closes every thread's connection; from here on, using the file raises BrokerClosed."""
         self._closed.set()
         with self._lock:
-            for connection in self._connections:
-                connection.close()
-            self._connections.clear()
+            for owned in list(self._owned):
+                owned.connection.close()
 
     def _connection(self) -> sqlite3.Connection:
         """Returns this thread's connection."""
         if self._closed.is_set():
             raise BrokerClosed("the broker was closed")
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
+        owned: _Owned | None = getattr(self._local, "owned", None)
+        if owned is None:
             try:
                 connection = sqlite3.connect(
                     self._path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=256
                 )
+                owned = _Owned(connection)
                 # Setting the mode needs the file for itself for a moment; other processes may be at the same step.
                 _until_free(lambda: connection.execute("PRAGMA journal_mode = WAL"), BUSY_TIMEOUT_S)
                 connection.execute("PRAGMA synchronous = NORMAL")
@@ -93,10 +107,10 @@ class QueueFile:
                 connection.execute("PRAGMA secure_delete = OFF")
             except sqlite3.Error as error:
                 raise BrokerError(f"cannot open the embedded broker at {self._path}: {error}") from error
-            self._local.connection = connection
+            self._local.owned = owned
             with self._lock:
-                self._connections.append(connection)
-        return connection
+                self._owned.add(owned)
+        return owned.connection
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:

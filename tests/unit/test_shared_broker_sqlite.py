@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from shared.broker import open_broker, sqlite_file
 from shared.broker.base import Broker, BrokerError, Message, Outgoing
 from shared.broker.sqlite import SqliteBroker
+from shared.broker.sqlite_file import QueueFile
 
 
 @pytest.fixture
@@ -71,3 +74,41 @@ def test_a_disk_that_fails_is_said(broker: Broker, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sqlite_file, "_sync_data", sync)
     with pytest.raises(BrokerError, match=r"at .*broker\.db could not be synced: .*Input/output error"):
         broker.publish(broker.topology.jobs, Message(b"work", "text/plain"))
+
+
+def test_a_thread_that_has_ended_leaves_no_file_open(broker: Broker, tmp_path: Path) -> None:
+    """A status server has a thread for each request, and is asked every few seconds for as long as it lives."""
+
+    def open_files() -> int:
+        return sum(link.resolve().is_relative_to(tmp_path) for link in Path("/proc/self/fd").iterdir())
+
+    before = open_files()
+    for _ in range(20):
+        thread = threading.Thread(target=broker.depths)
+        thread.start()
+        thread.join()
+    # One more: SQLite keeps a file's descriptor for its next connection where closing it would give up locks.
+    assert open_files() <= before + 1
+
+
+def test_closing_ends_the_connections_of_other_threads_too(tmp_path: Path) -> None:
+    file = QueueFile(tmp_path / "broker.db")
+    opened, closed = threading.Event(), threading.Event()
+    failures: list[Exception] = []
+
+    def use() -> None:
+        with file.read() as db:
+            opened.set()
+            closed.wait(20)
+            try:
+                db.execute("SELECT 1")
+            except sqlite3.ProgrammingError as error:
+                failures.append(error)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    assert opened.wait(20)
+    file.close()
+    closed.set()
+    thread.join()
+    assert len(failures) == 1
