@@ -133,10 +133,11 @@ class QueueFile:
             _until_free(lambda: db.execute("BEGIN IMMEDIATE"), timeout_s)
             try:
                 yield db
+                _until_free(lambda: db.execute("COMMIT"), timeout_s)
             except BaseException:
-                db.execute("ROLLBACK")
+                if db.in_transaction:  # SQLite itself has rolled back what a full disk, for one, cut short
+                    db.execute("ROLLBACK")
                 raise
-            _until_free(lambda: db.execute("COMMIT"), timeout_s)
         except sqlite3.OperationalError as error:
             raise BrokerError(f"the embedded broker at {self._path} failed: {error}") from error
         if durable:

@@ -112,3 +112,21 @@ def test_closing_ends_the_connections_of_other_threads_too(tmp_path: Path) -> No
     closed.set()
     thread.join()
     assert len(failures) == 1
+
+
+def test_a_full_disk_is_said_and_what_was_not_written_is_written_once_there_is_room(tmp_path: Path) -> None:
+    file = QueueFile(tmp_path / "broker.db")
+
+    def write() -> None:
+        with file.write() as db:
+            db.execute("INSERT INTO inboxes VALUES (?, ?)", ("x" * 500_000, 0.0))
+
+    with file.read() as db:
+        (pages,) = db.execute("PRAGMA page_count").fetchone()
+        db.execute(f"PRAGMA max_page_count = {pages + 10}")
+    with pytest.raises(BrokerError, match="database or disk is full"):
+        write()
+    with file.read() as db:
+        db.execute("PRAGMA max_page_count = 100000")
+    write()
+    file.close()
