@@ -29,12 +29,13 @@ from inference.models import Models
 from inference.speed import Speed
 from shared import jobs
 from shared.archive import Archive, ArchiveLimits
-from shared.broker.base import Broker, BrokerError, Consumer, Delivery, Outgoing
+from shared.broker.base import Broker, BrokerError, BrokerFull, Consumer, Delivery, Outgoing
 from shared.errors import GenderlineError, InvalidDataset, InvalidImage, InvalidMessage, NotFound, Retryable
 from shared.failures import FailurePolicy
 from shared.jobs import Jobs, shard_bounds
 from shared.labels import GENDERS, label_or_none
 from shared.messages import (
+    ArchiveRequest,
     ShardRequest,
     job_id_of,
     json_message,
@@ -133,9 +134,10 @@ class BulkLoop:
             else:
                 work(consumer, delivery)
                 self._policy.end(delivery)
-        except BrokerError:
-            raise
         except Exception as error:
+            # Where the broker is away everything comes again; what a full queue refused is tried again in a while.
+            if isinstance(error, BrokerError) and not isinstance(error, BrokerFull):
+                raise
             self._policy.handle(consumer, delivery, error, lambda shown: fail(delivery, shown))
         finally:
             self.busy = None
@@ -152,30 +154,41 @@ class BulkLoop:
             _LOG.info("%s came again; it is %s", job_id, record["state"])
             consumer.settle([delivery], json_reply(delivery, Jobs.reply(record)))
             return
-        if record["state"] == jobs.ACCEPTED and not delivery.delivery_count:
-            # A duplicate of a job that is under way: who asked last is who still listens.
-            if delivery.message.reply_to:
-                asker = {"reply_to": delivery.message.reply_to, "correlation_id": delivery.message.correlation_id}
-                record = self._jobs.update(job_id, **asker)
+        accepted = record["state"] == jobs.ACCEPTED
+        if accepted and delivery.message.reply_to:
+            # Who asked last is who still listens.
+            asker = {"reply_to": delivery.message.reply_to, "correlation_id": delivery.message.correlation_id}
+            record = self._jobs.update(job_id, **asker)
+        if accepted and record.get("handed_out"):  # a duplicate of a job that is under way
             consumer.settle([delivery], json_reply(delivery, Jobs.reply(record)))
             return
         if self._jobs.cancel_requested(job_id):
             consumer.settle([delivery], self._end(job_id, jobs.CANCELLED, delivery, error=_cancelled().as_dict()))
             return
-        try:
-            with (
-                tempfile.TemporaryDirectory(prefix="genderline-") as folder,
-                fetched(request, self._store, self._settings, Path(folder)) as path,
-            ):
-                images, key = self._looked_into(job_id, request.uri, path, Path(folder))
-        except InvalidDataset as error:
-            consumer.settle([delivery], self._end(job_id, jobs.REJECTED, delivery, error=error.as_dict()))
-            return
+        if not accepted:
+            try:
+                record = self._accepted(job_id, request, delivery)
+            except InvalidDataset as error:
+                consumer.settle([delivery], self._end(job_id, jobs.REJECTED, delivery, error=error.as_dict()))
+                return
+        shards = [] if record["state"] in jobs.FINAL_STATES else self._shards(record)
+        consumer.settle([delivery], [*shards, *json_reply(delivery, Jobs.reply(record))])
+        self._note(consumer, job_id, handed_out=True)
+        self._announce(record)
+        _LOG.info("%s %s: %d images in %d shards", job_id, record["state"], record["images"], record["shards"])
+
+    def _accepted(self, job_id: str, request: ArchiveRequest, delivery: Delivery) -> dict[str, Any]:
+        """Looks into the archive and accepts the job. Returns its record."""
+        with (
+            tempfile.TemporaryDirectory(prefix="genderline-") as folder,
+            fetched(request, self._store, self._settings, Path(folder)) as path,
+        ):
+            images, key = self._looked_into(job_id, request.uri, path, Path(folder))
         champion = self._models.champion
         assert champion is not None  # noqa: S101 - the loop starts with a champion and none is ever taken away
         size = self._settings.shard_images
         # Another delivery of this message may have been here before: then its model and its shards hold.
-        record = self._jobs.accept(
+        return self._jobs.accept(
             job_id,
             reply_to=delivery.message.reply_to,
             correlation_id=delivery.message.correlation_id,
@@ -185,10 +198,17 @@ class BulkLoop:
             shards=len(shard_bounds(images, size)) - 1,
             shard_images=size,
         )
-        shards = [] if record["state"] in jobs.FINAL_STATES else self._shards(record)
-        consumer.settle([delivery], [*shards, *json_reply(delivery, Jobs.reply(record))])
-        self._announce(record)
-        _LOG.info("%s %s: %d images in %d shards", job_id, record["state"], record["images"], record["shards"])
+
+    def _note(self, consumer: Consumer, job_id: str, **confirmed: bool) -> None:
+        """Notes in the job's record that what was just settled is confirmed.
+
+        By then the message is gone, so a store that is away must not let it be tried again.
+        """
+        consumer.flush()
+        try:
+            self._jobs.note(job_id, **confirmed)
+        except Retryable as error:
+            _LOG.warning("%s: may be said once more: %s", job_id, error)
 
     def _shards(self, record: dict[str, Any]) -> list[Outgoing]:
         job_id = record["job_id"]
@@ -231,12 +251,12 @@ class BulkLoop:
             consumer.settle([delivery])
             return
         if record["state"] in jobs.FINAL_STATES:
-            # Whoever ended it may have died before saying so.
-            again = delivery.delivery_count > 0 and self._finisher(job_id) == request.shard
-            consumer.settle([delivery], self._tell_end(record) if again else [])
+            # Whoever ended it may have died, or lost the broker, before that was said.
+            ends = not record.get("told") and self._finisher(job_id) == request.shard
+            self._settle_shard(consumer, delivery, self._tell_end(record) if ends else None)
             return
         self.busy = job_id
-        outgoing: list[Outgoing] = []
+        outgoing: list[Outgoing] | None = None
         if self._jobs.cancel_requested(job_id):
             if self._may_end(job_id, request.shard):
                 outgoing = self._end(job_id, jobs.CANCELLED, error=_cancelled().as_dict())
@@ -246,7 +266,13 @@ class BulkLoop:
                 self._progress(record)
             if len(self._jobs.parts(job_id)) == record["shards"] and self._may_end(job_id, request.shard):
                 outgoing = self._finish(job_id)
-        consumer.settle([delivery], outgoing)
+        self._settle_shard(consumer, delivery, outgoing)
+
+    def _settle_shard(self, consumer: Consumer, delivery: Delivery, final: list[Outgoing] | None) -> None:
+        """Settles a shard, and with the one that ends its job the final reply, of which there may be none to send."""
+        consumer.settle([delivery], final or ())
+        if final is not None:
+            self._note(consumer, parse_shard(delivery.message).job_id, told=True)
 
     def _write_part(self, record: dict[str, Any], request: ShardRequest) -> None:
         """Predicts the shard's images and writes their rows."""

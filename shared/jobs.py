@@ -78,6 +78,8 @@ class Jobs:
             "accuracy": None,
             "results": None,
             "error": None,
+            "handed_out": False,
+            "told": False,
         }
         return self._store.create(f"jobs/{job_id}/job.json", json.dumps(record, indent=2).encode())
 
@@ -102,6 +104,14 @@ class Jobs:
             return {**record, **fields, "state": ACCEPTED, "accepted": now, "updated": now}
 
         return self._store.update_json(f"jobs/{job_id}/job.json", change)
+
+    def note(self, job_id: str, **confirmed: bool) -> None:
+        """Notes what the broker has confirmed: the shards as `handed_out`, the final reply as `told`.
+
+        Who comes again to a job without such a note says it once more: harmless, and nothing is lost. The job itself
+        does not change, nor does the time of its last change.
+        """
+        self._store.update_json(f"jobs/{job_id}/job.json", lambda record: {**_known(record, job_id), **confirmed})
 
     def end(self, job_id: str, state: str, **changes: Any) -> dict[str, Any] | None:
         """Ends a job, in one atomic step, and returns its record; None where it had ended before."""

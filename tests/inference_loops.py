@@ -132,7 +132,11 @@ def open_loops(folder: Path, broker_url: str, **settings: Any) -> Iterator[Loops
         **settings,
     )
     with open_broker(
-        broker_url, Topology(chosen.queue_prefix), lease_s=chosen.lease_s, delivery_limit=chosen.delivery_limit
+        broker_url,
+        Topology(chosen.queue_prefix),
+        lease_s=chosen.lease_s,
+        delivery_limit=chosen.delivery_limit,
+        queue_limit=chosen.queue_limit,
     ) as broker:
         store = FileStore(folder / "store")
         registry = CollectorRegistry()

@@ -374,7 +374,8 @@ def test_all_shards_of_a_job_use_the_model_it_began_with(loops: Loops) -> None:
     assert {row["gender"] for row in rows_of(loops, job_id)[6:]} == {"male", "female"}
 
 
-def test_a_job_opened_again_after_a_crash_keeps_its_model_and_its_shards(loops: Loops) -> None:
+@pytest.mark.parametrize("counted", [True, False], ids=["counted", "uncounted"])
+def test_a_job_opened_again_after_a_crash_keeps_its_model_and_its_shards(loops: Loops, counted: bool) -> None:
     """Its worker died after it had handed out the shards; the next one has another champion and other settings."""
     message = Message(zip_of(faces(7)), ZIP, "m")
     job_id = job_id_of("m")
@@ -398,7 +399,9 @@ def test_a_job_opened_again_after_a_crash_keeps_its_model_and_its_shards(loops: 
         )
         send(loops, replace(message, reply_to=inbox.name))
         with loops.broker.consume([loops.broker.topology.jobs], 1) as dying:
-            dying.retry(dying.take(1, 5)[0])
+            (delivery,) = dying.take(1, 5)
+            if counted:
+                dying.retry(delivery)
         with loops.running(loops.bulk().run):
             _, finished = job_replies(inbox, "accepted", "finished")
     assert finished["model"] == model
@@ -406,8 +409,27 @@ def test_a_job_opened_again_after_a_crash_keeps_its_model_and_its_shards(loops: 
     assert record.get(job_id)["shards"] == 2
 
 
+def test_a_job_whose_shards_find_no_room_is_handed_out_once_there_is_some(tmp_path: Path) -> None:
+    with open_loops(tmp_path, f"sqlite:///{tmp_path / 'broker.db'}", shard_images=3, queue_limit=3) as loops:
+        serving(loops)
+        shards = loops.broker.topology.shards
+        loops.broker.publish(shards, Message(b"in the way", "text/plain"))
+        with loops.broker.consume([shards], 1) as other, loops.broker.inbox() as inbox:
+            in_the_way = other.take(1, 5)
+            with loops.running(loops.bulk().run):
+                job_id = send(loops, Message(zip_of(faces(7)), ZIP, reply_to=inbox.name))
+                records = Jobs(loops.store)
+                eventually(lambda: (records.find(job_id) or {}).get("state") == "accepted", 10, "an accepted job")
+                other.settle(in_the_way)
+                job_replies(inbox, "accepted", "finished")
+                queues_empty(loops)
+
+
+@pytest.mark.parametrize("counted", [True, False], ids=["counted", "uncounted"])
 @pytest.mark.parametrize("state", ["finished", "cancelled"])
-def test_a_final_reply_is_sent_again_where_its_worker_died_before_it_was_out(loops: Loops, state: str) -> None:
+def test_a_final_reply_is_sent_again_where_its_worker_died_before_it_was_out(
+    loops: Loops, state: str, counted: bool
+) -> None:
     record = Jobs(loops.store)
     job_id = job_id_of("m")
     record.create(job_id, message_id="m", name="a", state=jobs.QUEUED)
@@ -420,10 +442,15 @@ def test_a_final_reply_is_sent_again_where_its_worker_died_before_it_was_out(loo
             loops.broker.publish(loops.broker.topology.shards, json_message(body))
         with loops.broker.consume([loops.broker.topology.shards], 2) as dying:
             for delivery in dying.take(2, 5):
-                dying.retry(delivery)
+                if counted:
+                    dying.retry(delivery)
         with loops.running(loops.bulk().run):
             job_replies(inbox, state)
             queues_empty(loops)
+            # Now that it is out, no duplicate repeats it.
+            loops.broker.publish(loops.broker.topology.shards, json_message(body))
+            queues_empty(loops)
+            assert inbox.take(0.2) == []
 
 
 @pytest.mark.rabbitmq
