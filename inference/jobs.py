@@ -52,6 +52,8 @@ from shared.topology import JOB_PROGRESS, job_state_topic
 from shared.unpack import EntryError
 
 _WAIT_S: Final = 0.5
+_UNRECORDED_S: Final = 5.0
+"""Until a message is tried once more whose end the store could not take."""
 _SMALL_STEP: Final = 8
 """Images after which a job lets go of the core while there is interactive work. Low priority alone does not do: it
 counts among the threads of a service, while the broker, another service, would wait for the scheduler's next tick."""
@@ -138,9 +140,25 @@ class BulkLoop:
             # Where the broker is away everything comes again; what a full queue refused is tried again in a while.
             if isinstance(error, BrokerError) and not isinstance(error, BrokerFull):
                 raise
-            self._policy.handle(consumer, delivery, error, lambda shown: fail(delivery, shown))
+            self._fail(consumer, delivery, error, lambda shown: fail(delivery, shown))
         finally:
             self.busy = None
+
+    def _fail(
+        self,
+        consumer: Consumer,
+        delivery: Delivery,
+        error: Exception,
+        end: Callable[[GenderlineError], list[Outgoing]],
+    ) -> None:
+        """Lets the policy decide about a delivery whose work failed."""
+        try:
+            self._policy.handle(consumer, delivery, error, end)
+        except BrokerError:
+            raise
+        except Retryable as away:
+            _LOG.warning("how the job ended cannot be recorded; trying again in %g s: %s", _UNRECORDED_S, away)
+            consumer.postpone(delivery, _UNRECORDED_S)
 
     # -- a job
 
@@ -250,6 +268,7 @@ class BulkLoop:
         if record is None:
             consumer.settle([delivery])
             return
+        _check_shard(record, request)
         if record["state"] in jobs.FINAL_STATES:
             # Whoever ended it may have died, or lost the broker, before that was said.
             ends = not record.get("told") and self._finisher(job_id) == request.shard
@@ -339,6 +358,8 @@ class BulkLoop:
             request = parse_shard(delivery.message)
         except (InvalidMessage, KeyError, ValueError):
             return []  # nobody knows whose it is
+        if isinstance(error, InvalidMessage):
+            return []  # the job has no such shard, and lacks none
         if self._jobs.find(request.job_id) is None or not self._may_end(request.job_id, request.shard):
             return []
         return self._end(request.job_id, jobs.FAILED, error=error.as_dict())
@@ -394,6 +415,16 @@ class _OpenArchive:
     def __exit__(self, *_: object) -> None:
         self._open.close()
         self._archive = None
+
+
+def _check_shard(record: dict[str, Any], request: ShardRequest) -> None:
+    """Raises InvalidMessage where the job has no such shard."""
+    bounds = shard_bounds(record["images"] or 0, record["shard_images"] or 1)
+    if (request.start, request.stop) not in pairwise(bounds[request.shard : request.shard + 2]):
+        raise InvalidMessage(
+            f"{request.job_id} has no shard {request.shard} from {request.start} to {request.stop}; "
+            f"it has {len(bounds) - 1} shards"
+        )
 
 
 def _finisher_key(job_id: str) -> str:

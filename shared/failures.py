@@ -71,7 +71,7 @@ class FailurePolicy:
     ) -> None:
         """Buries a message that was delivered too often without ever being settled."""
         error = Retryable(f"given up after {delivery.delivery_count} deliveries", code="internal")
-        self._bury(consumer, delivery, "delivery_limit", replies(error))
+        self._bury(consumer, delivery, "delivery_limit", _made(replies, error))
 
     def handle(
         self,
@@ -86,31 +86,34 @@ class FailurePolicy:
             consumer: where the delivery came from.
             delivery: the message.
             error: what its work raised.
-            replies: makes the error replies; called only where this is the end of the message.
+            replies: makes the error replies; called only where this is the end of the message. Where that fails, of a
+                damaged record for one, it is logged, and there are none.
 
         Returns:
             Whether it was the end: False where the message will be delivered again.
+
+        Raises:
+            Retryable: it is the end, which cannot be told now; nothing was done about the delivery.
         """
-        if isinstance(error, OSError) and error.errno in _SCARCE:
-            error = Retryable(f"this machine cannot go on: {error.strerror}")
+        error = _judged(error)
         if isinstance(error, Retryable):
             if delivery.delivery_count + 1 < self._delivery_limit:
                 pause_s = min(_LONGEST_PAUSE_S, 2.0**delivery.delivery_count)
                 _LOG.warning("%s; trying again in %g s", error, pause_s)
                 consumer.retry(delivery, pause_s)
                 return False
-            self._bury(consumer, delivery, "delivery_limit", replies(error))
+            self._bury(consumer, delivery, "delivery_limit", _made(replies, error))
         elif isinstance(error, GenderlineError):
             reason = error.code
             if not isinstance(error, InvalidMessage):
                 _LOG.error("%s: %s", error.code, error)
-            self._bury(consumer, delivery, reason, replies(error))
+            self._bury(consumer, delivery, reason, _made(replies, error))
         else:
             _LOG.error("a bug, at delivery %d of the message", delivery.delivery_count + 1, exc_info=error)
             if delivery.delivery_count == 0:
                 consumer.retry(delivery, 1.0)
                 return False
-            self._bury(consumer, delivery, "internal", replies(internal_error()))
+            self._bury(consumer, delivery, "internal", _made(replies, internal_error()))
         return True
 
     def _bury(self, consumer: Consumer, delivery: Delivery, reason: str, replies: Sequence[Outgoing]) -> None:
@@ -118,6 +121,25 @@ class FailurePolicy:
         self._dead_letters.labels(reason).inc()
         consumer.bury(delivery, reason, replies)
         self.end(delivery)
+
+
+def _judged(error: Exception) -> Exception:
+    """Returns the error, or a retryable one in the place of what is no bug of ours."""
+    if isinstance(error, OSError) and error.errno in _SCARCE:
+        return Retryable(f"this machine cannot go on: {error.strerror}")
+    return error
+
+
+def _made(replies: Callable[[GenderlineError], Sequence[Outgoing]], error: GenderlineError) -> Sequence[Outgoing]:
+    """Returns the error replies; none where they cannot be made: that must not keep a message from its end."""
+    try:
+        return replies(error)
+    except Exception as failure:
+        judged = _judged(failure)
+        if isinstance(judged, Retryable):
+            raise judged from failure
+        _LOG.exception("what is buried now gets no reply")
+        return ()
 
 
 def internal_error() -> GenderlineError:

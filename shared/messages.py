@@ -53,7 +53,7 @@ class _ByReference(_Body):
 class _Shard(_Body):
     """What our own workers send one another."""
 
-    job_id: str
+    job_id: Annotated[str, Field(pattern="^job-[0-9a-f]{12}$")]
     shard: Annotated[int, Field(ge=0)]
     start: Annotated[int, Field(ge=0)]
     stop: Annotated[int, Field(ge=0)]

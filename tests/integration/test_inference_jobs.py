@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
+from inference import jobs as bulk
 from inference.batcher import Outcome, Predictor
 from inference.session import ServedModel
 from shared import jobs
 from shared.broker.base import Inbox, Message
 from shared.client import Client
+from shared.failures import FailurePolicy
 from shared.jobs import RESULT_COLUMNS, Jobs
 from shared.messages import ZIP, by_reference, job_id_of, json_message
 from shared.store.files import FileStore
@@ -291,6 +293,49 @@ def test_a_shard_of_an_unknown_job_is_dropped_and_a_malformed_one_is_buried(loop
         eventually(loops.broker.dead_letters, 10, "a dead letter")
         queues_empty(loops)
     assert [letter.reason for letter in loops.broker.dead_letters()] == ["invalid_message"]
+
+
+def test_a_shard_that_its_job_does_not_have_is_buried_and_the_job_goes_on(loops: Loops) -> None:
+    halted, predictor = halting(loops)
+    with loops.broker.inbox() as inbox, halted.running(halted.bulk().run):
+        job_id = send(loops, Message(zip_of(faces(7)), ZIP, reply_to=inbox.name))
+        assert predictor.reached.wait(20)
+        for shard, start, stop in [(3, 7, 9), (0, 0, 7), (1, 2, 1), (10**9, 0, 3)]:
+            body = {"job_id": job_id, "shard": shard, "start": start, "stop": stop}
+            loops.broker.publish(loops.broker.topology.shards, json_message(body))
+        loops.broker.publish(loops.broker.topology.shards, json_message({**body, "job_id": "../x"}))
+        predictor.go_on.set()
+        _, finished = job_replies(inbox, "accepted", "finished")
+        queues_empty(loops)
+    assert finished["counts"] == {"images": 7, "errors": 0}
+    assert [letter.reason for letter in loops.broker.dead_letters()] == ["invalid_message"] * 5
+
+
+def test_a_damaged_record_costs_its_job_and_not_the_worker(loops: Loops) -> None:
+    loops.store.put(f"jobs/{job_id_of('damaged')}/job.json", b"{")
+    with loops.broker.inbox() as inbox, loops.running(loops.bulk().run):
+        send(loops, Message(zip_of(faces(3)), ZIP, "damaged", reply_to=inbox.name))
+        eventually(loops.broker.dead_letters, 20, "a dead letter")
+        send(loops, Message(zip_of(faces(3)), ZIP, "sound", reply_to=inbox.name))
+        job_replies(inbox, "accepted", "finished")
+    assert [letter.reason for letter in loops.broker.dead_letters()] == ["internal"]
+
+
+def test_a_job_that_outlasts_its_tries_while_the_store_is_away_ends_once_it_is_back(
+    either: Loops, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(bulk, "_UNRECORDED_S", 0.1)
+    either = replace(either, policy=FailurePolicy(1, either.metrics.dead_letters))
+    away = either.store.path("jobs")
+    away.symlink_to("jobs")
+    with either.broker.inbox() as inbox, either.running(either.bulk().run):
+        job_id = send(either, Message(zip_of(faces(7)), ZIP, reply_to=inbox.name))
+        eventually(lambda: caplog.text.count("cannot be recorded") > 7, 30, "tries")
+        away.unlink()
+        job_replies(inbox, "accepted", "finished")
+        queues_empty(either)
+    assert len(rows_of(either, job_id)) == 7
+    assert either.broker.dead_letters() == []
 
 
 def test_progress_tells_how_many_are_done_how_fast_and_how_long_it_will_take(loops: Loops) -> None:

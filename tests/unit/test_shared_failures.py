@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -265,3 +266,28 @@ def test_a_dead_letter_that_is_sent_back_starts_anew(scene: Scene) -> None:
     again = scene.take()
     assert (again.delivery_count, again.message.message_id, again.message.reply_to) == (0, "m1", scene.inbox.name)
     assert "reason" not in again.message.headers
+
+
+def failing_replies(scene: Scene, error: Exception, failure: Exception) -> bool:
+    """Lets the work of a message fail, and the making of its replies too."""
+
+    def replies(_: GenderlineError) -> list[Outgoing]:
+        raise failure
+
+    return scene.policy.handle(scene.consumer, scene.take(), error, replies)
+
+
+def test_what_cannot_even_be_answered_is_buried_without_a_reply(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    assert failing_replies(scene, InvalidMessage("x"), ValueError("a damaged record")) is True
+    assert [letter.reason for letter in scene.dead()] == ["invalid_message"]
+    assert scene.inbox.take(timeout_s=0) == []
+    assert "what is buried now gets no reply" in caplog.text
+    assert "a damaged record" in caplog.text
+
+
+@pytest.mark.parametrize("failure", [Retryable("the store is away"), OSError(errno.ENOSPC, "No space left on device")])
+def test_what_cannot_be_answered_now_is_left_to_the_caller(scene: Scene, failure: Exception) -> None:
+    with pytest.raises(Retryable):
+        failing_replies(scene, InvalidMessage("x"), failure)
+    assert scene.dead() == []
+    assert scene.counted("invalid_message") is None

@@ -112,8 +112,8 @@ def test_a_deadline_may_be_a_number_or_text(deadline: HeaderValue) -> None:
 
 
 def test_a_shard_is_what_the_workers_build() -> None:
-    request = parse_shard(json_message({"job_id": "job-1", "shard": 2, "start": 10, "stop": 20}))
-    assert (request.job_id, request.shard, request.start, request.stop) == ("job-1", 2, 10, 20)
+    request = parse_shard(json_message({"job_id": job_id_of("m"), "shard": 2, "start": 10, "stop": 20}))
+    assert (request.job_id, request.shard, request.start, request.stop) == (job_id_of("m"), 2, 10, 20)
 
 
 # -- what is refused, and with which words
@@ -269,7 +269,14 @@ def test_a_deadline_that_is_no_time_is_refused(deadline: HeaderValue) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [{}, {"job_id": 1}, {"job_id": "j", "shard": "1", "start": 0, "stop": 1}, {"job_id": "j", "shard": -1}]
+    "body",
+    [
+        {},
+        {"job_id": 1},
+        {"job_id": job_id_of("m"), "shard": "1", "start": 0, "stop": 1},
+        {"job_id": job_id_of("m"), "shard": -1},
+        {"job_id": "../job-1", "shard": 1, "start": 0, "stop": 1},
+    ],
 )
 def test_a_shard_that_is_wrong_is_refused(body: dict[str, Any]) -> None:
     refused(parse_shard, json_of({"schema": 1, **body}))
