@@ -266,8 +266,11 @@ class BulkLoop:
         job_id = request.job_id
         record = self._jobs.find(job_id)
         if record is None:
-            consumer.settle([delivery])
-            return
+            # A store that is being mounted, say, shows nothing for a while.
+            last = delivery.delivery_count + 1 >= self._settings.delivery_limit
+            raise (NotFound if last else Retryable)(
+                f"there is no job {job_id!r}, of which this is shard {request.shard}"
+            )
         _check_shard(record, request)
         if record["state"] in jobs.FINAL_STATES:
             # Whoever ended it may have died, or lost the broker, before that was said.

@@ -285,14 +285,39 @@ def test_a_shard_delivered_twice_changes_nothing(loops: Loops) -> None:
     assert loops.broker.dead_letters() == []
 
 
-def test_a_shard_of_an_unknown_job_is_dropped_and_a_malformed_one_is_buried(loops: Loops) -> None:
+def test_a_malformed_shard_is_buried(loops: Loops) -> None:
     with loops.running(loops.bulk().run):
-        shard = {"job_id": "job-0", "shard": 0, "start": 0, "stop": 1}
-        loops.broker.publish(loops.broker.topology.shards, json_message(shard))
         loops.broker.publish(loops.broker.topology.shards, Message(b"[]", "application/json"))
         eventually(loops.broker.dead_letters, 10, "a dead letter")
         queues_empty(loops)
     assert [letter.reason for letter in loops.broker.dead_letters()] == ["invalid_message"]
+
+
+def test_a_shard_whose_job_is_unknown_is_tried_again_and_then_buried(tmp_path: Path) -> None:
+    with open_loops(tmp_path, f"sqlite:///{tmp_path / 'broker.db'}", delivery_limit=2) as loops:
+        shard = {"job_id": job_id_of("m"), "shard": 0, "start": 0, "stop": 1}
+        loops.broker.publish(loops.broker.topology.shards, json_message(shard))
+        with serving(loops).running(loops.bulk().run):
+            eventually(loops.broker.dead_letters, 10, "a dead letter")
+            queues_empty(loops)
+        (letter,) = loops.broker.dead_letters()
+        assert (letter.reason, letter.delivery_count) == ("not_found", 1)
+
+
+def test_a_job_whose_record_is_out_of_sight_for_a_moment_goes_on(
+    loops: Loops, caplog: pytest.LogCaptureFixture
+) -> None:
+    halted, predictor = halting(loops)
+    with loops.broker.inbox() as inbox, halted.running(halted.bulk().run):
+        job_id = send(loops, Message(zip_of(faces(9)), ZIP, reply_to=inbox.name))
+        assert predictor.reached.wait(20)
+        record = loops.store.path(f"jobs/{job_id}/job.json")
+        aside = record.rename(record.with_name("aside"))
+        predictor.go_on.set()
+        eventually(lambda: "there is no job" in caplog.text, 20, "a shard without a job")
+        aside.rename(record)
+        _, finished = job_replies(inbox, "accepted", "finished")
+    assert finished["counts"] == {"images": 9, "errors": 0}
 
 
 def test_a_shard_that_its_job_does_not_have_is_buried_and_the_job_goes_on(loops: Loops) -> None:
