@@ -29,7 +29,7 @@ from inference.models import Models
 from inference.speed import Speed
 from shared import jobs
 from shared.archive import Archive, ArchiveLimits
-from shared.broker.base import Broker, BrokerError, BrokerFull, Consumer, Delivery, Outgoing
+from shared.broker.base import RETRIED_AT, Broker, BrokerError, BrokerFull, Consumer, Delivery, Outgoing
 from shared.errors import GenderlineError, InvalidDataset, InvalidImage, InvalidMessage, NotFound, Retryable
 from shared.failures import FailurePolicy
 from shared.jobs import Jobs, shard_bounds
@@ -167,7 +167,7 @@ class BulkLoop:
         request = parse_job(delivery.message)
         job_id = self.busy = job_id_of(request.message_id)
         self._jobs.create(job_id, message_id=request.message_id, name=request.name, state=jobs.QUEUED)
-        record = self._jobs.get(job_id)
+        record = self._reopened(delivery, self._jobs.get(job_id))
         if record["state"] in jobs.FINAL_STATES:
             _LOG.info("%s came again; it is %s", job_id, record["state"])
             consumer.settle([delivery], json_reply(delivery, Jobs.reply(record)))
@@ -216,6 +216,19 @@ class BulkLoop:
             shards=len(shard_bounds(images, size)) - 1,
             shard_images=size,
         )
+
+    def _reopened(self, delivery: Delivery, record: dict[str, Any]) -> dict[str, Any]:
+        """Returns a job's record, opened again where `delivery` is a dead letter of it that somebody sent back."""
+        job_id = record["job_id"]
+        retried_at = delivery.message.headers.get(RETRIED_AT)
+        if retried_at is None or record["state"] not in jobs.UNLUCKY_STATES or record.get(RETRIED_AT) == retried_at:
+            return record
+        # First of all: an open job whose finisher is of the past could never end.
+        self._store.delete(_finisher_key(job_id))
+        record = self._jobs.reopen(job_id, retried_at)
+        _LOG.info("%s opened again: it was sent back from the dead letters", job_id)
+        self._announce(record)
+        return record
 
     def _note(self, consumer: Consumer, job_id: str, **confirmed: bool) -> None:
         """Notes in the job's record that what was just settled is confirmed.
@@ -272,6 +285,14 @@ class BulkLoop:
                 f"there is no job {job_id!r}, of which this is shard {request.shard}"
             )
         _check_shard(record, request)
+        if RETRIED_AT in delivery.message.headers and self._finisher(job_id) == request.shard:
+            # The shard of which the job failed: without it, no other would help.
+            record = self._reopened(delivery, record)
+        if self._opened_by(delivery, record):
+            # The other shards went when the job failed, and the rows of all of them.
+            consumer.settle([delivery], self._shards(record))
+            self._note(consumer, job_id, handed_out=True)
+            return
         if record["state"] in jobs.FINAL_STATES:
             # Whoever ended it may have died, or lost the broker, before that was said.
             ends = not record.get("told") and self._finisher(job_id) == request.shard
@@ -289,6 +310,13 @@ class BulkLoop:
             if len(self._jobs.parts(job_id)) == record["shards"] and self._may_end(job_id, request.shard):
                 outgoing = self._finish(job_id)
         self._settle_shard(consumer, delivery, outgoing)
+
+    @staticmethod
+    def _opened_by(delivery: Delivery, record: dict[str, Any]) -> bool:
+        """Returns whether a shard that was sent back has opened its job again, and the job is not handed out yet."""
+        retried_at = delivery.message.headers.get(RETRIED_AT)
+        opened = retried_at is not None and record.get(RETRIED_AT) == retried_at
+        return opened and record["state"] == jobs.ACCEPTED and not record["handed_out"]
 
     def _settle_shard(self, consumer: Consumer, delivery: Delivery, final: list[Outgoing] | None) -> None:
         """Settles a shard, and with the one that ends its job the final reply, of which there may be none to send."""

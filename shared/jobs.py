@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
+from shared.broker.base import RETRIED_AT, HeaderValue
 from shared.errors import Conflict, NotFound
 from shared.messages import now_iso
 from shared.store.base import STORE_SCHEME, Store
@@ -17,6 +18,8 @@ REJECTED: Final = "rejected"
 FAILED: Final = "failed"
 CANCELLED: Final = "cancelled"
 FINAL_STATES: Final = frozenset({FINISHED, REJECTED, FAILED, CANCELLED})
+UNLUCKY_STATES: Final = frozenset({REJECTED, FAILED})
+"""Those in which the job's message, or one of its shards, may be a dead letter."""
 
 _LEAST_SHARD: Final = 64
 _SHARE_OF_THE_REST: Final = 4
@@ -124,6 +127,25 @@ class Jobs:
 
         record = self._store.update_json(f"jobs/{job_id}/job.json", change)
         return record if ended_here else None
+
+    def reopen(self, job_id: str, retried_at: HeaderValue) -> dict[str, Any]:
+        """Opens a failed or rejected job again, in one atomic step, and returns its record; any other stays as it is.
+
+        Where it had been accepted, it is so again, with the same model and shards: rows that are there still hold.
+
+        Args:
+            job_id: the job.
+            retried_at: when somebody sent its dead letter back; the job is opened once for each time.
+        """
+
+        def change(record: dict[str, Any]) -> dict[str, Any]:
+            if _known(record, job_id)["state"] not in UNLUCKY_STATES or record.get(RETRIED_AT) == retried_at:
+                return record
+            state = QUEUED if record["accepted"] is None else ACCEPTED
+            anew = {"state": state, "error": None, "handed_out": False, "told": False, RETRIED_AT: retried_at}
+            return {**record, **anew, "updated": now_iso()}
+
+        return self._store.update_json(f"jobs/{job_id}/job.json", change)
 
     def get(self, job_id: str) -> dict[str, Any]:
         """Returns the record, or raises `NotFound`."""

@@ -553,6 +553,54 @@ def test_a_bug_in_one_shard_fails_the_job_once_and_buries_the_shard(loops: Loops
     assert {letter.reason for letter in loops.broker.dead_letters()} == {"internal"}
 
 
+def test_a_rejected_job_that_is_sent_back_is_tried_anew(either: Loops) -> None:
+    with either.broker.inbox() as inbox, either.running(either.bulk().run):
+        job_id = send(either, by_reference("store:uploads/a.zip", message_id="m", reply_to=inbox.name))
+        job_replies(inbox, "rejected")
+        eventually(either.broker.dead_letters, 10, "a dead letter")
+        either.store.put("uploads/a.zip", zip_of(faces(7)))
+        assert either.broker.retry_dead() == 1
+        _, finished = job_replies(inbox, "accepted", "finished")
+        queues_empty(either)
+    assert "error" not in finished
+    assert len(rows_of(either, job_id)) == 7
+    assert either.broker.dead_letters() == []
+
+
+def test_a_job_that_failed_after_it_was_accepted_is_handed_out_when_sent_back(tmp_path: Path) -> None:
+    with open_loops(tmp_path, f"sqlite:///{tmp_path / 'broker.db'}", shard_images=3, queue_limit=3) as loops:
+        impatient = replace(serving(loops), policy=FailurePolicy(1, loops.metrics.dead_letters))
+        shards = loops.broker.topology.shards
+        loops.broker.publish(shards, Message(b"in the way", "text/plain"))
+        with loops.broker.consume([shards], 1) as other, loops.broker.inbox() as inbox:
+            in_the_way = other.take(1, 5)
+            with loops.running(impatient.bulk().run):
+                send(loops, Message(zip_of(faces(7)), ZIP, reply_to=inbox.name))
+                (failed,) = job_replies(inbox, "failed")
+                assert failed["error"]["code"] == "unavailable"
+                other.settle(in_the_way)
+                assert loops.broker.retry_dead() == 1
+                job_replies(inbox, "accepted", "finished")
+                queues_empty(loops)
+
+
+def test_a_job_that_failed_of_a_shard_is_computed_when_the_shard_is_sent_back(either: Loops) -> None:
+    failing, predictor = halting(either, fail=True)
+    predictor.go_on.set()
+    predictor.reached.set()
+    with either.broker.inbox() as inbox, failing.running(failing.bulk().run):
+        job_id = send(either, Message(zip_of(faces(7)), ZIP, reply_to=inbox.name))
+        job_replies(inbox, "accepted", "failed")
+        queues_empty(either)
+        predictor.reached.clear()  # no bug any more
+        assert either.broker.retry_dead() >= 1
+        (finished,) = job_replies(inbox, "finished")
+        queues_empty(either)
+    assert finished["counts"] == {"images": 7, "errors": 0}
+    assert len(rows_of(either, job_id)) == 7
+    assert either.broker.dead_letters() == []
+
+
 def test_a_job_can_end_only_once_and_stays_ended(tmp_path: Path) -> None:
     record = Jobs(FileStore(tmp_path))
     record.create("job-1", message_id="m", name="a", state=jobs.QUEUED)

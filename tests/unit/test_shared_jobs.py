@@ -167,3 +167,37 @@ def test_of_many_that_end_a_job_at_the_same_time_one_does(store: FileStore, reco
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(end, range(4))).count(True) == 1
+
+
+@pytest.mark.parametrize("state", [jobs.FAILED, jobs.REJECTED])
+def test_a_job_that_went_wrong_is_opened_once_for_each_time_it_is_sent_back(records: Jobs, state: str) -> None:
+    create(records)
+    records.end("job-1", state, error={"code": "internal", "message": "x"})
+    opened = records.reopen("job-1", 1.5)
+    assert (opened["state"], opened["error"], opened["retried_at"]) == (jobs.QUEUED, None, 1.5)
+    ended = records.end("job-1", state)
+    assert records.reopen("job-1", 1.5) == ended
+    assert records.reopen("job-1", 2.5)["state"] == jobs.QUEUED
+
+
+def test_a_job_that_had_been_accepted_is_so_again_when_opened_with_its_model_and_shards(records: Jobs) -> None:
+    create(records)
+    accepted = records.accept("job-1", images=10, shards=1, model={"version": 3})
+    records.note("job-1", handed_out=True)
+    records.end("job-1", jobs.FAILED, error={"code": "internal", "message": "x"})
+    records.note("job-1", told=True)
+    assert records.reopen("job-1", 1.5) == {**accepted, "retried_at": 1.5, "updated": records.get("job-1")["updated"]}
+
+
+@pytest.mark.parametrize("state", [jobs.QUEUED, jobs.ACCEPTED, jobs.FINISHED, jobs.CANCELLED])
+def test_no_other_job_is_opened_again(records: Jobs, state: str) -> None:
+    create(records, state=state)
+    record = records.get("job-1")
+    assert records.reopen("job-1", 1.5) == record == records.get("job-1")
+
+
+def test_what_is_noted_of_a_job_does_not_change_when_it_changed(records: Jobs) -> None:
+    create(records)
+    record = records.update("job-1", state=jobs.FINISHED)
+    records.note("job-1", told=True)
+    assert records.get("job-1") == {**record, "told": True}
