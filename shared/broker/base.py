@@ -329,8 +329,12 @@ class Broker(abc.ABC):
         """Opens a private queue for replies."""
 
     @abc.abstractmethod
-    def depths(self) -> dict[str, Depth]:
-        """Returns how full every queue of the topology is, keyed by its full name."""
+    def depths(self, timeout_s: float = 10.0) -> dict[str, Depth]:
+        """Returns how full every queue of the topology is, keyed by its full name.
+
+        Raises:
+            BrokerError: the broker is away, or has not answered in that time.
+        """
 
     @abc.abstractmethod
     def dead_letters(self, limit: int = 100) -> list[DeadLetter]:

@@ -180,9 +180,9 @@ class RabbitBroker(Broker):
 
     # -- looking in
 
-    def depths(self) -> dict[str, Depth]:
+    def depths(self, timeout_s: float = _ADMIN_TIMEOUT_S) -> dict[str, Depth]:
         self._check_open()
-        with Session(self._link, _ADMIN_TIMEOUT_S) as session:
+        with Session(self._link, timeout_s) as session:
             return {queue: Depth(_ready(session, queue)) for queue in self.topology.queues}
 
     def dead_letters(self, limit: int = 100) -> list[DeadLetter]:

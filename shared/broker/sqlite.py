@@ -150,7 +150,7 @@ class SqliteBroker(Broker):
 
     # -- looking in
 
-    def depths(self) -> dict[str, Depth]:
+    def depths(self, timeout_s: float = 10.0) -> dict[str, Depth]:  # noqa: ARG002 - a file answers at once
         found = dict.fromkeys(self.topology.queues, Depth(0, 0))
         with self._file.read() as db:
             rows = db.execute(

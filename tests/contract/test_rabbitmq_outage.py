@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from shared.broker.base import BrokerError, Delivery, Event, Message, Outgoing
+from shared.metrics import BrokerCollector
 from tests.contract.conftest import Place
 from tests.contract.test_broker_events import replies
 from tests.contract.test_broker_messages import bodies, take
@@ -24,6 +25,8 @@ class Story:
 
     slowest_emit_s: float
     ping_while_away: bool
+    scrape_while_away: list[str]
+    scrape_s: float
     publish_while_away: str
     flush_while_away: str
     taken_while_away: list[Delivery]
@@ -60,6 +63,9 @@ def story(rabbitmq: RabbitNode) -> Iterator[Story]:
             broker.emit("run.epoch", {"lost": number})
             slowest = max(slowest, time.monotonic() - began)
         ping = broker.ping(timeout_s=0.1)
+        began = time.monotonic()
+        scraped = [metric.name for metric in BrokerCollector(broker).collect()]
+        scrape_s = time.monotonic() - began
         with pytest.raises(BrokerError) as publishing:
             broker.publish(queue, Message(b"never accepted", "text/plain"), timeout_s=0.2)
         consumer.settle(held)
@@ -96,6 +102,8 @@ def story(rabbitmq: RabbitNode) -> Iterator[Story]:
     yield Story(
         slowest_emit_s=slowest,
         ping_while_away=ping,
+        scrape_while_away=scraped,
+        scrape_s=scrape_s,
         publish_while_away=str(publishing.value),
         flush_while_away=str(flushing.value),
         taken_while_away=taken,
@@ -116,6 +124,11 @@ def test_emitting_neither_blocks_nor_raises_while_the_broker_is_away(story: Stor
 
 def test_a_broker_that_is_away_answers_no_ping(story: Story) -> None:
     assert not story.ping_while_away
+
+
+def test_metrics_of_a_broker_that_is_away_come_long_before_prometheus_gives_up(story: Story) -> None:
+    assert story.scrape_while_away == ["genderline_broker_reconnects"]
+    assert story.scrape_s < 3
 
 
 def test_publishing_fails_after_its_timeout_and_says_that_the_broker_is_away(story: Story) -> None:

@@ -124,7 +124,7 @@ def test_queue_depths_are_read_when_somebody_asks(tmp_path: Path) -> None:
         assert registry.get_sample_value("genderline_broker_reconnects_total") == 0
 
 
-def test_a_broker_that_is_away_hides_its_figures_and_no_others(tmp_path: Path) -> None:
+def test_a_broker_that_is_away_hides_its_queues_and_nothing_else(tmp_path: Path) -> None:
     registry = CollectorRegistry()
     TrainerMetrics(registry).epoch.set(3)
     broker = SqliteBroker(tmp_path / "broker.db")
@@ -132,6 +132,7 @@ def test_a_broker_that_is_away_hides_its_figures_and_no_others(tmp_path: Path) -
     broker.close()
     assert registry.get_sample_value("genderline_training_epoch") == 3
     assert registry.get_sample_value("genderline_queue_depth", {"queue": "dead"}) is None
+    assert registry.get_sample_value("genderline_broker_reconnects_total") == 0
 
 
 def test_metrics_are_served_in_the_format_of_prometheus(service: Service) -> None:
