@@ -66,5 +66,7 @@ class Presence:
                 return
             with self._heard:
                 for event in events:
-                    self._workers[event.payload["worker"]] = event.payload
+                    # Anybody may publish events: what does not say who it comes from is none of our services'.
+                    if isinstance(event.payload.get("worker"), str) and "service" in event.payload:
+                        self._workers[event.payload["worker"]] = event.payload
                 self._heard.notify_all()
