@@ -350,6 +350,8 @@ class BulkLoop:
 
     def _progress(self, record: dict[str, Any]) -> None:
         done, total = self._jobs.progress(record)
+        if not done:
+            return  # the job has ended meanwhile, and its parts are gone
         seconds = (datetime.now(UTC) - datetime.fromisoformat(record["accepted"])).total_seconds()
         rate = done / max(seconds, 0.001)
         progress = {"done": done, "total": total, "rate": round(rate, 1), "eta_s": round((total - done) / rate, 1)}

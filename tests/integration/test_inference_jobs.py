@@ -382,6 +382,15 @@ def test_progress_tells_how_many_are_done_how_fast_and_how_long_it_will_take(loo
     assert progress[-1]["eta_s"] == 0
 
 
+def test_there_is_no_progress_of_a_job_whose_parts_are_gone(loops: Loops) -> None:
+    records = Jobs(loops.store)
+    records.create("job-1", message_id="m", name="a", state=jobs.QUEUED)
+    record = records.accept("job-1", images=7, shards=3, shard_images=3)
+    with loops.broker.subscribe(["job.#"]) as events:
+        loops.bulk()._progress(record)
+        assert events.take(0.1) == []
+
+
 @dataclass(frozen=True, slots=True)
 class Halting(Predictor):
     """A predictor that waits at its second batch for leave to go on."""
