@@ -15,7 +15,6 @@ import json
 import logging
 import re
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -45,6 +44,7 @@ from shared.messages import (
     prediction,
 )
 from shared.rejects import reject_for
+from shared.scratch import scratch_folder
 from shared.settings import Settings
 from shared.sources import fetched
 from shared.store.base import STORE_SCHEME, Store
@@ -198,10 +198,10 @@ class BulkLoop:
     def _accepted(self, job_id: str, request: ArchiveRequest, delivery: Delivery) -> dict[str, Any]:
         """Looks into the archive and accepts the job. Returns its record."""
         with (
-            tempfile.TemporaryDirectory(prefix="genderline-") as folder,
-            fetched(request, self._store, self._settings, Path(folder)) as path,
+            scratch_folder() as folder,
+            fetched(request, self._store, self._settings, folder) as path,
         ):
-            images, key = self._looked_into(job_id, request.uri, path, Path(folder))
+            images, key = self._looked_into(job_id, request.uri, path, folder)
         champion = self._models.champion
         assert champion is not None  # noqa: S101 - the loop starts with a champion and none is ever taken away
         size = self._settings.shard_images
@@ -369,8 +369,8 @@ class BulkLoop:
 
     def _finish(self, job_id: str) -> list[Outgoing]:
         """Assembles the results. Returns the final reply."""
-        with tempfile.TemporaryDirectory(prefix="genderline-") as folder:
-            results = Path(folder) / "results.csv"
+        with scratch_folder() as folder:
+            results = folder / "results.csv"
             counts, accuracy = _assemble(results, self._part_texts(job_id))
             self._store.put_file(Jobs.results_key(job_id), results)
         return self._end(

@@ -170,5 +170,8 @@ class Worker:
             "provider": champion.provider if champion else None,
         }
         aside = self._status_file.with_suffix(".new")
-        aside.write_text(json.dumps(state))
-        aside.replace(self._status_file)
+        try:
+            aside.write_text(json.dumps(state))
+            aside.replace(self._status_file)
+        except OSError as error:  # a full disk, say: what it serves goes on, and its state is told a little later
+            _LOG.warning("cannot write %s: %s", self._status_file, error.strerror)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
 from shared import runs
@@ -20,6 +18,7 @@ from shared.messages import ArchiveRequest, by_reference, json_reply, parse_data
 from shared.metrics import TrainerMetrics
 from shared.registry import Registry
 from shared.runs import Runs
+from shared.scratch import scratch_folder
 from shared.settings import Settings
 from shared.sources import fetched
 from shared.store.base import STORE_SCHEME, Store, sha256_of
@@ -205,13 +204,13 @@ class TrainerService:
         if record["dataset"]:
             return str(record["dataset"])
         with (
-            tempfile.TemporaryDirectory(prefix="genderline-") as folder,
-            fetched(request, self._store, self._settings, Path(folder)) as path,
+            scratch_folder() as folder,
+            fetched(request, self._store, self._settings, folder) as path,
         ):
             sha256 = request.sha256 or sha256_of(path)
             key = f"datasets/{sha256}/archive.zip"
             if not self._store.exists(key):
-                copy = Path(folder) / "copy.zip"
+                copy = folder / "copy.zip"
                 shutil.copyfile(path, copy)
                 if (copied := sha256_of(copy)) != sha256:  # a file of the user's, who may write to it at any time
                     raise Retryable(

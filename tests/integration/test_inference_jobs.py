@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -560,6 +561,19 @@ def test_a_bug_in_one_shard_fails_the_job_once_and_buries_the_shard(loops: Loops
     assert "bug on our side" in failed["error"]["message"]
     assert Jobs(loops.store).get(job_id)["state"] == "failed"
     assert {letter.reason for letter in loops.broker.dead_letters()} == {"internal"}
+
+
+def test_a_machine_without_room_for_temporary_files_tries_a_job_again(
+    loops: Loops, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gone = tmp_path / "gone"
+    with loops.broker.inbox() as inbox, loops.running(loops.bulk().run):
+        monkeypatch.setattr(tempfile, "tempdir", str(gone))
+        send(loops, Message(zip_of(faces(7)), ZIP, reply_to=inbox.name))
+        eventually(lambda: "no room for temporary files" in caplog.text, 20, "a try that failed")
+        gone.mkdir()
+        job_replies(inbox, "accepted", "finished")
+    assert loops.broker.dead_letters() == []
 
 
 def test_a_rejected_job_that_is_sent_back_is_tried_anew(either: Loops) -> None:
