@@ -10,15 +10,12 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from prometheus_client.core import Metric
-from prometheus_client.multiprocess import MultiProcessCollector
-from prometheus_client.registry import Collector
-
+from inference.figures import WorkersCollector
 from inference.layout import layout_of
 from shared.broker import open_broker
 from shared.broker.base import Broker
@@ -72,33 +69,6 @@ def main() -> int:
             else (lambda: _worker(broker, settings, stop, arguments.worker))
         )
         return work()
-
-
-class WorkersCollector(Collector):
-    """Adds up the metrics that worker processes write to files.
-
-    Counts of the dead stay in the sums; what the dead were doing does not.
-
-    Args:
-        folder: their `PROMETHEUS_MULTIPROC_DIR`.
-        living: returns the process ids of the workers there are.
-    """
-
-    def __init__(self, folder: Path, living: Callable[[], set[int]]) -> None:
-        self._folder = folder
-        self._living = living
-        self._files: Collector = MultiProcessCollector(None, str(folder))  # type: ignore[no-untyped-call]
-
-    def collect(self) -> Iterable[Metric]:
-        """Yields the sums."""
-        for file in self._folder.glob("gauge_live*_*.db"):
-            if int(file.stem.rpartition("_")[2]) not in self._living():
-                file.unlink(missing_ok=True)
-        yield from self._files.collect()
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing up front: which metrics there are shows in the files."""
-        return []
 
 
 def _parent(broker: Broker, settings: Settings, stop: threading.Event) -> int:
