@@ -103,6 +103,7 @@ class BulkLoop:
         self._speed = speed
         self._interactive_lately = interactive_lately
         self._archives = _OpenArchive(store, self._limits)
+        self._lost: str | None = None
         self.busy: str | None = None
         """The job that is being worked on, for the heartbeat."""
 
@@ -233,12 +234,12 @@ class BulkLoop:
     def _note(self, consumer: Consumer, job_id: str, **confirmed: bool) -> None:
         """Notes in the job's record that what was just settled is confirmed.
 
-        By then the message is gone, so a store that is away must not let it be tried again.
+        By then the message is gone: whatever the store says, it must neither be tried again nor fail the job.
         """
         consumer.flush()
         try:
             self._jobs.note(job_id, **confirmed)
-        except Retryable as error:
+        except Exception as error:
             _LOG.warning("%s: may be said once more: %s", job_id, error)
 
     def _shards(self, record: dict[str, Any]) -> list[Outgoing]:
@@ -278,12 +279,14 @@ class BulkLoop:
         request = parse_shard(delivery.message)
         job_id = request.job_id
         record = self._jobs.find(job_id)
-        if record is None:
-            # A store that is being mounted, say, shows nothing for a while.
+        if record is None or record["accepted"] is None:
+            # A store that is being mounted, say, shows nothing for a while, or what was there before the job. One of
+            # its shards finds out for all.
             last = delivery.delivery_count + 1 >= self._settings.delivery_limit
-            raise (NotFound if last else Retryable)(
-                f"there is no job {job_id!r}, of which this is shard {request.shard}"
-            )
+            if last:
+                self._lost = job_id
+            given_up = job_id == self._lost
+            raise (NotFound if given_up else Retryable)(f"shard {request.shard}: there is no job {job_id!r}")
         _check_shard(record, request)
         if RETRIED_AT in delivery.message.headers and self._finisher(job_id) == request.shard:
             # The shard of which the job failed: without it, no other would help.
@@ -393,7 +396,8 @@ class BulkLoop:
             return []  # nobody knows whose it is
         if isinstance(error, InvalidMessage):
             return []  # the job has no such shard, and lacks none
-        if self._jobs.find(request.job_id) is None or not self._may_end(request.job_id, request.shard):
+        record = self._jobs.find(request.job_id)
+        if record is None or record["accepted"] is None or not self._may_end(request.job_id, request.shard):
             return []
         return self._end(request.job_id, jobs.FAILED, error=error.as_dict())
 
@@ -452,7 +456,7 @@ class _OpenArchive:
 
 def _check_shard(record: dict[str, Any], request: ShardRequest) -> None:
     """Raises InvalidMessage where the job has no such shard."""
-    bounds = shard_bounds(record["images"] or 0, record["shard_images"] or 1)
+    bounds = shard_bounds(record["images"], record["shard_images"])
     if (request.start, request.stop) not in pairwise(bounds[request.shard : request.shard + 2]):
         raise InvalidMessage(
             f"{request.job_id} has no shard {request.shard} from {request.start} to {request.stop}; "

@@ -294,15 +294,20 @@ def test_a_malformed_shard_is_buried(loops: Loops) -> None:
     assert [letter.reason for letter in loops.broker.dead_letters()] == ["invalid_message"]
 
 
-def test_a_shard_whose_job_is_unknown_is_tried_again_and_then_buried(tmp_path: Path) -> None:
+@pytest.mark.parametrize("opened", [None, jobs.QUEUED, jobs.FAILED])
+def test_a_shard_whose_job_is_unknown_is_tried_again_and_then_buried(tmp_path: Path, opened: str | None) -> None:
     with open_loops(tmp_path, f"sqlite:///{tmp_path / 'broker.db'}", delivery_limit=2) as loops:
+        if opened is not None:
+            Jobs(loops.store).create(job_id_of("m"), message_id="m", name="a", state=opened)
         shard = {"job_id": job_id_of("m"), "shard": 0, "start": 0, "stop": 1}
-        loops.broker.publish(loops.broker.topology.shards, json_message(shard))
         with serving(loops).running(loops.bulk().run):
-            eventually(loops.broker.dead_letters, 10, "a dead letter")
-            queues_empty(loops)
-        (letter,) = loops.broker.dead_letters()
-        assert (letter.reason, letter.delivery_count) == ("not_found", 1)
+            for count in (1, 0):  # what is known of the first one's job need not be found out again
+                loops.broker.publish(loops.broker.topology.shards, json_message(shard))
+                eventually(loops.broker.dead_letters, 10, "a dead letter")
+                (letter,) = loops.broker.dead_letters()
+                assert (letter.reason, letter.delivery_count) == ("not_found", count)
+                loops.broker.drop_dead()
+        assert (Jobs(loops.store).find(job_id_of("m")) or {}).get("state") == opened
 
 
 def test_a_job_whose_record_is_out_of_sight_for_a_moment_goes_on(
@@ -381,6 +386,17 @@ def test_progress_tells_how_many_are_done_how_fast_and_how_long_it_will_take(loo
     assert [(each["done"], each["total"]) for each in progress] == [(3, 7), (6, 7), (7, 7)]
     assert all(each["rate"] > 0 for each in progress)
     assert progress[-1]["eta_s"] == 0
+
+
+@pytest.mark.parametrize("record", [None, b"{"], ids=["gone", "damaged"])
+def test_what_is_settled_cannot_fail_any_more_of_what_is_noted(
+    loops: Loops, record: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    if record is not None:
+        loops.store.put("jobs/job-1/job.json", record)
+    with loops.broker.consume([loops.broker.topology.jobs], 1) as consumer:
+        loops.bulk()._note(consumer, "job-1", handed_out=True)
+    assert "job-1: may be said once more" in caplog.text
 
 
 def test_there_is_no_progress_of_a_job_whose_parts_are_gone(loops: Loops) -> None:
