@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from pathlib import Path
@@ -117,6 +118,8 @@ class Settings(BaseSettings):
         scheme, _, place = value.partition(":")
         if not ((scheme == "file" and place.strip("/")) or re.match("s3://[^/]", value)):
             raise ValueError("expected file:PATH or s3://BUCKET/PREFIX")
+        if scheme == "s3" and importlib.util.find_spec("s3fs") is None:
+            raise ValueError("expected the extra `s3` to be installed for it: pip install '.[s3]'")
         return value
 
     @field_validator("token")

@@ -298,6 +298,14 @@ def test_a_malformed_broker_url_is_a_sentence(monkeypatch: pytest.MonkeyPatch, u
     assert document("runs", exit_code=2)["error"]["code"] == "settings"
 
 
+def test_a_bucket_without_the_extra_for_it_is_a_sentence_and_exit_code_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.setenv("GENDERLINE_STORE_URL", "s3://faces/prefix")
+    result = run("models")
+    assert result.exit_code == 2
+    assert re.fullmatch("error: GENDERLINE_STORE_URL: expected the extra `s3` .*\n", result.stderr)
+
+
 def test_a_broker_that_is_away_is_a_sentence_and_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GENDERLINE_BROKER_URL", "sqlite:////proc/broker.db")
     result = run("status")

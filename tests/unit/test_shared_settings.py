@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,15 @@ def test_a_wrong_value_that_may_be_a_secret_is_named_but_not_shown(
     assert text.startswith(f"GENDERLINE_{name}: ")
     assert expected in text
     assert "hunter2" not in text
+
+
+def test_a_bucket_without_the_extra_for_it_is_a_wrong_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    text = fault(monkeypatch, GENDERLINE_STORE_URL="s3://faces/prefix")
+    assert text == (
+        "GENDERLINE_STORE_URL: expected the extra `s3` to be installed for it: pip install '.[s3]' "
+        "(found 's3://faces/prefix')"
+    )
 
 
 def test_all_wrong_variables_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
