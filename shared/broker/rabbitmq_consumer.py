@@ -134,6 +134,7 @@ class RabbitConsumer(Consumer):
         self._refusal: BrokerError | None = None
         self._acks_due = False
         self._pulling = False
+        self._asked: _Feed | None = None  # whose answer to a pull is under way; for the I/O thread only
 
     @property
     def dead_queue(self) -> str:
@@ -224,7 +225,6 @@ class RabbitConsumer(Consumer):
         """Forgets everything delivered: the broker will deliver it again; see `Part`."""
         for feed in self._feeds:
             self._reset(feed)
-        self._pulled()
         if isinstance(error, BrokerClosed):
             with self._changed:
                 self._closed = True
@@ -238,6 +238,10 @@ class RabbitConsumer(Consumer):
         feed.busy.clear()
         with self._changed:
             feed.ready.clear()
+        if self._asked is feed:
+            # Its answer will not come. Only then: a pause ends by itself, and ended twice there would be two rounds at
+            # the same time from then on, which sooner or later ask on the same channel.
+            self._pulled()
 
     def _open(self, feed: _Feed, connection: Connection) -> None:
         def opened(channel: Channel) -> None:
@@ -261,6 +265,7 @@ class RabbitConsumer(Consumer):
 
         Only ever one request is under way, so at most one message is held that `take` has not returned.
         """
+        self._asked = None
         if number == len(self._feeds):
             self._link.later(_PULL_PAUSE_S, self._pulled)
             return
@@ -274,10 +279,12 @@ class RabbitConsumer(Consumer):
             self._on_message(feed, epoch, channel, method, properties, body)
             self._pulled()
 
+        self._asked = feed
         feed.channel.basic_get(feed.queue, got)
 
     def _pulled(self) -> None:
         """Notes that no request is under way: a `take` that still waits asks again."""
+        self._asked = None
         with self._changed:
             self._pulling = False
             self._changed.notify_all()
