@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -10,10 +11,10 @@ from flask import Blueprint, Response, jsonify, request, send_file, url_for
 from werkzeug.datastructures import Headers
 
 from dashboard.context import dashboard
-from dashboard.openapi import document
+from dashboard.openapi import document, query_parameters
 from dashboard.uploads import checked_number, uploaded_archive, uploaded_images
 from shared.client import Client
-from shared.errors import Conflict, InvalidMessage, NotFound
+from shared.errors import Conflict, InvalidMessage, NotFound, shown
 from shared.jobs import Jobs
 from shared.messages import SCHEMA
 from shared.params import TrainingParams
@@ -27,6 +28,17 @@ _SAMPLE_IMAGES: Final = 1500
 _REASON_LENGTH: Final = 500
 
 blueprint = Blueprint("api", __name__, url_prefix="/api/v1")
+
+
+@blueprint.before_request
+def _refuse_unknown_parameters() -> None:
+    """A misspelt parameter is not one that was left out."""
+    # An `operationId` is the name of its view.
+    known = query_parameters()[str(request.endpoint).removeprefix("api.")]
+    if unknown := [shown(name) for name in request.args if name not in known]:
+        raise InvalidMessage(
+            f"found {', '.join(unknown)} in the query; expected {' or '.join(known) or 'nothing'} there"
+        )
 
 
 # -- datasets and runs
@@ -325,9 +337,12 @@ def _field(name: str) -> str | None:
 def _json_object() -> dict[str, Any]:
     if not request.is_json or not request.content_length:  # many clients always say that they send JSON
         return {}
-    body = request.get_json(silent=True)
+    try:
+        body = json.loads(request.get_data())
+    except (ValueError, RecursionError) as error:
+        raise InvalidMessage(f"the body is no JSON ({error}); expected a JSON object") from None
     if not isinstance(body, dict):
-        raise InvalidMessage(f"the body is a {type(body).__name__}; expected a JSON object")
+        raise InvalidMessage(f"the body is {shown(body)}; expected a JSON object")
     return body
 
 

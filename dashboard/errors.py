@@ -6,7 +6,7 @@ import logging
 from typing import Final
 
 from flask import Flask, Response, jsonify, make_response, render_template, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.wrappers import Response as WsgiResponse
 
 from shared.errors import CODES, GenderlineError
@@ -111,7 +111,12 @@ def _of_http(error: HTTPException) -> WsgiResponse | tuple[Response | str, int]:
     if status < 400:
         return error.get_response()
     code = _OF_HTTP.get(status, "invalid_message" if status < 500 else "internal")
-    words = f"there is no page {request.path!r}" if status == 404 else error.description or error.name
+    words = error.description or error.name
+    if status == 404:
+        words = f"there is no page {request.path!r}"
+    elif isinstance(error, MethodNotAllowed):
+        allowed = sorted({*(error.valid_methods or ())} - {"HEAD", "OPTIONS"})
+        words = f"found the method {request.method}, expected {' or '.join(allowed)} for {request.path}"
     return _answer(GenderlineError(words, code=code), status)
 
 

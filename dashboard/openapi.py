@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Final
 
 from dashboard.schemas import schemas
@@ -36,6 +37,18 @@ def document() -> dict[str, Any]:
     }
 
 
+@functools.cache
+def query_parameters() -> dict[str, tuple[str, ...]]:
+    """Returns the names that each call takes in its query, by the call's `operationId`."""
+    return {
+        operation["operationId"]: tuple(
+            parameter["name"] for parameter in operation.get("parameters", []) if parameter["in"] == "query"
+        )
+        for operations in _paths().values()
+        for operation in operations.values()
+    }
+
+
 def _paths() -> dict[str, Any]:
     return {
         "/datasets": {
@@ -56,7 +69,10 @@ def _paths() -> dict[str, Any]:
                 "draw_sample",
                 "Draw a synthetic dataset and train on it",
                 {"202": _answer("Sample", "It is being drawn")},
-                parameters=[_query("images", "How many faces", {"type": "integer", "minimum": 40, "maximum": 20000})],
+                parameters=[
+                    _query("images", "How many faces", {"type": "integer", "minimum": 40, "maximum": 20000}),
+                    _query("params", "Training parameters as JSON; see the schema TrainingParams"),
+                ],
             ),
             "get": _operation("get_sample", "How far the drawing is", {"200": _answer("Sample", "How far it is")}),
         },
@@ -209,6 +225,7 @@ def _paths() -> dict[str, Any]:
                 {"200": {"description": "The stream", "content": {"text/event-stream": {}}}},
                 parameters=[
                     _query("topics", "Topic patterns, separated by commas, such as run.*"),
+                    _query("last_event_id", "The last id seen, for clients that cannot send the header"),
                     {"name": "Last-Event-ID", "in": "header", "schema": {"type": "string"}},
                 ],
             )

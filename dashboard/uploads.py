@@ -109,4 +109,4 @@ def checked_number(text: str | None, name: str, low: float, high: float) -> floa
     with contextlib.suppress(ValueError):
         if low <= (value := float(str(text))) <= high:
             return value
-    raise InvalidMessage(f"{name} is {text!r}; expected a number from {low:g} to {high:g}")
+    raise InvalidMessage(f"{name} is {text!r}; expected a number from {low:,.10g} to {high:,.10g}")

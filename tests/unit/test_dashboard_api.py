@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from dashboard.openapi import document
 from shared import jobs, runs
 from shared.broker.base import Message, Outgoing
 from shared.errors import CODES
@@ -276,6 +277,7 @@ def test_a_number_out_of_range_is_refused_by_name(site: Site, query: str) -> Non
 
     assert answer.status_code == 400
     assert query.partition("=")[0] in error_of(answer.data)[1]
+    assert re.search("expected a number from [0-9.]+ to [0-9,]+$", error_of(answer.data)[1])
 
 
 def test_a_job_is_stored_and_queued_and_tells_its_progress(site: Site) -> None:
@@ -496,4 +498,45 @@ def test_params_of_a_json_body_that_is_no_object_are_refused(site: Site) -> None
     answer = site.web.post("/api/v1/samples", json=[1])
 
     assert answer.status_code == 400
-    assert "a list; expected a JSON object" in error_of(answer.data)[1]
+    assert error_of(answer.data)[1] == "the body is a list of 1; expected a JSON object"
+
+
+def test_a_body_that_is_no_json_is_refused_with_what_is_wrong_with_it(site: Site) -> None:
+    answer = site.web.post("/api/v1/models/rollback", data=b'{"reason": ', content_type="application/json")
+
+    assert answer.status_code == 400
+    assert error_of(answer.data)[1].startswith("the body is no JSON (Expecting value: ")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "said"),
+    [
+        ("GET", "/runs?limt=3", "found 'limt' in the query; expected limit or offset there"),
+        ("GET", "/runs/run-a?verbose=1&x=2", "found 'verbose', 'x' in the query; expected nothing there"),
+        ("POST", "/datasets?epochs=3", "found 'epochs' in the query; expected name or params there"),
+    ],
+)
+def test_an_unknown_query_parameter_is_refused_with_what_is_expected(
+    site: Site, method: str, path: str, said: str
+) -> None:
+    answer = site.web.open(f"/api/v1{path}", method=method)
+
+    assert answer.status_code == 400
+    assert error_of(answer.data) == ("invalid_message", said)
+
+
+def test_every_query_parameter_that_is_described_is_taken(site: Site) -> None:
+    for path, operations in document()["paths"].items():
+        for method, operation in operations.items():
+            query = [item["name"] for item in operation.get("parameters", []) if item["in"] == "query"]
+            if path == "/events" or not query:
+                continue
+            answer = site.web.open(f"/api/v1{path.format(version=1)}", method=method, query_string=dict.fromkeys(query))
+            assert "in the query" not in answer.text, path
+
+
+def test_a_method_that_a_path_does_not_take_is_named_with_those_it_takes(site: Site) -> None:
+    answer = site.web.put("/api/v1/jobs")
+
+    assert answer.status_code == 405
+    assert error_of(answer.data)[1] == "found the method PUT, expected GET or POST for /api/v1/jobs"
