@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from shared.broker.base import Event, Message
 from tests.dashboard_app import Site, open_site
 from tests.unit.test_dashboard_api import archive
 
+REPOSITORY = Path(__file__).parents[2]
 RUN, JOB = "run-a", "job-a"
 TWO = {"a.jpg": b"odd", "b.png": b"even"}
 
@@ -146,6 +148,20 @@ def test_every_error_is_as_described(site: Site, method: str, path: str, query: 
     schema = schema_of(document()["paths"][path][method], status)
     assert schema is not None
     assert faults(schema, answer.json) == []
+
+
+def test_the_page_for_people_names_every_call_and_parameter_and_no_other() -> None:
+    page = (REPOSITORY / "docs" / "api.md").read_text()
+    rows = re.findall(r"^\| `([A-Z]+) (/\S+)` \|([^|]*)\|", page, flags=re.MULTILINE)
+    paths = document()["paths"]
+
+    assert {(method.lower(), path) for method, path, _ in rows} == {
+        (method, path) for path, operations in paths.items() for method in operations
+    }
+    for method, path, said in rows:
+        operation = paths[path][method.lower()]
+        query = {item["name"] for item in operation.get("parameters", []) if item["in"] == "query"}
+        assert set(re.findall("`([a-z_]+)(?:=true)?`", said)) == query, (method, path)
 
 
 def test_an_answer_that_lacks_a_field_or_has_one_more_is_noticed(site: Site) -> None:
