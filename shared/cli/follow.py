@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any, Final
 
 from shared.cli.output import Steps
@@ -73,6 +76,25 @@ def follow_job(client: Client, job_id: str, steps: Steps, timeout_s: float | Non
     return record
 
 
+@contextlib.contextmanager
+def missed(client: Client, service: str, steps: Steps) -> Iterator[None]:
+    """Says that no process of a service is up, where none is heard while the context waits for its answer."""
+    answered = threading.Event()
+
+    def listen() -> None:
+        if not answered.wait(_SERVICE_UP_S) and not presence.workers(service):
+            steps.line(_none_is_up(service), "yellow")
+
+    with Presence(client.broker) as presence:
+        listener = threading.Thread(target=listen, name="missed")
+        listener.start()
+        try:
+            yield
+        finally:
+            answered.set()
+            listener.join()
+
+
 class _Epochs:
     """Prints a line an epoch, as they come."""
 
@@ -118,7 +140,7 @@ class _Waiting:
         busy = [worker.get("busy") for worker in workers]
         text = None
         if not workers:
-            text = f"no {self._service} is up; start one with `genderline up` (waiting for it)"
+            text = _none_is_up(self._service)
         elif all(busy) and self._work not in busy:
             text = f"the {self._service} is busy with {busy[0]}; {self._work} waits its turn"
         if text and text != self._told:
@@ -130,3 +152,7 @@ class _Waiting:
 
     def __exit__(self, *_: object) -> None:
         self._presence.close()
+
+
+def _none_is_up(service: str) -> str:
+    return f"no {service} is up; start one with `genderline up` (waiting for it)"

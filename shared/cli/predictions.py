@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,12 @@ if TYPE_CHECKING:
 @click.argument("paths", metavar="PATH…", nargs=-1, required=True, type=ANY)
 @click.option("--out", type=RESULTS, help="Write the results to this CSV file.")
 @click.option("--model-version", type=click.IntRange(min=1), help="Ask this version instead of the champion.")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), help="Seconds to wait.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds to wait for each piece of work; by default 60 for images, and without limit for a job.",
+)
 @json_option
 @click.pass_context
 def predict(
@@ -28,7 +34,8 @@ def predict(
     More than 512 images, and every archive, are sent as a job. Exit code 1 means that no image at all has a prediction
     or that a job did not finish.
     """
-    from shared.cli.predict_paths import found_inputs, predict, write_rows  # noqa: PLC0415
+    from shared.cli.follow import missed  # noqa: PLC0415
+    from shared.cli.predict_paths import DIRECT_LIMIT, found_inputs, predict, write_rows  # noqa: PLC0415
 
     output = output_of(ctx)
     images, archives = found_inputs(paths)
@@ -36,7 +43,13 @@ def predict(
         raise click.UsageError(f"no image (JPEG, PNG, WebP, BMP) in {', '.join(map(str, paths))}")
     if archives and model_version is not None:
         raise click.UsageError("an archive becomes a job, which the champion answers; leave out --model-version")
-    with connected() as client, output.steps() as steps:
+    # Whoever follows a job says by himself that nobody takes it up.
+    directly = bool(images) and (len(images) <= DIRECT_LIMIT or model_version is not None)
+    with (
+        connected() as client,
+        output.steps() as steps,
+        missed(client, "inference", steps) if directly else contextlib.nullcontext(),
+    ):
         found = predict(client, images, archives, steps, model_version=model_version, timeout_s=timeout_s)
     if out is not None:
         with out.open("w", encoding="utf-8", newline="") as file:
@@ -47,8 +60,6 @@ def predict(
 
 
 def _tell_predictions(output: Output, found: Any, out: Path | None) -> None:
-    from shared.cli.output import percent  # noqa: PLC0415
-
     if output.as_json:
         output.document(
             {
@@ -61,6 +72,15 @@ def _tell_predictions(output: Output, found: Any, out: Path | None) -> None:
             }
         )
         return
+    if found.rows or not found.failed:
+        _show_predictions(output, found, out)
+    if found.failed:
+        output.error("{job_id} {state}: {error[code]}: {error[message]}".format(**found.failed))
+
+
+def _show_predictions(output: Output, found: Any, out: Path | None) -> None:
+    from shared.cli.output import percent  # noqa: PLC0415
+
     if out is None:
         output.table(
             ["IMAGE", "GENDER", "P(FEMALE)", "CONFIDENCE", "LABEL", "ERROR"],
@@ -83,8 +103,6 @@ def _tell_predictions(output: Output, found: Any, out: Path | None) -> None:
     parts += [f"accuracy {percent(found.accuracy)} on the labelled ones"] if found.accuracy is not None else []
     parts += [f"written to {out}"] if out is not None else []
     output.remark(", ".join(parts))
-    if found.failed:
-        output.error("{job_id} {state}: {error[code]}: {error[message]}".format(**found.failed))
 
 
 @click.command()

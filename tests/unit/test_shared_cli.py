@@ -603,6 +603,8 @@ def test_a_job_that_came_to_nothing_is_exit_code_1(client: Client, folder: Path)
         result = run("predict", "photos.zip")
     assert result.exit_code == 1
     assert "rejected: invalid_archive: found an empty archive" in result.stderr
+    assert result.stdout == ""
+    assert "0 images" not in result.stderr
     job_id = client.jobs.all()[0]["job_id"]
     assert run("jobs", job_id, "--follow").exit_code == 1
 
@@ -612,6 +614,18 @@ def test_without_an_answer_predicting_ends_with_a_sentence(client: Client, folde
     result = run("predict", "face.png", "--timeout", "0.2")
     assert result.exit_code == 1
     assert "is an inference worker up" in result.stderr
+
+
+def test_waiting_for_an_image_says_once_that_no_inference_is_up(client: Client, folder: Path) -> None:
+    (folder / "face.png").write_bytes(PNG)
+    result = run("predict", "face.png", "--timeout", "4.5")
+    assert result.stderr.count("no inference is up; start one with `genderline up`") == 1
+    with beating(client, "inference"):
+        assert "no inference is up" not in run("predict", "face.png", "--timeout", "4.5").stderr
+
+
+def test_predict_says_how_long_it_waits() -> None:
+    assert "by default 60 for images, and without limit for a job" in " ".join(run("predict", "--help").stdout.split())
 
 
 def test_a_folder_without_images_is_wrong_usage(folder: Path) -> None:
