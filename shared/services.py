@@ -46,7 +46,7 @@ def choose_ports(settings: Settings, services: Sequence[str], *, evade: bool = F
     if settings.metrics_port and len(METRICS_PORTS.keys() & wanted.keys()) > 1:
         raise SettingsError(
             f"{variable('metrics_port')} is {settings.metrics_port}, but a port is needed for each of "
-            f"{' and '.join(METRICS_PORTS)}; unset it, or start one of them alone with --only"
+            f"{' and '.join(METRICS_PORTS)}; set it to 0, which takes free ones, or start one of them alone with --only"
         )
     return {service: _checked_port(settings.host, service, port, evade=evade) for service, port in wanted.items()}
 
@@ -129,5 +129,5 @@ def _checked_port(host: str, service: str, port: int, *, evade: bool) -> int:
         name = variable("port" if service == "dashboard" else "metrics_port")
         raise SettingsError(
             f"the {service}'s port {port} on {host} cannot be used: {error.strerror}. Is another `genderline up` "
-            f"running? Else set {name} to a free port"
+            f"running? Else set {name} to 0, which takes a free one"
         ) from None

@@ -45,7 +45,10 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="The address that the dashboard and metrics bind to")
     port: int = Field(8080, ge=0, le=65535, description="The dashboard's port; 0 takes a free one")
     metrics_port: int | None = Field(
-        None, ge=0, le=65535, description="Metrics port of the one service started (trainer 9101, inference 9102)"
+        None,
+        ge=0,
+        le=65535,
+        description="Metrics port of the one service started (trainer 9101, inference 9102); 0 takes free ones",
     )
     token: str | None = Field(
         None,

@@ -37,6 +37,8 @@ from shared.messages import (
     prediction_error,
     run_id_of,
 )
+from shared.services import SERVICES, choose_ports
+from shared.settings import Settings
 from shared.shadow import ShadowFigures, add_shadow_figures
 from shared.store.files import FileStore
 from shared.topology import Topology, job_state_topic, run_state_topic
@@ -760,11 +762,16 @@ def test_up_says_which_port_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         result = run("up", "--only", "dashboard")
     assert result.exit_code == 2
     assert f"the dashboard's port {port} on 127.0.0.1 cannot be used" in result.stderr
-    assert "GENDERLINE_PORT" in result.stderr
+    assert "set GENDERLINE_PORT to 0, which takes a free one" in result.stderr
 
 
 def test_one_metrics_port_for_two_services_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GENDERLINE_METRICS_PORT", "9999")
     result = run("up")
     assert result.exit_code == 2
-    assert "a port is needed for each of trainer and inference" in result.stderr
+    assert "a port is needed for each of trainer and inference; set it to 0, which takes free ones" in result.stderr
+
+
+def test_the_metrics_port_0_that_the_messages_name_gives_each_service_a_free_one() -> None:
+    ports = choose_ports(Settings(port=0, metrics_port=0), SERVICES)
+    assert len(set(ports.values()) - {0}) == len(SERVICES)
