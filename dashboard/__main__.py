@@ -17,7 +17,7 @@ from dashboard.context import EXTENSION, Dashboard
 from shared.broker import open_broker
 from shared.errors import Retryable
 from shared.log import configure_logging
-from shared.settings import SettingsError, load_settings
+from shared.settings import SettingsError, load_settings, unknown_settings
 from shared.store import open_store
 from shared.supervisor import watch_parent
 from shared.topology import Topology
@@ -34,6 +34,8 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     configure_logging("dashboard", settings.log_level, settings.log_format)
+    for warning in unknown_settings():
+        _LOG.warning(warning)
     try:
         store = open_store(settings.store_url)
         broker = open_broker(

@@ -23,7 +23,7 @@ from shared.environment import ONE_CORE
 from shared.errors import Retryable
 from shared.log import configure_logging
 from shared.metrics import BrokerCollector, StatusServer, process_registry
-from shared.settings import Settings, SettingsError, load_settings
+from shared.settings import Settings, SettingsError, load_settings, unknown_settings
 from shared.store import open_store
 from shared.supervisor import Child, Supervisor, watch_parent
 from shared.topology import Topology
@@ -43,6 +43,8 @@ def main() -> int:
         print(error, file=sys.stderr)  # noqa: T201 - before there is a log
         return 2
     configure_logging("inference", settings.log_level, settings.log_format)
+    for warning in unknown_settings():
+        _LOG.warning(warning)
     stop = threading.Event()
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 from urllib.parse import urlsplit
@@ -13,9 +15,12 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.errors import shown
+from shared.supervisor import SUPERVISED
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _SECRETS: Final = frozenset({"token", "broker_url"})
+_OF_KUBERNETES: Final = re.compile("_SERVICE_(HOST|PORT)|_PORT_[0-9]+_(TCP|UDP)")
+"""In the names of variables that Kubernetes sets for each of its services, one of which may begin with our name."""
 
 
 class SettingsError(ValueError):
@@ -168,6 +173,26 @@ def load_settings() -> Settings:
             else:
                 lines.append(f"{variable(field)}: {expected} (found {shown(fault['input'])})")
         raise SettingsError("\n".join(lines)) from None
+
+
+def unknown_settings(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Returns a warning for each variable that looks like a setting and is none; nothing in a supervised process.
+
+    What started that one has the same environment, and has warned.
+    """
+    if SUPERVISED in environment:
+        return []
+    known = [name.upper() for name in Settings.model_fields]
+    warnings = []
+    for name in sorted(environment):
+        # As pydantic reads them: in whatever letters.
+        prefix, ours, rest = name.upper().partition("GENDERLINE_")
+        if prefix or not ours or rest in known or _OF_KUBERNETES.search(name):
+            continue
+        close = difflib.get_close_matches(rest, known, n=1)
+        hint = f"did you mean {variable(close[0])}?" if close else "`genderline settings` lists those there are"
+        warnings.append(f"unknown setting {name}; {hint}")
+    return warnings
 
 
 def variable(name: str) -> str:

@@ -18,7 +18,7 @@ from shared.heartbeat import Heartbeat
 from shared.image import configure_opencv
 from shared.log import configure_logging
 from shared.metrics import BrokerCollector, StatusServer, TrainerMetrics, process_registry
-from shared.settings import SettingsError, load_settings
+from shared.settings import SettingsError, load_settings, unknown_settings
 from shared.store import open_store
 from shared.supervisor import watch_parent
 from shared.topology import Topology
@@ -47,6 +47,8 @@ def main() -> int:
     except SettingsError as error:
         print(error, file=sys.stderr)  # noqa: T201 - before there is a log
         return 2
+    for warning in unknown_settings():
+        _LOG.warning(warning)
     stop = threading.Event()
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:

@@ -13,6 +13,7 @@ import click
 if TYPE_CHECKING:
     from shared.cli.output import Output
     from shared.client import Client
+    from shared.settings import Settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -61,13 +62,22 @@ def output_of(ctx: click.Context) -> Output:
     return Output(as_json=ctx.meta.get(_JSON, False))
 
 
+def settings_in_force() -> Settings:
+    """Returns the settings; warns of variables that look like one."""
+    from shared.settings import load_settings, unknown_settings  # noqa: PLC0415
+
+    settings = load_settings()
+    for warning in unknown_settings():
+        output_of(click.get_current_context()).remark(warning, "yellow")
+    return settings
+
+
 @contextlib.contextmanager
 def connected() -> Iterator[Client]:
     """Gives a client of the broker and the store that the settings name."""
     from shared.client import open_client  # noqa: PLC0415
-    from shared.settings import load_settings  # noqa: PLC0415
 
-    with open_client(load_settings()) as client:
+    with open_client(settings_in_force()) as client:
         yield client
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from shared.cli.base import Command, json_option, output_of
+from shared.cli.base import Command, json_option, output_of, settings_in_force
 
 if TYPE_CHECKING:
     from shared.reference import Reference
@@ -34,9 +34,8 @@ def _print_reference(ctx: click.Context, table: Reference, markdown: Reference |
 def settings(ctx: click.Context, markdown: bool) -> None:
     """List every setting: its value, its default and what it means."""
     from shared.reference import settings_now, settings_reference  # noqa: PLC0415
-    from shared.settings import load_settings  # noqa: PLC0415
 
-    _print_reference(ctx, settings_now(load_settings()), settings_reference() if markdown else None)
+    _print_reference(ctx, settings_now(settings_in_force()), settings_reference() if markdown else None)
 
 
 @click.command()

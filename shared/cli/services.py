@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from shared.cli.base import connected, json_option, output_of
+from shared.cli.base import connected, json_option, output_of, settings_in_force
 
 if TYPE_CHECKING:
     pass
@@ -20,10 +20,9 @@ _SERVICES: Final = click.Choice(["trainer", "inference", "dashboard"])
 def up(ctx: click.Context, only: tuple[str, ...]) -> None:
     """Start all services on this machine; Ctrl-C drains them."""
     from shared.services import SERVICES, choose_ports, serve, service_children, whereabouts  # noqa: PLC0415
-    from shared.settings import load_settings  # noqa: PLC0415
 
     output = output_of(ctx)
-    settings = load_settings()
+    settings = settings_in_force()
     ports = choose_ports(settings, [service for service in SERVICES if service in (only or SERVICES)])
     for what, where in whereabouts(settings, ports):
         output.line(f"{what:<18} {where}")

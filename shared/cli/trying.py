@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from shared.cli.base import FILE, NEW, json_option, output_of
+from shared.cli.base import FILE, NEW, json_option, output_of, settings_in_force
 
 if TYPE_CHECKING:
     pass
@@ -50,6 +50,5 @@ def sample(ctx: click.Context, archive: Path, images: int, seed: int, faults: bo
 def demo(ctx: click.Context, dataset: Path | None, images: int, epochs: int | None, once: bool) -> None:
     """Run the main job from end to end; `make demo` calls it."""
     from shared.cli.demo import Demo  # noqa: PLC0415
-    from shared.settings import load_settings  # noqa: PLC0415
 
-    ctx.exit(Demo(output_of(ctx), load_settings(), dataset, images=images, epochs=epochs).run(stay=not once))
+    ctx.exit(Demo(output_of(ctx), settings_in_force(), dataset, images=images, epochs=epochs).run(stay=not once))

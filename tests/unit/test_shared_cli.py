@@ -308,6 +308,15 @@ def test_a_bucket_without_the_extra_for_it_is_a_sentence_and_exit_code_2(monkeyp
     assert re.fullmatch("error: GENDERLINE_STORE_URL: expected the extra `s3` .*\n", result.stderr)
 
 
+@pytest.mark.parametrize("command", ["runs", "settings"])
+def test_a_misspelt_setting_is_warned_of_on_standard_error(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setenv("GENDERLINE_WORKER", "3")
+    result = run(command)
+    assert result.exit_code == 0
+    assert result.stderr.startswith("unknown setting GENDERLINE_WORKER; did you mean GENDERLINE_WORKERS?\n")
+    assert isinstance(document(command), list)
+
+
 def test_a_broker_that_is_away_is_a_sentence_and_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GENDERLINE_BROKER_URL", "sqlite:////proc/broker.db")
     result = run("status")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.settings import Settings, SettingsError, load_settings, variable
+from shared.settings import Settings, SettingsError, load_settings, unknown_settings, variable
 
 
 @pytest.fixture(autouse=True)
@@ -154,6 +154,30 @@ def test_every_setting_says_what_it_does_and_has_its_variable() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description, name
         assert re.fullmatch("GENDERLINE_[A-Z0-9_]+", variable(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("GENDERLINE_WORKER", "did you mean GENDERLINE_WORKERS?"),
+        ("GENDERLINE_BROKER", "did you mean GENDERLINE_BROKER_URL?"),
+        ("genderline_tokn", "did you mean GENDERLINE_TOKEN?"),
+        ("GENDERLINE_COLOUR", "`genderline settings` lists those there are"),
+    ],
+)
+def test_a_misspelt_setting_is_warned_of_with_the_one_that_may_be_meant(name: str, said: str) -> None:
+    assert unknown_settings({name: "3", "HOME": "/root"}) == [f"unknown setting {name}; {said}"]
+
+
+def test_nothing_is_warned_of_that_is_no_mistake() -> None:
+    settings = dict.fromkeys(map(variable, Settings.model_fields), "")
+    kubernetes = ("SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT_8080_TCP_ADDR")
+    assert unknown_settings(settings | {f"GENDERLINE_DASHBOARD_{name}": "" for name in kubernetes}) == []
+    assert unknown_settings({"genderline_port": "1", "GENDER": "x"}) == []
+
+
+def test_a_supervised_process_leaves_the_warning_to_its_supervisor() -> None:
+    assert unknown_settings({"GENDERLINE_SUPERVISED": "1", "GENDERLINE_WORKER": "3"}) == []
 
 
 def test_there_is_at_least_one_core() -> None:
