@@ -81,15 +81,26 @@ def whereabouts(settings: Settings, ports: Mapping[str, int]) -> list[tuple[str,
     return lines
 
 
-def serve(children: Sequence[Child], on_event: Callable[[str], None]) -> None:
-    """Keeps services running until this process is told to stop; a second Ctrl-C does not wait for them to drain."""
+def serve(children: Sequence[Child], on_event: Callable[[str], None]) -> str | None:
+    """Keeps services running until this process is told to stop; a second Ctrl-C does not wait for them to drain.
+
+    Returns:
+        The service that refused its settings, which ends the others too; None where there was none.
+    """
     stop = threading.Event()
+    refused: list[str] = []
+
+    def on_refusal(service: str) -> None:
+        refused.append(service)
+        stop.set()
+
     with stopped_by_signals(stop):
-        supervisor = Supervisor(children, on_event)
+        supervisor = Supervisor(children, on_event, on_refusal=on_refusal)
         supervisor.start()
         stop.wait()
         on_event("stopping; the services put their work down in order (Ctrl-C again: at once)")
         drain(supervisor)
+    return refused[0] if refused else None
 
 
 def drain(supervisor: Supervisor) -> None:

@@ -23,6 +23,9 @@ _LOG = logging.getLogger(__name__)
 SUPERVISED: Final = "GENDERLINE_SUPERVISED"
 """Set to 1 in every child's environment; not a setting of the user's."""
 
+WRONG_USAGE: Final = 2
+"""The exit code of a program that was told what it cannot do, by a setting for example."""
+
 
 @dataclass(frozen=True, slots=True)
 class Child:
@@ -51,6 +54,8 @@ class Supervisor:
     Args:
         children: what to run.
         on_event: called, from any thread, with a line for people about each start and death.
+        on_refusal: called, from any thread, with the name of a child that ended with `WRONG_USAGE`: it would end so
+            again, and is not restarted. None restarts it like any other.
         first_pause_s: before the first restart.
         longest_pause_s: the most that the pause grows to.
         healthy_s: a child that ran for so long is not in a loop of crashes.
@@ -61,6 +66,7 @@ class Supervisor:
         children: Sequence[Child],
         on_event: Callable[[str], None] = _LOG.warning,
         *,
+        on_refusal: Callable[[str], None] | None = None,
         first_pause_s: float = 0.2,
         longest_pause_s: float = 10.0,
         healthy_s: float = 30.0,
@@ -70,6 +76,7 @@ class Supervisor:
             raise ValueError(f"the children's names are {names}; expected different ones")
         self._children = tuple(children)
         self._on_event = on_event
+        self._on_refusal = on_refusal
         self._first_pause_s = first_pause_s
         self._longest_pause_s = longest_pause_s
         self._healthy_s = healthy_s
@@ -117,8 +124,12 @@ class Supervisor:
         pause_s = self._first_pause_s
         while True:
             started = time.monotonic()
-            ended = self._run(child)
+            code, ended = self._run(child)
             if self._stopping.is_set():
+                return
+            if code == WRONG_USAGE and self._on_refusal is not None:
+                self._on_event(f"{child.name} {ended}, which means wrong usage: not restarted")
+                self._on_refusal(child.name)
                 return
             if time.monotonic() - started >= self._healthy_s:
                 pause_s = self._first_pause_s
@@ -127,12 +138,12 @@ class Supervisor:
                 return
             pause_s = min(self._longest_pause_s, pause_s * 2)
 
-    def _run(self, child: Child) -> str:
-        """Runs a child once, to its end; returns how it ended."""
+    def _run(self, child: Child) -> tuple[int | None, str]:
+        """Runs a child once, to its end; returns its exit code, if it had one, and how it ended."""
         with self._lock:
             # Under the lock, so that `stop` either sees the process or keeps it from being made.
             if self._stopping.is_set():
-                return "was not started"
+                return None, "was not started"
             try:
                 with contextlib.nullcontext() if child.log is None else child.log.open("ab") as output:
                     process = subprocess.Popen(  # noqa: S603 - our own commands
@@ -144,7 +155,7 @@ class Supervisor:
                         process_group=0,
                     )
             except OSError as error:
-                return f"could not be started ({error.strerror or error})"
+                return None, f"could not be started ({error.strerror or error})"
             self._running[child.name] = process
         self._on_event(f"{child.name} (pid {process.pid}) started")
         try:
@@ -154,7 +165,8 @@ class Supervisor:
                 del self._running[child.name]
             assert process.stdin is not None  # noqa: S101 - a pipe was asked for
             process.stdin.close()
-        return f"(pid {process.pid}) " + (f"died of {_signal_name(-code)}" if code < 0 else f"exited with code {code}")
+        how = f"died of {_signal_name(-code)}" if code < 0 else f"exited with code {code}"
+        return code, f"(pid {process.pid}) {how}"
 
     def _signal(self, number: signal.Signals) -> dict[str, int]:
         """Sends a signal to every running child and returns their process ids by name."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -59,13 +60,16 @@ class Demo:
         self._dataset = dataset
         self._images = images
         self._epochs = epochs
+        self._refused: list[str] = []
 
     def run(self, *, stay: bool) -> int:
         """Does it all. With `stay` the services are up until Ctrl-C afterwards. Returns the exit code."""
         training, batch = self._archives()
         ports = choose_ports(self._settings, _SERVICES, evade=True)
         log = _FOLDER / "services.log"
-        supervisor = Supervisor(service_children(ports, log.absolute()), self._on_event)
+        supervisor = Supervisor(
+            service_children(ports, log.absolute()), self._on_event, on_refusal=self._refused.append
+        )
         try:
             with open_client(self._settings) as client:
                 with Presence(client.broker) as presence:
@@ -96,7 +100,12 @@ class Demo:
 
     def _await_services(self, presence: Presence) -> None:
         self._title("starting trainer, inference and dashboard")
-        if missing := presence.wait_for(_SERVICES, _START_S):
+        deadline = time.monotonic() + _START_S
+        while missing := presence.wait_for(_SERVICES, 1.0):
+            if self._refused:
+                raise _Unsuccessful(f"the {self._refused[0]} refused to start with these settings")
+            if time.monotonic() < deadline:
+                continue
             raise _Unsuccessful(f"{' and '.join(sorted(missing))} did not come up within {_START_S:g} s")
 
     def _train(self, client: Client, archive: Path) -> dict[str, Any]:

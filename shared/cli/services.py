@@ -18,7 +18,10 @@ _SERVICES: Final = click.Choice(["trainer", "inference", "dashboard"])
 @click.option("--only", type=_SERVICES, multiple=True, help="Start this service only; may be given again.")
 @click.pass_context
 def up(ctx: click.Context, only: tuple[str, ...]) -> None:
-    """Start all services on this machine; Ctrl-C drains them."""
+    """Start all services on this machine; Ctrl-C drains them.
+
+    A service that dies is restarted. One that cannot do what a setting says ends them all, with exit code 2.
+    """
     from shared.services import SERVICES, choose_ports, serve, service_children, whereabouts  # noqa: PLC0415
 
     output = output_of(ctx)
@@ -26,7 +29,9 @@ def up(ctx: click.Context, only: tuple[str, ...]) -> None:
     ports = choose_ports(settings, [service for service in SERVICES if service in (only or SERVICES)])
     for what, where in whereabouts(settings, ports):
         output.line(f"{what:<18} {where}")
-    serve(service_children(ports), output.remark)
+    if refused := serve(service_children(ports), output.remark):
+        output.error(f"the {refused} refused to start with these settings; why stands above, in its own words")
+        ctx.exit(2)
 
 
 @click.command()

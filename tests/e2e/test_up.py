@@ -69,6 +69,23 @@ def test_a_service_that_is_killed_is_restarted_and_said_and_the_end_leaves_nothi
             os.kill(pid, 0)
 
 
+def test_a_service_that_cannot_do_what_a_setting_says_ends_all_with_its_message(tmp_path: Path) -> None:
+    settings = environment(GENDERLINE_DEVICE="cuda", GENDERLINE_PORT="0", GENDERLINE_METRICS_PORT="0")
+    done = subprocess.run(
+        [*GENDERLINE, "up", "--only", "trainer", "--only", "dashboard"],
+        cwd=tmp_path,
+        env={**settings, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert re.search("^GENDERLINE_DEVICE is cuda, but torch .* finds no CUDA device", done.stderr, flags=re.MULTILINE)
+    assert "restarting" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: the trainer refused to start with these settings")
+
+
 @pytest.mark.timeout(400)
 def test_the_demo_trains_predicts_shows_and_ends_by_itself(tmp_path: Path) -> None:
     settings = environment(GENDERLINE_PORT="0", GENDERLINE_WORKERS="1")

@@ -126,6 +126,21 @@ def test_a_command_that_cannot_be_run_is_said_and_tried_again(told: Told) -> Non
         assert supervisor.pids == {}
 
 
+def test_a_child_that_refuses_its_settings_is_not_restarted_and_its_neighbours_run_on(told: Told) -> None:
+    refusing = Child("trainer", [sys.executable, "-S", "-c", "raise SystemExit(2)"])
+    refused: queue.Queue[str] = queue.Queue()
+    with Supervisor([refusing, Child("b", SLEEPER)], told, on_refusal=refused.put, first_pause_s=0.01) as supervisor:
+        assert refused.get(timeout=15) == "trainer"
+        assert "exited with code 2, which means wrong usage: not restarted" in told.until("exited")
+        assert set(supervisor.pids) == {"b"}
+    assert not any("restarting" in line for line in told.rest())
+
+
+def test_where_nobody_asks_for_refusals_such_a_child_is_restarted_like_any_other(told: Told) -> None:
+    with Supervisor([Child("c", [sys.executable, "-S", "-c", "raise SystemExit(2)"])], told, first_pause_s=0.01):
+        assert "exited with code 2; restarting in 0.01 s" in told.until("exited")
+
+
 def test_stop_lets_children_drain(told: Told, tmp_path: Path) -> None:
     note = tmp_path / "note"
     script = textwrap.dedent(f"""
