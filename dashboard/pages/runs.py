@@ -118,8 +118,12 @@ def _suspects(sha256: str | None, version: int) -> list[dict[str, Any]]:
     catalog = dashboard().catalog
     if sha256 is None or catalog.summary(sha256) is None:
         return []
-    data, probabilities = catalog.dataset(sha256), catalog.predictions(sha256, version)
+    probabilities = catalog.predictions(sha256, version)
     if probabilities is None:
+        return []
+    try:
+        data = catalog.dataset(sha256)
+    except NotFound:  # deleted since its summary was read
         return []
     order = choose(data, probabilities, FaceFilter(result="wrong", sort="wrong"))
     return [face_view(data, probabilities, int(i)) for i in order[:_SUSPECTS]]

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from shared.cli import dead, models, predictions, reference, services, training, trying
+from shared.cli import dead, deleting, models, predictions, reference, services, training, trying
 from shared.cli.base import output_of
 from shared.errors import GenderlineError
 
@@ -65,6 +65,7 @@ for _command in (
     predictions.predict,
     predictions.jobs,
     dead.dead,
+    deleting.delete,
     trying.sample,
     trying.demo,
     reference.settings,

@@ -60,6 +60,17 @@ def test_a_claimed_version_is_not_listed_before_it_is_registered(registry: Regis
     assert registry.version_of_run("run-unfinished") is None
 
 
+def test_a_version_deleted_but_for_its_claim_is_gone_and_its_number_not_given_again(
+    store: FileStore, registry: Registry, tmp_path: Path
+) -> None:
+    assert [register(registry, run_id, tmp_path) for run_id in ("run-1", "run-2")] == [1, 2]
+    for name in store.children("models/gender/2"):
+        if name != "claim.json":
+            store.delete(f"models/gender/2/{name}")
+    assert registry.versions() == [1]
+    assert registry.claim("run-3") == 3
+
+
 def test_a_registered_version_has_its_card_and_files(store: FileStore, registry: Registry, tmp_path: Path) -> None:
     version = register(registry, "run-1", tmp_path)
     assert registry.card(version)["run_id"] == "run-1"
