@@ -25,7 +25,7 @@ help: ## List these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 13
 
 .PHONY: demo
-demo: $(VENV)/.services ## Train, predict and show the results [DATASET=my.zip] [IMAGES=1200] [EPOCHS=40] [ONCE=1]
+demo: $(VENV)/.services ## Train, predict and show the results [DATASET=my.zip] [IMAGES=n, else 1200] [EPOCHS=n, else as many as it takes] [ONCE=1]
 	@$(BIN)/genderline demo $(if $(DATASET),--dataset '$(DATASET)') $(if $(IMAGES),--images '$(IMAGES)') \
 		$(if $(EPOCHS),--epochs '$(EPOCHS)') $(if $(filter-out 0,$(ONCE)),--once)
 

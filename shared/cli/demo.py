@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from shared.cli.follow import follow_job, follow_run
+from shared.cli.follow import follow_job, follow_run, place_of
 from shared.cli.output import Output, Steps, percent
 from shared.cli.predict_paths import Row, read_rows
 from shared.client import Client, open_client
@@ -75,11 +75,11 @@ class Demo:
                 with Presence(client.broker) as presence:
                     supervisor.start()
                     self._await_services(presence)
+                self._say_where(ports, "dashboard")
                 record = self._train(client, training)
                 self._predict(client, batch, record)
-            self._say_where(ports, log)
+            self._say_end(ports, log, stay=stay)
             if stay:
-                self._output.line("all services stay up; Ctrl-C stops them", "bold")
                 self._stay()
         except _Unsuccessful as error:
             self._output.error(f"{error}; what the services said is in {log}")
@@ -116,10 +116,11 @@ class Demo:
         if record["state"] != REGISTERED:
             raise _Unsuccessful("{run_id} {state}: {error[message]}".format(**record))
         evaluation = Evaluation.model_validate(client.runs.evaluation(run_id))
+        version = record["model"]["version"]
         self._output.line(
-            f"{run_id} is registered as version {record['model']['version']}: accuracy {percent(evaluation.accuracy)} "
+            f"{run_id} is registered as version {version}: accuracy {percent(evaluation.accuracy)} "
             f"({percent(evaluation.accuracy_low)} to {percent(evaluation.accuracy_high)}) on {evaluation.count:,} "
-            "held-out faces",
+            f"held-out faces; {place_of(client, version)}",
             "green",
         )
         return record
@@ -170,10 +171,18 @@ class Demo:
                 f"is {percent(sum(judged) / len(judged))}"
             )
 
-    def _say_where(self, ports: Mapping[str, int], log: Path) -> None:
+    def _say_where(self, ports: Mapping[str, int], *wanted: str) -> None:
+        for what, where in whereabouts(self._settings, ports):
+            if not wanted or what in wanted:
+                self._output.line(f"{what:<18} {where}")
+
+    def _say_end(self, ports: Mapping[str, int], log: Path, *, stay: bool) -> None:
         self._title("done")
-        for what, where in [*whereabouts(self._settings, ports), ("log", str(log.absolute()))]:
-            self._output.line(f"{what:<18} {where}")
+        # Addresses are of use only while somebody answers there.
+        self._say_where(ports, *([] if stay else ["broker", "store"]))
+        self._output.line(f"{'log':<18} {log.absolute()}")
+        ending = "stay up; Ctrl-C stops them" if stay else "end now; `genderline up` starts them again"
+        self._output.line(f"all services {ending}", "bold")
 
     def _stay(self) -> None:
         stop = threading.Event()
@@ -193,6 +202,6 @@ def _drawn(images: int, seed: int, steps: Steps) -> Path:
     """Returns a synthetic archive; the same numbers always give the same one, so it is drawn once."""
     path = _FOLDER / f"synthetic-{images}-{seed}.zip"
     if not path.exists():
-        draw_sample(path, images, seed, on_progress=lambda done, total: steps.step("drawing", done, total))
+        draw_sample(path, images, seed, on_progress=lambda done, total: steps.step(f"drawing {images:,}", done, total))
         steps.finish()
     return path

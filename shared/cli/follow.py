@@ -33,7 +33,7 @@ def follow_run(client: Client, run_id: str, steps: Steps, timeout_s: float | Non
         for record in client.follow_run(run_id, timeout_s):
             waiting.look(record["state"])
             progress = record["progress"] or {}
-            epochs.look(progress.get("epoch"), ended=record["state"] in FINAL_STATES)
+            epochs.look(progress.get("epoch"), progress.get("epochs"), ended=record["state"] in FINAL_STATES)
             if record["state"] in FINAL_STATES:
                 break
             state = record["state"]
@@ -48,6 +48,7 @@ def follow_run(client: Client, run_id: str, steps: Steps, timeout_s: float | Non
             )
     if record["state"] == "registered":
         steps.finish()
+        epochs.tell_end()
     return record
 
 
@@ -74,6 +75,14 @@ def follow_job(client: Client, job_id: str, steps: Steps, timeout_s: float | Non
     if record["state"] == "finished":
         steps.finish()
     return record
+
+
+def place_of(client: Client, version: int) -> str:
+    """Returns which model serves now that a version is registered, as the end of a sentence."""
+    champion = client.registry.aliases().champion
+    if champion is None:
+        return "no model serves yet"
+    return "the champion now" if champion == version else f"not promoted, the champion is still version {champion}"
 
 
 @contextlib.contextmanager
@@ -103,10 +112,19 @@ class _Epochs:
         self._run_id = run_id
         self._steps = steps
         self._printed = 0
+        self._planned = 0
         self._seen: object = None
 
-    def look(self, epoch: object, *, ended: bool) -> None:
+    def tell_end(self) -> None:
+        """Says, of a run that ended well, why it did before its last epoch."""
+        if 0 < self._printed < self._planned:
+            self._steps.line(
+                f"stopped early, after {self._printed} of {self._planned} epochs: the validation loss fell no further"
+            )
+
+    def look(self, epoch: object, planned: int | None, *, ended: bool) -> None:
         """Reads the history where it may have grown: when the epoch has changed, and at the end."""
+        self._planned = planned or self._planned
         if epoch == self._seen and not ended:
             return
         self._seen = epoch

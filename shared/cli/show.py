@@ -280,7 +280,7 @@ def show_status(output: Output, client: Client) -> None:
                     worker["service"],
                     worker["worker"],
                     worker.get("version"),
-                    ", ".join(filter(None, (worker.get("provider"), worker.get("device")))) or None,
+                    ", ".join(dict.fromkeys(filter(None, (worker.get("provider"), worker.get("device"))))) or None,
                     _number(worker.get("images_per_second")),
                     _number(worker.get("latency_p99_ms")),
                     worker.get("busy"),

@@ -79,6 +79,7 @@ def _follow_run(
 
 def _tell_run(ctx: click.Context, output: Output, client: Client, record: Mapping[str, Any]) -> None:
     """Prints how a run stands, and ends with an exit code that fits."""
+    from shared.cli.follow import place_of  # noqa: PLC0415
     from shared.cli.output import percent  # noqa: PLC0415
     from shared.runs import Runs  # noqa: PLC0415
 
@@ -87,11 +88,11 @@ def _tell_run(ctx: click.Context, output: Output, client: Client, record: Mappin
         output.document({"schema": 1, **Runs.reply(record)})
     elif state == "registered":
         version = record["model"]["version"]
-        aliases = client.registry.aliases()
-        place = "the champion now" if aliases.champion == version else f"the champion is still {aliases.champion}"
         accuracy = percent(record["metrics"].get("test_accuracy") or record["metrics"].get("val_accuracy"))
         output.line(
-            f"{run_id}: registered as version {version}, accuracy {accuracy} on held-out faces; {place}", "green"
+            f"{run_id}: registered as version {version}, accuracy {accuracy} on held-out faces; "
+            f"{place_of(client, version)}",
+            "green",
         )
     elif record["error"]:
         output.error("{run_id} {state}: {error[code]}: {error[message]}".format(**record))

@@ -432,6 +432,30 @@ def test_waiting_says_that_the_trainer_is_busy(client: Client, folder: Path) -> 
     assert "no trainer is up" not in result.stderr
 
 
+def test_a_run_that_ends_before_its_last_epoch_is_said_to_have_stopped_early(
+    client: Client, builder: StoreBuilder
+) -> None:
+    progress = {"stage": "training", "done": 30, "total": 60, "epoch": 2, "epochs": 5}
+    run_id = builder.run(state="training", epochs=2, progress=progress)
+    ending = threading.Timer(1.0, client.runs.update, [run_id], {**registered(), "progress": None})
+    ending.start()
+    result = run("runs", run_id, "--follow")
+    ending.join()
+    assert "stopped early, after 2 of 5 epochs: the validation loss fell no further\n" in result.stderr
+
+
+def test_a_version_that_the_gate_did_not_promote_is_told_with_the_one_that_serves(
+    client: Client, builder: StoreBuilder, folder: Path
+) -> None:
+    (folder / "faces.zip").write_bytes(ZIP)
+    sha256 = builder.dataset()
+    client.promote(builder.model(sha256, "run-000000000001"), "first")
+    builder.model(sha256, "run-000000000002")
+    with serving(client, client.broker.topology.datasets, trains(client, **registered(2))):
+        result = run("train", "faces.zip")
+    assert "held-out faces; not promoted, the champion is still version 1\n" in result.stdout
+
+
 def test_runs_lists_and_shows_runs(builder: StoreBuilder) -> None:
     assert "no runs yet" in run("runs").stderr
     builder.model(builder.dataset(), "run-000000000001", name="first")
@@ -701,7 +725,7 @@ def test_status_tells_who_is_up_what_waits_and_what_serves(client: Client, build
     client.promote(1, "the first")
     builder.run("run-000000000002", name="second")
     client.broker.publish(client.broker.topology.jobs, Message(b"{}", "application/json"))
-    with beating(client, "inference", version=1, provider="cpu", images_per_second=512.5):
+    with beating(client, "inference", version=1, provider="cpu", device="cpu", images_per_second=512.5):
         shown = run("status").stdout
         found = document("status")
     assert re.search(r"^inference +\S+:\d+ +1 +cpu +512\.5", shown, flags=re.MULTILINE)
