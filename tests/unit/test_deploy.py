@@ -93,6 +93,10 @@ def test_gpu_services_start_only_when_asked_for(compose: dict[str, Any]) -> None
         assert service.get("profiles") == (["gpu"] if name.endswith("-gpu") else None)
 
 
+def test_workers_are_left_to_the_layout_which_knows_cores_and_gpus(compose: dict[str, Any]) -> None:
+    assert [name for name in SERVICES if "GENDERLINE_WORKERS" in compose["services"][name]["environment"]] == []
+
+
 def test_inference_can_be_scaled(compose: dict[str, Any]) -> None:
     service = compose["services"]["inference"]
     assert "ports" not in service
