@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.errors import InvalidMessage, shown
+from shared.values import expected_of
 
 Auto = Literal["auto"]
 """Leaves a choice to the recipe, which knows how many faces there are and what they are trained on."""
@@ -83,11 +84,13 @@ class TrainingParams(BaseModel):
         try:
             return cls.model_validate(dict(given))
         except ValidationError as error:
+            # Of a union, pydantic tells what is wrong with each alternative.
+            found = {fault["loc"][0]: fault for fault in error.errors()}
             faults = "; ".join(
-                f"{shown(fault['loc'][0])}: unknown parameter"
-                if fault["type"] == "extra_forbidden"
-                else f"{fault['loc'][0]}: {fault['msg']} (found {shown(fault['input'])})"
-                for fault in error.errors()
+                f"{name}: found {shown(fault['input'])}, expected {expected_of(cls.model_fields[str(name)])}"
+                if name in cls.model_fields
+                else f"{shown(name)}: unknown parameter"
+                for name, fault in found.items()
             )
             raise InvalidMessage(
                 f"{faults}. Valid parameters: {', '.join(cls.model_fields)}", code="invalid_params"

@@ -7,19 +7,18 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Final, Literal, Union, get_args, get_origin
+from typing import Final
 from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
-from pydantic.fields import FieldInfo
 
 from shared.broker import open_broker
 from shared.errors import CODES
 from shared.metrics import BrokerCollector, InferenceMetrics, TrainerMetrics
 from shared.params import TrainingParams
 from shared.settings import Settings, variable
+from shared.values import values_of
 
 _HIDDEN: Final = "***"
 
@@ -47,7 +46,7 @@ def settings_reference() -> Reference:
     return Reference(
         ("Variable", "Default", "Values", "Meaning"),
         tuple(
-            (variable(name), _code(field.default), _values(field), field.description or "")
+            (variable(name), _code(field.default), values_of(field), field.description or "")
             for name, field in Settings.model_fields.items()
         ),
     )
@@ -74,7 +73,7 @@ def params_reference() -> Reference:
     return Reference(
         ("Parameter", "Default", "Values", "Meaning"),
         tuple(
-            (name, _code(field.default), _values(field), field.description or "")
+            (name, _code(field.default), values_of(field), field.description or "")
             for name, field in TrainingParams.model_fields.items()
         ),
     )
@@ -149,29 +148,3 @@ def _text(value: object) -> str:
 def _code(value: object) -> str:
     text = _text(value)
     return f"`{text}`" if text else ""
-
-
-def _values(field: FieldInfo) -> str:
-    """Returns what values there are, such as `1 to 1000` or `auto, cuda, cpu`; empty where the meaning says it all."""
-    if isinstance(field.annotation, UnionType) or get_origin(field.annotation) is Union:
-        members = [FieldInfo.from_annotation(member) for member in get_args(field.annotation) if member is not NoneType]
-        return " or ".join(filter(None, (_values_of(member.annotation, member.metadata) for member in members))) or (
-            _values_of(None, field.metadata)
-        )
-    return _values_of(field.annotation, field.metadata)
-
-
-def _values_of(annotation: object, constraints: Sequence[object]) -> str:
-    if get_origin(annotation) is Literal:
-        return ", ".join(map(str, get_args(annotation)))
-    if annotation is bool:
-        return "true, false"
-    bounds = {
-        key: f"{getattr(constraint, key):,}"
-        for constraint in constraints
-        for key in ("ge", "gt", "le", "lt")
-        if getattr(constraint, key, None) is not None
-    }
-    low = bounds.get("ge") or (f"above {bounds['gt']}" if "gt" in bounds else "")
-    high = bounds.get("le") or (f"below {bounds['lt']}" if "lt" in bounds else "")
-    return f"{low} to {high}" if high else low if low.startswith("above") else f"at least {low}" if low else ""

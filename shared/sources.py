@@ -78,8 +78,9 @@ def _allowed_file(uri: str, settings: Settings) -> Path:
     roots = [root.resolve() for root in settings.allowed_roots]
     if not any(path.is_relative_to(root) for root in roots):
         # Whether the file exists is none of the sender's business.
+        allowed = os.pathsep.join(map(str, roots)) or "there are none"
         raise InvalidMessage(
-            f"{shown(uri)} lies outside the allowed roots (GENDERLINE_ALLOWED_ROOTS)", code="uri_not_allowed"
+            f"{shown(uri)} lies outside the allowed roots, GENDERLINE_ALLOWED_ROOTS: {allowed}", code="uri_not_allowed"
         )
     if not os.access(path, os.R_OK) or not path.is_file():
         raise InvalidMessage(f"there is no file that can be read at {shown(uri)}", code="uri_not_found")

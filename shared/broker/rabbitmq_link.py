@@ -259,7 +259,7 @@ class Link:
         if isinstance(cause, AuthenticationError | ProbableAuthenticationError | ProbableAccessDeniedError):
             self._refuse(f"it refused the user or the virtual host: {cause}")
         elif not self._refused:
-            self._last_error = str(cause) or repr(cause)
+            self._last_error = _said(cause)
         if was_up:
             log.warning("lost the connection to RabbitMQ at %s: %s", self.address, self._last_error)
         for part in list(self._parts):
@@ -302,3 +302,10 @@ def _cause(error: BaseException) -> Exception:
             error = error.args[0]
         else:
             return error if isinstance(error, Exception) else ConnectionLost(str(error))
+
+
+def _said(cause: Exception) -> str:
+    """Returns what went wrong, for people."""
+    text = str(cause) or repr(cause)
+    # pika's word for it names no side.
+    return "the server closed the connection" if "Transport indicated EOF" in text else text

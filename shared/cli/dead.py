@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import click
 
 from shared.cli.base import connected, json_option, output_of
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.group(invoke_without_command=True)
@@ -42,7 +39,7 @@ def dead_retry(ctx: click.Context, dead_ids: tuple[str, ...], everything: bool) 
     """Send dead letters back to where they came from."""
     wanted = _wanted(dead_ids, everything)
     with connected() as client:
-        _tell_count(ctx, "retried", client.broker.retry_dead(wanted), wanted)
+        _handle(ctx, "retried", client.broker.retry_dead, wanted)
 
 
 @dead.command("drop")
@@ -54,7 +51,7 @@ def dead_drop(ctx: click.Context, dead_ids: tuple[str, ...], everything: bool) -
     """Delete dead letters."""
     wanted = _wanted(dead_ids, everything)
     with connected() as client:
-        _tell_count(ctx, "dropped", client.broker.drop_dead(wanted), wanted)
+        _handle(ctx, "dropped", client.broker.drop_dead, wanted)
 
 
 def _wanted(dead_ids: tuple[str, ...], everything: bool) -> list[str] | None:
@@ -63,12 +60,20 @@ def _wanted(dead_ids: tuple[str, ...], everything: bool) -> list[str] | None:
     return None if everything else list(dead_ids)
 
 
-def _tell_count(ctx: click.Context, verb: str, count: int, wanted: list[str] | None) -> None:
+def _handle(ctx: click.Context, verb: str, handle: Callable[[list[str] | None], int], wanted: list[str] | None) -> None:
+    """Retries or drops, and tells how many and which there were not."""
     output = output_of(ctx)
+    unknown: list[str] = []
+    if wanted is None:
+        count = handle(None)
+    else:
+        names = list(dict.fromkeys(wanted))
+        unknown = [dead_id for dead_id in names if not handle([dead_id])]
+        count = len(names) - len(unknown)
     if output.as_json:
         output.document({verb: count})
     else:
         output.line(f"{verb} {count:,}")
-    if wanted is not None and count < len(wanted):
-        output.remark(f"{len(wanted) - count} of the ids are not among the dead letters")
+    if unknown:
+        output.error(f"no dead letter has the ID {' or '.join(map(repr, unknown))}")
         ctx.exit(1)

@@ -8,6 +8,7 @@ import decimal
 import functools
 import os
 import signal
+import socket
 import struct
 import threading
 import time
@@ -575,6 +576,23 @@ def test_a_server_that_is_not_there_is_told_with_its_address(monkeypatch: pytest
         open_broker(f"amqp://guest:s3cret@127.0.0.1:{port}/")
     assert "s3cret" not in str(caught.value)
     assert set(threading.enumerate()) == before
+
+
+def test_a_server_that_hangs_up_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rabbitmq, "_CONNECT_TIMEOUT_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    connection.recv(8)
+                    connection.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        with pytest.raises(BrokerError, match=r"the server closed the connection$"):
+            open_broker(f"amqp://guest:guest@127.0.0.1:{server.getsockname()[1]}/")
+        server.shutdown(socket.SHUT_RDWR)
 
 
 def test_queues_declared_with_other_arguments_are_told_at_once_with_what_to_do(place: Place) -> None:

@@ -262,7 +262,10 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
     assert run(*arguments).exit_code == 2
 
 
-@pytest.mark.parametrize(("param", "said"), [("epochs", "KEY=VALUE"), ("epoch=3", "unknown"), ("epochs=x", "integer")])
+@pytest.mark.parametrize(
+    ("param", "said"),
+    [("epochs", "KEY=VALUE"), ("epoch=3", "unknown"), ("epochs=x", "a whole number, 1 to 1,000 or auto")],
+)
 def test_a_wrong_parameter_is_wrong_usage_and_sends_nothing(folder: Path, param: str, said: str) -> None:
     (folder / "faces.zip").write_bytes(ZIP)
     result = run("train", "faces.zip", "--param", param)
@@ -714,7 +717,9 @@ def test_an_unknown_dead_letter_is_exit_code_1(client: Client, dead_ids: list[st
     result = run("dead", "drop", dead_ids[0], "unknown")
     assert result.exit_code == 1
     assert result.stdout == "dropped 1\n"
-    assert "1 of the ids" in result.stderr
+    assert result.stderr == "error: no dead letter has the ID 'unknown'\n"
+    assert document("dead", "retry", dead_ids[1], "x", "y", "x", exit_code=1) == {"retried": 1}
+    assert run("dead", "retry", "x", "y").stderr == "error: no dead letter has the ID 'x' or 'y'\n"
 
 
 # -- status

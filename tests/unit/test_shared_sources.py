@@ -87,7 +87,15 @@ def test_no_link_no_dots_and_no_escape_leads_out_of_the_allowed_folder(place: Pl
     ):
         error = place.refusal(f"file://{path}")
         assert error.code == "uri_not_allowed"
-        assert "lies outside the allowed roots (GENDERLINE_ALLOWED_ROOTS)" in str(error)
+        said = f"lies outside the allowed roots, GENDERLINE_ALLOWED_ROOTS: {place.allowed.resolve()}"
+        assert str(error).endswith(said)
+
+
+def test_that_no_folder_is_allowed_is_said(place: Place) -> None:
+    request = ArchiveRequest("m1", "faces", uri=f"file://{place.allowed}/faces.zip")
+    settings = Settings(allowed_roots=())
+    with pytest.raises(InvalidMessage, match="GENDERLINE_ALLOWED_ROOTS: there are none"):
+        fetched(request, place.store, settings, place.copies).__enter__()
 
 
 def test_a_link_inside_the_allowed_folder_is_followed(place: Place) -> None:
