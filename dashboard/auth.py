@@ -21,7 +21,7 @@ from flask import Blueprint, Flask, Response, current_app, g, redirect, render_t
 from werkzeug.wrappers import Response as WsgiResponse
 
 from dashboard.attempts import Attempts
-from dashboard.errors import Forbidden, TooManyAttempts
+from dashboard.errors import Forbidden, TooManyAttempts, reads_json
 from shared.errors import GenderlineError
 from shared.metrics import authorised
 from shared.settings import LOOPBACK, Settings
@@ -88,7 +88,7 @@ def _guard() -> WsgiResponse | None:
         _refuse_foreign()
     if token is None or bearer or session.get("in") or request.path in _OPEN or request.endpoint == "static":
         return None
-    if request.path.startswith("/api/") or request.path == "/metrics":
+    if reads_json():
         raise GenderlineError("expected Authorization: Bearer TOKEN, or a login", code="unauthorized")
     return redirect(url_for("auth.login", next=request.full_path.rstrip("?")), 303)
 

@@ -1,4 +1,4 @@
-"""The one place where an error becomes an HTTP status: JSON under `/api`, a page for people elsewhere."""
+"""The one place where an error becomes an HTTP status: JSON for programs and scripts, a page for people."""
 
 from __future__ import annotations
 
@@ -99,6 +99,13 @@ def status_of(error: GenderlineError) -> int:
     return 403 if isinstance(error, Forbidden) else STATUSES[error.code]
 
 
+def reads_json() -> bool:
+    """Returns whether whoever asks is a program, or a script of a page of ours, rather than a person."""
+    accepted = request.accept_mimetypes
+    prefers_json = accepted["application/json"] > accepted["text/html"]
+    return prefers_json or request.path.startswith("/api/") or request.path == "/metrics"
+
+
 def _of_ours(error: GenderlineError) -> WsgiResponse:
     answer = make_response(_answer(error, status_of(error)))
     if isinstance(error, TooManyAttempts):
@@ -126,7 +133,7 @@ def _of_a_bug(error: Exception) -> tuple[Response | str, int]:
 
 
 def _answer(error: GenderlineError, status: int) -> tuple[Response | str, int]:
-    if request.path.startswith("/api/") or request.path == "/metrics":
+    if reads_json():
         answer = jsonify({"error": error.as_dict()})
         if status == 401:
             answer.headers["WWW-Authenticate"] = "Bearer"

@@ -396,3 +396,26 @@ def test_several_archives_are_dropped_at_once_and_each_is_followed(site: Site, b
         site.builder.runs.update(str(run_id), state=runs.REJECTED, error=error)
     visit.check()
     visit.close()
+
+
+BROKEN_PICTURES = """() => [...document.images].filter((image) =>
+  (image.complete && !image.naturalWidth) && image.checkVisibility({ visibilityProperty: true })).length"""
+
+
+def test_a_file_that_is_no_image_is_told_apart_and_leaves_no_broken_picture(base: str, browser: Browser) -> None:
+    visit = Visit(browser, base)
+    visit.go("/predict?search=none")  # the note is there at once, the face of the form is predicted by nobody
+    visit.page.locator("#own").set_input_files(
+        [
+            {"name": "broken.jpg", "mimeType": "image/jpeg", "buffer": b"\xff\xd8\xff broken"},
+            {"name": "empty.jpg", "mimeType": "image/jpeg", "buffer": b""},
+            {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"some notes"},
+        ]
+    )
+
+    for name, words in (("broken", "JPEG image that"), ("empty", "an empty file"), ("notes", "found a text file, exp")):
+        card = visit.page.locator("#results section", has_text=name)
+        expect(card.locator("[data-error]")).to_contain_text(words)
+        expect(card.locator("img")).to_have_count(0)
+    assert visit.page.evaluate(BROKEN_PICTURES) == 0
+    visit.close()

@@ -55,6 +55,12 @@ def test_programs_are_told_what_is_missing(guarded: Site, path: str) -> None:
     assert error_of(answer.data)[0] == "unauthorized"
 
 
+def test_a_script_whose_login_has_ended_is_told_so(guarded: Site) -> None:
+    answer = guarded.web.post("/predict/image", data=b"x", headers={"Accept": "application/json"})
+
+    assert (answer.status_code, error_of(answer.data)[0]) == (401, "unauthorized")
+
+
 @pytest.mark.parametrize("path", ["/", "/nope"])
 def test_people_are_led_to_the_login_and_back(guarded: Site, path: str) -> None:
     answer = guarded.web.get(f"{path}?a=1")

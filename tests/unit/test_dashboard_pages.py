@@ -29,6 +29,7 @@ from tests.dashboard_app import Site, error_of, open_site
 from tests.store_builder import HOSTILE_NAMES
 
 RUN = "run-000000000001"
+ASKS_FOR_JSON = {"Accept": "application/json"}
 
 
 @pytest.fixture
@@ -605,6 +606,9 @@ def test_predicting_what_is_no_image_says_what_was_found(filled: Site) -> None:
 
     assert answer.status_code == 400
     assert "a PDF document" in answer.text
+    for_script = filled.web.post("/predict/image", data=b"text", headers=ASKS_FOR_JSON, content_type="image/jpeg")
+    assert (for_script.status_code, for_script.mimetype) == (400, "application/json")
+    assert error_of(for_script.data)[1].startswith("found a text file, expected a JPEG")
 
 
 def test_occlusion_is_one_pack_through_the_queue(filled: Site) -> None:

@@ -26,7 +26,8 @@ export function toast(text) {
 }
 
 export async function post(url, options = {}) {
-  const headers = { "X-CSRF-Token": csrfToken(), ...(options.headers ?? {}) };
+  // Errors come as JSON only where that is asked for.
+  const headers = { Accept: "application/json", "X-CSRF-Token": csrfToken(), ...(options.headers ?? {}) };
   const answer = await fetch(url, { method: "POST", ...options, headers });
   const body = await answer.json().catch(() => ({}));
   if (!answer.ok) throw new Error(body.error?.message ?? `The server answered ${answer.status}.`);

@@ -35,7 +35,8 @@ async function predict(blob, { name, given, gender, page }) {
   results.prepend(item);
   at("given").src = given;
   at("given").addEventListener("error", () => at("given").closest("figure").remove());
-  const options = { body: blob, headers: { "Content-Type": blob.type || "image/jpeg" } };
+  // The server looks at the content, and says of a file that is no image what it is.
+  const options = { body: blob, headers: { "Content-Type": "image/jpeg" } };
   try {
     const answer = await post(`/predict/image?${query({ name })}`, options);
     const [entry] = answer.reply.predictions;
@@ -61,6 +62,8 @@ async function predict(blob, { name, given, gender, page }) {
     at("look").addEventListener("click", () => look(item, at, options));
   } catch (error) {
     at("predicted").textContent = "–";
+    at("seen").closest("figure").remove();
+    at("look").remove();
     at("error").textContent = error.message;
     at("error").hidden = false;
   }
