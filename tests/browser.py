@@ -80,6 +80,8 @@ class Visit:
         self.base = base
         self.context = browser.new_context(
             viewport={"width": size[0], "height": size[1]},
+            is_mobile=size == PHONE,
+            has_touch=size == PHONE,
             color_scheme="dark" if dark else "light",
             accept_downloads=True,
             timezone_id=zone,

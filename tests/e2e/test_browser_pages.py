@@ -419,3 +419,32 @@ def test_a_file_that_is_no_image_is_told_apart_and_leaves_no_broken_picture(base
         expect(card.locator("img")).to_have_count(0)
     assert visit.page.evaluate(BROKEN_PICTURES) == 0
     visit.close()
+
+
+CUT_OFF = """() => [...document.querySelectorAll("a, button, td, .faces .line span")].filter((e) => {
+  const { left, right, width } = e.getBoundingClientRect();
+  const frame = e.closest(".faces a")?.getBoundingClientRect() ?? { left: 0, right: innerWidth };
+  return width && !e.matches(".skip") && (left < frame.left || right > frame.right + 0.5);
+}).map((e) => e.textContent.trim())"""
+SCROLLS_SIDEWAYS = """() => [...document.querySelectorAll(".scroll, nav.main")]
+  .filter((box) => box.scrollWidth > box.clientWidth).map((box) => box.textContent.trim().slice(0, 80))"""
+
+
+def test_on_a_phone_nothing_is_cut_off_and_no_table_scrolls_sideways(site: Site, base: str, browser: Browser) -> None:
+    visit = Visit(browser, base, PHONE)
+    for path in paths(site):
+        visit.go(path)
+        assert (path, visit.page.evaluate(SCROLLS_SIDEWAYS)) == (path, [])
+        assert (path, visit.page.evaluate(CUT_OFF)) == (path, [])
+    visit.close()
+
+
+def test_on_a_phone_a_row_of_results_says_everything(base: str, browser: Browser) -> None:
+    visit = Visit(browser, base, PHONE)
+    visit.go("/jobs/job-000000000001")
+    row = visit.page.locator("#results tbody tr").first
+
+    expect(row.locator("progress")).to_be_in_viewport()
+    expect(row.locator("td[data-label=Confidence]")).to_be_in_viewport()
+    expect(row.locator(".verdict")).to_be_in_viewport()
+    visit.close()
