@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 GroupKind = Literal["gender", "ethnicity", "age", "intersection"]
+MIN_GROUP: Final = 10
+"""Faces that a group needs to be named the worst: below that, chance alone makes one bad."""
 
 
 class _Figures(BaseModel):
@@ -89,7 +91,7 @@ class Evaluation(_Figures):
         roc: true over false positive rate; empty where all faces have one gender.
         precision_recall: precision over recall; likewise.
         groups: every group that has faces; by gender, ethnicity, age, then intersections.
-        worst_group: the lowest accuracy of the groups with at least 10 faces; None where there is no such group.
+        worst_group: the lowest accuracy of the groups with at least `MIN_GROUP` faces; None where there is no such group.
         gap: the highest accuracy of these groups less the lowest; None likewise.
         histogram: faces by probability of female, 20 bins of equal width: what drift in production is held against.
     """

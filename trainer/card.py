@@ -22,12 +22,11 @@ from shared.card import (
     Int8Report,
     ModelCard,
 )
-from shared.evaluation import Evaluation, Group
+from shared.evaluation import MIN_GROUP, Evaluation, Group
 from shared.image import light
 from shared.messages import now_iso
 from shared.params import TrainingParams
 from shared.store.base import sha256_of
-from trainer.evaluate import MIN_GROUP
 from trainer.model import Cost
 from trainer.train import EpochRow, Trained
 
@@ -258,7 +257,7 @@ def _worst(evaluation: Evaluation) -> str:
         return f"No group has {MIN_GROUP} held-out faces or more, so no worst one is named."
     return (
         f"Worst group: **{worst.name}**, accuracy {_share(worst.accuracy, worst.low, worst.high)} on {worst.count:,} "
-        f"faces, {100 * gap:.1f} points below the best group."
+        f"faces, {100 * gap:.1f} points below the best group; of the groups of at least {MIN_GROUP} faces."
     )
 
 

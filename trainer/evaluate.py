@@ -10,14 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.dataset import AGE_BANDS, age_band
-from shared.evaluation import Confusion, Curve, Evaluation, Group, GroupKind, ReliabilityBin
+from shared.evaluation import MIN_GROUP, Confusion, Curve, Evaluation, Group, GroupKind, ReliabilityBin
 from shared.labels import ETHNICITIES, GENDERS
 
 RELIABILITY_BINS: Final = 15
 HISTOGRAM_BINS: Final = 20
 CURVE_POINTS: Final = 200
-MIN_GROUP: Final = 10
-"""Faces that a group needs to be named the worst: below that, chance alone makes one bad."""
 Z_95: Final = 1.959964
 
 

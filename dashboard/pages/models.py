@@ -8,6 +8,7 @@ from werkzeug.wrappers import Response
 from dashboard.api import reason
 from dashboard.context import dashboard
 from dashboard.presence import watching
+from shared.evaluation import MIN_GROUP
 
 blueprint = Blueprint("models", __name__)
 
@@ -35,6 +36,7 @@ def show_model(version: int) -> str:
     return render_template(
         "model.html",
         card=parts.catalog.card(version),
+        min_group=MIN_GROUP,
         aliases=parts.client.registry.aliases(),
         workers=[worker for worker in parts.presence.workers() if worker.state.get("version") == version],
     )

@@ -14,6 +14,7 @@ from dashboard.formats import progress_view
 from shared import runs
 from shared.dataset import SPLITS
 from shared.errors import NotFound
+from shared.evaluation import MIN_GROUP
 from shared.labels import GENDERS
 
 _PAGE = 50
@@ -58,6 +59,7 @@ def show_run(run_id: str) -> str:
         summary=parts.catalog.summary(run["dataset"]) if run["dataset"] else None,
         suspects=_suspects(run["dataset"], version) if version else [],
         kinds=("gender", "ethnicity", "age"),
+        min_group=MIN_GROUP,
     )
 
 

@@ -348,6 +348,11 @@ def test_a_finished_run_shows_confusion_groups_and_suspects(filled: Site) -> Non
     assert "ethnicity" in text
 
 
+def test_beside_the_worst_group_stands_how_small_a_group_may_be(filled: Site) -> None:
+    for path in (f"/runs/{RUN}", "/models/1"):
+        assert "Worst group of 10 faces or more" in filled.web.get(path).text
+
+
 def test_curves_come_as_csv(filled: Site) -> None:
     answer = filled.web.get(f"/runs/{RUN}/history.csv")
 

@@ -116,6 +116,7 @@ def test_the_written_card_names_the_figures_and_the_worst_group(parts: dict[str,
     worst = card.evaluation.worst_group
     assert worst is not None
     assert f"Worst group: **{worst.name}**, accuracy {100 * worst.accuracy:.1f} %" in text
+    assert "of the groups of at least 10 faces" in text
     assert f"| accuracy | {100 * card.evaluation.accuracy:.1f} % (" in text
     for expected in ("*perceived*", "Temperature 1.250", "a" * 64, "| seed | 42 |", card.libraries["torch"], "180 s"):
         assert expected in text
