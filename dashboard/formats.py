@@ -21,7 +21,14 @@ _STAGES: Final = {
 def register_formats(app: Flask) -> None:
     """Gives the templates their filters."""
     app.jinja_env.filters.update(
-        percent=percent, count=count, size=size, duration=duration, state_class=state_class, short=short, number=number
+        percent=percent,
+        count=count,
+        size=size,
+        duration=duration,
+        state_class=state_class,
+        short=short,
+        number=number,
+        parameter=parameter,
     )
     app.jinja_env.globals["static_url"] = lambda name: url_for("static", filename=name)
     app.jinja_env.trim_blocks = True
@@ -69,6 +76,27 @@ def duration(seconds: float | None) -> str:
 def short(identifier: str | None) -> str:
     """Returns the beginning of a hash, enough to tell it from others."""
     return (identifier or _NOTHING)[:12]
+
+
+def parameter(value: object) -> str:
+    """Returns a training parameter as the README writes it."""
+    if value is None:
+        return _NOTHING
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def parameters(asked: Mapping[str, Any] | None, done: Mapping[str, Any] | None) -> dict[str, str]:
+    """Returns training parameters by name, as `auto → 49` where a choice was left to the recipe and is known.
+
+    Args:
+        asked: what the run was asked for.
+        done: what was trained with; parameters not decided yet may be missing.
+    """
+    found = {}
+    for name, value in (asked or {}).items():
+        decided = (done or {}).get(name, value)
+        found[name] = parameter(value) if decided == value else f"{parameter(value)} → {parameter(decided)}"
+    return found
 
 
 def state_class(state: str) -> str:

@@ -43,6 +43,8 @@ HOSTILE_NAMES = (
     "24_0_1_\u202egnp.exe\u202c.jpg",
     "31_1_2_" + "long" * 48 + ".jpg",
 )
+RECIPE = {"network": "small", "batch_size": 32, "mirror": True, "precision": "float32"}
+"""What a trainer decides where a run's parameters leave it open."""
 
 
 class StoreBuilder:
@@ -164,7 +166,7 @@ class StoreBuilder:
             run_id=run_id,
             created=now_iso(),
             dataset=CardDataset(sha256=sha256, name=name, counts=counts),
-            params=TrainingParams(epochs=epochs).as_dict(),
+            params=TrainingParams(epochs=epochs).as_dict() | RECIPE,
             metrics=metrics,
             evaluation=evaluation,
             temperature=1.12,

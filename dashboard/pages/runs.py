@@ -10,7 +10,7 @@ from werkzeug.wrappers import Response as WsgiResponse
 
 from dashboard.context import dashboard
 from dashboard.faces import FaceFilter, choose, face_view
-from dashboard.formats import progress_view
+from dashboard.formats import parameters, progress_view
 from shared import runs
 from shared.dataset import SPLITS
 from shared.errors import NotFound
@@ -51,6 +51,7 @@ def show_run(run_id: str) -> str:
     return render_template(
         "run.html",
         run=run,
+        parameters=_parameters(run),
         progress=progress_view(run["progress"]),
         ended=run["state"] in runs.FINAL_STATES,
         epochs=len(parts.client.runs.history(run_id)),
@@ -110,9 +111,20 @@ def compare() -> str:
     chosen = list(dict.fromkeys(request.args.getlist("run")))[:_COMPARED]
     found = [parts.catalog.run(run_id) for run_id in chosen]
     evaluations = {run["run_id"]: parts.client.runs.evaluation(run["run_id"]) for run in found}
-    names = sorted({name for run in found for name in run["params"] or {}})
-    differing = [name for name in names if len({repr((run["params"] or {}).get(name)) for run in found}) > 1]
-    return render_template("compare.html", runs=found, evaluations=evaluations, differing=differing)
+    values = {run["run_id"]: _parameters(run) for run in found}
+    names = sorted({name for params in values.values() for name in params})
+    differing = [name for name in names if len({params.get(name) for params in values.values()}) > 1]
+    return render_template(
+        "compare.html", runs=found, evaluations=evaluations, differing=differing, parameters=values
+    )
+
+
+def _parameters(run: dict[str, Any]) -> dict[str, str]:
+    """Returns a run's parameters, and what became of those left to the recipe: its model's card says all of them."""
+    if run["model"]:
+        return parameters(run["params"], dashboard().catalog.card(run["model"]["version"])["params"])
+    epochs = (run["progress"] or {}).get("epochs")  # of a training under way
+    return parameters(run["params"], {"epochs": epochs} if epochs else None)
 
 
 def _suspects(sha256: str | None, version: int) -> list[dict[str, Any]]:

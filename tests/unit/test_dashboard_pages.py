@@ -353,6 +353,32 @@ def test_beside_the_worst_group_stands_how_small_a_group_may_be(filled: Site) ->
         assert "Worst group of 10 faces or more" in filled.web.get(path).text
 
 
+def test_a_parameter_left_open_says_what_became_of_it(filled: Site) -> None:
+    text = filled.web.get(f"/runs/{RUN}").text
+
+    assert '<dt>batch_size</dt><dd class="mono">auto → 32</dd>' in text
+    assert '<dt>mirror</dt><dd class="mono">auto → true</dd>' in text
+    assert '<dt>augment</dt><dd class="mono">true</dd>' in text
+    assert '<dt>budget_s</dt><dd class="mono">–</dd>' in text
+    assert '<dt>augment</dt><dd class="mono">true</dd>' in filled.web.get("/models/1").text
+
+
+def test_the_epochs_of_a_training_under_way_are_known(site: Site) -> None:
+    site.builder.run(RUN, state=runs.TRAINING, params=TrainingParams().as_dict(), progress={"epochs": 49, "epoch": 1})
+
+    assert '<dt>epochs</dt><dd class="mono">auto → 49</dd>' in site.web.get(f"/runs/{RUN}").text
+
+
+def test_runs_side_by_side_show_what_their_parameters_became(filled: Site) -> None:
+    filled.builder.runs.update(RUN, params=TrainingParams(network="small").as_dict())
+    filled.builder.runs.update("run-000000000002", params=TrainingParams(epochs=12).as_dict())
+
+    text = filled.web.get(f"/runs/compare?run={RUN}&run=run-000000000002").text
+
+    assert re.search(r">epochs</td><td[^>]*>auto → 12</td><td[^>]*>12</td>", text)
+    assert re.search(r">network</td><td[^>]*>small</td><td[^>]*>auto → small</td>", text)
+
+
 def test_curves_come_as_csv(filled: Site) -> None:
     answer = filled.web.get(f"/runs/{RUN}/history.csv")
 
@@ -381,7 +407,7 @@ def test_runs_side_by_side_show_only_the_parameters_that_differ(site: Site) -> N
 
     text = site.web.get("/runs/compare?run=run-0&run=run-1").text
 
-    assert '<td class="mono">epochs</td>' in text
+    assert '<td class="line mono">epochs</td>' in text
     assert "dropout" not in text
 
 
