@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+import msgpack
 from flask import Blueprint, flash, redirect, render_template
 from werkzeug.wrappers import Response
 
 from dashboard.api import chosen_dead
 from dashboard.context import dashboard
 from shared.broker.base import DeadLetter
-from shared.errors import CODES
+from shared.errors import CODES, InvalidMessage
+from shared.messages import MSGPACK
 from shared.sniff import looks_like
 
 _SHOWN: Final = 200
@@ -34,16 +38,23 @@ def list_dead() -> str:
 @blueprint.post("/dead/retry")
 def retry() -> Response:
     """Sends dead letters back to their queues."""
-    count = dashboard().broker.retry_dead(chosen_dead())
-    flash(f"{count:,} sent back to where they came from.")
-    return redirect("/dead", 303)
+    return _done_to_chosen(dashboard().broker.retry_dead, "sent back to where they came from")
 
 
 @blueprint.post("/dead/drop")
 def drop() -> Response:
     """Deletes dead letters."""
-    count = dashboard().broker.drop_dead(chosen_dead())
-    flash(f"{count:,} dropped for good.")
+    return _done_to_chosen(dashboard().broker.drop_dead, "dropped for good")
+
+
+def _done_to_chosen(act: Callable[[Sequence[str] | None], int], words: str) -> Response:
+    """Does something to the dead letters that the form names, and leads back to the list."""
+    try:
+        chosen = chosen_dead()
+    except InvalidMessage:  # without scripts the buttons can be pressed with nothing chosen
+        flash("No dead letter was chosen. Tick some, then press again.")
+    else:
+        flash(f"{act(chosen):,} {words}.")
     return redirect("/dead", 303)
 
 
@@ -56,6 +67,7 @@ def _view(letter: DeadLetter) -> dict[str, Any]:
         "origin": dashboard().broker.topology.short(letter.origin),
         "delivery_count": letter.delivery_count,
         "message": letter.message,
+        "model_version": letter.message.headers.get("model_version"),
         "size": len(letter.message.body),
         "preview": _preview(letter),
     }
@@ -64,6 +76,8 @@ def _view(letter: DeadLetter) -> dict[str, Any]:
 def _preview(letter: DeadLetter) -> str:
     """Returns the beginning of a body as text that can do no harm."""
     body = letter.message.body
+    if letter.message.content_type.startswith(MSGPACK):
+        return _pack_in_words(body)
     kind = looks_like(body[:512])
     if kind not in {"a text file", "an HTML page", "an XML or SVG file"}:
         return f"{kind[:1].upper()}{kind[1:]}."
@@ -74,3 +88,16 @@ def _preview(letter: DeadLetter) -> str:
         except ValueError:
             return text[:_PREVIEW]  # broken JSON is shown as it came
     return text if len(text) <= _PREVIEW else text[:_PREVIEW] + "…"
+
+
+def _pack_in_words(body: bytes) -> str:
+    """Returns what a body of MessagePack is: its beginning says how many images come, so none of them is read."""
+    unpacker = msgpack.Unpacker()
+    unpacker.feed(body[:_PREVIEW])
+    with contextlib.suppress(ValueError, msgpack.UnpackException):
+        for _ in range(unpacker.read_map_header()):
+            if unpacker.unpack() == "images":
+                images = unpacker.read_array_header()
+                return "A pack of one image." if images == 1 else f"A pack of {images:,} images."
+            unpacker.skip()
+    return "MessagePack, but no pack of images."

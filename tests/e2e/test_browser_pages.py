@@ -448,3 +448,16 @@ def test_on_a_phone_a_row_of_results_says_everything(base: str, browser: Browser
     expect(row.locator("td[data-label=Confidence]")).to_be_in_viewport()
     expect(row.locator(".verdict")).to_be_in_viewport()
     visit.close()
+
+
+def test_dead_letters_wait_for_a_choice_before_they_can_be_retried(base: str, browser: Browser) -> None:
+    visit = Visit(browser, base)
+    visit.go("/dead")
+    for name in ("Retry the chosen ones", "Drop the chosen ones"):
+        expect(visit.page.get_by_role("button", name=name)).to_be_disabled()
+    visit.page.get_by_label("Choose all shown").check()
+
+    expect(visit.page.get_by_role("button", name="Retry the chosen ones")).to_be_enabled()
+    visit.page.get_by_label("Choose all shown").uncheck()
+    expect(visit.page.get_by_role("button", name="Retry the chosen ones")).to_be_disabled()
+    visit.close()

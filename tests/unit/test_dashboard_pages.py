@@ -23,6 +23,7 @@ from dashboard.pages.predict import GRID, occluded
 from shared import jobs, runs
 from shared.broker.base import Delivery, Event, Message
 from shared.labels import GENDERS
+from shared.messages import pack_message
 from shared.params import TrainingParams
 from shared.shadow import ShadowFigures, add_shadow_figures
 from tests.dashboard_app import Site, error_of, open_site
@@ -81,8 +82,12 @@ def paths(site: Site) -> list[str]:
 
 
 def bury(site: Site, body: bytes, content_type: str) -> str:
+    return bury_message(site, Message(body, content_type))
+
+
+def bury_message(site: Site, message: Message) -> str:
     queue = site.broker.topology.predictions
-    site.broker.publish(queue, Message(body, content_type))
+    site.broker.publish(queue, message)
     with site.broker.consume([queue], 1) as consumer:
         (delivery,) = consumer.take(1, 1.0)
         consumer.bury(delivery, "invalid_message")
@@ -727,11 +732,28 @@ def test_dead_letters_are_retried_and_dropped_in_bulk(filled: Site) -> None:
     retried = web.post("/dead/retry", data={"csrf": csrf, "dead_id": [first, second]}, follow_redirects=True)
     bury(filled, b"c", "text/plain")
     dropped = web.post("/dead/drop", data={"csrf": csrf, "all": "true"}, follow_redirects=True)
-    none = web.post("/dead/drop", data={"csrf": csrf})
+    bury(filled, b"d", "text/plain")
+    none = web.post("/dead/drop", data={"csrf": csrf}, follow_redirects=True)
 
     assert "2 sent back" in retried.text
     assert "dropped for good" in dropped.text
-    assert none.status_code == 400
+    assert "No dead letter was chosen" in none.text
+    assert len(filled.broker.dead_letters()) == 1
+
+
+def test_a_dead_letter_says_what_it_held_and_which_model_it_was_for(filled: Site) -> None:
+    images = [(str(i), jpeg()) for i in range(3)]
+    for message in (pack_message(images, headers={"model_version": 7}), pack_message(images[:1])):
+        bury_message(filled, message)
+    bury(filled, b"\xc1", "application/msgpack")
+
+    text = filled.web.get("/dead").text
+
+    assert "A pack of 3 images." in text
+    assert "A pack of one image." in text
+    assert "MessagePack, but no pack of images." in text
+    assert re.search(r"for model <bdi[^>]*>7</bdi>", text)
+    assert text.count(">never</td>") == 3
 
 
 def test_the_plots_script_comes_from_us_compressed_and_to_keep(filled: Site) -> None:

@@ -229,6 +229,15 @@ document.addEventListener("change", (event) => {
   for (const box of document.querySelectorAll(event.target.dataset.checkAll)) box.checked = event.target.checked;
 });
 
+// A button that acts on what is chosen waits until something is.
+function wakeButtons() {
+  for (const button of document.querySelectorAll("[data-needs]")) {
+    button.disabled = !document.querySelector(`${button.dataset.needs}:checked`);
+  }
+}
+document.addEventListener("change", wakeButtons);
+wakeButtons();
+
 showTimes();
 setInterval(showTimes, 30_000);
 connect();
