@@ -15,6 +15,7 @@ from dashboard.context import dashboard
 from dashboard.faces import SORTS, FaceFilter, choose, face_view, png
 from dashboard.originals import original_image
 from dashboard.uploads import checked_number
+from shared import runs
 from shared.dataset import AGE_BANDS, SPLITS
 from shared.errors import InvalidMessage, NotFound
 from shared.labels import ETHNICITIES, GENDERS
@@ -38,8 +39,9 @@ def list_datasets() -> str:
             runs_of[run["dataset"]].append(run)
     items: list[dict[str, Any]] = []
     for sha256 in catalog.dataset_ids():
-        runs = runs_of[sha256]
-        items.append({"sha256": sha256, "summary": catalog.summary(sha256), "runs": runs})
+        found = runs_of[sha256]
+        summary = catalog.summary(sha256)
+        items.append({"sha256": sha256, "summary": summary, "runs": found, "unread": _unread(found)})
     # The newest run says when a dataset was last used.
     items.sort(key=lambda item: str(item["runs"][0]["created"]) if item["runs"] else "", reverse=True)
     return render_template("datasets.html", datasets=items)
@@ -49,12 +51,12 @@ def list_datasets() -> str:
 def show_dataset(sha256: str) -> str:
     """Shows what a dataset holds, and its faces."""
     catalog = dashboard().catalog
-    runs = [run for run in catalog.runs() if run["dataset"] == sha256]
+    found_runs = [run for run in catalog.runs() if run["dataset"] == sha256]
     summary = catalog.summary(sha256)
     if summary is None:
         if sha256 not in catalog.dataset_ids():
             raise NotFound(f"there is no dataset {sha256[:12]!r}")
-        return render_template("dataset_waiting.html", sha256=sha256, runs=runs)
+        return render_template("dataset_waiting.html", sha256=sha256, runs=found_runs, unread=_unread(found_runs))
     data = catalog.dataset(sha256)
     predicting = catalog.predicting_versions(sha256)
     version = _version(predicting)
@@ -68,7 +70,7 @@ def show_dataset(sha256: str) -> str:
         "dataset.html",
         data=data,
         summary=summary,
-        runs=runs,
+        runs=found_runs,
         rejects=_rejects(sha256),
         versions=[card["version"] for card in catalog.cards()],
         version=version,
@@ -137,6 +139,11 @@ def face_original(sha256: str, index: int) -> Response:
     answer = original_image(f"datasets/{sha256}/archive.zip", data.names[index])
     answer.headers["Cache-Control"] = _FOREVER
     return answer
+
+
+def _unread(found: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Returns the newest of some runs if all have ended: why their archive was not read; None where one may read it."""
+    return found[0] if found and all(run["state"] in runs.FINAL_STATES for run in found) else None
 
 
 def _with_face(sha256: str, index: int) -> Dataset:

@@ -423,6 +423,20 @@ def test_a_dataset_that_is_not_read_yet_says_so(site: Site) -> None:
     assert "not read yet" in site.web.get("/datasets").text
 
 
+def test_an_archive_that_was_rejected_says_why_and_by_which_run(site: Site) -> None:
+    site.store.put("datasets/abc/archive.zip", b"PK")
+    error = {"code": "too_few_faces", "message": "found 3 faces, expected at least 50"}
+    site.builder.run("run-1", state=runs.REJECTED, dataset="abc", error=error)
+
+    for path in ("/datasets", "/datasets/abc"):
+        text = site.web.get(path).text
+        assert "found 3 faces, expected at least 50" in text
+        assert 'href="/runs/run-1"' in text
+        assert "ot read yet" not in text
+    site.builder.run("run-2", state=runs.INGESTING, dataset="abc")
+    assert "not read yet" in site.web.get("/datasets").text
+
+
 def test_a_dataset_shows_rejects_with_examples(filled: Site) -> None:
     text = filled.web.get(f"/datasets/{sha_of(filled)}").text
 
