@@ -94,7 +94,7 @@ def parameters(asked: Mapping[str, Any] | None, done: Mapping[str, Any] | None) 
     """
     found = {}
     for name, value in (asked or {}).items():
-        decided = (done or {}).get(name, value)
+        decided = (done or {}).get(name, value) if value == "auto" else value
         found[name] = parameter(value) if decided == value else f"{parameter(value)} → {parameter(decided)}"
     return found
 
@@ -108,16 +108,17 @@ def state_class(state: str) -> str:
     return "" if state in {runs.CANCELLED, runs.QUEUED} else "live"
 
 
-def progress_view(progress: Mapping[str, Any] | None) -> dict[str, Any]:
+def progress_view(progress: Mapping[str, Any] | None, state: str | None = None) -> dict[str, Any]:
     """Returns what a progress bar shows, as the script that moves it on does.
 
     Args:
         progress: of a record: `stage`, `done`, `total`, `rate`, `eta_s`, `epoch`, `epochs`, `loss`, `accuracy`.
+        state: of a run: what stands in the queue has no progress, and says that.
     """
     given = progress or {}
     total = given.get("total") or 0
     share = given.get("done", 0) / total if total else 0.0
-    words = []
+    words = ["In the queue"] if state == runs.QUEUED else []
     if stage := given.get("stage"):
         words.append(_STAGES.get(stage, stage))
     if given.get("epochs"):

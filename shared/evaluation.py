@@ -91,7 +91,7 @@ class Evaluation(_Figures):
         roc: true over false positive rate; empty where all faces have one gender.
         precision_recall: precision over recall; likewise.
         groups: every group that has faces; by gender, ethnicity, age, then intersections.
-        worst_group: the lowest accuracy of the groups with at least `MIN_GROUP` faces; None where there is no such group.
+        worst_group: the lowest accuracy of the groups with at least `MIN_GROUP` faces; None where there is none.
         gap: the highest accuracy of these groups less the lowest; None likewise.
         histogram: faces by probability of female, 20 bins of equal width: what drift in production is held against.
     """

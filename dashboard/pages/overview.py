@@ -31,7 +31,11 @@ def overview() -> str:
     return render_template(
         "overview.html",
         champion=champion,
-        running=[(run, progress_view(run["progress"])) for run in all_runs if run["state"] not in runs.FINAL_STATES],
+        running=[
+            (run, progress_view(run["progress"], run["state"]))
+            for run in all_runs
+            if run["state"] not in runs.FINAL_STATES
+        ],
         recent=[run for run in all_runs if run["state"] in runs.FINAL_STATES][:_SHOWN],
         jobs=all_jobs[:_SHOWN],
         workers=parts.presence.workers(),

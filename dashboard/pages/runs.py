@@ -32,7 +32,7 @@ def list_runs() -> str:
     page = max(1, request.args.get("page", 1, int))
     return render_template(
         "runs.html",
-        runs=[(run, progress_view(run["progress"])) for run in found[(page - 1) * _PAGE : page * _PAGE]],
+        runs=[(run, progress_view(run["progress"], run["state"])) for run in found[(page - 1) * _PAGE : page * _PAGE]],
         total=len(found),
         page=page,
         pages=-(-len(found) // _PAGE),
@@ -52,7 +52,7 @@ def show_run(run_id: str) -> str:
         "run.html",
         run=run,
         parameters=_parameters(run),
-        progress=progress_view(run["progress"]),
+        progress=progress_view(run["progress"], run["state"]),
         ended=run["state"] in runs.FINAL_STATES,
         epochs=len(parts.client.runs.history(run_id)),
         evaluation=evaluation,
@@ -114,9 +114,7 @@ def compare() -> str:
     values = {run["run_id"]: _parameters(run) for run in found}
     names = sorted({name for params in values.values() for name in params})
     differing = [name for name in names if len({params.get(name) for params in values.values()}) > 1]
-    return render_template(
-        "compare.html", runs=found, evaluations=evaluations, differing=differing, parameters=values
-    )
+    return render_template("compare.html", runs=found, evaluations=evaluations, differing=differing, parameters=values)
 
 
 def _parameters(run: dict[str, Any]) -> dict[str, str]:

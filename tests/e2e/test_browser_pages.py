@@ -287,6 +287,8 @@ def test_a_plots_figures_are_saved_as_csv(base: str, browser: Browser) -> None:
 
 def test_every_plot_is_saved_as_png_and_as_svg(site: Site, base: str, browser: Browser) -> None:
     visit = Visit(browser, base, PHONE, dark=True)
+    beat = {"service": "inference", "worker": "here:2", "images_per_second": 9.0}
+    site.broker.emit("worker.heartbeat", {**beat, "latency_p50_ms": 4.5, "latency_p99_ms": 9})
     (sha256,) = site.store.children("datasets")
     compared = f"/runs/compare?run={RUN}&run=run-000000000002"
     pages = {"/": 2, f"/runs/{RUN}": 6, f"/datasets/{sha256}": 3, compared: 4}
@@ -460,4 +462,73 @@ def test_dead_letters_wait_for_a_choice_before_they_can_be_retried(base: str, br
     expect(visit.page.get_by_role("button", name="Retry the chosen ones")).to_be_enabled()
     visit.page.get_by_label("Choose all shown").uncheck()
     expect(visit.page.get_by_role("button", name="Retry the chosen ones")).to_be_disabled()
+    visit.close()
+
+
+def test_what_waits_in_the_queue_says_so_and_shows_curves_once_it_has_epochs(
+    site: Site, base: str, browser: Browser
+) -> None:
+    run_id = site.builder.run("run-00000000000a", name="waiting")
+    visit = Visit(browser, base)
+    visit.go(f"/runs/{run_id}")
+
+    expect(visit.page.locator("#state")).to_contain_text("submitted")
+    expect(visit.page.locator("#state")).to_contain_text("In the queue")
+    charts = visit.page.locator("[data-chart=history]")
+    for i in range(3):
+        expect(charts.nth(i)).to_have_text("Drawn from the first epoch on.")
+    visit.page.wait_for_timeout(1100)  # an answer is shared between plots for a second
+    site.builder.runs.write_history(run_id, [site.builder.epoch(1)])
+    site.broker.emit("run.epoch", {"run_id": run_id, "row": site.builder.epoch(1)})
+    for i in range(3):
+        expect(charts.nth(i)).to_have_attribute("data-points", "1", timeout=5000)
+    visit.check()
+    visit.close()
+    site.builder.runs.update(run_id, state=runs.CANCELLED)
+
+
+PLOTS = """() => Object.fromEntries([...document.querySelectorAll("[data-chart]")].map((place) => {
+  const view = Bokeh.index.roots.find((view) => place.contains(view.el));
+  const [legend] = view.model.center.filter((part) => "click_policy" in part && part.visible);
+  return [place.dataset.series ?? place.dataset.chart, {
+    above: legend ? view.views.find_one(legend).bbox.bottom <= view.frame.bbox.top : null,
+    edges: [view.model.x_range.start, view.model.y_range.end],
+  }];
+}))"""
+
+
+def test_a_legend_stands_above_its_plot_and_no_dot_is_cut_at_an_edge(base: str, browser: Browser) -> None:
+    visit = Visit(browser, base, PHONE)
+    visit.go(f"/runs/{RUN}")
+    plots = visit.page.evaluate(PLOTS)
+
+    legends = {name: plot["above"] for name, plot in plots.items() if plot["above"] is not None}
+    assert legends == {"loss": True, "accuracy": True}
+    for name in ("roc", "precision_recall", "reliability"):
+        low, high = plots[name]["edges"]
+        assert low < 0
+        assert high > 1
+    visit.check()
+    visit.go(f"/runs/compare?run={RUN}&run=run-000000000002")
+    assert {plot["above"] for plot in visit.page.evaluate(PLOTS).values()} == {True}
+    visit.check()
+    visit.close()
+
+
+def test_a_sample_of_latency_between_idle_minutes_is_a_dot_and_none_is_no_plot(
+    site: Site, base: str, browser: Browser
+) -> None:
+    visit = Visit(browser, base)
+    none: dict[str, object] = {"minutes": [-1, 0], "images_per_second": [0, 0]}
+    latency = {"latency_p50_ms": [None, None], "latency_p99_ms": [None, None]}
+    visit.page.route("**/speed.json", lambda route: route.fulfill(json=none | latency))
+    visit.go("/")
+    chart = visit.page.locator("[data-chart=latency]")
+    expect(chart).to_have_text("Nothing was predicted in the last ten minutes.")
+
+    latency = {"latency_p50_ms": [None, 4.5], "latency_p99_ms": [8, 9]}
+    expect(chart).to_have_attribute("data-points", "2", timeout=10_000)  # with the next refresh
+    lone = "Object.values(Bokeh.documents.at(-1).roots()[0].renderers).map((r) => r.data_source.data)"
+    (data, *_) = visit.page.evaluate(f"{lone}.filter((data) => data.latency_p50_ms_lone)")
+    assert data["latency_p50_ms_lone"][1] == 4.5
     visit.close()

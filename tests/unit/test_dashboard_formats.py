@@ -64,6 +64,7 @@ def test_a_progress_reads_as_the_script_writes_it() -> None:
 
 def test_no_progress_yet_is_an_empty_bar() -> None:
     assert progress_view(None) == {"share": 0.0, "percent": "", "text": "", "eta": ""}
+    assert progress_view(None, runs.QUEUED)["text"] == "In the queue"
 
 
 def test_states_are_coloured_by_how_they_ended() -> None:

@@ -269,7 +269,7 @@ def test_the_overview_shows_the_newest_predictions_of_every_client(filled: Site)
 
     text = filled.web.get("/").text
 
-    rows = re.findall(r"<tr><td>(.*?)</td></tr>", text.partition("Newest predictions")[2], re.DOTALL)
+    rows = re.findall(r"<tr><td[^>]*>(.*?)</td></tr>", text.partition("Newest predictions")[2], re.DOTALL)
     shown = [re.sub(r"<[^>]*>", " ", row).split() for row in rows]
     assert [row[-4:-2] for row in shown[:3]] == [["2", "2026-01-01"]] * 3
     assert ["91.1" in rows[0], "87.8" in rows[1], "80.0" in rows[2]] == [True] * 3
@@ -364,7 +364,7 @@ def test_a_parameter_left_open_says_what_became_of_it(filled: Site) -> None:
     assert '<dt>batch_size</dt><dd class="mono">auto → 32</dd>' in text
     assert '<dt>mirror</dt><dd class="mono">auto → true</dd>' in text
     assert '<dt>augment</dt><dd class="mono">true</dd>' in text
-    assert '<dt>budget_s</dt><dd class="mono">–</dd>' in text
+    assert '<dt>budget_s</dt><dd class="mono">\N{EN DASH}</dd>' in text
     assert '<dt>augment</dt><dd class="mono">true</dd>' in filled.web.get("/models/1").text
 
 

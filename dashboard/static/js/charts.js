@@ -11,6 +11,8 @@ const SERIES = {
   accuracy: { keys: ["train_accuracy", "val_accuracy"], label: "Accuracy", format: "0.0 %" },
   learning_rate: { keys: ["learning_rate"], label: "Learning rate", format: "0.000000" },
 };
+const LEGEND_LINE = 20;
+const UNIT_SQUARE = { x_range: [-0.03, 1.03], y_range: [-0.03, 1.03] }; // dots at its edges are whole
 const WORDS = {
   train_loss: "training", val_loss: "validation", train_accuracy: "training", val_accuracy: "validation",
   learning_rate: "learning rate",
@@ -47,25 +49,43 @@ function figure(options) {
   return plot;
 }
 
-function styleLegend(plot, location, flat = false) {
-  for (const legend of plot.legend?.items !== undefined ? [plot.legend] : [].concat(plot.legend ?? [])) {
-    legend.click_policy = "hide";
-    legend.location = location;
-    legend.background_fill_color = css("--card");
-    legend.background_fill_alpha = 0.75;
-    legend.border_line_color = null;
-    legend.label_text_color = css("--text");
-    legend.label_text_font = "system-ui";
-    legend.label_text_font_size = "12px";
-    legend.padding = 2;
-    legend.orientation = flat ? "horizontal" : "vertical";
-    legend.spacing = flat ? 14 : 0;
+function legends(plot) {
+  return plot.center.filter((part) => "click_policy" in part);
+}
+
+// Puts the legend above the frame, where it hides nothing: in one line, or each name in its own. Bokeh's own place above
+// a plot is no use, as it takes all the height there; so `show` lets legends leave the frame.
+function styleLegend(plot, stacked = false) {
+  for (const legend of legends(plot)) {
+    const lines = stacked ? legend.items.length : 1;
+    legend.setv({
+      click_policy: "hide", background_fill_color: null, border_line_color: null, label_text_color: css("--text"),
+      label_text_font: "system-ui", label_text_font_size: "12px", padding: 0,
+      location: "top", margin: -(LEGEND_LINE * lines + 4), // from the frame's upper edge upwards
+      orientation: stacked ? "vertical" : "horizontal", spacing: stacked ? 0 : 14,
+      visible: legend.items.length > 1, // a single line is what the title says
+    });
+    plot.min_border_top = LEGEND_LINE * lines + 8;
   }
+}
+
+// Says why there is no plot yet; `update` draws it as soon as there is something to draw.
+function wait(place, words, ready) {
+  const note = document.createElement("p");
+  note.className = "muted small";
+  note.textContent = words;
+  place.replaceChildren(note);
+  place.closest(".card").querySelector(".saving")?.replaceChildren();
+  Object.assign(place.dataset, { drawn: "yes", points: "0" });
+  place.update = async () => {
+    if (place.dataset.points === "0" && (await ready())) await draw(place);
+  };
 }
 
 async function show(place, plot, columns) {
   place.replaceChildren();
   const view = await Bokeh.Plotting.show(plot, place);
+  for (const legend of legends(plot)) view.views.find_one(legend).el.getRootNode().host.style.overflow = "clip visible";
   place.dataset.drawn = "yes";
   const name = [place.dataset.series ?? place.dataset.chart, place.dataset.runId].filter(Boolean).join("-");
   addSaving(place, name, () => view.export("svg").to_blob(), columns);
@@ -80,7 +100,9 @@ function columnsOf(rows, keys) {
 async function history(place) {
   const { runId, series } = place.dataset;
   const { keys, label, format } = SERIES[series];
-  const rows = (await json(`/api/v1/runs/${runId}`)).history;
+  const fetched = async () => (await json(`/api/v1/runs/${runId}`)).history;
+  const rows = await fetched();
+  if (!rows.length) return wait(place, "Drawn from the first epoch on.", async () => (await fetched()).length);
   const source = new Bokeh.ColumnDataSource({ data: columnsOf(rows, ["epoch", ...keys]) });
   const plot = figure({
     x_axis_label: "epoch",
@@ -98,7 +120,7 @@ async function history(place) {
       tooltips: [["epoch", "@epoch"], [WORDS[key], `@${key}{${format}}`]],
     }));
   });
-  styleLegend(plot, series === "accuracy" ? "bottom_right" : "top_right");
+  styleLegend(plot);
   if (series === "learning_rate") plot.left[0].formatter = new Bokeh.NumeralTickFormatter({ format: "0.0[0000]" });
   plot.below[0].ticker.min_interval = 1; // no half epochs
   if (series === "accuracy") plot.left[0].formatter = new Bokeh.NumeralTickFormatter({ format: "0 %" });
@@ -112,11 +134,12 @@ async function history(place) {
     place.dataset.points = String(known.length + 1);
   };
   place.update = async () => {
-    for (const row of (await json(`/api/v1/runs/${runId}`)).history) add(row);
+    for (const row of await fetched()) add(row);
   };
   document.addEventListener("genderline:event", ({ detail: { topic, payload } }) => {
     if (topic === "run.epoch" && payload.run_id === runId) add(payload.row);
   });
+  return undefined;
 }
 
 // -- how well a finished run does
@@ -129,7 +152,7 @@ async function curve(place, key, words) {
   const { evaluation } = await json(`/api/v1/runs/${place.dataset.runId}`);
   const points = evaluation[key];
   const source = new Bokeh.ColumnDataSource({ data: { x: points.x, y: points.y } });
-  const plot = figure({ x_axis_label: words[0], y_axis_label: words[1], x_range: [0, 1], y_range: [0, 1.02] });
+  const plot = figure({ x_axis_label: words[0], y_axis_label: words[1], ...UNIT_SQUARE });
   if (key === "roc") diagonal(plot);
   const line = plot.line({ field: "x" }, { field: "y" }, { source, line_width: 2, color: css("--accent") });
   const here = new Bokeh.ColumnDataSource({ data: { x: [], y: [] } });
@@ -152,7 +175,7 @@ async function reliability(place) {
   const data = columnsOf(evaluation.reliability, keys);
   const source = new Bokeh.ColumnDataSource({ data });
   const plot = figure({
-    x_axis_label: "predicted probability of female", y_axis_label: "labelled female", x_range: [0, 1], y_range: [0, 1.02],
+    x_axis_label: "predicted probability of female", y_axis_label: "labelled female", ...UNIT_SQUARE,
   });
   diagonal(plot);
   const style = { source, color: css("--accent"), line_width: 2 };
@@ -178,7 +201,7 @@ async function bars(place) {
   const source = new Bokeh.ColumnDataSource({ data });
   const plot = figure({
     x_range: names,
-    y_range: [0, Math.max(...data.all) * 1.28], // room for the legend
+    y_range: [0, Math.max(...data.all) * 1.05],
     y_axis_label: "faces",
     x_axis_label: kind === "ages" ? "age in years" : "",
   });
@@ -192,7 +215,7 @@ async function bars(place) {
     tooltips: [["", "@name"], ["male", "@male{0,0}"], ["female", "@female{0,0}"], ["all", "@all{0,0}"]],
   }));
   plot.below[0].major_label_orientation = place.clientWidth < 420 ? 0.8 : 0;
-  styleLegend(plot, "top_right", true);
+  styleLegend(plot);
   return show(place, plot, () => data);
 }
 
@@ -230,28 +253,43 @@ async function speed(place) {
     // Without a figure the line has a gap.
     return Object.fromEntries(["minutes", ...names].map((key) => [key, found[key].map((value) => value ?? NaN)]));
   };
-  const source = new Bokeh.ColumnDataSource({ data: await fetched() });
+  const columns = ["minutes", ...names];
+  const any = (data) => names.some((key) => data[key].some((value) => !Number.isNaN(value)));
+  const data = await fetched();
+  if (!any(data)) return wait(place, "Nothing was predicted in the last ten minutes.", async () => any(await fetched()));
+  const source = new Bokeh.ColumnDataSource({ data: withLone(data, names) });
   const plot = figure({
-    height: 170, x_axis_label: "minutes from now", y_axis_label: label, x_range: [-10, 0],
+    height: names.length === 1 ? 170 : 195, x_axis_label: "minutes from now", y_axis_label: label, x_range: [-10.2, 0.2],
     y_range: new Bokeh.DataRange1d({ start: 0, default_span: 1 }),
   });
   const colors = names.length === 1 ? [css("--accent")] : [css("--soft"), css("--accent")];
   names.forEach((key, i) => {
     const style = { source, line_width: 2, color: colors[i], line_join: "round", legend_label: keys[key] };
     const line = plot.line({ field: "minutes" }, { field: key }, style);
+    plot.scatter({ field: "minutes" }, { field: `${key}_lone` }, { source, size: 6, color: colors[i] });
     plot.add_tools(new Bokeh.HoverTool({
       renderers: [line], mode: "vline", tooltips: [["minutes", "@minutes{0.0}"], [`${keys[key]}`, `@${key}{${format}}`]],
     }));
   });
-  styleLegend(plot, "top_left", true);
-  if (names.length === 1) plot.legend.visible = false;
+  styleLegend(plot);
   plot.left[0].formatter = new Bokeh.NumeralTickFormatter({ format: "0,0.[0]" });
-  await show(place, plot, () => Object.fromEntries(Object.entries(source.data).map(([key, values]) => [key, [...values]])));
+  await show(place, plot, () => Object.fromEntries(columns.map((key) => [key, [...source.data[key]]])));
   place.dataset.points = String(source.data.minutes.length);
   place.update = async () => {
-    source.data = await fetched();
-    place.dataset.points = String(source.data.minutes.length);
+    const newer = await fetched();
+    if (!any(newer)) return draw(place);
+    source.data = withLone(newer, names);
+    place.dataset.points = String(newer.minutes.length);
+    return undefined;
   };
+  return undefined;
+}
+
+// Adds a column a line: its values that have none before and after them, so that no line shows them.
+function withLone(data, names) {
+  const lone = (values) =>
+    values.map((value, i) => (Number.isNaN(values[i - 1] ?? NaN) && Number.isNaN(values[i + 1] ?? NaN) ? value : NaN));
+  return { ...data, ...Object.fromEntries(names.map((key) => [`${key}_lone`, lone(data[key])])) };
 }
 
 // -- several runs on the same axes
@@ -259,17 +297,19 @@ async function speed(place) {
 async function compare(place) {
   const key = place.dataset.series;
   const runs = await Promise.all(JSON.parse(place.dataset.runs).map((id) => json(`/api/v1/runs/${id}`)));
-  const plot = figure({ height: 300, x_axis_label: "epoch", y_axis_label: place.dataset.label });
+  const height = 270 + LEGEND_LINE * runs.length;
+  const plot = figure({ height, x_axis_label: "epoch", y_axis_label: place.dataset.label });
   runs.forEach((run, i) => {
     const color = PALETTE[i % PALETTE.length];
-    const name = `${run.name.slice(0, place.clientWidth < 400 ? 12 : 24)} · ${run.run_id.slice(-5)}`;
+    const name = `${run.name.slice(0, 24)} · ${run.run_id.slice(-5)}`;
     const source = new Bokeh.ColumnDataSource({ data: columnsOf(run.history, ["epoch", key]) });
     const line = plot.line({ field: "epoch" }, { field: key }, { source, color, line_width: 2, legend_label: name });
+    if (run.history.length === 1) plot.scatter({ field: "epoch" }, { field: key }, { source, color, size: 6 });
     plot.add_tools(new Bokeh.HoverTool({
       renderers: [line], tooltips: [["run", name], ["epoch", "@epoch"], [place.dataset.label, `@${key}{0.0000}`]],
     }));
   });
-  styleLegend(plot, key.includes("accuracy") ? "bottom_right" : "top_right");
+  styleLegend(plot, true);
   if (key === "learning_rate") plot.left[0].formatter = new Bokeh.NumeralTickFormatter({ format: "0.0[0000]" });
   await show(place, plot, () => ({
     run: runs.flatMap((run) => run.history.map(() => run.run_id)),
@@ -306,6 +346,10 @@ function drawAll() {
 }
 
 drawAll();
+document.addEventListener("genderline:event", ({ detail: { topic } }) => {
+  if (topic !== "run.epoch") return;
+  for (const place of document.querySelectorAll("[data-chart=history][data-points='0']")) place.update?.();
+});
 document.addEventListener("genderline:refreshed", () => {
   drawAll();
   for (const place of document.querySelectorAll("[data-chart]")) place.update?.();
