@@ -17,8 +17,12 @@ from shared.errors import Retryable
 
 RESYNC: Final = "resync"
 """Topic of our own: events were missed, so whoever listens should look at the present state again."""
+AWAY: Final = "away"
+"""Topic of our own: the broker does not answer. `RESYNC` says when it is back."""
 
 _TAKE_S: Final = 1.0
+_SILENT_S: Final = 3.0
+"""Every service beats more often, this one too. After such a silence the broker is asked whether it still answers."""
 _PAUSE_S: Final = 1.0
 _LOOK_S: Final = 1.0
 _RETRY_MS: Final = 1000
@@ -63,6 +67,7 @@ class Live:
         self._number = 0
         self._changed = threading.Condition()
         self._streams = 0
+        self._away = False
         self._stop = threading.Event()
         self._subscribed = threading.Event()
         self._subscription: Subscription | None = None
@@ -92,6 +97,11 @@ class Live:
         """How many streams are open."""
         return self._streams
 
+    @property
+    def away(self) -> bool:
+        """Whether the broker does not answer at present, as far as is known."""
+        return self._away
+
     def open_stream(
         self,
         patterns: Sequence[str],
@@ -103,7 +113,7 @@ class Live:
         Args:
             patterns: as in AMQP; `#` for all.
             last_event_id: the last id that the client has seen: what came since is sent first, as far as it is
-                remembered, else a `resync`.
+                remembered, else a `resync`. An `away` comes first where the broker does not answer.
             client_gone: asked every second, so that a closed page soon frees its place.
 
         Raises:
@@ -120,7 +130,8 @@ class Live:
                 oldest = self._number - len(self._ring)
                 known = boot == self._boot and number.isdigit() and oldest <= int(number) <= self._number
                 start, missed = (int(number), False) if known else (start, True)
-        return Stream(self, patterns, start, missed, client_gone)
+            first = ([RESYNC] if missed else []) + ([AWAY] if self._away else [])
+        return Stream(self, patterns, start, first, client_gone)
 
     # -- for `Stream`
 
@@ -140,24 +151,34 @@ class Live:
     # -- the listening thread
 
     def _listen(self) -> None:
-        lost = False
         while not self._stop.is_set():
             try:
                 with self._broker.subscribe() as subscription:
-                    if lost:
-                        self._add(RESYNC, {})
-                        lost = False
                     self._subscription = subscription
                     self._subscribed.set()
+                    self._answers(True)
+                    heard = time.monotonic()
                     while not self._stop.is_set():
-                        for event in subscription.take(_TAKE_S):
+                        events = subscription.take(_TAKE_S)
+                        for event in events:
                             self._handle(event)
+                        # A subscription outlives its connection, and is silent until there is a new one.
+                        if events or time.monotonic() - heard > _SILENT_S:
+                            self._answers(bool(events) or self._broker.ping())
+                            heard = time.monotonic()
             except BrokerClosed:
                 return
             except Retryable as error:
                 _LOG.warning("no events for now: %s", error)
-                lost = True
+                self._answers(False)
                 self._stop.wait(_PAUSE_S)
+
+    def _answers(self, answers: bool) -> None:
+        """Takes note of whether the broker answers, and tells the streams where that is news."""
+        with self._changed:
+            if self._away == answers:
+                self._away = not answers
+                self._add(RESYNC if answers else AWAY, {})
 
     def _handle(self, event: Event) -> None:
         for listener in self._listeners:
@@ -176,7 +197,7 @@ class Stream(Iterator[str]):
     """One client's stream, in the wire format of server-sent events. `close` must be called; WSGI servers do."""
 
     def __init__(
-        self, live: Live, patterns: Sequence[str], start: int, missed: bool, client_gone: Callable[[], bool]
+        self, live: Live, patterns: Sequence[str], start: int, first: Sequence[str], client_gone: Callable[[], bool]
     ) -> None:
         self._live = live
         self._client_gone = client_gone
@@ -185,7 +206,7 @@ class Stream(Iterator[str]):
         self._open = True
         self._lock = threading.Lock()
         opening = f"retry: {_RETRY_MS}\n\n"
-        self._first: str | None = opening + (f"event: {RESYNC}\ndata: {{}}\n\n" if missed else "")
+        self._first: str | None = opening + "".join(f"event: {topic}\ndata: {{}}\n\n" for topic in first)
 
     def __next__(self) -> str:
         """Waits for events, or for the time of the next heartbeat."""
@@ -206,7 +227,8 @@ class Stream(Iterator[str]):
             text = "".join(
                 event.text
                 for event in events
-                if event.topic == RESYNC or any(topic_matches(pattern, event.topic) for pattern in self._patterns)
+                if event.topic in {RESYNC, AWAY}
+                or any(topic_matches(pattern, event.topic) for pattern in self._patterns)
             )
             if text:
                 return text

@@ -221,7 +221,7 @@ def _paths() -> dict[str, Any]:
             "get": _operation(
                 "events",
                 "Server-sent events: the topic as `event`, the payload as JSON in `data`; "
-                "`resync` says that events were missed",
+                "`away` says that the broker does not answer, `resync` that events were missed",
                 {"200": {"description": "The stream", "content": {"text/event-stream": {}}}},
                 parameters=[
                     _query("topics", "Topic patterns, separated by commas, such as run.*"),

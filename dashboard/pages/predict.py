@@ -16,7 +16,7 @@ from dashboard.catalog import Dataset
 from dashboard.context import dashboard
 from dashboard.faces import FaceFilter, choose, face_view, png
 from dashboard.uploads import checked_number, uploaded_images
-from shared.errors import GenderlineError, NotFound
+from shared.errors import GenderlineError, NotFound, Retryable
 from shared.image import SIZE, ImageLimits, decode_face
 from shared.labels import GENDERS, label_or_none
 from shared.messages import now_iso
@@ -59,6 +59,7 @@ def predict_image() -> Response:
     The answer: `{"reply", "seconds", "seen", "true_gender"}`; `seen` is a PNG as a data URL.
     """
     parts = dashboard()
+    _require_broker()
     names, images = uploaded_images(parts.settings.max_image_bytes)
     face = decode_face(images[0], ImageLimits.from_settings(parts.settings))
     name = request.args.get("name", names[0] or "")[:1000]
@@ -89,6 +90,7 @@ def occlusion() -> Response:
     "seconds"}`; `drop` holds `grid` rows of as many numbers, each the loss of probability for the gender named.
     """
     parts = dashboard()
+    _require_broker()
     _, images = uploaded_images(parts.settings.max_image_bytes)
     face = decode_face(images[0], ImageLimits.from_settings(parts.settings)).pixels
     started = time.perf_counter()
@@ -128,6 +130,12 @@ def occluded(face: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
             covered[top : round(y + _PATCH / 2), left : round(x + _PATCH / 2)] = _FILL
             found.append(covered)
     return found
+
+
+def _require_broker() -> None:
+    """Raises `Retryable` at once where the broker is known not to answer: asking it takes seconds."""
+    if dashboard().live.away:
+        raise Retryable("the broker does not answer, so nothing is predicted now; try again when it is back")
 
 
 def _version() -> float | None:

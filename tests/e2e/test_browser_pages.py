@@ -532,3 +532,19 @@ def test_a_sample_of_latency_between_idle_minutes_is_a_dot_and_none_is_no_plot(
     (data, *_) = visit.page.evaluate(f"{lone}.filter((data) => data.latency_p50_ms_lone)")
     assert data["latency_p50_ms_lone"][1] == 4.5
     visit.close()
+
+
+def test_with_the_broker_away_the_header_and_the_predict_page_say_so(site: Site, base: str, browser: Browser) -> None:
+    visit = Visit(browser, base)
+    visit.go("/predict")
+    site.parts.live._answers(False)
+    expect(visit.page.locator(".link-state")).to_have_text("No broker")
+
+    visit.page.reload()
+
+    expect(visit.page.locator(".link-state")).to_have_text("No broker")
+    expect(visit.page.locator("[data-error]").first).to_contain_text("the broker does not answer", timeout=2000)
+    assert visit.page.evaluate(BROKEN_PICTURES) == 0
+    site.parts.live._answers(True)
+    expect(visit.page.locator(".link-state")).to_have_text("Live")
+    visit.close()

@@ -184,11 +184,45 @@ def test_streams_outlive_a_broker_that_goes_away_and_are_told_to_look_again(tmp_
         back = threading.Timer(0.3, lambda: setattr(broker, "away", False))
         back.start()
 
-        assert read(stream, 1)[0][1] == "resync"
+        assert [topic for _, topic, _ in read(stream, 1)] == ["away"]
+        assert live.away
+        late = live.open_stream(["run.*"])
+        assert [topic for _, topic, _ in read(late, 1)] == ["away"]
+        late.close()
+        assert [topic for _, topic, _ in read(stream, 1)] == ["resync"]
+        assert not live.away
         broker.emit("run.progress", {"i": 1})
         assert read(stream, 1)[0][2] == {"i": 1}
 
         back.join()
+        stream.close()
+        live.close()
+
+
+class SilentBroker(SqliteBroker):
+    """The embedded broker as RabbitMQ is while its server is away: subscriptions stay, and nothing comes."""
+
+    answers = True
+
+    def ping(self, timeout_s: float = 2.0) -> bool:
+        return self.answers and super().ping(timeout_s)
+
+
+def test_a_broker_that_falls_silent_is_asked_whether_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dashboard.live._SILENT_S", 0.1)
+    monkeypatch.setattr("dashboard.live._TAKE_S", 0.05)
+    with SilentBroker(tmp_path / "broker.db") as broker:
+        live = Live(broker)
+        live.start()
+        stream = live.open_stream(["#"])
+        broker.answers = False
+        assert [topic for _, topic, _ in read(stream, 1)] == ["away"]
+
+        broker.answers = True
+
+        assert [topic for _, topic, _ in read(stream, 1)] == ["resync"]
         stream.close()
         live.close()
 

@@ -661,6 +661,14 @@ def test_predicting_what_is_no_image_says_what_was_found(filled: Site) -> None:
     assert error_of(for_script.data)[1].startswith("found a text file, expected a JPEG")
 
 
+def test_while_the_broker_is_away_the_reason_comes_at_once(filled: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filled.parts.live, "_away", True)
+    for path in ("/predict/image", "/predict/occlusion"):
+        answer = filled.web.post(path, data=jpeg(), content_type="image/jpeg", headers=ASKS_FOR_JSON)
+        assert answer.status_code == 503
+        assert "the broker does not answer" in error_of(answer.data)[1]
+
+
 def test_occlusion_is_one_pack_through_the_queue(filled: Site) -> None:
     with filled.worker() as taken:
         answer = filled.web.post("/predict/occlusion?model_version=2", data=jpeg(), content_type="image/jpeg")

@@ -202,7 +202,9 @@ function connect() {
     }
   };
   for (const topic of TOPICS) source.addEventListener(topic, (event) => handle(topic, JSON.parse(event.data)));
+  source.addEventListener("away", () => setLink("bad", "No broker"));
   source.addEventListener("resync", () => {
+    setLink("good", "Live");
     document.dispatchEvent(new CustomEvent("genderline:resync"));
     refresh();
   });
