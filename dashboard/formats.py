@@ -23,6 +23,7 @@ def register_formats(app: Flask) -> None:
     app.jinja_env.filters.update(
         percent=percent,
         count=count,
+        counted=counted,
         size=size,
         duration=duration,
         state_class=state_class,
@@ -43,6 +44,11 @@ def percent(share: float | None, digits: int = 1) -> str:
 def count(value: float | None) -> str:
     """Returns a whole number with its thousands apart."""
     return _NOTHING if value is None else f"{value:,.0f}"
+
+
+def counted(value: int, noun: str) -> str:
+    """Returns a number and what is counted, such as `1 face` or `1,200 faces`."""
+    return f"{value:,} {noun}" if value == 1 else f"{value:,} {noun}s"
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -146,9 +146,8 @@ def _chosen_face(data: Dataset) -> tuple[int, str]:
     """Returns the face that the query asks for, and what to say of the choice."""
     if len(data) == 0:
         raise NotFound("this dataset has no faces")
-    now = request.args.get("face", 0, int)
-    if not 0 <= now < len(data):
-        raise NotFound(f"the dataset has {len(data):,} faces; there is no face {now}")
+    asked = request.args.get("face", 0, int)
+    now = min(max(0, asked), len(data) - 1)
     pick = request.args.get("pick", "")
     if pick == "random":
         return random.randrange(len(data)), ""
@@ -170,4 +169,6 @@ def _chosen_face(data: Dataset) -> tuple[int, str]:
         if len(found) == 0:
             return now, "No face's name holds that. Try a shorter part of it."
         return int(found[0]), f"First of {len(found):,} whose name holds it."
+    if now != asked:
+        return now, f"There is no face {asked}: the dataset has {len(data):,}, numbered from 0. This is number {now}."
     return now, ""

@@ -548,3 +548,17 @@ def test_with_the_broker_away_the_header_and_the_predict_page_say_so(site: Site,
     site.parts.live._answers(True)
     expect(visit.page.locator(".link-state")).to_have_text("Live")
     visit.close()
+
+
+def test_what_belongs_together_stands_together(site: Site, base: str, browser: Browser) -> None:
+    visit = Visit(browser, base, PHONE)
+    (sha256,) = site.store.children("datasets")
+    visit.go(f"/datasets/{sha256}")
+    boxes = [visit.page.locator(f"#f-{name}").bounding_box() for name in ("low", "high")]
+    assert len({box["y"] for box in boxes if box}) == 1
+
+    visit.go("/runs/run-000000000003")
+    left = visit.page.locator("#state [data-show=eta]")
+    expect(left).to_have_text("1 min 15 s left")
+    assert left.evaluate("(e) => getComputedStyle(e, '::before').content") == '"· "'
+    visit.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dashboard.errors import STATUSES
-from dashboard.formats import count, duration, number, percent, progress_view, short, size, state_class
+from dashboard.formats import count, counted, duration, number, percent, progress_view, short, size, state_class
 from shared import jobs, runs
 from shared.errors import CODES
 
@@ -19,6 +19,10 @@ NOTHING = "\N{EN DASH}"
 )
 def test_time_spans_read_in_the_unit_that_fits(seconds: float | None, words: str) -> None:
     assert duration(seconds) == words
+
+
+def test_a_number_agrees_with_what_is_counted() -> None:
+    assert [counted(n, "face") for n in (0, 1, 1200)] == ["0 faces", "1 face", "1,200 faces"]
 
 
 @pytest.mark.parametrize(

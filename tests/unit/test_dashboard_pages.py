@@ -384,6 +384,12 @@ def test_runs_side_by_side_show_what_their_parameters_became(filled: Site) -> No
     assert re.search(r">network</td><td[^>]*>small</td><td[^>]*>auto → small</td>", text)
 
 
+def test_the_drawn_intervals_have_a_scale(filled: Site) -> None:
+    text = filled.web.get(f"/runs/{RUN}").text
+
+    assert [f">{mark} %</text>" in text for mark in (0, 50, 100)] == [True] * 3
+
+
 def test_curves_come_as_csv(filled: Site) -> None:
     answer = filled.web.get(f"/runs/{RUN}/history.csv")
 
@@ -632,7 +638,9 @@ def test_a_face_is_found_by_a_part_of_its_name_or_at_random(filled: Site) -> Non
     assert f"/faces/{2}.png" in filled.web.get(f"/predict?dataset={sha256}&search=longlong").text
     assert "Try a shorter part" in filled.web.get(f"/predict?dataset={sha256}&search=zebra").text
     assert filled.web.get(f"/predict?dataset={sha256}&pick=random").status_code == 200
-    assert filled.web.get(f"/predict?dataset={sha256}&face=150").status_code == 404
+    beyond = filled.web.get(f"/predict?dataset={sha256}&face=150")
+    assert beyond.status_code == 200
+    assert "There is no face 150: the dataset has 150, numbered from 0. This is number 149." in beyond.text
 
 
 def jpeg(side: int = 160) -> bytes:

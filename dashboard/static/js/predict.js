@@ -45,8 +45,8 @@ async function predict(blob, { name, given, gender, page }) {
     at("predicted").textContent = entry.gender;
     at("predicted").className = `gender-${entry.gender}`;
     const sure = document.createElement("small");
-    sure.textContent = ` ${(100 * entry.confidence).toFixed(1)} % sure`;
-    at("predicted").append(sure);
+    sure.textContent = `${(100 * entry.confidence).toFixed(1)} % sure`;
+    at("predicted").append(" ", sure);
     if (truth) {
       at("true").textContent = truth;
       const mark = document.createElement("span");
