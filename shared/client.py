@@ -19,7 +19,7 @@ from shared.broker import open_broker
 from shared.broker.base import Broker, HeaderValue, Message, Outgoing
 from shared.errors import Conflict, GenderlineError
 from shared.jobs import Jobs
-from shared.messages import PACK_LIMIT, by_reference, fit_name, job_id_of, pack_message, run_id_of
+from shared.messages import PACK_LIMIT, PROBE, by_reference, fit_name, job_id_of, pack_message, run_id_of
 from shared.params import TrainingParams
 from shared.registry import Registry
 from shared.runs import Runs
@@ -147,6 +147,7 @@ class Client:
         images: Sequence[bytes],
         *,
         model_version: int | None = None,
+        probe: bool = False,
         timeout_s: float = 60.0,
         on_done: Callable[[int], None] | None = None,
     ) -> tuple[list[Entry], dict[str, Any] | None]:
@@ -155,6 +156,7 @@ class Client:
         Args:
             images: encoded images.
             model_version: a version, or None for the champion.
+            probe: whether the images are made to try out the model, and so count for none of the workers' figures.
             timeout_s: how long to wait for all replies; also the deadline after which workers skip the rest.
             on_done: called with the number of images answered so far.
 
@@ -167,6 +169,8 @@ class Client:
         headers: dict[str, HeaderValue] = {"deadline": time.time() + timeout_s}
         if model_version is not None:
             headers["model_version"] = model_version
+        if probe:
+            headers[PROBE] = True
         entries: list[Entry | None] = [None] * len(images)
         model: dict[str, Any] | None = None
         answered = 0

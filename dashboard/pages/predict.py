@@ -97,6 +97,7 @@ def occlusion() -> Response:
     entries, model = parts.client.predict(
         [png(face), *(png(covered) for covered in occluded(face))],
         model_version=None if (version := _version()) is None else int(version),
+        probe=True,
         timeout_s=ANSWER_S,
     )
     if failed := next((entry["error"] for entry in entries if "error" in entry), None):

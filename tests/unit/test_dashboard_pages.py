@@ -23,7 +23,7 @@ from dashboard.pages.predict import GRID, occluded
 from shared import jobs, runs
 from shared.broker.base import Delivery, Event, Message
 from shared.labels import GENDERS
-from shared.messages import pack_message
+from shared.messages import PROBE, pack_message
 from shared.params import TrainingParams
 from shared.shadow import ShadowFigures, add_shadow_figures
 from tests.dashboard_app import Site, error_of, open_site
@@ -648,9 +648,10 @@ def jpeg(side: int = 160) -> bytes:
 
 
 def test_predicting_an_image_gives_answer_label_and_the_networks_view(filled: Site) -> None:
-    with filled.worker():
+    with filled.worker() as taken:
         answer = filled.web.post("/predict/image?name=24_1_0.jpg", data=jpeg(), content_type="image/jpeg")
 
+    assert PROBE not in taken[0].message.headers
     body = answer.json
     assert body is not None
     assert body["true_gender"] == "female"
@@ -684,6 +685,7 @@ def test_occlusion_is_one_pack_through_the_queue(filled: Site) -> None:
     body = answer.json
     assert body is not None
     assert len(taken) == 1
+    assert taken[0].message.headers[PROBE] is True
     assert (len(body["drop"]), len(body["drop"][0])) == (GRID, GRID)
     assert body["model"]["version"] == 2
 
