@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Dialog, Locator, expect
+from playwright.sync_api import Browser, Dialog, FilePayload, Locator, expect
 from waitress.server import create_server
 
 from shared import runs
@@ -351,55 +351,6 @@ def test_times_are_those_of_the_viewers_zone(site: Site, base: str, browser: Bro
     visit.close()
 
 
-WATCH_STAGES = """() => new MutationObserver(() => {
-  for (const stage of document.querySelectorAll(".uploads [data-show=stage]")) window.seen(stage.textContent);
-}).observe(document.querySelector(".uploads"), { childList: true, subtree: true, characterData: true })"""
-DROP = """async (zone) => {
-  const transfer = new DataTransfer();
-  for (const [name, size] of [["one.zip", 3e6], ["two.zip", 2e6], ["notes.txt", 10]]) {
-    const bytes = new Uint8Array(size);
-    bytes.set([80, 75, 3, 4]);
-    transfer.items.add(new File([bytes], name));
-  }
-  for (const kind of ["dragover", "drop"]) {
-    zone.dispatchEvent(new DragEvent(kind, { dataTransfer: transfer, bubbles: true, cancelable: true }));
-  }
-}"""
-
-
-def test_several_archives_are_dropped_at_once_and_each_is_followed(site: Site, base: str, browser: Browser) -> None:
-    visit = Visit(browser, base)
-    visit.go("/datasets")
-    stages: set[str] = set()
-
-    def see(stage: str) -> None:
-        stages.add(stage)
-
-    visit.page.expose_function("seen", see)
-    visit.page.evaluate(WATCH_STAGES)
-    visit.page.locator("[data-upload]").evaluate(DROP)
-
-    tasks = visit.page.locator(".uploads .task")
-    expect(tasks).to_have_count(2)
-    expect(visit.page.locator(".toast")).to_contain_text("the rest was left out")
-    expect(tasks.locator("a")).to_have_count(2)
-    assert any(stage.startswith("Sending · ") and stage.endswith(("of 3.0 MB", "of 2.0 MB")) for stage in stages)
-    for task in tasks.all():
-        run_id = task.get_attribute("data-run")
-        for stage, words in (("ingesting", "Reading faces"), ("training", "Training")):
-            progress = {"stage": stage, "done": 3, "total": 10, "rate": 50.0, "eta_s": 4}
-            site.broker.emit("run.progress", {"run_id": run_id, "progress": progress})
-            expect(task.locator("[data-show=stage]")).to_contain_text(words, timeout=2000)
-            expect(task.locator("[data-show=share]")).to_have_text("30 %")
-        error = {"code": "invalid_archive", "message": "found no zip, expected one"}
-        site.broker.emit("run.rejected", {"run_id": run_id, "status": "rejected", "error": error})
-        visit.page.evaluate(REFRESH)
-        expect(task.locator("[data-show=stage]")).to_have_text("found no zip, expected one")
-        site.builder.runs.update(str(run_id), state=runs.REJECTED, error=error)
-    visit.check()
-    visit.close()
-
-
 BROKEN_PICTURES = """() => [...document.images].filter((image) =>
   (image.complete && !image.naturalWidth) && image.checkVisibility({ visibilityProperty: true })).length"""
 
@@ -409,9 +360,9 @@ def test_a_file_that_is_no_image_is_told_apart_and_leaves_no_broken_picture(base
     visit.go("/predict?search=none")  # the note is there at once, the face of the form is predicted by nobody
     visit.page.locator("#own").set_input_files(
         [
-            {"name": "broken.jpg", "mimeType": "image/jpeg", "buffer": b"\xff\xd8\xff broken"},
-            {"name": "empty.jpg", "mimeType": "image/jpeg", "buffer": b""},
-            {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"some notes"},
+            FilePayload(name="broken.jpg", mimeType="image/jpeg", buffer=b"\xff\xd8\xff broken"),
+            FilePayload(name="empty.jpg", mimeType="image/jpeg", buffer=b""),
+            FilePayload(name="notes.txt", mimeType="text/plain", buffer=b"some notes"),
         ]
     )
 
@@ -519,14 +470,14 @@ def test_a_sample_of_latency_between_idle_minutes_is_a_dot_and_none_is_no_plot(
     site: Site, base: str, browser: Browser
 ) -> None:
     visit = Visit(browser, base)
-    none: dict[str, object] = {"minutes": [-1, 0], "images_per_second": [0, 0]}
-    latency = {"latency_p50_ms": [None, None], "latency_p99_ms": [None, None]}
-    visit.page.route("**/speed.json", lambda route: route.fulfill(json=none | latency))
+    speed: dict[str, list[float | None]] = {"minutes": [-1, 0], "images_per_second": [0, 0]}
+    speed |= {"latency_p50_ms": [None, None], "latency_p99_ms": [None, None]}
+    visit.page.route("**/speed.json", lambda route: route.fulfill(json=speed))
     visit.go("/")
     chart = visit.page.locator("[data-chart=latency]")
     expect(chart).to_have_text("Nothing was predicted in the last ten minutes.")
 
-    latency = {"latency_p50_ms": [None, 4.5], "latency_p99_ms": [8, 9]}
+    speed |= {"latency_p50_ms": [None, 4.5], "latency_p99_ms": [8, 9]}
     expect(chart).to_have_attribute("data-points", "2", timeout=10_000)  # with the next refresh
     lone = "Object.values(Bokeh.documents.at(-1).roots()[0].renderers).map((r) => r.data_source.data)"
     (data, *_) = visit.page.evaluate(f"{lone}.filter((data) => data.latency_p50_ms_lone)")
@@ -561,4 +512,53 @@ def test_what_belongs_together_stands_together(site: Site, base: str, browser: B
     left = visit.page.locator("#state [data-show=eta]")
     expect(left).to_have_text("1 min 15 s left")
     assert left.evaluate("(e) => getComputedStyle(e, '::before').content") == '"· "'
+    visit.close()
+
+
+WATCH_STAGES = """() => new MutationObserver(() => {
+  for (const stage of document.querySelectorAll(".uploads [data-show=stage]")) window.seen(stage.textContent);
+}).observe(document.querySelector(".uploads"), { childList: true, subtree: true, characterData: true })"""
+DROP = """async (zone) => {
+  const transfer = new DataTransfer();
+  for (const [name, size] of [["one.zip", 3e6], ["two.zip", 2e6], ["notes.txt", 10]]) {
+    const bytes = new Uint8Array(size);
+    bytes.set([80, 75, 3, 4]);
+    transfer.items.add(new File([bytes], name));
+  }
+  for (const kind of ["dragover", "drop"]) {
+    zone.dispatchEvent(new DragEvent(kind, { dataTransfer: transfer, bubbles: true, cancelable: true }));
+  }
+}"""
+
+
+def test_several_archives_are_dropped_at_once_and_each_is_followed(site: Site, base: str, browser: Browser) -> None:
+    visit = Visit(browser, base)
+    visit.go("/datasets")
+    stages: set[str] = set()
+
+    def see(stage: str) -> None:
+        stages.add(stage)
+
+    visit.page.expose_function("seen", see)
+    visit.page.evaluate(WATCH_STAGES)
+    visit.page.locator("[data-upload]").evaluate(DROP)
+
+    tasks = visit.page.locator(".uploads .task")
+    expect(tasks).to_have_count(2)
+    expect(visit.page.locator(".toast")).to_contain_text("the rest was left out")
+    expect(tasks.locator("a")).to_have_count(2)
+    assert any(stage.startswith("Sending · ") and stage.endswith(("of 3.0 MB", "of 2.0 MB")) for stage in stages)
+    for task in tasks.all():
+        run_id = task.get_attribute("data-run")
+        for stage, words in (("ingesting", "Reading faces"), ("training", "Training")):
+            progress = {"stage": stage, "done": 3, "total": 10, "rate": 50.0, "eta_s": 4}
+            site.broker.emit("run.progress", {"run_id": run_id, "progress": progress})
+            expect(task.locator("[data-show=stage]")).to_contain_text(words, timeout=2000)
+            expect(task.locator("[data-show=share]")).to_have_text("30 %")
+        error = {"code": "invalid_archive", "message": "found no zip, expected one"}
+        site.broker.emit("run.rejected", {"run_id": run_id, "status": "rejected", "error": error})
+        visit.page.evaluate(REFRESH)
+        expect(task.locator("[data-show=stage]")).to_have_text("found no zip, expected one")
+        site.builder.runs.update(str(run_id), state=runs.REJECTED, error=error)
+    visit.check()
     visit.close()
