@@ -61,7 +61,7 @@ async function predict(blob, { name, given, gender, page }) {
     at("look").disabled = false;
     at("look").addEventListener("click", () => look(item, at, options));
   } catch (error) {
-    at("predicted").textContent = "–";
+    at("answer").remove();
     at("seen").closest("figure").remove();
     at("look").remove();
     at("error").textContent = error.message;
