@@ -35,6 +35,9 @@ from shared.store.base import Store
 _DATASETS_KEPT: Final = 4
 _PREDICTIONS_KEPT: Final = 16
 _SMALL_KEPT: Final = 2000
+# Sent back from the dead letters, what has failed or was rejected goes on: its record may change yet.
+_DONE_RUNS: Final = runs.FINAL_STATES - {runs.FAILED, runs.REJECTED}
+_DONE_JOBS: Final = jobs.FINAL_STATES - {jobs.FAILED, jobs.REJECTED}
 
 _K = TypeVar("_K", bound=Hashable)
 _V = TypeVar("_V")
@@ -135,7 +138,7 @@ class Catalog:
 
     def find_run(self, run_id: str) -> dict[str, Any] | None:
         """Returns a run's record, or None."""
-        return _fresh_or_ended(self._ended_runs, self._runs.find, run_id, runs.FINAL_STATES)
+        return _fresh_or_ended(self._ended_runs, self._runs.find, run_id, _DONE_RUNS)
 
     def run(self, run_id: str) -> dict[str, Any]:
         """Returns a run's record, or raises `NotFound`."""
@@ -148,7 +151,7 @@ class Catalog:
 
     def find_job(self, job_id: str) -> dict[str, Any] | None:
         """Returns a job's record, or None."""
-        return _fresh_or_ended(self._ended_jobs, self._jobs.find, job_id, jobs.FINAL_STATES)
+        return _fresh_or_ended(self._ended_jobs, self._jobs.find, job_id, _DONE_JOBS)
 
     def job(self, job_id: str) -> dict[str, Any]:
         """Returns a job's record, or raises `NotFound`."""

@@ -7,6 +7,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from shared import jobs, runs
+from shared.broker.base import RETRIED_AT
 from shared.card import ModelCard
 from shared.errors import CODES
 from shared.evaluation import Evaluation
@@ -21,6 +22,9 @@ _NUMBER: Final = {"type": "number"}
 _SHARE: Final = {"type": "number", "minimum": 0, "maximum": 1}
 _RUN_STATES: Final = (runs.QUEUED, runs.ACCEPTED, runs.INGESTING, runs.TRAINING, runs.EVALUATING, runs.EXPORTING)
 _JOB_STATES: Final = (jobs.QUEUED, jobs.ACCEPTED)
+_RUN_MARKS: Final = {RETRIED_AT: _NUMBER}
+_JOB_MARKS: Final = {"handed_out": {"type": "boolean"}, "told": {"type": "boolean"}, RETRIED_AT: _NUMBER}
+"""What records of older releases lack, or only those have that were sent back."""
 
 
 def schemas() -> dict[str, Any]:
@@ -42,17 +46,18 @@ def schemas() -> dict[str, Any]:
                 "error": _maybe(_TEXT),
             }
         ),
-        "RunRecord": fields(_run()),
+        "RunRecord": fields(_run(), optional=_RUN_MARKS),
         "Run": fields(
             {
                 **_run(),
                 "history": _many(fields(dict.fromkeys(runs.HISTORY_COLUMNS, _NUMBER))),
                 "evaluation": _maybe(_ref("Evaluation")),
-            }
+            },
+            optional=_RUN_MARKS,
         ),
         "Runs": fields({"runs": _many(_ref("RunRecord")), "total": _WHOLE}),
-        "JobRecord": fields(_job()),
-        "Job": fields({**_job(), "progress": fields({"done": _WHOLE, "total": _WHOLE})}),
+        "JobRecord": fields(_job(), optional=_JOB_MARKS),
+        "Job": fields({**_job(), "progress": fields({"done": _WHOLE, "total": _WHOLE})}, optional=_JOB_MARKS),
         "Jobs": fields({"jobs": _many(_ref("JobRecord")), "total": _WHOLE}),
         "AliasNames": fields({name: _maybe(_WHOLE) for name in ("champion", "previous", "challenger")}),
         "Aliases": fields({"aliases": _ref("AliasNames")}),
@@ -137,11 +142,13 @@ def schemas() -> dict[str, Any]:
     }
 
 
-def fields(properties: dict[str, Any], *, others: bool = False) -> dict[str, Any]:
+def fields(
+    properties: dict[str, Any], *, optional: dict[str, Any] | None = None, others: bool = False
+) -> dict[str, Any]:
     """Returns the schema of an object with these fields, all of them always there, and perhaps others."""
     return {
         "type": "object",
-        "properties": properties,
+        "properties": properties | (optional or {}),
         "required": list(properties),
         **({} if others else {"additionalProperties": False}),
     }

@@ -729,6 +729,21 @@ def test_a_job_shows_rows_pictures_and_only_the_wrong_ones_if_asked(filled: Site
     assert web.get("/jobs/job-000000000001/images/99.png").status_code == 404
 
 
+def test_what_had_failed_and_goes_on_is_shown_as_it_is(site: Site) -> None:
+    error = {"code": "internal", "message": "the disk was full"}
+    site.builder.run("run-1", state=runs.FAILED, error=error)
+    site.builder.jobs.create("job-1", message_id="1", name="one", state=jobs.QUEUED)
+    site.builder.jobs.update("job-1", state=jobs.REJECTED, error=error)
+    for path in ("/runs/run-1", "/jobs/job-1"):
+        assert "the disk was full" in site.web.get(path).text
+
+    site.builder.runs.update("run-1", state=runs.TRAINING, error=None)
+    site.builder.jobs.update("job-1", state=jobs.ACCEPTED, error=None)
+
+    for path in ("/runs/run-1", "/jobs/job-1"):
+        assert "the disk was full" not in site.web.get(path).text
+
+
 def test_a_job_is_cancelled_from_its_page(filled: Site) -> None:
     filled.builder.jobs.create("job-b", message_id="b", name="b", state=jobs.QUEUED)
     web = filled.web
