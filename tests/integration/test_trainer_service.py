@@ -15,7 +15,7 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from shared import runs
-from shared.broker.base import Message, Outgoing
+from shared.broker.base import DeadLetter, Message, Outgoing
 from shared.client import Client
 from shared.messages import ZIP, by_reference, run_id_of
 from shared.metrics import TrainerMetrics
@@ -151,7 +151,11 @@ def test_a_dead_letter_sent_back_is_worked_on_again(with_trainer: Installation, 
         eventually(lambda: client.runs.find(run_id_of("late")), 20, "the run")
         record = finished(client, run_id_of("late"))
         assert (record["state"], record["error"]["code"]) == (runs.REJECTED, "uri_not_found")
-        (dead,) = (letter for letter in client.broker.dead_letters() if letter.message.message_id == "late")
+
+        def buried() -> list[DeadLetter]:
+            return [letter for letter in client.broker.dead_letters() if letter.message.message_id == "late"]
+
+        (dead,) = eventually(buried, 10, "its dead letter")
         shutil.copy(sample_zip, path)
         assert client.broker.retry_dead([dead.dead_id]) == 1
         eventually(lambda: client.runs.get(run_id_of("late"))["state"] == runs.REGISTERED, 90, "a model")
