@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import random
 import shutil
@@ -21,7 +20,6 @@ SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 
 MAX_MESSAGE_BYTES = 32 * 2**20
 START_TIMEOUT_S = 60.0
-PR_SET_PDEATHSIG = 1
 
 
 def find_server() -> Path | None:
@@ -45,10 +43,14 @@ def free_port() -> int:
     raise RuntimeError(f"found no free port of a hundred between {lowest // 2} and {lowest}")
 
 
-def _die_with_parent() -> None:
-    """Runs in the child: asks Linux to kill it when the tests' process dies, even by `kill -9`."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def _dying_with_us(command: list[str]) -> list[str]:
+    """Returns the command as one that Linux kills when the tests' process dies, even by `kill -9`.
+
+    By a program, which Debian always has, and not by code that runs between fork and exec: another thread may hold a
+    lock at that moment, and the child would wait for it for ever.
+    """
+    setpriv = shutil.which("setpriv")
+    return command if setpriv is None else [setpriv, "--pdeathsig", "KILL", *command]
 
 
 class RabbitNode:
@@ -159,7 +161,7 @@ class RabbitNode:
     def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
         with (self._home / "output").open("ab") as output:
             return subprocess.Popen(
-                command,
+                _dying_with_us(command),
                 env=self._environment,
                 cwd=self._home,
                 stdin=subprocess.DEVNULL,
@@ -167,7 +169,6 @@ class RabbitNode:
                 stderr=subprocess.STDOUT,
                 # Its own session: Ctrl-C in the terminal is for the tests, which then end the node themselves.
                 start_new_session=True,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - one call of the C library, no locks taken
             )
 
     def _end(self, how: signal.Signals) -> None:

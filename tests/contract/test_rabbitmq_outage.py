@@ -16,6 +16,7 @@ from tests.contract.conftest import Place
 from tests.contract.test_broker_events import replies
 from tests.contract.test_broker_messages import bodies, take
 from tests.rabbitmq_node import RabbitNode
+from tests.services import eventually
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -119,6 +120,7 @@ def story(rabbitmq: RabbitNode) -> Iterator[Story]:
     finally:
         rabbitmq.start()
     across.join(60)
+    eventually(lambda: empty_answers(rabbitmq), 60, "the queues are asked again")
     asked = -empty_answers(rabbitmq)
     began = time.monotonic()
     pulling.join(2)

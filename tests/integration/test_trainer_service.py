@@ -165,11 +165,11 @@ def test_a_dead_letter_sent_back_is_worked_on_again(with_trainer: Installation, 
 
 
 def test_a_store_that_is_away_for_longer_than_the_retries_costs_no_run_and_no_trainer(
-    either_installation: Installation, sample_zip: Path
+    installation: Installation, sample_zip: Path
 ) -> None:
-    trainer = either_installation.start("trainer")
-    with either_installation.client() as client:
-        records = either_installation.folder / "store" / "runs"
+    trainer = installation.start("trainer")
+    with installation.client() as client:
+        records = installation.folder / "store" / "runs"
         records.parent.mkdir(exist_ok=True)
         records.symlink_to(records)  # nothing can be read or written there
         message = Message(sample_zip.read_bytes(), ZIP, "away", headers={"params": json.dumps(FAST)})
