@@ -221,7 +221,9 @@ def test_a_message_that_has_no_room_for_one_header_more_is_postponed_all_the_sam
     assert broker.reconnects == 0
 
 
-def test_dead_letters_that_foreign_clients_made_are_shown_and_dropped(place: Place, foreign: BlockingChannel) -> None:
+def test_dead_letters_that_foreign_clients_made_are_shown_and_dropped(
+    place: Place, foreign: BlockingChannel, eventually: Eventually
+) -> None:
     broker = place.open()
     for headers in (
         {"x-float-headers": [[1]]},
@@ -230,7 +232,7 @@ def test_dead_letters_that_foreign_clients_made_are_shown_and_dropped(place: Pla
     ):
         foreign.basic_publish("", place.topology.dead, b"", pika.BasicProperties(headers=headers))
     foreign.basic_publish("", place.topology.dead, b"", Encoded(MILLISECONDS))
-    foreign.queue_declare(place.topology.dead, passive=True)  # answered once all is published
+    eventually(lambda: broker.depths()[place.topology.dead].ready == 4)
     assert [dead.delivery_count for dead in broker.dead_letters()] == [0, 0, 0, 0]
     assert broker.drop_dead() == 4
 
@@ -400,6 +402,7 @@ def test_what_is_held_longer_than_the_broker_allows_is_taken_back_and_comes_agai
 def at_a_standstill(node: RabbitNode) -> Iterator[None]:
     """Stops the node without its connections being lost, as an overloaded machine or an alarm would."""
     os.kill(node.pid, signal.SIGSTOP)
+    os.waitpid(node.pid, os.WUNTRACED)  # until all of its threads have stopped
     try:
         yield
     finally:
