@@ -10,8 +10,8 @@ nothing_selected=5
 alone=$?
 # By Ctrl-C, or by a file that could not be read: the rest would only hide it.
 [[ $alone -ne $interrupted ]] || exit "$interrupted"
-# Two more than there are cores, since many tests wait for processes that start; few enough, as each has a RabbitMQ node.
-processes=$(($(nproc) < 7 ? $(nproc) + 2 : 8))
+# One more than there are cores, since many tests wait for processes that start; few enough, as each has a RabbitMQ node.
+processes=$(($(nproc) < 8 ? $(nproc) + 1 : 8))
 # A selection has no coverage to reach.
 [[ $# -ne 0 ]] || set -- --cov --cov-report=term
 "$python" -m pytest --alone skip -n "$processes" --dist loadfile --no-loadscope-reorder "$@"
