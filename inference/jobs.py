@@ -13,11 +13,10 @@ import csv
 import io
 import json
 import logging
-import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -25,14 +24,14 @@ from typing import Any, Final
 
 from inference.batcher import Predictor
 from inference.models import Models
+from inference.results import assemble, result_row
 from inference.speed import Speed
 from shared import jobs
 from shared.archive import Archive, ArchiveLimits
 from shared.broker.base import RETRIED_AT, Broker, BrokerError, BrokerFull, Consumer, Delivery, Outgoing
-from shared.errors import GenderlineError, InvalidDataset, InvalidImage, InvalidMessage, NotFound, Retryable
+from shared.errors import GenderlineError, InvalidDataset, InvalidMessage, NotFound, Retryable
 from shared.failures import FailurePolicy
 from shared.jobs import Jobs, shard_bounds
-from shared.labels import GENDERS, label_or_none
 from shared.messages import (
     ArchiveRequest,
     ShardRequest,
@@ -41,9 +40,7 @@ from shared.messages import (
     json_reply,
     parse_job,
     parse_shard,
-    prediction,
 )
-from shared.rejects import reject_for
 from shared.scratch import scratch_folder
 from shared.settings import Settings
 from shared.sources import fetched
@@ -52,15 +49,10 @@ from shared.topology import JOB_PROGRESS, job_state_topic
 from shared.unpack import EntryError
 
 _WAIT_S: Final = 0.5
-_UNRECORDED_S: Final = 5.0
-"""Until a message is tried once more whose end the store could not take."""
 _SMALL_STEP: Final = 8
 """Images after which a job lets go of the core while there is interactive work. Low priority alone does not do: it
 counts among the threads of a service, while the broker, another service, would wait for the scheduler's next tick."""
 _LETTING_GO_S: Final = 50e-6
-_CONTROL: Final = re.compile("[\x00-\x1f\x7f]")
-_JUDGED: Final = ("false", "true")
-"""The column `correct`."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -104,6 +96,7 @@ class BulkLoop:
         self._interactive_lately = interactive_lately
         self._archives = _OpenArchive(store, self._limits)
         self._lost: str | None = None
+        """The job whose record one of its shards has waited for in vain."""
         self.busy: str | None = None
         """The job that is being worked on, for the heartbeat."""
 
@@ -141,25 +134,9 @@ class BulkLoop:
             # Where the broker is away everything comes again; what a full queue refused is tried again in a while.
             if isinstance(error, BrokerError) and not isinstance(error, BrokerFull):
                 raise
-            self._fail(consumer, delivery, error, lambda shown: fail(delivery, shown))
+            self._policy.handle(consumer, delivery, error, lambda shown: fail(delivery, shown))
         finally:
             self.busy = None
-
-    def _fail(
-        self,
-        consumer: Consumer,
-        delivery: Delivery,
-        error: Exception,
-        end: Callable[[GenderlineError], list[Outgoing]],
-    ) -> None:
-        """Lets the policy decide about a delivery whose work failed."""
-        try:
-            self._policy.handle(consumer, delivery, error, end)
-        except BrokerError:
-            raise
-        except Retryable as away:
-            _LOG.warning("how the job ended cannot be recorded; trying again in %g s: %s", _UNRECORDED_S, away)
-            consumer.postpone(delivery, _UNRECORDED_S)
 
     # -- a job
 
@@ -319,7 +296,7 @@ class BulkLoop:
         """Returns whether a shard that was sent back has opened its job again, and the job is not handed out yet."""
         retried_at = delivery.message.headers.get(RETRIED_AT)
         opened = retried_at is not None and record.get(RETRIED_AT) == retried_at
-        return opened and record["state"] == jobs.ACCEPTED and not record["handed_out"]
+        return opened and record["state"] == jobs.ACCEPTED and not record.get("handed_out")
 
     def _settle_shard(self, consumer: Consumer, delivery: Delivery, final: list[Outgoing] | None) -> None:
         """Settles a shard, and with the one that ends its job the final reply, of which there may be none to send."""
@@ -343,7 +320,7 @@ class BulkLoop:
             readable = [content for content in contents if isinstance(content, bytes)]
             outcomes = iter(self._predictor.predict(model, readable))
             writer.writerows(
-                _row(entry.name, content if isinstance(content, EntryError) else next(outcomes))
+                result_row(entry.name, content if isinstance(content, EntryError) else next(outcomes))
                 for entry, content in zip(entries, contents, strict=True)
             )
             self._speed.add(len(entries))
@@ -374,7 +351,7 @@ class BulkLoop:
         """Assembles the results. Returns the final reply."""
         with scratch_folder() as folder:
             results = folder / "results.csv"
-            counts, accuracy = _assemble(results, self._part_texts(job_id))
+            counts, accuracy = assemble(results, self._part_texts(job_id))
             self._store.put_file(Jobs.results_key(job_id), results)
         return self._end(
             job_id,
@@ -470,42 +447,3 @@ def _finisher_key(job_id: str) -> str:
 
 def _cancelled() -> GenderlineError:
     return GenderlineError("a user cancelled the job", code="cancelled")
-
-
-def _row(name: str, outcome: float | GenderlineError) -> tuple[object, ...]:
-    """Returns one line of the results, of `jobs.RESULT_COLUMNS`; the true gender only where the file name has one."""
-    label = label_or_none(name)
-    truth = GENDERS[label.gender] if label else None
-    shown = _one_line(name)
-    if not isinstance(outcome, float):
-        reason = reject_for(outcome).reason if isinstance(outcome, InvalidImage) else outcome.code
-        return shown, None, None, None, truth, None, _one_line(f"{reason}: {outcome}")
-    told = prediction(None, outcome)
-    correct = None if truth is None else _JUDGED[told["gender"] == truth]
-    return shown, told["gender"], told["probability_female"], told["confidence"], truth, correct, None
-
-
-def _one_line(text: str) -> str:
-    """Returns text with its control characters, which a line of CSV cannot hold, written as escapes."""
-    return text if text.isprintable() else _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
-
-
-def _assemble(path: Path, parts: Iterable[str]) -> tuple[dict[str, int], float | None]:
-    """Joins the parts into one CSV.
-
-    Returns:
-        (counts of images and errors; the accuracy over labelled images with a prediction, None where there are none).
-    """
-    images = correct = wrong = unlabelled = 0
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerow(jobs.RESULT_COLUMNS)
-        for part in parts:
-            file.write(part)
-            # A row is a line, and only one without an error ends with a comma: CSV quotes a text with commas.
-            images += part.count("\n")
-            correct += part.count(f",{_JUDGED[True]},\n")
-            wrong += part.count(f",{_JUDGED[False]},\n")
-            unlabelled += part.count(",,\n")
-    labelled = correct + wrong
-    errors = images - labelled - unlabelled
-    return {"images": images, "errors": errors}, correct / labelled if labelled else None

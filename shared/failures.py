@@ -16,7 +16,7 @@ from shared.errors import GenderlineError, InvalidMessage, Retryable
 
 _LONGEST_PAUSE_S: Final = 30.0
 _NO_RECORD_PAUSE_S: Final = 5.0
-"""Before a message comes again whose attempt could not be recorded."""
+"""Before a message comes again whose attempt, or whose end, could not be recorded."""
 _SCARCE: Final = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EROFS}
 )
@@ -69,9 +69,9 @@ class FailurePolicy:
     def bury_exhausted(
         self, consumer: Consumer, delivery: Delivery, replies: Callable[[GenderlineError], Sequence[Outgoing]]
     ) -> None:
-        """Buries a message that was delivered too often without ever being settled."""
+        """Buries a message that was delivered too often without being settled; later, where `handle` would wait."""
         error = Retryable(f"given up after {delivery.delivery_count} deliveries", code="internal")
-        self._bury(consumer, delivery, "delivery_limit", _made(replies, error))
+        self._bury(consumer, delivery, "delivery_limit", error, replies)
 
     def handle(
         self,
@@ -86,14 +86,12 @@ class FailurePolicy:
             consumer: where the delivery came from.
             delivery: the message.
             error: what its work raised.
-            replies: makes the error replies; called only where this is the end of the message. Where that fails, of a
-                damaged record for one, it is logged, and there are none.
+            replies: records the end and makes the error replies; called only where this is the end of the message.
+                Where that fails, of a damaged record for one, it is logged, and there are none; where the store is
+                away, the end has to wait for it.
 
         Returns:
             Whether it was the end: False where the message will be delivered again.
-
-        Raises:
-            Retryable: it is the end, which cannot be told now; nothing was done about the delivery.
         """
         error = _judged(error)
         if isinstance(error, Retryable):
@@ -102,25 +100,37 @@ class FailurePolicy:
                 _LOG.warning("%s; trying again in %g s", error, pause_s)
                 consumer.retry(delivery, pause_s)
                 return False
-            self._bury(consumer, delivery, "delivery_limit", _made(replies, error))
-        elif isinstance(error, GenderlineError):
-            reason = error.code
+            return self._bury(consumer, delivery, "delivery_limit", error, replies)
+        if isinstance(error, GenderlineError):
             if not isinstance(error, InvalidMessage):
                 _LOG.error("%s: %s", error.code, error)
-            self._bury(consumer, delivery, reason, _made(replies, error))
-        else:
-            _LOG.error("a bug, at delivery %d of the message", delivery.delivery_count + 1, exc_info=error)
-            if delivery.delivery_count == 0:
-                consumer.retry(delivery, 1.0)
-                return False
-            self._bury(consumer, delivery, "internal", _made(replies, internal_error()))
-        return True
+            return self._bury(consumer, delivery, error.code, error, replies)
+        _LOG.error("a bug, at delivery %d of the message", delivery.delivery_count + 1, exc_info=error)
+        if delivery.delivery_count == 0:
+            consumer.retry(delivery, 1.0)
+            return False
+        return self._bury(consumer, delivery, "internal", internal_error(), replies)
 
-    def _bury(self, consumer: Consumer, delivery: Delivery, reason: str, replies: Sequence[Outgoing]) -> None:
+    def _bury(
+        self,
+        consumer: Consumer,
+        delivery: Delivery,
+        reason: str,
+        error: GenderlineError,
+        replies: Callable[[GenderlineError], Sequence[Outgoing]],
+    ) -> bool:
+        """Buries a delivery with its error replies. Returns False where it has to wait for that."""
+        try:
+            outgoing = _made(replies, error)
+        except Retryable as away:
+            _LOG.warning("how it ended cannot be recorded: %s; trying again in %g s", away, _NO_RECORD_PAUSE_S)
+            consumer.postpone(delivery, _NO_RECORD_PAUSE_S)
+            return False
         _LOG.warning("dead letter from %s: %s", delivery.queue, reason)
         self._dead_letters.labels(reason).inc()
-        consumer.bury(delivery, reason, replies)
+        consumer.bury(delivery, reason, outgoing)
         self.end(delivery)
+        return True
 
 
 def _judged(error: Exception) -> Exception:

@@ -124,7 +124,7 @@ class TrainerService:
             _LOG.warning("%s: %s", run_id, error)
             consumer.postpone(delivery, self._settings.lease_s / 2)
         except Exception as error:
-            self._fail(consumer, delivery, error, end)
+            self._policy.handle(consumer, delivery, error, end)
         finally:
             self.busy = None
             try:
@@ -141,22 +141,6 @@ class TrainerService:
         record = self._runs.update(run_id, state=runs.QUEUED, error=None, **{RETRIED_AT: retried_at})
         _LOG.info("%s opened again: it was sent back from the dead letters", run_id)
         self._announce(record)
-
-    def _fail(
-        self,
-        consumer: Consumer,
-        delivery: Delivery,
-        error: Exception,
-        end: Callable[[GenderlineError], list[Outgoing]],
-    ) -> None:
-        """Lets the policy decide about a delivery whose work failed."""
-        try:
-            self._policy.handle(consumer, delivery, error, end)
-        except BrokerError:
-            raise
-        except Retryable as away:
-            _LOG.warning("how the run ended cannot be recorded: %s", away)
-            consumer.postpone(delivery, self._settings.lease_s / 2)
 
     def _work(
         self,

@@ -15,10 +15,9 @@ from typing import Any
 
 import pytest
 
-from inference import jobs as bulk
 from inference.batcher import Outcome, Predictor
 from inference.session import ServedModel
-from shared import jobs
+from shared import failures, jobs
 from shared.broker.base import Inbox, Message
 from shared.client import Client
 from shared.failures import FailurePolicy
@@ -355,7 +354,7 @@ def test_a_damaged_record_costs_its_job_and_not_the_worker(loops: Loops) -> None
 def test_a_job_that_outlasts_its_tries_while_the_store_is_away_ends_once_it_is_back(
     either: Loops, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(bulk, "_UNRECORDED_S", 0.1)
+    monkeypatch.setattr(failures, "_NO_RECORD_PAUSE_S", 0.1)
     either = replace(either, policy=FailurePolicy(1, either.metrics.dead_letters))
     away = either.store.path("jobs")
     away.symlink_to("jobs")

@@ -286,8 +286,14 @@ def test_what_cannot_even_be_answered_is_buried_without_a_reply(scene: Scene, ca
 
 
 @pytest.mark.parametrize("failure", [Retryable("the store is away"), OSError(errno.ENOSPC, "No space left on device")])
-def test_what_cannot_be_answered_now_is_left_to_the_caller(scene: Scene, failure: Exception) -> None:
-    with pytest.raises(Retryable):
-        failing_replies(scene, InvalidMessage("x"), failure)
+def test_an_end_that_cannot_be_recorded_now_waits_uncounted(
+    scene: Scene, failure: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failures, "_NO_RECORD_PAUSE_S", 0.0)
+    assert failing_replies(scene, InvalidMessage("x"), failure) is False
     assert scene.dead() == []
     assert scene.counted("invalid_message") is None
+    again = scene.take()
+    assert again.delivery_count == 0
+    assert scene.policy.handle(scene.consumer, again, InvalidMessage("x"), lambda _: []) is True
+    assert [letter.reason for letter in scene.dead()] == ["invalid_message"]
