@@ -47,10 +47,15 @@ class _Owned:
     """A thread's connection, closed when its thread ends: what a thread holds for itself goes with it.
 
     The connection alone would stay open until the garbage is collected, since it and its cache hold one another.
+
+    Attributes:
+        in_use: held by the thread while it uses the connection. Whoever closes it from another thread must hold this
+            too: Python's `sqlite3` crashes where a connection is closed in the midst of a statement.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
+        self.in_use = threading.RLock()
 
     def __del__(self) -> None:
         self.connection.close()
@@ -81,16 +86,28 @@ class QueueFile:
             raise BrokerError(f"cannot open the embedded broker at {path}: {error}") from error
 
     def close(self) -> None:
-        """Closes every thread's connection; from here on, using the file raises BrokerClosed."""
+        """Closes every thread's connection once it is not in use; from here on, using the file raises BrokerClosed."""
         self._closed.set()
         with self._lock:
-            for owned in list(self._owned):
+            every = list(self._owned)
+        for owned in every:
+            with owned.in_use:
                 owned.connection.close()
 
-    def _connection(self) -> sqlite3.Connection:
-        """Returns this thread's connection."""
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """This thread's connection, which nobody closes meanwhile."""
+        owned = self._own()
+        with owned.in_use:
+            self._check_open()
+            yield owned.connection
+
+    def _check_open(self) -> None:
         if self._closed.is_set():
             raise BrokerClosed("the broker was closed")
+
+    def _own(self) -> _Owned:
+        self._check_open()
         owned: _Owned | None = getattr(self._local, "owned", None)
         if owned is None:
             try:
@@ -107,16 +124,18 @@ class QueueFile:
                 connection.execute("PRAGMA secure_delete = OFF")
             except sqlite3.Error as error:
                 raise BrokerError(f"cannot open the embedded broker at {self._path}: {error}") from error
-            self._local.owned = owned
             with self._lock:
+                self._check_open()  # else it would be missing among those that are being closed
                 self._owned.add(owned)
-        return owned.connection
+            self._local.owned = owned
+        return owned
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
         """This thread's connection, for reading only."""
         try:
-            yield self._connection()
+            with self._connection() as db:
+                yield db
         except sqlite3.Error as error:
             raise BrokerError(f"the embedded broker at {self._path} failed: {error}") from error
 
@@ -128,16 +147,21 @@ class QueueFile:
         the latency short where several processes write. The log is synced after the transaction instead of in it, as
         `synchronous = FULL` would: meanwhile, others can write, and see what was written.
         """
-        db = self._connection()
+
+        def begin() -> None:
+            self._check_open()
+            db.execute("BEGIN IMMEDIATE")
+
         try:
-            _until_free(lambda: db.execute("BEGIN IMMEDIATE"), timeout_s)
-            try:
-                yield db
-                _until_free(lambda: db.execute("COMMIT"), timeout_s)
-            except BaseException:
-                if db.in_transaction:  # SQLite itself has rolled back what a full disk, for one, cut short
-                    db.execute("ROLLBACK")
-                raise
+            with self._connection() as db:
+                _until_free(begin, timeout_s)
+                try:
+                    yield db
+                    _until_free(lambda: db.execute("COMMIT"), timeout_s)
+                except BaseException:
+                    if db.in_transaction:  # SQLite itself has rolled back what a full disk, for one, cut short
+                        db.execute("ROLLBACK")
+                    raise
         except sqlite3.OperationalError as error:
             raise BrokerError(f"the embedded broker at {self._path} failed: {error}") from error
         if durable:
@@ -161,7 +185,8 @@ class QueueFile:
     def version(self) -> int:
         """Returns a number that changes when another connection writes. Read it *before* looking, then wait on it."""
         with self.read() as db:
-            return _version(db)
+            version: int = db.execute("PRAGMA data_version").fetchone()[0]
+        return version
 
     def wait_for_change(self, seen: int, timeout_s: float, waiting: Waiting, stopped: Callable[[], bool]) -> None:
         """Waits until the version is no longer `seen`, `stopped()` says so, or the time is up.
@@ -171,10 +196,9 @@ class QueueFile:
         """
         deadline = time.monotonic() + timeout_s
         pause_s = waiting.next_pause_s()
-        with self.read() as db:
-            while _version(db) == seen and (remaining := deadline - time.monotonic()) > 0 and not stopped():
-                time.sleep(min(pause_s, remaining))
-                pause_s = min(pause_s * 1.3, waiting.longest_s)
+        while self.version() == seen and (remaining := deadline - time.monotonic()) > 0 and not stopped():
+            time.sleep(min(pause_s, remaining))
+            pause_s = min(pause_s * 1.3, waiting.longest_s)
 
 
 class Waiting:
@@ -195,11 +219,6 @@ class Waiting:
         """Returns the pause for the next look."""
         self._pause_s = min(self._pause_s * 2, self.longest_s)
         return self._pause_s
-
-
-def _version(db: sqlite3.Connection) -> int:
-    version: int = db.execute("PRAGMA data_version").fetchone()[0]
-    return version
 
 
 def _until_free(step: Callable[[], object], timeout_s: float) -> None:
