@@ -204,7 +204,7 @@ class Consumer(abc.ABC):
 
     @abc.abstractmethod
     def flush(self, timeout_s: float = 30.0) -> None:
-        """Waits until every `settle` so far is confirmed.
+        """Waits until every `settle` so far is confirmed, and what was postponed without a delay is given back.
 
         Raises:
             BrokerError: it was not, in that time or because the connection was lost; what was not settled will be

@@ -55,6 +55,7 @@ class _Feed:
         ready: delivered and not yet taken.
         unacked: every tag that the broker waits for, in order, and whether its work is settled.
         busy: tags whose settling, retrying or postponing is under way.
+        unanswered: how often the broker was asked whether it has all acknowledgements, without an answer so far.
     """
 
     def __init__(self, queue: str) -> None:
@@ -64,6 +65,7 @@ class _Feed:
         self.ready: deque[tuple[int, int, BasicProperties, bytes]] = deque()
         self.unacked: OrderedDict[int, bool] = OrderedDict()
         self.busy: set[int] = set()
+        self.unanswered = 0
 
     def is_live(self, token: _Token) -> bool:
         """Returns whether the delivery is still ours to decide on."""
@@ -179,7 +181,12 @@ class RabbitConsumer(Consumer):
         self._link.call(functools.partial(self._retry, delivery.token, delay_s))
 
     def postpone(self, delivery: Delivery, delay_s: float) -> None:
-        self._link.call(functools.partial(self._postpone, delivery, delay_s))
+        at_once = delay_s <= 0  # then `flush` waits for it
+        if at_once:
+            with self._changed:
+                self._settling += 1
+        ended = self._note_confirmed if at_once else lambda: None
+        self._link.call(functools.partial(self._postpone, delivery, delay_s, ended))
 
     def bury(self, delivery: Delivery, reason: str, outgoing: Sequence[Outgoing] = ()) -> None:
         message = fitting(delivery.message, self._link.frame_bytes)
@@ -189,8 +196,13 @@ class RabbitConsumer(Consumer):
         super().bury(replace(delivery, message=message), reason, outgoing)
 
     def flush(self, timeout_s: float = 30.0) -> None:
+        deadline = time.monotonic() + timeout_s
         with self._changed:
             done = self._changed.wait_for(lambda: self._settling == 0, timeout_s)
+            if done and not self._closed:  # closing a channel comes after its acknowledgements by itself
+                self._settling += 1
+                self._link.call(self._ask_for_acknowledged)
+                done = self._changed.wait_for(lambda: self._settling == 0, deadline - time.monotonic())
             refusal, self._refusal = self._refusal, None
             lost, self._lost = self._lost, False
         if refusal is not None:
@@ -238,6 +250,10 @@ class RabbitConsumer(Consumer):
         feed.busy.clear()
         with self._changed:
             feed.ready.clear()
+            self._lost = self._lost or feed.unanswered > 0
+        for _ in range(feed.unanswered):
+            self._note_confirmed()
+        feed.unanswered = 0
         if self._asked is feed:
             # Its answer will not come. Only then: a pause ends by itself, and ended twice there would be two rounds at
             # the same time from then on, which sooner or later ask on the same channel.
@@ -340,6 +356,10 @@ class RabbitConsumer(Consumer):
             self._lost = self._lost or lost
             if error is not None and not lost:
                 self._refusal = error
+        self._note_confirmed()
+
+    def _note_confirmed(self) -> None:
+        """Notes that one thing less is on its way, for `flush`: acknowledged together with what is confirmed beside."""
         self._confirmed += 1
         if not self._acks_due:
             self._acks_due = True
@@ -355,6 +375,27 @@ class RabbitConsumer(Consumer):
             self._confirmed = 0
             self._changed.notify_all()
 
+    def _ask_for_acknowledged(self) -> None:
+        """Asks each channel something harmless: the answer tells that all acknowledgements before it have arrived.
+
+        Sent is not enough: what a process that is killed has just sent may be lost with it.
+        """
+        for feed in self._feeds:
+            if feed.channel is None or not feed.channel.is_open:
+                continue
+            feed.unanswered += 1
+            with self._changed:
+                self._settling += 1
+            feed.channel.basic_qos(
+                prefetch_count=self._prefetch, callback=functools.partial(self._on_answer, feed, feed.epoch)
+            )
+        self._note_confirmed()
+
+    def _on_answer(self, feed: _Feed, epoch: int, _: object) -> None:
+        if epoch == feed.epoch:
+            feed.unanswered -= 1
+            self._note_confirmed()
+
     def _retry(self, token: _Token, delay_s: float) -> None:
         if not token.feed.is_live(token):
             return
@@ -364,32 +405,40 @@ class RabbitConsumer(Consumer):
         else:
             token.feed.give_back(token)
 
-    def _postpone(self, delivery: Delivery, delay_s: float) -> None:
+    def _postpone(self, delivery: Delivery, delay_s: float, ended: Callable[[], None]) -> None:
+        """Puts a copy into the queue, which has the count as it was, and acknowledges the delivery; then `ended`."""
         token: _Token = delivery.token
         if not token.feed.is_live(token):
+            ended()
             return
         token.feed.busy.add(token.tag)
 
         def copied(error: BrokerError | None) -> None:
-            if error is not None:
+            if error is None:
+                token.feed.settled(token)
+            else:
                 log.warning("could not postpone a message of %s, which stays held: %s", delivery.queue, error)
                 token.feed.give_back(token)
-                return
-            token.feed.settled(token)
             token.feed.acknowledge()
+            ended()
 
         def copy() -> None:
             if token.epoch != token.feed.epoch:
+                ended()
                 return
             if fitting(delivery.message, self._link.frame_bytes) is not delivery.message:
                 token.feed.give_back(token)  # with one header more, the copy would cost the connection
+                ended()
                 return
             batch = Batch(copied, survives=False)
             properties = properties_of(delivery.message, earlier_deliveries=delivery.delivery_count)
             batch.add(delivery.queue, properties, delivery.message.body, mandatory=True)
             self._publisher.submit(batch)
 
-        self._link.later(delay_s, copy)
+        if delay_s > 0:
+            self._link.later(delay_s, copy)
+        else:
+            copy()
 
     def _shut(self, returned: threading.Event) -> None:
         self._link.detach(self)
