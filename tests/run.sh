@@ -14,8 +14,15 @@ alone=$?
 processes=$(($(nproc) < 8 ? $(nproc) + 1 : 8))
 # A selection has no coverage to reach.
 [[ $# -ne 0 ]] || set -- --cov --cov-report=term
-"$python" -m pytest --alone skip -n "$processes" --dist loadfile --no-loadscope-reorder "$@"
-others=$?
+errors=$(mktemp)
+trap 'rm -f "$errors"' EXIT
+{ "$python" -m pytest --alone skip -n "$processes" --dist loadfile --no-loadscope-reorder "$@" 2>&1 >&3 | tee "$errors" >&2; } 3>&1
+others=${PIPESTATUS[0]}
+# Where a process of the tests crashed, Python said how; not among hundreds of lines, but here it is found.
+if grep -q "Fatal Python error" "$errors"; then
+    echo "what crashed:"
+    cat "$errors"
+fi >&2
 
 # A selection such as -k may leave nothing in one part, but not in both.
 [[ $alone -ne $nothing_selected ]] || exit "$others"
