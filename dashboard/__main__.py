@@ -14,13 +14,12 @@ from waitress.server import create_server
 
 from dashboard import STREAMS, create_app
 from dashboard.context import EXTENSION, Dashboard
-from shared.broker import open_broker
+from shared.broker import broker_of
 from shared.errors import Retryable
 from shared.log import configure_logging
 from shared.settings import SettingsError, load_settings, unknown_settings
 from shared.store import open_store
 from shared.supervisor import watch_parent
-from shared.topology import Topology
 
 _REQUEST_THREADS = 16
 _LOG = logging.getLogger("dashboard")
@@ -38,16 +37,10 @@ def main() -> int:
         _LOG.warning(warning)
     try:
         store = open_store(settings.store_url)
-        broker = open_broker(
-            settings.broker_url,
-            Topology(settings.queue_prefix),
-            lease_s=settings.lease_s,
-            delivery_limit=settings.delivery_limit,
-            queue_limit=settings.queue_limit,
-        )
+        broker = broker_of(settings)
     except (Retryable, ValueError) as error:
         _LOG.error("cannot start: %s", error)
-        return 1
+        return 1 if isinstance(error, Retryable) else 2  # a wrong URL stays wrong
     with broker:
         app = create_app(broker, store, settings)
         parts: Dashboard = app.extensions[EXTENSION]

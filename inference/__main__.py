@@ -17,7 +17,7 @@ from typing import Any
 
 from inference.figures import WorkersCollector
 from inference.layout import layout_of
-from shared.broker import open_broker
+from shared.broker import broker_of
 from shared.broker.base import Broker
 from shared.environment import ONE_CORE
 from shared.errors import Retryable
@@ -26,7 +26,6 @@ from shared.metrics import BrokerCollector, StatusServer, process_registry
 from shared.settings import Settings, SettingsError, load_settings, unknown_settings
 from shared.store import open_store
 from shared.supervisor import Child, Supervisor, watch_parent
-from shared.topology import Topology
 
 PORT = 9102
 _LOG = logging.getLogger("inference")
@@ -54,16 +53,10 @@ def main() -> int:
     signal.signal(signal.SIGINT, on_signal)
     watch_parent(stop)
     try:
-        broker = open_broker(
-            settings.broker_url,
-            Topology(settings.queue_prefix),
-            lease_s=settings.lease_s,
-            delivery_limit=settings.delivery_limit,
-            queue_limit=settings.queue_limit,
-        )
+        broker = broker_of(settings)
     except (Retryable, ValueError) as error:
         _LOG.error("%s", error)
-        return 1
+        return 1 if isinstance(error, Retryable) else 2  # a wrong URL stays wrong
     with broker:
         work: Callable[[], int] = (
             (lambda: _parent(broker, settings, stop))

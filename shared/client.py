@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from shared import jobs, runs
-from shared.broker import open_broker
+from shared.broker import broker_of
 from shared.broker.base import Broker, HeaderValue, Message, Outgoing
 from shared.errors import Conflict, GenderlineError
 from shared.jobs import Jobs
@@ -23,11 +23,11 @@ from shared.messages import PACK_LIMIT, PROBE, by_reference, fit_name, job_id_of
 from shared.params import TrainingParams
 from shared.registry import Registry
 from shared.runs import Runs
-from shared.settings import Settings, SettingsError, variable
+from shared.settings import Settings
 from shared.shadow import ShadowFigures, shadow_figures
 from shared.store import open_store
 from shared.store.base import STORE_SCHEME, Store, sha256_of
-from shared.topology import MODEL_CHALLENGED, MODEL_PROMOTED, Topology
+from shared.topology import MODEL_CHALLENGED, MODEL_PROMOTED
 
 Entry = dict[str, Any]
 """One image's prediction or error, as in a reply."""
@@ -304,17 +304,7 @@ def open_client(settings: Settings) -> Iterator[Client]:
         Retryable: one of them cannot be reached.
         SettingsError: the broker's URL has a parameter that does not exist, or a wrong value of one.
     """
-    try:
-        broker = open_broker(
-            settings.broker_url,
-            Topology(settings.queue_prefix),
-            lease_s=settings.lease_s,
-            delivery_limit=settings.delivery_limit,
-            queue_limit=settings.queue_limit,
-        )
-    except ValueError as error:
-        raise SettingsError(f"{variable('broker_url')}: {error}") from None
-    with broker:
+    with broker_of(settings) as broker:
         yield Client(broker, open_store(settings.store_url))
 
 

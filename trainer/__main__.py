@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from shared.broker import open_broker
+from shared.broker import broker_of
 from shared.client import Client
 from shared.errors import Retryable
 from shared.heartbeat import Heartbeat
@@ -21,7 +21,6 @@ from shared.metrics import BrokerCollector, StatusServer, TrainerMetrics, proces
 from shared.settings import SettingsError, load_settings, unknown_settings
 from shared.store import open_store
 from shared.supervisor import watch_parent
-from shared.topology import Topology
 from trainer.crew import dismiss, follow
 from trainer.device import choose_device
 from trainer.inbox import InboxWatcher
@@ -72,16 +71,10 @@ def main() -> int:
             follow(team, store, device)
             team.leave()
             return 0
-        broker = open_broker(
-            settings.broker_url,
-            Topology(settings.queue_prefix),
-            lease_s=settings.lease_s,
-            delivery_limit=settings.delivery_limit,
-            queue_limit=settings.queue_limit,
-        )
+        broker = broker_of(settings)
     except (Retryable, ValueError) as error:
         _LOG.error("%s", error)
-        return 1
+        return 1 if isinstance(error, Retryable) else 2  # a wrong URL stays wrong
     with broker:
         registry = process_registry()
         registry.register(BrokerCollector(broker))

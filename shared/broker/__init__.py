@@ -5,7 +5,27 @@ from __future__ import annotations
 from urllib.parse import unquote
 
 from shared.broker.base import Broker
+from shared.settings import Settings, SettingsError, variable
 from shared.topology import Topology
+
+
+def broker_of(settings: Settings) -> Broker:
+    """Opens the broker of the settings, with their queues and limits.
+
+    Raises:
+        BrokerError: the broker cannot be reached, or its queues were declared with other arguments.
+        SettingsError: its URL has a parameter that does not exist, or a wrong value of one.
+    """
+    try:
+        return open_broker(
+            settings.broker_url,
+            Topology(settings.queue_prefix),
+            lease_s=settings.lease_s,
+            delivery_limit=settings.delivery_limit,
+            queue_limit=settings.queue_limit,
+        )
+    except ValueError as error:
+        raise SettingsError(f"{variable('broker_url')}: {error}") from None
 
 
 def open_broker(
@@ -28,7 +48,7 @@ def open_broker(
 
     Raises:
         BrokerError: the broker cannot be reached, or its queues were declared with other arguments.
-        ValueError: the URL's scheme is unknown.
+        ValueError: the URL's scheme or one of its parameters is unknown, or a parameter's value is wrong.
     """
     topology = topology or Topology()
     if url.startswith("sqlite:///"):

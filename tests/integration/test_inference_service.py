@@ -264,6 +264,10 @@ def test_a_wrong_setting_ends_with_2_and_a_broker_that_is_away_or_a_taken_port_w
     code, text = ended(GENDERLINE_WORKERS="many")
     assert code == 2
     assert "GENDERLINE_WORKERS" in text
+    code, text = ended(GENDERLINE_BROKER_URL="amqp://127.0.0.1/?heartbeat=often")
+    assert code == 2
+    assert "GENDERLINE_BROKER_URL: " in text
+    assert "often" in text
     code, text = ended(GENDERLINE_BROKER_URL=f"sqlite:///{installation.folder}")
     assert code == 1
     assert "cannot open the embedded broker" in text
