@@ -1,9 +1,6 @@
-"""Batch jobs: an archive is opened into shards, any worker computes a shard, and one of them assembles the results.
+"""Batch jobs: an archive is opened into shards, any worker computes a shard, and one of them ends the job.
 
-Every shard's rows go into a file of their own with a fixed name, so computing a shard twice is harmless. Whoever finds
-all of them there, or finds that the job cannot or shall not go on, tries to create the object `finisher` with its
-shard's number; the one shard that succeeds ends the job, and says so again if it is delivered again: so there is at
-least one final reply, and without a crash exactly one.
+Every shard's rows go into a file of their own with a fixed name, so computing a shard twice is harmless.
 """
 
 from __future__ import annotations
@@ -11,20 +8,20 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import json
 import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 from inference.batcher import Predictor
+from inference.job_ends import JobEnds
 from inference.models import Models
-from inference.results import assemble, result_row
+from inference.results import result_row
 from inference.speed import Speed
 from shared import jobs
 from shared.archive import Archive, ArchiveLimits
@@ -45,7 +42,7 @@ from shared.scratch import scratch_folder
 from shared.settings import Settings
 from shared.sources import fetched
 from shared.store.base import STORE_SCHEME, Store
-from shared.topology import JOB_PROGRESS, job_state_topic
+from shared.topology import JOB_PROGRESS
 from shared.unpack import EntryError
 
 _WAIT_S: Final = 0.5
@@ -87,6 +84,7 @@ class BulkLoop:
         self._broker = broker
         self._store = store
         self._jobs = Jobs(store)
+        self._ends = JobEnds(broker, store)
         self._settings = settings
         self._limits = ArchiveLimits.from_settings(settings)
         self._models = models
@@ -145,7 +143,7 @@ class BulkLoop:
         request = parse_job(delivery.message)
         job_id = self.busy = job_id_of(request.message_id)
         self._jobs.create(job_id, message_id=request.message_id, name=request.name, state=jobs.QUEUED)
-        record = self._reopened(delivery, self._jobs.get(job_id))
+        record = self._ends.reopened(delivery, self._jobs.get(job_id))
         if record["state"] in jobs.FINAL_STATES:
             _LOG.info("%s came again; it is %s", job_id, record["state"])
             consumer.settle([delivery], json_reply(delivery, Jobs.reply(record)))
@@ -159,18 +157,18 @@ class BulkLoop:
             consumer.settle([delivery], json_reply(delivery, Jobs.reply(record)))
             return
         if self._jobs.cancel_requested(job_id):
-            consumer.settle([delivery], self._end(job_id, jobs.CANCELLED, delivery, error=_cancelled().as_dict()))
+            consumer.settle([delivery], self._ends.end(job_id, jobs.CANCELLED, delivery, error=_cancelled().as_dict()))
             return
         if not accepted:
             try:
                 record = self._accepted(job_id, request, delivery)
             except InvalidDataset as error:
-                consumer.settle([delivery], self._end(job_id, jobs.REJECTED, delivery, error=error.as_dict()))
+                consumer.settle([delivery], self._ends.end(job_id, jobs.REJECTED, delivery, error=error.as_dict()))
                 return
         shards = [] if record["state"] in jobs.FINAL_STATES else self._shards(record)
         consumer.settle([delivery], [*shards, *json_reply(delivery, Jobs.reply(record))])
-        self._note(consumer, job_id, handed_out=True)
-        self._announce(record)
+        self._ends.note(consumer, job_id, handed_out=True)
+        self._ends.announce(record)
         _LOG.info("%s %s: %d images in %d shards", job_id, record["state"], record["images"], record["shards"])
 
     def _accepted(self, job_id: str, request: ArchiveRequest, delivery: Delivery) -> dict[str, Any]:
@@ -194,30 +192,6 @@ class BulkLoop:
             shards=len(shard_bounds(images, size)) - 1,
             shard_images=size,
         )
-
-    def _reopened(self, delivery: Delivery, record: dict[str, Any]) -> dict[str, Any]:
-        """Returns a job's record, opened again where `delivery` is a dead letter of it that somebody sent back."""
-        job_id = record["job_id"]
-        retried_at = delivery.message.headers.get(RETRIED_AT)
-        if retried_at is None or record["state"] not in jobs.UNLUCKY_STATES or record.get(RETRIED_AT) == retried_at:
-            return record
-        # First of all: an open job whose finisher is of the past could never end.
-        self._store.delete(_finisher_key(job_id))
-        record = self._jobs.reopen(job_id, retried_at)
-        _LOG.info("%s opened again: it was sent back from the dead letters", job_id)
-        self._announce(record)
-        return record
-
-    def _note(self, consumer: Consumer, job_id: str, **confirmed: bool) -> None:
-        """Notes in the job's record that what was just settled is confirmed.
-
-        By then the message is gone: whatever the store says, it must neither be tried again nor fail the job.
-        """
-        consumer.flush()
-        try:
-            self._jobs.note(job_id, **confirmed)
-        except Exception as error:
-            _LOG.warning("%s: may be said once more: %s", job_id, error)
 
     def _shards(self, record: dict[str, Any]) -> list[Outgoing]:
         job_id = record["job_id"]
@@ -248,7 +222,7 @@ class BulkLoop:
         job_id = job_id_of(delivery.message.message_id)
         self._jobs.create(job_id, message_id=delivery.message.message_id, name="archive", state=jobs.QUEUED)
         state = jobs.REJECTED if isinstance(error, InvalidMessage) else jobs.FAILED
-        return self._end(job_id, state, delivery, error=error.as_dict())
+        return self._ends.end(job_id, state, delivery, error=error.as_dict())
 
     # -- a shard
 
@@ -265,30 +239,30 @@ class BulkLoop:
             given_up = job_id == self._lost
             raise (NotFound if given_up else Retryable)(f"shard {request.shard}: there is no job {job_id!r}")
         _check_shard(record, request)
-        if RETRIED_AT in delivery.message.headers and self._finisher(job_id) == request.shard:
+        if RETRIED_AT in delivery.message.headers and self._ends.finisher(job_id) == request.shard:
             # The shard of which the job failed: without it, no other would help.
-            record = self._reopened(delivery, record)
+            record = self._ends.reopened(delivery, record)
         if self._opened_by(delivery, record):
             # The other shards went when the job failed, and the rows of all of them.
             consumer.settle([delivery], self._shards(record))
-            self._note(consumer, job_id, handed_out=True)
+            self._ends.note(consumer, job_id, handed_out=True)
             return
         if record["state"] in jobs.FINAL_STATES:
             # Whoever ended it may have died, or lost the broker, before that was said.
-            ends = not record.get("told") and self._finisher(job_id) == request.shard
-            self._settle_shard(consumer, delivery, self._tell_end(record) if ends else None)
+            ends = not record.get("told") and self._ends.finisher(job_id) == request.shard
+            self._settle_shard(consumer, delivery, self._ends.tell(record) if ends else None)
             return
         self.busy = job_id
         outgoing: list[Outgoing] | None = None
         if self._jobs.cancel_requested(job_id):
-            if self._may_end(job_id, request.shard):
-                outgoing = self._end(job_id, jobs.CANCELLED, error=_cancelled().as_dict())
+            if self._ends.may_end(job_id, request.shard):
+                outgoing = self._ends.end(job_id, jobs.CANCELLED, error=_cancelled().as_dict())
         else:
             if not self._store.exists(Jobs.part_key(job_id, request.shard)):
                 self._write_part(record, request)
                 self._progress(record)
-            if len(self._jobs.parts(job_id)) == record["shards"] and self._may_end(job_id, request.shard):
-                outgoing = self._finish(job_id)
+            if len(self._jobs.parts(job_id)) == record["shards"] and self._ends.may_end(job_id, request.shard):
+                outgoing = self._ends.finish(job_id)
         self._settle_shard(consumer, delivery, outgoing)
 
     @staticmethod
@@ -302,7 +276,7 @@ class BulkLoop:
         """Settles a shard, and with the one that ends its job the final reply, of which there may be none to send."""
         consumer.settle([delivery], final or ())
         if final is not None:
-            self._note(consumer, parse_shard(delivery.message).job_id, told=True)
+            self._ends.note(consumer, parse_shard(delivery.message).job_id, told=True)
 
     def _write_part(self, record: dict[str, Any], request: ShardRequest) -> None:
         """Predicts the shard's images and writes their rows."""
@@ -337,34 +311,6 @@ class BulkLoop:
         progress = {"done": done, "total": total, "rate": round(rate, 1), "eta_s": round((total - done) / rate, 1)}
         self._broker.emit(JOB_PROGRESS, {"schema": 1, "job_id": record["job_id"], "progress": progress})
 
-    def _may_end(self, job_id: str, shard: int) -> bool:
-        """Returns whether this shard is the one to end the job: the first that asked, and again if it comes again."""
-        return self._store.create(_finisher_key(job_id), json.dumps(shard).encode()) or self._finisher(job_id) == shard
-
-    def _finisher(self, job_id: str) -> int | None:
-        try:
-            return int(self._store.get(_finisher_key(job_id)))
-        except NotFound:
-            return None
-
-    def _finish(self, job_id: str) -> list[Outgoing]:
-        """Assembles the results. Returns the final reply."""
-        with scratch_folder() as folder:
-            results = folder / "results.csv"
-            counts, accuracy = assemble(results, self._part_texts(job_id))
-            self._store.put_file(Jobs.results_key(job_id), results)
-        return self._end(
-            job_id,
-            jobs.FINISHED,
-            counts=counts,
-            accuracy=accuracy,
-            results=f"{STORE_SCHEME}{Jobs.results_key(job_id)}",
-        )
-
-    def _part_texts(self, job_id: str) -> Iterator[str]:
-        for shard in self._jobs.parts(job_id):
-            yield self._store.get(Jobs.part_key(job_id, shard)).decode()
-
     def _shard_failed(self, delivery: Delivery, error: GenderlineError) -> list[Outgoing]:
         """A job without one of its shards cannot be finished."""
         try:
@@ -374,34 +320,9 @@ class BulkLoop:
         if isinstance(error, InvalidMessage):
             return []  # the job has no such shard, and lacks none
         record = self._jobs.find(request.job_id)
-        if record is None or record["accepted"] is None or not self._may_end(request.job_id, request.shard):
+        if record is None or record["accepted"] is None or not self._ends.may_end(request.job_id, request.shard):
             return []
-        return self._end(request.job_id, jobs.FAILED, error=error.as_dict())
-
-    # -- the end
-
-    def _end(self, job_id: str, state: str, delivery: Delivery | None = None, **changes: Any) -> list[Outgoing]:
-        """Ends a job. Returns the final reply: to `delivery`, or to whom the job's record names."""
-        record = self._jobs.end(job_id, state, **changes)
-        if record is None:  # it had ended already
-            return json_reply(delivery, Jobs.reply(self._jobs.get(job_id))) if delivery else []
-        _LOG.info("%s %s%s", job_id, state, f": {record['error']['message']}" if record["error"] else "")
-        return self._tell_end(record, delivery)
-
-    def _tell_end(self, record: dict[str, Any], delivery: Delivery | None = None) -> list[Outgoing]:
-        """Announces a job's end and clears away what nobody needs any more. Returns the final reply."""
-        self._store.delete(f"jobs/{record['job_id']}/parts")
-        self._announce(record)
-        return json_reply(delivery, Jobs.reply(record)) if delivery else self._final_reply(record)
-
-    def _announce(self, record: dict[str, Any]) -> None:
-        self._broker.emit(job_state_topic(record["state"]), {"schema": 1, **Jobs.reply(record)})
-
-    def _final_reply(self, record: dict[str, Any]) -> list[Outgoing]:
-        if not record["reply_to"]:
-            return []
-        correlation = record["correlation_id"] or record["message_id"]
-        return [Outgoing(record["reply_to"], json_message(Jobs.reply(record), correlation_id=correlation))]
+        return self._ends.end(request.job_id, jobs.FAILED, error=error.as_dict())
 
 
 class _OpenArchive:
@@ -439,10 +360,6 @@ def _check_shard(record: dict[str, Any], request: ShardRequest) -> None:
             f"{request.job_id} has no shard {request.shard} from {request.start} to {request.stop}; "
             f"it has {len(bounds) - 1} shards"
         )
-
-
-def _finisher_key(job_id: str) -> str:
-    return f"jobs/{job_id}/finisher"
 
 
 def _cancelled() -> GenderlineError:
