@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from inference.batcher import Outcome, Predictor
+from inference.job_ends import JobEnds
 from inference.session import ServedModel
 from shared import failures, jobs
 from shared.broker.base import Inbox, Message
@@ -394,7 +395,7 @@ def test_what_is_settled_cannot_fail_any_more_of_what_is_noted(
     if record is not None:
         loops.store.put("jobs/job-1/job.json", record)
     with loops.broker.consume([loops.broker.topology.jobs], 1) as consumer:
-        loops.bulk()._note(consumer, "job-1", handed_out=True)
+        JobEnds(loops.broker, loops.store).note(consumer, "job-1", handed_out=True)
     assert "job-1: may be said once more" in caplog.text
 
 
