@@ -15,6 +15,7 @@ from inference.models import Models
 from inference.newest import Newest
 from inference.session import ServedModel
 from inference.speed import Speed
+from inference.turns import Turns
 from shared.broker.base import Broker, BrokerError, Consumer, Delivery, Outgoing
 from shared.errors import GenderlineError, Retryable
 from shared.failures import FailurePolicy
@@ -58,6 +59,7 @@ class InteractiveLoop:
         metrics: told of waits and latencies.
         speed: told of images and latencies, for the heartbeat.
         newest: told of answers, likewise.
+        turns: keeps work on jobs away from messages that came before.
         prefetch: messages held at once.
         batch_size: images handled together.
         batch_delay_s: how long it lets more come.
@@ -73,6 +75,7 @@ class InteractiveLoop:
         metrics: InferenceMetrics,
         speed: Speed,
         newest: Newest,
+        turns: Turns,
         *,
         prefetch: int,
         batch_size: int,
@@ -86,6 +89,7 @@ class InteractiveLoop:
         self._metrics = metrics
         self._speed = speed
         self._newest = newest
+        self._turns = turns
         self._prefetch = prefetch
         self._batch_size = batch_size
         self._batch_delay_s = batch_delay_s
@@ -112,6 +116,8 @@ class InteractiveLoop:
             except Retryable as error:
                 _LOG.warning("what is at hand will come again: %s", error)
                 stop.wait(_WAIT_S)
+            finally:
+                self._turns.end_trials()
 
     def _take(self, consumer: Consumer, *, careful: bool) -> list[Delivery]:
         self._at_rest(True)
@@ -142,7 +148,10 @@ class InteractiveLoop:
             for delivery in suspects[1:]:
                 consumer.postpone(delivery, 0)
             consumer.flush()
+            self._turns.begin_trials()
             self._handle_alone(consumer, suspects[0])
+        else:
+            self._turns.end_trials()
         return bool(suspects)
 
     def _handle_alone(self, consumer: Consumer, suspect: Delivery) -> None:

@@ -23,6 +23,7 @@ from inference.job_ends import JobEnds
 from inference.models import Models
 from inference.results import result_row
 from inference.speed import Speed
+from inference.turns import Turns
 from shared import jobs
 from shared.archive import Archive, ArchiveLimits
 from shared.broker.base import RETRIED_AT, Broker, BrokerError, BrokerFull, Consumer, Delivery, Outgoing
@@ -66,6 +67,7 @@ class BulkLoop:
         predictor: decodes and predicts.
         policy: what becomes of messages that fail.
         speed: told of images, for the heartbeat.
+        turns: keeps what it works on apart from messages that may kill the worker.
         interactive_lately: whether the interactive loop has had work a moment ago.
     """
 
@@ -78,6 +80,7 @@ class BulkLoop:
         predictor: Predictor,
         policy: FailurePolicy,
         speed: Speed,
+        turns: Turns,
         *,
         interactive_lately: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -91,6 +94,7 @@ class BulkLoop:
         self._predictor = predictor
         self._policy = policy
         self._speed = speed
+        self._turns = turns
         self._interactive_lately = interactive_lately
         self._archives = _OpenArchive(store, self._limits)
         self._lost: str | None = None
@@ -109,7 +113,8 @@ class BulkLoop:
                     with self._broker.consume([topology.jobs, topology.shards], 1) as consumer:
                         while not stop.is_set():
                             for delivery in consumer.take(1, _WAIT_S):
-                                self._handle(consumer, delivery)
+                                with self._turns.at_work():
+                                    self._handle(consumer, delivery)
                         consumer.flush()
                 except Retryable as error:
                     _LOG.warning("what is at hand will come again: %s", error)

@@ -23,6 +23,7 @@ from inference.models import Models
 from inference.newest import Newest
 from inference.shadow import Shadow
 from inference.speed import Speed
+from inference.turns import Turns
 from shared.attempts import Attempts
 from shared.broker.base import Broker
 from shared.failures import FailurePolicy
@@ -54,8 +55,7 @@ class Worker:
         self._broker = broker
         self._status_file = status_file
         metrics = InferenceMetrics(CollectorRegistry())
-        attempts = None if broker.counts_attempts else Attempts(store)
-        policy = FailurePolicy(settings.delivery_limit, metrics.dead_letters, attempts)
+        policy = FailurePolicy(settings.delivery_limit, metrics.dead_letters, Attempts(store))
         limits = ImageLimits.from_settings(settings)
         self._models = Models(store, settings.provider, metrics)
         self._drift = Drift(metrics, lambda: self._models.champion)
@@ -76,6 +76,7 @@ class Worker:
             predictor = replace(predictor, observers=[*predictor.observers, self._shadow.observe])
         self._speed = Speed()
         self._newest = Newest()
+        turns = Turns()
         self._interactive = InteractiveLoop(
             broker,
             self._models,
@@ -84,6 +85,7 @@ class Worker:
             metrics,
             self._speed,
             self._newest,
+            turns,
             prefetch=settings.prefetch,
             batch_size=settings.batch_size,
             batch_delay_s=settings.batch_delay_ms / 1000,
@@ -97,6 +99,7 @@ class Worker:
             bulk_predictor,
             policy,
             self._speed,
+            turns,
             interactive_lately=lambda: self._interactive.lately,
         )
         self._heartbeat = Heartbeat(broker, "inference", self._state)

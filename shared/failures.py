@@ -30,8 +30,8 @@ class FailurePolicy:
     Args:
         delivery_limit: deliveries of one message before it is a dead letter.
         dead_letters: counts the buried, by code.
-        attempts: where attempts are recorded; None where delivery counts are attempts, as they are on some brokers, and
-            on all for a consumer without prefetch.
+        attempts: where attempts are recorded; None where delivery counts are attempts: where messages come one at a
+            time, and are worked on at once.
     """
 
     def __init__(self, delivery_limit: int, dead_letters: Counter, attempts: Attempts | None = None) -> None:

@@ -21,6 +21,7 @@ from inference.models import Models
 from inference.newest import Newest
 from inference.shadow import Shadow
 from inference.speed import Speed
+from inference.turns import Turns
 from shared.attempts import Attempts
 from shared.broker import open_broker
 from shared.broker.base import Broker, Inbox
@@ -54,6 +55,7 @@ class Loops:
     newest: Newest
     shadow: Shadow
     predictor: Predictor
+    turns: Turns
 
     @property
     def builder(self) -> ModelBuilder:
@@ -70,6 +72,7 @@ class Loops:
             self.metrics,
             self.speed,
             self.newest,
+            self.turns,
             prefetch=self.settings.prefetch,
             batch_size=self.settings.batch_size,
             batch_delay_s=batch_delay_s,
@@ -85,6 +88,7 @@ class Loops:
             self.predictor,
             self.policy,
             self.speed,
+            self.turns,
             interactive_lately=interactive_lately,
         )
 
@@ -151,13 +155,12 @@ def open_loops(folder: Path, broker_url: str, **settings: Any) -> Iterator[Loops
             registry,
             metrics,
             models,
-            FailurePolicy(
-                chosen.delivery_limit, metrics.dead_letters, None if broker.counts_attempts else Attempts(store)
-            ),
+            FailurePolicy(chosen.delivery_limit, metrics.dead_letters, Attempts(store)),
             Speed(),
             Newest(),
             shadow,
             Predictor(ImageLimits.from_settings(chosen), chosen.batch_size, metrics, observers=observers),
+            Turns(),
         )
 
 

@@ -89,6 +89,7 @@ class Installation:
     extra: dict[str, str] = field(default_factory=dict)
     services: list[Service] = field(default_factory=list)
     prefix: str = field(default_factory=lambda: f"t{uuid.uuid4().hex[:10]}")
+    delivery_limit: int = 5  # an argument of RabbitMQ's queues, so the same for all who open them
 
     def env(self, **more: str) -> dict[str, str]:
         """Returns the environment of the installation's processes."""
@@ -100,6 +101,7 @@ class Installation:
             "GENDERLINE_ALLOWED_ROOTS": str(self.folder / "allowed"),
             "GENDERLINE_QUEUE_PREFIX": self.prefix,
             "GENDERLINE_LEASE_S": "4",
+            "GENDERLINE_DELIVERY_LIMIT": str(self.delivery_limit),
             "OMP_NUM_THREADS": "1",
             **self.extra,
             **more,
@@ -128,7 +130,7 @@ class Installation:
 
     def broker(self) -> Broker:
         """Opens the installation's broker."""
-        return open_broker(self.broker_url, Topology(self.prefix), lease_s=4)
+        return open_broker(self.broker_url, Topology(self.prefix), lease_s=4, delivery_limit=self.delivery_limit)
 
     @contextlib.contextmanager
     def client(self) -> Iterator[Client]:

@@ -289,8 +289,6 @@ class Broker(abc.ABC):
     topology: Topology
     cheaper_together: ClassVar[bool] = False
     """Whether messages that come one by one cost so much more than some together that letting them gather pays."""
-    counts_attempts: ClassVar[bool] = True
-    """Whether a delivery count is how often the message was worked on; else, it may have been held and no more."""
 
     @abc.abstractmethod
     def publish_many(self, outgoing: Sequence[Outgoing], timeout_s: float = 30.0) -> None:

@@ -77,7 +77,6 @@ class RabbitBroker(Broker):
     """
 
     cheaper_together = True  # it syncs what it has at the moment, and wakes a thread for each step
-    counts_attempts = False  # a quorum queue counts all that was prefetched when a connection, or a worker, went
 
     def __init__(
         self, url: str, topology: Topology | None = None, *, delivery_limit: int = 5, queue_limit: int = 1_000_000

@@ -147,10 +147,12 @@ def test_a_killed_worker_is_started_again_and_nothing_is_lost(either_installatio
 DEADLY = image_of(66) + b"deadly"
 
 
-def test_an_image_that_kills_every_worker_is_buried_and_all_others_are_answered(
-    either_installation: Installation, tmp_path: Path
-) -> None:
-    """Python imports `sitecustomize` at its start: here it makes a worker die of one image, as a crash in C would."""
+@pytest.fixture
+def killing(tmp_path: Path) -> dict[str, str]:
+    """Settings with which one image kills each worker that decodes it, as a crash in C would.
+
+    Python imports `sitecustomize` at its start.
+    """
     (tmp_path / "deadly").mkdir()
     (tmp_path / "deadly" / "sitecustomize.py").write_text(
         "import os, signal, shared.image\n"
@@ -161,10 +163,15 @@ def test_an_image_that_kills_every_worker_is_buried_and_all_others_are_answered(
         "    return decode(data, limits)\n"
         "shared.image.decode_face = decode_or_die\n"
     )
+    return {"PYTHONPATH": f"{tmp_path / 'deadly'}:{Path(__file__).parents[2]}", "GENDERLINE_LEASE_S": "1"}
+
+
+def test_an_image_that_kills_every_worker_is_buried_and_all_others_are_answered(
+    either_installation: Installation, killing: dict[str, str]
+) -> None:
     with either_installation.client() as client, client.broker.inbox() as inbox:
         with_model(either_installation, client)
-        path = f"{tmp_path / 'deadly'}:{Path(__file__).parents[2]}"
-        service = either_installation.start("inference", PYTHONPATH=path, GENDERLINE_LEASE_S="1")
+        service = either_installation.start("inference", wait=True, **killing)
         queue = client.broker.topology.predictions
         messages = [Message(image_of(230), "image/png", f"m{number}", reply_to=inbox.name) for number in range(200)]
         for number in (50, 150):
@@ -186,6 +193,28 @@ def test_an_image_that_kills_every_worker_is_buried_and_all_others_are_answered(
     assert {(letter.reason, letter.delivery_count) for letter in letters} == {("delivery_limit", 5)}
     # A record goes once its message is settled, so after the answer.
     eventually(lambda: client.store.children("attempts") == [], 10, "no record of attempts is left")
+
+
+def test_images_that_kill_the_only_worker_take_no_job_along(
+    either_installation: Installation, killing: dict[str, str]
+) -> None:
+    """Whenever the worker starts again, such an image and a shard of the job are there at the same time."""
+    either_installation.delivery_limit = 3
+    with either_installation.client() as client, client.broker.inbox() as inbox:
+        with_model(either_installation, client)
+        service = either_installation.start("inference", wait=True, GENDERLINE_WORKERS="1", **killing)
+        entries = faces(4000)
+        client.broker.publish(client.broker.topology.jobs, Message(zip_of(entries), ZIP, "job", reply_to=inbox.name))
+        job_replies(inbox, "accepted")
+        for number in range(2):
+            deadly = Message(DEADLY, "image/png", f"deadly {number}")
+            client.broker.publish(client.broker.topology.predictions, deadly)
+        (finished,) = job_replies(inbox, "finished")
+        assert finished["counts"] == {"images": 4000, "errors": 0}
+        eventually(lambda: len(client.broker.dead_letters()) >= 2, 60, "two dead letters")
+        letters = client.broker.dead_letters()
+        assert sorted(str(letter.message.message_id) for letter in letters) == ["deadly 0", "deadly 1"]
+        assert service.log.read_text().count("SIGKILL") >= 3
 
 
 def test_a_worker_has_the_environment_of_a_process_with_a_core_to_itself(installation: Installation) -> None:
