@@ -1,4 +1,4 @@
-"""How often a message was worked on, kept in the store where the broker's own count does not tell."""
+"""How often a message was worked on, kept in the store, since a broker's own count does not tell."""
 
 from __future__ import annotations
 
