@@ -33,6 +33,9 @@ _LOG = logging.getLogger(__name__)
 _WAIT_S = 0.5
 _LATELY_S = 1.0
 """For so long after an answer, more messages are expected."""
+_TRIALS_S = 1.0
+"""For so long after a message that came before, more of them are expected: what was held comes again together, though
+among what is new, and not each of them shall wait for another shard to end."""
 _AT_ONCE_S = 0.001
 """A `take` that returns sooner has found messages waiting: they come faster than they are answered."""
 
@@ -95,6 +98,7 @@ class InteractiveLoop:
         self._batch_delay_s = batch_delay_s
         self._at_rest = at_rest
         self._answered_at = -math.inf  # monotonic clock
+        self._tried_at = -math.inf  # likewise
 
     @property
     def lately(self) -> bool:
@@ -150,7 +154,8 @@ class InteractiveLoop:
             consumer.flush()
             self._turns.begin_trials()
             self._handle_alone(consumer, suspects[0])
-        else:
+            self._tried_at = time.monotonic()
+        elif time.monotonic() - self._tried_at > _TRIALS_S:
             self._turns.end_trials()
         return bool(suspects)
 

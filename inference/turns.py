@@ -27,10 +27,11 @@ class Turns:
         self._working = False
 
     def begin_trials(self) -> None:
-        """Waits for work at hand; none is begun until `end_trials`. Harmless within trials."""
+        """Waits for work at hand; none is begun until `end_trials`. Within trials there is nothing to wait for."""
         with self._changed:
-            self._trying = True
-            self._changed.wait_for(lambda: not self._working, self._patience_s)
+            if not self._trying:
+                self._trying = True
+                self._changed.wait_for(lambda: not self._working, self._patience_s)
 
     def end_trials(self) -> None:
         """Lets work on jobs go on. Harmless where there were no trials."""

@@ -479,6 +479,38 @@ def test_messages_that_came_before_are_worked_on_with_nothing_else_at_hand(loops
     assert held == [7, 1, 1, 1, 1, 1, 1]
 
 
+def test_what_came_before_waits_for_work_on_jobs_only_once_though_new_messages_are_in_between(tmp_path: Path) -> None:
+    """So that a lost connection under load does not cost a shard's time for each message that was held."""
+    with (
+        open_loops(tmp_path, f"sqlite:///{tmp_path / 'broker.db'}", batch_size=1) as loops,
+        loops.broker.inbox() as inbox,
+    ):
+        serving(loops)
+        send(loops, *(single(200, inbox, str(number)) for number in range(60)))
+        with loops.broker.consume([loops.broker.topology.predictions], 60) as consumer:
+            for number, delivery in enumerate(consumer.take(60, 5)):
+                if number % 2:
+                    consumer.retry(delivery)
+                else:
+                    consumer.postpone(delivery, 0)
+        pieces = 0
+
+        def work(stop: threading.Event) -> None:
+            nonlocal pieces
+            while not stop.is_set():
+                with loops.turns.at_work():
+                    pieces += 1
+                    stop.wait(0.3)
+
+        with loops.running(work):
+            eventually(lambda: pieces, 10, "work on a job")
+            with loops.running(loops.interactive().run):
+                replies(inbox, 60)
+                during = pieces
+            eventually(lambda: pieces > during, 10, "work goes on")
+    assert during <= 3
+
+
 def test_fifty_swaps_under_load_fail_no_reply_and_mix_none(loops: Loops) -> None:
     """Each model has an answer of its own, so a reply shows which one made it."""
     answers = {number + 1: 0.2 + 0.01 * number for number in range(51)}
