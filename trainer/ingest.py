@@ -75,8 +75,8 @@ def ingest(
         image_limits: bounds on one image.
         threads: how many unpack and decode side by side: processes, where the archive is worth them.
         archive_sha256: hexadecimal, where the caller knows it; computed otherwise.
-        on_progress: called with the entries done and their total, from this thread, after every few dozen entries. What
-            it raises ends the work, which is the way to cancel.
+        on_progress: called with the entries done and their total, from this thread, after every few dozen entries, and
+            after the last while faces are compared. What it raises ends the work, which is the way to cancel.
 
     Raises:
         InvalidDataset: code `invalid_archive` or `archive_too_large` from opening it; `too_few_faces` where fewer than
@@ -107,7 +107,7 @@ def ingest(
         faces = sieve.finish()
         _refuse_untrainable(faces, sieve)
         looks = np.frombuffer(b"".join(face.traits.look for face in faces), np.uint64).reshape(-1, 2)
-        groups = near_duplicates(looks)
+        groups = near_duplicates(looks, lambda: on_progress(images_seen, images_seen))
         parts = split([face.traits.label for face in faces], [face.traits.digest for face in faces], groups)
         _refuse_unsplittable(faces, parts)
         face_file.finish([face.entry for face in faces])

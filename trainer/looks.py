@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import cv2
@@ -17,6 +17,8 @@ MAX_VERTICAL_BITS: Final = 5
 
 _BANDS: Final = 4  # one more than `MAX_HORIZONTAL_BITS`: hashes that near agree in at least one band
 _BAND_BITS: Final = 64 // _BANDS
+_COMPARED_AT_ONCE: Final = 2_000_000
+"""Pairs, about, between two questions whether to go on: some dozens of milliseconds."""
 
 
 def look_hashes(faces: NDArray[np.uint8]) -> NDArray[np.uint64]:
@@ -40,11 +42,13 @@ def look_hashes(faces: NDArray[np.uint8]) -> NDArray[np.uint64]:
     return np.packbits(bits.reshape(count, 2, 64), axis=2).view(np.uint64).reshape(count, 2)
 
 
-def near_duplicates(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+def near_duplicates(hashes: NDArray[np.uint64], keep_on: Callable[[], None] = lambda: None) -> NDArray[np.int64]:
     """Groups faces that look the same, directly or through others that look like both.
 
     Args:
         hashes: uint64 (N, 2), of `look_hashes`.
+        keep_on: asked now and then; what it raises ends the work. Ten thousand faces take a moment; as many drawings
+            that differ in one direction alone take a quarter of a minute, and time grows by the square of their number.
 
     Returns:
         int64 (N,): each face's group; faces of one group share the number, which is one of their indices.
@@ -52,7 +56,7 @@ def near_duplicates(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
     # Equal hashes first: a thousand copies of one face must not become half a million pairs.
     distinct, where = _distinct(hashes)
     parents = np.arange(len(distinct))
-    for left, right in _near_pairs(distinct):
+    for left, right in _near_pairs(distinct, keep_on):
         for a, b in zip(left.tolist(), right.tolist(), strict=True):
             _join(parents, a, b)
     while (parents != (roots := parents[parents])).any():
@@ -72,13 +76,16 @@ def _distinct(hashes: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[n
     return ordered[new], where
 
 
-def _near_pairs(hashes: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def _near_pairs(
+    hashes: NDArray[np.uint64], keep_on: Callable[[], None]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Yields the pairs of near hashes, as arrays of their indices; some more than once.
 
     Only hashes that agree in one of four bands are compared. A band takes every fourth bit: neighbouring bits tend to
     agree on all faces, and bands made of those would hold everyone.
     """
     bits = np.unpackbits(hashes[:, :1].copy().view(np.uint8), axis=1)
+    compared = 0
     for band in range(_BANDS):
         keys = np.packbits(bits[:, band::_BANDS], axis=1).view(np.uint16)[:, 0]
         order = np.argsort(keys, kind="stable")
@@ -88,6 +95,10 @@ def _near_pairs(hashes: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.int64],
         left = np.arange(len(order))
         for step in range(1, int(counts.max(initial=1))):
             left = left[left + step < ends[left]]
+            compared += len(left)
+            if compared >= _COMPARED_AT_ONCE:
+                compared = 0
+                keep_on()
             a, b = order[left], order[left + step]
             apart = np.bitwise_count(hashes[a] ^ hashes[b])
             near = (apart[:, 0] <= MAX_HORIZONTAL_BITS) & (apart[:, 1] <= MAX_VERTICAL_BITS)

@@ -150,6 +150,28 @@ def test_groups_are_those_of_comparing_every_pair(seed: int, count: int) -> None
     assert ((groups[:, None] == groups[None]) == (reach > 0)).all()
 
 
+def test_grouping_faces_that_differ_in_one_direction_alone_can_be_ended() -> None:
+    """Each is compared with each: for 60,000 of them it would take minutes."""
+    hashes = np.zeros((60_000, 2), np.uint64)
+    hashes[:, 1] = np.random.default_rng(0).integers(0, 2**64, 60_000, np.uint64)
+
+    class Cancelled(Exception):
+        pass
+
+    asked = 0
+
+    def keep_on() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            raise Cancelled
+
+    started = time.monotonic()
+    with pytest.raises(Cancelled):
+        near_duplicates(hashes, keep_on)
+    assert time.monotonic() - started < 10
+
+
 def test_a_hundred_thousand_faces_are_grouped_in_seconds_even_where_many_are_blank() -> None:
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 2**64, (100_000, 2), np.uint64)
