@@ -149,11 +149,13 @@ class InteractiveLoop:
         taken = self._parsed(consumer, others)
         self._answer_all(consumer, grouped(taken, lambda t: len(t.request.images), self._batch_size))
         if suspects:
-            for delivery in suspects[1:]:
+            # The last of them is tried: what came before it is acknowledged together.
+            *others_alike, suspect = suspects
+            for delivery in others_alike:
                 consumer.postpone(delivery, 0)
             consumer.flush()
             self._turns.begin_trials()
-            self._handle_alone(consumer, suspects[0])
+            self._handle_alone(consumer, suspect)
             self._tried_at = time.monotonic()
         elif time.monotonic() - self._tried_at > _TRIALS_S:
             self._turns.end_trials()

@@ -181,12 +181,12 @@ class RabbitConsumer(Consumer):
         self._link.call(functools.partial(self._retry, delivery.token, delay_s))
 
     def postpone(self, delivery: Delivery, delay_s: float) -> None:
-        at_once = delay_s <= 0  # then `flush` waits for it
-        if at_once:
-            with self._changed:
-                self._settling += 1
-        ended = self._note_confirmed if at_once else lambda: None
-        self._link.call(functools.partial(self._postpone, delivery, delay_s, ended))
+        if delay_s > 0:
+            self._link.call(functools.partial(self._postpone, delivery, delay_s))
+            return
+        with self._changed:
+            self._settling += 1
+        self._link.call(functools.partial(self._put_back, delivery))
 
     def bury(self, delivery: Delivery, reason: str, outgoing: Sequence[Outgoing] = ()) -> None:
         message = fitting(delivery.message, self._link.frame_bytes)
@@ -405,11 +405,29 @@ class RabbitConsumer(Consumer):
         else:
             token.feed.give_back(token)
 
-    def _postpone(self, delivery: Delivery, delay_s: float, ended: Callable[[], None]) -> None:
-        """Puts a copy into the queue, which has the count as it was, and acknowledges the delivery; then `ended`."""
+    def _postpone(self, delivery: Delivery, delay_s: float) -> None:
         token: _Token = delivery.token
         if not token.feed.is_live(token):
-            ended()
+            return
+        token.feed.busy.add(token.tag)
+
+        def put_back() -> None:
+            token.feed.released(token)
+            with self._changed:
+                self._settling += 1
+            self._put_back(delivery)
+
+        self._link.later(delay_s, put_back)
+
+    def _put_back(self, delivery: Delivery) -> None:
+        """Puts a copy into the queue, with the count as it was, and then acknowledges the delivery."""
+        token: _Token = delivery.token
+        if not token.feed.is_live(token):
+            self._note_confirmed()
+            return
+        if fitting(delivery.message, self._link.frame_bytes) is not delivery.message:
+            token.feed.give_back(token)  # with one header more, the copy would cost the connection
+            self._note_confirmed()
             return
         token.feed.busy.add(token.tag)
 
@@ -419,26 +437,12 @@ class RabbitConsumer(Consumer):
             else:
                 log.warning("could not postpone a message of %s, which stays held: %s", delivery.queue, error)
                 token.feed.give_back(token)
-            token.feed.acknowledge()
-            ended()
+            self._note_confirmed()
 
-        def copy() -> None:
-            if token.epoch != token.feed.epoch:
-                ended()
-                return
-            if fitting(delivery.message, self._link.frame_bytes) is not delivery.message:
-                token.feed.give_back(token)  # with one header more, the copy would cost the connection
-                ended()
-                return
-            batch = Batch(copied, survives=False)
-            properties = properties_of(delivery.message, earlier_deliveries=delivery.delivery_count)
-            batch.add(delivery.queue, properties, delivery.message.body, mandatory=True)
-            self._publisher.submit(batch)
-
-        if delay_s > 0:
-            self._link.later(delay_s, copy)
-        else:
-            copy()
+        batch = Batch(copied, survives=False)
+        properties = properties_of(delivery.message, earlier_deliveries=delivery.delivery_count)
+        batch.add(delivery.queue, properties, delivery.message.body, mandatory=True)
+        self._publisher.submit(batch)
 
     def _shut(self, returned: threading.Event) -> None:
         self._link.detach(self)

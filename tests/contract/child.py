@@ -2,7 +2,6 @@
 
 Roles:
     hold N: takes N messages from `predictions` and holds them.
-    postpone N: takes N messages from `predictions`, postpones them for no time, and dies once that is confirmed.
     late: takes one message from `predictions`, waits for a line, takes one more, and only then settles the first.
     work: takes from `predictions` and settles each with a message of the same body to `shards`, until killed.
     publish N: publishes N numbered messages to `predictions`, ten at a time, printing how many are confirmed.
@@ -11,13 +10,11 @@ Roles:
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import sys
 import threading
 
 from shared.broker import open_broker
-from shared.broker.base import Broker, BrokerError, Consumer, Delivery, Message, Outgoing
+from shared.broker.base import Broker, BrokerError, Message, Outgoing
 from shared.topology import Topology
 
 
@@ -26,8 +23,6 @@ def main() -> None:
     broker = open_broker(url, Topology(prefix), lease_s=float(lease_s))
     if role == "hold":
         hold(broker, int(arguments[0]))
-    elif role == "postpone":
-        postpone(broker, int(arguments[0]))
     elif role == "late":
         late(broker)
     elif role == "work":
@@ -37,24 +32,12 @@ def main() -> None:
 
 
 def hold(broker: Broker, count: int) -> None:
-    take(broker.consume([broker.topology.predictions], prefetch=count), count)
+    consumer = broker.consume([broker.topology.predictions], prefetch=count)
+    held = 0
+    while held < count:
+        held += len(consumer.take(count))
     say("held")
     threading.Event().wait()
-
-
-def postpone(broker: Broker, count: int) -> None:
-    consumer = broker.consume([broker.topology.predictions], prefetch=count)
-    for delivery in take(consumer, count):
-        consumer.postpone(delivery, 0)
-    consumer.flush()
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def take(consumer: Consumer, count: int) -> list[Delivery]:
-    taken: list[Delivery] = []
-    while len(taken) < count:
-        taken += consumer.take(count)
-    return taken
 
 
 def late(broker: Broker) -> None:

@@ -65,17 +65,6 @@ def test_what_a_killed_process_held_is_delivered_again_with_a_count_of_one(place
     assert counts == {b"0": 1, b"1": 1, b"2": 0}
 
 
-def test_what_was_postponed_for_no_time_is_there_once_when_the_process_dies_right_after(place: Place) -> None:
-    broker = place.open()
-    queue = place.topology.predictions
-    broker.publish_many(to(queue, numbered(200)))
-    place.start("postpone", "200").wait()
-    with broker.consume([queue], 1000) as consumer:
-        found = bodies(take(consumer, 200))
-        found += bodies(consumer.take(1000, timeout_s=0.5))
-    assert sorted(found) == sorted(numbers(200))
-
-
 def test_a_consumer_that_stalled_may_settle_late_without_harm(place: Place) -> None:
     broker = place.open()
     queue = place.topology.predictions

@@ -409,6 +409,25 @@ def at_a_standstill(node: RabbitNode) -> Iterator[None]:
         os.kill(node.pid, signal.SIGCONT)
 
 
+@pytest.mark.parametrize("how", ["settled", "postponed"])
+def test_a_flush_waits_until_the_broker_has_what_was_done(place: Place, how: str) -> None:
+    """What a process that is killed has just sent may be lost with it, and then its message comes again."""
+    assert place.node is not None
+    broker = place.open()
+    queue = place.topology.predictions
+    broker.publish(queue, Message(b"work", "text/plain"))
+    with broker.consume([queue], 1) as consumer:
+        (delivery,) = take(consumer, 1)
+        with at_a_standstill(place.node):
+            if how == "settled":
+                consumer.settle([delivery])
+            else:
+                consumer.postpone(delivery, 0)
+            with pytest.raises(BrokerError, match="did not confirm"):
+                consumer.flush(0.2)
+        consumer.flush()
+
+
 def test_a_broker_that_answers_too_late_is_left_no_channel_open(place: Place, eventually: Eventually) -> None:
     assert place.node is not None
     node, broker = place.node, place.open()
