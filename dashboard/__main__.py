@@ -38,7 +38,7 @@ def main() -> int:
     try:
         store = open_store(settings.store_url)
         broker = broker_of(settings)
-    except (Retryable, ValueError) as error:
+    except (Retryable, SettingsError) as error:
         _LOG.error("cannot start: %s", error)
         return 1 if isinstance(error, Retryable) else 2  # a wrong URL stays wrong
     with broker:

@@ -54,7 +54,7 @@ def main() -> int:
     watch_parent(stop)
     try:
         broker = broker_of(settings)
-    except (Retryable, ValueError) as error:
+    except (Retryable, SettingsError) as error:
         _LOG.error("%s", error)
         return 1 if isinstance(error, Retryable) else 2  # a wrong URL stays wrong
     with broker:

@@ -114,7 +114,8 @@ class BulkLoop:
                         while not stop.is_set():
                             for delivery in consumer.take(1, _WAIT_S):
                                 with self._turns.at_work():
-                                    self._handle(consumer, delivery)
+                                    if not stop.is_set():  # else closing gives it back
+                                        self._handle(consumer, delivery)
                         consumer.flush()
                 except Retryable as error:
                     _LOG.warning("what is at hand will come again: %s", error)

@@ -19,6 +19,8 @@ _BANDS: Final = 4  # one more than `MAX_HORIZONTAL_BITS`: hashes that near agree
 _BAND_BITS: Final = 64 // _BANDS
 _COMPARED_AT_ONCE: Final = 2_000_000
 """Pairs, about, between two questions whether to go on: some dozens of milliseconds."""
+_JOINED: Final = 20
+"""For how many pairs one counts that is near, and joined: it costs as much."""
 
 
 def look_hashes(faces: NDArray[np.uint8]) -> NDArray[np.uint64]:
@@ -48,7 +50,8 @@ def near_duplicates(hashes: NDArray[np.uint64], keep_on: Callable[[], None] = la
     Args:
         hashes: uint64 (N, 2), of `look_hashes`.
         keep_on: asked now and then; what it raises ends the work. Ten thousand faces take a moment; as many drawings
-            that differ in one direction alone take a quarter of a minute, and time grows by the square of their number.
+            that look nearly the same, or differ in one direction alone, take a quarter of a minute and more, and time
+            grows by the square of their number.
 
     Returns:
         int64 (N,): each face's group; faces of one group share the number, which is one of their indices.
@@ -95,13 +98,13 @@ def _near_pairs(
         left = np.arange(len(order))
         for step in range(1, int(counts.max(initial=1))):
             left = left[left + step < ends[left]]
-            compared += len(left)
             if compared >= _COMPARED_AT_ONCE:
                 compared = 0
                 keep_on()
             a, b = order[left], order[left + step]
             apart = np.bitwise_count(hashes[a] ^ hashes[b])
             near = (apart[:, 0] <= MAX_HORIZONTAL_BITS) & (apart[:, 1] <= MAX_VERTICAL_BITS)
+            compared += len(left) + _JOINED * int(near.sum())
             if near.any():
                 yield a[near], b[near]
 

@@ -437,6 +437,8 @@ class RabbitConsumer(Consumer):
             else:
                 log.warning("could not postpone a message of %s, which stays held: %s", delivery.queue, error)
                 token.feed.give_back(token)
+                with self._changed:
+                    self._lost = self._lost or isinstance(error, ConnectionLost)
             self._note_confirmed()
 
         batch = Batch(copied, survives=False)

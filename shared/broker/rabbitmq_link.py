@@ -71,11 +71,14 @@ class Link:
         frame_bytes: the largest frame that the broker takes, and so the most that a message's headers may be.
 
     Raises:
-        ValueError: the URL is malformed.
+        ValueError: the URL is malformed, or a parameter of it.
     """
 
     def __init__(self, url: str, declare: Callable[[Channel, Callable[[], None]], None]) -> None:
-        self._parameters = pika.URLParameters(url)
+        try:
+            self._parameters = pika.URLParameters(url)
+        except (SyntaxError, TypeError, OSError) as error:  # some are read as Python's literals, some name files of TLS
+            raise ValueError(f"a parameter of the URL cannot be used: {error}") from None
         self._parameters.client_properties = {"connection_name": f"genderline {socket.gethostname()} {os.getpid()}"}
         self._declare = declare
         self._loop = IOLoop()

@@ -18,8 +18,9 @@ import pytest
 from inference.batcher import Outcome, Predictor
 from inference.job_ends import JobEnds
 from inference.session import ServedModel
+from inference.turns import Turns
 from shared import failures, jobs
-from shared.broker.base import Inbox, Message
+from shared.broker.base import Depth, Inbox, Message
 from shared.client import Client
 from shared.failures import FailurePolicy
 from shared.jobs import RESULT_COLUMNS, Jobs
@@ -406,6 +407,23 @@ def test_there_is_no_progress_of_a_job_whose_parts_are_gone(loops: Loops) -> Non
     with loops.broker.subscribe(["job.#"]) as events:
         loops.bulk()._progress(record)
         assert events.take(0.1) == []
+
+
+def test_what_waits_for_its_turn_is_given_back_when_the_worker_stops(loops: Loops) -> None:
+    send(loops, Message(zip_of(faces(7)), ZIP))
+    stop = threading.Event()
+    loops.turns = Turns(work_waits_s=60)
+    loops.turns.begin_trials()
+    bulk = threading.Thread(target=loops.bulk().run, args=(stop,))
+    bulk.start()
+    queue = loops.broker.topology.jobs
+    eventually(lambda: loops.broker.depths()[queue].unacknowledged == 1, 10, "a job at hand")
+    stop.set()
+    loops.turns.end_trials()
+    bulk.join(20)
+    assert not bulk.is_alive()
+    assert loops.broker.depths()[queue] == Depth(1, 0)
+    assert loops.store.children("jobs") == []
 
 
 @dataclass(frozen=True, slots=True)

@@ -297,6 +297,9 @@ def test_a_wrong_setting_ends_with_2_and_a_broker_that_is_away_or_a_taken_port_w
     assert code == 2
     assert "GENDERLINE_BROKER_URL: " in text
     assert "often" in text
+    code, text = ended(GENDERLINE_BROKER_URL="amqps://127.0.0.1:1/?ssl_options={'ca_certs':'/none.pem'}")
+    assert code == 2
+    assert "GENDERLINE_BROKER_URL: a parameter of the URL cannot be used: [Errno 2] No such file" in text
     code, text = ended(GENDERLINE_BROKER_URL=f"sqlite:///{installation.folder}")
     assert code == 1
     assert "cannot open the embedded broker" in text

@@ -56,21 +56,32 @@ def test_no_work_begins_within_trials_however_many_there_are(bulk: list[threadin
     assert begun.wait(20)
 
 
-def test_trials_do_not_wait_for_ever(bulk: list[threading.Thread]) -> None:
-    turns, begun, go_on = Turns(patience_s=0.1), threading.Event(), threading.Event()
+def test_trials_wait_for_one_piece_of_work_once_and_not_for_ever(bulk: list[threading.Thread]) -> None:
+    turns, begun, go_on = Turns(trials_wait_s=0.2), threading.Event(), threading.Event()
 
     def work() -> None:
         with turns.at_work():
             begun.set()
             go_on.wait(20)
 
+    def waited_s() -> float:
+        asked = time.monotonic()
+        turns.begin_trials()
+        return time.monotonic() - asked
+
     bulk.append(threading.Thread(target=work))
     bulk[0].start()
     assert begun.wait(20)
-    asked = time.monotonic()
-    turns.begin_trials()
-    assert 0.1 <= time.monotonic() - asked < 10
-    asked = time.monotonic()
-    turns.begin_trials()  # nor again within the same trials
-    assert time.monotonic() - asked < 0.1
+    assert 0.2 <= waited_s() < 10
+    assert waited_s() < 0.1
+    turns.end_trials()
+    assert waited_s() < 0.1
     go_on.set()
+
+
+def test_work_does_not_wait_for_ever_either() -> None:
+    turns = Turns(work_waits_s=0.2)
+    turns.begin_trials()
+    asked = time.monotonic()
+    with turns.at_work():
+        assert 0.2 <= time.monotonic() - asked < 10
