@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from typing import Final
 
-_TRIALS_WAIT_S: Final = 10.0
+_TRIALS_WAIT_S: Final = 3.0
 _WORK_WAITS_S: Final = 2.0
 
 
