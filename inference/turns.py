@@ -52,7 +52,7 @@ class Turns:
         """A piece of work on a job, begun once nothing is being tried."""
         with self._changed:
             self._changed.wait_for(lambda: not self._trying, self._work_waits_s)
-            self._working, self._outwaited = True, False
+            self._working = True
         try:
             yield
         finally:

@@ -17,7 +17,7 @@ processes=$(($(nproc) < 8 ? $(nproc) + 1 : 8))
 errors=$(mktemp)
 trap 'rm -f "$errors"' EXIT
 { "$python" -m pytest --alone skip -n "$processes" --dist loadfile --no-loadscope-reorder "$@" 2>&1 >&3 | tee "$errors" >&2; } 3>&1
-others=${PIPESTATUS[0]}
+others=$? # of pytest, by `pipefail`
 # Where a process of the tests crashed, Python said how; not among hundreds of lines, but here it is found.
 if grep -q "Fatal Python error" "$errors"; then
     echo "what crashed:"

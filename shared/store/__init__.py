@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from shared.settings import SettingsError
 from shared.store.base import Store
 from shared.store.files import FileStore
 
@@ -15,7 +14,7 @@ def open_store(url: str) -> Store:
 
     Raises:
         Retryable: it cannot be reached.
-        SettingsError: the scheme is unknown, no folder or bucket is named, or S3 support is not installed.
+        ValueError: the scheme is unknown, no folder or bucket is named, or S3 support is not installed.
     """
     if url.startswith("file:") and (path := url.removeprefix("file:").removeprefix("//")):
         return FileStore(path)
@@ -23,6 +22,6 @@ def open_store(url: str) -> Store:
         try:
             from shared.store.s3 import S3Store  # noqa: PLC0415 - only where S3 is used
         except ImportError:
-            raise SettingsError(f"the store {url} needs S3 support, which is not installed (extra `s3`)") from None
+            raise ValueError(f"the store {url} needs S3 support, which is not installed (extra `s3`)") from None
         return S3Store(url)
-    raise SettingsError(f"unknown store URL {url!r}; expected file:PATH or s3://BUCKET/PREFIX")
+    raise ValueError(f"unknown store URL {url!r}; expected file:PATH or s3://BUCKET/PREFIX")

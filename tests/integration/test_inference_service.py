@@ -205,11 +205,11 @@ def test_images_that_kill_the_only_worker_take_no_job_along(
         service = either_installation.start("inference", wait=True, GENDERLINE_WORKERS="1", **killing)
         entries = faces(4000)
         client.broker.publish(client.broker.topology.jobs, Message(zip_of(entries), ZIP, "job", reply_to=inbox.name))
-        job_replies(inbox, "accepted")
+        eventually(lambda: (client.jobs.find(job_id_of("job")) or {}).get("accepted"), 20, "an accepted job")
         for number in range(2):
             deadly = Message(DEADLY, "image/png", f"deadly {number}")
             client.broker.publish(client.broker.topology.predictions, deadly)
-        (finished,) = job_replies(inbox, "finished")
+        _, finished = job_replies(inbox, "accepted", "finished")
         assert finished["counts"] == {"images": 4000, "errors": 0}
         eventually(lambda: len(client.broker.dead_letters()) >= 2, 60, "two dead letters")
         letters = client.broker.dead_letters()
