@@ -5,23 +5,23 @@ from __future__ import annotations
 from flask import Flask
 from prometheus_client import CollectorRegistry
 
-from dashboard import api
+from dashboard.api import routes
 from dashboard.auth import register_auth
-from dashboard.catalog import Catalog
 from dashboard.context import EXTENSION, Dashboard
 from dashboard.errors import register_errors
-from dashboard.formats import register_formats
+from dashboard.event_stream import Live
 from dashboard.health import register_metrics
-from dashboard.live import Live
 from dashboard.pages import register_pages
-from dashboard.presence import Presence
-from dashboard.samples import Samples
-from dashboard.scoring import Scorer
+from dashboard.pages.filters import register_formats
+from dashboard.store_cache import Catalog
+from dashboard.tasks.samples import Samples
+from dashboard.tasks.scoring import Scorer
+from dashboard.workers import Presence
 from shared.broker.base import Broker
 from shared.client import Client
-from shared.metrics import BrokerCollector, process_registry
-from shared.settings import Settings
+from shared.runtime.settings import Settings
 from shared.store.base import Store
+from shared.telemetry.metrics import BrokerCollector, process_registry
 
 STREAMS = 64
 """Event streams that may be open at once."""
@@ -62,7 +62,7 @@ def create_app(broker: Broker, store: Store, settings: Settings, registry: Colle
     register_auth(app, settings)
     register_metrics(app, parts, registry)
     register_errors(app)
-    app.register_blueprint(api.blueprint)
+    app.register_blueprint(routes.blueprint)
     register_pages(app)
     register_formats(app)
     return app

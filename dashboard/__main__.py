@@ -14,12 +14,12 @@ from waitress.server import create_server
 
 from dashboard import STREAMS, create_app
 from dashboard.context import EXTENSION, Dashboard
-from shared.broker import broker_of
+from shared.connect import open_broker_for
 from shared.errors import Retryable
-from shared.log import configure_logging
-from shared.settings import SettingsError, load_settings, unknown_settings
+from shared.runtime.log import configure_logging
+from shared.runtime.settings import SettingsError, load_settings, unknown_settings
+from shared.runtime.supervisor import watch_parent
 from shared.store import open_store
-from shared.supervisor import watch_parent
 
 _REQUEST_THREADS = 16
 _LOG = logging.getLogger("dashboard")
@@ -37,7 +37,7 @@ def main() -> int:
         _LOG.warning(warning)
     try:
         store = open_store(settings.store_url)
-        broker = broker_of(settings)
+        broker = open_broker_for(settings)
     except (Retryable, SettingsError) as error:
         _LOG.error("cannot start: %s", error)
         return 1 if isinstance(error, Retryable) else 2  # a wrong URL stays wrong

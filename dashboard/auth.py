@@ -20,11 +20,11 @@ from urllib.parse import urlsplit
 from flask import Blueprint, Flask, Response, current_app, g, redirect, render_template, request, session, url_for
 from werkzeug.wrappers import Response as WsgiResponse
 
-from dashboard.attempts import Attempts
 from dashboard.errors import Forbidden, TooManyAttempts, reads_json
+from dashboard.login_throttle import Attempts
 from shared.errors import GenderlineError
-from shared.metrics import authorised
-from shared.settings import LOOPBACK, Settings
+from shared.runtime.settings import LOOPBACK, Settings
+from shared.telemetry.metrics import authorised
 
 CSRF_COOKIE: Final = "genderline_csrf"
 CSRF_FIELD: Final = "csrf"

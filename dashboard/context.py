@@ -9,16 +9,16 @@ from typing import Any
 
 from flask import current_app
 
-from dashboard.catalog import Catalog
-from dashboard.live import Live
-from dashboard.presence import Presence
-from dashboard.samples import Samples
-from dashboard.scoring import Scorer
+from dashboard.event_stream import Live
+from dashboard.store_cache import Catalog
+from dashboard.tasks.samples import Samples
+from dashboard.tasks.scoring import Scorer
+from dashboard.workers import Presence
 from shared.broker.base import Broker
 from shared.client import Client
-from shared.heartbeat import Heartbeat
-from shared.settings import Settings
+from shared.runtime.settings import Settings
 from shared.store.base import Store
+from shared.telemetry.heartbeat import Heartbeat
 
 EXTENSION = "genderline"
 

@@ -10,7 +10,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.wrappers import Response as WsgiResponse
 
 from shared.errors import CODES, GenderlineError
-from shared.failures import internal_error
+from shared.worker.retry import internal_error
 
 STATUSES: Final[dict[str, int]] = {
     "unsupported_content_type": 415,

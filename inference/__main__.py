@@ -15,17 +15,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from inference.figures import WorkersCollector
-from inference.layout import layout_of
-from shared.broker import broker_of
+from inference.monitoring.worker_metrics import WorkersCollector
+from inference.worker_layout import layout_of
 from shared.broker.base import Broker
-from shared.environment import ONE_CORE
+from shared.connect import open_broker_for
 from shared.errors import Retryable
-from shared.log import configure_logging
-from shared.metrics import BrokerCollector, StatusServer, process_registry
-from shared.settings import Settings, SettingsError, load_settings, unknown_settings
+from shared.runtime.environment import ONE_CORE
+from shared.runtime.log import configure_logging
+from shared.runtime.settings import Settings, SettingsError, load_settings, unknown_settings
+from shared.runtime.supervisor import Child, Supervisor, watch_parent
 from shared.store import open_store
-from shared.supervisor import Child, Supervisor, watch_parent
+from shared.telemetry.metrics import BrokerCollector, StatusServer, process_registry
 
 PORT = 9102
 _LOG = logging.getLogger("inference")
@@ -53,7 +53,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, on_signal)
     watch_parent(stop)
     try:
-        broker = broker_of(settings)
+        broker = open_broker_for(settings)
     except (Retryable, SettingsError) as error:
         _LOG.error("%s", error)
         return 1 if isinstance(error, Retryable) else 2  # a wrong URL stays wrong
@@ -69,7 +69,7 @@ def main() -> int:
 def _parent(broker: Broker, settings: Settings, stop: threading.Event) -> int:
     if settings.provider == "cuda":
         # Only then: without ONNX Runtime the parent stays small.
-        from inference.session import ProviderUnavailable, require_provider  # noqa: PLC0415
+        from inference.model.loader import ProviderUnavailable, require_provider  # noqa: PLC0415
 
         try:
             require_provider(settings.provider)
@@ -116,9 +116,9 @@ def _parent(broker: Broker, settings: Settings, stop: threading.Event) -> int:
 
 def _worker(broker: Broker, settings: Settings, stop: threading.Event, status_file: Path) -> int:
     # ONNX Runtime and OpenCV are loaded by workers only: the parent stays small, and has started them sooner.
-    from inference.session import ProviderUnavailable  # noqa: PLC0415
+    from inference.model.loader import ProviderUnavailable  # noqa: PLC0415
     from inference.worker import Worker  # noqa: PLC0415
-    from shared.image import configure_opencv  # noqa: PLC0415
+    from shared.faces.decode import configure_opencv  # noqa: PLC0415
 
     configure_opencv()
     try:

@@ -15,23 +15,23 @@ from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 
-from inference.batcher import Predictor
-from inference.drift import Drift
-from inference.interactive import InteractiveLoop
-from inference.jobs import BulkLoop
-from inference.models import Models
-from inference.newest import Newest
-from inference.shadow import Shadow
-from inference.speed import Speed
+from inference.jobs.open import BulkLoop
+from inference.model.champion import Models
+from inference.model.predictor import Predictor
+from inference.monitoring.drift import Drift
+from inference.monitoring.recent_predictions import Newest
+from inference.monitoring.shadow import Shadow
+from inference.monitoring.throughput import Speed
+from inference.predictions import InteractiveLoop
 from inference.turns import Turns
-from shared.attempts import Attempts
 from shared.broker.base import Broker
-from shared.failures import FailurePolicy
-from shared.heartbeat import Heartbeat
-from shared.image import ImageLimits
-from shared.metrics import InferenceMetrics
-from shared.settings import Settings
+from shared.faces.decode import ImageLimits
+from shared.runtime.settings import Settings
 from shared.store.base import Store
+from shared.telemetry.heartbeat import Heartbeat
+from shared.telemetry.metrics import InferenceMetrics
+from shared.worker.attempts import Attempts
+from shared.worker.retry import FailurePolicy
 
 _BULK_NICENESS: Final = 10
 _READY_EVERY_S: Final = 1.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -14,18 +13,15 @@ from io import BufferedWriter
 from pathlib import Path
 from typing import Any, Final
 
-from shared import jobs, runs
-from shared.broker import broker_of
 from shared.broker.base import Broker, HeaderValue, Message, Outgoing
 from shared.errors import Conflict, GenderlineError
-from shared.jobs import Jobs
 from shared.messages import PACK_LIMIT, PROBE, by_reference, fit_name, job_id_of, pack_message, run_id_of
 from shared.params import TrainingParams
-from shared.registry import Registry
-from shared.runs import Runs
-from shared.settings import Settings
-from shared.shadow import ShadowFigures, shadow_figures
-from shared.store import open_store
+from shared.records import jobs, runs
+from shared.records.jobs import Jobs
+from shared.records.registry import Registry
+from shared.records.runs import Runs
+from shared.records.shadow import ShadowFigures, shadow_figures
 from shared.store.base import STORE_SCHEME, Store, sha256_of
 from shared.topology import MODEL_CHALLENGED, MODEL_PROMOTED
 
@@ -294,18 +290,6 @@ class Client:
                 # Events are fresher than the record, which is written less often; until the next stage begins.
                 stage = newest and newest.get("stage")
                 yield {**record, "progress": newest} if newest and stage in {None, record["state"]} else record
-
-
-@contextlib.contextmanager
-def open_client(settings: Settings) -> Iterator[Client]:
-    """Gives a client of the broker and the store that the settings name, for as long as the context lasts.
-
-    Raises:
-        Retryable: one of them cannot be reached.
-        SettingsError: the broker's URL has a parameter that does not exist, or a wrong value of one.
-    """
-    with broker_of(settings) as broker:
-        yield Client(broker, open_store(settings.store_url))
 
 
 def _packs(images: Sequence[bytes]) -> Iterator[list[tuple[str | int | None, bytes]]]:

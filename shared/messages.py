@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, TypeVar
@@ -21,7 +20,7 @@ from pydantic_core import to_json
 
 from shared.broker.base import Delivery, HeaderValue, Message, Outgoing
 from shared.errors import GenderlineError, InvalidMessage, shown
-from shared.labels import GENDERS
+from shared.faces.labels import GENDERS
 from shared.params import TrainingParams
 
 SCHEMA: Final = 1
@@ -377,13 +376,3 @@ def prediction_reply(
     if not delivery.message.reply_to:
         return []
     return delivery.reply(to_json({"schema": SCHEMA, "model": model, "predictions": entries}), JSON)
-
-
-def now_iso() -> str:
-    """Returns the time as ISO 8601 in UTC, to the millisecond."""
-    return iso(time.time())
-
-
-def iso(seconds: float) -> str:
-    """Returns a Unix time as ISO 8601 in UTC, to the millisecond."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1000):03d}Z"

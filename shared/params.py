@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.errors import InvalidMessage, shown
-from shared.values import expected_of
+from shared.runtime.field_docs import expected_of
 
 Auto = Literal["auto"]
 """Leaves a choice to the recipe, which knows how many faces there are and what they are trained on."""

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shared.labels import Label
-from shared.sample import draw_face
+from shared.faces.labels import Label
+from shared.faces.synthetic import draw_face
 
 Files = Iterable[tuple[str, bytes]]
 

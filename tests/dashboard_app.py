@@ -17,9 +17,9 @@ from prometheus_client import CollectorRegistry
 from dashboard import create_app
 from dashboard.context import EXTENSION, Dashboard
 from shared.broker.base import Delivery
-from shared.broker.sqlite import SqliteBroker
+from shared.broker.sqlite.broker import SqliteBroker
 from shared.messages import json_reply, parse_prediction, prediction
-from shared.settings import Settings
+from shared.runtime.settings import Settings
 from shared.store.files import FileStore
 from tests.store_builder import StoreBuilder
 

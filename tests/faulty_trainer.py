@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer import model
 from trainer.__main__ import main
-from trainer.step import Step
+from trainer.training import model
+from trainer.training.step import Step
 
 
 class Diverging(model.FaceNetwork):

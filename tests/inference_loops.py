@@ -14,23 +14,23 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from inference.batcher import Predictor
-from inference.interactive import InteractiveLoop
-from inference.jobs import BulkLoop
-from inference.models import Models
-from inference.newest import Newest
-from inference.shadow import Shadow
-from inference.speed import Speed
+from inference.jobs.open import BulkLoop
+from inference.model.champion import Models
+from inference.model.predictor import Predictor
+from inference.monitoring.recent_predictions import Newest
+from inference.monitoring.shadow import Shadow
+from inference.monitoring.throughput import Speed
+from inference.predictions import InteractiveLoop
 from inference.turns import Turns
-from shared.attempts import Attempts
 from shared.broker import open_broker
 from shared.broker.base import Broker, Inbox
-from shared.failures import FailurePolicy
-from shared.image import ImageLimits
-from shared.metrics import InferenceMetrics
-from shared.settings import Settings
+from shared.faces.decode import ImageLimits
+from shared.runtime.settings import Settings
 from shared.store.files import FileStore
+from shared.telemetry.metrics import InferenceMetrics
 from shared.topology import Topology
+from shared.worker.attempts import Attempts
+from shared.worker.retry import FailurePolicy
 from tests.model_builder import ModelBuilder
 
 Work = Callable[[threading.Event], None]

@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import nn
 
-from shared.card import CardDataset, Float16Report, Int8Report, ModelCard, ServedPrecision
 from shared.params import TrainingParams
-from shared.registry import Registry
+from shared.records.model_card import CardDataset, Float16Report, Int8Report, ModelCard, ServedPrecision
+from shared.records.registry import Registry
 from shared.store.files import FileStore
-from trainer.card import Siblings, build_card, measure_inputs
-from trainer.evaluate import evaluate
-from trainer.export import OUTPUT, export_onnx
-from trainer.model import Cost
-from trainer.train import EpochRow, Trained
+from trainer.release.card import Siblings, build_card, measure_inputs
+from trainer.release.evaluate import evaluate
+from trainer.release.export import OUTPUT, export_onnx
+from trainer.training.model import Cost
+from trainer.training.train import EpochRow, Trained
 
 STEEPNESS = 20.0
 """The logit of `brightness_model` is this times (mean luma / 255 - 1/2)."""

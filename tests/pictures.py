@@ -8,7 +8,7 @@ from pathlib import Path
 
 from playwright.sync_api import expect
 
-from shared.sample import draw_sample
+from shared.faces.synthetic import draw_sample
 from tests.browser import Visit, chromium
 from tests.services import Installation
 

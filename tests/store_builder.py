@@ -12,9 +12,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from shared import jobs, runs
-from shared.card import CardDataset, CardFile, Float16Report, InputStatistics, Int8Report, ModelCard
-from shared.dataset import (
+from shared.clock import now_iso
+from shared.faces.labels import ETHNICITIES, GENDERS, label_or_none
+from shared.params import TrainingParams
+from shared.records import jobs, runs
+from shared.records.dataset import (
     AGE_BANDS,
     FACES_CSV,
     FACES_NPY,
@@ -29,13 +31,11 @@ from shared.dataset import (
     write_faces_csv,
     write_rejects_csv,
 )
-from shared.evaluation import Confusion, Curve, Evaluation, Group, ReliabilityBin
-from shared.jobs import RESULT_COLUMNS, Jobs
-from shared.labels import ETHNICITIES, GENDERS, label_or_none
-from shared.messages import now_iso
-from shared.params import TrainingParams
-from shared.registry import Registry
-from shared.runs import Runs
+from shared.records.evaluation import Confusion, Curve, Evaluation, Group, ReliabilityBin
+from shared.records.jobs import RESULT_COLUMNS, Jobs
+from shared.records.model_card import CardDataset, CardFile, Float16Report, InputStatistics, Int8Report, ModelCard
+from shared.records.registry import Registry
+from shared.records.runs import Runs
 from shared.store.base import Store
 
 HOSTILE_NAMES = (

@@ -14,9 +14,9 @@ import itertools
 import sys
 import threading
 
-from shared.lease import Lease
-from shared.registry import Registry
+from shared.records.registry import Registry
 from shared.store.files import FileStore
+from shared.store.lease import Lease
 
 
 def main() -> None:

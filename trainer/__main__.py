@@ -11,23 +11,23 @@ from typing import Any
 
 import torch
 
-from shared.broker import broker_of
 from shared.client import Client
+from shared.connect import open_broker_for
 from shared.errors import Retryable
-from shared.heartbeat import Heartbeat
-from shared.image import configure_opencv
-from shared.log import configure_logging
-from shared.metrics import BrokerCollector, StatusServer, TrainerMetrics, process_registry
-from shared.settings import SettingsError, load_settings, unknown_settings
+from shared.faces.decode import configure_opencv
+from shared.runtime.log import configure_logging
+from shared.runtime.settings import SettingsError, load_settings, unknown_settings
+from shared.runtime.supervisor import watch_parent
 from shared.store import open_store
-from shared.supervisor import watch_parent
-from trainer.crew import dismiss, follow
-from trainer.device import choose_device
+from shared.telemetry.heartbeat import Heartbeat
+from shared.telemetry.metrics import BrokerCollector, StatusServer, TrainerMetrics, process_registry
+from trainer.handler import TrainerService
 from trainer.inbox import InboxWatcher
 from trainer.pipeline import Pipeline
-from trainer.service import TrainerService
-from trainer.team import Team, end_with_launcher, watch_launcher
-from trainer.workspace import workspace
+from trainer.tempdir import workspace
+from trainer.training.crew import dismiss, follow
+from trainer.training.device import choose_device
+from trainer.training.distributed import Team, end_with_launcher, watch_launcher
 
 PORT = 9101
 _LOG = logging.getLogger("trainer")
@@ -71,7 +71,7 @@ def main() -> int:
             follow(team, store, device)
             team.leave()
             return 0
-        broker = broker_of(settings)
+        broker = open_broker_for(settings)
     except (Retryable, SettingsError) as error:
         _LOG.error("%s", error)
         return 1 if isinstance(error, Retryable) else 2  # a wrong URL stays wrong

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from shared.archives.central_directory import read_directory
 from shared.client import Client
-from shared.directory import read_directory
 from shared.errors import GenderlineError, InvalidDataset
 
 _LOG = logging.getLogger(__name__)

@@ -15,10 +15,12 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from shared import runs
-from shared.archive import ArchiveLimits
-from shared.card import CardDataset, ModelCard
-from shared.dataset import (
+from shared.archives.archive import ArchiveLimits
+from shared.faces.decode import ImageLimits
+from shared.faces.labels import GENDERS
+from shared.params import TrainingParams
+from shared.records import runs
+from shared.records.dataset import (
     FACES_CSV,
     FACES_NPY,
     REJECTS_CSV,
@@ -26,24 +28,18 @@ from shared.dataset import (
     SUMMARY_JSON,
     DatasetSummary,
 )
-from shared.evaluation import Evaluation
-from shared.image import ImageLimits
-from shared.labels import GENDERS
-from shared.metrics import TrainerMetrics
-from shared.params import TrainingParams
-from shared.registry import MODEL_NAME, Registry
-from shared.runs import Runs
-from shared.settings import Settings
+from shared.records.evaluation import Evaluation
+from shared.records.model_card import CardDataset, ModelCard
+from shared.records.registry import MODEL_NAME, Registry
+from shared.records.runs import Runs
+from shared.runtime.settings import Settings
 from shared.store.base import Store
-from trainer import checkpoint
-from trainer.calibrate import fit_temperature
-from trainer.card import Siblings, build_card, measure_inputs, render_card
-from trainer.checkpoint import Checkpoint, CheckpointError
-from trainer.crew import lead
-from trainer.dataset import Dataset, opened_dataset
-from trainer.device import DeviceFaces
-from trainer.evaluate import evaluate
-from trainer.export import (
+from shared.telemetry.metrics import TrainerMetrics
+from trainer.data.dataset import Dataset, opened_dataset
+from trainer.data.ingest import ingest
+from trainer.release.card import Siblings, build_card, measure_inputs, render_card
+from trainer.release.evaluate import evaluate
+from trainer.release.export import (
     choose_float16,
     choose_int8,
     export_onnx,
@@ -51,12 +47,16 @@ from trainer.export import (
     quantize_int8,
     verify_parity,
 )
-from trainer.ingest import ingest
-from trainer.model import build_network, cost
-from trainer.recipe import Recipe, decide
-from trainer.speed import measure_speed
-from trainer.team import Team
-from trainer.train import EpochRow, Progress, Trained, predict_logits
+from trainer.training import checkpoint
+from trainer.training.calibrate import fit_temperature
+from trainer.training.checkpoint import Checkpoint, CheckpointError
+from trainer.training.crew import lead
+from trainer.training.device import DeviceFaces
+from trainer.training.distributed import Team
+from trainer.training.model import build_network, cost
+from trainer.training.recipe import Recipe, decide
+from trainer.training.throughput import measure_speed
+from trainer.training.train import EpochRow, Progress, Trained, predict_logits
 
 _PARITY_FACES: Final = 256
 _CALIBRATION_FACES: Final = 512

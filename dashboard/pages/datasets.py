@@ -10,16 +10,16 @@ import cv2
 from flask import Blueprint, Response, jsonify, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as WsgiResponse
 
-from dashboard.catalog import Dataset
+from dashboard.api.uploads import checked_number
 from dashboard.context import dashboard
-from dashboard.faces import SORTS, FaceFilter, choose, face_view, png
-from dashboard.originals import original_image
-from dashboard.uploads import checked_number
-from shared import runs
-from shared.dataset import AGE_BANDS, SPLITS
+from dashboard.face_grid import SORTS, FaceFilter, choose, face_view, png
+from dashboard.pages.originals import original_image
+from dashboard.store_cache import Dataset
 from shared.errors import InvalidMessage, NotFound
-from shared.labels import ETHNICITIES, GENDERS
-from shared.rejects import REJECT_REASONS
+from shared.faces.labels import ETHNICITIES, GENDERS
+from shared.faces.rejects import REJECT_REASONS
+from shared.records import runs
+from shared.records.dataset import AGE_BANDS, SPLITS
 
 _PAGE: Final = 60
 _EXAMPLES: Final = 5

@@ -11,12 +11,12 @@ import msgpack
 from flask import Blueprint, flash, redirect, render_template
 from werkzeug.wrappers import Response
 
-from dashboard.api import chosen_dead
+from dashboard.api.routes import chosen_dead
 from dashboard.context import dashboard
 from shared.broker.base import DeadLetter
 from shared.errors import CODES, InvalidMessage
+from shared.faces.file_type import looks_like
 from shared.messages import MSGPACK
-from shared.sniff import looks_like
 
 _SHOWN: Final = 200
 _PREVIEW: Final = 600

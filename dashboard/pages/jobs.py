@@ -11,12 +11,12 @@ from flask import Blueprint, Response, flash, redirect, render_template, request
 from werkzeug.wrappers import Response as WsgiResponse
 
 from dashboard.context import dashboard
-from dashboard.faces import png
-from dashboard.originals import original_bytes
-from shared import jobs
+from dashboard.face_grid import png
+from dashboard.pages.originals import original_bytes
 from shared.errors import NotFound
-from shared.image import ImageLimits, decode_face
-from shared.jobs import Jobs
+from shared.faces.decode import ImageLimits, decode_face
+from shared.records import jobs
+from shared.records.jobs import Jobs
 
 _PAGE: Final = 50
 _THUMB: Final = 64

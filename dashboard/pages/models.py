@@ -5,10 +5,10 @@ from __future__ import annotations
 from flask import Blueprint, flash, redirect, render_template
 from werkzeug.wrappers import Response
 
-from dashboard.api import reason
+from dashboard.api.routes import reason
 from dashboard.context import dashboard
-from dashboard.presence import watching
-from shared.evaluation import MIN_GROUP
+from dashboard.workers import watching
+from shared.records.evaluation import MIN_GROUP
 
 blueprint = Blueprint("models", __name__)
 

@@ -10,11 +10,11 @@ from flask import Blueprint, Response, flash, jsonify, redirect, render_template
 from werkzeug.wrappers import Response as WsgiResponse
 
 from dashboard.context import Dashboard, dashboard
-from dashboard.formats import progress_view
-from dashboard.presence import Presence, Speed
-from shared import jobs, runs
+from dashboard.pages.filters import progress_view
+from dashboard.workers import Presence, Speed
 from shared.broker.base import Depth
 from shared.errors import Retryable
+from shared.records import jobs, runs
 
 _SHOWN = 6
 

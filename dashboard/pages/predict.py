@@ -11,15 +11,15 @@ import numpy as np
 from flask import Blueprint, Response, jsonify, render_template, request
 from numpy.typing import NDArray
 
-from dashboard.api import ANSWER_S, predicted
-from dashboard.catalog import Dataset
+from dashboard.api.routes import ANSWER_S, predicted
+from dashboard.api.uploads import checked_number, uploaded_images
 from dashboard.context import dashboard
-from dashboard.faces import FaceFilter, choose, face_view, png
-from dashboard.uploads import checked_number, uploaded_images
+from dashboard.face_grid import FaceFilter, choose, face_view, png
+from dashboard.store_cache import Dataset
+from shared.clock import now_iso
 from shared.errors import GenderlineError, NotFound, Retryable
-from shared.image import SIZE, ImageLimits, decode_face
-from shared.labels import GENDERS, label_or_none
-from shared.messages import now_iso
+from shared.faces.decode import SIZE, ImageLimits, decode_face
+from shared.faces.labels import GENDERS, label_or_none
 
 GRID: Final = 15
 _PATCH: Final = 28

@@ -9,13 +9,13 @@ from flask import Blueprint, Response, flash, jsonify, redirect, render_template
 from werkzeug.wrappers import Response as WsgiResponse
 
 from dashboard.context import dashboard
-from dashboard.faces import FaceFilter, choose, face_view
-from dashboard.formats import parameters, progress_view
-from shared import runs
-from shared.dataset import SPLITS
+from dashboard.face_grid import FaceFilter, choose, face_view
+from dashboard.pages.filters import parameters, progress_view
 from shared.errors import NotFound
-from shared.evaluation import MIN_GROUP
-from shared.labels import GENDERS
+from shared.faces.labels import GENDERS
+from shared.records import runs
+from shared.records.dataset import SPLITS
+from shared.records.evaluation import MIN_GROUP
 
 _PAGE = 50
 _COMPARED = 6

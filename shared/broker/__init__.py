@@ -5,27 +5,7 @@ from __future__ import annotations
 from urllib.parse import unquote
 
 from shared.broker.base import Broker
-from shared.settings import Settings, SettingsError, variable
 from shared.topology import Topology
-
-
-def broker_of(settings: Settings) -> Broker:
-    """Opens the broker of the settings, with their queues and limits.
-
-    Raises:
-        BrokerError: the broker cannot be reached, or its queues were declared with other arguments.
-        SettingsError: its URL has a parameter that does not exist, or a wrong value of one.
-    """
-    try:
-        return open_broker(
-            settings.broker_url,
-            Topology(settings.queue_prefix),
-            lease_s=settings.lease_s,
-            delivery_limit=settings.delivery_limit,
-            queue_limit=settings.queue_limit,
-        )
-    except ValueError as error:
-        raise SettingsError(f"{variable('broker_url')}: {error}") from None
 
 
 def open_broker(
@@ -52,11 +32,11 @@ def open_broker(
     """
     topology = topology or Topology()
     if url.startswith("sqlite:///"):
-        from shared.broker.sqlite import SqliteBroker  # noqa: PLC0415 - only the chosen broker is loaded
+        from shared.broker.sqlite.broker import SqliteBroker  # noqa: PLC0415 - only the chosen broker is loaded
 
         return SqliteBroker(unquote(url.removeprefix("sqlite:///")), topology, lease_s=lease_s, queue_limit=queue_limit)
     if url.startswith(("amqp://", "amqps://")):
-        from shared.broker.rabbitmq import RabbitBroker  # noqa: PLC0415 - only the chosen broker is loaded
+        from shared.broker.rabbitmq.broker import RabbitBroker  # noqa: PLC0415 - only the chosen broker is loaded
 
         return RabbitBroker(url, topology, delivery_limit=delivery_limit, queue_limit=queue_limit)
     raise ValueError(f"unknown broker URL {url!r}; expected sqlite:///PATH, amqp://… or amqps://…")

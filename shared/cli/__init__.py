@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from shared.cli import dead, deleting, models, predictions, reference, services, training, trying
+from shared.cli import dead, delete, demo_commands, models, predictions, reference, services, training
 from shared.cli.base import output_of
 from shared.errors import GenderlineError
 
@@ -19,7 +19,7 @@ class _Commands(click.Group):
     """Turns our errors into a sentence and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        from shared.settings import SettingsError  # noqa: PLC0415
+        from shared.runtime.settings import SettingsError  # noqa: PLC0415
 
         try:
             return super().invoke(ctx)
@@ -65,9 +65,9 @@ for _command in (
     predictions.predict,
     predictions.jobs,
     dead.dead,
-    deleting.delete,
-    trying.sample,
-    trying.demo,
+    delete.delete,
+    demo_commands.sample,
+    demo_commands.demo,
     reference.settings,
     reference.params,
     reference.metrics,

@@ -13,7 +13,7 @@ import click
 if TYPE_CHECKING:
     from shared.cli.output import Output
     from shared.client import Client
-    from shared.settings import Settings
+    from shared.runtime.settings import Settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -64,7 +64,7 @@ def output_of(ctx: click.Context) -> Output:
 
 def settings_in_force() -> Settings:
     """Returns the settings; warns of variables that look like one."""
-    from shared.settings import load_settings, unknown_settings  # noqa: PLC0415
+    from shared.runtime.settings import load_settings, unknown_settings  # noqa: PLC0415
 
     settings = load_settings()
     for warning in unknown_settings():
@@ -75,7 +75,7 @@ def settings_in_force() -> Settings:
 @contextlib.contextmanager
 def connected() -> Iterator[Client]:
     """Gives a client of the broker and the store that the settings name."""
-    from shared.client import open_client  # noqa: PLC0415
+    from shared.connect import open_client  # noqa: PLC0415
 
     with open_client(settings_in_force()) as client:
         yield client

@@ -15,16 +15,17 @@ from typing import Any, Final
 from shared.cli.follow import follow_job, follow_run, place_of
 from shared.cli.output import Output, Steps, percent
 from shared.cli.predict_paths import Row, read_rows
-from shared.client import Client, open_client
-from shared.dataset import FACES_CSV, read_faces_csv
-from shared.evaluation import Evaluation
-from shared.jobs import FINISHED, Jobs
-from shared.presence import Presence
-from shared.runs import REGISTERED
-from shared.sample import draw_sample
-from shared.services import choose_ports, drain, service_children, stopped_by_signals, whereabouts
-from shared.settings import Settings
-from shared.supervisor import Supervisor
+from shared.cli.service_urls import choose_ports, drain, service_children, stopped_by_signals, whereabouts
+from shared.client import Client
+from shared.connect import open_client
+from shared.faces.synthetic import draw_sample
+from shared.records.dataset import FACES_CSV, read_faces_csv
+from shared.records.evaluation import Evaluation
+from shared.records.jobs import FINISHED, Jobs
+from shared.records.runs import REGISTERED
+from shared.runtime.settings import Settings
+from shared.runtime.supervisor import Supervisor
+from shared.telemetry.liveness import Presence
 
 _FOLDER: Final = Path("data/demo")
 _SERVICES: Final = ("trainer", "inference", "dashboard")

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from shared.cli.output import Steps
 from shared.client import Client
-from shared.presence import Presence
-from shared.runs import FINAL_STATES
+from shared.records.runs import FINAL_STATES
+from shared.telemetry.liveness import Presence
 
 _SERVICE_UP_S: Final = 3.0
 """A service that is up is heard within this time: it beats every two seconds."""

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from shared.archive import is_litter
+from shared.archives.archive import is_litter
 from shared.cli.follow import follow_job
 from shared.cli.output import Steps
 from shared.client import Client
-from shared.jobs import FINISHED, RESULT_COLUMNS, Jobs
-from shared.labels import GENDERS, label_or_none
+from shared.faces.labels import GENDERS, label_or_none
+from shared.records.jobs import FINISHED, RESULT_COLUMNS, Jobs
 
 DIRECT_LIMIT: Final = 512
 """More images than this make a job: it survives this command, and leaves interactive predictions their place."""

@@ -9,7 +9,7 @@ import click
 from shared.cli.base import Command, json_option, output_of, settings_in_force
 
 if TYPE_CHECKING:
-    from shared.reference import Reference
+    from shared.cli.reference_tables import Reference
 
 
 def _markdown_option(command: Command) -> Command:
@@ -33,7 +33,7 @@ def _print_reference(ctx: click.Context, table: Reference, markdown: Reference |
 @click.pass_context
 def settings(ctx: click.Context, markdown: bool) -> None:
     """List every setting: its value, its default and what it means."""
-    from shared.reference import settings_now, settings_reference  # noqa: PLC0415
+    from shared.cli.reference_tables import settings_now, settings_reference  # noqa: PLC0415
 
     _print_reference(ctx, settings_now(settings_in_force()), settings_reference() if markdown else None)
 
@@ -44,7 +44,7 @@ def settings(ctx: click.Context, markdown: bool) -> None:
 @click.pass_context
 def params(ctx: click.Context, markdown: bool) -> None:
     """List every training parameter, for `train --param`."""
-    from shared.reference import params_reference  # noqa: PLC0415
+    from shared.cli.reference_tables import params_reference  # noqa: PLC0415
 
     _print_reference(ctx, params_reference(), params_reference() if markdown else None)
 
@@ -55,7 +55,7 @@ def params(ctx: click.Context, markdown: bool) -> None:
 @click.pass_context
 def metrics(ctx: click.Context, markdown: bool) -> None:
     """List every metric that the services export."""
-    from shared.reference import metrics_reference  # noqa: PLC0415
+    from shared.cli.reference_tables import metrics_reference  # noqa: PLC0415
 
     _print_reference(ctx, metrics_reference(), metrics_reference() if markdown else None)
 
@@ -66,6 +66,6 @@ def metrics(ctx: click.Context, markdown: bool) -> None:
 @click.pass_context
 def errors(ctx: click.Context, markdown: bool) -> None:
     """List every error code."""
-    from shared.reference import errors_reference  # noqa: PLC0415
+    from shared.cli.reference_tables import errors_reference  # noqa: PLC0415
 
     _print_reference(ctx, errors_reference(), errors_reference() if markdown else None)

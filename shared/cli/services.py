@@ -22,7 +22,7 @@ def up(ctx: click.Context, only: tuple[str, ...]) -> None:
 
     A service that dies is restarted. One that cannot do what a setting says ends them all, with exit code 2.
     """
-    from shared.services import SERVICES, choose_ports, serve, service_children, whereabouts  # noqa: PLC0415
+    from shared.cli.service_urls import SERVICES, choose_ports, serve, service_children, whereabouts  # noqa: PLC0415
 
     output = output_of(ctx)
     settings = settings_in_force()

@@ -8,10 +8,10 @@ from typing import Any, Final
 from shared.broker.base import Broker, DeadLetter
 from shared.cli.output import Output, moment, percent
 from shared.client import Client
-from shared.evaluation import Evaluation
-from shared.presence import Presence
-from shared.registry import Aliases, Registry
-from shared.runs import FINAL_STATES
+from shared.records.evaluation import Evaluation
+from shared.records.registry import Aliases, Registry
+from shared.records.runs import FINAL_STATES
+from shared.telemetry.liveness import Presence
 
 LISTEN_S: Final = 2.5
 """How long `status` listens: a service that is up beats every two seconds."""

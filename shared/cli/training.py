@@ -81,7 +81,7 @@ def _tell_run(ctx: click.Context, output: Output, client: Client, record: Mappin
     """Prints how a run stands, and ends with an exit code that fits."""
     from shared.cli.follow import place_of  # noqa: PLC0415
     from shared.cli.output import percent  # noqa: PLC0415
-    from shared.runs import Runs  # noqa: PLC0415
+    from shared.records.runs import Runs  # noqa: PLC0415
 
     state, run_id = record["state"], record["run_id"]
     if output.as_json:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from shared.image import configure_opencv
+from shared.faces.decode import configure_opencv
 from tests.bench import gpu, ingesting, latency, lifetime, queues, report, throughput, training
 from tests.bench.material import material
 from tests.bench.rows import Row

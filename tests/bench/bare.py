@@ -23,8 +23,8 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.image import SIZE, ImageLimits, configure_opencv, decode_face
-from shared.settings import Settings
+from shared.faces.decode import SIZE, ImageLimits, configure_opencv, decode_face
+from shared.runtime.settings import Settings
 from shared.store.files import FileStore
 
 
@@ -168,7 +168,7 @@ def _step(store: Path | None, provider: Literal["cpu", "cuda"]) -> tuple[str | N
 
     if store is None:
         return None, decode
-    from inference.session import load_model
+    from inference.model.loader import load_model
 
     model = load_model(FileStore(store), 1, provider)
     return model.precision, lambda images: model.predict(decode(images))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flask import Flask
 
-from shared import runs
+from shared.records import runs
 from tests.dashboard_app import Site, open_site
 
 FACES, RUNS, MODELS = 25_000, 200, 100

@@ -30,11 +30,11 @@ from typing import Any, Final
 import cv2
 import numpy as np
 
-from shared import runs
-from shared.image import configure_opencv
-from shared.labels import Label
-from shared.sample import draw_face
-from shared.settings import Settings
+from shared.faces.decode import configure_opencv
+from shared.faces.labels import Label
+from shared.faces.synthetic import draw_face
+from shared.records import runs
+from shared.runtime.settings import Settings
 
 MEMORY_BYTES: Final = 8 * 2**30
 PARAMS: Final[dict[str, Any]] = {"network": "small", "epochs": 1, "augment": False}
@@ -113,10 +113,10 @@ def _train(archive: Path) -> int:
     import torch
     from prometheus_client import CollectorRegistry
 
-    from shared.metrics import TrainerMetrics
     from shared.params import TrainingParams
     from shared.store.base import sha256_of
     from shared.store.files import FileStore
+    from shared.telemetry.metrics import TrainerMetrics
     from trainer.pipeline import Pipeline, Steps
 
     settings = Settings()

@@ -14,11 +14,11 @@ from queue import SimpleQueue
 import numpy as np
 import torch
 
-from inference.drift import Drift
-from shared.sample import draw_sample
+from inference.monitoring.drift import Drift
+from shared.faces.synthetic import draw_sample
 from tests.inference_loops import open_loops
-from trainer.export import export_onnx
-from trainer.model import build_network
+from trainer.release.export import export_onnx
+from trainer.training.model import build_network
 
 IMAGES = 1024
 ROUNDS = 7

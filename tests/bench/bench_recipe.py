@@ -26,20 +26,20 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from shared.archive import ArchiveLimits
-from shared.dataset import FACES_CSV, FACES_NPY, SPLITS, read_faces_csv
-from shared.image import ImageLimits
+from shared.archives.archive import ArchiveLimits
+from shared.faces.decode import ImageLimits
 from shared.params import TrainingParams
-from shared.settings import load_settings
-from trainer.calibrate import fit_temperature
-from trainer.dataset import Dataset
-from trainer.device import DeviceFaces, choose_device
-from trainer.evaluate import evaluate
-from trainer.ingest import ingest
-from trainer.model import NETWORKS, build_network, cost, residual
-from trainer.recipe import Recipe, decide
-from trainer.speed import measure_speed
-from trainer.train import EpochRow, predict_logits, train
+from shared.records.dataset import FACES_CSV, FACES_NPY, SPLITS, read_faces_csv
+from shared.runtime.settings import load_settings
+from trainer.data.dataset import Dataset
+from trainer.data.ingest import ingest
+from trainer.release.evaluate import evaluate
+from trainer.training.calibrate import fit_temperature
+from trainer.training.device import DeviceFaces, choose_device
+from trainer.training.model import NETWORKS, build_network, cost, residual
+from trainer.training.recipe import Recipe, decide
+from trainer.training.throughput import measure_speed
+from trainer.training.train import EpochRow, predict_logits, train
 
 PLAIN: Final[dict[str, Any]] = {
     "network": "reference",
@@ -127,7 +127,7 @@ def changed_code(row: str) -> Iterator[None]:
     changes = ROWS[row]
     with pytest.MonkeyPatch.context() as patch:
         if "temperature" in changes:  # of `calibrated_loss`; that of the finished model is fitted as ever
-            patch.setattr("trainer.calibrate.fit_temperature", lambda *_: changes["temperature"])
+            patch.setattr("trainer.training.calibrate.fit_temperature", lambda *_: changes["temperature"])
         if "layers" in changes:
             widths, blocks = changes["layers"]
             patch.setitem(NETWORKS, "compact", lambda dropout: residual(widths, blocks, dropout))

@@ -16,12 +16,12 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from inference import cuda
-from inference.layout import divided
-from shared.card import ServedPrecision
-from shared.image import SIZE
+from inference.model import gpu as cuda
+from inference.worker_layout import divided
+from shared.faces.decode import SIZE
 from shared.params import TrainingParams
-from shared.registry import Registry
+from shared.records.model_card import ServedPrecision
+from shared.records.registry import Registry
 from tests.bench import lifetime, training
 from tests.bench.bare import BareLoops
 from tests.bench.rows import Pairs, Row

@@ -7,14 +7,14 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from shared.archive import ArchiveLimits
-from shared.image import ImageLimits
-from shared.settings import Settings
+from shared.archives.archive import ArchiveLimits
+from shared.faces.decode import ImageLimits
+from shared.runtime.settings import Settings
 from tests.bench.bare import BareLoops, Lap
 from tests.bench.material import UTKFACE
 from tests.bench.rows import Pairs, Row, at_least
 from tests.bench.stage import Stage
-from trainer.ingest import ingest
+from trainer.data.ingest import ingest
 
 
 def ingesting(stage: Stage) -> list[Row]:

@@ -6,7 +6,7 @@ import itertools
 import threading
 import time
 
-from shared.jobs import FINAL_STATES
+from shared.records.jobs import FINAL_STATES
 from tests.bench.bare import BareLoops
 from tests.bench.load import Saturation, at_rate, one_by_one
 from tests.bench.rows import Row, at_most, quantile

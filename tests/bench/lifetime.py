@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from shared.broker.base import Message, Outgoing
-from shared.card import ServedPrecision
-from shared.image import ImageLimits, decode_face
+from shared.faces.decode import ImageLimits, decode_face
 from shared.messages import pack_message
-from shared.registry import Registry
-from shared.settings import Settings
+from shared.records.model_card import ServedPrecision
+from shared.records.registry import Registry
+from shared.runtime.settings import Settings
 from shared.store.base import sha256_of
 from shared.store.files import FileStore
 from tests.bench.load import LostReply, served_by

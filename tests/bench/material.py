@@ -22,16 +22,16 @@ import numpy as np
 from cv2.typing import MatLike
 from prometheus_client import CollectorRegistry
 
-from shared.card import ModelCard
-from shared.labels import Label
-from shared.metrics import TrainerMetrics
+from shared.faces.labels import Label
+from shared.faces.synthetic import draw_face
 from shared.params import TrainingParams
-from shared.registry import Registry
-from shared.runs import TRAINING, Runs
-from shared.sample import draw_face
-from shared.settings import Settings
+from shared.records.model_card import ModelCard
+from shared.records.registry import Registry
+from shared.records.runs import TRAINING, Runs
+from shared.runtime.settings import Settings
 from shared.store.base import sha256_of
 from shared.store.files import FileStore
+from shared.telemetry.metrics import TrainerMetrics
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "build" / "bench"

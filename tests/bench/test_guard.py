@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from shared.image import ImageLimits, decode_face
-from shared.sample import draw_sample
-from shared.settings import Settings
+from shared.faces.decode import ImageLimits, decode_face
+from shared.faces.synthetic import draw_sample
+from shared.runtime.settings import Settings
 from shared.store.files import FileStore
 from tests.bench.bare import BareLoops
 from tests.bench.load import Saturation
 from tests.bench.stage import Served
 from tests.model_builder import ModelBuilder
 from tests.services import Installation
-from trainer.export import export_onnx, quantize_int8
-from trainer.model import build_network
+from trainer.release.export import export_onnx, quantize_int8
+from trainer.training.model import build_network
 
 LEAST = 0.8
 ROUNDS = 6

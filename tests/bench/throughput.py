@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from shared.jobs import FINISHED
+from shared.records.jobs import FINISHED
 from tests.bench.bare import BareLoops, Lap
 from tests.bench.load import Saturation
 from tests.bench.rows import Pairs, Row, at_least, at_most

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shared.image import SIZE
+from shared.faces.decode import SIZE
 from shared.params import TrainingParams
-from shared.settings import Settings
+from shared.runtime.settings import Settings
 from tests.bench.bare import Lap
 from tests.bench.rows import Pairs, Row, at_least
 from tests.bench.stage import Stage
@@ -20,8 +20,8 @@ from tests.bench.stage import Stage
 if TYPE_CHECKING:  # no other benchmark needs torch
     import torch
 
-    from trainer.recipe import Recipe
-    from trainer.train import EpochRow, Progress
+    from trainer.training.recipe import Recipe
+    from trainer.training.train import EpochRow, Progress
 
 FACES = 2048
 """In a lap of the bare loop, and in an epoch of the default recipe."""
@@ -47,8 +47,8 @@ def measured(
     """
     import torch
 
-    from trainer.device import choose_device
-    from trainer.recipe import decide
+    from trainer.training.device import choose_device
+    from trainer.training.recipe import decide
 
     torch.set_num_threads(Settings().cores)
     device = choose_device("auto")
@@ -66,8 +66,8 @@ def measured(
 
 def _epoch(recipe: Recipe, device: torch.device, faces: int, meanwhile: AbstractContextManager[object]) -> Lap:
     """Trains for an epoch, as the trainer does; its validation and the time to build the network do not count."""
-    from trainer.objective import Targets
-    from trainer.train import train
+    from trainer.training.loss import Targets
+    from trainer.training.train import train
 
     rows: list[EpochRow] = []
     zeros = np.zeros(faces + 1, np.uint8)
@@ -102,9 +102,9 @@ def _bare_loop(recipe: Recipe, device: torch.device, count: int) -> Callable[[],
     import torch
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-    from trainer.model import build_network
-    from trainer.objective import Objective
-    from trainer.step import forward, optimizer_for
+    from trainer.training.loss import Objective
+    from trainer.training.model import build_network
+    from trainer.training.step import forward, optimizer_for
 
     network = build_network(recipe.network, dropout=recipe.dropout)
     objective = Objective(network, recipe.auxiliary).to(device)

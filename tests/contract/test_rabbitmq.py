@@ -19,10 +19,11 @@ import pika
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
-from shared.broker import open_broker, rabbitmq
+from shared.broker import open_broker
 from shared.broker.base import Broker, BrokerError, Event, Message, Outgoing, sent_back
-from shared.broker.bundle import BUNDLE, bundled, parted
-from shared.broker.rabbitmq_wire import message_of
+from shared.broker.rabbitmq import broker as rabbitmq
+from shared.broker.rabbitmq.codec import message_of
+from shared.broker.reply_batch import BUNDLE, bundled, parted
 from shared.topology import Topology
 from tests.contract.conftest import Place
 from tests.contract.test_broker_events import replies

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from shared.broker.base import BrokerError, Delivery, Event, Message, Outgoing
-from shared.metrics import BrokerCollector
+from shared.telemetry.metrics import BrokerCollector
 from tests.contract.conftest import Place
 from tests.contract.test_broker_events import replies
 from tests.contract.test_broker_messages import bodies, take

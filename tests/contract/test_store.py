@@ -16,10 +16,10 @@ import s3fs
 from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
 
+from shared.archives.fetch import fetched
 from shared.errors import Conflict, InvalidMessage, NotFound, Retryable
 from shared.messages import ArchiveRequest
-from shared.settings import Settings
-from shared.sources import fetched
+from shared.runtime.settings import Settings
 from shared.store import open_store
 from shared.store.base import Store
 from shared.store.s3 import S3Object

@@ -14,8 +14,8 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Dialog, FilePayload, Locator, expect
 from waitress.server import create_server
 
-from shared import runs
 from shared.broker.base import Message
+from shared.records import runs
 from tests.browser import DESK, PHONE, Visit, chromium
 from tests.dashboard_app import Site, open_site
 from tests.store_builder import HOSTILE_NAMES

@@ -14,8 +14,8 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from shared.broker.base import Message
-from shared.registry import Registry
-from shared.sample import draw_sample
+from shared.faces.synthetic import draw_sample
+from shared.records.registry import Registry
 from shared.store.files import FileStore
 from tests.browser import DESK, PHONE, Visit, chromium
 from tests.services import Installation, eventually

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.sample import draw_sample
+from shared.faces.synthetic import draw_sample
 from tests.services import Installation
 
 

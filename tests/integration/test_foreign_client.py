@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.sample import draw_sample
+from shared.faces.synthetic import draw_sample
 from tests.rabbitmq_node import RabbitNode
 from tests.services import Installation
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from inference.batcher import Outcome, Predictor
-from inference.newest import KEPT
-from inference.session import ServedModel
+from inference.model.loader import ServedModel
+from inference.model.predictor import Outcome, Predictor
+from inference.monitoring.recent_predictions import KEPT
 from shared.broker import open_broker
 from shared.broker.base import Broker, DeadLetter, Inbox, Message, Outgoing
-from shared.broker.rabbitmq import RabbitBroker
+from shared.broker.rabbitmq.broker import RabbitBroker
 from shared.messages import MSGPACK, PROBE, pack_message
 from shared.topology import MODEL_PROMOTED
 from tests import model_builder as build

@@ -15,17 +15,18 @@ from typing import Any
 
 import pytest
 
-from inference.batcher import Outcome, Predictor
-from inference.job_ends import JobEnds
-from inference.session import ServedModel
+from inference.jobs.finish import JobEnds
+from inference.model.loader import ServedModel
+from inference.model.predictor import Outcome, Predictor
 from inference.turns import Turns
-from shared import failures, jobs
 from shared.broker.base import Depth, Inbox, Message
 from shared.client import Client
-from shared.failures import FailurePolicy
-from shared.jobs import RESULT_COLUMNS, Jobs
 from shared.messages import ZIP, by_reference, job_id_of, json_message
+from shared.records import jobs
+from shared.records.jobs import RESULT_COLUMNS, Jobs
 from shared.store.files import FileStore
+from shared.worker import retry as failures
+from shared.worker.retry import FailurePolicy
 from tests.inference_loops import Loops, open_loops
 from tests.model_builder import brightness_answer, brightness_model, constant_model, image_of
 from tests.rabbitmq_node import RabbitNode

@@ -20,9 +20,9 @@ import pytest
 
 from shared.broker.base import Inbox, Message, Outgoing
 from shared.client import Client
-from shared.environment import ONE_CORE
-from shared.jobs import Jobs
 from shared.messages import ZIP, job_id_of, pack_message
+from shared.records.jobs import Jobs
+from shared.runtime.environment import ONE_CORE
 from tests.inference_loops import replies
 from tests.integration.test_inference_jobs import faces, job_replies, zip_of
 from tests.model_builder import ModelBuilder, brightness_model, constant_model, image_of
@@ -161,7 +161,7 @@ def killing(tmp_path: Path) -> dict[str, str]:
         "    if bytes(data).endswith(b'deadly'):\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return decode(data, limits)\n"
-        "shared.image.decode_face = decode_or_die\n"
+        "shared.faces.decode.decode_face = decode_or_die\n"
     )
     return {"PYTHONPATH": f"{tmp_path / 'deadly'}:{Path(__file__).parents[2]}", "GENDERLINE_LEASE_S": "1"}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from shared import runs
 from shared.broker.base import Message
 from shared.messages import ZIP, run_id_of
+from shared.records import runs
 from tests.services import Installation, collect, eventually
 from tests.training import SLOW, finished, models_of, until_checkpoint
 

@@ -14,20 +14,20 @@ import onnxruntime as ort
 import torch
 from prometheus_client import CollectorRegistry
 
-from shared import runs
 from shared.broker.base import DeadLetter, Message, Outgoing
 from shared.client import Client
+from shared.faces.synthetic import draw_sample
 from shared.messages import ZIP, by_reference, run_id_of
-from shared.metrics import TrainerMetrics
 from shared.params import TrainingParams
-from shared.sample import draw_sample
-from shared.settings import Settings
+from shared.records import runs
+from shared.runtime.settings import Settings
 from shared.store.base import sha256_of
 from shared.store.files import FileStore
+from shared.telemetry.metrics import TrainerMetrics
 from tests.services import Installation, collect, eventually
 from tests.training import SLOW, finished, models_of
+from trainer.handler import TrainerService
 from trainer.pipeline import Pipeline
-from trainer.service import TrainerService
 
 FAST = {"epochs": 1, "quantize": False, "augment": False}
 

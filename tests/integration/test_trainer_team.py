@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from shared import runs
 from shared.client import Client
+from shared.records import runs
 from tests.services import Installation, eventually
 from tests.store_process import ROOT
 from tests.training import finished, until_checkpoint
@@ -30,7 +30,7 @@ EXACT = {
 NEXT = {"network": "small", "epochs": 1, "batch_size": 4, "quantize": False}
 MEMBER = """
 import threading
-from trainer.team import end_with_launcher
+from trainer.training.distributed import end_with_launcher
 end_with_launcher(within_s=0.1)
 print("waiting", flush=True)
 threading.Event().wait()

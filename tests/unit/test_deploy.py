@@ -12,9 +12,9 @@ import pytest
 from check_jsonschema.builtin_schemas import get_builtin_schema
 from ruamel.yaml import YAML
 
-from shared.reference import metrics_reference, settings_reference
-from shared.services import METRICS_PORTS
-from shared.settings import Settings
+from shared.cli.reference_tables import metrics_reference, settings_reference
+from shared.cli.service_urls import METRICS_PORTS
+from shared.runtime.settings import Settings
 
 REPOSITORY = Path(__file__).parents[2]
 SERVICES = {"trainer", "trainer-gpu", "inference", "inference-gpu", "dashboard"}

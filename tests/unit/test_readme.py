@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shared.cli import main
-from shared.reference import (
+from shared.cli.reference_tables import (
     Reference,
     errors_reference,
     metrics_reference,

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from shared.image import configure_opencv
+from shared.faces.decode import configure_opencv
 from tests.bench import report
 from tests.bench.bare import BareLoops, Lap
 from tests.bench.load import Saturation

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 from PIL import Image
 
-from shared.image import SIZE, ImageLimits, configure_opencv, decode_face
+from shared.faces.decode import SIZE, ImageLimits, configure_opencv, decode_face
 
 MODEL = "BENCH_MODEL"
 DECODER = "BENCH_DECODER"

@@ -1,0 +1,379 @@
+"""The HTTP API of the contract, under `/api/v1`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+from flask import Blueprint, Response, jsonify, request, send_file, url_for
+from werkzeug.datastructures import Headers
+
+from dashboard.api.document import document, query_parameters
+from dashboard.api.uploads import checked_number, uploaded_archive, uploaded_images
+from dashboard.context import dashboard
+from shared.client import Client
+from shared.errors import Conflict, InvalidMessage, NotFound, shown
+from shared.messages import SCHEMA
+from shared.params import TrainingParams
+from shared.records.jobs import Jobs
+
+ANSWER_S: Final = 30.0
+"""How long a request waits for predictions unless it says otherwise."""
+
+_LONGEST_ANSWER_S: Final = 120.0
+_PAGE: Final = 1000
+_SAMPLE_IMAGES: Final = 1500
+_REASON_LENGTH: Final = 500
+
+blueprint = Blueprint("api", __name__, url_prefix="/api/v1")
+
+
+@blueprint.before_request
+def _refuse_unknown_parameters() -> None:
+    """A misspelt parameter is not one that was left out."""
+    # An `operationId` is the name of its view.
+    known = query_parameters()[str(request.endpoint).removeprefix("api.")]
+    if unknown := [shown(name) for name in request.args if name not in known]:
+        raise InvalidMessage(
+            f"found {', '.join(unknown)} in the query; expected {' or '.join(known) or 'nothing'} there"
+        )
+
+
+# -- datasets and runs
+
+
+@blueprint.post("/datasets")
+def submit_dataset() -> tuple[Response, int]:
+    """Takes an archive to train on."""
+    parts = dashboard()
+    with uploaded_archive(parts.settings.max_archive_bytes) as archive:
+        params = TrainingParams.parse(_field("params") or None)
+        run_id = parts.client.submit_dataset(
+            archive.path, name=archive.name, params=params.as_dict(), message_id=_idempotency_key(), move=True
+        )
+    return _accepted({"run_id": run_id}, url_for("api.get_run", run_id=run_id))
+
+
+@blueprint.post("/samples")
+def draw_sample() -> tuple[Response, int]:
+    """Starts drawing the sample dataset, which is then submitted."""
+    images = checked_number(_field("images"), "images", 40, 20_000) or _SAMPLE_IMAGES
+    params = TrainingParams.parse(_field("params") or None)
+    dashboard().samples.draw(int(images), params.as_dict())
+    return _accepted(dataclasses.asdict(dashboard().samples.state), url_for("api.get_sample"))
+
+
+@blueprint.get("/samples")
+def get_sample() -> Response:
+    """Tells how far the sample dataset is."""
+    return jsonify(dataclasses.asdict(dashboard().samples.state))
+
+
+@blueprint.get("/runs")
+def list_runs() -> Response:
+    """Lists runs, newest first."""
+    found = dashboard().catalog.runs()
+    return jsonify({"runs": _page(found), "total": len(found)})
+
+
+@blueprint.get("/runs/<run_id>")
+def get_run(run_id: str) -> Response:
+    """Returns a run's record, with its history and evaluation."""
+    parts = dashboard()
+    record = parts.catalog.run(run_id)
+    return jsonify(
+        {**record, "history": parts.client.runs.history(run_id), "evaluation": parts.client.runs.evaluation(run_id)}
+    )
+
+
+@blueprint.post("/runs/<run_id>/cancel")
+def cancel_run(run_id: str) -> tuple[Response, int]:
+    """Asks for a run to stop."""
+    dashboard().client.runs.request_cancel(run_id)
+    return _accepted({"run_id": run_id}, url_for("api.get_run", run_id=run_id))
+
+
+# -- predictions
+
+
+@blueprint.post("/predictions")
+def predict() -> Response:
+    """Predicts images through the queue and waits for the answer."""
+    parts = dashboard()
+    names, images = uploaded_images(parts.settings.max_image_bytes)
+    version = checked_number(_field("model_version"), "model_version", 1, 10**9)
+    timeout_s = checked_number(_field("timeout_s"), "timeout_s", 0.05, _LONGEST_ANSWER_S) or ANSWER_S
+    return jsonify(predicted(parts.client, names, images, version, timeout_s))
+
+
+def predicted(
+    client: Client, ids: Sequence[str | None], images: Sequence[bytes], version: float | None, timeout_s: float
+) -> dict[str, Any]:
+    """Returns the contract's reply for some images, each under its id."""
+    entries, model = client.predict(
+        images, model_version=None if version is None else int(version), timeout_s=timeout_s
+    )
+    return {
+        "schema": SCHEMA,
+        "model": model,
+        "predictions": [{**entry, "id": key} for key, entry in zip(ids, entries, strict=True)],
+    }
+
+
+# -- jobs
+
+
+@blueprint.post("/jobs")
+def submit_job() -> tuple[Response, int]:
+    """Takes an archive of images to predict."""
+    parts = dashboard()
+    with uploaded_archive(parts.settings.max_archive_bytes) as archive:
+        job_id = parts.client.submit_job(archive.path, name=archive.name, message_id=_idempotency_key(), move=True)
+    return _accepted({"job_id": job_id}, url_for("api.get_job", job_id=job_id))
+
+
+@blueprint.get("/jobs")
+def list_jobs() -> Response:
+    """Lists jobs, newest first."""
+    found = dashboard().catalog.jobs()
+    return jsonify({"jobs": _page(found), "total": len(found)})
+
+
+@blueprint.get("/jobs/<job_id>")
+def get_job(job_id: str) -> Response:
+    """Returns a job's record and how many of its images are done."""
+    parts = dashboard()
+    record = parts.catalog.job(job_id)
+    done, total = parts.client.jobs.progress(record)
+    return jsonify({**record, "progress": {"done": done, "total": total}})
+
+
+@blueprint.post("/jobs/<job_id>/cancel")
+def cancel_job(job_id: str) -> tuple[Response, int]:
+    """Asks for a job to stop."""
+    dashboard().client.jobs.request_cancel(job_id)
+    return _accepted({"job_id": job_id}, url_for("api.get_job", job_id=job_id))
+
+
+@blueprint.get("/jobs/<job_id>/results.csv")
+def job_results(job_id: str) -> Response:
+    """Sends a finished job's results."""
+    parts = dashboard()
+    record = parts.catalog.job(job_id)
+    key = Jobs.results_key(job_id)
+    if not parts.store.exists(key):
+        raise Conflict(f"job {job_id} is {record['state']}; it has no results")
+    return _stored_file(key, "text/csv", f"{job_id}.csv")
+
+
+# -- models
+
+
+@blueprint.get("/models")
+def list_models() -> Response:
+    """Lists the versions, newest first, and which of them are in use."""
+    parts = dashboard()
+    aliases = parts.client.registry.aliases()
+    models = [
+        {key: card[key] for key in ("name", "version", "run_id", "created", "dataset", "metrics", "params", "file")}
+        for card in parts.catalog.cards()
+    ]
+    figures = parts.client.shadow()
+    return jsonify(
+        {
+            "aliases": dataclasses.asdict(aliases),
+            "shadow": figures.summary() if figures else None,
+            "models": _page(models),
+            "total": len(models),
+        }
+    )
+
+
+@blueprint.get("/models/<int:version>")
+def get_model(version: int) -> Response:
+    """Returns a version's card."""
+    return jsonify(dashboard().catalog.card(version))
+
+
+@blueprint.get("/models/<int:version>/model.onnx")
+def get_model_file(version: int) -> Response:
+    """Sends a version's ONNX file."""
+    parts = dashboard()
+    parts.catalog.card(version)
+    return _stored_file(parts.client.registry.model_key(version), "application/octet-stream", f"gender-{version}.onnx")
+
+
+@blueprint.post("/models/<int:version>/promote")
+def promote_model(version: int) -> Response:
+    """Makes a version the champion."""
+    parts = dashboard()
+    parts.client.promote(version, reason())
+    return jsonify({"aliases": dataclasses.asdict(parts.client.registry.aliases())})
+
+
+@blueprint.post("/models/<int:version>/challenge")
+def challenge_model(version: int) -> Response:
+    """Makes a version the challenger."""
+    parts = dashboard()
+    parts.client.challenge(version, reason())
+    return jsonify({"aliases": dataclasses.asdict(parts.client.registry.aliases())})
+
+
+@blueprint.delete("/models/<int:version>/challenge")
+def dismiss_model(version: int) -> Response:
+    """Takes the challenger's alias away from a version."""
+    parts = dashboard()
+    parts.client.dismiss(reason(), version)
+    return jsonify({"aliases": dataclasses.asdict(parts.client.registry.aliases())})
+
+
+@blueprint.post("/models/rollback")
+def roll_back_model() -> Response:
+    """Makes the previous champion the champion again."""
+    parts = dashboard()
+    parts.client.rollback(reason())
+    return jsonify({"aliases": dataclasses.asdict(parts.client.registry.aliases())})
+
+
+def reason() -> str:
+    """Returns why, as the request says it: kept with the promotion."""
+    text = (_field("reason") or "").strip()
+    if len(text) > _REASON_LENGTH:
+        raise InvalidMessage(f"reason has {len(text)} characters; expected at most {_REASON_LENGTH}")
+    return text or "by hand, over HTTP"
+
+
+# -- dead letters and events
+
+
+@blueprint.get("/dead")
+def list_dead() -> Response:
+    """Lists the oldest dead letters, without their bodies."""
+    letters = dashboard().broker.dead_letters(_PAGE)
+    return jsonify({"dead_letters": [letter.summary() for letter in letters]})
+
+
+@blueprint.post("/dead/retry")
+def retry_dead() -> Response:
+    """Sends dead letters back to their queues: those named `dead_id`, or all."""
+    return jsonify({"count": dashboard().broker.retry_dead(chosen_dead())})
+
+
+@blueprint.post("/dead/drop")
+def drop_dead() -> Response:
+    """Deletes dead letters: those named `dead_id`, or all."""
+    return jsonify({"count": dashboard().broker.drop_dead(chosen_dead())})
+
+
+def chosen_dead() -> list[str] | None:
+    """Returns the dead letters that the request names; None for all, which it must say.
+
+    Raises:
+        InvalidMessage: it names none, and does not say `all=true`.
+    """
+    chosen = request.values.getlist("dead_id")
+    if isinstance(body := _json_object().get("dead_id"), list):
+        chosen += [str(item) for item in body]
+    if chosen:
+        return chosen
+    if (_field("all") or "").lower() in {"true", "1", "yes"}:
+        return None
+    raise InvalidMessage("found neither dead_id nor all=true; expected one of them")
+
+
+@blueprint.get("/status")
+def status() -> Response:
+    """Returns what the overview shows: workers, queues, speed and aliases."""
+    parts = dashboard()
+    return jsonify(
+        {
+            "workers": [
+                {**worker.state, "silent_s": round(worker.silent_s, 1), "alive": worker.alive}
+                for worker in parts.presence.workers()
+            ],
+            "queues": {
+                parts.broker.topology.short(queue): dataclasses.asdict(depth)
+                for queue, depth in parts.broker.depths().items()
+            },
+            "speed": dataclasses.asdict(parts.presence.speed()),
+            "aliases": dataclasses.asdict(parts.client.registry.aliases()),
+        }
+    )
+
+
+@blueprint.get("/events")
+def events() -> Response:
+    """Streams the broker's events."""
+    topics = request.args.get("topics", "#").split(",")
+    last = request.headers.get("Last-Event-ID") or request.args.get("last_event_id")
+    gone = request.environ.get("waitress.client_disconnected", lambda: False)
+    stream = dashboard().live.open_stream(topics, last, gone)
+    # Buffering proxies would hold events back.
+    headers = Headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+    return Response(stream, mimetype="text/event-stream", headers=headers)
+
+
+@blueprint.get("/openapi.json")
+def openapi() -> Response:
+    """Describes this API."""
+    return jsonify(document())
+
+
+# -- how
+
+
+def _field(name: str) -> str | None:
+    """Returns a value from the query, the form or a JSON body."""
+    found = request.args.get(name)
+    if found is None and request.mimetype in {"multipart/form-data", "application/x-www-form-urlencoded"}:
+        found = request.form.get(name)
+    if found is None and (value := _json_object().get(name)) is not None:
+        found = value if isinstance(value, str) else _json_text(value)
+    return found
+
+
+def _json_object() -> dict[str, Any]:
+    if not request.is_json or not request.content_length:  # many clients always say that they send JSON
+        return {}
+    try:
+        body = json.loads(request.get_data())
+    except (ValueError, RecursionError) as error:
+        raise InvalidMessage(f"the body is no JSON ({error}); expected a JSON object") from None
+    if not isinstance(body, dict):
+        raise InvalidMessage(f"the body is {shown(body)}; expected a JSON object")
+    return body
+
+
+def _json_text(value: object) -> str:
+    return jsonify(value).get_data(as_text=True).strip()
+
+
+def _idempotency_key() -> str | None:
+    """Returns the client's `Idempotency-Key`: the same one twice makes one run or job."""
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not (0 < len(key) <= 200 and key.isprintable()):
+        raise InvalidMessage(f"header Idempotency-Key has {len(key)} characters; expected 1 to 200 printable ones")
+    return key
+
+
+def _page(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    limit = int(checked_number(request.args.get("limit"), "limit", 1, _PAGE) or _PAGE)
+    offset = int(checked_number(request.args.get("offset"), "offset", 0, 10**9) or 0)
+    return items[offset : offset + limit]
+
+
+def _accepted(body: dict[str, Any], location: str) -> tuple[Response, int]:
+    answer = jsonify(body)
+    answer.headers["Location"] = location
+    return answer, 202
+
+
+def _stored_file(key: str, mimetype: str, name: str) -> Response:
+    store = dashboard().store
+    if not store.exists(key):
+        raise NotFound(f"there is no {key} in the store")
+    with store.local(key) as path:
+        # Opened while the context lasts: an open file outlives a temporary copy.
+        return send_file(path.open("rb"), mimetype=mimetype, as_attachment=True, download_name=name)

@@ -1,0 +1,267 @@
+"""What the store holds, read once where it cannot change any more: so that a page costs no hundred files."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.errors import NotFound
+from shared.records import jobs, runs
+from shared.records.dataset import (
+    FACES_CSV,
+    FACES_NPY,
+    REJECTS_CSV,
+    SPLITS,
+    SUMMARY_JSON,
+    DatasetSummary,
+    RejectRow,
+    read_faces_csv,
+    read_rejects_csv,
+)
+from shared.records.jobs import Jobs
+from shared.records.registry import Registry
+from shared.records.runs import Runs
+from shared.store.base import Store
+
+_DATASETS_KEPT: Final = 4
+_PREDICTIONS_KEPT: Final = 16
+_SMALL_KEPT: Final = 2000
+# Sent back from the dead letters, what has failed or was rejected goes on: its record may change yet.
+_DONE_RUNS: Final = runs.FINAL_STATES - {runs.FAILED, runs.REJECTED}
+_DONE_JOBS: Final = jobs.FINAL_STATES - {jobs.FAILED, jobs.REJECTED}
+
+_K = TypeVar("_K", bound=Hashable)
+_V = TypeVar("_V")
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A decoded dataset, as columns.
+
+    Attributes:
+        sha256: its id.
+        summary: what it holds.
+        names: of the archive's entries, by the face's index.
+        age: uint8 (N,), years.
+        gender: uint8 (N,), index into `shared.faces.labels.GENDERS`.
+        ethnicity: uint8 (N,), index into `shared.faces.labels.ETHNICITIES`.
+        split: uint8 (N,), index into `shared.records.dataset.SPLITS`.
+        sizes: uint32 (N, 2), width and height of the original image in pixels.
+        faces: uint8 (N, 128, 128), luma, mapped from the file.
+        held: keeps the file of `faces` there.
+    """
+
+    sha256: str
+    summary: DatasetSummary
+    names: list[str]
+    age: NDArray[np.uint8]
+    gender: NDArray[np.uint8]
+    ethnicity: NDArray[np.uint8]
+    split: NDArray[np.uint8]
+    sizes: NDArray[np.uint32]
+    faces: NDArray[np.uint8]
+    held: contextlib.ExitStack = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class _Kept(Generic[_K, _V]):
+    """The most recently used values; `load` runs outside the lock, so a slow one holds up nobody else."""
+
+    def __init__(self, load: Callable[[_K], _V], most: int) -> None:
+        self._load = load
+        self._most = most
+        self._values: OrderedDict[_K, _V] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: _K) -> _V:
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        value = self._load(key)
+        self.put(key, value)
+        return value
+
+    def find(self, key: _K) -> _V | None:
+        with self._lock:
+            return self._values.get(key)
+
+    def put(self, key: _K, value: _V) -> None:
+        with self._lock:
+            self._values[key] = value
+            while len(self._values) > self._most:
+                self._values.popitem(last=False)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._values.clear()
+
+
+class Catalog:
+    """Runs, jobs, models and datasets of a store.
+
+    Args:
+        store: where they lie.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._runs = Runs(store)
+        self._jobs = Jobs(store)
+        self._registry = Registry(store)
+        self._ended_runs: _Kept[str, dict[str, Any]] = _Kept(self._runs.get, _SMALL_KEPT)
+        self._ended_jobs: _Kept[str, dict[str, Any]] = _Kept(self._jobs.get, _SMALL_KEPT)
+        self._cards: _Kept[int, dict[str, Any]] = _Kept(self._registry.card, _SMALL_KEPT)
+        self._summaries: _Kept[str, DatasetSummary] = _Kept(self._load_summary, _SMALL_KEPT)
+        self._datasets: _Kept[str, Dataset] = _Kept(self._load_dataset, _DATASETS_KEPT)
+        self._predictions: _Kept[tuple[str, int], NDArray[np.float32]] = _Kept(
+            lambda key: self._load_predictions(*key), _PREDICTIONS_KEPT
+        )
+
+    # -- runs and jobs
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Returns every run's record, newest first."""
+        found = [self.find_run(run_id) for run_id in self._store.children("runs")]
+        return sorted((run for run in found if run), key=lambda run: str(run["created"]), reverse=True)
+
+    def find_run(self, run_id: str) -> dict[str, Any] | None:
+        """Returns a run's record, or None."""
+        return _fresh_or_ended(self._ended_runs, self._runs.find, run_id, _DONE_RUNS)
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        """Returns a run's record, or raises `NotFound`."""
+        return self.find_run(run_id) or self._runs.get(run_id)
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Returns every job's record, newest first."""
+        found = [self.find_job(job_id) for job_id in self._store.children("jobs")]
+        return sorted((job for job in found if job), key=lambda job: str(job["created"]), reverse=True)
+
+    def find_job(self, job_id: str) -> dict[str, Any] | None:
+        """Returns a job's record, or None."""
+        return _fresh_or_ended(self._ended_jobs, self._jobs.find, job_id, _DONE_JOBS)
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """Returns a job's record, or raises `NotFound`."""
+        return self.find_job(job_id) or self._jobs.get(job_id)
+
+    # -- models
+
+    def cards(self) -> list[dict[str, Any]]:
+        """Returns every model's card, newest first."""
+        return [self._cards.get(version) for version in reversed(self._registry.versions())]
+
+    def card(self, version: int) -> dict[str, Any]:
+        """Returns a model's card, or raises `NotFound`."""
+        return self._cards.get(version)
+
+    # -- datasets
+
+    def dataset_ids(self) -> list[str]:
+        """Returns the hashes of all datasets whose archive is here, decoded or not."""
+        return self._store.children("datasets")
+
+    def summary(self, sha256: str) -> DatasetSummary | None:
+        """Returns what a dataset holds; None before it is decoded."""
+        try:
+            return self._summaries.get(sha256)
+        except NotFound:
+            return None
+
+    def dataset(self, sha256: str) -> Dataset:
+        """Returns a decoded dataset.
+
+        Raises:
+            NotFound: there is none of that hash, or it is not decoded yet.
+        """
+        return self._datasets.get(sha256)
+
+    def rejects(self, sha256: str) -> list[RejectRow]:
+        """Returns the entries that were left out, in archive order."""
+        text = self._store.get(f"datasets/{sha256}/{REJECTS_CSV}").decode()
+        return read_rejects_csv(io.StringIO(text, newline=""))
+
+    def predicting_versions(self, sha256: str) -> list[int]:
+        """Returns the model versions whose predictions for a dataset's faces are in the store, newest first."""
+        found = {card["version"] for card in self.cards() if card["dataset"]["sha256"] == sha256}
+        found |= {int(name.removesuffix(".csv")) for name in self._store.children(f"datasets/{sha256}/predictions")}
+        return sorted(found, reverse=True)
+
+    def predictions(self, sha256: str, version: int) -> NDArray[np.float32] | None:
+        """Returns float32 (N,), the probability of female of every face by a model; None where there are none."""
+        try:
+            return self._predictions.get((sha256, version))
+        except NotFound:
+            return None
+
+    def close(self) -> None:
+        """Lets go of everything that is kept."""
+        self._predictions.clear()
+        self._datasets.clear()
+
+    # -- how
+
+    def _load_summary(self, sha256: str) -> DatasetSummary:
+        return DatasetSummary.model_validate(self._store.get_json(f"datasets/{sha256}/{SUMMARY_JSON}"))
+
+    def _load_dataset(self, sha256: str) -> Dataset:
+        summary = self.summary(sha256)
+        if summary is None:
+            raise NotFound(f"there is no decoded dataset {sha256[:12]!r}")
+        with contextlib.ExitStack() as stack:
+            rows_path = stack.enter_context(self._store.local(f"datasets/{sha256}/{FACES_CSV}"))
+            with rows_path.open(encoding="utf-8", newline="") as file:
+                rows = read_faces_csv(file)
+            path = stack.enter_context(self._store.local(f"datasets/{sha256}/{FACES_NPY}"))
+            # Not pickled, and mapped: only the faces that are looked at are read.
+            faces = np.load(path, mmap_mode="r", allow_pickle=False)
+            return Dataset(
+                sha256,
+                summary,
+                [row.name for row in rows],
+                np.array([row.age for row in rows], np.uint8),
+                np.array([row.gender for row in rows], np.uint8),
+                np.array([row.ethnicity for row in rows], np.uint8),
+                np.array([SPLITS.index(row.split) for row in rows], np.uint8),
+                np.array([(row.width, row.height) for row in rows], np.uint32).reshape(-1, 2),
+                faces,
+                stack.pop_all(),
+            )
+
+    def _load_predictions(self, sha256: str, version: int) -> NDArray[np.float32]:
+        card = self.card(version)
+        trained_on_it = card["dataset"]["sha256"] == sha256
+        key = f"runs/{card['run_id']}/predictions.csv" if trained_on_it else predictions_key(sha256, version)
+        text = self._store.get(key).decode()
+        rows = csv.DictReader(io.StringIO(text))
+        return np.array([float(row["probability_female"]) for row in rows], np.float32)
+
+
+def predictions_key(sha256: str, version: int) -> str:
+    """Returns the store key of a dataset's predictions by a model that was trained on another one."""
+    return f"datasets/{sha256}/predictions/{version}.csv"
+
+
+def _fresh_or_ended(
+    ended: _Kept[str, dict[str, Any]],
+    find: Callable[[str], dict[str, Any] | None],
+    key: str,
+    final: frozenset[str],
+) -> dict[str, Any] | None:
+    """Returns a record, read again for as long as it can change."""
+    record = ended.find(key) or find(key)
+    if record and record["state"] in final:
+        ended.put(key, record)
+    return record

@@ -1,0 +1,1 @@
+"""What the dashboard does in the background."""

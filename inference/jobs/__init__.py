@@ -1,0 +1,1 @@
+"""Batch jobs: an archive is opened into shards, shards become parts, parts the results."""

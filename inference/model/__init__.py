@@ -1,0 +1,1 @@
+"""The model in use: loaded, verified, swapped, run."""

@@ -1,0 +1,169 @@
+"""Which model serves: the champion, followed by events and by polling, and the versions that messages pin."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from typing import Final, Literal
+
+from inference.model.loader import ProviderUnavailable, ServedModel, load_model, release_freed_memory
+from shared.broker.base import Broker, Subscription
+from shared.errors import GenderlineError, InvalidMessage, NotFound, Retryable
+from shared.records.registry import Registry
+from shared.store.base import Store
+from shared.telemetry.metrics import InferenceMetrics
+from shared.topology import MODEL_CHALLENGED, MODEL_PROMOTED
+
+_POLL_S: Final = 2.0
+_WAIT_S: Final = 0.5
+"""How long a stop may go unnoticed."""
+_FAILED_PAUSE_S: Final = 30.0
+_PINNED_KEPT: Final = 2
+_LOG = logging.getLogger(__name__)
+
+
+class Models:
+    """The models of one worker process.
+
+    A new champion is loaded, verified, warmed up and probed in a thread of its own beside the old one; then one
+    assignment swaps them, which batches see between two runs. If anything fails, the old one goes on serving.
+
+    Args:
+        store: where the registry lies.
+        provider: where models shall run.
+        metrics: told of swaps and of what serves.
+    """
+
+    def __init__(self, store: Store, provider: Literal["auto", "cpu", "cuda"], metrics: InferenceMetrics) -> None:
+        self._store = store
+        self._registry = Registry(store)
+        self._provider = provider
+        self._metrics = metrics
+        self._champion: ServedModel | None = None
+        self._there_is_one = threading.Event()
+        self._pinned: OrderedDict[int, ServedModel] = OrderedDict()
+        self._pinned_lock = threading.Lock()
+        self._failed: dict[int, float] = {}  # versions, and when to try them again on the monotonic clock
+        self.challenger: int | None = None
+        """The version that the aliases name as challenger."""
+
+    @property
+    def champion(self) -> ServedModel | None:
+        """The model that serves now; take it once a batch."""
+        return self._champion
+
+    def wait_for_champion(self, timeout_s: float) -> bool:
+        """Waits until there is a model to serve. Returns whether there is."""
+        return self._there_is_one.wait(timeout_s)
+
+    def get(self, version: int) -> ServedModel:
+        """Returns a version that a message or job pins; the last few stay loaded.
+
+        Raises:
+            InvalidMessage: code `unknown_model_version`.
+            InvalidModel: it is registered, but broken.
+            Retryable: the store is away.
+        """
+        champion = self._champion
+        if champion is not None and champion.version == version:
+            return champion
+        with self._pinned_lock:
+            if version in self._pinned:
+                self._pinned.move_to_end(version)
+                return self._pinned[version]
+            try:
+                model = load_model(self._store, version, self._provider)
+            except NotFound as error:
+                raise InvalidMessage(str(error), code="unknown_model_version") from None
+            self._keep_pinned(model)
+            return model
+
+    def _keep_pinned(self, model: ServedModel) -> None:
+        self._pinned[model.version] = model
+        while len(self._pinned) > _PINNED_KEPT:
+            self._pinned.popitem(last=False)
+            release_freed_memory()
+
+    def follow(self, broker: Broker, stop: threading.Event) -> None:
+        """Keeps the champion up to date until `stop`: at once upon an event, and every two seconds without one.
+
+        Raises:
+            ProviderUnavailable: the settings insist on CUDA, and it turned out not to work before anything served.
+        """
+        while not stop.is_set():
+            try:
+                with broker.subscribe([MODEL_PROMOTED, MODEL_CHALLENGED]) as events:
+                    self.refresh()
+                    while not stop.is_set():
+                        self.refresh(at_once=self._changed(events, stop))
+            except Retryable:
+                self.refresh()  # no events for now; the store still tells
+                stop.wait(_POLL_S)
+
+    def _changed(self, events: Subscription, stop: threading.Event) -> bool:
+        """Waits until the aliases changed, or it is time to look. Returns whether they did."""
+        deadline = time.monotonic() + _POLL_S
+        while not stop.is_set() and time.monotonic() < deadline:
+            if events.take(_WAIT_S):
+                return True
+        return False
+
+    def refresh(self, *, at_once: bool = False) -> None:
+        """Loads the champion if it is not the one that serves; whatever goes wrong, what serves goes on serving.
+
+        Where nothing serves and the champion is broken, the previous one is better than none.
+
+        Args:
+            at_once: try again even what has failed a moment ago.
+        """
+        if at_once:
+            self._failed.clear()
+        try:
+            aliases = self._registry.aliases()
+        except Exception as error:  # the store is away, or somebody has spoiled the file
+            _LOG.warning("cannot see which model is champion: %s", error)
+            return
+        self.challenger = aliases.challenger
+        for wanted in (aliases.champion, aliases.previous):
+            if wanted is not None and (self._serves(wanted) or self._swap_to(wanted)):
+                return
+            if self._champion is not None:
+                return
+
+    def _serves(self, version: int) -> bool:
+        return self._champion is not None and self._champion.version == version
+
+    def _swap_to(self, version: int) -> bool:
+        """Puts a version in the place of what serves, if it is good. Returns whether it did."""
+        if time.monotonic() < self._failed.get(version, 0.0):
+            return False
+        now = self._champion
+        try:
+            model = load_model(self._store, version, self._provider)
+        except Exception as error:
+            if now is None and isinstance(error, ProviderUnavailable):
+                raise
+            self._metrics.swaps.labels("failed").inc()
+            if not isinstance(error, Retryable):
+                self._failed[version] = time.monotonic() + _FAILED_PAUSE_S
+            serving = f"version {now.version} goes on serving" if now else "nothing serves yet"
+            # Of our own errors the text is enough; anything else is a bug.
+            trace = None if isinstance(error, GenderlineError) else error
+            _LOG.error("model version %d not taken (%s): %s", version, serving, error, exc_info=trace)
+            return False
+        self._champion = model
+        self._there_is_one.set()
+        self._metrics.swaps.labels("ok").inc()
+        with self._pinned_lock:
+            self._pinned.pop(version, None)
+            if now is not None:
+                self._keep_pinned(now)  # the jobs under way go on with it
+        if now is not None:
+            # Label sets shared between processes cannot be removed, only set to nothing.
+            self._metrics.model_info.labels(str(now.version), now.provider).set(0)
+        self._metrics.model_info.labels(str(model.version), model.provider).set(1)
+        _LOG.info("serving version %d on %s in %s", model.version, model.provider, model.precision)
+        release_freed_memory()
+        return True

@@ -1,0 +1,266 @@
+"""A model as it is served: verified, loaded into ONNX Runtime, warmed up and probed before anybody gets an answer."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from inference.model import gpu as cuda
+from shared.errors import InvalidModel, NotFound
+from shared.faces.decode import SIZE
+from shared.records.model_card import CardFile, ModelCard, ServedPrecision
+from shared.records.registry import MODEL_NAME, Registry
+from shared.store.base import Store
+
+Provider = Literal["cpu", "cuda"]
+Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""Images uint8 (N, 1, 128, 128) in, probabilities of *female*, float32 (N,), out."""
+
+_INPUT: Final = ("image", "tensor(uint8)")
+_OUTPUT: Final = ("probability_female", "tensor(float)")
+_EXTERNAL_DATA: Final = b"\n\x08location\x12"
+"""How protobuf writes the key under which a tensor names a file beside the model."""
+_NO_FOLDER: Final = "/nonexistent"
+"""Where ONNX Runtime is told to look for such files, should one be written in another way."""
+
+_BATCH_TOLERANCE: Final = 0.01
+_TRIAL_IMAGES: Final[dict[Provider, int]] = {"cpu": 8, "cuda": cuda.SIZES[-1]}
+_TRIAL_RUNS: Final = 4
+_WORTH_IT: Final[dict[ServedPrecision, float]] = {"int8": 1.15, "float16": 1.0}
+"""How many times as fast as float32 a sibling must be on this machine to be taken."""
+
+_LOG = logging.getLogger(__name__)
+
+
+class ProviderUnavailable(RuntimeError):
+    """The provider that the settings insist on does not work here."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A loaded model.
+
+    Attributes:
+        version: its number in the registry.
+        provider: where it really runs, as ONNX Runtime says after loading.
+        precision: `float32`, or that of the sibling that serves in its place.
+        card: its card.
+        run: the model itself; used by several threads at once.
+    """
+
+    version: int
+    provider: Provider
+    precision: ServedPrecision
+    card: ModelCard
+    run: Run
+
+    def predict(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Returns the probability of *female* for each face.
+
+        Args:
+            faces: uint8 (N, 128, 128), luma.
+
+        Returns:
+            float32 (N,), in [0, 1].
+        """
+        return self.run(faces[:, np.newaxis])
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Returns `{"name", "version"}`, as replies carry it."""
+        return {"name": MODEL_NAME, "version": self.version}
+
+
+def load_model(store: Store, version: int, provider: Literal["auto", "cpu", "cuda"]) -> ServedModel:
+    """Loads a registered model and makes sure that it answers sensibly.
+
+    Where the card says that its sibling for this provider, int8 for a CPU and float16 for a GPU, holds the accuracy, it
+    is loaded too, and taken if it is faster here. One that is broken costs nothing but its speed.
+
+    Args:
+        store: where the registry lies.
+        version: which one.
+        provider: `auto` takes CUDA where it works.
+
+    Raises:
+        NotFound: there is no such version.
+        InvalidModel: its card cannot be read, or its file is missing, is not the registered one, cannot be loaded, or
+            answers nonsense.
+        ProviderUnavailable: `cuda` was asked for and does not work.
+        Retryable: the store is away.
+    """
+    card = _card(store, version)
+    model = _opened(_file(store, card, "float32", card.file), provider, card, "float32")
+    precision, file = _sibling(card, model.provider)
+    if file is None:
+        return model
+    try:
+        sibling = _opened(_file(store, card, precision, file), model.provider, card, precision)
+    except InvalidModel as error:
+        _LOG.error("%s not taken, float32 serves: %s", precision, error)
+        return model
+    gain = _gain(model, sibling)
+    _LOG.info("version %d: %s runs %.2f times as fast as float32 here", version, precision, gain)
+    return sibling if gain >= _WORTH_IT[precision] else model
+
+
+def require_provider(wanted: Literal["auto", "cpu", "cuda"]) -> None:
+    """Refuses to start where the settings insist on CUDA and this ONNX Runtime was built without it.
+
+    Raises:
+        ProviderUnavailable: with what is there instead. Whether CUDA's libraries load too shows with the first model.
+    """
+    if wanted == "cuda" and not cuda.available():
+        raise ProviderUnavailable(
+            f"GENDERLINE_PROVIDER is cuda; this ONNX Runtime has {ort.get_available_providers()} "
+            "(install the extra `inference-gpu`)"
+        )
+
+
+def release_freed_memory() -> None:
+    """Gives memory that a dropped model freed back to the system; glibc would keep it in its arenas."""
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        return  # another C library, with its own habits
+
+
+def _card(store: Store, version: int) -> ModelCard:
+    try:
+        card = ModelCard.model_validate(Registry(store).card(version))
+    except ValueError as error:  # not JSON, or not a card
+        raise InvalidModel(f"version {version}: its card cannot be read: {error}") from None
+    if card.version != version:
+        raise InvalidModel(f"version {version}: its card is that of version {card.version}")
+    return card
+
+
+def _sibling(card: ModelCard, provider: Provider) -> tuple[ServedPrecision, CardFile | None]:
+    """Returns the precision that pays there, and the file of the sibling in it, where the card vouches for that."""
+    if provider == "cuda":
+        return "float16", card.float16_file if card.float16 is not None and card.float16.kept else None
+    return "int8", card.int8_file if card.int8 is not None and card.int8.kept else None
+
+
+def _file(store: Store, card: ModelCard, precision: ServedPrecision, expected: CardFile) -> bytes:
+    """Returns a model file of the registry, which is the one that the card describes and stands on its own."""
+    version = card.version
+    try:
+        data = store.get(Registry.model_key(version, precision))
+    except NotFound as error:
+        raise InvalidModel(f"version {version}: {error}") from None
+    found = hashlib.sha256(data).hexdigest()
+    if found != expected.sha256:
+        raise InvalidModel(
+            f"version {version}: the file has {len(data)} bytes and the SHA-256 {found}; "
+            f"its card says {expected.size_bytes} bytes and {expected.sha256}"
+        )
+    if _EXTERNAL_DATA in data:
+        raise InvalidModel(f"version {version}: the model names files outside itself; expected one self-contained file")
+    return data
+
+
+def _opened(
+    data: bytes, wanted: Literal["auto", "cpu", "cuda"], card: ModelCard, precision: ServedPrecision
+) -> ServedModel:
+    """Loads a model file, warms it up and probes it."""
+    version = card.version
+    options = ort.SessionOptions()
+    # One core a process and a process a core beat one session over all cores, on models of this size.
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what goes wrong comes as an exception
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NO_FOLDER)
+    on_gpu = wanted != "cpu" and cuda.available()
+    try:
+        if on_gpu:
+            session = cuda.open_session(data, options)
+        else:
+            session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors have no common base
+        raise InvalidModel(f"version {version} cannot be loaded: {error}") from error
+    # ONNX Runtime falls back to the CPU without an error where CUDA's libraries do not load, so ask what it did.
+    used: Provider = "cuda" if cuda.PROVIDER in session.get_providers() else "cpu"
+    if wanted == "cuda" and used != "cuda":
+        raise ProviderUnavailable(
+            f"GENDERLINE_PROVIDER is cuda, but ONNX Runtime runs on {session.get_providers()}; "
+            f"available: {ort.get_available_providers()} (are onnxruntime-gpu, CUDA and a driver installed?)"
+        )
+    if on_gpu and used == "cpu":
+        _LOG.warning("CUDA is there but could not be used; running on the CPU")
+    signature = [(value.name, value.type) for value in (*session.get_inputs(), *session.get_outputs())]
+    if signature != [_INPUT, _OUTPUT]:
+        raise InvalidModel(f"version {version} takes and gives {signature}; expected {[_INPUT, _OUTPUT]}")
+    try:
+        run = cuda.GpuRun(session, _INPUT[0], _OUTPUT[0], SIZE) if used == "cuda" else _on_cpu(session)
+    except Exception as error:  # as above
+        raise InvalidModel(f"version {version} failed on the GPU: {error}") from error
+    model = ServedModel(version, used, precision, card, run)
+    _probe(model)
+    return model
+
+
+def _on_cpu(session: ort.InferenceSession) -> Run:
+    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        (probabilities,) = session.run([_OUTPUT[0]], {_INPUT[0]: images})
+        return np.asarray(probabilities, np.float32)
+
+    return run
+
+
+def _probe(model: ServedModel) -> None:
+    """Warms the model up and checks its answers.
+
+    Raises:
+        InvalidModel: they are not probabilities, or depend on the batch.
+    """
+    version = model.version
+    # Smooth and rough, dark and light: none of them a face, all of them fixed.
+    ramp = np.linspace(0, 255, SIZE).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE), dtype=np.uint8)
+    dark, light = np.tile(ramp // 2, (SIZE, 1)), np.tile(255 - ramp[:, np.newaxis] // 2, (1, SIZE))
+    images = np.stack([dark, light, noise, 255 - noise])
+    try:
+        together = model.predict(images)
+        alone = np.concatenate([model.predict(image[np.newaxis]) for image in images])
+    except Exception as error:  # as in `_session`
+        raise InvalidModel(f"version {version} failed on the probe images: {error}") from error
+    for answer in (together, alone):
+        if answer.shape != (len(images),):
+            raise InvalidModel(
+                f"version {version} gave {answer.shape} numbers for the probe; expected {(len(images),)}, one an image"
+            )
+        if not ((answer >= 0) & (answer <= 1)).all():  # also where one is NaN
+            raise InvalidModel(f"version {version} answered {answer.tolist()} to the probe; expected probabilities")
+    difference = float(np.abs(together - alone).max())
+    if difference > _BATCH_TOLERANCE:
+        raise InvalidModel(
+            f"version {version} answers differently by {difference:.3f} in a batch and alone; "
+            f"expected {_BATCH_TOLERANCE:g} or less"
+        )
+
+
+def _gain(model: ServedModel, sibling: ServedModel) -> float:
+    """Returns how many times as fast the sibling runs: the best of a few runs of each, by turns.
+
+    On a CPU it counts this thread's own processor time, in which the models run: who else uses the machine at the
+    moment does not decide which of the two is served. A GPU's time is on the clock.
+    """
+    faces = np.full((_TRIAL_IMAGES[model.provider], SIZE, SIZE), 128, np.uint8)
+    clock = time.perf_counter if model.provider == "cuda" else time.thread_time
+    times: dict[str, list[float]] = {}
+    for _ in range(_TRIAL_RUNS):
+        for each in (model, sibling):
+            start = clock()
+            each.predict(faces)
+            times.setdefault(each.precision, []).append(clock() - start)
+    return min(times[model.precision]) / max(min(times[sibling.precision]), 1e-9)

@@ -1,0 +1,1 @@
+"""The broker for many machines: RabbitMQ through pika."""

@@ -1,0 +1,314 @@
+"""The connection to RabbitMQ: one thread that owns it, and makes it anew when it is lost.
+
+pika is not thread-safe, so everything that touches the connection runs in that thread. Other threads hand it work with
+`Link.call`. What lives on the connection (the publisher, consumers, inboxes, subscriptions) is a `Part`: it is set up
+on every new connection and told when that is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import pika
+from pika import spec
+from pika.adapters.select_connection import IOLoop
+from pika.adapters.utils.connection_workflow import AMQPConnectionWorkflowFailed, AMQPConnectorPhaseErrorBase
+from pika.channel import Channel
+from pika.exceptions import (
+    AMQPConnectionError,
+    AuthenticationError,
+    ChannelClosedByBroker,
+    ConnectionWrongStateError,
+    ProbableAccessDeniedError,
+    ProbableAuthenticationError,
+)
+
+from shared.broker.base import BrokerClosed, BrokerError
+from shared.broker.rabbitmq.transport import Connection
+
+log = logging.getLogger(__name__)
+
+_FIRST_PAUSE_S: Final = 0.1
+_LONGEST_PAUSE_S: Final = 10.0
+_STABLE_S: Final = 2.0
+"""A connection that lived shorter than this does not reset the growing pauses."""
+_CLOSE_TIMEOUT_S: Final = 5.0
+
+
+class ConnectionLost(BrokerError):
+    """The connection went away before the broker had confirmed."""
+
+
+class Part(Protocol):
+    """Something that lives on the connection. Both methods are called in the I/O thread only."""
+
+    def up(self, connection: Connection) -> None:
+        """Sets itself up on a new connection, on which all queues are declared."""
+
+    def down(self, error: Exception) -> None:
+        """Forgets the connection that is lost; `error` is a `BrokerClosed` where it will not come back."""
+
+
+class Link:
+    """A connection that keeps itself up.
+
+    Args:
+        url: `amqp://…` or `amqps://…`, with pika's URL parameters.
+        declare: declares the queues on a channel and calls back when all are; refused, the broker closes the channel.
+
+    Attributes:
+        connection: the present one, perhaps still being made; None between two. For the I/O thread only.
+        closed: for good.
+        frame_bytes: the largest frame that the broker takes, and so the most that a message's headers may be.
+
+    Raises:
+        ValueError: the URL is malformed, or a parameter of it.
+    """
+
+    def __init__(self, url: str, declare: Callable[[Channel, Callable[[], None]], None]) -> None:
+        try:
+            self._parameters = pika.URLParameters(url)
+        except (SyntaxError, TypeError, OSError) as error:  # some are read as Python's literals, some name files of TLS
+            raise ValueError(f"a parameter of the URL cannot be used: {error}") from None
+        self._parameters.client_properties = {"connection_name": f"genderline {socket.gethostname()} {os.getpid()}"}
+        self._declare = declare
+        self._loop = IOLoop()
+        self._parts: list[Part] = []
+        self._calls: deque[Callable[[], None]] = deque()
+        self._woken = False
+        self.connection: Connection | None = None
+        self._state = threading.Condition()
+        self._is_up = False
+        self._refused = False
+        self._last_error = "no connection yet"
+        self._ups = 0
+        self._failures = 0
+        self._up_since = 0.0
+        self.closed = False
+        self.frame_bytes = spec.FRAME_MAX_SIZE
+        self._shutting = False
+        self._thread = threading.Thread(target=self._run, name="rabbitmq", daemon=True)
+
+    @property
+    def address(self) -> str:
+        """Host and port, for messages."""
+        return f"{self._parameters.host}:{self._parameters.port}"
+
+    @property
+    def reconnects(self) -> int:
+        """How often a lost connection was made anew."""
+        return max(0, self._ups - 1)
+
+    @property
+    def trouble(self) -> str:
+        """Why there is no connection now, as the end of a sentence; empty while there is one."""
+        return "" if self._is_up else f"; not connected: {self._last_error}"
+
+    def open(self, timeout_s: float) -> None:
+        """Connects, trying again until `timeout_s` is over.
+
+        Raises:
+            BrokerError: it could not; wrong credentials and queues declared otherwise are reported at once.
+        """
+        self._thread.start()
+        self.call(self._connect)
+        with self._state:
+            self._state.wait_for(lambda: self._is_up or self._refused, timeout_s)
+            if self._is_up:
+                return
+        self.close()
+        raise BrokerError(f"cannot use RabbitMQ at {self.address}: {self._last_error}")
+
+    def wait_up(self, timeout_s: float) -> None:
+        """Waits for a connection.
+
+        Raises:
+            BrokerError: there was none in that time.
+            BrokerClosed: there will be none.
+        """
+        with self._state:
+            self._state.wait_for(lambda: self._is_up or self.closed, timeout_s)
+            if self.closed:
+                raise BrokerClosed("the broker was closed")
+            if not self._is_up:
+                raise BrokerError(f"no connection to RabbitMQ at {self.address} in {timeout_s:g} s{self.trouble}")
+
+    def call(self, work: Callable[[], None]) -> None:
+        """Runs `work` in the I/O thread, in the order of the calls; one wake-up serves many of them."""
+        self._calls.append(work)
+        if not self._woken:
+            self._woken = True
+            self._loop.add_callback_threadsafe(self._run_calls)
+
+    def close(self) -> None:
+        """Closes the connection and ends the thread. Idempotent."""
+        with self._state:
+            first, self.closed = not self.closed, True
+            self._state.notify_all()
+        if first:
+            self.call(self._shut)
+        self._thread.join()
+
+    # -- in the I/O thread
+
+    def attach(self, part: Part) -> None:
+        """Adds a part, setting it up at once if there is a connection."""
+        self._parts.append(part)
+        if self._is_up and self.connection is not None:
+            part.up(self.connection)
+
+    def detach(self, part: Part) -> None:
+        """Removes a part."""
+        with contextlib.suppress(ValueError):
+            self._parts.remove(part)
+
+    def later(self, delay_s: float, work: Callable[[], None]) -> None:
+        """Runs `work` in the I/O thread after a pause."""
+        self._loop.call_later(delay_s, work)
+
+    def restart(self, reason: str) -> None:
+        """Gives the connection up and makes a new one, which declares every queue again."""
+        log.warning("reconnecting to RabbitMQ at %s: %s", self.address, reason)
+        if self.connection is not None:
+            with contextlib.suppress(ConnectionWrongStateError):
+                self.connection.close(320, reason[:200])
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self._loop.start()
+                break
+            except Exception:
+                log.exception("a bug in handling what RabbitMQ sent")
+                self.restart("an unexpected error")
+        self._loop.close()
+
+    def _run_calls(self) -> None:
+        self._woken = False
+        connection = self.connection
+        with contextlib.nullcontext() if connection is None else connection.together():
+            while self._calls:
+                work = self._calls.popleft()
+                try:
+                    work()
+                except Exception:
+                    log.exception("a bug in work for the connection to RabbitMQ")
+
+    def _connect(self) -> None:
+        if self._shutting:
+            return
+        self.connection = Connection(
+            self._parameters,
+            on_open_callback=self._on_open,
+            on_open_error_callback=self._on_lost,
+            on_close_callback=self._on_lost,
+            custom_ioloop=self._loop,
+        )
+
+    def _on_open(self, connection: Any) -> None:
+        connection.channel(on_open_callback=self._on_setup_channel)
+
+    def _on_setup_channel(self, channel: Channel) -> None:
+        def refused(_: Channel, error: Exception) -> None:
+            if isinstance(error, ChannelClosedByBroker):
+                self._refuse(
+                    f"{error.reply_text}. A queue or exchange was declared before with other arguments (another "
+                    "GENDERLINE_QUEUE_LIMIT or GENDERLINE_DELIVERY_LIMIT, an older version, or by hand): set them "
+                    "back, choose another GENDERLINE_QUEUE_PREFIX, or delete it once it is empty"
+                )
+                self.restart(self._last_error)
+
+        def declared() -> None:
+            channel.close()
+            self._on_up()
+
+        channel.add_on_close_callback(refused)
+        self._declare(channel, declared)
+
+    def _on_up(self) -> None:
+        connection = self.connection
+        if connection is None or not connection.is_open:
+            return
+        self._up_since = time.monotonic()
+        self.frame_bytes = connection.params.frame_max or spec.FRAME_MAX_SIZE
+        self._refused = False
+        if self._ups:
+            log.info("connected to RabbitMQ at %s again", self.address)
+        for part in list(self._parts):
+            part.up(connection)
+        with self._state:
+            self._ups += 1
+            self._is_up = True
+            self._state.notify_all()
+
+    def _on_lost(self, connection: Any, error: BaseException) -> None:
+        if connection is not self.connection:
+            return
+        self.connection = None
+        was_up, self._is_up = self._is_up, False
+        cause = _cause(error)
+        if self._shutting:
+            self._loop.stop()
+            return
+        if isinstance(cause, AuthenticationError | ProbableAuthenticationError | ProbableAccessDeniedError):
+            self._refuse(f"it refused the user or the virtual host: {cause}")
+        elif not self._refused:
+            self._last_error = _said(cause)
+        if was_up:
+            log.warning("lost the connection to RabbitMQ at %s: %s", self.address, self._last_error)
+        for part in list(self._parts):
+            part.down(cause)
+        if was_up and time.monotonic() - self._up_since >= _STABLE_S:
+            self._failures = 0
+        pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**self._failures)
+        self._failures = min(self._failures + 1, 10)
+        self.later(pause * random.uniform(0.5, 1.0), self._connect)
+
+    def _refuse(self, why: str) -> None:
+        with self._state:
+            self._refused = True
+            self._last_error = why
+            self._state.notify_all()
+
+    def _shut(self) -> None:
+        self._shutting = True
+        for part in list(self._parts):
+            part.down(BrokerClosed("the broker was closed"))
+        self._parts.clear()
+        self._is_up = False
+        connection = self.connection
+        if connection is None:
+            self._loop.stop()
+            return
+        self.later(_CLOSE_TIMEOUT_S, self._loop.stop)
+        with contextlib.suppress(ConnectionWrongStateError):
+            connection.close()
+
+
+def _cause(error: BaseException) -> Exception:
+    """Returns the innermost of the errors that pika wraps around a failed connection."""
+    while True:
+        if isinstance(error, AMQPConnectionWorkflowFailed):
+            error = error.exceptions[-1]
+        elif isinstance(error, AMQPConnectorPhaseErrorBase):
+            error = error.exception
+        elif isinstance(error, AMQPConnectionError) and error.args and isinstance(error.args[0], BaseException):
+            error = error.args[0]
+        else:
+            return error if isinstance(error, Exception) else ConnectionLost(str(error))
+
+
+def _said(cause: Exception) -> str:
+    """Returns what went wrong, for people."""
+    text = str(cause) or repr(cause)
+    # pika's word for it names no side.
+    return "the server closed the connection" if "Transport indicated EOF" in text else text

@@ -1,0 +1,256 @@
+"""Publishing with confirms: many messages under way at once, each accounted for.
+
+A message that the broker itself cannot stand (too large, for one) makes it close the channel or the whole connection,
+without saying which message it was. So whatever was under way at such a moment is sent again one at a time: the one
+that is alone when it happens again is the culprit and fails; the others pass.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pika import BasicProperties
+from pika.channel import Channel
+from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedByBroker
+from pika.spec import Basic
+
+from shared.broker.base import BrokerClosed, BrokerError, BrokerFull
+from shared.broker.rabbitmq.addresses import is_address
+from shared.broker.rabbitmq.connection import ConnectionLost, Link
+from shared.broker.rabbitmq.transport import Connection
+
+log = logging.getLogger(__name__)
+
+_WINDOW: Final = 1000
+"""Messages under way unconfirmed."""
+_WINDOW_BYTES: Final = 16 * 2**20
+"""The same in bytes, but always one message."""
+
+
+class Batch:
+    """Messages published together: it ends when all are confirmed, or with the first error.
+
+    Args:
+        on_end: called once, in the I/O thread, with the error or None.
+        survives: whether messages not yet confirmed are published again on the next connection.
+    """
+
+    __slots__ = ("ended", "on_end", "publications", "survives", "unconfirmed")
+
+    def __init__(self, on_end: Callable[[BrokerError | None], None], *, survives: bool) -> None:
+        self.on_end = on_end
+        self.survives = survives
+        self.publications: list[Publication] = []
+        self.unconfirmed = 0
+        self.ended = False
+
+    def add(
+        self, queue: str, properties: BasicProperties, body: bytes, *, mandatory: bool, droppable: bool = False
+    ) -> None:
+        """Adds a message.
+
+        Args:
+            queue: where to.
+            properties: with its headers.
+            body: its bytes.
+            mandatory: makes it an error that the queue does not exist.
+            droppable: makes it none that the message cannot be sent: the others are.
+        """
+        self.publications.append(Publication(self, queue, properties, body, mandatory, droppable))
+
+    def end(self, error: BrokerError | None) -> None:
+        """Ends the batch unless it already has."""
+        if not self.ended:
+            self.ended = True
+            self.on_end(error)
+
+
+@dataclass(slots=True, eq=False)
+class Publication:
+    """One message on its way; `suspect` where it was under way when the broker closed on us."""
+
+    batch: Batch
+    queue: str
+    properties: BasicProperties
+    body: bytes
+    mandatory: bool
+    droppable: bool
+    suspect: bool = False
+
+
+class Publisher:
+    """A part of the link that publishes; all methods are for the I/O thread.
+
+    Args:
+        link: the connection.
+        limit_of: a queue's limit in messages, or None; for the error of a full queue.
+    """
+
+    def __init__(self, link: Link, limit_of: Callable[[str], int | None]) -> None:
+        self._link = link
+        self._limit_of = limit_of
+        self._connected = False
+        self._channel: Channel | None = None
+        self._last_tag = 0
+        self._waiting: deque[Publication] = deque()
+        self._under_way: OrderedDict[int, Publication] = OrderedDict()
+        self._under_way_bytes = 0
+        self._closed = False
+
+    def submit(self, batch: Batch) -> None:
+        """Publishes after all that was submitted before; an empty batch ends at once."""
+        if not batch.publications:
+            batch.end(None)
+        elif self._closed:
+            batch.end(BrokerClosed("the broker was closed"))
+        elif not self._connected and not batch.survives:
+            batch.end(ConnectionLost("not connected"))
+        else:
+            batch.unconfirmed = len(batch.publications)
+            self._waiting.extend(batch.publications)
+            batch.publications = []
+            self._pump()
+
+    def up(self, connection: Connection) -> None:
+        """Opens the channel; see `Part`."""
+        self._connected = True
+        connection.channel(on_open_callback=self._on_channel)
+
+    def down(self, error: Exception) -> None:
+        """Keeps what survives for the next connection; see `Part`."""
+        self._connected = False
+        self._channel = None
+        self._closed = isinstance(error, BrokerClosed)
+        # 5xx says that a frame of ours was at fault; 320 and lost streams say nothing about what was under way.
+        self._return_to_waiting(
+            error if isinstance(error, ConnectionClosedByBroker) and error.reply_code >= 500 else None
+        )
+        kept = deque[Publication]()
+        for publication in self._waiting:
+            batch = publication.batch
+            if self._closed:
+                batch.end(BrokerClosed("the broker was closed"))
+            elif not batch.survives:
+                batch.end(ConnectionLost(f"the connection was lost before the broker confirmed: {error}"))
+            if not batch.ended:
+                kept.append(publication)
+        self._waiting = kept
+
+    def _on_channel(self, channel: Channel) -> None:
+        def ready(_: object) -> None:
+            self._channel = channel
+            self._last_tag = 0
+            self._pump()
+
+        channel.add_on_close_callback(self._on_channel_closed)
+        channel.add_on_return_callback(self._on_return)
+        channel.confirm_delivery(self._on_confirm, callback=ready)
+
+    def _on_channel_closed(self, channel: Channel, error: Exception) -> None:
+        if not isinstance(error, ChannelClosedByBroker) or not channel.connection.is_open:
+            return  # the whole connection goes, or we closed it: `down` follows
+        self._channel = None
+        if self._under_way:
+            self._return_to_waiting(error)
+            channel.connection.channel(on_open_callback=self._on_channel)
+        else:
+            self._link.restart(f"the publishing channel was closed: {error}")
+
+    def _return_to_waiting(self, fault: ChannelClosedByBroker | ConnectionClosedByBroker | None) -> None:
+        """Puts what was under way back in front; with a `fault`, one of it is to blame."""
+        under_way = list(self._under_way.values())
+        self._under_way.clear()
+        self._under_way_bytes = 0
+        if fault is not None and len(under_way) == 1:
+            culprit = under_way.pop()
+            self._give_up(
+                culprit,
+                BrokerError(
+                    f"RabbitMQ refused a message of {len(culprit.body)} bytes for {culprit.queue!r}: {fault.reply_text}"
+                ),
+            )
+        for publication in under_way:
+            publication.suspect = publication.suspect or fault is not None
+        self._waiting.extendleft(reversed(under_way))
+
+    def _pump(self) -> None:
+        """Sends what waits, as far as the window goes."""
+        channel = self._channel
+        if channel is None or not channel.is_open:
+            return
+        while self._waiting and len(self._under_way) < _WINDOW and self._under_way_bytes < _WINDOW_BYTES:
+            publication = self._waiting[0]
+            batch = publication.batch
+            if batch.ended:
+                self._waiting.popleft()
+                continue
+            if self._under_way and (publication.suspect or next(iter(self._under_way.values())).suspect):
+                return
+            self._waiting.popleft()
+            if not is_address(publication.queue):
+                self._give_up(publication, BrokerError(f"{publication.queue!r} is no address that RabbitMQ gave out"))
+                continue
+            try:
+                channel.connection.publish(
+                    channel.channel_number,
+                    publication.queue,
+                    publication.properties,
+                    publication.body,
+                    mandatory=publication.mandatory,
+                )
+            except (AMQPError, ValueError, TypeError, struct.error) as error:
+                # pika encodes before it sends, so nothing of it has left.
+                self._give_up(
+                    publication, BrokerError(f"a message for {publication.queue!r} cannot be encoded: {error!r}")
+                )
+                continue
+            self._last_tag += 1
+            self._under_way[self._last_tag] = publication
+            self._under_way_bytes += len(publication.body)
+
+    def _on_confirm(self, frame: Any) -> None:
+        method: Basic.Ack | Basic.Nack = frame.method
+        refused = isinstance(method, Basic.Nack)
+        tag = int(method.delivery_tag or 0)
+        if method.multiple:
+            while self._under_way and next(iter(self._under_way)) <= tag:
+                self._confirmed(self._under_way.popitem(last=False)[1], refused)
+        elif tag in self._under_way:
+            self._confirmed(self._under_way.pop(tag), refused)
+        self._pump()
+
+    def _confirmed(self, publication: Publication, refused: bool) -> None:
+        self._under_way_bytes -= len(publication.body)
+        if not refused:
+            self._done(publication.batch)
+            return
+        limit = self._limit_of(publication.queue)
+        if limit is not None:
+            self._give_up(publication, BrokerFull(f"queue {publication.queue} is full; its limit is {limit} messages"))
+        else:
+            self._give_up(publication, BrokerError(f"RabbitMQ could not store a message for {publication.queue!r}"))
+
+    def _done(self, batch: Batch) -> None:
+        batch.unconfirmed -= 1
+        if batch.unconfirmed == 0:
+            batch.end(None)
+
+    def _give_up(self, publication: Publication, error: BrokerError) -> None:
+        """Fails the batch of a message that cannot be sent, or drops that message alone."""
+        if publication.droppable:
+            log.warning("dropped a reply: %s", error)
+            self._done(publication.batch)
+        else:
+            publication.batch.end(error)
+
+    def _on_return(self, _: Channel, method: Basic.Return, properties: BasicProperties, __: bytes) -> None:
+        # Comes just before the confirm, and without its tag.
+        for publication in self._under_way.values():
+            if publication.queue == method.routing_key and publication.properties.message_id == properties.message_id:
+                publication.batch.end(BrokerError(f"queue {publication.queue!r} does not exist"))
+                return

@@ -1,0 +1,114 @@
+"""A channel for a few steps, each of which waits for its answer: declaring, looking, moving by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from pika.channel import Channel
+from pika.exceptions import NoFreeChannels
+
+from shared.broker.base import BrokerError
+from shared.broker.rabbitmq.connection import Link
+
+T = TypeVar("T")
+
+
+class Session:
+    """A channel for a few steps, each of which waits for its answer; for any thread but the I/O thread.
+
+    Args:
+        link: the connection.
+        timeout_s: how long to wait for a connection, and for each answer.
+
+    Raises:
+        BrokerError: (from every step, too) no answer in time, or the broker refused and closed the channel.
+    """
+
+    def __init__(self, link: Link, timeout_s: float) -> None:
+        self._link = link
+        self._timeout_s = timeout_s
+        self._channel: Channel | None = None
+        self._waiting: Future[Any] = Future()
+        self._abandoned = False
+
+    def __enter__(self) -> Self:
+        self._link.wait_up(self._timeout_s)
+
+        def start() -> None:
+            connection = self._link.connection
+            if connection is None or not connection.is_open:
+                self._fail("the connection was lost")
+                return
+            try:
+                connection.channel(on_open_callback=opened)
+            except NoFreeChannels:
+                self._fail("it has not answered for so long that no channel is free")
+
+        def opened(channel: Channel) -> None:
+            if self._abandoned:
+                channel.close()
+                return
+            self._channel = channel
+            channel.add_on_close_callback(lambda _, error: self._fail(str(error)))
+            self._waiting.set_result(None)
+
+        try:
+            self._await(start)
+        except BrokerError:
+            self._link.call(self._close)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._link.call(self._close)
+
+    def step(self, start: Callable[[Channel, Callable[[T], None]], None]) -> T:
+        """Runs `start(channel, answer)` in the I/O thread and returns what it gives to `answer`, then or later."""
+        waiting: Future[T] = Future()
+        self._waiting = waiting
+
+        def answer(value: T) -> None:
+            if not waiting.done():
+                waiting.set_result(value)
+
+        def run() -> None:
+            if self._channel is None or not self._channel.is_open:
+                self._fail("the connection was lost")
+            else:
+                start(self._channel, answer)
+
+        result: T = self._await(run)
+        return result
+
+    def tell(self, what: Callable[[Channel], None]) -> None:
+        """Runs `what(channel)` in the I/O thread, for methods that the broker does not answer."""
+
+        def run() -> None:
+            if self._channel is not None and self._channel.is_open:
+                what(self._channel)
+
+        self._link.call(run)
+
+    def _close(self) -> None:
+        """Closes the channel, now or as soon as the broker has opened it: in the I/O thread."""
+        self._abandoned = True
+        if self._channel is not None and self._channel.is_open:
+            self._channel.close()
+
+    def _await(self, run: Callable[[], None]) -> Any:
+        self._link.call(run)
+        try:
+            return self._waiting.result(self._timeout_s)
+        except TimeoutError:
+            raise BrokerError(
+                f"no answer from RabbitMQ at {self._link.address} in {self._timeout_s:g} s{self._link.trouble}"
+            ) from None
+
+    def _fail(self, why: str) -> None:
+        if not self._waiting.done():
+            self._waiting.set_exception(BrokerError(f"RabbitMQ at {self._link.address}: {why}"))

@@ -1,0 +1,1 @@
+"""The embedded broker: queues and events in one SQLite file."""

@@ -1,0 +1,226 @@
+"""The embedded broker: durable queues with leases, and topic events, in one SQLite file shared by several processes.
+
+How it works: a claim is an `UPDATE … RETURNING` that moves a message's `visible_at` from 0 (ready) into the future (the
+end of its lease) and gives it a fresh `lease` token; acknowledging deletes the row where the token still matches, so a
+late acknowledgement from a consumer that lost its lease changes nothing. A keeper thread extends the leases of living
+consumers; those of dead ones run out. Bodies stand in a table of their own, since claiming rewrites the whole row.
+
+Publishing work syncs to disk before it returns. Claims, acknowledgements and events survive the death of any process
+but not of the machine's power, after which work is done once more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from shared.broker.base import (
+    DEAD_ID,
+    DELIVERY_COUNT,
+    ORIGIN,
+    REASON,
+    Broker,
+    BrokerError,
+    Consumer,
+    DeadLetter,
+    Depth,
+    Inbox,
+    Message,
+    Outgoing,
+    Subscription,
+    sent_back,
+)
+from shared.broker.sqlite.database import BUSY_TIMEOUT_S, QueueFile
+from shared.broker.sqlite.readers import SqliteConsumer, SqliteInbox, SqliteSubscription
+from shared.broker.sqlite.tables import delete_inbox, delete_rows, insert, messages_in
+from shared.topology import Topology
+
+_EVENTS_KEPT_S: Final = 60.0
+
+
+class SqliteBroker(Broker):
+    """The embedded broker on one file.
+
+    Args:
+        path: the database file; its folder is made.
+        topology: the queues' names.
+        lease_s: seconds after which a dead process's deliveries return to their queue.
+        queue_limit: messages in one queue before publishing is refused.
+
+    Raises:
+        BrokerError: the file cannot be opened as a database.
+    """
+
+    def __init__(
+        self, path: str | Path, topology: Topology | None = None, *, lease_s: float = 15.0, queue_limit: int = 1_000_000
+    ) -> None:
+        self.topology = topology or Topology()
+        self.lease_s = lease_s
+        self._queue_limit = queue_limit
+        self._file = QueueFile(Path(path))
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._parts: list[SqliteConsumer | SqliteInbox | SqliteSubscription] = []
+        self._keeper = threading.Thread(target=self._keep_leases, name="broker-leases", daemon=True)
+        self._keeper.start()
+
+    # -- publishing
+
+    def publish_many(self, outgoing: Sequence[Outgoing], timeout_s: float = BUSY_TIMEOUT_S) -> None:
+        with self._file.write(durable=True, timeout_s=timeout_s) as db:
+            insert(db, self.topology, outgoing, queue_limit=self._queue_limit)
+
+    # -- consuming
+
+    def consume(self, queues: Sequence[str], prefetch: int) -> Consumer:
+        unknown = [queue for queue in queues if queue not in self.topology.queues]
+        if unknown:
+            raise ValueError(f"unknown queues {unknown}; expected some of {self.topology.queues}")
+        consumer = SqliteConsumer(
+            self._file,
+            self.topology,
+            queues,
+            prefetch=prefetch,
+            lease_s=self.lease_s,
+            queue_limit=self._queue_limit,
+            forget=self._forget,
+        )
+        self._keep(consumer)
+        return consumer
+
+    def _keep(self, part: SqliteConsumer | SqliteInbox | SqliteSubscription) -> None:
+        with self._lock:
+            self._parts.append(part)
+
+    def _forget(self, part: SqliteConsumer | SqliteInbox | SqliteSubscription) -> None:
+        with self._lock, contextlib.suppress(ValueError):
+            self._parts.remove(part)
+
+    def _keep_leases(self) -> None:
+        """Extends the leases of this process's consumers until the broker closes; runs in a thread of its own."""
+        while not self._closed.wait(self.lease_s / 4):
+            with self._lock:
+                consumers = [part for part in self._parts if isinstance(part, SqliteConsumer)]
+            try:
+                for consumer in consumers:
+                    consumer.renew()
+                self._sweep()
+            except BrokerError:
+                continue  # a busy moment; the next turn comes well before a lease runs out
+
+    def _sweep(self) -> None:
+        """Deletes old events and the inboxes that nobody has read for long."""
+        now = time.time()
+        with self._file.read() as db:
+            stale = [name for (name,) in db.execute("SELECT name FROM inboxes WHERE expires_at < ?", (now,))]
+            (old,) = db.execute(
+                "SELECT count(*) FROM (SELECT 1 FROM events WHERE happened_at < ? LIMIT 1)", (now - _EVENTS_KEPT_S,)
+            ).fetchone()
+        if stale or old:
+            with self._file.write() as db:
+                for name in stale:
+                    delete_inbox(db, name)
+                db.execute("DELETE FROM events WHERE happened_at < ?", (now - _EVENTS_KEPT_S,))
+
+    # -- events
+
+    def emit(self, topic: str, payload: Mapping[str, Any]) -> None:
+        with contextlib.suppress(BrokerError), self._file.write(timeout_s=2.0) as db:
+            db.execute(
+                "INSERT INTO events (happened_at, topic, payload) VALUES (?, ?, ?)",
+                (time.time(), topic, json.dumps(payload)),
+            )
+
+    def subscribe(self, patterns: Sequence[str] = ("#",)) -> Subscription:
+        subscription = SqliteSubscription(self._file, patterns, self._forget)
+        self._keep(subscription)
+        return subscription
+
+    def inbox(self) -> Inbox:
+        inbox = SqliteInbox(self._file, f"{self.topology.any_inbox}{uuid.uuid4().hex}", self._forget)
+        self._keep(inbox)
+        return inbox
+
+    # -- looking in
+
+    def depths(self, timeout_s: float = 10.0) -> dict[str, Depth]:  # noqa: ARG002 - a file answers at once
+        found = dict.fromkeys(self.topology.queues, Depth(0, 0))
+        with self._file.read() as db:
+            rows = db.execute(
+                "SELECT queue, sum(lease IS NULL), sum(lease IS NOT NULL) FROM messages GROUP BY queue"
+            ).fetchall()
+        for queue, ready, held in rows:
+            if queue in found:
+                found[queue] = Depth(ready, held)
+        return found
+
+    def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
+        with self._file.read() as db:
+            rows = messages_in(db, self.topology.dead, limit)
+        return [
+            DeadLetter(
+                dead_id=str(message.headers.get(DEAD_ID, message.message_id)),
+                reason=str(message.headers.get(REASON, "unknown")),
+                origin=str(message.headers.get(ORIGIN, "unknown")),
+                delivery_count=int(message.headers.get(DELIVERY_COUNT, 0)),
+                message=message,
+            )
+            for _, message, _ in rows
+        ]
+
+    def retry_dead(self, dead_ids: Sequence[str] | None = None) -> int:
+        def back(db: sqlite3.Connection, message: Message) -> bool:
+            origin = str(message.headers.get(ORIGIN))
+            if origin not in self.topology.work_queues:
+                return False
+            back_to = [Outgoing(origin, sent_back(message))]
+            insert(db, self.topology, back_to, queue_limit=self._queue_limit)
+            return True
+
+        return self._take_dead(dead_ids, back)
+
+    def drop_dead(self, dead_ids: Sequence[str] | None = None) -> int:
+        return self._take_dead(dead_ids, lambda _db, _message: True)
+
+    def _take_dead(self, dead_ids: Sequence[str] | None, handle: Callable[[sqlite3.Connection, Message], bool]) -> int:
+        """Deletes the dead letters that `handle` says yes to, all in one transaction."""
+        wanted = None if dead_ids is None else set(dead_ids)
+        with self._file.write(durable=True) as db:
+            done = [
+                row
+                for row, message, _ in messages_in(db, self.topology.dead)
+                if (wanted is None or str(message.headers.get(DEAD_ID, message.message_id)) in wanted)
+                and handle(db, message)
+            ]
+            delete_rows(db, done)
+        return len(done)
+
+    @property
+    def reconnects(self) -> int:
+        return 0  # a file is not reconnected to
+
+    def ping(self, timeout_s: float = 2.0) -> bool:  # noqa: ARG002 - a file answers at once
+        try:
+            with self._file.read() as db:
+                db.execute("SELECT 1 FROM messages LIMIT 1")
+        except BrokerError:
+            return False
+        return True
+
+    def close(self) -> None:
+        if self._closed.is_set():
+            return
+        with self._lock:
+            parts = list(self._parts)
+        for part in parts:
+            part.close()
+        self._closed.set()
+        self._keeper.join()
+        self._file.close()

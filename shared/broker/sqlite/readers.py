@@ -1,0 +1,312 @@
+"""Who reads the embedded broker's file: consumers of work, inboxes of replies, and subscriptions to events."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from shared.broker.base import (
+    BrokerError,
+    Consumer,
+    Delivery,
+    Event,
+    Inbox,
+    Message,
+    Outgoing,
+    Subscription,
+    topic_matches,
+)
+from shared.broker.sqlite.database import QueueFile, Waiting
+from shared.broker.sqlite.tables import delete_held, delete_inbox, delete_rows, insert, messages_by_id, messages_in
+from shared.topology import Topology
+
+_INBOX_EXPIRY_S: Final = 600.0
+_LONGEST_POLL_S: Final = 0.003
+_LONGEST_WORK_POLL_S: Final = 0.02
+"""Datasets and jobs take seconds: who waits for them need not look at each of the thousands of predictions beside."""
+_LONGEST_EVENT_POLL_S: Final = 0.05
+"""Events are for people and for what may be a little late."""
+
+
+class SqliteConsumer(Consumer):
+    """Claims rows under one lease token, which is also what acknowledging is checked against.
+
+    Args:
+        file: where the queues are.
+        topology: their names.
+        queues: those to take from, in this order.
+        prefetch: deliveries held at once of each queue; 0: any number.
+        lease_s: seconds that a claim holds unless it is renewed.
+        queue_limit: messages that a queue of work may hold.
+        forget: told when this consumer is closed.
+    """
+
+    def __init__(
+        self,
+        file: QueueFile,
+        topology: Topology,
+        queues: Sequence[str],
+        *,
+        prefetch: int,
+        lease_s: float,
+        queue_limit: int,
+        forget: Callable[[SqliteConsumer], None],
+    ) -> None:
+        self._file = file
+        self._topology = topology
+        self._lease_s = lease_s
+        self._queue_limit = queue_limit
+        self._forget = forget
+        self._queues = tuple(queues)
+        self._prefetch = prefetch
+        interactive = topology.predictions in queues
+        self._longest_poll_s = _LONGEST_POLL_S if interactive else _LONGEST_WORK_POLL_S
+        self._held: dict[str, set[tuple[int, str]]] = {queue: set() for queue in queues}
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+
+    @property
+    def dead_queue(self) -> str:
+        return self._topology.dead
+
+    def take(self, limit: int, timeout_s: float | None = None) -> list[Delivery]:
+        with _ended_by(self._closed):
+            return self._take(limit, timeout_s)
+        return []
+
+    def _take(self, limit: int, timeout_s: float | None) -> list[Delivery]:
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        waiting = Waiting(self._longest_poll_s)
+        while not self._closed.is_set():
+            seen = self._file.version()
+            for queue in self._queues:
+                if deliveries := self._claim(queue, limit):
+                    return deliveries
+            remaining = 0.25 if deadline is None else deadline - time.monotonic()
+            if remaining <= 0:
+                break
+            # A lease that runs out changes nothing in the file, so look again four times a second in any case.
+            self._file.wait_for_change(seen, min(remaining, 0.25), waiting, self._closed.is_set)
+        return []
+
+    def _claim(self, queue: str, limit: int) -> list[Delivery]:
+        with self._lock:
+            room = min(limit, self._prefetch - len(self._held[queue])) if self._prefetch else limit
+        if room < 1:
+            return []
+        now = time.time()
+        with self._file.read() as db:
+            # A read first: an empty queue must not cost a write transaction each time somebody else writes.
+            (due,) = db.execute(
+                "SELECT EXISTS (SELECT 1 FROM messages WHERE queue = ? AND visible_at <= ?)", (queue, now)
+            ).fetchone()
+        if not due:
+            return []
+        lease = uuid.uuid4().hex
+        with self._file.write() as db:
+            db.execute(
+                "UPDATE messages SET visible_at = 0, lease = NULL "
+                "WHERE queue = ? AND visible_at > 0 AND visible_at <= ?",
+                (queue, now),
+            )
+            claimed = db.execute(
+                "UPDATE messages SET visible_at = ?, lease = ?, deliveries = deliveries + 1 WHERE id IN "
+                "(SELECT id FROM messages WHERE queue = ? AND visible_at = 0 ORDER BY id LIMIT ?) RETURNING id",
+                (now + self._lease_s, lease, queue, room),
+            ).fetchall()
+            with self._lock:
+                self._held[queue].update((row, lease) for (row,) in claimed)
+        if not claimed:
+            return []
+        with self._file.read() as db:
+            rows = messages_by_id(db, [row for (row,) in claimed])
+        return [Delivery(queue, message, count - 1, (row, lease)) for row, message, count in rows]
+
+    def settle(self, deliveries: Sequence[Delivery], outgoing: Sequence[Outgoing] = ()) -> None:
+        # One transaction: the results are in exactly when the work is out. Only results that leave the system for
+        # another process's work are worth a sync; replies and acknowledgements would be made again.
+        durable = any(item.queue in self._topology.queues for item in outgoing)
+        with self._file.write(durable=durable) as db:
+            # A client's mistake in `reply_to` must not stop the work: hence no complaint about unknown queues.
+            insert(db, self._topology, outgoing, queue_limit=self._queue_limit, drop_unroutable=True)
+            claims: dict[str, list[int]] = {}
+            for row, lease in (delivery.token for delivery in deliveries):
+                claims.setdefault(lease, []).append(row)
+            for lease, rows in claims.items():
+                delete_held(db, lease, rows)
+        self._release(deliveries)
+
+    def retry(self, delivery: Delivery, delay_s: float = 0.0) -> None:
+        self._give_back(delivery, delay_s, counted=1)
+
+    def postpone(self, delivery: Delivery, delay_s: float) -> None:
+        self._give_back(delivery, delay_s, counted=0)
+
+    def _give_back(self, delivery: Delivery, delay_s: float, counted: int) -> None:
+        row, lease = delivery.token
+        visible_at = time.time() + delay_s if delay_s > 0 else 0
+        with self._file.write() as db:
+            db.execute(
+                "UPDATE messages SET visible_at = ?, lease = NULL, deliveries = deliveries - 1 + ? "
+                "WHERE id = ? AND lease = ?",
+                (visible_at, counted, row, lease),
+            )
+        self._release([delivery])
+
+    def _release(self, deliveries: Sequence[Delivery]) -> None:
+        with self._lock:
+            for delivery in deliveries:
+                self._held[delivery.queue].discard(delivery.token)
+
+    def flush(self, timeout_s: float = 30.0) -> None:
+        """Nothing is ever pending: `settle` returns when it is done."""
+
+    def renew(self) -> None:
+        """Extends the leases of everything held."""
+        with self._lock:
+            held = [token for tokens in self._held.values() for token in tokens]
+        if held:
+            until = time.time() + self._lease_s
+            with self._file.write() as db:
+                db.executemany(
+                    "UPDATE messages SET visible_at = ? WHERE id = ? AND lease = ?", [(until, *token) for token in held]
+                )
+
+    def close(self) -> None:
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        self._forget(self)
+        with self._lock:
+            held = [token for tokens in self._held.values() for token in tokens]
+        if held:
+            with self._file.write() as db:
+                db.executemany(
+                    "UPDATE messages SET visible_at = 0, lease = NULL, deliveries = deliveries - 1 "
+                    "WHERE id = ? AND lease = ?",
+                    held,
+                )
+
+
+class SqliteInbox(Inbox):
+    """Rows of a queue of its own, deleted as they are read.
+
+    Args:
+        file: where they are.
+        name: of the queue.
+        forget: told when this inbox is closed.
+    """
+
+    def __init__(self, file: QueueFile, name: str, forget: Callable[[SqliteInbox], None]) -> None:
+        self._file = file
+        self._forget = forget
+        self._closed = threading.Event()
+        self._expires_at = 0.0
+        self.name = name
+        self._touch()
+
+    def _touch(self) -> None:
+        """Says that somebody still reads here, once a minute at the most."""
+        if self._expires_at - time.time() < _INBOX_EXPIRY_S - 60:
+            self._expires_at = time.time() + _INBOX_EXPIRY_S
+            with self._file.write() as db:
+                db.execute("INSERT OR REPLACE INTO inboxes VALUES (?, ?)", (self.name, self._expires_at))
+
+    def take(self, timeout_s: float) -> list[Message]:
+        with _ended_by(self._closed):
+            return self._take(timeout_s)
+        return []
+
+    def _take(self, timeout_s: float) -> list[Message]:
+        deadline = time.monotonic() + timeout_s
+        waiting = Waiting(_LONGEST_POLL_S)
+        while not self._closed.is_set():
+            self._touch()
+            seen = self._file.version()
+            with self._file.read() as db:
+                rows = messages_in(db, self.name, limit=1000)
+            if rows:
+                with self._file.write() as db:
+                    delete_rows(db, [row for row, _, _ in rows])
+                return [message for _, message, _ in rows]
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                break
+            self._file.wait_for_change(seen, min(remaining, 30.0), waiting, self._closed.is_set)
+        return []
+
+    def close(self) -> None:
+        if not self._closed.is_set():
+            self._closed.set()
+            self._forget(self)
+            with contextlib.suppress(BrokerError), self._file.write() as db:
+                delete_inbox(db, self.name)
+
+
+class SqliteSubscription(Subscription):
+    """Reads the events that came after the last one it saw.
+
+    Args:
+        file: where they are.
+        patterns: the topics of interest.
+        forget: told when this subscription is closed.
+    """
+
+    def __init__(self, file: QueueFile, patterns: Sequence[str], forget: Callable[[SqliteSubscription], None]) -> None:
+        self._file = file
+        self._forget = forget
+        self._patterns = tuple(patterns)
+        self._closed = threading.Event()
+        with file.read() as db:
+            # The sequence, not the table: old events may all have been swept.
+            row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'events'").fetchone()
+        self._seen: int = row[0] if row else 0
+
+    def take(self, timeout_s: float) -> list[Event]:
+        with _ended_by(self._closed):
+            return self._take(timeout_s)
+        return []
+
+    def _take(self, timeout_s: float) -> list[Event]:
+        deadline = time.monotonic() + timeout_s
+        waiting = Waiting(_LONGEST_EVENT_POLL_S)
+        while not self._closed.is_set():
+            seen = self._file.version()
+            with self._file.read() as db:
+                rows = db.execute(
+                    "SELECT id, topic, payload FROM events WHERE id > ? ORDER BY id LIMIT 1000", (self._seen,)
+                ).fetchall()
+            if rows:
+                self._seen = rows[-1][0]
+                events = [
+                    Event(topic, json.loads(payload))
+                    for _, topic, payload in rows
+                    if any(topic_matches(pattern, topic) for pattern in self._patterns)
+                ]
+                if events:
+                    return events
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                break
+            self._file.wait_for_change(seen, remaining, waiting, self._closed.is_set)
+        return []
+
+    def close(self) -> None:
+        self._closed.set()
+        self._forget(self)
+
+
+@contextlib.contextmanager
+def _ended_by(closed: threading.Event) -> Iterator[None]:
+    """Lets a `take` that was interrupted by closing end quietly, whatever it stumbled over."""
+    try:
+        yield
+    except (BrokerError, sqlite3.ProgrammingError):
+        if not closed.is_set():
+            raise

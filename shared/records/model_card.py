@@ -1,0 +1,153 @@
+"""A model's card, `card.json`, in the form of Mitchell et al., "Model Cards for Model Reporting" (2019)."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from shared.records.evaluation import Evaluation
+
+ServedPrecision = Literal["float32", "int8", "float16"]
+"""What a model may be served in; a version's siblings are the same network, in fewer bits."""
+LUMA_RANGE: Final = (0, 255)
+"""What the bins of `luma_histogram` cover: the mean luma that an image can have."""
+CONTRAST_RANGE: Final = (0, 128)
+"""The same for `contrast_histogram`: half black and half white is 127.5."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class CardDataset(_Section):
+    """What the model was trained on.
+
+    Attributes:
+        sha256: of the archive, which names it in the store.
+        name: what its sender called it.
+        counts: faces in each part of the split: `train`, `validation`, `test`.
+    """
+
+    sha256: str
+    name: str
+    counts: dict[str, int]
+
+
+class CardFile(_Section):
+    """A model file: what a reader compares before it loads it."""
+
+    sha256: str
+    size_bytes: int
+
+
+class Int8Report(_Section):
+    """What quantization did; speeds are those of the trainer's CPU, on one thread.
+
+    Attributes:
+        kept: whether the int8 sibling is registered.
+        faces: how many both were compared on.
+        accuracy_float: share of these named rightly by the float model.
+        accuracy_int8: the same for int8.
+        images_per_second_float: of the float model.
+        images_per_second_int8: of the int8 model.
+    """
+
+    kept: bool
+    faces: int
+    accuracy_float: float
+    accuracy_int8: float
+    images_per_second_float: float
+    images_per_second_int8: float
+
+
+class Float16Report(_Section):
+    """What half the bits did, computed on the trainer's CPU; how much faster it is shows on the GPU that serves it.
+
+    Attributes:
+        kept: whether the float16 sibling is registered.
+        faces: how many both were compared on.
+        accuracy_float: share of these named rightly by the float32 model.
+        accuracy_float16: the same for float16.
+    """
+
+    kept: bool
+    faces: int
+    accuracy_float: float
+    accuracy_float16: float
+
+
+class InputStatistics(_Section):
+    """What the training faces look like: what drift in the faces to predict is held against.
+
+    Attributes:
+        faces: how many were measured.
+        luma_mean: mean over all faces of their mean luma, 0-255.
+        luma_std: standard deviation over the faces of their mean luma.
+        contrast_mean: mean over all faces of the standard deviation of their luma.
+        luma_histogram: faces by mean luma, 16 bins of equal width over 0-255.
+        contrast_histogram: faces by the standard deviation of their luma, 32 bins of equal width over 0-128; empty on
+            cards of older releases.
+    """
+
+    faces: int
+    luma_mean: float
+    luma_std: float
+    contrast_mean: float
+    luma_histogram: list[int]
+    contrast_histogram: list[int] = []
+
+
+class ModelCard(_Section):
+    """Everything there is to know about one registered version.
+
+    Attributes:
+        name: always `gender`.
+        version: its number in the registry.
+        run_id: the training run that made it.
+        created: when, UTC, ISO 8601.
+        dataset: what it was trained on.
+        params: the training parameters, all of them.
+        metrics: the headline figures: `val_accuracy`, `val_loss`, `test_accuracy`, `test_auc`, `test_ece`, ….
+        evaluation: everything measured on the held-out part.
+        temperature: the calibration inside the graph.
+        parity: largest difference of torch's and ONNX Runtime's probability on real faces.
+        int8: what quantization did; None where it was not asked for.
+        float16: what half the bits did; None likewise, and on cards of older releases.
+        file: `model.onnx`.
+        int8_file: its int8 sibling, for CPUs; None where there is none.
+        float16_file: its float16 sibling, for GPUs; likewise.
+        parameters: trainable numbers in the network.
+        multiply_adds: for one face.
+        inputs: what the training faces look like.
+        best_epoch: the epoch whose weights these are.
+        epochs: how many were trained.
+        seconds: training time.
+        device: what it was trained on.
+        libraries: versions that decide what training gives.
+    """
+
+    schema_version: Literal[1] = 1
+    name: Literal["gender"] = "gender"
+    version: int
+    run_id: str
+    created: str
+    dataset: CardDataset
+    params: dict[str, Any]
+    metrics: dict[str, float]
+    evaluation: Evaluation
+    temperature: float
+    parity: float
+    int8: Int8Report | None
+    float16: Float16Report | None = None
+    file: CardFile
+    int8_file: CardFile | None
+    float16_file: CardFile | None = None
+    parameters: int
+    multiply_adds: int
+    inputs: InputStatistics
+    best_epoch: int
+    epochs: int
+    seconds: float
+    device: str
+    libraries: dict[str, str]

@@ -1,0 +1,1 @@
+"""What every process needs: settings, log, child processes, temporary folders."""

@@ -1,0 +1,44 @@
+"""Every process tells the others that it lives, what it is and what it does, every two seconds."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from shared.broker.base import Broker
+from shared.clock import now_iso
+from shared.topology import WORKER_HEARTBEAT
+
+HEARTBEAT_S: Final = 2.0
+
+
+class Heartbeat:
+    """Emits `worker.heartbeat` events.
+
+    Args:
+        broker: where to.
+        service: `trainer`, `inference` or `dashboard`.
+        state: returns what changes: `version`, `provider`, `busy`, `images_per_second`, ….
+    """
+
+    def __init__(self, broker: Broker, service: str, state: Callable[[], Mapping[str, Any]]) -> None:
+        self._broker = broker
+        self._state = state
+        self._fixed = {
+            "schema": 1,
+            "service": service,
+            "worker": f"{socket.gethostname()}:{os.getpid()}",
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": now_iso(),
+        }
+
+    def run(self, stop: threading.Event) -> None:
+        """Beats until `stop`."""
+        while True:
+            self._broker.emit(WORKER_HEARTBEAT, {**self._fixed, **self._state()})
+            if stop.wait(HEARTBEAT_S):
+                return

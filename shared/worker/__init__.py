@@ -1,0 +1,1 @@
+"""How every message is worked on: taken, handled, answered, retried or buried."""

@@ -1,0 +1,174 @@
+"""The API's description is valid OpenAPI, and what the API answers is what it describes."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from openapi_spec_validator import validate
+from werkzeug.test import TestResponse
+
+from dashboard.api.document import document
+from shared.broker.base import Event, Message
+from shared.records import jobs, runs
+from tests.dashboard_app import Site, open_site
+from tests.unit.dashboard.api.test_routes import archive
+
+REPOSITORY = Path(__file__).parents[2]
+RUN, JOB = "run-a", "job-a"
+TWO = {"a.jpg": b"odd", "b.png": b"even"}
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    """A site on which every call has something to answer."""
+    with open_site(tmp_path) as site:
+        sha256 = site.builder.dataset(30)
+        site.builder.model(sha256, RUN)
+        site.builder.model(sha256, "run-b")
+        site.parts.client.promote(1, "first")
+        site.parts.client.promote(2, "second")
+        error = {"code": "single_gender", "message": "all faces are male"}
+        site.builder.run("run-rejected", state=runs.REJECTED, error=error)
+        progress = {"stage": "training", "done": 2, "total": 10, "epoch": 1, "epochs": 8}
+        site.builder.run("run-going", state=runs.TRAINING, epochs=2, progress=progress)
+        site.builder.job(JOB)
+        site.builder.jobs.create("job-going", message_id="j", name="j", state=jobs.QUEUED)
+        site.parts.presence.hear(Event("worker.heartbeat", {"service": "inference", "worker": "here:1", "version": 1}))
+        queue = site.broker.topology.jobs
+        site.broker.publish(queue, Message(b"x", "text/plain"))
+        with site.broker.consume([queue], 1) as consumer:
+            (delivery,) = consumer.take(1, 1.0)
+            consumer.bury(delivery, "unsupported_content_type")
+        yield site
+
+
+def answers_of(site: Site) -> dict[tuple[str, str], Callable[[], list[TestResponse]]]:
+    """Returns, for each call that answers with JSON, what makes real answers."""
+    web = site.web
+
+    def get(*paths: str) -> Callable[[], list[TestResponse]]:
+        return lambda: [web.get(f"/api/v1{path}") for path in paths]
+
+    def post(path: str, **body: Any) -> Callable[[], list[TestResponse]]:
+        return lambda: [web.post(f"/api/v1{path}", **body)]
+
+    zipped = {"content_type": "application/zip"}
+    return {
+        ("/datasets", "post"): lambda: [web.post("/api/v1/datasets", data=archive(), **zipped)],
+        ("/samples", "post"): post("/samples?images=40"),
+        ("/samples", "get"): get("/samples"),
+        ("/runs", "get"): get("/runs", "/runs?limit=1"),
+        ("/runs/{run_id}", "get"): get(*(f"/runs/{run}" for run in (RUN, "run-rejected", "run-going"))),
+        ("/runs/{run_id}/cancel", "post"): post("/runs/run-going/cancel"),
+        ("/predictions", "post"): lambda: [
+            web.post("/api/v1/predictions", data=b"even", content_type="image/png"),
+            web.post("/api/v1/predictions", data={"file": [(io.BytesIO(data), name) for name, data in TWO.items()]}),
+        ],
+        ("/jobs", "post"): lambda: [web.post("/api/v1/jobs", data=archive(), **zipped)],
+        ("/jobs", "get"): get("/jobs"),
+        ("/jobs/{job_id}", "get"): get(f"/jobs/{JOB}", "/jobs/job-going"),
+        ("/jobs/{job_id}/cancel", "post"): post("/jobs/job-going/cancel"),
+        ("/models/{version}/challenge", "post"): post("/models/1/challenge"),
+        ("/models", "get"): get("/models"),
+        ("/models/{version}/challenge", "delete"): lambda: [web.delete("/api/v1/models/1/challenge")],
+        ("/models/{version}", "get"): get("/models/1"),
+        ("/models/{version}/promote", "post"): post("/models/1/promote"),
+        ("/models/rollback", "post"): post("/models/rollback"),
+        ("/dead", "get"): get("/dead"),
+        ("/dead/retry", "post"): post("/dead/retry?all=true"),
+        ("/dead/drop", "post"): post("/dead/drop?all=true"),
+        ("/status", "get"): get("/status"),
+        ("/openapi.json", "get"): get("/openapi.json"),
+    }
+
+
+def schema_of(operation: dict[str, Any], status: int) -> dict[str, Any] | None:
+    """Returns what an operation says of a JSON answer of a status; None where that is no JSON."""
+    described = operation["responses"].get(str(status)) or operation["responses"]["default"]
+    if "$ref" in described:
+        described = document()["components"]["responses"][described["$ref"].rpartition("/")[2]]
+    schema: dict[str, Any] | None = described["content"].get("application/json", {}).get("schema")
+    return schema
+
+
+def faults(schema: dict[str, Any], body: object) -> list[str]:
+    whole = {"components": document()["components"], **schema}
+    validator = jsonschema.Draft202012Validator(whole, format_checker=jsonschema.FormatChecker())
+    return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(body)]
+
+
+def test_the_description_is_valid_openapi(site: Site) -> None:
+    validate(json.loads(site.web.get("/api/v1/openapi.json").data))
+
+
+def test_every_answer_is_as_described(site: Site) -> None:
+    paths = document()["paths"]
+    with_json = {
+        (path, method)
+        for path, operations in paths.items()
+        for method, operation in operations.items()
+        if any(schema_of(operation, int(status)) for status in operation["responses"] if status != "default")
+    }
+    calls = answers_of(site)
+    assert set(calls) == with_json
+
+    with site.worker():
+        for (path, method), call in calls.items():
+            for answer in call():
+                assert answer.status_code in {200, 202}, (path, answer.text)
+                schema = schema_of(paths[path][method], answer.status_code)
+                assert schema is not None, path
+                assert faults(schema, answer.json) == [], path
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "query", "status"),
+    [
+        ("get", "/runs/{run_id}", "", 404),
+        ("post", "/datasets", "", 415),
+        ("post", "/runs/{run_id}/cancel", "", 404),
+        ("post", "/predictions", "", 415),
+        ("post", "/dead/drop", "", 400),
+        ("get", "/runs", "limit=x", 400),
+    ],
+)
+def test_every_error_is_as_described(site: Site, method: str, path: str, query: str, status: int) -> None:
+    answer = site.web.open(
+        f"/api/v1{path.format(run_id='nope')}?{query}", method=method.upper(), data=b"x", content_type="text/plain"
+    )
+
+    assert answer.status_code == status
+    schema = schema_of(document()["paths"][path][method], status)
+    assert schema is not None
+    assert faults(schema, answer.json) == []
+
+
+def test_the_page_for_people_names_every_call_and_parameter_and_no_other() -> None:
+    page = (REPOSITORY / "docs" / "api.md").read_text()
+    rows = re.findall(r"^\| `([A-Z]+) (/\S+)` \|([^|]*)\|", page, flags=re.MULTILINE)
+    paths = document()["paths"]
+
+    assert {(method.lower(), path) for method, path, _ in rows} == {
+        (method, path) for path, operations in paths.items() for method in operations
+    }
+    for method, path, said in rows:
+        operation = paths[path][method.lower()]
+        query = {item["name"] for item in operation.get("parameters", []) if item["in"] == "query"}
+        assert set(re.findall("`([a-z_]+)(?:=true)?`", said)) == query, (method, path)
+
+
+def test_an_answer_that_lacks_a_field_or_has_one_more_is_noticed(site: Site) -> None:
+    run = site.web.get(f"/api/v1/runs/{RUN}").json
+    assert run is not None
+    schema = {"$ref": "#/components/schemas/Run"}
+
+    assert faults(schema, {**run, "surprise": 1})
+    assert faults(schema, {key: value for key, value in run.items() if key != "state"})
+    assert faults(schema, {**run, "created": "yesterday"})

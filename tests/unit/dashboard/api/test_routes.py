@@ -1,0 +1,542 @@
+"""The HTTP API, on a real embedded broker and a real store."""
+
+from __future__ import annotations
+
+import io
+import re
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dashboard.api.document import document
+from shared.broker.base import Message, Outgoing
+from shared.errors import CODES
+from shared.messages import parse_dataset, parse_job, run_id_of
+from shared.params import TrainingParams
+from shared.records import jobs, runs
+from shared.records.shadow import ShadowFigures, add_shadow_figures
+from tests.archives import zipped
+from tests.dashboard_app import Site, error_of, open_site
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with open_site(tmp_path) as site:
+        yield site
+
+
+def archive(entries: int = 3) -> bytes:
+    return zipped((f"{i}_0_0.jpg", b"face" * 1000) for i in range(entries))
+
+
+def taken(site: Site, queue: str) -> Message:
+    with site.broker.consume([queue], 10) as consumer:
+        (delivery,) = consumer.take(10, 1.0)
+        return delivery.message
+
+
+def test_a_raw_archive_is_stored_and_queued(site: Site) -> None:
+    answer = site.web.post("/api/v1/datasets?name=mine", data=archive(), content_type="application/zip")
+
+    assert answer.status_code == 202
+    run_id = answer.json["run_id"]  # type: ignore[index]
+    assert answer.headers["Location"] == f"/api/v1/runs/{run_id}"
+    message = parse_dataset(taken(site, site.broker.topology.datasets))
+    assert message.name == "mine"
+    assert message.uri is not None
+    assert site.store.get(message.uri.removeprefix("store:")) == archive()
+    assert site.parts.client.runs.get(run_id)["state"] == runs.QUEUED
+
+
+def test_a_multipart_archive_carries_name_and_params(site: Site) -> None:
+    form = {"file": (io.BytesIO(archive()), "faces.zip"), "params": '{"epochs": 3}'}
+
+    answer = site.web.post("/api/v1/datasets", data=form)
+
+    assert answer.status_code == 202
+    message = parse_dataset(taken(site, site.broker.topology.datasets))
+    assert (message.name, message.params.epochs) == ("faces", 3)
+
+
+def test_the_same_idempotency_key_makes_the_same_run(site: Site) -> None:
+    web = site.web
+    headers = {"Idempotency-Key": "once"}
+
+    ids = {
+        web.post("/api/v1/datasets", data=archive(), content_type="application/zip", headers=headers).json["run_id"]  # type: ignore[index]
+        for _ in range(2)
+    }
+
+    assert ids == {run_id_of("once")}
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "status", "code", "words"),
+    [
+        (b"7z\xbc\xaf\x27\x1c rest", "application/zip", 400, "invalid_archive", "a 7z archive"),
+        (b"", "application/zip", 400, "invalid_archive", "an empty file"),
+        (b"x", "text/plain", 415, "unsupported_content_type", "'text/plain'"),
+    ],
+)
+def test_what_is_no_archive_is_refused_with_what_was_found(
+    site: Site, body: bytes, content_type: str, status: int, code: str, words: str
+) -> None:
+    answer = site.web.post("/api/v1/datasets", data=body, content_type=content_type)
+
+    assert answer.status_code == status
+    assert error_of(answer.data)[0] == code
+    assert words in error_of(answer.data)[1]
+
+
+def test_an_unknown_parameter_is_refused_before_anything_is_stored(site: Site) -> None:
+    answer = site.web.post('/api/v1/datasets?params={"epoch":3}', data=archive(), content_type="application/zip")
+
+    assert (answer.status_code, error_of(answer.data)[0]) == (400, "invalid_params")
+    assert "epochs" in error_of(answer.data)[1]
+    assert site.store.children("runs") == []
+
+
+def test_an_archive_over_the_limit_is_refused(tmp_path: Path) -> None:
+    with open_site(tmp_path, max_archive_bytes=100) as site:
+        answer = site.web.post("/api/v1/datasets", data=archive(), content_type="application/zip")
+
+    assert (answer.status_code, error_of(answer.data)[0]) == (413, "too_large")
+
+
+class Flowing(io.RawIOBase):
+    """A body of `size` bytes that begins like a zip and is never in memory as a whole."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+        self._head = b"PK\x03\x04"
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = min(len(buffer), self._left)
+        buffer[:count] = self._head.ljust(count, b"\0")[:count]
+        self._head = b""
+        self._left -= count
+        return count
+
+
+def test_an_archive_goes_to_disk_as_it_comes_and_never_whole_into_memory(site: Site) -> None:
+    size = 48 * 2**20
+    tracemalloc.start()
+    try:
+        body = {"wsgi.input": Flowing(size), "CONTENT_LENGTH": str(size)}
+        answer = site.web.post("/api/v1/datasets", content_type="application/zip", environ_overrides=body)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert answer.status_code == 202
+    assert peak < size / 4
+    assert site.store.size(f"datasets/{site.store.children('datasets')[0]}/archive.zip") == size
+
+
+def test_an_empty_multipart_names_the_field_it_expects(site: Site) -> None:
+    form = {"archive": (io.BytesIO(archive()), "a.zip")}
+
+    answer = site.web.post("/api/v1/datasets", data=form)
+
+    assert answer.status_code == 400
+    assert "archive" in error_of(answer.data)[1]
+    assert "'file'" in error_of(answer.data)[1]
+
+
+def test_runs_are_listed_newest_first_and_paged(site: Site) -> None:
+    for i in range(3):
+        site.builder.run(f"run-{i}", created=f"2026-01-0{i + 1}T00:00:00.000Z")
+
+    whole = site.web.get("/api/v1/runs").json
+    part = site.web.get("/api/v1/runs?limit=1&offset=1").json
+
+    assert whole is not None
+    assert [run["run_id"] for run in whole["runs"]] == ["run-2", "run-1", "run-0"]
+    assert part is not None
+    assert ([run["run_id"] for run in part["runs"]], part["total"]) == (["run-1"], 3)
+
+
+def test_a_run_shows_params_history_and_evaluation(site: Site) -> None:
+    sha256 = site.builder.dataset(30)
+    site.builder.model(sha256, "run-a", epochs=5)
+
+    run = site.web.get("/api/v1/runs/run-a").json
+
+    assert run is not None
+    assert run["params"]["epochs"] == 8
+    assert [row["epoch"] for row in run["history"]] == [1, 2, 3, 4, 5]
+    assert run["evaluation"]["accuracy"] == 0.93
+
+
+def test_a_record_that_still_changes_is_read_again(site: Site) -> None:
+    web = site.web
+    site.builder.run("run-a", state=runs.TRAINING)
+    before = web.get("/api/v1/runs/run-a").json
+    site.builder.runs.update("run-a", state=runs.EVALUATING)
+
+    after = web.get("/api/v1/runs/run-a").json
+
+    assert (before or {})["state"] == runs.TRAINING
+    assert (after or {})["state"] == runs.EVALUATING
+
+
+def test_cancelling_a_run_leaves_word_for_its_trainer(site: Site) -> None:
+    site.builder.run("run-a", state=runs.TRAINING)
+
+    answer = site.web.post("/api/v1/runs/run-a/cancel")
+
+    assert answer.status_code == 202
+    assert site.builder.runs.cancel_requested("run-a")
+
+
+def test_cancelling_what_has_ended_is_a_conflict(site: Site) -> None:
+    site.builder.run("run-a", state=runs.FAILED)
+
+    answer = site.web.post("/api/v1/runs/run-a/cancel")
+
+    assert (answer.status_code, error_of(answer.data)[0]) == (409, "conflict")
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/v1/runs/nope", "/api/v1/jobs/nope", "/api/v1/models/7", "/api/v1/nope", "/api/v1/runs/..%2Fx"]
+)
+def test_what_is_not_there_is_not_found_as_json(site: Site, path: str) -> None:
+    answer = site.web.get(path)
+
+    assert (answer.status_code, error_of(answer.data)[0]) == (404, "not_found")
+
+
+def test_one_image_body_gets_the_contracts_reply(site: Site) -> None:
+    with site.worker():
+        answer = site.web.post("/api/v1/predictions", data=b"even", content_type="image/jpeg")
+
+    assert answer.status_code == 200
+    assert answer.json == {
+        "schema": 1,
+        "model": {"name": "gender", "version": 1},
+        "predictions": [{"id": None, "gender": "female", "probability_female": 0.9, "confidence": 0.9}],
+    }
+
+
+def test_many_files_are_answered_in_order_under_their_names(site: Site) -> None:
+    form = {"file": [(io.BytesIO(b"odd"), "a.jpg"), (io.BytesIO(b"even"), "b.png")]}
+    with site.worker():
+        answer = site.web.post("/api/v1/predictions", data=form)
+
+    entries = (answer.json or {})["predictions"]
+    assert [(entry["id"], entry["gender"]) for entry in entries] == [("a.jpg", "male"), ("b.png", "female")]
+
+
+def test_a_pinned_version_reaches_the_worker(site: Site) -> None:
+    with site.worker():
+        answer = site.web.post("/api/v1/predictions?model_version=4", data=b"even", content_type="image/png")
+
+    assert (answer.json or {})["model"]["version"] == 4
+
+
+def test_an_unknown_version_is_not_found(site: Site) -> None:
+    error = {"model": None, "error": {"code": "unknown_model_version", "message": "there is no version 9"}}
+    with site.worker(lambda _: error):
+        answer = site.web.post("/api/v1/predictions", data=b"even", content_type="image/png")
+
+    assert answer.status_code == 404
+    assert error_of(answer.data) == ("unknown_model_version", "there is no version 9")
+
+
+def test_no_worker_is_a_timeout_and_not_a_hang(site: Site) -> None:
+    answer = site.web.post("/api/v1/predictions?timeout_s=0.1", data=b"even", content_type="image/png")
+
+    assert (answer.status_code, error_of(answer.data)[0]) == (504, "timeout")
+
+
+def test_a_full_queue_is_unavailable(site: Site) -> None:
+    site.broker._queue_limit = 1
+    site.broker.publish(site.broker.topology.predictions, Message(b"x", "image/png"))
+
+    answer = site.web.post("/api/v1/predictions", data=b"even", content_type="image/png")
+
+    assert (answer.status_code, error_of(answer.data)[0]) == (503, "unavailable")
+
+
+def test_an_image_over_the_limit_is_refused(tmp_path: Path) -> None:
+    with open_site(tmp_path, max_image_bytes=10) as site:
+        answer = site.web.post("/api/v1/predictions", data=b"x" * 11, content_type="image/png")
+
+    assert (answer.status_code, error_of(answer.data)[0]) == (413, "image_too_large")
+
+
+@pytest.mark.parametrize("query", ["timeout_s=x", "timeout_s=0", "timeout_s=nan", "model_version=-1"])
+def test_a_number_out_of_range_is_refused_by_name(site: Site, query: str) -> None:
+    answer = site.web.post(f"/api/v1/predictions?{query}", data=b"even", content_type="image/png")
+
+    assert answer.status_code == 400
+    assert query.partition("=")[0] in error_of(answer.data)[1]
+    assert re.search("expected a number from [0-9.]+ to [0-9,]+$", error_of(answer.data)[1])
+
+
+def test_a_job_is_stored_and_queued_and_tells_its_progress(site: Site) -> None:
+    web = site.web
+    answer = web.post("/api/v1/jobs?name=photos", data=archive(), content_type="application/zip")
+
+    assert answer.status_code == 202
+    job_id = (answer.json or {})["job_id"]
+    assert parse_job(taken(site, site.broker.topology.jobs)).name == "photos"
+    site.builder.jobs.update(job_id, state=jobs.ACCEPTED, images=10, shards=3, shard_images=4)
+    site.store.put(site.builder.jobs.part_key(job_id, 0), b"rows")
+    job = web.get(f"/api/v1/jobs/{job_id}").json
+    assert (job or {})["progress"] == {"done": 4, "total": 10}
+    assert [item["job_id"] for item in (web.get("/api/v1/jobs").json or {})["jobs"]] == [job_id]
+
+
+def test_results_come_as_csv_once_there_are_any(site: Site) -> None:
+    site.builder.job("job-a")
+    site.builder.jobs.create("job-b", message_id="b", name="b", state=jobs.QUEUED)
+
+    done, waiting = (
+        site.web.get("/api/v1/jobs/job-a/results.csv", buffered=True),
+        site.web.get("/api/v1/jobs/job-b/results.csv"),
+    )
+
+    assert (done.status_code, done.mimetype) == (200, "text/csv")
+    assert done.data.startswith(b"name,gender,probability_female,confidence,true_gender,correct,error\n")
+    assert "job-a.csv" in done.headers["Content-Disposition"]
+    assert (waiting.status_code, error_of(waiting.data)[0]) == (409, "conflict")
+
+
+def test_cancelling_a_job_leaves_word_for_its_workers(site: Site) -> None:
+    site.builder.jobs.create("job-b", message_id="b", name="b", state=jobs.QUEUED)
+
+    assert site.web.post("/api/v1/jobs/job-b/cancel").status_code == 202
+    assert site.builder.jobs.cancel_requested("job-b")
+
+
+def test_promotion_and_rollback_keep_their_reason_and_are_announced(site: Site) -> None:
+    sha256 = site.builder.dataset(30)
+    first, second = site.builder.model(sha256, "run-a"), site.builder.model(sha256, "run-b")
+    web = site.web
+    with site.broker.subscribe(["model.promoted"]) as events:
+        web.post(f"/api/v1/models/{first}/promote", json={"reason": "first one"})
+        web.post(f"/api/v1/models/{second}/promote", data={"reason": "better"})
+        back = web.post("/api/v1/models/rollback?reason=complaints")
+        announced = [event.payload["version"] for event in events.take(2.0)]
+
+    assert (back.json or {})["aliases"] == {"champion": first, "previous": second, "challenger": None}
+    assert [entry["reason"] for entry in site.builder.registry.history()] == ["first one", "better", "complaints"]
+    assert announced == [first, second, first]
+
+
+def test_a_challenger_is_named_shown_with_its_figures_and_dismissed(site: Site) -> None:
+    sha256 = site.builder.dataset(30)
+    first, second = site.builder.model(sha256, "run-a"), site.builder.model(sha256, "run-b")
+    web, path = site.web, f"/api/v1/models/{second}/challenge"
+    too_early = web.post(path)
+    web.post(f"/api/v1/models/{first}/promote")
+    with site.broker.subscribe(["model.challenged"]) as events:
+        named = web.post(path, json={"reason": "faster"})
+        add_shadow_figures(site.store, second, first, ShadowFigures(images=200, agreed=190))
+        shown = web.get("/api/v1/models").json or {}
+        wrong = web.delete(f"/api/v1/models/{first}/challenge")
+        dismissed = web.delete(path)
+        announced = [event.payload["version"] for event in events.take(2.0)]
+
+    assert (too_early.status_code, error_of(too_early.data)[0]) == (409, "conflict")
+    assert (named.json or {})["aliases"] == {"champion": first, "previous": None, "challenger": second}
+    assert (shown["shadow"]["images"], shown["shadow"]["agreement"]) == (200, 0.95)
+    assert (wrong.status_code, error_of(wrong.data)[0]) == (409, "conflict")
+    assert (dismissed.json or {})["aliases"]["challenger"] is None
+    assert (web.get("/api/v1/models").json or {})["shadow"] is None
+    assert announced == [second, None]
+    assert web.post("/api/v1/models/9/challenge").status_code == 404
+
+
+def test_rolling_back_to_nothing_is_a_conflict(site: Site) -> None:
+    answer = site.web.post("/api/v1/models/rollback")
+
+    assert (answer.status_code, error_of(answer.data)[0]) == (409, "conflict")
+
+
+def test_models_are_listed_with_metrics_and_can_be_downloaded(site: Site) -> None:
+    version = site.builder.model(site.builder.dataset(30), "run-a")
+    web = site.web
+
+    models = (web.get("/api/v1/models").json or {})["models"]
+
+    assert [(model["version"], model["metrics"]["test_accuracy"]) for model in models] == [(version, 0.93)]
+    assert (web.get(f"/api/v1/models/{version}").json or {})["parameters"] == 2_700_000
+    assert web.get(f"/api/v1/models/{version}/model.onnx", buffered=True).data == b"onnx"
+
+
+def bury(site: Site, count: int) -> None:
+    queue = site.broker.topology.predictions
+    site.broker.publish_many([Outgoing(queue, Message(b"bad", "text/plain", f"m{i}")) for i in range(count)])
+    with site.broker.consume([queue], 10) as consumer:
+        for delivery in consumer.take(count, 1.0):
+            consumer.bury(delivery, "unsupported_content_type")
+
+
+def test_chosen_dead_letters_are_sent_back_or_dropped(site: Site) -> None:
+    bury(site, 3)
+    web = site.web
+    letters = (web.get("/api/v1/dead").json or {})["dead_letters"]
+    assert {letter["reason"] for letter in letters} == {"unsupported_content_type"}
+
+    retried = web.post("/api/v1/dead/retry", data={"dead_id": letters[0]["dead_id"]}).json
+    dropped = web.post("/api/v1/dead/drop", json={"dead_id": [letters[1]["dead_id"]]}).json
+
+    assert (retried, dropped) == ({"count": 1}, {"count": 1})
+    left = (web.get("/api/v1/dead").json or {})["dead_letters"]
+    assert [letter["dead_id"] for letter in left] == [letters[2]["dead_id"]]
+    assert site.broker.depths()[site.broker.topology.predictions].ready == 1
+
+
+def test_all_dead_letters_go_only_when_all_is_said(site: Site) -> None:
+    bury(site, 2)
+
+    unsaid, said = site.web.post("/api/v1/dead/drop"), site.web.post("/api/v1/dead/drop?all=true")
+
+    assert unsaid.status_code == 400
+    assert said.json == {"count": 2}
+
+
+def test_status_shows_queues_and_aliases(site: Site) -> None:
+    status = site.web.get("/api/v1/status").json
+
+    assert status is not None
+    assert status["queues"]["datasets"] == {"ready": 0, "unacknowledged": 0}
+    assert status["aliases"] == {"champion": None, "previous": None, "challenger": None}
+
+
+def test_openapi_describes_every_call_and_nothing_else(site: Site) -> None:
+    document = site.web.get("/api/v1/openapi.json").json
+    assert document is not None
+
+    described = {(path, method) for path, operations in document["paths"].items() for method in operations}
+    served = {
+        (re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule).removeprefix("/api/v1"), method.lower())
+        for rule in site.app.url_map.iter_rules()
+        if rule.rule.startswith("/api/v1")
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    }
+
+    assert described == served
+
+
+def test_openapi_refers_only_to_what_it_defines(site: Site) -> None:
+    document = site.web.get("/api/v1/openapi.json").json
+    assert document is not None
+
+    def references(value: Any) -> Iterator[str]:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                if key == "$ref":
+                    yield item
+                else:
+                    yield from references(item)
+        elif isinstance(value, list):
+            for item in value:
+                yield from references(item)
+
+    found = set(references(document))
+    assert found
+    for reference in found:
+        target: Any = document
+        for part in reference.removeprefix("#/").split("/"):
+            target = target[part]
+    operations = [operation for path in document["paths"].values() for operation in path.values()]
+    assert len({operation["operationId"] for operation in operations}) == len(operations)
+    assert document["components"]["schemas"]["Fault"]["properties"]["code"]["enum"] == list(CODES)
+
+
+def test_a_bug_says_nothing_of_its_details(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    site.store.put("runs/run-a/run.json", b"not json")
+
+    answer = site.web.get("/api/v1/runs/run-a")
+
+    assert answer.status_code == 500
+    assert error_of(answer.data) == ("internal", "a bug on our side; the service's log has the details")
+    assert "JSONDecodeError" in caplog.text
+
+
+def test_the_sample_dataset_is_drawn_and_submitted(site: Site) -> None:
+    answer = site.web.post("/api/v1/samples?images=40", json={"params": {"epochs": 2}})
+
+    assert answer.status_code == 202
+    thread = site.parts.samples._thread
+    assert thread is not None
+    thread.join(30)
+    state = site.web.get("/api/v1/samples").json
+    assert state is not None
+    assert (state["drawing"], state["error"], state["done"]) == (False, None, 40)
+    message = parse_dataset(taken(site, site.broker.topology.datasets))
+    assert message.params == TrainingParams(epochs=2)
+    assert site.parts.client.runs.get(state["run_id"])["name"] == "sample"
+
+
+def test_two_sample_datasets_at_once_are_a_conflict(site: Site) -> None:
+    site.web.post("/api/v1/samples?images=2000")
+
+    answer = site.web.post("/api/v1/samples?images=40")
+
+    assert (answer.status_code, error_of(answer.data)[0]) == (409, "conflict")
+
+
+def test_a_call_that_announces_json_and_sends_nothing_is_taken_by_its_query(site: Site) -> None:
+    bury(site, 1)
+
+    answer = site.web.post("/api/v1/dead/drop?all=true", data=b"", content_type="application/json")
+
+    assert answer.json == {"count": 1}
+
+
+def test_params_of_a_json_body_that_is_no_object_are_refused(site: Site) -> None:
+    answer = site.web.post("/api/v1/samples", json=[1])
+
+    assert answer.status_code == 400
+    assert error_of(answer.data)[1] == "the body is a list of 1; expected a JSON object"
+
+
+def test_a_body_that_is_no_json_is_refused_with_what_is_wrong_with_it(site: Site) -> None:
+    answer = site.web.post("/api/v1/models/rollback", data=b'{"reason": ', content_type="application/json")
+
+    assert answer.status_code == 400
+    assert error_of(answer.data)[1].startswith("the body is no JSON (Expecting value: ")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "said"),
+    [
+        ("GET", "/runs?limt=3", "found 'limt' in the query; expected limit or offset there"),
+        ("GET", "/runs/run-a?verbose=1&x=2", "found 'verbose', 'x' in the query; expected nothing there"),
+        ("POST", "/datasets?epochs=3", "found 'epochs' in the query; expected name or params there"),
+    ],
+)
+def test_an_unknown_query_parameter_is_refused_with_what_is_expected(
+    site: Site, method: str, path: str, said: str
+) -> None:
+    answer = site.web.open(f"/api/v1{path}", method=method)
+
+    assert answer.status_code == 400
+    assert error_of(answer.data) == ("invalid_message", said)
+
+
+def test_every_query_parameter_that_is_described_is_taken(site: Site) -> None:
+    for path, operations in document()["paths"].items():
+        for method, operation in operations.items():
+            query = [item["name"] for item in operation.get("parameters", []) if item["in"] == "query"]
+            if path == "/events" or not query:
+                continue
+            answer = site.web.open(f"/api/v1{path.format(version=1)}", method=method, query_string=dict.fromkeys(query))
+            assert "in the query" not in answer.text, path
+
+
+def test_a_method_that_a_path_does_not_take_is_named_with_those_it_takes(site: Site) -> None:
+    answer = site.web.put("/api/v1/jobs")
+
+    assert answer.status_code == 405
+    assert error_of(answer.data)[1] == "found the method PUT, expected GET or POST for /api/v1/jobs"

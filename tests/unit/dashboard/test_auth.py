@@ -1,0 +1,280 @@
+"""The token, the login, and what keeps other sites out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from flask.testing import FlaskClient
+
+from dashboard.auth import CSRF_COOKIE
+from dashboard.login_throttle import ADDRESS_BURST, ADDRESS_EVERY_S
+from shared.records.registry import Registry
+from tests.dashboard_app import Site, error_of, open_site
+
+TOKEN = "correct horse"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[Site]:
+    with open_site(tmp_path, token=TOKEN) as site:
+        yield site
+
+
+@pytest.fixture
+def free(tmp_path: Path) -> Iterator[Site]:
+    with open_site(tmp_path) as site:
+        yield site
+
+
+def csrf_of(web: FlaskClient, path: str = "/") -> str:
+    found = re.search(r'name="csrf-token" content="([^"]+)"', web.get(path).text)
+    assert found is not None
+    return found[1]
+
+
+def log_in(web: FlaskClient, token: str = TOKEN, target: str = "/") -> int:
+    csrf = csrf_of(web, "/login")
+    return web.post("/login", data={"token": token, "csrf": csrf, "next": target}).status_code
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/static/style.css", "/login"])
+def test_health_and_the_login_stay_open(guarded: Site, path: str) -> None:
+    assert guarded.web.get(path, buffered=True).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/api/v1/runs", "/api/v1/events", "/api/v1/openapi.json", "/metrics"])
+def test_programs_are_told_what_is_missing(guarded: Site, path: str) -> None:
+    answer = guarded.web.get(path)
+
+    assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
+    assert error_of(answer.data)[0] == "unauthorized"
+
+
+def test_a_script_whose_login_has_ended_is_told_so(guarded: Site) -> None:
+    answer = guarded.web.post("/predict/image", data=b"x", headers={"Accept": "application/json"})
+
+    assert (answer.status_code, error_of(answer.data)[0]) == (401, "unauthorized")
+
+
+@pytest.mark.parametrize("path", ["/", "/nope"])
+def test_people_are_led_to_the_login_and_back(guarded: Site, path: str) -> None:
+    answer = guarded.web.get(f"{path}?a=1")
+
+    assert answer.status_code == 303
+    assert unquote(answer.headers["Location"]) == f"/login?next={path}?a=1"
+
+
+@pytest.mark.parametrize("path", ["/", "/api/v1/runs", "/metrics"])
+def test_the_token_opens_everything(guarded: Site, path: str) -> None:
+    assert guarded.web.get(path, headers=BEARER).status_code == 200
+
+
+@pytest.mark.parametrize("header", ["Bearer wrong", "Bearer ", "Basic Y29ycmVjdA==", "", "Bearer correct horsé"])
+def test_a_wrong_token_opens_nothing(guarded: Site, header: str) -> None:
+    answer = guarded.web.get("/api/v1/runs", headers={"Authorization": header.encode().decode("latin-1")})
+
+    assert answer.status_code == 401
+
+
+def test_logging_in_with_the_token_opens_the_pages_until_logging_out(guarded: Site) -> None:
+    web = guarded.web
+    assert log_in(web) == 303
+    assert web.get("/").status_code == 200
+    assert web.get("/api/v1/runs").status_code == 200
+
+    web.post("/logout", data={"csrf": csrf_of(web)})
+
+    assert web.get("/").status_code == 303
+
+
+def test_a_wrong_token_gives_the_form_again_with_a_sentence(guarded: Site) -> None:
+    web = guarded.web
+    csrf = csrf_of(web, "/login")
+
+    answer = web.post("/login", data={"token": "guess", "csrf": csrf})
+
+    assert answer.status_code == 401
+    assert "That is not the token" in answer.text
+    assert web.get("/").status_code == 303
+
+
+def test_guessing_at_the_login_is_slowed_down_and_says_for_how_long(guarded: Site) -> None:
+    web = guarded.web
+    csrf = csrf_of(web, "/login")
+    guesses = [web.post("/login", data={"token": f"guess {i}", "csrf": csrf}) for i in range(ADDRESS_BURST + 1)]
+    right = web.post("/login", data={"token": TOKEN, "csrf": csrf})
+    elsewhere = guarded.app.test_client()
+    other = {"REMOTE_ADDR": "192.0.2.7"}
+    csrf = csrf_of(elsewhere, "/login")
+    welcome = elsewhere.post("/login", data={"token": TOKEN, "csrf": csrf}, environ_overrides=other)
+
+    assert [answer.status_code for answer in guesses] == [401] * ADDRESS_BURST + [429]
+    assert right.status_code == 429
+    assert 0 < int(right.headers["Retry-After"]) <= ADDRESS_EVERY_S
+    assert "Too many wrong tokens came from here" in right.text
+    assert welcome.status_code == 303
+
+
+def test_guessing_in_a_header_is_slowed_down_too_and_a_login_goes_on(guarded: Site) -> None:
+    web = guarded.web
+    log_in(web)
+    stranger = guarded.app.test_client()
+    wrong = {"Authorization": "Bearer guess"}
+    statuses = [stranger.get("/api/v1/runs", headers=wrong).status_code for _ in range(ADDRESS_BURST)]
+    blocked = stranger.get("/api/v1/runs", headers=BEARER)
+
+    assert statuses == [401] * ADDRESS_BURST
+    assert web.get("/", headers={"Authorization": "Basic a proxy's"}).status_code == 200
+    assert (blocked.status_code, error_of(blocked.data)[0]) == (429, "too_many_attempts")
+    assert 0 < int(blocked.headers["Retry-After"]) <= ADDRESS_EVERY_S
+    assert (
+        stranger.get("/api/v1/runs", headers=BEARER, environ_overrides={"REMOTE_ADDR": "192.0.2.7"}).status_code == 200
+    )
+    assert web.get("/").status_code == 200
+
+
+def test_a_login_outlasts_a_restart_and_ends_with_the_token(tmp_path: Path) -> None:
+    with open_site(tmp_path / "one", token=TOKEN) as site:
+        web = site.web
+        log_in(web)
+        cookie = web.get_cookie("genderline_session")
+    assert cookie is not None
+    states = []
+    for name, token in (("two", TOKEN), ("three", "another token")):
+        with open_site(tmp_path / name, token=token) as site:
+            web = site.web
+            web.set_cookie("genderline_session", cookie.value)
+            states.append(web.get("/").status_code)
+
+    assert states == [200, 303]
+
+
+@pytest.mark.parametrize(
+    "target", ["https://evil.example/", "//evil.example/", "/\\evil.example", "javascript:alert(1)"]
+)
+def test_the_login_leads_nowhere_else(guarded: Site, target: str) -> None:
+    web = guarded.web
+    csrf = csrf_of(web, "/login")
+
+    answer = web.post("/login", data={"token": TOKEN, "csrf": csrf, "next": target})
+
+    assert answer.headers["Location"] == "/"
+
+
+def test_cookies_are_out_of_reach_of_scripts_and_other_sites(guarded: Site) -> None:
+    web = guarded.web
+    log_in(web)
+    for name in ("genderline_session", CSRF_COOKIE):
+        cookie = web.get_cookie(name)
+        assert cookie is not None
+        assert cookie.http_only
+        assert cookie.same_site == "Strict"
+
+
+def test_a_program_without_cookies_needs_no_csrf_token(free: Site) -> None:
+    assert free.web.post("/api/v1/models/rollback").status_code == 409
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://localhost:9999"},
+    ],
+)
+def test_another_site_can_change_nothing_even_without_cookies(free: Site, headers: dict[str, str]) -> None:
+    free.builder.model(free.builder.dataset(30), "run-a")
+
+    answer = free.web.post("/api/v1/models/1/promote", headers=headers)
+
+    assert answer.status_code == 403
+    assert Registry(free.store).aliases().champion is None
+
+
+def test_our_own_pages_pass(free: Site) -> None:
+    web = free.web
+    csrf = csrf_of(web)
+    headers = {"Sec-Fetch-Site": "same-origin", "Origin": "http://localhost", "X-CSRF-Token": csrf}
+
+    assert web.post("/api/v1/models/rollback", headers=headers).status_code == 409
+
+
+@pytest.mark.parametrize("given", ["", "wrong", "é"])
+def test_a_cookie_without_its_csrf_token_is_refused(free: Site, given: str) -> None:
+    web = free.web
+    csrf_of(web)
+
+    answer = web.post("/api/v1/models/rollback", data={"csrf": given})
+
+    assert answer.status_code == 403
+    assert "reload the page" in error_of(answer.data)[1]
+
+
+def test_a_login_cookie_alone_changes_nothing(guarded: Site) -> None:
+    web = guarded.web
+    log_in(web)
+    web.delete_cookie(CSRF_COOKIE)
+
+    assert web.post("/api/v1/models/rollback").status_code == 403
+
+
+def test_the_token_in_a_header_needs_no_csrf_token(guarded: Site) -> None:
+    web = guarded.web
+    log_in(web)
+
+    assert web.post("/api/v1/models/rollback", headers=BEARER).status_code == 409
+
+
+@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example:80", "10.0.0.1"])
+def test_a_foreign_name_that_leads_to_loopback_reads_nothing(free: Site, host: str) -> None:
+    assert free.web.get("/api/v1/runs", headers={"Host": host}).status_code == 403
+
+
+@pytest.mark.parametrize("host", ["localhost:8080", "127.0.0.1", "[::1]:8080"])
+def test_loopback_names_are_served(free: Site, host: str) -> None:
+    assert free.web.get("/api/v1/runs", headers={"Host": host}).status_code == 200
+
+
+def test_with_a_token_any_name_is_served(guarded: Site) -> None:
+    assert guarded.web.get("/api/v1/runs", headers={"Host": "faces.example", **BEARER}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/nope", "/api/v1/runs", "/healthz", "/static/style.css"])
+def test_every_answer_carries_the_security_headers(free: Site, path: str) -> None:
+    headers = free.web.get(path, buffered=True).headers
+
+    policy = dict(part.strip().partition(" ")[::2] for part in headers["Content-Security-Policy"].split(";"))
+    assert policy["default-src"] == "'self'"
+    assert policy["frame-ancestors"] == "'none'"
+    assert "unsafe" not in headers["Content-Security-Policy"]
+    assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_pages_hold_no_inline_script_or_style(free: Site) -> None:
+    free.builder.model(free.builder.dataset(30), "run-a")
+
+    text = free.web.get("/").text
+
+    assert not re.search(r"<script(?![^>]*\ssrc=)", text)
+    assert not re.search(r"<style|\sstyle=|\son\w+=", text)
+
+
+def test_a_mistyped_address_gets_a_page_with_a_next_step(free: Site) -> None:
+    answer = free.web.get("/nope")
+
+    assert (answer.status_code, answer.mimetype) == (404, "text/html")
+    assert "Back to the overview" in answer.text
+
+
+def test_a_wrong_method_is_answered_in_the_apis_form(free: Site) -> None:
+    answer = free.web.delete("/api/v1/runs")
+
+    assert (answer.status_code, error_of(answer.data)[0]) == (405, "invalid_message")

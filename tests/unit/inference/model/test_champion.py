@@ -1,0 +1,173 @@
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inference.model import champion as models_module
+from inference.model.champion import Models
+from inference.model.loader import ProviderUnavailable
+from shared.broker.sqlite.broker import SqliteBroker
+from shared.errors import InvalidMessage, InvalidModel
+from shared.topology import MODEL_PROMOTED
+from tests import model_builder as build
+from tests.inference_loops import Loops, open_loops
+from tests.model_builder import constant_model
+from tests.services import eventually
+
+
+@pytest.fixture
+def loops(tmp_path: Path) -> Iterator[Loops]:
+    with open_loops(tmp_path, f"sqlite:///{tmp_path / 'broker.db'}") as made:
+        yield made
+
+
+def champion(loops: Loops) -> int | None:
+    model = loops.models.champion
+    return model.version if model else None
+
+
+def test_there_is_no_champion_before_one_is_promoted(loops: Loops) -> None:
+    loops.builder.register(constant_model(0.9), promote=False)
+    loops.models.refresh()
+    assert champion(loops) is None
+    assert not loops.models.wait_for_champion(0.0)
+
+
+def test_a_good_new_champion_takes_over_and_is_counted(loops: Loops) -> None:
+    loops.builder.register(constant_model(0.9))
+    loops.models.refresh()
+    loops.models.refresh()
+    assert champion(loops) == 1
+    loops.builder.register(constant_model(0.2))
+    loops.models.refresh()
+    assert champion(loops) == 2
+    assert loops.value("genderline_model_swaps_total", outcome="ok") == 2
+    assert loops.value("genderline_model_info", version="1", provider="cpu") == 0
+    assert loops.value("genderline_model_info", version="2", provider="cpu") == 1
+
+
+def test_a_broken_new_champion_leaves_the_old_one_serving_and_is_counted_as_failed(
+    loops: Loops, caplog: pytest.LogCaptureFixture
+) -> None:
+    loops.builder.register(constant_model(0.9))
+    loops.models.refresh()
+    loops.builder.register(constant_model(0.9, build.not_a_number))
+    loops.models.refresh()
+    assert champion(loops) == 1
+    assert loops.value("genderline_model_swaps_total", outcome="failed") == 1
+    assert "model version 2 not taken (version 1 goes on serving): version 2 answered [nan" in caplog.text
+    loops.models.refresh()  # a broken one is left alone for a while
+    assert loops.value("genderline_model_swaps_total", outcome="failed") == 1
+
+
+def test_a_spoiled_card_or_alias_file_leaves_the_old_one_serving(loops: Loops) -> None:
+    loops.builder.register(constant_model(0.9))
+    loops.models.refresh()
+    second = loops.builder.register(constant_model(0.8))
+    loops.store.put(f"models/gender/{second}/card.json", b"{}")
+    loops.models.refresh()
+    assert champion(loops) == 1
+    loops.store.put("models/gender/aliases.json", b"[1, 2")
+    loops.models.refresh()
+    assert champion(loops) == 1
+
+
+def test_a_broken_champion_is_tried_again_once_it_is_promoted_again(loops: Loops) -> None:
+    good = constant_model(0.8)
+    loops.builder.register(constant_model(0.9))
+    loops.models.refresh()
+    second = loops.builder.register(good)
+    loops.builder.damage(second, good[:100])
+    loops.models.refresh()
+    loops.builder.damage(second, good)
+    loops.models.refresh(at_once=True)
+    assert champion(loops) == 2
+
+
+def test_a_worker_that_starts_while_the_champion_is_broken_serves_the_previous_one(loops: Loops) -> None:
+    loops.builder.register(constant_model(0.9))
+    loops.builder.register(constant_model(0.9, build.not_a_number))
+    loops.models.refresh()
+    assert champion(loops) == 1
+    loops.builder.register(constant_model(0.7))
+    loops.models.refresh()
+    assert champion(loops) == 3
+
+
+def test_an_event_brings_the_new_champion_long_before_the_next_poll(
+    loops: Loops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models_module, "_POLL_S", 3600.0)
+    loops.builder.register(constant_model(0.9))
+    with loops.running(loops.follow):
+        assert loops.models.wait_for_champion(10)
+        loops.builder.register(constant_model(0.2))
+        loops.broker.emit(MODEL_PROMOTED, {"version": 2, "reason": "a test"})
+        eventually(lambda: champion(loops) == 2, 10, "version 2 serves")
+
+
+def test_polling_brings_the_new_champion_where_no_event_comes(loops: Loops, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models_module, "_POLL_S", 0.1)
+    with loops.running(loops.follow):
+        loops.builder.register(constant_model(0.9))
+        assert loops.models.wait_for_champion(10)
+
+
+def test_the_champion_is_followed_even_where_the_broker_is_gone(
+    loops: Loops, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models_module, "_POLL_S", 0.1)
+    closed = SqliteBroker(tmp_path / "other.db")
+    closed.close()
+    with loops.running(lambda stop: loops.models.follow(closed, stop)):
+        loops.builder.register(constant_model(0.9))
+        assert loops.models.wait_for_champion(10)
+
+
+def test_a_pinned_version_answers_beside_the_champion_and_stays_loaded(loops: Loops) -> None:
+    loops.builder.register(constant_model(0.9))
+    loops.builder.register(constant_model(0.2))
+    loops.models.refresh()
+    pinned = loops.models.get(1)
+    assert pinned.predict(np.zeros((1, 128, 128), np.uint8)).tolist() == pytest.approx([0.9])
+    assert loops.models.get(1) is pinned
+    assert loops.models.get(2) is loops.models.champion
+
+
+def test_of_pinned_versions_the_last_two_used_stay_loaded(loops: Loops) -> None:
+    for probability in (0.2, 0.3, 0.4, 0.5):
+        loops.builder.register(constant_model(probability), promote=False)
+    first, second = loops.models.get(1), loops.models.get(2)
+    assert loops.models.get(1) is first
+    loops.models.get(3)
+    assert loops.models.get(1) is first
+    assert loops.models.get(2) is not second
+
+
+def test_what_served_until_now_stays_loaded_for_those_who_pinned_it(loops: Loops) -> None:
+    loops.builder.register(constant_model(0.9))
+    loops.models.refresh()
+    served = loops.models.champion
+    loops.builder.register(constant_model(0.2))
+    loops.models.refresh()
+    assert loops.models.get(1) is served
+
+
+def test_an_unknown_or_broken_pinned_version_is_told_apart(loops: Loops) -> None:
+    loops.builder.register(constant_model(0.9))
+    with pytest.raises(InvalidMessage, match="no model version 9; registered: 1") as caught:
+        loops.models.get(9)
+    assert caught.value.code == "unknown_model_version"
+    loops.builder.register(constant_model(0.9, build.not_a_number))
+    with pytest.raises(InvalidModel, match="version 2 answered"):
+        loops.models.get(2)
+
+
+def test_where_cuda_must_be_and_is_not_following_ends_instead_of_serving_on_the_cpu(loops: Loops) -> None:
+    loops.builder.register(constant_model(0.9))
+    insisting = Models(loops.store, "cuda", loops.metrics)
+    with pytest.raises(ProviderUnavailable):
+        insisting.follow(loops.broker, threading.Event())
+    assert insisting.champion is None

@@ -1,0 +1,45 @@
+import importlib.metadata
+import importlib.util
+
+import pytest
+import torch
+
+from inference.worker_layout import GPU_BYTES, divided, gpu_memory_bytes, layout_of
+from shared.runtime.settings import Settings
+
+FOR_GPUS = any(package.name == "onnxruntime-gpu" for package in importlib.metadata.distributions())
+
+
+@pytest.mark.parametrize(
+    ("cores", "wanted", "gpu_bytes", "expected"),
+    [
+        (4, 0, None, (4, 1)),  # a worker a core
+        (8, 2, None, (2, 4)),  # as many as asked for; the other cores decode
+        (8, 3, None, (3, 2)),
+        (8, 16, None, (16, 1)),
+        (16, 0, 80 * GPU_BYTES, (16, 1)),
+        (64, 0, 16 * GPU_BYTES, (16, 4)),  # as many as the GPU has room for
+        (8, 0, GPU_BYTES // 2, (1, 8)),
+        (64, 20, 16 * GPU_BYTES, (20, 3)),  # who asks for more knows better
+    ],
+)
+def test_workers_and_their_threads_divide_the_cores_and_share_the_gpu(
+    cores: int, wanted: int, gpu_bytes: int | None, expected: tuple[int, int]
+) -> None:
+    assert divided(cores, wanted=wanted, gpu_bytes=gpu_bytes) == expected
+
+
+@pytest.mark.skipif(FOR_GPUS, reason="this ONNX Runtime is the build for GPUs")
+def test_without_onnx_runtime_for_gpus_there_is_none_to_share() -> None:
+    settings = Settings()
+    assert gpu_memory_bytes() is None
+    assert layout_of(settings) == (settings.cores, 1)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(
+    not (FOR_GPUS and torch.cuda.is_available()) or importlib.util.find_spec("pynvml") is None,
+    reason="needs a CUDA device, and ONNX Runtime built for it",
+)
+def test_the_memory_of_a_gpu_is_what_torch_says_too() -> None:
+    assert gpu_memory_bytes() == pytest.approx(torch.cuda.get_device_properties(0).total_memory, rel=0.1)

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from shared.archives.fetch import fetched
+from shared.errors import InvalidMessage, Retryable
+from shared.messages import ArchiveRequest
+from shared.runtime.settings import Settings
+from shared.store.files import FileStore
+
+CONTENT = b"PK an archive"
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Place:
+    """A store, an allowed folder with one archive, and a folder for copies."""
+
+    def __init__(self, root: Path) -> None:
+        self.store = FileStore(root / "store")
+        self.allowed = root / "allowed"
+        self.outside = root / "outside"
+        self.copies = root / "copies"
+        for folder in (self.allowed, self.outside, self.copies):
+            folder.mkdir()
+        (self.allowed / "faces.zip").write_bytes(CONTENT)
+        (self.outside / "secret.zip").write_bytes(CONTENT)
+
+    def fetch(
+        self, uri: str | None = None, *, body: bytes | None = None, sha256: str | None = None, limit: int = 1000
+    ) -> Path:
+        settings = Settings(allowed_roots=(self.allowed,), max_archive_bytes=limit)
+        request = ArchiveRequest("m1", "faces", body=body, uri=uri, sha256=sha256)
+        with fetched(request, self.store, settings, self.copies) as path:
+            assert path.read_bytes() == CONTENT
+            return path
+
+    def refusal(
+        self, uri: str | None = None, *, body: bytes | None = None, sha256: str | None = None
+    ) -> InvalidMessage:
+        with pytest.raises(InvalidMessage) as caught:
+            self.fetch(uri, body=body, sha256=sha256)
+        return caught.value
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def test_an_archive_sent_by_value_becomes_a_file(place: Place) -> None:
+    assert place.fetch(body=CONTENT).parent == place.copies
+
+
+def test_an_archive_in_the_store_is_read_where_it_lies(place: Place) -> None:
+    place.store.put("datasets/x/archive.zip", CONTENT)
+    path = place.fetch("store:datasets/x/archive.zip", sha256=SHA256)
+    assert path == place.store.path("datasets/x/archive.zip")
+
+
+def test_an_archive_in_an_allowed_folder_is_read_where_it_lies(place: Place) -> None:
+    assert place.fetch(f"file://{place.allowed}/faces.zip") == place.allowed / "faces.zip"
+    place.fetch(f"file://localhost{place.allowed}/faces.zip")
+
+
+def test_a_uri_may_escape_characters(place: Place) -> None:
+    (place.allowed / "my faces #1.zip").write_bytes(CONTENT)
+    place.fetch(f"file://{place.allowed}/my%20faces%20%231.zip")
+
+
+def test_no_link_no_dots_and_no_escape_leads_out_of_the_allowed_folder(place: Place) -> None:
+    (place.allowed / "link.zip").symlink_to(place.outside / "secret.zip")
+    (place.allowed / "folder").symlink_to(place.outside)
+    for path in (
+        f"{place.outside}/secret.zip",
+        f"{place.allowed}/../outside/secret.zip",
+        f"{place.allowed}/%2e%2e/outside/secret.zip",
+        f"{place.allowed}/link.zip",
+        f"{place.allowed}/folder/secret.zip",
+        f"{place.allowed}-else/faces.zip",
+        "/etc/passwd",
+        "/etc/no-such-file",
+    ):
+        error = place.refusal(f"file://{path}")
+        assert error.code == "uri_not_allowed"
+        said = f"lies outside the allowed roots, GENDERLINE_ALLOWED_ROOTS: {place.allowed.resolve()}"
+        assert str(error).endswith(said)
+
+
+def test_that_no_folder_is_allowed_is_said(place: Place) -> None:
+    request = ArchiveRequest("m1", "faces", uri=f"file://{place.allowed}/faces.zip")
+    settings = Settings(allowed_roots=())
+    with pytest.raises(InvalidMessage, match="GENDERLINE_ALLOWED_ROOTS: there are none"):
+        fetched(request, place.store, settings, place.copies).__enter__()
+
+
+def test_a_link_inside_the_allowed_folder_is_followed(place: Place) -> None:
+    (place.allowed / "newest.zip").symlink_to(place.allowed / "faces.zip")
+    assert place.fetch(f"file://{place.allowed}/newest.zip") == place.allowed / "faces.zip"
+
+
+def test_a_file_on_another_host_is_refused(place: Place) -> None:
+    error = place.refusal(f"file://elsewhere{place.allowed}/faces.zip")
+    assert error.code == "uri_not_allowed"
+    assert "names the host 'elsewhere'; expected file:///PATH" in str(error)
+
+
+@pytest.mark.parametrize("name", ["none.zip", "", "n" * 300, "faces.zip/below"])
+def test_what_is_no_file_in_the_allowed_folder_is_not_found(place: Place, name: str) -> None:
+    assert place.refusal(f"file://{place.allowed}/{name}").code == "uri_not_found"
+
+
+def test_a_pipe_is_no_file(place: Place) -> None:
+    os.mkfifo(place.allowed / "pipe.zip")
+    assert place.refusal(f"file://{place.allowed}/pipe.zip").code == "uri_not_found"
+
+
+def test_a_file_that_may_not_be_read_is_not_found(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # for who runs the tests as root
+    error = place.refusal(f"file://{place.allowed}/faces.zip")
+    assert error.code == "uri_not_found"
+    assert "there is no file that can be read at" in str(error)
+
+
+@pytest.mark.parametrize("uri", ["file:///a%00b", "file://[bad/x"])
+def test_a_file_uri_that_is_no_path_is_refused(place: Place, uri: str) -> None:
+    error = place.refusal(uri)
+    assert error.code == "uri_not_allowed"
+    assert f"uri '{uri}' is not a path; expected file:///PATH" in str(error)
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://x/y.zip", "ftp://x", "/srv/x.zip", "x.zip", "FILE:///etc/passwd", "memory://x"]
+)
+def test_an_unknown_scheme_is_refused_with_those_that_are_known(place: Place, uri: str) -> None:
+    error = place.refusal(uri)
+    assert error.code == "uri_not_allowed"
+    assert str(error) == f"uri is '{uri}'; expected store:KEY, file:///PATH or s3://BUCKET/KEY"
+
+
+@pytest.mark.parametrize("key", ["../outside/secret.zip", "/etc/passwd", "", "a/.b"])
+def test_no_key_leads_out_of_the_store(place: Place, key: str) -> None:
+    assert place.refusal(f"store:{key}").code == "uri_not_allowed"
+
+
+def test_a_key_without_an_object_is_not_found(place: Place) -> None:
+    error = place.refusal("store:datasets/none/archive.zip")
+    assert error.code == "uri_not_found"
+    assert str(error) == "uri: there is no object 'datasets/none/archive.zip' in the store"
+
+
+def test_s3_without_its_extra_is_refused_with_its_name(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(sys.modules, "shared.store.s3", raising=False)
+    error = place.refusal("s3://bucket/faces.zip")
+    assert error.code == "uri_not_allowed"
+    assert "needs S3 support, which is not installed here (extra `s3`)" in str(error)
+
+
+def test_another_sha256_than_the_message_s_is_a_mismatch_that_shows_both(place: Place) -> None:
+    place.store.put("a.zip", CONTENT)
+    for uri in ("store:a.zip", f"file://{place.allowed}/faces.zip"):
+        error = place.refusal(uri, sha256="0" * 64)
+        assert error.code == "sha256_mismatch"
+        assert str(error) == f"the archive's SHA-256 is {SHA256}; the message says {'0' * 64}"
+
+
+def test_an_archive_over_the_limit_is_refused_with_both_sizes(place: Place) -> None:
+    place.store.put("a.zip", CONTENT)
+    for uri, body in (("store:a.zip", None), (f"file://{place.allowed}/faces.zip", None), (None, CONTENT)):
+        place.fetch(uri, body=body, limit=len(CONTENT))
+        with pytest.raises(InvalidMessage, match="has 13 bytes; at most 12 are taken") as caught:
+            place.fetch(uri, body=body, limit=12)
+        assert caught.value.code == "archive_too_large"
+
+
+def test_a_disk_without_room_for_the_copy_is_retryable(place: Place) -> None:
+    place.copies.rmdir()
+    with pytest.raises(Retryable, match=r"cannot write .*archive\.zip: No such file or directory"):
+        place.fetch(body=CONTENT)

@@ -1,0 +1,87 @@
+"""Deleting from a store that the services have filled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shared.errors import Conflict, InvalidMessage, NotFound
+from shared.params import TrainingParams
+from shared.records import jobs, runs
+from shared.records.deletion import Deletion
+from shared.store.files import FileStore
+from tests.store_builder import StoreBuilder
+
+RUNS = ("run-00000000000a", "run-00000000000b", "run-00000000000c")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FileStore:
+    return FileStore(tmp_path / "store")
+
+
+@pytest.fixture
+def builder(store: FileStore) -> StoreBuilder:
+    """Three models, each of a dataset of its own: version 3 serves, 2 is the previous one, 1 is not in use."""
+    builder = StoreBuilder(store)
+    for run_id in RUNS:
+        builder.registry.promote(builder.model(builder.dataset(30), run_id), "newer")
+    builder.job()
+    return builder
+
+
+def dataset_of(builder: StoreBuilder, version: int) -> str:
+    return str(builder.registry.card(version)["dataset"]["sha256"])
+
+
+def test_what_is_not_in_use_is_deleted_whole_and_alone(store: FileStore, builder: StoreBuilder) -> None:
+    sha256, (job_id,) = dataset_of(builder, 1), store.children("jobs")
+    deletion = Deletion(store)
+    deletion.dataset(sha256)
+    deletion.run(RUNS[0])
+    deletion.job(job_id)
+    assert sha256 not in store.children("datasets")
+    assert len(store.children("datasets")) == 2
+    assert store.children("runs") == list(RUNS[1:])
+    assert store.children("jobs") == []
+    assert builder.registry.versions() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("version", "alias"), [(3, "champion"), (2, "previous"), (1, "challenger")])
+def test_run_and_dataset_of_a_model_in_use_are_refused(
+    store: FileStore, builder: StoreBuilder, version: int, alias: str
+) -> None:
+    if alias == "challenger":
+        builder.registry.challenge(version, "to see")
+    with pytest.raises(Conflict, match=f"version {version}, the {alias} model, was trained on it"):
+        Deletion(store).dataset(dataset_of(builder, version))
+    with pytest.raises(Conflict, match=f"version {version}, the {alias} model, came of it"):
+        Deletion(store).run(RUNS[version - 1])
+    assert (len(store.children("datasets")), len(store.children("runs"))) == (3, 3)
+
+
+def test_what_has_not_ended_is_refused_and_so_is_every_dataset_that_it_may_need(
+    store: FileStore, builder: StoreBuilder
+) -> None:
+    free = dataset_of(builder, 1)
+    builder.runs.create("run-q", message_id="q", name="q", params=TrainingParams(), state=runs.QUEUED)
+    builder.jobs.create("job-q", message_id="q", name="q", state=jobs.QUEUED)
+    deletion = Deletion(store)
+    with pytest.raises(Conflict, match="run run-q is queued; expected one that has ended"):
+        deletion.run("run-q")
+    with pytest.raises(Conflict, match="job job-q is queued; expected one that has ended"):
+        deletion.job("job-q")
+    with pytest.raises(Conflict, match="run run-q is queued and may need the dataset"):
+        deletion.dataset(free)
+    builder.runs.update("run-q", state=runs.TRAINING, dataset=dataset_of(builder, 2))
+    deletion.dataset(free)
+
+
+@pytest.mark.parametrize("kind", ["dataset", "run", "job"])
+@pytest.mark.parametrize("which", ["nope", "", "..", "a/b"])
+def test_what_is_not_there_is_said(store: FileStore, builder: StoreBuilder, kind: str, which: str) -> None:
+    before = sorted(store.root.rglob("*"))
+    with pytest.raises((NotFound, InvalidMessage), match=r"there is no|is not a store key"):
+        getattr(Deletion(store), kind)(which)
+    assert sorted(store.root.rglob("*")) == before

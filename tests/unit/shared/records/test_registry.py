@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from shared.errors import Conflict, NotFound
+from shared.records.registry import Aliases, Registry
+from shared.store.files import FileStore
+from tests.store_process import race
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FileStore:
+    return FileStore(tmp_path / "store")
+
+
+@pytest.fixture
+def registry(store: FileStore) -> Registry:
+    return Registry(store)
+
+
+def register(registry: Registry, run_id: str, folder: Path) -> int:
+    version = registry.claim(run_id)
+    model = folder / f"{run_id}.onnx"
+    model.write_bytes(run_id.encode())
+    registry.register(version, {"run_id": run_id, "version": version}, "# card", {"model.onnx": model})
+    return version
+
+
+def test_processes_that_claim_at_the_same_time_never_share_a_number(store: FileStore, registry: Registry) -> None:
+    assert sorted(race(store.root, [["claim", f"run-{n}"] for n in range(4)])) == ["1", "2", "3", "4"]
+    assert registry.claim("run-new") == 5
+
+
+def test_processes_that_claim_for_one_run_get_one_number(store: FileStore, registry: Registry) -> None:
+    assert race(store.root, [["claim", "run-1"]] * 4) == ["1"] * 4
+    assert registry.claim("run-2") == 2
+
+
+def test_the_same_run_gets_the_same_version_before_and_after_it_is_registered(
+    registry: Registry, tmp_path: Path
+) -> None:
+    assert [registry.claim("run-1"), registry.claim("run-2"), registry.claim("run-1")] == [1, 2, 1]
+    assert register(registry, "run-1", tmp_path) == 1
+    assert register(registry, "run-1", tmp_path) == 1
+    assert registry.versions() == [1]
+
+
+def test_a_claimed_version_is_not_listed_before_it_is_registered(registry: Registry, tmp_path: Path) -> None:
+    registry.claim("run-unfinished")
+    assert registry.versions() == []
+    with pytest.raises(NotFound, match="there is no model version 1; registered: none"):
+        registry.card(1)
+    with pytest.raises(NotFound, match="version 1"):
+        registry.promote(1, "too early")
+    assert register(registry, "run-2", tmp_path) == 2
+    assert registry.versions() == [2]
+    assert registry.version_of_run("run-unfinished") is None
+
+
+def test_a_version_deleted_but_for_its_claim_is_gone_and_its_number_not_given_again(
+    store: FileStore, registry: Registry, tmp_path: Path
+) -> None:
+    assert [register(registry, run_id, tmp_path) for run_id in ("run-1", "run-2")] == [1, 2]
+    for name in store.children("models/gender/2"):
+        if name != "claim.json":
+            store.delete(f"models/gender/2/{name}")
+    assert registry.versions() == [1]
+    assert registry.claim("run-3") == 3
+
+
+def test_a_registered_version_has_its_card_and_files(store: FileStore, registry: Registry, tmp_path: Path) -> None:
+    version = register(registry, "run-1", tmp_path)
+    assert registry.card(version)["run_id"] == "run-1"
+    assert store.get(Registry.model_key(version)) == b"run-1"
+    assert store.get(Registry.card_text_key(version)) == b"# card"
+    assert Registry.model_key(version, "int8") == "models/gender/1/model_int8.onnx"
+    assert registry.version_of_run("run-1") == version
+    assert registry.version_of_run("run-2") is None
+
+
+def test_versions_are_in_the_order_of_numbers_not_of_letters(registry: Registry, tmp_path: Path) -> None:
+    for number in range(1, 12):
+        register(registry, f"run-{number}", tmp_path)
+    assert registry.versions() == list(range(1, 12))
+
+
+def test_there_is_no_champion_before_the_first_promotion(registry: Registry) -> None:
+    assert registry.aliases() == Aliases(None, None)
+    assert registry.history() == []
+    with pytest.raises(Conflict, match="there is no previous champion to roll back to"):
+        registry.rollback("why not")
+
+
+def test_a_promotion_makes_a_champion_and_remembers_the_one_before(registry: Registry, tmp_path: Path) -> None:
+    for number in (1, 2):
+        register(registry, f"run-{number}", tmp_path)
+    assert registry.promote(1, "first") == Aliases(1, None)
+    with pytest.raises(Conflict, match="no previous champion"):
+        registry.rollback("too early")
+    assert registry.promote(2, "better") == registry.aliases() == Aliases(2, 1)
+    assert [(entry["action"], entry["version"], entry["from"], entry["reason"]) for entry in registry.history()] == [
+        ("promote", 1, None, "first"),
+        ("promote", 2, 1, "better"),
+    ]
+
+
+def test_promoting_the_champion_again_changes_nothing(registry: Registry, tmp_path: Path) -> None:
+    for number in (1, 2):
+        register(registry, f"run-{number}", tmp_path)
+        registry.promote(number, "next")
+    assert registry.promote(2, "again") == Aliases(2, 1)
+    assert len(registry.history()) == 2
+
+
+def test_a_rollback_returns_to_the_champion_before_and_can_itself_be_rolled_back(
+    registry: Registry, tmp_path: Path
+) -> None:
+    for number in (1, 2):
+        register(registry, f"run-{number}", tmp_path)
+        registry.promote(number, "next")
+    assert registry.rollback("worse in the field") == Aliases(1, 2)
+    assert registry.history()[-1]["action"] == "rollback"
+    assert registry.rollback("it was not") == Aliases(2, 1)
+
+
+def test_a_rollback_to_a_version_that_is_gone_is_refused(store: FileStore, registry: Registry, tmp_path: Path) -> None:
+    for number in (1, 2):
+        register(registry, f"run-{number}", tmp_path)
+        registry.promote(number, "next")
+    store.delete("models/gender/1")
+    with pytest.raises(NotFound, match="there is no model version 1; registered: 2"):
+        registry.rollback("back")
+    assert registry.aliases() == Aliases(2, 1)
+
+
+def test_the_history_keeps_the_last_hundred(registry: Registry, tmp_path: Path) -> None:
+    for number in (1, 2):
+        register(registry, f"run-{number}", tmp_path)
+    for turn in range(105):
+        registry.promote(turn % 2 + 1, f"turn {turn}")
+    assert len(registry.history()) == 100
+    assert registry.history()[-1]["reason"] == "turn 104"
+
+
+def test_other_files_beside_the_versions_are_no_versions(store: FileStore, registry: Registry) -> None:
+    store.put("models/gender/readme.txt", b"")
+    assert registry.claim("run-1") == 1
+
+
+@pytest.fixture
+def three(registry: Registry, tmp_path: Path) -> Registry:
+    """Three versions, of which the first is champion."""
+    for number in (1, 2, 3):
+        register(registry, f"run-{number}", tmp_path)
+    registry.promote(1, "first")
+    return registry
+
+
+def test_a_challenger_is_another_version_than_the_champion_and_leaves_with_its_dismissal(three: Registry) -> None:
+    assert three.challenge(2, "faster") == three.aliases() == Aliases(1, None, 2)
+    assert three.challenge(3, "faster still") == three.challenge(3, "again") == Aliases(1, None, 3)
+    with pytest.raises(Conflict, match="version 1 is the champion; expected another one as its challenger"):
+        three.challenge(1, "itself")
+    with pytest.raises(NotFound, match="no model version 9"):
+        three.challenge(9, "nobody")
+    with pytest.raises(Conflict, match="version 2 is not the challenger; version 3 is"):
+        three.dismiss("mixed up", 2)
+    assert three.dismiss("slow") == 3
+    with pytest.raises(Conflict, match="there is no challenger"):
+        three.dismiss("slow")
+    assert three.aliases() == Aliases(1, None, None)
+    assert [(entry["action"], entry["version"], entry["reason"]) for entry in three.history()[1:]] == [
+        ("challenge", 2, "faster"),
+        ("challenge", 3, "faster still"),
+        ("dismiss", 3, "slow"),
+    ]
+
+
+def test_without_a_champion_there_is_nobody_to_challenge(registry: Registry, tmp_path: Path) -> None:
+    version = register(registry, "run-1", tmp_path)
+    with pytest.raises(Conflict, match="no champion to challenge; promote version 1 instead"):
+        registry.challenge(version, "why not")
+
+
+def test_the_gate_names_its_newest_challenger_and_leaves_one_alone_that_a_person_chose(three: Registry) -> None:
+    assert three.challenge(2, "gate: no better", by="gate").challenger == 2
+    assert three.challenge(3, "gate: no better", by="gate").challenger == 3
+    assert three.challenge(2, "I want to know").challenger == 2
+    assert three.challenge(3, "gate: no better", by="gate").challenger == 2
+    three.dismiss("seen enough")
+    assert three.challenge(1, "gate: it serves by now", by="gate") == Aliases(1, None, None)
+
+
+def test_a_new_champion_keeps_the_challenger_that_a_person_chose_only(three: Registry) -> None:
+    three.challenge(2, "I want to know")
+    assert three.promote(3, "better") == Aliases(3, 1, 2)
+    assert three.rollback("worse") == Aliases(1, 3, 2)
+    assert three.promote(2, "it won") == Aliases(2, 1, None)
+    three.challenge(3, "gate: no better", by="gate")
+    assert three.rollback("worse") == Aliases(1, 2, None)
+
+
+def test_of_several_that_promote_a_challenger_one_does_and_none_after_anything_has_changed(
+    store: FileStore, three: Registry
+) -> None:
+    three.challenge(2, "faster")
+    assert not three.promote_challenger(3, 1, "not the challenger")
+    assert not three.promote_challenger(2, 3, "not against this champion")
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda _: Registry(store).promote_challenger(2, 1, "rule"), range(8)))
+    assert sorted(done) == [False] * 7 + [True]
+    assert three.aliases() == Aliases(2, 1, None)
+    three.rollback("a person knows better")
+    assert not three.promote_challenger(2, 1, "rule")
+    assert [entry["reason"] for entry in three.history()] == ["first", "faster", "rule", "a person knows better"]

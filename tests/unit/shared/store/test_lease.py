@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from shared.store.files import FileStore
+from shared.store.lease import Lease, LeaseLost
+from tests.store_process import store_process
+
+
+class Clock:
+    """Unix time that stands still until told otherwise."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FileStore:
+    return FileStore(tmp_path)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_one_of_many_becomes_the_owner(store: FileStore) -> None:
+    barrier = threading.Barrier(8)
+
+    def acquire(_: int) -> bool:
+        lease = Lease(store, "runs/run-1", ttl_s=60)
+        barrier.wait()
+        return lease.acquire()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(acquire, range(8))).count(True) == 1
+
+
+def test_leases_on_different_work_do_not_meet(store: FileStore) -> None:
+    assert Lease(store, "runs/run-1", ttl_s=60).acquire()
+    assert Lease(store, "runs/run-2", ttl_s=60).acquire()
+
+
+def test_a_living_owner_is_not_taken_over_for_as_long_as_it_renews(store: FileStore, clock: Clock) -> None:
+    owner, other = (Lease(store, "runs/run-1", ttl_s=10, clock=clock) for _ in range(2))
+    assert owner.acquire()
+    for _ in range(5):
+        clock.now += 9
+        owner.renew()
+        assert not other.acquire()
+
+
+def test_a_paused_owner_is_taken_over_after_its_time_and_finds_out(store: FileStore, clock: Clock) -> None:
+    paused, successor = (Lease(store, "runs/run-1", ttl_s=10, clock=clock) for _ in range(2))
+    assert paused.acquire()
+    clock.now += 9.9
+    assert not successor.acquire()
+    clock.now += 0.2
+    assert successor.acquire()
+    with pytest.raises(LeaseLost, match="runs/run-1/lease is not held: another process has taken over"):
+        paused.renew()
+
+
+def test_an_owner_that_was_only_slow_stays_the_owner(store: FileStore, clock: Clock) -> None:
+    owner = Lease(store, "runs/run-1", ttl_s=10, clock=clock)
+    assert owner.acquire()
+    clock.now += 100
+    owner.renew()
+    assert not Lease(store, "runs/run-1", ttl_s=10, clock=clock).acquire()
+
+
+def test_the_late_release_of_a_paused_owner_does_not_harm_its_successor(store: FileStore, clock: Clock) -> None:
+    paused, successor, third = (Lease(store, "runs/run-1", ttl_s=10, clock=clock) for _ in range(3))
+    assert paused.acquire()
+    clock.now += 11
+    assert successor.acquire()
+    paused.release()
+    assert not third.acquire()
+    successor.renew()
+
+
+def test_a_released_lease_is_free_at_once_and_no_longer_renewed(store: FileStore, clock: Clock) -> None:
+    first, second = (Lease(store, "runs/run-1", ttl_s=10, clock=clock) for _ in range(2))
+    assert first.acquire()
+    first.release()
+    with pytest.raises(LeaseLost):
+        first.renew()
+    assert second.acquire()
+    second.release()
+    assert first.acquire()
+
+
+def test_who_never_acquired_neither_renews_nor_releases(store: FileStore) -> None:
+    lease = Lease(store, "runs/run-1", ttl_s=10)
+    with pytest.raises(LeaseLost):
+        lease.renew()
+    lease.release()
+    assert store.children("runs/run-1/lease") == []
+
+
+def test_a_killed_owner_of_this_machine_is_taken_over_at_once(store: FileStore) -> None:
+    successor = Lease(store, "runs/run-1", ttl_s=3600)
+    with store_process(store.root, "hold", "runs/run-1") as owner:
+        assert owner.line() == "held"
+        assert not successor.acquire()
+        owner.kill()
+        assert successor.acquire()
+
+
+def test_an_owner_on_another_machine_gets_its_whole_time(store: FileStore, clock: Clock) -> None:
+    # The process id is one that no process here has: ids say nothing across machines.
+    store.put_json("runs/run-1/lease/00000001", {"owner": "far/pid:[1]:4194999:aa", "expires": clock.now + 10})
+    lease = Lease(store, "runs/run-1", ttl_s=10, clock=clock)
+    assert not lease.acquire()
+    clock.now += 11
+    assert lease.acquire()
+
+
+def test_a_living_process_of_another_user_is_no_dead_owner(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = Lease(store, "runs/run-1", ttl_s=60)
+    assert owner.acquire()
+
+    def refused(_pid: int, _signal: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("os.kill", refused)
+    assert not Lease(store, "runs/run-1", ttl_s=60).acquire()
+
+
+def test_a_machine_without_process_namespaces_leases_too(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: Path) -> Path:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "readlink", missing)
+    assert Lease(store, "runs/run-1", ttl_s=60).acquire()
+    assert not Lease(store, "runs/run-1", ttl_s=60).acquire()
+
+
+def test_a_file_that_somebody_left_among_the_leases_is_no_lease(store: FileStore) -> None:
+    store.put("runs/run-1/lease/notes.txt", b"")
+    assert Lease(store, "runs/run-1", ttl_s=60).acquire()

@@ -1,0 +1,323 @@
+"""The client, on a real broker and store; where a worker must answer, a thread plays it."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared import client as client_module
+from shared.broker.base import BrokerFull, Delivery, Message
+from shared.broker.sqlite.broker import SqliteBroker
+from shared.client import Client
+from shared.connect import open_client
+from shared.errors import Conflict, GenderlineError, InvalidMessage, NotFound
+from shared.messages import job_id_of, json_reply, parse_dataset, parse_job, parse_prediction, prediction, run_id_of
+from shared.records import jobs, runs
+from shared.runtime.settings import Settings
+from shared.store.files import FileStore
+
+CONTENT = b"PK" + b"x" * 3_000_000
+MODEL = {"name": "gender", "version": 3}
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[Client]:
+    with SqliteBroker(tmp_path / "broker.db") as broker:
+        yield Client(broker, FileStore(tmp_path / "store"))
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    path = tmp_path / "my faces.zip"
+    path.write_bytes(CONTENT)
+    return path
+
+
+def waiting(client: Client, queue: str) -> list[Message]:
+    with client.broker.consume([queue], prefetch=10) as consumer:
+        return [delivery.message for delivery in consumer.take(10, timeout_s=0)]
+
+
+# -- datasets
+
+
+def test_a_dataset_is_stored_under_its_hash_and_its_message_names_it(client: Client, archive: Path) -> None:
+    run_id = client.submit_dataset(archive, params={"epochs": 3}, message_id="m1")
+    sha256 = hashlib.sha256(CONTENT).hexdigest()
+    (message,) = waiting(client, client.broker.topology.datasets)
+    request = parse_dataset(message)
+    assert (request.uri, request.sha256, request.name) == (f"store:datasets/{sha256}/archive.zip", sha256, "my faces")
+    assert request.params.epochs == 3
+    assert client.store.get(f"datasets/{sha256}/archive.zip") == CONTENT
+    assert archive.exists()
+    record = client.runs.get(run_id)
+    assert run_id == run_id_of("m1") == run_id_of(message.message_id)
+    assert (record["state"], record["name"], record["params"]["epochs"]) == (runs.QUEUED, "my faces", 3)
+
+
+@pytest.mark.parametrize(("name", "called"), [("n" * 201, "n" * 200), ("bad \udcff", "bad ?")])
+def test_a_name_that_a_message_does_not_take_is_made_to_fit(
+    client: Client, archive: Path, name: str, called: str
+) -> None:
+    run_id, job_id = client.submit_dataset(archive, name=name), client.submit_job(archive, name=name)
+    (dataset,) = waiting(client, client.broker.topology.datasets)
+    (job,) = waiting(client, client.broker.topology.jobs)
+    assert (parse_dataset(dataset).name, parse_job(job).name) == (called, called)
+    assert (client.runs.get(run_id)["name"], client.jobs.get(job_id)["name"]) == (called, called)
+
+
+def test_copying_is_told_piece_by_piece_and_done_once_for_the_same_archive(client: Client, archive: Path) -> None:
+    copied: list[int] = []
+    first = client.submit_dataset(archive, on_copied=copied.append)
+    assert len(copied) > 1
+    assert sum(copied) == len(CONTENT)
+    second = client.submit_dataset(archive, name="again", on_copied=copied.append)
+    assert sum(copied) == len(CONTENT)
+    assert first != second
+    assert client.runs.get(second)["name"] == "again"
+
+
+def test_a_file_may_be_given_away(client: Client, archive: Path) -> None:
+    client.submit_dataset(archive, move=True)
+    assert not archive.exists()
+    sha256 = hashlib.sha256(CONTENT).hexdigest()
+    assert client.store.get(f"datasets/{sha256}/archive.zip") == CONTENT
+
+
+def test_a_wrong_parameter_is_refused_before_anything_is_stored(client: Client, archive: Path) -> None:
+    with pytest.raises(InvalidMessage, match="'epoch': unknown parameter"):
+        client.submit_dataset(archive, params={"epoch": 3})
+    assert client.store.children("") == []
+    assert waiting(client, client.broker.topology.datasets) == []
+
+
+def test_a_file_that_changes_while_it_is_copied_does_not_poison_the_store(client: Client, archive: Path) -> None:
+    def change(_: int) -> None:
+        with archive.open("r+b") as file:
+            file.seek(-4, 2)
+            file.write(b"more")
+
+    with pytest.raises(Conflict, match=r"my faces\.zip changed while it was copied"):
+        client.submit_dataset(archive, on_copied=change)
+    assert client.store.children("datasets") == []
+    assert client.runs.all() == []
+
+
+def test_a_message_that_the_broker_refuses_leaves_no_run_that_waits_forever(tmp_path: Path, archive: Path) -> None:
+    with SqliteBroker(tmp_path / "full.db", queue_limit=1) as broker:
+        client = Client(broker, FileStore(tmp_path / "store"))
+        client.submit_dataset(archive)
+        client.submit_job(archive)
+        for submit in (client.submit_dataset, client.submit_job):
+            with pytest.raises(BrokerFull):
+                submit(archive)
+        assert (len(client.runs.all()), len(client.jobs.all())) == (1, 1)
+
+
+def test_a_run_that_a_trainer_took_at_once_is_not_set_back_to_queued(client: Client, archive: Path) -> None:
+    run_id = run_id_of("m1")
+    client.runs.create(run_id, message_id="m1", name="x", params=None, state=runs.TRAINING)
+    client.submit_dataset(archive, message_id="m1")
+    assert client.runs.get(run_id)["state"] == runs.TRAINING
+
+
+# -- following
+
+
+def test_a_run_is_followed_by_events_to_its_end(client: Client, archive: Path) -> None:
+    run_id = client.submit_dataset(archive)
+
+    def train() -> None:
+        client.runs.update(run_id, state=runs.TRAINING)
+        client.broker.emit("run.progress", {"run_id": "another", "progress": {"stage": "training", "done": 99}})
+        client.broker.emit("run.progress", {"run_id": run_id, "progress": {"stage": "training", "done": 5}})
+
+    followed = client.follow_run(run_id, timeout_s=20)
+    assert next(followed)["state"] == runs.QUEUED
+    train()
+    record = next(followed)
+    assert (record["state"], record["progress"]["done"]) == (runs.TRAINING, 5)
+    client.runs.update(run_id, state=runs.REGISTERED, model=MODEL)
+    client.broker.emit("run.registered", {"run_id": run_id})
+    rest = list(followed)
+    assert (rest[-1]["state"], rest[-1]["model"]) == (runs.REGISTERED, MODEL)
+
+
+def test_an_end_without_an_event_is_found_all_the_same(
+    client: Client, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "_POLL_S", 0.01)
+    run_id = client.submit_dataset(archive)
+    followed = client.follow_run(run_id, timeout_s=20)
+    assert next(followed)["state"] == runs.QUEUED
+    client.runs.update(run_id, state=runs.FAILED)
+    assert list(followed)[-1]["state"] == runs.FAILED
+
+
+def test_a_run_that_has_ended_is_told_once(client: Client, archive: Path) -> None:
+    run_id = client.submit_dataset(archive)
+    client.runs.update(run_id, state=runs.REJECTED)
+    assert [record["state"] for record in client.follow_run(run_id)] == [runs.REJECTED]
+
+
+def test_following_ends_with_a_time_out_that_says_the_state(
+    client: Client, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "_POLL_S", 0.01)
+    run_id = client.submit_dataset(archive)
+    with pytest.raises(GenderlineError, match=f"{run_id} is still queued after 0.05 s; it goes on") as caught:
+        list(client.follow_run(run_id, timeout_s=0.05))
+    assert caught.value.code == "timeout"
+
+
+def test_nothing_to_follow_is_not_found(client: Client) -> None:
+    with pytest.raises(NotFound, match="there is no run 'run-9'"):
+        next(client.follow_run("run-9"))
+    with pytest.raises(NotFound, match="there is no job 'job-9'"):
+        next(client.follow_job("job-9"))
+
+
+# -- jobs
+
+
+def test_a_job_is_stored_and_its_message_names_it(client: Client, archive: Path) -> None:
+    job_id = client.submit_job(archive, name="batch", message_id="m1")
+    (message,) = waiting(client, client.broker.topology.jobs)
+    request = parse_job(message)
+    assert (job_id, request.name, request.uri) == (job_id_of("m1"), "batch", f"store:jobs/{job_id}/archive.zip")
+    assert client.store.get(f"jobs/{job_id}/archive.zip") == CONTENT
+    assert client.jobs.get(job_id)["state"] == jobs.QUEUED
+
+
+def test_a_job_is_followed_with_the_images_done_to_its_end(
+    client: Client, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "_POLL_S", 0.01)
+    job_id = client.submit_job(archive)
+    client.jobs.update(job_id, state=jobs.ACCEPTED, images=15, shards=2, shard_images=10)
+    client.store.put(client.jobs.part_key(job_id, 1), b"")
+    followed = client.follow_job(job_id, timeout_s=20)
+    assert next(followed)["done"] == 5
+    client.jobs.update(job_id, state=jobs.FINISHED)
+    rest = list(followed)
+    assert (rest[-1]["state"], rest[-1]["done"]) == (jobs.FINISHED, 15)
+
+
+# -- predictions
+
+
+@contextmanager
+def worker(client: Client, answer: Callable[[Delivery], dict[str, Any]]) -> Iterator[list[Delivery]]:
+    """A thread that answers the predictions' queue until the context ends. Gives what it took."""
+    stop = threading.Event()
+    taken: list[Delivery] = []
+
+    def work() -> None:
+        with client.broker.consume([client.broker.topology.predictions], prefetch=10) as consumer:
+            while not stop.is_set():
+                for delivery in consumer.take(1, timeout_s=0.1):
+                    taken.append(delivery)
+                    consumer.settle([delivery], json_reply(delivery, answer(delivery)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield taken
+    finally:
+        stop.set()
+        thread.join(10)
+
+
+def by_first_byte(delivery: Delivery) -> dict[str, Any]:
+    request = parse_prediction(delivery.message)
+    entries = [prediction(key, data[0] / 255) for key, data in zip(request.ids, request.images, strict=True)]
+    return {"model": MODEL, "predictions": entries[::-1]}  # whatever the order
+
+
+def test_many_images_go_in_packs_and_come_back_in_order(client: Client) -> None:
+    images = [bytes([number % 256]) for number in range(600)]
+    told: list[int] = []
+    with worker(client, by_first_byte) as taken:
+        entries, model = client.predict(images, on_done=told.append)
+    assert [entry["id"] for entry in entries] == list(range(600))
+    assert [entry["gender"] for entry in entries[:256]] == ["male"] * 128 + ["female"] * 128
+    assert model == MODEL
+    assert sorted(len(parse_prediction(one.message).images) for one in taken) == [88, 256, 256]
+    assert told[-1] == 600
+    assert told == sorted(told)
+
+
+def test_large_images_go_in_packs_that_any_broker_takes(client: Client) -> None:
+    with worker(client, by_first_byte) as taken:
+        entries, _ = client.predict([b"\xff" * 3_000_000] * 7 + [b"\x00" * 9_000_000])
+    assert len(entries) == 8
+    assert [len(parse_prediction(one.message).images) for one in taken] == [2, 2, 2, 1, 1]
+    assert max(len(one.message.body) for one in taken) < 16 * 2**20
+
+
+def test_a_pinned_version_and_the_deadline_travel_along(client: Client) -> None:
+    before = time.time()
+    with worker(client, by_first_byte) as taken:
+        client.predict([b"x"], model_version=3, timeout_s=30)
+    request = parse_prediction(taken[0].message)
+    assert request.model_version == 3
+    assert request.deadline is not None
+    assert before + 30 <= request.deadline <= time.time() + 30
+
+
+def test_no_images_need_no_worker(client: Client) -> None:
+    assert client.predict([], timeout_s=3600) == ([], None)
+
+
+def test_the_error_of_a_whole_pack_is_raised_as_the_worker_put_it(client: Client) -> None:
+    error = {"code": "unknown_model_version", "message": "there is no model version 9; registered: 3"}
+    with (
+        worker(client, lambda _: {"error": error}),
+        pytest.raises(GenderlineError, match="no model version 9") as caught,
+    ):
+        client.predict([b"x"], model_version=9)
+    assert caught.value.code == "unknown_model_version"
+
+
+def test_the_error_of_one_image_is_its_entry(client: Client) -> None:
+    error = {"code": "invalid_image", "message": "truncated"}
+    with worker(client, lambda _: {"model": MODEL, "predictions": [{"id": 0, "error": error}]}):
+        assert client.predict([b"x"]) == ([{"id": 0, "error": error}], MODEL)
+
+
+def test_without_an_answer_in_time_the_error_says_how_many_are_missing(client: Client) -> None:
+    with pytest.raises(GenderlineError, match=r"no prediction for 2 of 2 images within 0\.05 s; is an inf") as caught:
+        client.predict([b"x", b"y"], timeout_s=0.05)
+    assert caught.value.code == "timeout"
+
+
+# -- models
+
+
+def test_promoting_and_rolling_back_are_told_to_the_workers(client: Client) -> None:
+    for version in (1, 2):
+        client.registry.register(client.registry.claim(f"run-{version}"), {"run_id": f"run-{version}"}, "", {})
+    with client.broker.subscribe(["model.*"]) as events:
+        client.promote(1, "first")
+        client.promote(2, "better")
+        assert client.rollback("worse") == 1
+        told = [(event.topic, event.payload["version"], event.payload["reason"]) for event in events.take(10)]
+    assert told == [("model.promoted", n, why) for n, why in ((1, "first"), (2, "better"), (1, "worse"))]
+
+
+def test_a_client_is_opened_as_the_settings_say(tmp_path: Path, archive: Path) -> None:
+    settings = Settings(
+        broker_url=f"sqlite:///{tmp_path}/broker.db", store_url=f"file:{tmp_path}/store", queue_prefix="mine"
+    )
+    with open_client(settings) as client:
+        client.submit_dataset(archive)
+        assert client.broker.topology.datasets == "mine.datasets"
+        assert client.broker.depths()["mine.datasets"].ready == 1
+    assert (tmp_path / "store" / "runs").is_dir()

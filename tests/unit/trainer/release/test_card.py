@@ -1,0 +1,176 @@
+import hashlib
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from shared.params import TrainingParams
+from shared.records.evaluation import Evaluation
+from shared.records.model_card import CardDataset, Float16Report, InputStatistics, Int8Report, ModelCard
+from trainer.release.card import Siblings, build_card, measure_inputs, render_card
+from trainer.release.evaluate import evaluate
+from trainer.training.model import Cost
+from trainer.training.train import EpochRow, Trained
+
+INT8 = Int8Report(
+    kept=True,
+    faces=500,
+    accuracy_float=0.91,
+    accuracy_int8=0.908,
+    images_per_second_float=250,
+    images_per_second_int8=700,
+)
+
+
+FLOAT16 = Float16Report(kept=True, faces=500, accuracy_float=0.91, accuracy_float16=0.911)
+
+
+def evaluation(count: int = 400) -> Evaluation:
+    random = np.random.default_rng(0)
+    probability = random.random(count).astype(np.float32)
+    labels = (random.random(count) < probability).astype(np.uint8)
+    return evaluate(probability, labels, random.integers(0, 90, count), random.integers(0, 5, count))
+
+
+def epoch(number: int, val_accuracy: float) -> EpochRow:
+    return EpochRow(number, 0.5, 0.7, 0.4, val_accuracy, 0.001, 60.0, 90.0)
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "model.onnx").write_bytes(b"float")
+    (tmp_path / "model_int8.onnx").write_bytes(b"int8")
+    (tmp_path / "model_float16.onnx").write_bytes(b"half")
+    return {
+        "model_version": 3,
+        "run_id": "run-1",
+        "dataset": CardDataset(
+            sha256="a" * 64, name="faces.zip", counts={"train": 2000, "validation": 200, "test": 400}
+        ),
+        "params": TrainingParams(seed=42),
+        "trained": Trained({"w": torch.zeros(1)}, [epoch(1, 0.8), epoch(2, 0.9), epoch(3, 0.7)], 2, 180.0),
+        "evaluation": evaluation(),
+        "temperature": 1.25,
+        "parity": 3.2e-7,
+        "model_path": tmp_path / "model.onnx",
+        "siblings": Siblings(INT8, tmp_path / "model_int8.onnx", FLOAT16, tmp_path / "model_float16.onnx"),
+        "network_cost": Cost(2_747_649, 175_787_392),
+        "inputs": measure_inputs(np.full((4, 128, 128), 100, np.uint8), np.arange(4)),
+        "device": "2 CPU threads",
+    }
+
+
+def test_a_card_holds_what_the_run_found_out(parts: dict[str, Any]) -> None:
+    card = build_card(**parts)
+    assert (card.name, card.version, card.run_id) == ("gender", 3, "run-1")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", card.created)
+    assert card.params == TrainingParams(seed=42).as_dict()
+    assert card.metrics["val_accuracy"] == 0.9
+    assert card.metrics["test_accuracy"] == parts["evaluation"].accuracy
+    assert (card.best_epoch, card.epochs, card.seconds) == (2, 3, 180.0)
+    assert card.file.sha256 == hashlib.sha256(b"float").hexdigest()
+    assert card.int8_file is not None
+    assert card.int8_file.size_bytes == 4
+    assert card.float16_file is not None
+    assert card.float16_file.sha256 == hashlib.sha256(b"half").hexdigest()
+    assert {"python", "torch", "onnxruntime", "numpy"} <= card.libraries.keys()
+
+
+def test_a_card_survives_json(parts: dict[str, Any]) -> None:
+    card = build_card(**parts)
+    assert ModelCard.model_validate_json(card.model_dump_json()) == card
+    assert ModelCard.model_validate(card.model_dump(mode="json")) == card
+
+
+def test_what_is_undefined_is_left_out_of_the_headline_figures(parts: dict[str, Any]) -> None:
+    one_gender = evaluate(np.array([0.2], np.float32), np.array([0], np.uint8), np.array([5]), np.array([0]))
+    card = build_card(**parts | {"evaluation": one_gender})
+    assert "test_auc" not in card.metrics
+    text = render_card(card)
+    assert "undefined: one gender only" in text
+    assert "no worst one is named" in text
+
+
+def test_the_written_card_has_the_sections_of_a_model_card(parts: dict[str, Any]) -> None:
+    text = render_card(build_card(**parts))
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == [
+        "Model",
+        "Intended use",
+        "Data",
+        "Figures",
+        "Groups",
+        "Calibration",
+        "Limits",
+        "How it was trained",
+        "Files",
+    ]
+
+
+def test_the_written_card_names_the_figures_and_the_worst_group(parts: dict[str, Any]) -> None:
+    card = build_card(**parts)
+    text = render_card(card)
+    worst = card.evaluation.worst_group
+    assert worst is not None
+    assert f"Worst group: **{worst.name}**, accuracy {100 * worst.accuracy:.1f} %" in text
+    assert "of the groups of at least 10 faces" in text
+    assert f"| accuracy | {100 * card.evaluation.accuracy:.1f} % (" in text
+    for expected in ("*perceived*", "Temperature 1.250", "a" * 64, "| seed | 42 |", card.libraries["torch"], "180 s"):
+        assert expected in text
+    assert "best epoch 2 of 3" in text.lower()
+
+
+def test_every_table_of_the_written_card_is_well_formed(parts: dict[str, Any]) -> None:
+    hostile = CardDataset(sha256="a" * 64, name="x | <script>\n# y`", counts={"train": 2})
+    text = render_card(build_card(**parts | {"dataset": hostile}))
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        widths = {len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}
+        assert len(widths) == 1, table
+    assert "<script>" not in text.replace("\\<script\\>", "")
+    assert "\n# y" not in text
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"int8": None, "int8_path": None}, "No int8 sibling: `quantize` was off."),
+        ({"int8_path": None}, "No int8 sibling: it lost too much (accuracy 91.0 % as float, 90.8 % as int8"),
+        ({}, "int8 sibling: 4 bytes"),
+        ({"float16": None, "float16_path": None}, "No float16 sibling: `quantize` was off."),
+        (
+            {"float16_path": None},
+            "No float16 sibling: it lost too much (accuracy 91.0 % in float32, 91.1 % in float16)",
+        ),
+        ({}, "float16 sibling: 4 bytes"),
+    ],
+)
+def test_the_written_card_says_what_became_of_the_siblings(
+    change: dict[str, Any], expected: str, parts: dict[str, Any]
+) -> None:
+    siblings = replace(parts["siblings"], **change)
+    assert f"- {expected}" in render_card(build_card(**parts | {"siblings": siblings}))
+
+
+def test_input_statistics_are_of_the_faces_named_only() -> None:
+    faces = np.zeros((4, 128, 128), np.uint8)
+    faces[1], faces[2, :, ::2], faces[3] = 100, 200, 255
+    found = measure_inputs(faces, np.array([1, 2]))
+    assert found == InputStatistics(
+        faces=2,
+        luma_mean=100,
+        luma_std=0,
+        contrast_mean=50,
+        luma_histogram=[0] * 6 + [2] + [0] * 9,
+        contrast_histogram=[1] + [0] * 24 + [1] + [0] * 6,
+    )
+
+
+def test_input_statistics_of_many_faces_look_at_some_of_them_from_first_to_last() -> None:
+    faces = np.repeat(np.linspace(0, 255, 10_000).astype(np.uint8), 4).reshape(-1, 2, 2)
+    found = measure_inputs(faces, np.arange(10_000))
+    assert found.faces == 4096
+    assert found.luma_mean == pytest.approx(faces.mean(), abs=0.5)
+    assert min(found.luma_histogram) > 200

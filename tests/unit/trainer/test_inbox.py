@@ -1,0 +1,235 @@
+"""The watched folder, on a real broker and store."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shared.broker.base import Broker, Message
+from shared.broker.sqlite.broker import SqliteBroker
+from shared.client import Client
+from shared.faces.synthetic import draw_sample
+from shared.store.base import sha256_of
+from shared.store.files import FileStore
+from shared.topology import Topology
+from trainer.inbox import InboxWatcher
+
+ZIP = b"PK\x05\x06" + bytes(18)
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    with SqliteBroker(tmp_path / "broker.db", Topology()) as broker:
+        yield broker
+
+
+@pytest.fixture
+def client(broker: Broker, tmp_path: Path) -> Client:
+    return Client(broker, FileStore(tmp_path / "store"))
+
+
+@pytest.fixture
+def inbox(tmp_path: Path) -> Path:
+    return tmp_path / "deep" / "inbox"
+
+
+@pytest.fixture
+def watcher(client: Client, inbox: Path) -> InboxWatcher:
+    watcher = InboxWatcher(client, inbox)
+    watcher.look()
+    return watcher
+
+
+def messages(broker: Broker) -> list[Message]:
+    """Takes everything off the datasets queue, for good."""
+    with broker.consume([broker.topology.datasets], prefetch=100) as consumer:
+        deliveries = consumer.take(100, timeout_s=0.0)
+        consumer.settle(deliveries)
+        consumer.flush()
+    return [delivery.message for delivery in deliveries]
+
+
+def test_a_zip_is_submitted_at_the_second_look_and_moved_aside(
+    watcher: InboxWatcher, broker: Broker, client: Client, inbox: Path
+) -> None:
+    (inbox / "faces.ZIP").write_bytes(ZIP)
+    watcher.look()
+    assert messages(broker) == []
+    watcher.look()
+    (message,) = messages(broker)
+    moved = inbox / "submitted" / "faces.ZIP"
+    assert json.loads(message.body)["sha256"] == sha256_of(moved)
+    assert [run["name"] for run in client.runs.all()] == ["faces"]
+    assert not (inbox / "faces.ZIP").exists()
+
+
+def test_a_zip_that_still_grows_is_left_to_grow(watcher: InboxWatcher, broker: Broker, inbox: Path) -> None:
+    with (inbox / "faces.zip").open("wb") as file:
+        for _ in range(3):
+            file.write(ZIP)
+            file.flush()
+            watcher.look()
+    assert messages(broker) == []
+    watcher.look()
+    assert len(messages(broker)) == 1
+
+
+def test_a_copy_that_pauses_half_way_is_submitted_once_it_is_whole(
+    watcher: InboxWatcher, broker: Broker, inbox: Path, tmp_path: Path
+) -> None:
+    draw_sample(tmp_path / "faces.zip", 4, seed=7)
+    data = (tmp_path / "faces.zip").read_bytes()
+    with (inbox / "faces.zip").open("wb") as file:
+        file.write(data[: len(data) // 2])
+        file.flush()
+        for _ in range(3):
+            watcher.look()
+        assert messages(broker) == []
+        file.write(data[len(data) // 2 :])
+    watcher.look()
+    watcher.look()
+    (message,) = messages(broker)
+    assert json.loads(message.body)["sha256"] == sha256_of(tmp_path / "faces.zip")
+    assert (inbox / "submitted" / "faces.zip").read_bytes() == data
+
+
+def test_a_broken_zip_is_submitted_once_it_has_been_quiet_for_a_minute(
+    client: Client, broker: Broker, inbox: Path
+) -> None:
+    now = 1000.0
+    watcher = InboxWatcher(client, inbox, clock=lambda: now)
+    watcher.look()
+    (inbox / "faces.zip").write_bytes(b"PK\x03\x04")
+    for seconds in (0.0, 30.0, 29.0):
+        now += seconds
+        watcher.look()
+    (inbox / "faces.zip").write_bytes(b"PK\x03\x04, and more")
+    for seconds in (30.0, 59.0):
+        now += seconds
+        watcher.look()
+    assert messages(broker) == []
+    now += 1.0
+    watcher.look()
+    assert len(messages(broker)) == 1
+    assert (inbox / "submitted" / "faces.zip").exists()
+
+
+def test_a_zip_with_too_many_entries_is_whole_all_the_same(client: Client, broker: Broker, inbox: Path) -> None:
+    watcher = InboxWatcher(client, inbox, max_members=3)
+    watcher.look()
+    draw_sample(inbox / "faces.zip", 4, seed=7)
+    watcher.look()
+    watcher.look()
+    assert len(messages(broker)) == 1
+
+
+def test_a_crash_between_submitting_and_moving_does_not_submit_another_run(
+    watcher: InboxWatcher, broker: Broker, client: Client, inbox: Path
+) -> None:
+    (inbox / "faces.zip").write_bytes(ZIP)
+    watcher.look()
+    watcher.look()
+    # As if the move had not happened; the inode stays the same.
+    (inbox / "submitted" / "faces.zip").rename(inbox / "faces.zip")
+    again = InboxWatcher(client, inbox)
+    again.look()
+    again.look()
+    first, second = messages(broker)
+    assert first.message_id == second.message_id
+    assert len(client.runs.all()) == 1
+
+
+def test_a_second_archive_of_the_same_name_is_another_run_and_keeps_the_first(
+    watcher: InboxWatcher, client: Client, inbox: Path
+) -> None:
+    for content in (ZIP, ZIP + b"\0"):
+        (inbox / "faces.zip").write_bytes(content)
+        watcher.look()
+        watcher.look()
+    assert len(client.runs.all()) == 2
+    assert sorted(file.stat().st_size for file in (inbox / "submitted").iterdir()) == [len(ZIP), len(ZIP) + 1]
+
+
+def test_links_hidden_files_and_other_files_are_left_alone(
+    watcher: InboxWatcher, broker: Broker, inbox: Path, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret.zip"
+    secret.write_bytes(ZIP)
+    (inbox / "link.zip").symlink_to(secret)
+    (inbox / ".part.zip").write_bytes(ZIP)
+    (inbox / "notes.txt").write_bytes(ZIP)
+    (inbox / "folder.zip").mkdir()
+    watcher.look()
+    watcher.look()
+    assert messages(broker) == []
+    assert secret.exists()
+
+
+@pytest.mark.parametrize("trouble", ["broker", "store"])
+def test_trouble_is_said_once_and_the_file_is_tried_again(
+    trouble: str, client: Client, inbox: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with SqliteBroker(tmp_path / "small.db", Topology(), queue_limit=1) as full:
+        store = FileStore(tmp_path / "store")
+        if trouble == "broker":
+            full.publish(full.topology.datasets, Message(b"", "text/plain"))
+        else:
+            (tmp_path / "store" / "datasets").write_text("in the way")
+        watcher = InboxWatcher(Client(full, store), inbox)
+        watcher.look()
+        (inbox / "faces.zip").write_bytes(ZIP)
+        with caplog.at_level(logging.WARNING):
+            for _ in range(4):
+                watcher.look()
+        assert len(caplog.records) == 1
+        assert "faces.zip" in caplog.text
+        assert (inbox / "faces.zip").exists()
+        if trouble == "broker":
+            assert len(messages(full)) == 1
+        else:
+            (tmp_path / "store" / "datasets").unlink()
+        watcher.look()
+        assert len(messages(full)) == 1
+        assert not (inbox / "faces.zip").exists()
+
+
+def test_a_file_that_vanishes_is_no_trouble(
+    watcher: InboxWatcher, broker: Broker, inbox: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (inbox / "faces.zip").write_bytes(ZIP)
+    watcher.look()
+    (inbox / "faces.zip").unlink()
+    watcher.look()
+    assert messages(broker) == []
+    assert caplog.records == []
+
+
+def test_a_folder_that_cannot_be_made_is_said_once(
+    client: Client, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    watcher = InboxWatcher(client, tmp_path / "file" / "inbox")
+    watcher.look()
+    watcher.look()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"cannot watch {tmp_path / 'file' / 'inbox'}: Not a directory"
+    ]
+
+
+def test_run_watches_until_it_is_told_to_stop(broker: Broker, client: Client, inbox: Path) -> None:
+    inbox.mkdir(parents=True)
+    (inbox / "faces.zip").write_bytes(ZIP)
+    stop = threading.Event()
+    thread = threading.Thread(target=InboxWatcher(client, inbox).run, args=[stop])
+    thread.start()
+    try:
+        with broker.consume([broker.topology.datasets], prefetch=1) as consumer:
+            assert len(consumer.take(1, timeout_s=20)) == 1
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from typing import NoReturn
+
+import pytest
+import torch
+
+from shared.params import TrainingParams
+from trainer.training.device import computes_bfloat16
+from trainer.training.recipe import MAX_EPOCHS, MIN_EPOCHS, Recipe, decide
+
+CPU = torch.device("cpu")
+
+
+def unasked(_: Recipe) -> NoReturn:
+    raise AssertionError("the speed was measured where it is not needed")
+
+
+def decided(faces: int = 10_000, speed: float | None = None, **params: object) -> Recipe:
+    return decide(
+        TrainingParams.parse(params), faces=faces, device=CPU, speed=unasked if speed is None else lambda _: speed
+    )
+
+
+def test_what_the_user_chose_stays() -> None:
+    recipe = decided(network="reference", epochs=3, batch_size=17, learning_rate=0.5)
+    assert (recipe.network, recipe.epochs, recipe.batch_size, recipe.learning_rate) == ("reference", 3, 17, 0.5)
+
+
+def test_fewer_faces_are_shown_more_often_to_a_smaller_network() -> None:
+    few, many, lots = decided(500), decided(12_000), decided(1_000_000)
+    assert MAX_EPOCHS == few.epochs > many.epochs > lots.epochs == MIN_EPOCHS
+    assert (few.network, many.network) == ("small", "compact")
+    assert few.batch_size < many.batch_size
+
+
+def seconds(recipe: Recipe, faces: int, speed: float) -> float:
+    return recipe.epochs * faces / speed
+
+
+@pytest.mark.parametrize("budget_s", [60, 120, 180])
+def test_a_budget_of_time_is_used_and_kept(budget_s: float) -> None:
+    recipe = decided(10_000, 400.0, budget_s=budget_s)
+    assert 1 < recipe.epochs < decided(10_000).epochs
+    longer = recipe.model_copy(update={"epochs": recipe.epochs + 1})
+    assert seconds(recipe, 10_000, 400.0) <= budget_s < seconds(longer, 10_000, 400.0)
+
+
+def test_a_budget_shorter_than_an_epoch_still_trains_one_and_a_large_one_trains_no_longer_than_helps() -> None:
+    assert decided(10_000, 400.0, budget_s=1).epochs == 1
+    assert decided(10_000, 400.0, budget_s=1e6).epochs == decided(10_000).epochs
+
+
+def test_epochs_asked_for_are_trained_whatever_the_budget() -> None:
+    assert decided(10_000, epochs=30, budget_s=1).epochs == 30
+
+
+def test_every_network_mirrors_but_the_reference_unless_told_otherwise() -> None:
+    assert decided(network="compact").mirror
+    assert decided().mirror
+    assert not decided(network="reference").mirror
+    assert decided(network="reference", mirror=True).mirror
+    assert not decided(mirror=False).mirror
+
+
+def test_training_computes_in_what_the_device_is_built_for_unless_told_otherwise() -> None:
+    assert decided().precision == ("bfloat16" if computes_bfloat16(CPU) else "float32")
+    for precision in ("float32", "bfloat16"):
+        assert decided(precision=precision).precision == precision
+
+
+def test_a_recipe_fits_the_parameters_that_it_was_decided_from_and_no_others() -> None:
+    params = TrainingParams.parse({"batch_size": 17})
+    recipe = decide(params, faces=100, device=CPU, speed=unasked)
+    assert recipe.fits(params)
+    assert recipe.fits(TrainingParams.parse({"batch_size": 17, "network": recipe.network}))
+    assert not recipe.fits(TrainingParams.parse({"batch_size": 18}))
+    assert not recipe.fits(TrainingParams.parse({"batch_size": 17, "dropout": 0.1}))

@@ -1,0 +1,126 @@
+"""From entries of an archive to faces, their labels and what is to be remembered of them: one chunk after the other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.archives.entry import Entry, Unpacker
+from shared.errors import InvalidImage
+from shared.faces.decode import SIZE, Face, ImageLimits, decode_face, light
+from shared.faces.labels import Label, parse_label
+from shared.faces.rejects import Reject, reject_for
+from trainer.data.near_duplicates import look_hashes
+
+
+class Traits(NamedTuple):
+    """What is remembered of a face once its pixels are written.
+
+    Attributes:
+        digest: of the pixels; equal files give equal pixels, so it finds both kinds of exact duplicate.
+        look: a row of `look_hashes`, as bytes.
+        luma_mean: as of `light`.
+        luma_std: likewise.
+    """
+
+    label: Label
+    width: int
+    height: int
+    digest: bytes
+    look: bytes
+    luma_mean: float
+    luma_std: float
+
+
+Outcomes: TypeAlias = list[Traits | Reject]
+"""What became of a chunk's entries, in order."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Entries that are decoded together.
+
+    Attributes:
+        row: of the first of them in the file of faces; the others follow.
+        entries: of the archive.
+    """
+
+    row: int
+    entries: Sequence[Entry]
+
+
+class Decoder:
+    """Decodes chunks of an archive into rows of a file; a context manager.
+
+    Args:
+        archive: to read from; its directory has been looked through.
+        faces: exists; rows are put where they belong, and others left alone, which may leave holes.
+        first_byte: of the file's row 0.
+        limits: on one image.
+    """
+
+    def __init__(self, archive: Path, faces: Path, first_byte: int, limits: ImageLimits) -> None:
+        self._archive = archive.open("rb")
+        self._faces = faces.open("r+b")
+        self._first_byte = first_byte
+        self._unpacker = Unpacker(self._archive)
+        self._limits = limits
+        self._pixels = np.empty((0, SIZE, SIZE), np.uint8)  # kept, for memory that is new has to be made first
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._archive.close()
+        self._faces.close()
+
+    def decode(self, chunk: Chunk) -> Outcomes:
+        """Writes the faces, each to its entry's row, and returns what is to be known of them, in order.
+
+        The rows of rejects are left out: nobody reads them, and an archive of nothing else is not to fill the disk.
+        """
+        unpacker = self._unpacker.holding(chunk.entries)
+        outcomes = [self._decode(unpacker, entry) for entry in chunk.entries]
+        decoded = [(row, outcome[1]) for row, outcome in enumerate(outcomes, chunk.row) if isinstance(outcome, tuple)]
+        if not decoded:
+            return [outcome for outcome in outcomes if isinstance(outcome, Reject)]
+        if len(self._pixels) < len(decoded):
+            self._pixels = np.empty((len(chunk.entries), SIZE, SIZE), np.uint8)
+        pixels = self._pixels[: len(decoded)]
+        for index, (_, face) in enumerate(decoded):
+            pixels[index] = face.pixels
+        self._write(pixels, [row for row, _ in decoded])
+        looks = iter(look_hashes(pixels))  # of all at once: that is quicker than one by one
+        return [outcome if isinstance(outcome, Reject) else _traits(*outcome, next(looks)) for outcome in outcomes]
+
+    def _write(self, pixels: NDArray[np.uint8], rows: Sequence[int]) -> None:
+        """Writes faces to their rows, those that follow one another at once: usually all of them."""
+        start = 0
+        for stop in range(1, len(rows) + 1):
+            if stop == len(rows) or rows[stop] > rows[stop - 1] + 1:
+                self._faces.seek(self._first_byte + rows[start] * pixels[0].nbytes)
+                self._faces.write(pixels[start:stop].data)
+                start = stop
+        self._faces.flush()
+
+    def _decode(self, unpacker: Unpacker, entry: Entry) -> tuple[Label, Face] | Reject:
+        if entry.reject is not None:  # it says more than that its name has no label
+            return entry.reject
+        try:
+            return parse_label(entry.name), decode_face(unpacker.read(entry), self._limits)
+        except InvalidImage as error:
+            return reject_for(error)
+
+
+def _traits(label: Label, face: Face, look: NDArray[np.uint64]) -> Traits:
+    digest = hashlib.sha256(face.pixels.data).digest()
+    return Traits(label, face.width, face.height, digest, look.tobytes(), *light(face.pixels))

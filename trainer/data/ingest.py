@@ -1,0 +1,215 @@
+"""From an archive to a decoded dataset: `faces.npy`, `faces.csv`, `rejects.csv` and, last of all, `summary.json`.
+
+Entries are unpacked and decoded side by side, each into its own place on disk; of a face, only a few hundred bytes are
+remembered. What is wrong with one entry makes it a reject; only an archive that cannot train at all is refused.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, TypeVar
+
+import numpy as np
+
+from shared.archives.archive import Archive, ArchiveLimits
+from shared.errors import InvalidDataset
+from shared.faces.decode import ImageLimits
+from shared.faces.labels import ETHNICITIES, GENDERS
+from shared.faces.rejects import Reject
+from shared.records.dataset import (
+    AGE_BANDS,
+    FACES_CSV,
+    FACES_NPY,
+    REJECTS_CSV,
+    SPLITS,
+    SUMMARY_JSON,
+    DatasetSummary,
+    FaceRow,
+    Split,
+    age_band,
+    write_faces_csv,
+    write_rejects_csv,
+)
+from shared.store.base import sha256_of
+from trainer.data.decode import Chunk
+from trainer.data.decode_pool import Decoders
+from trainer.data.dedupe import SeenFace, Sieve
+from trainer.data.face_file import FaceFile, replacing
+from trainer.data.near_duplicates import near_duplicates
+from trainer.data.split import split
+
+Key = TypeVar("Key", int, str)
+
+MIN_FACES: Final = 20
+"""Fewer make no training, no validation and no test worth the name."""
+
+_CHUNK: Final = 32
+"""Entries decoded together: enough to hide what handing them over costs, few enough for steady progress."""
+
+
+def ingest(
+    archive: Path,
+    folder: Path,
+    archive_limits: ArchiveLimits,
+    image_limits: ImageLimits,
+    *,
+    threads: int = 1,
+    archive_sha256: str | None = None,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> DatasetSummary:
+    """Decodes an archive into `folder`.
+
+    Done before, it returns the summary that is there. Interrupted, it may be called again: nothing half-written has its
+    final name, save what the next call replaces.
+
+    Args:
+        archive: a zip of images whose names carry labels.
+        folder: made if need be; afterwards holds the four files of `shared.records.dataset`.
+        archive_limits: bounds on the archive and its entries.
+        image_limits: bounds on one image.
+        threads: how many unpack and decode side by side: processes, where the archive is worth them.
+        archive_sha256: hexadecimal, where the caller knows it; computed otherwise.
+        on_progress: called with the entries done and their total, from this thread, after every few dozen entries, and
+            after the last while faces are compared. What it raises ends the work, which is the way to cancel.
+
+    Raises:
+        InvalidDataset: code `invalid_archive` or `archive_too_large` from opening it; `too_few_faces` where fewer than
+            20 are usable, or too few of one gender to be in every part of the split; `single_gender`.
+    """
+    summary_path = folder / SUMMARY_JSON
+    if summary_path.exists():
+        return DatasetSummary.model_validate_json(summary_path.read_bytes())
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    with (
+        _uncollected(),
+        FaceFile(folder / FACES_NPY) as face_file,
+        # Started first: while they start, the archive is looked through.
+        Decoders(archive, face_file.aside, face_file.first_byte, image_limits, processes=threads) as decoders,
+        Archive(archive, archive_limits) as opened,
+    ):
+        images_seen = len(opened.entries)
+        sieve = Sieve()
+        for chunk, outcomes in decoders.decode(_chunks(opened)):
+            for index, (entry, outcome) in enumerate(zip(chunk.entries, outcomes, strict=True), start=chunk.row):
+                if isinstance(outcome, Reject):
+                    sieve.reject(index, entry.name, outcome)
+                else:
+                    sieve.take(SeenFace(index, entry.name, outcome))
+            face_file.write_behind(chunk.row + len(chunk.entries))
+            on_progress(chunk.row + len(chunk.entries), images_seen)
+        faces = sieve.finish()
+        _refuse_untrainable(faces, sieve)
+        looks = np.frombuffer(b"".join(face.traits.look for face in faces), np.uint64).reshape(-1, 2)
+        groups = near_duplicates(looks, lambda: on_progress(images_seen, images_seen))
+        parts = split([face.traits.label for face in faces], [face.traits.digest for face in faces], groups)
+        _refuse_unsplittable(faces, parts)
+        face_file.finish([face.entry for face in faces])
+        rows = _rows(faces, parts)
+        with replacing(folder / FACES_CSV) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+            write_faces_csv(file, rows)
+        with replacing(folder / REJECTS_CSV) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+            write_rejects_csv(file, sieve.reject_rows())
+
+    seconds = time.monotonic() - started
+    group_sizes = np.bincount(groups)
+    # Every face has as many pixels, so the mean of their means is the mean of all, and likewise of their squares.
+    luma_mean = math.fsum(face.traits.luma_mean for face in faces) / len(faces)
+    luma_square = math.fsum(face.traits.luma_std**2 + face.traits.luma_mean**2 for face in faces) / len(faces)
+    splits = _by_gender({part: part for part in SPLITS}, (row.split for row in rows), rows)
+    summary = DatasetSummary(
+        archive_sha256=archive_sha256 or sha256_of(archive),
+        faces=len(faces),
+        images_seen=images_seen,
+        rejects=sieve.counts(),
+        genders={name: sum(table[name] for table in splits.values()) for name in GENDERS},
+        ages=_by_gender(dict(enumerate(AGE_BANDS)), (age_band(row.age) for row in rows), rows),
+        ethnicities=_by_gender(dict(enumerate(ETHNICITIES)), (row.ethnicity for row in rows), rows),
+        splits=splits,
+        near_duplicate_groups=int((group_sizes > 1).sum()),
+        near_duplicate_faces=int(group_sizes[group_sizes > 1].sum()),
+        luma_mean=luma_mean,
+        luma_std=math.sqrt(max(0.0, luma_square - luma_mean**2)),
+        seconds=seconds,
+        images_per_second=images_seen / max(seconds, 1e-9),
+    )
+    with replacing(summary_path) as aside:
+        aside.write_text(summary.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return summary
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keeps Python from looking for garbage: what is remembered of tens of thousands of faces is none.
+
+    It would be looked through again and again as it grows, and all of PyTorch's objects with it.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _chunks(archive: Archive) -> Iterator[Chunk]:
+    for start in range(0, len(archive.entries), _CHUNK):
+        yield Chunk(start, archive.entries[start : start + _CHUNK])
+
+
+def _rows(faces: Sequence[SeenFace], parts: Sequence[Split]) -> list[FaceRow]:
+    traits = [face.traits for face in faces]
+    ages, genders, ethnicities = zip(*(seen.label for seen in traits), strict=True)
+    columns = (
+        [face.name for face in faces],
+        ages,
+        genders,
+        ethnicities,
+        parts,
+        [seen.width for seen in traits],
+        [seen.height for seen in traits],
+    )
+    return list(map(FaceRow, range(len(faces)), *columns))
+
+
+def _refuse_untrainable(faces: Sequence[SeenFace], sieve: Sieve) -> None:
+    if len(faces) < MIN_FACES:
+        counts = ", ".join(f"{count} {reason}" for reason, count in sieve.counts().items())
+        raise InvalidDataset(
+            f"found {len(faces)} usable faces, expected at least {MIN_FACES}; rejects: {counts or 'none'}",
+            code="too_few_faces",
+        )
+    genders = {face.traits.label.gender for face in faces}
+    if len(genders) == 1:
+        raise InvalidDataset(
+            f"found {len(faces)} faces, all of them {GENDERS[genders.pop()]}; expected both genders",
+            code="single_gender",
+        )
+
+
+def _refuse_unsplittable(faces: Sequence[SeenFace], parts: Sequence[Split]) -> None:
+    present = {(face.traits.label.gender, part) for face, part in zip(faces, parts, strict=True)}
+    for gender, name in enumerate(GENDERS):
+        if any((gender, part) not in present for part in SPLITS):
+            count = sum(face.traits.label.gender == gender for face in faces)
+            raise InvalidDataset(
+                f"found {count} {name} faces or near-duplicates of so few that they cannot be in all of "
+                f"{', '.join(SPLITS)}; expected at least {len(SPLITS)} that differ",
+                code="too_few_faces",
+            )
+
+
+def _by_gender(names: dict[Key, str], keys: Iterable[Key], rows: Sequence[FaceRow]) -> dict[str, dict[str, int]]:
+    """Counts the rows by a key, which is given for each of them, and by gender."""
+    counts = Counter(zip(keys, (row.gender for row in rows), strict=True))
+    return {
+        name: {gender_name: counts[key, gender] for gender, gender_name in enumerate(GENDERS)}
+        for key, name in names.items()
+    }

@@ -1,0 +1,1 @@
+"""From a trained network to a registered model: evaluated, exported, described, compared."""

@@ -1,0 +1,309 @@
+"""A model's card: put together for programs, and written out for people."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.clock import now_iso
+from shared.faces.decode import light
+from shared.params import TrainingParams
+from shared.records.evaluation import MIN_GROUP, Evaluation, Group
+from shared.records.model_card import (
+    CONTRAST_RANGE,
+    LUMA_RANGE,
+    CardDataset,
+    CardFile,
+    Float16Report,
+    InputStatistics,
+    Int8Report,
+    ModelCard,
+)
+from shared.store.base import sha256_of
+from trainer.training.model import Cost
+from trainer.training.train import EpochRow, Trained
+
+LIBRARIES: Final = ("torch", "torchvision", "numpy", "scikit-learn", "onnx", "onnxruntime", "onnxscript")
+MEASURED_FACES: Final = 4096
+LUMA_BINS: Final = 16
+CONTRAST_BINS: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Siblings:
+    """What became of a model's siblings in fewer bits.
+
+    Attributes:
+        int8: from `choose_int8`; None where none was asked for.
+        int8_path: its file; None unless it is kept.
+        float16: from `choose_float16`; likewise.
+        float16_path: its file; likewise.
+    """
+
+    int8: Int8Report | None = None
+    int8_path: Path | None = None
+    float16: Float16Report | None = None
+    float16_path: Path | None = None
+
+
+def build_card(
+    *,
+    model_version: int,
+    run_id: str,
+    dataset: CardDataset,
+    params: TrainingParams,
+    trained: Trained,
+    evaluation: Evaluation,
+    temperature: float,
+    parity: float,
+    model_path: Path,
+    siblings: Siblings,
+    network_cost: Cost,
+    inputs: InputStatistics,
+    device: str,
+) -> ModelCard:
+    """Puts together what a run found out.
+
+    Args:
+        model_version: the number the registry gave.
+        run_id: the run.
+        dataset: what it was trained on.
+        params: with which parameters.
+        trained: what training came to.
+        evaluation: on the held-out part.
+        temperature: from `fit_temperature`.
+        parity: from `verify_parity`.
+        model_path: the exported file.
+        siblings: what became of its siblings.
+        network_cost: from `model.cost`.
+        inputs: from `measure_inputs`.
+        device: what it was trained on, in words.
+    """
+    best = trained.history[trained.best_epoch - 1]
+    return ModelCard(
+        version=model_version,
+        run_id=run_id,
+        created=now_iso(),
+        dataset=dataset,
+        params=params.as_dict(),
+        metrics=_headline(best, evaluation),
+        evaluation=evaluation,
+        temperature=temperature,
+        parity=parity,
+        int8=siblings.int8,
+        float16=siblings.float16,
+        file=_file(model_path),
+        int8_file=_file(siblings.int8_path) if siblings.int8_path else None,
+        float16_file=_file(siblings.float16_path) if siblings.float16_path else None,
+        parameters=network_cost.parameters,
+        multiply_adds=network_cost.multiply_adds,
+        inputs=inputs,
+        best_epoch=trained.best_epoch,
+        epochs=len(trained.history),
+        seconds=trained.seconds,
+        device=device,
+        libraries={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+    )
+
+
+def measure_inputs(faces: NDArray[np.uint8], indices: NDArray[np.intp]) -> InputStatistics:
+    """Measures what faces look like, on at most `MEASURED_FACES` of them, evenly chosen.
+
+    Args:
+        faces: uint8 (N, side, side), luma; may be a memory map.
+        indices: which of them count: those of the training part, 1 or more.
+    """
+    chosen = indices[np.unique(np.linspace(0, len(indices) - 1, MEASURED_FACES).round().astype(np.intp))]
+    luma = np.array([light(faces[index]) for index in chosen])
+    return InputStatistics(
+        faces=len(luma),
+        luma_mean=float(luma[:, 0].mean()),
+        luma_std=float(luma[:, 0].std()),
+        contrast_mean=float(luma[:, 1].mean()),
+        luma_histogram=np.histogram(luma[:, 0], bins=LUMA_BINS, range=LUMA_RANGE)[0].tolist(),
+        contrast_histogram=np.histogram(luma[:, 1], bins=CONTRAST_BINS, range=CONTRAST_RANGE)[0].tolist(),
+    )
+
+
+def render_card(card: ModelCard) -> str:
+    """Returns the card as Markdown, `card.md`; ranges in brackets are 95 % Wilson intervals."""
+    evaluation, confusion, inputs = card.evaluation, card.evaluation.confusion, card.inputs
+    intersections = [group for group in evaluation.groups if group.kind == "intersection" and group.count >= MIN_GROUP]
+    data = _table(
+        ("faces from", _text(card.dataset.name)), [(part, f"{count:,}") for part, count in card.dataset.counts.items()]
+    )
+    figures = _table(
+        ("figure", "value"),
+        [
+            ("accuracy", _share(evaluation.accuracy, evaluation.accuracy_low, evaluation.accuracy_high)),
+            ("balanced accuracy", _percent(evaluation.balanced_accuracy)),
+            ("AUC", "undefined: one gender only" if evaluation.auc is None else f"{evaluation.auc:.4f}"),
+            ("F1 male", f"{evaluation.f1_male:.4f}"),
+            ("F1 female", f"{evaluation.f1_female:.4f}"),
+            ("log loss", f"{evaluation.log_loss:.4f}"),
+            ("validation accuracy", _percent(card.metrics["val_accuracy"])),
+        ],
+    )
+    confusions = _table(
+        ("labelled", "named male", "named female"),
+        [
+            ("male", f"{confusion.male_as_male:,}", f"{confusion.male_as_female:,}"),
+            ("female", f"{confusion.female_as_male:,}", f"{confusion.female_as_female:,}"),
+        ],
+    )
+    return f"""\
+# {card.name}, version {card.version}
+
+Trained by run {_text(card.run_id)}, {card.created}.
+
+## Model
+
+A convolutional network ({_text(card.params["network"])}: {card.parameters:,} parameters,
+{card.multiply_adds / 1e6:,.0f} million multiply-adds for a face) that reads one face, 128 by 128 pixels, grayscale, and
+gives the probability that its label is *female*.
+
+## Intended use
+
+- For: aggregate statistics over many images, sorting and checking image collections, research and teaching, on images
+  like those it was trained on.
+- Not for: deciding anything about a person, identifying or verifying anyone, surveillance, or inferring how people see
+  themselves.
+- The labels are binary, come from file names, and say what annotators *perceived*. The model repeats that judgement: it
+  does not know anyone's gender, and has no answer for people whom two labels do not describe.
+
+## Data
+
+Archive SHA-256 `{card.dataset.sha256}`.
+
+{data}
+
+Mean luma of the training faces: {inputs.luma_mean:.0f} of 255, with a standard deviation of {inputs.luma_std:.0f}.
+
+## Figures
+
+On {evaluation.count:,} held-out faces, which neither training nor the choice of the epoch saw; ranges in brackets, here
+and below, are 95 % intervals (Wilson):
+
+{figures}
+
+{confusions}
+
+## Groups
+
+{_worst(evaluation)}
+
+{_group_table(group for group in evaluation.groups if group.kind != "intersection")}
+
+Gender, ethnicity and age together, groups of at least {MIN_GROUP} faces, worst first:
+
+{_group_table(sorted(intersections, key=lambda group: group.accuracy))}
+
+## Calibration
+
+Temperature {card.temperature:.3f}, fitted on validation faces and part of the model. Expected calibration error
+{evaluation.ece:.4f} ({len(evaluation.reliability)} bins of equal counts), Brier score {evaluation.brier:.4f}.
+
+## Limits
+
+- Faces unlike the training data (in age, ethnicity, pose, light, cropping, image quality) are named less well; the
+  groups above show where. Small groups have wide intervals, and the worst of many groups is in part the unluckiest.
+- The model expects one cropped face. Given anything else, it still answers.
+- The held-out faces come from the same archive as the training faces: expect less on other images.
+
+## How it was trained
+
+Best epoch {card.best_epoch} of {card.epochs}, {card.seconds:,.0f} s on {_text(card.device)}.
+
+{_table(("parameter", "value"), [(_text(name), _text(value)) for name, value in card.params.items()])}
+
+{_table(("library", "version"), list(card.libraries.items()))}
+
+## Files
+
+- `model.onnx`: {card.file.size_bytes:,} bytes, SHA-256 `{card.file.sha256}`. Its probabilities differ from
+  torch's by at most {card.parity:.1g}.
+- {_int8(card)}
+- {_float16(card)}
+"""
+
+
+def _headline(best: EpochRow, evaluation: Evaluation) -> dict[str, float]:
+    figures = {
+        "val_accuracy": best.val_accuracy,
+        "val_loss": best.val_loss,
+        "test_accuracy": evaluation.accuracy,
+        "test_balanced_accuracy": evaluation.balanced_accuracy,
+        "test_auc": evaluation.auc,
+        "test_log_loss": evaluation.log_loss,
+        "test_ece": evaluation.ece,
+    }
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def _file(path: Path) -> CardFile:
+    return CardFile(sha256=sha256_of(path), size_bytes=path.stat().st_size)
+
+
+def _worst(evaluation: Evaluation) -> str:
+    worst, gap = evaluation.worst_group, evaluation.gap
+    if worst is None or gap is None:
+        return f"No group has {MIN_GROUP} held-out faces or more, so no worst one is named."
+    return (
+        f"Worst group: **{worst.name}**, accuracy {_share(worst.accuracy, worst.low, worst.high)} on {worst.count:,} "
+        f"faces, {100 * gap:.1f} points below the best group; of the groups of at least {MIN_GROUP} faces."
+    )
+
+
+def _group_table(groups: Iterable[Group]) -> str:
+    return _table(
+        ("group", "faces", "accuracy"),
+        [(group.name, f"{group.count:,}", _share(group.accuracy, group.low, group.high)) for group in groups],
+    )
+
+
+def _int8(card: ModelCard) -> str:
+    report = card.int8
+    if report is None:
+        return "No int8 sibling: `quantize` was off."
+    change = (
+        f"accuracy {_percent(report.accuracy_float)} as float, {_percent(report.accuracy_int8)} as int8; "
+        f"{report.images_per_second_float:,.0f} and {report.images_per_second_int8:,.0f} images/s on one CPU thread"
+    )
+    if card.int8_file is None:
+        return f"No int8 sibling: it lost too much ({change})."
+    return f"int8 sibling: {card.int8_file.size_bytes:,} bytes, SHA-256 `{card.int8_file.sha256}`; {change}."
+
+
+def _float16(card: ModelCard) -> str:
+    report = card.float16
+    if report is None:
+        return "No float16 sibling: `quantize` was off."
+    change = f"accuracy {_percent(report.accuracy_float)} in float32, {_percent(report.accuracy_float16)} in float16"
+    if card.float16_file is None:
+        return f"No float16 sibling: it lost too much ({change})."
+    return f"float16 sibling: {card.float16_file.size_bytes:,} bytes, SHA-256 `{card.float16_file.sha256}`; {change}."
+
+
+def _share(share: float, low: float, high: float) -> str:
+    return f"{_percent(share)} ({_percent(low)} to {_percent(high)})"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _text(value: object) -> str:
+    """Keeps text from outside, such as a dataset's name, from being taken for Markdown or HTML."""
+    text = " ".join(str(value).split())
+    return "".join(f"\\{character}" if character in r"\`*_{}[]<>#|&~" else character for character in text)
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ("---",) * len(head), *rows))

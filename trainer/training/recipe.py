@@ -1,0 +1,61 @@
+"""The recipe: what a run's parameters leave to us, decided from the number of faces, the device and its speed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import torch
+
+from shared.params import Network, Precision, TrainingParams
+from trainer.training.device import computes_bfloat16
+
+FEW_FACES: Final = 2_000
+"""Below that a small network learns as well, in a fraction of the time."""
+MANY_FACES: Final = 20_000
+"""From there on, a GPU's larger steps lose nothing."""
+FACES_SHOWN: Final = 400_000
+"""What `auto` epochs aim at: training faces shown over the whole run."""
+MIN_EPOCHS: Final = 15
+MAX_EPOCHS: Final = 64
+
+
+class Recipe(TrainingParams):
+    """Training parameters without any `auto` left: what is actually done."""
+
+    network: Network
+    epochs: int
+    batch_size: int
+    mirror: bool
+    precision: Precision
+
+    def fits(self, params: TrainingParams) -> bool:
+        """Returns whether this does what the parameters ask for, wherever they do not leave it to us."""
+        done = self.as_dict()
+        return all(asked in ("auto", done[name]) for name, asked in params.as_dict().items())
+
+
+def decide(params: TrainingParams, *, faces: int, device: torch.device, speed: Callable[[Recipe], float]) -> Recipe:
+    """Decides everything that the parameters leave to us.
+
+    Args:
+        params: what the user chose.
+        faces: how many there are to learn from, 1 or more.
+        device: where to train.
+        speed: measures how many faces a recipe trains on per second; asked only where a budget of time is to be kept.
+    """
+    network = params.network if params.network != "auto" else "small" if faces < FEW_FACES else "compact"
+    decided = {
+        "network": network,
+        "mirror": network != "reference",  # which is there to be compared to, as it is
+        "batch_size": 256 if device.type == "cuda" and faces >= MANY_FACES else 64 if faces >= FEW_FACES else 32,
+        "precision": "bfloat16" if computes_bfloat16(device) else "float32",
+        "epochs": min(MAX_EPOCHS, max(MIN_EPOCHS, FACES_SHOWN // faces)),
+    }
+    asked = params.as_dict()
+    left = {name: value for name, value in decided.items() if asked[name] == "auto"}
+    recipe = Recipe.model_validate(asked | left)
+    if params.budget_s is None or params.epochs != "auto":
+        return recipe
+    affordable = int(params.budget_s * speed(recipe) / faces)
+    return recipe.model_copy(update={"epochs": max(1, min(recipe.epochs, affordable))})

@@ -1,0 +1,348 @@
+"""Training: faces and labels in, the weights of the best epoch out; stopped anywhere, it resumes to the same bits.
+
+Nothing random outlives a step: the order of the faces follows from the seed and the epoch; dropout and augmentation
+from the seed, the epoch and the step. A checkpoint between two steps is therefore the whole state.
+
+Several processes may train one network: each goes through the same steps with its share of every batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from shared.errors import GenderlineError
+from trainer.training.calibrate import calibrated_loss
+from trainer.training.checkpoint import Checkpoint, CheckpointError, dump
+from trainer.training.device import DeviceFaces, seeded, sent
+from trainer.training.distributed import Team
+from trainer.training.loss import Objective, Targets, targets_on
+from trainer.training.model import build_network
+from trainer.training.recipe import Recipe
+from trainer.training.schedule import averaging_at, learning_rate_at, split_into_batches
+from trainer.training.step import Step
+from trainer.training.throughput import Speed
+
+PROGRESS_EVERY_S: Final = 0.5
+EVALUATION_BATCH: Final = 256
+VALIDATION_SHARE: Final = 1 / 3
+"""What a face costs in validation, without backward pass, as a share of its cost in training; for the time left."""
+Weights = dict[str, torch.Tensor]
+
+
+class Interrupted(Exception):
+    """Training was asked to stop; the checkpoint just given to `on_checkpoint` carries on from here."""
+
+
+class TrainingDiverged(GenderlineError):
+    """The loss stopped being a finite number."""
+
+    default_code = "training_diverged"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far training is.
+
+    Attributes:
+        epoch: the epoch under way, from 1, of at most `epochs`.
+        step: steps done in it, of `steps`.
+        images_per_second: training faces in the last few seconds, per second.
+        eta_s: seconds left if no early stopping cuts it short.
+        loss: mean training loss in this epoch so far.
+        accuracy: share of this epoch's training faces that were right so far, as augmented.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    images_per_second: float
+    eta_s: float
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRow:
+    """A finished epoch: a row of `history.csv`.
+
+    Attributes:
+        train_loss: mean over the epoch's steps, with dropout and augmentation.
+        train_accuracy: likewise.
+        val_loss: mean log loss on the validation faces after the epoch, calibrated on them as the finished model is.
+        val_accuracy: likewise.
+        seconds: the epoch with its validation.
+        images_per_second: training faces per second, without validation.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    learning_rate: float
+    seconds: float
+    images_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What training came to.
+
+    Attributes:
+        weights: the state of the network after its best epoch, on the CPU.
+        best_epoch: the one with the lowest validation loss.
+        seconds: time spent, over all processes that had a part in it.
+    """
+
+    weights: Weights
+    history: list[EpochRow]
+    best_epoch: int
+    seconds: float
+
+
+def train(
+    faces: NDArray[np.uint8],
+    targets: Targets,
+    *,
+    training: NDArray[np.intp],
+    validation: NDArray[np.intp],
+    recipe: Recipe,
+    dataset_sha256: str,
+    device: torch.device,
+    team: Team | None = None,
+    resume: Checkpoint | None = None,
+    checkpoint_s: float = 60.0,
+    on_checkpoint: Callable[[bytes], None],
+    on_step: Callable[[Progress], None],
+    on_epoch: Callable[[EpochRow], None],
+    should_stop: Callable[[], bool],
+) -> Trained:
+    """Trains a network until its validation loss has not fallen for `recipe.patience` epochs.
+
+    Args:
+        faces: uint8 (N, 128, 128), luma; may be a memory map.
+        targets: what the file names say about them.
+        training: indices of the faces to learn from, 2 or more.
+        validation: indices of the faces that decide which epoch is best, 1 or more.
+        recipe: what to do.
+        dataset_sha256: names the data in checkpoints.
+        device: where to compute; on a CPU with the same number of threads, resuming gives the same bits.
+        team: the processes that train together, each of which calls this with the same arguments, but for the
+            callbacks: those of the leader count. None is a team of one.
+        resume: where an interrupted run of the same recipe and data stood; None starts anew.
+        checkpoint_s: seconds between checkpoints; 0 makes one after every step.
+        on_checkpoint: gets checkpoints as bytes for `checkpoint.load`: regularly, when interrupted, and at the end.
+        on_step: gets the progress, about twice a second.
+        on_epoch: gets each finished epoch; again, with the same losses, where a run resumes from before its end.
+        should_stop: asked before every step.
+
+    Raises:
+        Interrupted: `should_stop` said so.
+        TrainingDiverged: the loss is not finite.
+        CheckpointError: `resume` belongs to another run.
+        ValueError: there are too few faces.
+    """
+    if len(training) < 2 or len(validation) < 1:
+        raise ValueError(
+            f"found {len(training)} training and {len(validation)} validation faces; expected 2 and 1, or more"
+        )
+    team = team or Team()
+    source = DeviceFaces(faces, device)
+    labels = targets_on(device, targets)
+    with seeded(device, recipe.seed):
+        network = build_network(recipe.network, dropout=recipe.dropout, mirror=recipe.mirror)
+        objective = Objective(network, recipe.auxiliary).to(device)
+    take_step = Step(objective, recipe, device)
+    average = take_step.average
+    best: nn.Module = network if average is None else average.module
+
+    epoch, step = 1, 0
+    sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, seen; summed where they are computed
+    epoch_s = spent_s = 0.0
+    history: list[EpochRow] = []
+    best_epoch, best_loss, best_network = 0, float("inf"), _copied(best)
+    if resume is not None:
+        resume.require(recipe.as_dict(), dataset_sha256)
+        _restore(objective, take_step, resume)
+        epoch, step = resume.epoch, resume.step
+        sums.copy_(resume.sums)
+        epoch_s, spent_s = resume.epoch_s, resume.spent_s
+        history = [EpochRow(**row) for row in resume.history]
+        best_epoch, best_loss, best_network = resume.best_epoch, resume.best_loss, resume.best_network
+    take_step.shared = team.wrap(objective, device)
+
+    started = saved = time.monotonic()
+    epoch_started = started - epoch_s
+    reported = -float("inf")
+    speed = Speed()
+
+    def save() -> None:
+        nonlocal saved
+        now = time.monotonic()
+        _require_finite(sums[0].item(), recipe, epoch)
+        if team.leads:
+            on_checkpoint(
+                dump(
+                    Checkpoint(
+                        recipe=recipe.as_dict(),
+                        dataset_sha256=dataset_sha256,
+                        epoch=epoch,
+                        step=step,
+                        objective=objective.state_dict(),
+                        optimizer=take_step.optimizer.state_dict(),
+                        average=average.state_dict() if average is not None else {},
+                        sums=sums,
+                        epoch_s=now - epoch_started,
+                        spent_s=spent_s + now - started,
+                        history=[asdict(row) for row in history],
+                        best_epoch=best_epoch,
+                        best_loss=best_loss,
+                        best_network=best_network,
+                    )
+                )
+            )
+        saved = time.monotonic()
+
+    while epoch <= recipe.epochs and epoch - 1 - best_epoch < recipe.patience:
+        batches = split_into_batches(training, recipe.batch_size, seed=recipe.seed, epoch=epoch, least=2 * team.size)
+
+        network.train()
+        step_started = time.monotonic()
+        while step < len(batches):
+            if team.agree(should_stop()):
+                save()
+                raise Interrupted
+            batch = team.share(batches[step])
+            done = (epoch - 1) * len(batches) + step
+            loss, correct = take_step(
+                source.take(batch),
+                labels[sent(batch, device)],
+                rate=learning_rate_at(recipe, done, recipe.epochs * len(batches)),
+                decay=averaging_at(recipe, done),
+                seeds=(recipe.seed, epoch, step + 1, *([team.rank] if team.rank else [])),
+                # Gradients are averaged over the team, whose parts of a batch may differ by a face.
+                weight=len(batch) * team.size / len(batches[step]),
+            )
+            counted = torch.stack([loss.double() * len(batch), correct.double(), sums.new_full((), len(batch))])
+            sums += team.sum(counted)
+            step += 1
+
+            now = time.monotonic()
+            reports, saves = team.told((now - reported >= PROGRESS_EVERY_S, now - saved >= checkpoint_s))
+            if reports:  # a GPU is some steps behind until it is asked for a number
+                loss_sum, correct_sum, seen = sums.tolist()
+            now = time.monotonic()
+            speed.add(now - step_started, len(batches[step - 1]))
+            if reports:
+                reported = now
+                _require_finite(loss_sum, recipe, epoch)  # by all members: one that stopped alone would be waited for
+                left = len(training) * (recipe.epochs - epoch + 1) - seen
+                left *= 1 + len(validation) / len(training) * VALIDATION_SHARE
+                progress = Progress(
+                    epoch=epoch,
+                    epochs=recipe.epochs,
+                    step=step,
+                    steps=len(batches),
+                    images_per_second=speed.per_second,
+                    eta_s=left / speed.per_second,
+                    loss=loss_sum / seen,
+                    accuracy=correct_sum / seen,
+                )
+                if team.leads:
+                    on_step(progress)
+            if saves:
+                save()
+            step_started = time.monotonic()
+        loss_sum, correct_sum, seen = sums.tolist()  # as above: before the clock is read
+        trained_s = time.monotonic() - epoch_started
+
+        def told_to_stop() -> bool:
+            return team.size == 1 and should_stop()
+
+        try:
+            mine = predict_logits(best, source, team.share(validation), should_stop=told_to_stop)
+        except Interrupted:
+            save()
+            raise
+        logits, truth = team.joined(mine), targets.female[validation]
+        val_loss, val_accuracy = calibrated_loss(logits, truth), float(np.mean((logits >= 0) == (truth > 0)))
+        _require_finite(loss_sum + val_loss, recipe, epoch)
+        if val_loss < best_loss:
+            best_epoch, best_loss, best_network = epoch, val_loss, _copied(best)
+        now = time.monotonic()
+        row = EpochRow(
+            epoch=epoch,
+            train_loss=loss_sum / seen,
+            train_accuracy=correct_sum / seen,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            learning_rate=learning_rate_at(recipe, epoch * len(batches) - 1, recipe.epochs * len(batches)),
+            seconds=now - epoch_started,
+            images_per_second=seen / max(trained_s, 1e-9),
+        )
+        history.append(row)
+        if team.leads:
+            on_epoch(row)
+        epoch, step, epoch_started = epoch + 1, 0, now
+        sums.zero_()
+
+    save()  # so that whatever comes after training can be interrupted without training again
+    return Trained(best_network, history, best_epoch, spent_s + time.monotonic() - started)
+
+
+@torch.inference_mode()
+def predict_logits(
+    network: nn.Module,
+    source: DeviceFaces,
+    indices: NDArray[np.intp],
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> NDArray[np.float32]:
+    """Returns the network's logits, float32 (n,), for the faces at `indices`; leaves it in evaluation mode.
+
+    Args:
+        network: faces float32 (n, 1, 128, 128) in [0, 1] → logits.
+        source: all faces.
+        indices: which of them, in this order.
+        should_stop: asked before every batch.
+
+    Raises:
+        Interrupted: `should_stop` said so.
+    """
+    network.eval()
+    logits: list[torch.Tensor] = []
+    for start in range(0, len(indices), EVALUATION_BATCH):
+        if should_stop():
+            raise Interrupted
+        faces = source.take(indices[start : start + EVALUATION_BATCH]).float().div_(255)
+        logits.append(network(faces).float())
+    return torch.cat(logits).cpu().numpy() if logits else np.empty(0, np.float32)
+
+
+def _require_finite(loss: float, recipe: Recipe, epoch: int) -> None:
+    if not np.isfinite(loss):
+        raise TrainingDiverged(
+            f"training diverged in epoch {epoch}: found a loss of {loss}, expected a finite number; "
+            f"try a learning_rate below {recipe.learning_rate:g}"
+        )
+
+
+def _copied(module: nn.Module) -> Weights:
+    return {name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()}
+
+
+def _restore(objective: nn.Module, step: Step, checkpoint: Checkpoint) -> None:
+    try:
+        objective.load_state_dict(checkpoint.objective)
+        step.restore(checkpoint.optimizer, checkpoint.average)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"the checkpoint's weights do not fit the network: {error}") from None
