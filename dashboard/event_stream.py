@@ -159,7 +159,7 @@ class Live:
                     self._answers(True)
                     heard = time.monotonic()
                     while not self._stop.is_set():
-                        events = subscription.take(_TAKE_S)
+                        events = subscription.receive(_TAKE_S)
                         for event in events:
                             self._handle(event)
                         # A subscription outlives its connection, and is silent until there is a new one.

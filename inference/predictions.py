@@ -37,7 +37,7 @@ _TRIALS_S = 1.0
 """For so long after a message that came before, more of them are expected: what was held comes again together, though
 among what is new, and not each of them shall wait for another shard to end."""
 _AT_ONCE_S = 0.001
-"""A `take` that returns sooner has found messages waiting: they come faster than they are answered."""
+"""A `receive` that returns sooner has found messages waiting: they come faster than they are answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class _Taken:
 class InteractiveLoop:
     """Serves predictions until told to stop, and then what it holds.
 
-    What one `take` gives is one batch or a few. Where it finds some single images waiting, but no full batch, and
+    What one `receive` gives is one batch or a few. Where it finds some single images waiting, but no full batch, and
     messages cost the broker less together than one by one, the loop lets a few more come: whatever waits is then
     answered sooner. An image that comes alone is answered at once.
 
@@ -126,14 +126,14 @@ class InteractiveLoop:
     def _take(self, consumer: Consumer, *, careful: bool) -> list[Delivery]:
         self._at_rest(True)
         asked = time.monotonic()
-        deliveries = consumer.take(1 if careful else self._batch_size, _WAIT_S)
+        deliveries = consumer.receive(1 if careful else self._batch_size, _WAIT_S)
         waiting = time.monotonic() - asked < _AT_ONCE_S
         self._at_rest(False)
-        may_gather = self._broker.cheaper_together and waiting and not careful
+        may_gather = self._broker.prefers_batches and waiting and not careful
         if not may_gather or not 1 < len(deliveries) < self._batch_size or _any_pack(deliveries):
             return deliveries
-        time.sleep(self._batch_delay_s)  # and not in `take`, which every message that comes would wake
-        return deliveries + consumer.take(self._batch_size - len(deliveries), 0)
+        time.sleep(self._batch_delay_s)  # and not in `receive`, which every message that comes would wake
+        return deliveries + consumer.receive(self._batch_size - len(deliveries), 0)
 
     def _handle(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> bool:
         """Answers messages. Returns whether the next ones are better taken one by one.
@@ -152,7 +152,7 @@ class InteractiveLoop:
             # The last of them is tried: what came before it is acknowledged together.
             *others_alike, suspect = suspects
             for delivery in others_alike:
-                consumer.postpone(delivery, 0)
+                consumer.defer(delivery, 0)
             consumer.flush()
             self._turns.begin_trials()
             self._handle_alone(consumer, suspect)

@@ -172,14 +172,17 @@ class Client:
         answered = 0
         if not images:
             return [], None
-        with self.broker.inbox() as inbox:
+        with self.broker.reply_queue() as reply_queue:
             self.broker.publish_many(
                 [
-                    Outgoing(self.broker.topology.predictions, pack_message(pack, reply_to=inbox.name, headers=headers))
+                    Outgoing(
+                        self.broker.topology.predictions,
+                        pack_message(pack, reply_to=reply_queue.name, headers=headers),
+                    )
                     for pack in _packs(images)
                 ]
             )
-            for reply in _until(inbox.take, time.monotonic() + timeout_s):
+            for reply in _until(reply_queue.receive, time.monotonic() + timeout_s):
                 body = _reply_body(reply)
                 model = body["model"] or model
                 for entry in body["predictions"]:
@@ -283,7 +286,7 @@ class Client:
                     raise GenderlineError(
                         f"{wanted} is still {record['state']} after {timeout_s:g} s; it goes on", code="timeout"
                     )
-                for event in events.take(_POLL_S):
+                for event in events.receive(_POLL_S):
                     if event.payload.get(key) == wanted:
                         newest = event.payload.get("progress", newest)
                 record = look(wanted)

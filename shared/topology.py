@@ -52,14 +52,14 @@ class Topology:
         return f"{self.prefix}.events"
 
     @property
-    def any_inbox(self) -> str:
+    def reply_queue_prefix(self) -> str:
         """What the name of every reply queue of our clients begins with, those of older versions too."""
         return f"{self.prefix}.inbox."
 
     @property
-    def inboxes(self) -> str:
+    def batch_reply_queue_prefix(self) -> str:
         """What the names of our own clients' reply queues begin with; their readers part bundles of replies."""
-        return f"{self.any_inbox}bundles."
+        return f"{self.reply_queue_prefix}bundles."
 
     @property
     def work_queues(self) -> tuple[str, ...]:

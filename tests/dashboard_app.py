@@ -48,7 +48,7 @@ class Site:
         def work() -> None:
             with self.broker.consume([self.broker.topology.predictions], 100) as consumer:
                 while not stop.is_set():
-                    for delivery in consumer.take(10, 0.05):
+                    for delivery in consumer.receive(10, 0.05):
                         taken.append(delivery)
                         consumer.settle([delivery], json_reply(delivery, (answer or by_length)(delivery)))
 

@@ -23,7 +23,7 @@ from inference.monitoring.throughput import Speed
 from inference.predictions import InteractiveLoop
 from inference.turns import Turns
 from shared.broker import open_broker
-from shared.broker.base import Broker, Inbox
+from shared.broker.base import Broker, ReplyQueue
 from shared.faces.decode import ImageLimits
 from shared.runtime.settings import Settings
 from shared.store.files import FileStore
@@ -164,12 +164,12 @@ def open_loops(folder: Path, broker_url: str, **settings: Any) -> Iterator[Loops
         )
 
 
-def replies(inbox: Inbox, count: int, timeout_s: float = 30.0) -> dict[str, dict[str, Any]]:
+def replies(inbox: ReplyQueue, count: int, timeout_s: float = 30.0) -> dict[str, dict[str, Any]]:
     """Returns the bodies of `count` replies by correlation id; fails where one id has two, or some do not come."""
     found: dict[str, dict[str, Any]] = {}
     deadline = time.monotonic() + timeout_s
     while len(found) < count:
-        for message in inbox.take(max(0.0, min(1.0, deadline - time.monotonic()))):
+        for message in inbox.receive(max(0.0, min(1.0, deadline - time.monotonic()))):
             assert message.content_type == "application/json"
             key = str(message.correlation_id)
             assert key not in found, f"two replies to {key}"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from shared.broker import open_broker
-from shared.broker.base import Broker, Inbox, Message
+from shared.broker.base import Broker, Message, ReplyQueue
 from shared.client import Client
 from shared.store.files import FileStore
 from shared.topology import Topology
@@ -150,13 +150,13 @@ class Installation:
             service.process.wait()
 
 
-def collect(inbox: Inbox, count: int, timeout_s: float) -> list[Message]:
+def collect(inbox: ReplyQueue, count: int, timeout_s: float) -> list[Message]:
     """Returns the first `count` replies that come to an inbox, or fails with those that did."""
     replies: list[Message] = []
     deadline = time.monotonic() + timeout_s
     while len(replies) < count:
         assert time.monotonic() < deadline, f"{len(replies)} of {count} replies within {timeout_s:g} s: {replies}"
-        replies += inbox.take(1)
+        replies += inbox.receive(1)
     return replies
 
 

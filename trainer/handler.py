@@ -81,7 +81,7 @@ class TrainerService:
                 # No prefetch: a dataset held here, unacknowledged, could not be trained by anybody else meanwhile.
                 with self._broker.consume([topology.continuations, topology.datasets], prefetch=0) as consumer:
                     while not stop.is_set():
-                        for delivery in consumer.take(1, _WAIT_S):
+                        for delivery in consumer.receive(1, _WAIT_S):
                             self._handle(consumer, delivery, stop)
                             consumer.flush()
             except BrokerError as error:
@@ -108,7 +108,7 @@ class TrainerService:
             self._reopen(delivery, run_id)
             if self._runs.get(run_id)["state"] not in runs.FINAL_STATES and not lease.acquire():
                 # Somebody trains it right now: a duplicate, or a message that the broker gave out again too early.
-                consumer.postpone(delivery, self._settings.lease_s / 2)
+                consumer.defer(delivery, self._settings.lease_s / 2)
                 return
             record = self._runs.get(run_id)  # now that nobody else can end it
             if record["state"] in runs.FINAL_STATES:
@@ -122,7 +122,7 @@ class TrainerService:
             raise
         except LeaseLost as error:
             _LOG.warning("%s: %s", run_id, error)
-            consumer.postpone(delivery, self._settings.lease_s / 2)
+            consumer.defer(delivery, self._settings.lease_s / 2)
         except Exception as error:
             self._policy.handle(consumer, delivery, error, end)
         finally:

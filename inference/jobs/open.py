@@ -112,7 +112,7 @@ class BulkLoop:
                 try:
                     with self._broker.consume([topology.jobs, topology.shards], 1) as consumer:
                         while not stop.is_set():
-                            for delivery in consumer.take(1, _WAIT_S):
+                            for delivery in consumer.receive(1, _WAIT_S):
                                 with self._turns.at_work():
                                     if not stop.is_set():  # else closing gives it back
                                         self._handle(consumer, delivery)

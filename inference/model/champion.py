@@ -106,7 +106,7 @@ class Models:
         """Waits until the aliases changed, or it is time to look. Returns whether they did."""
         deadline = time.monotonic() + _POLL_S
         while not stop.is_set() and time.monotonic() < deadline:
-            if events.take(_WAIT_S):
+            if events.receive(_WAIT_S):
                 return True
         return False
 

@@ -163,11 +163,11 @@ class Consumer(abc.ABC):
 
     Deliveries that are neither settled nor retried belong to this consumer until it closes or its process dies; then
     the broker delivers them again. A consumer that stalled for so long that its deliveries were given to another may
-    still call `settle`, `retry` or `bury`: that does no harm.
+    still call `settle`, `requeue` or `dead_letter`: that does no harm.
     """
 
     @abc.abstractmethod
-    def take(self, limit: int, timeout_s: float | None = None) -> list[Delivery]:
+    def receive(self, limit: int, timeout_s: float | None = None) -> list[Delivery]:
         """Takes up to `limit` messages of one queue, the first of this consumer's queues that has any.
 
         Messages come in the order in which they were accepted, except those delivered again. Never waits for more
@@ -195,16 +195,16 @@ class Consumer(abc.ABC):
         """
 
     @abc.abstractmethod
-    def retry(self, delivery: Delivery, delay_s: float = 0.0) -> None:
+    def requeue(self, delivery: Delivery, delay_s: float = 0.0) -> None:
         """Gives the delivery back, to be delivered again after `delay_s` at the earliest, its count one higher."""
 
     @abc.abstractmethod
-    def postpone(self, delivery: Delivery, delay_s: float) -> None:
+    def defer(self, delivery: Delivery, delay_s: float) -> None:
         """Gives the delivery back for `delay_s` without counting it as a failed delivery."""
 
     @abc.abstractmethod
     def flush(self, timeout_s: float = 30.0) -> None:
-        """Waits until every `settle` so far is confirmed, and what was postponed without a delay is given back.
+        """Waits until every `settle` so far is confirmed, and what was deferred without a delay is given back.
 
         Raises:
             BrokerError: it was not, in that time or because the connection was lost; what was not settled will be
@@ -213,9 +213,9 @@ class Consumer(abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Gives back what is held, uncounted where the broker can, and stops. Idempotent; wakes a waiting `take`."""
+        """Gives back what is held, uncounted where the broker can, and stops. Idempotent; wakes a waiting `receive`."""
 
-    def bury(self, delivery: Delivery, reason: str, outgoing: Sequence[Outgoing] = ()) -> None:
+    def dead_letter(self, delivery: Delivery, reason: str, outgoing: Sequence[Outgoing] = ()) -> None:
         """Moves the delivery to the dead letters, with why, and publishes `outgoing` (an error reply) beside it."""
         headers = dict(delivery.message.headers)
         headers.update(
@@ -241,18 +241,18 @@ class Consumer(abc.ABC):
         self.close()
 
 
-class Inbox(abc.ABC):
+class ReplyQueue(abc.ABC):
     """A private queue for replies. It outlives a broker restart, and goes when closed or long unused."""
 
     name: str
 
     @abc.abstractmethod
-    def take(self, timeout_s: float) -> list[Message]:
+    def receive(self, timeout_s: float) -> list[Message]:
         """Returns the replies that have arrived, waiting up to `timeout_s` for the first; each is returned once."""
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Deletes the inbox. Idempotent."""
+        """Deletes the reply queue. Idempotent."""
 
     def __enter__(self) -> Self:
         return self
@@ -265,12 +265,12 @@ class Subscription(abc.ABC):
     """Events as they happen, from the moment of subscribing; those of a time without connection are lost."""
 
     @abc.abstractmethod
-    def take(self, timeout_s: float) -> list[Event]:
+    def receive(self, timeout_s: float) -> list[Event]:
         """Returns the events since the last call, in order, waiting up to `timeout_s` for the first."""
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Ends the subscription. Idempotent; wakes a waiting `take`."""
+        """Ends the subscription. Idempotent; wakes a waiting `receive`."""
 
     def __enter__(self) -> Self:
         return self
@@ -287,7 +287,7 @@ class Broker(abc.ABC):
     """
 
     topology: Topology
-    cheaper_together: ClassVar[bool] = False
+    prefers_batches: ClassVar[bool] = False
     """Whether messages that come one by one cost so much more than some together that letting them gather pays."""
 
     @abc.abstractmethod
@@ -310,8 +310,8 @@ class Broker(abc.ABC):
     def consume(self, queues: Sequence[str], prefetch: int) -> Consumer:
         """Opens a consumer of `queues`, most urgent first, that holds up to `prefetch` unsettled messages of each.
 
-        With a prefetch of 0 it holds nothing but what `take` has returned: slower, and right where one message is hours
-        of work that anybody else may do meanwhile.
+        With a prefetch of 0 it holds nothing but what `receive` has returned: slower, and right where one message is
+        hours of work that anybody else may do meanwhile.
         """
 
     @abc.abstractmethod
@@ -323,7 +323,7 @@ class Broker(abc.ABC):
         """Subscribes to topics; in a pattern `*` stands for one word and `#` for any number, as in AMQP."""
 
     @abc.abstractmethod
-    def inbox(self) -> Inbox:
+    def reply_queue(self) -> ReplyQueue:
         """Opens a private queue for replies."""
 
     @abc.abstractmethod
@@ -357,7 +357,7 @@ class Broker(abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Closes every consumer, inbox and subscription of this broker, and the connection. Idempotent."""
+        """Closes every consumer, reply queue and subscription of this broker, and the connection. Idempotent."""
 
     def __enter__(self) -> Self:
         return self
@@ -368,7 +368,7 @@ class Broker(abc.ABC):
         self.close()
 
 
-def sent_back(message: Message) -> Message:
+def requeued_copy(message: Message) -> Message:
     """Returns a dead letter's message as it was before it was buried, save that it says that it was sent back."""
     kept = {k: v for k, v in message.headers.items() if k not in {REASON, ORIGIN, DELIVERY_COUNT, DEAD_ID}}
     return replace(message, headers={**kept, RETRIED_AT: time.time()})

@@ -1,7 +1,7 @@
 """Several replies as one message: what a worker answers together travels together, to readers that can part it.
 
 A message costs the broker and both of its clients far more than the hundred bytes of a reply do. Only our own inboxes
-are sent bundles: their names say that they part them, so nobody who calls `Inbox.take` ever sees one.
+are sent bundles: their names say that they part them, so nobody who calls `ReplyQueue.receive` ever sees one.
 
 A bundle's body is the length of what follows in 4 bytes, big-endian; a JSON list of each message's
 `[content type, message id, correlation id, headers, bytes of its body]`; and the bodies, one after the other.
@@ -23,7 +23,7 @@ _LENGTH: Final = struct.Struct(">I")
 
 
 def bundled(outgoing: Sequence[Outgoing], inboxes: str) -> Iterator[Outgoing]:
-    """Yields the same messages, those for one inbox as one; each queue gets its own in their order.
+    """Yields the same messages, those for one reply queue as one; each queue gets its own in their order.
 
     Args:
         outgoing: of one batch, which bounds a bundle.

@@ -61,7 +61,7 @@ class Presence:
     def _listen(self) -> None:
         while not self._closed:
             try:
-                events = self._subscription.take(_TAKE_S)
+                events = self._subscription.receive(_TAKE_S)
             except BrokerClosed:
                 return
             with self._heard:

@@ -54,7 +54,7 @@ class FailurePolicy:
             return replace(delivery, delivery_count=self._attempts.begin(delivery))
         except Retryable as error:
             _LOG.warning("%s; trying again in %g s", error, _NO_RECORD_PAUSE_S)
-            consumer.postpone(delivery, _NO_RECORD_PAUSE_S)
+            consumer.defer(delivery, _NO_RECORD_PAUSE_S)
             return None
 
     def end(self, delivery: Delivery) -> None:
@@ -98,7 +98,7 @@ class FailurePolicy:
             if delivery.delivery_count + 1 < self._delivery_limit:
                 pause_s = min(_LONGEST_PAUSE_S, 2.0**delivery.delivery_count)
                 _LOG.warning("%s; trying again in %g s", error, pause_s)
-                consumer.retry(delivery, pause_s)
+                consumer.requeue(delivery, pause_s)
                 return False
             return self._bury(consumer, delivery, "delivery_limit", error, replies)
         if isinstance(error, GenderlineError):
@@ -107,7 +107,7 @@ class FailurePolicy:
             return self._bury(consumer, delivery, error.code, error, replies)
         _LOG.error("a bug, at delivery %d of the message", delivery.delivery_count + 1, exc_info=error)
         if delivery.delivery_count == 0:
-            consumer.retry(delivery, 1.0)
+            consumer.requeue(delivery, 1.0)
             return False
         return self._bury(consumer, delivery, "internal", internal_error(), replies)
 
@@ -124,11 +124,11 @@ class FailurePolicy:
             outgoing = _made(replies, error)
         except Retryable as away:
             _LOG.warning("how it ended cannot be recorded: %s; trying again in %g s", away, _NO_RECORD_PAUSE_S)
-            consumer.postpone(delivery, _NO_RECORD_PAUSE_S)
+            consumer.defer(delivery, _NO_RECORD_PAUSE_S)
             return False
         _LOG.warning("dead letter from %s: %s", delivery.queue, reason)
         self._dead_letters.labels(reason).inc()
-        consumer.bury(delivery, reason, outgoing)
+        consumer.dead_letter(delivery, reason, outgoing)
         self.end(delivery)
         return True
 

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from shared.broker.base import Inbox, Message, Outgoing
+from shared.broker.base import Message, Outgoing, ReplyQueue
 from shared.client import Client
 from shared.records.shadow import shadow_figures
 from tests.bench.bench_observers import built_model, drawn_faces
@@ -25,7 +25,7 @@ PACED, PAUSE_S = 150, 0.02
 BURST = 1500
 
 
-def paced(client: Client, inbox: Inbox, images: list[bytes]) -> list[float]:
+def paced(client: Client, inbox: ReplyQueue, images: list[bytes]) -> list[float]:
     """Returns the time from sending an image to its reply, in ms, of images sent one by one with pauses."""
     times = []
     for number in range(PACED):
@@ -38,7 +38,7 @@ def paced(client: Client, inbox: Inbox, images: list[bytes]) -> list[float]:
     return times
 
 
-def burst(client: Client, inbox: Inbox, images: list[bytes]) -> float:
+def burst(client: Client, inbox: ReplyQueue, images: list[bytes]) -> float:
     """Returns images a second of a burst."""
     queue = client.broker.topology.predictions
     asked = [Message(images[number % len(images)], "image/jpeg", reply_to=inbox.name) for number in range(BURST)]
@@ -58,7 +58,7 @@ def main() -> int:
         times: dict[bool, list[float]] = {False: [], True: []}
         speeds: dict[bool, list[float]] = {False: [], True: []}
         try:
-            with installation.client() as client, client.broker.inbox() as inbox:
+            with installation.client() as client, client.broker.reply_queue() as inbox:
                 builder = ModelBuilder(client.store)  # type: ignore[arg-type]
                 model = built_model(folder)
                 builder.register(model)

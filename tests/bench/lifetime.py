@@ -181,7 +181,7 @@ class _Load:
                 new = [pack_message(pack, reply_to=inbox.name) for _ in range(8 - under_way)]
                 broker.publish_many([Outgoing(broker.topology.predictions, message) for message in new])
                 under_way = 8
-            replies = inbox.take(30)
+            replies = inbox.receive(30)
             if not replies:
                 raise LostReply(f"{under_way} replies did not come in 30 s")
             for reply in replies:

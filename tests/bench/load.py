@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-from shared.broker.base import Broker, Inbox, Message, Outgoing
+from shared.broker.base import Broker, Message, Outgoing, ReplyQueue
 from shared.messages import pack_message
 from tests.bench.bare import Lap
 
@@ -32,7 +32,9 @@ class Saturation:
         outstanding: messages under way.
     """
 
-    def __init__(self, broker: Broker, inbox: Inbox, images: Sequence[bytes], *, pack: int, outstanding: int) -> None:
+    def __init__(
+        self, broker: Broker, inbox: ReplyQueue, images: Sequence[bytes], *, pack: int, outstanding: int
+    ) -> None:
         self._broker = broker
         self._inbox = inbox
         self._pack = pack
@@ -76,7 +78,7 @@ class Saturation:
         taken = 0
         deadline = time.monotonic() + REPLY_TIMEOUT_S
         while taken < count:
-            for reply in self._inbox.take(1.0):
+            for reply in self._inbox.receive(1.0):
                 check(reply, self._pack)
                 taken += 1
             if time.monotonic() > deadline:
@@ -91,7 +93,7 @@ def check(reply: Message, images: int = 1) -> None:
         raise LostReply(f"expected {images} predictions, found {reply.body[:300]!r}")
 
 
-def one_by_one(broker: Broker, inbox: Inbox, images: Sequence[bytes], *, pause_s: float = 0.0) -> list[float]:
+def one_by_one(broker: Broker, inbox: ReplyQueue, images: Sequence[bytes], *, pause_s: float = 0.0) -> list[float]:
     """Sends each image once the one before is answered. Returns each one's seconds from before sending to the reply."""
     latencies = []
     for image in images:
@@ -99,7 +101,7 @@ def one_by_one(broker: Broker, inbox: Inbox, images: Sequence[bytes], *, pause_s
         broker.publish(broker.topology.predictions, Message(image, "image/jpeg", reply_to=inbox.name))
         replies: list[Message] = []
         while not replies:
-            replies = inbox.take(REPLY_TIMEOUT_S)
+            replies = inbox.receive(REPLY_TIMEOUT_S)
             if time.perf_counter() - started > REPLY_TIMEOUT_S:
                 raise LostReply(f"no reply in {REPLY_TIMEOUT_S:g} s")
         latencies.append(time.perf_counter() - started)
@@ -109,7 +111,7 @@ def one_by_one(broker: Broker, inbox: Inbox, images: Sequence[bytes], *, pause_s
     return latencies
 
 
-def at_rate(broker: Broker, inbox: Inbox, images: Sequence[bytes], rate: float, seconds: float) -> list[float]:
+def at_rate(broker: Broker, inbox: ReplyQueue, images: Sequence[bytes], rate: float, seconds: float) -> list[float]:
     """Sends images at random moments, so many a second on average, whether or not earlier ones are answered.
 
     Returns:
@@ -139,7 +141,7 @@ def at_rate(broker: Broker, inbox: Inbox, images: Sequence[bytes], rate: float, 
     sender = threading.Thread(target=send)
     sender.start()
     while len(latencies) < expected and not failures:
-        replies = inbox.take(REPLY_TIMEOUT_S)
+        replies = inbox.receive(REPLY_TIMEOUT_S)
         now = time.perf_counter()
         if not replies:
             failures.append(LostReply(f"{expected - len(latencies)} replies did not come in {REPLY_TIMEOUT_S:g} s"))

@@ -38,7 +38,7 @@ def embedded_batches(stage: Stage) -> list[Row]:
             published.append(_publish(broker, BATCH, stage))
             with broker.consume([broker.topology.predictions], BATCH) as consumer:
                 started, done = time.perf_counter(), 0
-                while deliveries := consumer.take(BATCH, 0):
+                while deliveries := consumer.receive(BATCH, 0):
                     consumer.settle(deliveries)
                     done += len(deliveries)
                 settled.append(done / (time.perf_counter() - started))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shared.broker.base import Inbox
+from shared.broker.base import ReplyQueue
 from shared.client import Client
 from tests.bench.material import Material
 from tests.rabbitmq_node import RabbitNode, find_server
@@ -67,7 +67,7 @@ class Stage:
             service = installation.start("inference")
             close.callback(service.stop)
             client = close.enter_context(installation.client())
-            inbox = close.enter_context(client.broker.inbox())
+            inbox = close.enter_context(client.broker.reply_queue())
             yield Served(installation, service, client, inbox)
 
     def rabbitmq_cpu_s(self) -> float:
@@ -97,7 +97,7 @@ class Served:
     installation: Installation
     service: Service
     client: Client
-    inbox: Inbox
+    inbox: ReplyQueue
 
     @property
     def pids(self) -> list[int]:

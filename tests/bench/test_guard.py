@@ -65,7 +65,7 @@ def test_packs_come_to_four_fifths_of_the_bare_loops_speed(installation: Install
     with (
         BareLoops(store.root, archive) as bare,
         installation.client() as client,
-        client.broker.inbox() as inbox,
+        client.broker.reply_queue() as inbox,
     ):
         served = Served(installation, service, client, inbox)
         load = Saturation(client.broker, inbox, images, pack=PACK, outstanding=OUTSTANDING)

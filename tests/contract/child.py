@@ -35,17 +35,17 @@ def hold(broker: Broker, count: int) -> None:
     consumer = broker.consume([broker.topology.predictions], prefetch=count)
     held = 0
     while held < count:
-        held += len(consumer.take(count))
+        held += len(consumer.receive(count))
     say("held")
     threading.Event().wait()
 
 
 def late(broker: Broker) -> None:
     consumer = broker.consume([broker.topology.predictions], prefetch=10)
-    first = consumer.take(1)
+    first = consumer.receive(1)
     say("took the first")
     sys.stdin.readline()
-    second = consumer.take(1)
+    second = consumer.receive(1)
     say(f"took {second[0].message.body.decode()}")
     consumer.settle(first, [])
     with contextlib.suppress(BrokerError):
@@ -59,7 +59,7 @@ def work(broker: Broker) -> None:
     consumer = broker.consume([broker.topology.predictions], prefetch=20)
     done = 0
     while True:
-        taken = consumer.take(5)
+        taken = consumer.receive(5)
         results = [Outgoing(broker.topology.shards, Message(one.message.body, "text/plain")) for one in taken]
         try:
             consumer.settle(taken, results)

@@ -39,7 +39,7 @@ def collect(broker: Broker, queue: str, expected: set[bytes], timeout_s: float =
     deadline = time.monotonic() + timeout_s
     with broker.consume([queue], 500) as consumer:
         while missing and time.monotonic() < deadline:
-            taken = consumer.take(500, timeout_s=1)
+            taken = consumer.receive(500, timeout_s=1)
             found += bodies(taken)
             missing.difference_update(bodies(taken))
             consumer.settle(taken)
@@ -91,7 +91,7 @@ def test_a_consumer_that_stalled_may_settle_late_without_harm(place: Place) -> N
 
     with broker.consume([queue], 10) as other:
         assert bodies(take(other, 1)) == [b"second"]
-        assert other.take(1, timeout_s=0.2) == []
+        assert other.receive(1, timeout_s=0.2) == []
 
 
 def test_every_one_of_a_thousand_messages_is_accounted_for_when_one_of_two_workers_is_killed(place: Place) -> None:
@@ -110,7 +110,7 @@ def test_every_one_of_a_thousand_messages_is_accounted_for_when_one_of_two_worke
     survivor.kill()
     survivor.wait()
     with broker.consume([topology.predictions], 10) as consumer:
-        assert consumer.take(1, timeout_s=1) == []
+        assert consumer.receive(1, timeout_s=1) == []
     assert broker.dead_letters() == []
 
 

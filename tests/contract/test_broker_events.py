@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from shared.broker.base import ENQUEUED_AT, Broker, Event, Inbox, Message, Outgoing, Subscription
+from shared.broker.base import ENQUEUED_AT, Broker, Event, Message, Outgoing, ReplyQueue, Subscription
 from tests.contract.conftest import Place
 from tests.contract.test_broker_messages import take
 
@@ -18,15 +18,15 @@ def events(subscription: Subscription, count: int) -> list[Event]:
     found: list[Event] = []
     deadline = time.monotonic() + 10
     while len(found) < count and time.monotonic() < deadline:
-        found += subscription.take(1)
+        found += subscription.receive(1)
     return found
 
 
-def replies(inbox: Inbox, count: int) -> list[bytes]:
+def replies(inbox: ReplyQueue, count: int) -> list[bytes]:
     found: list[bytes] = []
     deadline = time.monotonic() + 10
     while len(found) < count and time.monotonic() < deadline:
-        found += [message.body for message in inbox.take(1)]
+        found += [message.body for message in inbox.receive(1)]
     return found
 
 
@@ -70,7 +70,7 @@ def test_a_subscriber_gets_each_event_that_matches_one_of_its_patterns_once(
             broker.emit(topic, {})
         assert len(events(everything, 4)) == 4
         assert [event.topic for event in events(subscription, len(expected))] == expected
-        assert subscription.take(0.1) == []
+        assert subscription.receive(0.1) == []
 
 
 def test_a_subscriber_does_not_get_what_happened_before(broker: Broker) -> None:
@@ -93,21 +93,21 @@ def test_a_payload_that_is_not_json_is_a_mistake_that_is_told(broker: Broker) ->
 
 def test_a_subscription_gives_up_after_its_timeout_and_wakes_when_closed(broker: Broker) -> None:
     subscription = broker.subscribe()
-    assert subscription.take(0.05) == []
+    assert subscription.receive(0.05) == []
     results: list[list[Event]] = []
-    waiting = threading.Thread(target=lambda: results.append(subscription.take(60)))
+    waiting = threading.Thread(target=lambda: results.append(subscription.receive(60)))
     waiting.start()
     subscription.close()
     waiting.join(10)
     assert results == [[]]
     subscription.close()
-    assert subscription.take(0.05) == []
+    assert subscription.receive(0.05) == []
 
 
 def test_a_request_gets_its_reply_with_its_correlation_id(place: Place) -> None:
     client, server = place.open(), place.open()
     queue = place.topology.predictions
-    with client.inbox() as inbox, server.consume([queue], 10) as consumer:
+    with client.reply_queue() as inbox, server.consume([queue], 10) as consumer:
         assert inbox.name.startswith(f"{place.topology.prefix}.inbox.")
         for number in range(3):
             request = Message(b"", "image/jpeg", f"m-{number}", "c-0" if number == 0 else None, inbox.name)
@@ -118,7 +118,7 @@ def test_a_request_gets_its_reply_with_its_correlation_id(place: Place) -> None:
             )
         found: list[Message] = []
         while len(found) < 3:
-            found += inbox.take(10)
+            found += inbox.receive(10)
     assert [(one.correlation_id, json.loads(one.body)["to"]) for one in found] == [
         ("c-0", "m-0"),
         ("m-1", "m-1"),
@@ -130,8 +130,8 @@ def test_a_request_gets_its_reply_with_its_correlation_id(place: Place) -> None:
 def test_replies_settled_together_arrive_as_they_were_sent(place: Place) -> None:
     client, server = place.open(), place.open()
     with (
-        client.inbox() as one,
-        client.inbox() as other,
+        client.reply_queue() as one,
+        client.reply_queue() as other,
         server.consume([place.topology.predictions], 10) as consumer,
     ):
         client.publish(place.topology.predictions, Message(b"", "image/jpeg"))
@@ -146,35 +146,35 @@ def test_replies_settled_together_arrive_as_they_were_sent(place: Place) -> None
         consumer.settle(asked, [Outgoing(inbox.name, message) for inbox, message in outgoing])
         found: list[Message] = []
         while len(found) < 3:
-            found += one.take(10)
+            found += one.receive(10)
         assert [unstamped(message) for message in found] == to_one
-        assert [unstamped(message) for message in other.take(10)] == to_other
-        assert (one.take(0.1), other.take(0.1)) == ([], [])
+        assert [unstamped(message) for message in other.receive(10)] == to_other
+        assert (one.receive(0.1), other.receive(0.1)) == ([], [])
 
 
 def test_an_inbox_returns_each_of_many_replies_once(place: Place) -> None:
-    with place.open().inbox() as inbox:
+    with place.open().reply_queue() as inbox:
         sent = [str(number).encode() for number in range(2500)]
         place.open().publish_many([Outgoing(inbox.name, Message(body, "text/plain")) for body in sent])
         assert replies(inbox, 2500) == sent
-        assert inbox.take(0.1) == []
+        assert inbox.receive(0.1) == []
 
 
 def test_an_inbox_gives_up_after_its_timeout_and_wakes_when_closed(broker: Broker) -> None:
-    inbox = broker.inbox()
-    assert inbox.take(0.05) == []
+    inbox = broker.reply_queue()
+    assert inbox.receive(0.05) == []
     results: list[list[Message]] = []
-    waiting = threading.Thread(target=lambda: results.append(inbox.take(60)))
+    waiting = threading.Thread(target=lambda: results.append(inbox.receive(60)))
     waiting.start()
     inbox.close()
     waiting.join(10)
     assert results == [[]]
     inbox.close()
-    assert inbox.take(0.05) == []
+    assert inbox.receive(0.05) == []
 
 
 def test_two_inboxes_do_not_read_each_others_replies(broker: Broker) -> None:
-    with broker.inbox() as one, broker.inbox() as other:
+    with broker.reply_queue() as one, broker.reply_queue() as other:
         broker.publish(one.name, Message(b"one", "text/plain"))
         broker.publish(other.name, Message(b"other", "text/plain"))
         assert (replies(one, 1), replies(other, 1)) == ([b"one"], [b"other"])

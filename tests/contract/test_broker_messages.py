@@ -40,7 +40,7 @@ def take(consumer: Consumer, count: int, timeout_s: float = 10.0) -> list[Delive
     taken: list[Delivery] = []
     deadline = time.monotonic() + timeout_s
     while len(taken) < count and (remaining := deadline - time.monotonic()) > 0:
-        taken += consumer.take(count - len(taken), remaining)
+        taken += consumer.receive(count - len(taken), remaining)
     assert len(taken) == count, f"took {len(taken)} messages, expected {count}"
     return taken
 
@@ -148,7 +148,7 @@ def test_take_does_not_wait_for_more_once_there_is_one(broker: Broker) -> None:
     with broker.consume([broker.topology.predictions], 10) as consumer:
         broker.publish(broker.topology.predictions, Message(b"only", "text/plain"))
         began = time.monotonic()
-        assert bodies(consumer.take(10, timeout_s=30)) == [b"only"]
+        assert bodies(consumer.receive(10, timeout_s=30)) == [b"only"]
         assert time.monotonic() - began < 5
 
 
@@ -157,14 +157,14 @@ def test_take_wakes_when_a_message_comes(place: Place) -> None:
     with place.open().consume([place.topology.predictions], 10) as consumer:
         later = threading.Timer(0.2, publishing.publish, (place.topology.predictions, Message(b"late", "text/plain")))
         later.start()
-        assert bodies(consumer.take(1, timeout_s=30)) == [b"late"]
+        assert bodies(consumer.receive(1, timeout_s=30)) == [b"late"]
         later.join()
 
 
 def test_take_gives_up_after_its_timeout(broker: Broker) -> None:
     with broker.consume([broker.topology.predictions], 10) as consumer:
         began = time.monotonic()
-        assert consumer.take(1, timeout_s=0.2) == []
+        assert consumer.receive(1, timeout_s=0.2) == []
         assert 0.2 <= time.monotonic() - began < 5
 
 
@@ -185,7 +185,7 @@ def test_one_take_returns_messages_of_one_queue_only(broker: Broker) -> None:
     with broker.consume([topology.predictions, topology.shards], 10) as consumer:
         taken = 0
         while taken < 6:
-            some = consumer.take(10, timeout_s=10)
+            some = consumer.receive(10, timeout_s=10)
             assert len({delivery.queue for delivery in some}) == 1
             taken += len(some)
 
@@ -196,7 +196,7 @@ def test_a_consumer_holds_no_more_than_its_prefetch(place: Place) -> None:
     first.publish_many(to(queue, numbered(8)))
     with first.consume([queue], prefetch=3) as greedy:
         held = take(greedy, 3)
-        assert greedy.take(10, timeout_s=0.2) == []
+        assert greedy.receive(10, timeout_s=0.2) == []
         with second.consume([queue], prefetch=5) as other:
             assert bodies(take(other, 5)) == [b"3", b"4", b"5", b"6", b"7"]
         greedy.settle(held[:1])
@@ -208,16 +208,16 @@ def test_a_consumer_without_prefetch_leaves_to_others_what_it_was_not_asked_for(
         datasets, continuations = ours.topology.datasets, ours.topology.continuations
         ours.publish_many([Outgoing(datasets, Message(bytes([i]), "x")) for i in range(3)])
         busy = ours.consume([continuations, datasets], 0)
-        (first,) = busy.take(1, 10)
+        (first,) = busy.receive(1, 10)
         idle = theirs.consume([datasets], 0)
-        others = [idle.take(1, 10)[0] for _ in range(2)]
+        others = [idle.receive(1, 10)[0] for _ in range(2)]
         assert [d.message.body for d in (first, *others)] == [b"\x00", b"\x01", b"\x02"]
         busy.settle([first])
         busy.flush()
         ours.publish(continuations, Message(b"urgent", "x"))
         theirs.publish(datasets, Message(b"late", "x"))
-        assert [busy.take(1, 10)[0].message.body for _ in range(2)] == [b"urgent", b"late"]
-        assert busy.take(1, 0.3) == []
+        assert [busy.receive(1, 10)[0].message.body for _ in range(2)] == [b"urgent", b"late"]
+        assert busy.receive(1, 0.3) == []
 
 
 def test_two_consumers_never_hold_the_same_message(place: Place) -> None:
@@ -262,7 +262,7 @@ def test_closing_a_broker_gives_back_what_its_consumers_held(place: Place) -> No
 def test_closing_wakes_a_take_that_waits(broker: Broker, what: str) -> None:
     consumer = broker.consume([broker.topology.predictions], 10)
     results: list[list[Delivery]] = []
-    waiting = threading.Thread(target=lambda: results.append(consumer.take(1)))
+    waiting = threading.Thread(target=lambda: results.append(consumer.receive(1)))
     waiting.start()
     (consumer if what == "consumer" else broker).close()
     waiting.join(10)
@@ -275,7 +275,7 @@ def test_a_closed_broker_says_so_and_leaves_no_thread(place: Place) -> None:
     broker = place.open()
     broker.consume([place.topology.predictions], 1)
     broker.subscribe()
-    broker.inbox()
+    broker.reply_queue()
     assert set(threading.enumerate()) > before
     broker.close()
     broker.close()

@@ -1,4 +1,4 @@
-"""What becomes of a delivery: settled, retried, postponed or buried. On both brokers."""
+"""What becomes of a delivery: settled, retried, deferred or buried. On both brokers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.contract.test_broker_messages import bodies, fill, numbered, take, to
 def is_empty(place: Place, queue: str) -> bool:
     """Returns whether the queue holds nothing, neither ready nor held by a consumer that is closed by now."""
     with place.brokers[0].consume([queue], 10) as consumer:
-        return not consumer.take(1, timeout_s=0.4)
+        return not consumer.receive(1, timeout_s=0.4)
 
 
 def test_settled_work_is_gone_and_its_results_are_there(place: Place) -> None:
@@ -56,7 +56,7 @@ def test_work_settled_out_of_order_is_acknowledged_one_by_one(place: Place) -> N
         consumer.flush()
     with place.open().consume([queue], 10) as other:
         assert sorted(bodies(take(other, 3))) == [b"0", b"3", b"5"]
-        assert other.take(1, timeout_s=0.2) == []
+        assert other.receive(1, timeout_s=0.2) == []
 
 
 def test_work_stays_unsettled_where_its_results_are_refused(place: Place) -> None:
@@ -69,7 +69,7 @@ def test_work_stays_unsettled_where_its_results_are_refused(place: Place) -> Non
     with pytest.raises(BrokerFull, match=topology.shards):
         settle_and_flush(consumer, held, [Outgoing(topology.shards, Message(b"result", "text/plain"))])
     consumer.flush()  # the refusal was told once
-    assert consumer.take(1, timeout_s=0.2) == []
+    assert consumer.receive(1, timeout_s=0.2) == []
 
     with broker.consume([topology.shards], 10) as shards:
         shards.settle(take(shards, 2))
@@ -107,7 +107,7 @@ def test_a_reply_to_a_queue_that_is_gone_is_dropped_and_the_work_settled(place: 
 
 
 def test_publishing_to_an_inbox_that_is_gone_is_dropped_quietly(broker: Broker) -> None:
-    inbox = broker.inbox()
+    inbox = broker.reply_queue()
     inbox.close()
     broker.publish(inbox.name, Message(b"answer", "text/plain"))
 
@@ -121,11 +121,11 @@ def test_settling_twice_does_no_harm(place: Place) -> None:
         consumer.settle([first])
         consumer.flush()
         consumer.settle([first])
-        consumer.retry(first)
-        consumer.postpone(first, 0)
+        consumer.requeue(first)
+        consumer.defer(first, 0)
     with place.open().consume([queue], 10) as other:
         assert bodies(take(other, 1)) == [b"1"]
-        assert other.take(1, timeout_s=0.2) == []
+        assert other.receive(1, timeout_s=0.2) == []
 
 
 def test_a_retried_delivery_comes_again_with_its_count_raised(broker: Broker) -> None:
@@ -135,7 +135,7 @@ def test_a_retried_delivery_comes_again_with_its_count_raised(broker: Broker) ->
         for count in range(4):
             (delivery,) = take(consumer, 1)
             assert (delivery.message.message_id, delivery.delivery_count) == ("m", count)
-            consumer.retry(delivery)
+            consumer.requeue(delivery)
 
 
 def test_a_retried_delivery_comes_no_earlier_than_its_delay(broker: Broker) -> None:
@@ -144,39 +144,39 @@ def test_a_retried_delivery_comes_no_earlier_than_its_delay(broker: Broker) -> N
     with broker.consume([queue], 1) as consumer:
         (delivery,) = take(consumer, 1)
         began = time.monotonic()
-        consumer.retry(delivery, delay_s=0.4)
+        consumer.requeue(delivery, delay_s=0.4)
         (again,) = take(consumer, 1)
         assert 0.39 <= time.monotonic() - began < 5
         assert again.delivery_count == 1
 
 
-def test_a_postponed_delivery_comes_after_its_delay_with_its_count_as_it_was(broker: Broker) -> None:
+def test_a_deferd_delivery_comes_after_its_delay_with_its_count_as_it_was(broker: Broker) -> None:
     queue = broker.topology.jobs
     sent = Message(b"later", "text/plain", "m", "c", "r", {"fraction": 0.5, "text": "t"})
     broker.publish(queue, sent)
     with broker.consume([queue], 1) as consumer:
         (delivery,) = take(consumer, 1)
-        consumer.retry(delivery)
+        consumer.requeue(delivery)
         for _ in range(2):
             (delivery,) = take(consumer, 1)
             assert delivery.delivery_count == 1
             began = time.monotonic()
-            consumer.postpone(delivery, delay_s=0.3)
+            consumer.defer(delivery, delay_s=0.3)
         (again,) = take(consumer, 1)
         assert 0.29 <= time.monotonic() - began < 5
         assert again.delivery_count == 1
         assert again.message == delivery.message
         consumer.settle([again])
         consumer.flush()
-        assert consumer.take(1, timeout_s=0.2) == []
+        assert consumer.receive(1, timeout_s=0.2) == []
 
 
 def bury_one(broker: Broker, message: Message, outgoing: tuple[Outgoing, ...] = ()) -> None:
     queue = broker.topology.jobs
     broker.publish(queue, message)
     with broker.consume([queue], 1) as consumer:
-        consumer.retry(take(consumer, 1)[0])
-        consumer.bury(take(consumer, 1)[0], "invalid_message", outgoing)
+        consumer.requeue(take(consumer, 1)[0])
+        consumer.dead_letter(take(consumer, 1)[0], "invalid_message", outgoing)
         consumer.flush()
 
 
@@ -200,9 +200,9 @@ def test_a_buried_message_is_a_dead_letter_with_its_story(place: Place) -> None:
 
 
 def test_a_burial_can_send_an_error_reply_beside_it(broker: Broker) -> None:
-    with broker.inbox() as inbox:
+    with broker.reply_queue() as inbox:
         bury_one(broker, SENT, (Outgoing(inbox.name, Message(b"why", "text/plain")),))
-        assert [message.body for message in inbox.take(10)] == [b"why"]
+        assert [message.body for message in inbox.receive(10)] == [b"why"]
 
 
 def test_looking_at_dead_letters_leaves_them_there_oldest_first(broker: Broker) -> None:
@@ -240,7 +240,7 @@ def test_only_the_dead_letters_named_are_sent_back_or_dropped(broker: Broker) ->
     assert [dead.message.body for dead in broker.dead_letters()] == [b"0", b"3"]
     with broker.consume([broker.topology.jobs], 10) as consumer:
         assert bodies(take(consumer, 1)) == [b"1"]
-        assert consumer.take(1, timeout_s=0.2) == []
+        assert consumer.receive(1, timeout_s=0.2) == []
 
 
 @pytest.mark.parametrize("how", ["retry_dead", "drop_dead"])
@@ -249,7 +249,7 @@ def test_all_dead_letters_can_be_sent_back_or_dropped(broker: Broker, how: str) 
     broker.publish_many(to(queue, numbered(250)))
     with broker.consume([queue], 250) as consumer:
         for delivery in take(consumer, 250):
-            consumer.bury(delivery, "internal")
+            consumer.dead_letter(delivery, "internal")
         consumer.flush()
     assert broker.depths()[broker.topology.dead].ready == 250
 

@@ -20,7 +20,7 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
 from shared.broker import open_broker
-from shared.broker.base import Broker, BrokerError, Event, Message, Outgoing, sent_back
+from shared.broker.base import Broker, BrokerError, Event, Message, Outgoing, requeued_copy
 from shared.broker.rabbitmq import broker as rabbitmq
 from shared.broker.rabbitmq.codec import message_of
 from shared.broker.reply_batch import BUNDLE, bundled, parted
@@ -68,7 +68,7 @@ def test_a_message_without_an_id_has_the_same_one_at_each_delivery_and_others_ha
     with broker.consume([queue], 2) as consumer:
         first = take(consumer, 2)
         for delivery in first:
-            consumer.retry(delivery)
+            consumer.requeue(delivery)
         again = take(consumer, 2)
     assert {d.delivery_count for d in again} == {1}
     assert {d.message.message_id for d in again} == {d.message.message_id for d in first}
@@ -133,7 +133,7 @@ def test_a_header_that_cannot_be_decoded_is_left_out_alone_and_costs_no_connecti
     with broker.consume([queue], 3) as consumer:
         deliveries = take(consumer, 3)
         odd = deliveries[1].message
-        consumer.bury(deliveries[1], "internal")
+        consumer.dead_letter(deliveries[1], "internal")
         consumer.flush()
     assert bodies(deliveries) == [b"before", b"odd", b"after"]
     assert (odd.content_type, odd.reply_to, odd.message_id, odd.headers) == ("image/png", "them", "m", {"kept": "yes"})
@@ -164,7 +164,7 @@ def test_a_reply_that_cannot_be_sent_is_dropped_and_the_work_settled_with_its_ne
     full = f"{place.topology.prefix}.full"
     foreign.queue_declare(full, exclusive=True, arguments={"x-max-length": 0, "x-overflow": "reject-publish"})
     about = {key: full if value == "full" else value for key, value in about.items()}
-    with broker.inbox() as inbox:
+    with broker.reply_queue() as inbox:
         foreign.basic_publish("", queue, b"odd", pika.BasicProperties(**about))
         broker.publish(queue, Message(b"good", "text/plain", reply_to=inbox.name))
         with broker.consume([queue], 2) as consumer:
@@ -190,14 +190,14 @@ LARGE = pika.BasicProperties(message_id="odd", headers={"large": "x" * (128 * 2*
     ],
     ids=["a number that AMQP has no whole number for", "headers that fill a frame", "a name that is no text"],
 )
-def test_what_can_be_read_can_be_buried_and_sent_back(
+def test_what_can_be_read_can_be_buried_and_requeued_copy(
     place: Place, foreign: BlockingChannel, properties: pika.BasicProperties, kept: dict[str, Any]
 ) -> None:
     broker = place.open()
     queue = place.topology.predictions
     foreign.basic_publish("", queue, b"odd", properties)
     with broker.consume([queue], 1) as consumer:
-        consumer.bury(take(consumer, 1)[0], "invalid_message")
+        consumer.dead_letter(take(consumer, 1)[0], "invalid_message")
         consumer.flush()
         (dead,) = broker.dead_letters()
         assert (dead.reason, dead.origin, dead.message.message_id) == ("invalid_message", queue, "odd")
@@ -208,15 +208,15 @@ def test_what_can_be_read_can_be_buried_and_sent_back(
     assert broker.reconnects == 0
 
 
-def test_a_message_that_has_no_room_for_one_header_more_is_postponed_all_the_same(
+def test_a_message_that_has_no_room_for_one_header_more_is_deferd_all_the_same(
     place: Place, foreign: BlockingChannel
 ) -> None:
     broker = place.open()
     queue = place.topology.predictions
     foreign.basic_publish("", queue, b"odd", LARGE)
     with broker.consume([queue], 1) as consumer:
-        consumer.retry(take(consumer, 1)[0])
-        consumer.postpone(take(consumer, 1)[0], 0.0)
+        consumer.requeue(take(consumer, 1)[0])
+        consumer.defer(take(consumer, 1)[0], 0.0)
         (again,) = take(consumer, 1)
     assert again.message.headers.keys() == {"large", "small"}
     assert broker.reconnects == 0
@@ -270,16 +270,16 @@ def test_a_message_that_kills_every_consumer_ends_as_a_dead_letter_of_the_broker
     broker.publish(queue, Message(b"poison", "application/zip", "m", headers={"name": "faces", "fraction": 0.5}))
     deliveries = 0
     with broker.consume([queue], 1) as consumer:
-        while taken := consumer.take(1, timeout_s=1):
+        while taken := consumer.receive(1, timeout_s=1):
             deliveries += 1
-            consumer.retry(taken[0])
+            consumer.requeue(taken[0])
         eventually(lambda: broker.depths()[place.topology.dead].ready == 1)
 
         (dead,) = broker.dead_letters()
         assert (dead.reason, dead.origin, dead.delivery_count) == ("delivery_limit", queue, deliveries)
         assert broker.dead_letters()[0].dead_id == dead.dead_id
         assert (dead.message.body, dead.message.message_id) == (b"poison", "m")
-        assert {"name", "fraction"} <= set(sent_back(dead.message).headers)
+        assert {"name", "fraction"} <= set(requeued_copy(dead.message).headers)
 
         assert broker.retry_dead([dead.dead_id]) == 1
         (again,) = take(consumer, 1)
@@ -376,7 +376,7 @@ def test_what_is_held_longer_than_the_broker_allows_is_taken_back_and_comes_agai
         broker = place.open()
         queue = place.topology.predictions
         broker.publish(queue, Message(b"slow", "text/plain"))
-        inbox = broker.inbox()
+        inbox = broker.reply_queue()
         broker.publish(inbox.name, Message(b"read late", "text/plain"))
         with broker.consume([queue], 1) as consumer:
             slow = take(consumer, 1)
@@ -410,7 +410,7 @@ def at_a_standstill(node: RabbitNode) -> Iterator[None]:
         os.kill(node.pid, signal.SIGCONT)
 
 
-@pytest.mark.parametrize("how", ["settled", "postponed"])
+@pytest.mark.parametrize("how", ["settled", "deferred"])
 def test_a_flush_waits_until_the_broker_has_what_was_done(place: Place, how: str) -> None:
     """What a process that is killed has just sent may be lost with it, and then its message comes again."""
     assert place.node is not None
@@ -423,7 +423,7 @@ def test_a_flush_waits_until_the_broker_has_what_was_done(place: Place, how: str
             if how == "settled":
                 consumer.settle([delivery])
             else:
-                consumer.postpone(delivery, 0)
+                consumer.defer(delivery, 0)
             with pytest.raises(BrokerError, match="did not confirm"):
                 consumer.flush(0.2)
         consumer.flush()
@@ -489,7 +489,7 @@ def test_publishing_to_one_of_our_queues_that_was_deleted_is_an_error(place: Pla
 def test_a_closed_inbox_that_the_broker_cancels_late_costs_no_connection(place: Place) -> None:
     with place.open() as broker:
         assert isinstance(broker, rabbitmq.RabbitBroker)
-        inbox = broker.inbox()
+        inbox = broker.reply_queue()
         inbox.close()
         # On a busy machine the notice that the queue is gone overtakes the channel's end; here it always does.
         notice = functools.partial(inbox._on_cancelled, None)  # type: ignore[attr-defined]
@@ -500,20 +500,20 @@ def test_a_closed_inbox_that_the_broker_cancels_late_costs_no_connection(place: 
 
 def test_an_inbox_deleted_by_an_operator_comes_back(place: Place, foreign: BlockingChannel) -> None:
     broker = place.open()
-    with broker.inbox() as inbox:
+    with broker.reply_queue() as inbox:
         foreign.queue_delete(inbox.name)
         found: list[Message] = []
         deadline = time.monotonic() + 20
         while not found:
             assert time.monotonic() < deadline
             broker.publish(inbox.name, Message(b"reply", "text/plain"))
-            found = inbox.take(0.2)
+            found = inbox.receive(0.2)
 
 
 def test_replies_travel_together_to_inboxes_only(place: Place, foreign: BlockingChannel) -> None:
     broker = place.open()
     queues = [
-        f"{place.topology.inboxes}like-one-of-ours",
+        f"{place.topology.batch_reply_queue_prefix}like-one-of-ours",
         f"{place.topology.prefix}.inbox.of-an-older-version",
         "theirs",
     ]
@@ -538,7 +538,7 @@ def test_replies_that_come_again_since_their_acknowledgement_was_lost_are_return
     place: Place, foreign: BlockingChannel
 ) -> None:
     (bundle,) = bundled([Outgoing("inbox", Message(body, "text/plain")) for body in (b"one", b"two")], "inbox")
-    with place.open().inbox() as inbox:
+    with place.open().reply_queue() as inbox:
         taken: list[bytes] = []
         for body, properties in (
             (bundle.message.body, pika.BasicProperties(content_type=BUNDLE, message_id="same")),
@@ -546,14 +546,14 @@ def test_replies_that_come_again_since_their_acknowledgement_was_lost_are_return
             (b"three", pika.BasicProperties(content_type="text/plain", message_id="another")),
         ):
             foreign.basic_publish("", inbox.name, body, properties)
-            taken += [message.body for message in inbox.take(1)]
+            taken += [message.body for message in inbox.receive(1)]
         taken += replies(inbox, 3 - len(taken))
         assert taken == [b"one", b"two", b"three"]
 
 
 def test_what_is_no_bundle_of_ours_is_ignored(place: Place, foreign: BlockingChannel) -> None:
     broker = place.open()
-    with broker.inbox() as inbox:
+    with broker.reply_queue() as inbox:
         foreign.basic_publish("", inbox.name, b"no bundle", pika.BasicProperties(content_type=BUNDLE))
         foreign.basic_publish("", inbox.name, b"a reply", pika.BasicProperties(content_type="text/plain"))
         assert replies(inbox, 1) == [b"a reply"]
@@ -566,7 +566,7 @@ def test_what_is_no_event_of_ours_is_ignored(place: Place, foreign: BlockingChan
         foreign.basic_publish(place.topology.events, "run.epoch", b"{not json")
         foreign.basic_publish(place.topology.events, "run.epoch", b"[1]")
         foreign.basic_publish(place.topology.events, "run.epoch", b'{"ok": 1}')
-        assert subscription.take(10) == [Event("run.epoch", {"ok": 1})]
+        assert subscription.receive(10) == [Event("run.epoch", {"ok": 1})]
 
 
 def test_events_go_on_after_their_exchange_was_deleted(place: Place, foreign: BlockingChannel) -> None:
@@ -578,7 +578,7 @@ def test_events_go_on_after_their_exchange_was_deleted(place: Place, foreign: Bl
         while not found:
             assert time.monotonic() < deadline
             broker.emit("run.epoch", {})
-            found = subscription.take(0.2)
+            found = subscription.receive(0.2)
 
 
 @pytest.mark.parametrize(("part", "wrong"), [("guest:guest@", "guest:s3cret@"), ("/%2F", "/nowhere")])

@@ -70,7 +70,7 @@ def story(rabbitmq: RabbitNode) -> Iterator[Story]:
     topology = place.topology
     queue = topology.predictions
     consumer = broker.consume([queue], 10)
-    inbox = broker.inbox()
+    inbox = broker.reply_queue()
     subscription = broker.subscribe(["run.*"])
     broker.publish(queue, Message(b"held", "text/plain"))
     held = take(consumer, 1)
@@ -105,7 +105,7 @@ def story(rabbitmq: RabbitNode) -> Iterator[Story]:
         consumer.settle(held)
         with pytest.raises(BrokerError) as flushing:
             consumer.flush(5)
-        taken = consumer.take(1, timeout_s=0.1)
+        taken = consumer.receive(1, timeout_s=0.1)
         outcome: list[BaseException | None] = []
 
         def publish_across() -> None:
@@ -140,7 +140,7 @@ def story(rabbitmq: RabbitNode) -> Iterator[Story]:
     told: list[Event] = []
     while not told:  # its queue is made anew a moment after the connection
         broker.emit("run.epoch", {"after": 1})
-        told = subscription.take(0.1)
+        told = subscription.receive(0.1)
     yield Story(
         slowest_emit_s=slowest,
         ping_while_away=ping,

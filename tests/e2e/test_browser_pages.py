@@ -62,8 +62,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         queue = site.broker.topology.jobs
         site.broker.publish(queue, Message(b'{"uri": "' + b"x" * 900 + b'"}', "application/json"))
         with site.broker.consume([queue], 1) as consumer:
-            (delivery,) = consumer.take(1, 1.0)
-            consumer.bury(delivery, "unsupported_schema")
+            (delivery,) = consumer.receive(1, 1.0)
+            consumer.dead_letter(delivery, "unsupported_schema")
         yield site
 
 

@@ -17,7 +17,7 @@ from inference.model.loader import ServedModel
 from inference.model.predictor import Outcome, Predictor
 from inference.monitoring.recent_predictions import KEPT
 from shared.broker import open_broker
-from shared.broker.base import Broker, DeadLetter, Inbox, Message, Outgoing
+from shared.broker.base import Broker, DeadLetter, Message, Outgoing, ReplyQueue
 from shared.broker.rabbitmq.broker import RabbitBroker
 from shared.messages import MSGPACK, PROBE, pack_message
 from shared.topology import MODEL_PROMOTED
@@ -49,7 +49,7 @@ def send(loops: Loops, *messages: Message) -> None:
     loops.broker.publish_many([Outgoing(loops.broker.topology.predictions, message) for message in messages])
 
 
-def single(level: int, inbox: Inbox, correlation_id: str | None = None, **headers: Any) -> Message:
+def single(level: int, inbox: ReplyQueue, correlation_id: str | None = None, **headers: Any) -> Message:
     return Message(image_of(level), "image/png", reply_to=inbox.name, correlation_id=correlation_id, headers=headers)
 
 
@@ -80,7 +80,7 @@ def nothing_left(loops: Loops) -> None:
 def test_single_images_of_every_type_are_answered_by_their_correlation_or_message_id(either: Loops) -> None:
     serving(either)
     kinds = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp", "image/bmp": "bmp"}
-    with either.broker.inbox() as inbox, either.running(either.interactive().run):
+    with either.broker.reply_queue() as inbox, either.running(either.interactive().run):
         for content_type, kind in kinds.items():
             send(either, Message(image_of(230, kind), content_type, f"m-{kind}", reply_to=inbox.name))
         send(either, Message(image_of(10, "jpg"), "IMAGE/JPEG; q=1", "m", "my own", inbox.name))
@@ -106,7 +106,7 @@ def test_single_images_of_every_type_are_answered_by_their_correlation_or_messag
 def test_a_pack_is_answered_in_order_and_a_bad_image_in_it_costs_one_entry(either: Loops) -> None:
     serving(either)
     images: list[tuple[str | int | None, bytes]] = [("a", image_of(0)), (2, b"no image"), ("c", image_of(255))]
-    with either.broker.inbox() as inbox, either.running(either.interactive().run):
+    with either.broker.reply_queue() as inbox, either.running(either.interactive().run):
         send(either, pack_message(images, reply_to=inbox.name, correlation_id="pack"))
         entries = replies(inbox, 1)["pack"]["predictions"]
         assert [entry["id"] for entry in entries] == ["a", 2, "c"]
@@ -119,7 +119,7 @@ def test_a_pack_is_answered_in_order_and_a_bad_image_in_it_costs_one_entry(eithe
 
 def test_a_pack_holds_1_to_256_images(loops: Loops) -> None:
     serving(loops)
-    with loops.broker.inbox() as inbox, loops.running(loops.interactive().run):
+    with loops.broker.reply_queue() as inbox, loops.running(loops.interactive().run):
         face = image_of(0)
         for count in (0, 256, 257):
             images = [(number, face) for number in range(count)]
@@ -136,7 +136,7 @@ def test_a_pack_holds_1_to_256_images(loops: Loops) -> None:
 def test_a_message_that_cannot_be_read_gets_an_error_reply_and_a_dead_letter(either: Loops) -> None:
     serving(either)
     queue = either.broker.topology.predictions
-    with either.broker.inbox() as inbox, either.running(either.interactive().run):
+    with either.broker.reply_queue() as inbox, either.running(either.interactive().run):
         send(either, Message(b"GIF89a", "image/gif", "gif", reply_to=inbox.name))
         send(either, Message(b"\xc1", MSGPACK, "odd", reply_to=inbox.name))
         send(either, Message(image_of(1), "image/png", "version", None, inbox.name, {"model_version": "newest"}))
@@ -160,7 +160,7 @@ def test_model_version_pins_a_version_and_an_unknown_one_is_refused(loops: Loops
     for probability in (0.9, 0.2):
         loops.builder.register(constant_model(probability))
     loops.models.refresh()
-    with loops.broker.inbox() as inbox, loops.running(loops.interactive().run):
+    with loops.broker.reply_queue() as inbox, loops.running(loops.interactive().run):
         send(
             loops,
             single(0, inbox, "champion"),
@@ -189,7 +189,7 @@ def test_model_version_pins_a_version_and_an_unknown_one_is_refused(loops: Loops
 def test_a_pinned_version_that_is_broken_fails_alone_and_says_so(loops: Loops) -> None:
     serving(loops)
     broken = loops.builder.register(constant_model(0.9, build.not_a_number), promote=False)
-    with loops.broker.inbox() as inbox, loops.running(loops.interactive().run):
+    with loops.broker.reply_queue() as inbox, loops.running(loops.interactive().run):
         send(loops, single(200, inbox, "good"), single(200, inbox, "broken", model_version=broken))
         found = replies(inbox, 2)
         (letter,) = dead(loops)
@@ -199,7 +199,7 @@ def test_a_pinned_version_that_is_broken_fails_alone_and_says_so(loops: Loops) -
 
 def test_what_is_past_its_deadline_is_answered_expired_and_not_computed(loops: Loops) -> None:
     serving(loops)
-    with loops.broker.inbox() as inbox, loops.running(loops.interactive().run):
+    with loops.broker.reply_queue() as inbox, loops.running(loops.interactive().run):
         late = {"deadline": time.time() - 1}
         images: list[tuple[str | int | None, bytes]] = [("a", image_of(0)), ("b", image_of(255))]
         send(
@@ -219,9 +219,9 @@ def test_what_is_past_its_deadline_is_answered_expired_and_not_computed(loops: L
 
 
 def test_predictions_sent_before_there_is_any_model_wait_and_are_then_answered(either: Loops) -> None:
-    with either.broker.inbox() as inbox, either.running(either.follow, either.interactive().run):
+    with either.broker.reply_queue() as inbox, either.running(either.follow, either.interactive().run):
         send(either, *(single(200, inbox, str(number)) for number in range(5)))
-        assert inbox.take(0.3) == []
+        assert inbox.receive(0.3) == []
         assert either.broker.depths()[either.broker.topology.predictions].ready == 5
         either.builder.register(brightness_model())
         either.broker.emit(MODEL_PROMOTED, {"version": 1, "reason": "a test"})
@@ -241,7 +241,7 @@ def test_a_message_without_reply_to_is_worked_on_and_settled(loops: Loops) -> No
 
 def test_the_newest_answers_are_told_without_image_name_or_id(loops: Loops) -> None:
     serving(loops)
-    with loops.broker.inbox() as inbox, loops.running(loops.interactive().run):
+    with loops.broker.reply_queue() as inbox, loops.running(loops.interactive().run):
         for number in range(7):
             send(loops, single(10 * number, inbox, f"secret {number}"))
             replies(inbox, 1)
@@ -266,7 +266,7 @@ def test_probes_are_answered_and_nothing_is_concluded_from_them(loops: Loops) ->
     serving(loops)
     observed: list[int] = []
     loops.predictor = replace(loops.predictor, observers=[lambda _, faces, __: observed.append(len(faces))])
-    with loops.broker.inbox() as inbox, loops.running(loops.interactive().run):
+    with loops.broker.reply_queue() as inbox, loops.running(loops.interactive().run):
         images: list[tuple[str | int | None, bytes]] = [("a", image_of(0)), ("b", image_of(255))]
         send(
             loops,
@@ -289,11 +289,11 @@ def test_probes_are_answered_and_nothing_is_concluded_from_them(loops: Loops) ->
 
 def test_when_told_to_stop_the_loop_answers_what_it_holds(loops: Loops) -> None:
     serving(loops)
-    with loops.broker.inbox() as inbox:
+    with loops.broker.reply_queue() as inbox:
         send(loops, *(single(200, inbox, str(number)) for number in range(20)))
         with loops.running(loops.interactive().run):
-            first = inbox.take(10)
-        answered = len(first) + sum(len(inbox.take(0)) for _ in range(20))
+            first = inbox.receive(10)
+        answered = len(first) + sum(len(inbox.receive(0)) for _ in range(20))
         waiting = loops.broker.depths()[loops.broker.topology.predictions]
     assert (answered + waiting.ready, waiting.unacknowledged) == (20, 0)
 
@@ -315,7 +315,7 @@ class Held(Predictor):
 def test_images_that_were_waiting_are_answered_with_those_that_come_in_a_moment(
     rabbitmq: RabbitNode, tmp_path: Path
 ) -> None:
-    with open_loops(tmp_path, rabbitmq.url) as loops, loops.broker.inbox() as inbox:
+    with open_loops(tmp_path, rabbitmq.url) as loops, loops.broker.reply_queue() as inbox:
         serving(loops)
         queue = loops.broker.topology.predictions
         held = Held(loops.predictor.limits, loops.predictor.batch_size, loops.metrics)
@@ -342,7 +342,7 @@ def test_the_loop_tells_whether_it_had_work_lately(loops: Loops) -> None:
     serving(loops)
     interactive = loops.interactive()
     assert not interactive.lately
-    with loops.broker.inbox() as inbox, loops.running(interactive.run):
+    with loops.broker.reply_queue() as inbox, loops.running(interactive.run):
         send(loops, single(200, inbox))
         replies(inbox, 1)
         assert eventually(lambda: interactive.lately, 1, "work lately")
@@ -351,7 +351,7 @@ def test_the_loop_tells_whether_it_had_work_lately(loops: Loops) -> None:
 
 def test_on_the_embedded_broker_images_do_not_gather(loops: Loops) -> None:
     serving(loops)
-    with loops.broker.inbox() as inbox, loops.running(loops.interactive(batch_delay_s=60.0).run):
+    with loops.broker.reply_queue() as inbox, loops.running(loops.interactive(batch_delay_s=60.0).run):
         for first in range(0, 200, 10):
             send(loops, *(single(200, inbox, str(first + number)) for number in range(10)))
         replies(inbox, 200)
@@ -359,7 +359,7 @@ def test_on_the_embedded_broker_images_do_not_gather(loops: Loops) -> None:
 
 def test_an_image_that_comes_alone_waits_for_no_other_and_neither_do_packs(either: Loops) -> None:
     loops = serving(either)
-    with loops.broker.inbox() as inbox, loops.running(loops.interactive(batch_delay_s=60.0).run):
+    with loops.broker.reply_queue() as inbox, loops.running(loops.interactive(batch_delay_s=60.0).run):
         for number in range(3):
             send(loops, single(200, inbox, str(number)))
             replies(inbox, 1)
@@ -386,7 +386,7 @@ def stumbling(loops: Loops) -> Loops:
 
 def test_a_message_that_provokes_a_bug_takes_no_neighbour_with_it(either: Loops) -> None:
     loops = stumbling(serving(either))
-    with loops.broker.inbox() as inbox:
+    with loops.broker.reply_queue() as inbox:
         neighbours = [single(200, inbox, str(number)) for number in range(10)]
         poison = Message(POISON, "image/png", "poison", reply_to=inbox.name)
         send(loops, *neighbours[:5], poison, *neighbours[5:])
@@ -409,16 +409,16 @@ def give_back_unsettled(loops: Loops, count: int, times: int) -> None:
         for _ in range(times):
             left = count
             while left:
-                deliveries = eventually(lambda: consumer.take(64, 5), 10, "what was given back")
+                deliveries = eventually(lambda: consumer.receive(64, 5), 10, "what was given back")
                 left -= len(deliveries)
                 for delivery in deliveries:
                     loops.policy.begin(consumer, delivery)
-                    consumer.retry(delivery)
+                    consumer.requeue(delivery)
 
 
 def test_a_message_delivered_too_often_is_buried_without_being_worked_on(either: Loops) -> None:
     loops = stumbling(serving(either))
-    with loops.broker.inbox() as inbox:
+    with loops.broker.reply_queue() as inbox:
         send(loops, Message(POISON, "image/png", "deadly", reply_to=inbox.name))
         give_back_unsettled(loops, 1, loops.settings.delivery_limit)
         with loops.running(loops.interactive().run):
@@ -442,14 +442,14 @@ def lose_connection(broker: Broker) -> None:
 @pytest.mark.rabbitmq
 def test_connections_that_are_lost_again_and_again_bury_nothing(rabbitmq: RabbitNode, tmp_path: Path) -> None:
     """Quorum queues count each loss for every message that was prefetched, though nobody had begun with it."""
-    with open_loops(tmp_path, rabbitmq.url) as loops, loops.broker.inbox() as inbox:
+    with open_loops(tmp_path, rabbitmq.url) as loops, loops.broker.reply_queue() as inbox:
         serving(loops)
         queue = loops.broker.topology.predictions
         send(loops, *(single(200, inbox, str(number)) for number in range(20)))
         losses = loops.settings.delivery_limit + 3
         with open_broker(rabbitmq.url, loops.broker.topology) as holding, holding.consume([queue], 20) as consumer:
             for loss in range(losses):
-                assert eventually(lambda: consumer.take(1, 5), 15, "a message")[0].delivery_count == loss
+                assert eventually(lambda: consumer.receive(1, 5), 15, "a message")[0].delivery_count == loss
                 eventually(lambda: loops.broker.depths()[queue].ready == 0, 15, "all messages held")
                 lose_connection(holding)
         with loops.running(loops.interactive().run):
@@ -470,7 +470,7 @@ def test_messages_that_came_before_are_worked_on_with_nothing_else_at_hand(loops
             return Predictor.predict(self, model, images, probe=probe)
 
     watched = replace(loops, predictor=Watching(loops.predictor.limits, loops.predictor.batch_size, loops.metrics))
-    with loops.broker.inbox() as inbox:
+    with loops.broker.reply_queue() as inbox:
         send(loops, *(single(200, inbox, str(number)) for number in range(6)))
         give_back_unsettled(loops, 6, 1)
         send(loops, single(200, inbox, "fresh"))
@@ -483,16 +483,16 @@ def test_what_came_before_waits_for_work_on_jobs_only_once_though_new_messages_a
     """So that a lost connection under load does not cost a shard's time for each message that was held."""
     with (
         open_loops(tmp_path, f"sqlite:///{tmp_path / 'broker.db'}", batch_size=1) as loops,
-        loops.broker.inbox() as inbox,
+        loops.broker.reply_queue() as inbox,
     ):
         serving(loops)
         send(loops, *(single(200, inbox, str(number)) for number in range(60)))
         with loops.broker.consume([loops.broker.topology.predictions], 60) as consumer:
-            for number, delivery in enumerate(consumer.take(60, 5)):
+            for number, delivery in enumerate(consumer.receive(60, 5)):
                 if number % 2:
-                    consumer.retry(delivery)
+                    consumer.requeue(delivery)
                 else:
-                    consumer.postpone(delivery, 0)
+                    consumer.defer(delivery, 0)
         pieces = 0
 
         def work(stop: threading.Event) -> None:
@@ -527,7 +527,7 @@ def test_fifty_swaps_under_load_fail_no_reply_and_mix_none(loops: Loops) -> None
             loops.models.refresh(at_once=True)
         done.set()
 
-    with loops.broker.inbox() as inbox, loops.running(loops.interactive().run, promote_all):
+    with loops.broker.reply_queue() as inbox, loops.running(loops.interactive().run, promote_all):
         images: list[tuple[str | int | None, bytes]] = [(number, image_of(128)) for number in range(4)]
         asked = 0
         while not done.is_set():

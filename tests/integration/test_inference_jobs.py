@@ -19,7 +19,7 @@ from inference.jobs.finish import JobEnds
 from inference.model.loader import ServedModel
 from inference.model.predictor import Outcome, Predictor
 from inference.turns import Turns
-from shared.broker.base import Depth, Inbox, Message
+from shared.broker.base import Depth, Message, ReplyQueue
 from shared.client import Client
 from shared.messages import ZIP, by_reference, job_id_of, json_message
 from shared.records import jobs
@@ -79,16 +79,16 @@ def send(loops: Loops, message: Message) -> str:
     return job_id_of(message.message_id)
 
 
-def job_replies(inbox: Inbox, *statuses: str) -> list[dict[str, Any]]:
+def job_replies(inbox: ReplyQueue, *statuses: str) -> list[dict[str, Any]]:
     """Waits for replies with these statuses, in this order, and makes sure that no more come."""
     found: list[Message] = []
 
     def look() -> bool:
-        found.extend(inbox.take(0.5))
+        found.extend(inbox.receive(0.5))
         return len(found) >= len(statuses)
 
     eventually(look, 40, f"replies {statuses}")
-    found += inbox.take(0.3)
+    found += inbox.receive(0.3)
     bodies: list[dict[str, Any]] = [json.loads(message.body) for message in found]
     assert [body["status"] for body in bodies] == list(statuses), bodies
     return bodies
@@ -119,7 +119,7 @@ def test_an_archive_becomes_one_csv_in_archive_order_and_two_replies(either: Loo
         ("line\r\nbreak.png", image_of(0)),
         ('quoted ",".png', image_of(0)),
     ]
-    with either.broker.inbox() as inbox, either.running(either.bulk().run):
+    with either.broker.reply_queue() as inbox, either.running(either.bulk().run):
         message = Message(zip_of(entries), ZIP, "m1", "c1", inbox.name, {"name": "holiday"})
         job_id = send(either, message)
         accepted, finished = job_replies(inbox, "accepted", "finished")
@@ -160,7 +160,7 @@ def test_beside_interactive_work_a_job_goes_in_small_steps(loops: Loops) -> None
     loops = replace(loops, settings=loops.settings.model_copy(update={"shard_images": 100}))
     lately = iter([True, True])
     bulk = loops.bulk(interactive_lately=lambda: next(lately, False))
-    with loops.broker.inbox() as inbox, loops.running(bulk.run):
+    with loops.broker.reply_queue() as inbox, loops.running(bulk.run):
         job_id = send(loops, Message(zip_of(faces(50)), ZIP, reply_to=inbox.name))
         _, finished = job_replies(inbox, "accepted", "finished")
     assert finished["counts"] == {"images": 50, "errors": 0}
@@ -170,7 +170,7 @@ def test_beside_interactive_work_a_job_goes_in_small_steps(loops: Loops) -> None
 
 
 def test_a_job_without_labels_has_no_accuracy(loops: Loops) -> None:
-    with loops.broker.inbox() as inbox, loops.running(loops.bulk().run):
+    with loops.broker.reply_queue() as inbox, loops.running(loops.bulk().run):
         send(loops, Message(zip_of([("a.png", image_of(0))]), ZIP, reply_to=inbox.name))
         _, finished = job_replies(inbox, "accepted", "finished")
     assert finished["accuracy"] is None
@@ -187,7 +187,7 @@ def test_an_archive_can_be_named_in_the_store_or_in_an_allowed_folder(loops: Loo
     else:
         (allowed / "a.zip").write_bytes(data)
         uri = (allowed / "a.zip").as_uri()
-    with loops.broker.inbox() as inbox, loops.running(loops.bulk().run):
+    with loops.broker.reply_queue() as inbox, loops.running(loops.bulk().run):
         job_id = send(loops, by_reference(uri, name="by name", reply_to=inbox.name))
         _, finished = job_replies(inbox, "accepted", "finished")
     assert finished["counts"] == {"images": 4, "errors": 0}
@@ -214,7 +214,7 @@ def test_the_python_client_follows_a_job_to_its_end(loops: Loops, tmp_path: Path
     ],
 )
 def test_a_bad_archive_is_rejected_with_one_reply_and_no_dead_letter(loops: Loops, body: bytes, code: str) -> None:
-    with loops.broker.inbox() as inbox, loops.running(loops.bulk().run):
+    with loops.broker.reply_queue() as inbox, loops.running(loops.bulk().run):
         job_id = send(loops, Message(body, ZIP, reply_to=inbox.name, correlation_id="c"))
         (rejected,) = job_replies(inbox, "rejected")
         queues_empty(loops)
@@ -238,7 +238,7 @@ def test_a_bad_archive_is_rejected_with_one_reply_and_no_dead_letter(loops: Loop
 def test_an_invalid_job_message_is_rejected_with_a_reply_and_buried_and_again_when_sent_again(
     loops: Loops, message: Message, code: str
 ) -> None:
-    with loops.broker.inbox() as inbox, loops.running(loops.bulk().run):
+    with loops.broker.reply_queue() as inbox, loops.running(loops.bulk().run):
         asked = replace(message, reply_to=inbox.name, message_id="bad")
         for _ in range(2):
             send(loops, asked)
@@ -249,7 +249,7 @@ def test_an_invalid_job_message_is_rejected_with_a_reply_and_buried_and_again_wh
 
 
 def test_the_same_message_again_after_the_end_only_repeats_the_reply(loops: Loops) -> None:
-    with loops.broker.inbox() as inbox, loops.running(loops.bulk().run):
+    with loops.broker.reply_queue() as inbox, loops.running(loops.bulk().run):
         message = Message(zip_of(faces(7)), ZIP, "twice", reply_to=inbox.name)
         job_id = send(loops, message)
         _, first = job_replies(inbox, "accepted", "finished")
@@ -262,7 +262,7 @@ def test_the_same_message_again_after_the_end_only_repeats_the_reply(loops: Loop
 
 
 def test_the_same_message_twice_at_once_is_computed_once_and_who_asked_last_is_told(loops: Loops) -> None:
-    with loops.broker.inbox() as gone, loops.broker.inbox() as inbox:
+    with loops.broker.reply_queue() as gone, loops.broker.reply_queue() as inbox:
         message = Message(zip_of(faces(7)), ZIP, "twice", reply_to=gone.name)
         send(loops, message)
         send(loops, replace(message, reply_to=inbox.name))
@@ -273,7 +273,7 @@ def test_the_same_message_twice_at_once_is_computed_once_and_who_asked_last_is_t
 
 
 def test_a_shard_delivered_twice_changes_nothing(loops: Loops) -> None:
-    with loops.broker.inbox() as inbox:
+    with loops.broker.reply_queue() as inbox:
         message = Message(zip_of(faces(7)), ZIP, "m", reply_to=inbox.name)
         job_id = job_id_of("m")
         shard = {"job_id": job_id, "shard": 1, "start": 3, "stop": 6}
@@ -283,7 +283,7 @@ def test_a_shard_delivered_twice_changes_nothing(loops: Loops) -> None:
             job_replies(inbox, "accepted", "finished")
             loops.broker.publish(loops.broker.topology.shards, json_message(shard))
             queues_empty(loops)
-            assert inbox.take(0.2) == []
+            assert inbox.receive(0.2) == []
     assert len(rows_of(loops, job_id)) == 7
     assert loops.broker.dead_letters() == []
 
@@ -316,7 +316,7 @@ def test_a_job_whose_record_is_out_of_sight_for_a_moment_goes_on(
     loops: Loops, caplog: pytest.LogCaptureFixture
 ) -> None:
     halted, predictor = halting(loops)
-    with loops.broker.inbox() as inbox, halted.running(halted.bulk().run):
+    with loops.broker.reply_queue() as inbox, halted.running(halted.bulk().run):
         job_id = send(loops, Message(zip_of(faces(9)), ZIP, reply_to=inbox.name))
         assert predictor.reached.wait(20)
         record = loops.store.path(f"jobs/{job_id}/job.json")
@@ -330,7 +330,7 @@ def test_a_job_whose_record_is_out_of_sight_for_a_moment_goes_on(
 
 def test_a_shard_that_its_job_does_not_have_is_buried_and_the_job_goes_on(loops: Loops) -> None:
     halted, predictor = halting(loops)
-    with loops.broker.inbox() as inbox, halted.running(halted.bulk().run):
+    with loops.broker.reply_queue() as inbox, halted.running(halted.bulk().run):
         job_id = send(loops, Message(zip_of(faces(7)), ZIP, reply_to=inbox.name))
         assert predictor.reached.wait(20)
         for shard, start, stop in [(3, 7, 9), (0, 0, 7), (1, 2, 1), (10**9, 0, 3)]:
@@ -346,7 +346,7 @@ def test_a_shard_that_its_job_does_not_have_is_buried_and_the_job_goes_on(loops:
 
 def test_a_damaged_record_costs_its_job_and_not_the_worker(loops: Loops) -> None:
     loops.store.put(f"jobs/{job_id_of('damaged')}/job.json", b"{")
-    with loops.broker.inbox() as inbox, loops.running(loops.bulk().run):
+    with loops.broker.reply_queue() as inbox, loops.running(loops.bulk().run):
         send(loops, Message(zip_of(faces(3)), ZIP, "damaged", reply_to=inbox.name))
         eventually(loops.broker.dead_letters, 20, "a dead letter")
         send(loops, Message(zip_of(faces(3)), ZIP, "sound", reply_to=inbox.name))
@@ -361,7 +361,7 @@ def test_a_job_that_outlasts_its_tries_while_the_store_is_away_ends_once_it_is_b
     either = replace(either, policy=FailurePolicy(1, either.metrics.dead_letters))
     away = either.store.path("jobs")
     away.symlink_to("jobs")
-    with either.broker.inbox() as inbox, either.running(either.bulk().run):
+    with either.broker.reply_queue() as inbox, either.running(either.bulk().run):
         job_id = send(either, Message(zip_of(faces(7)), ZIP, reply_to=inbox.name))
         eventually(lambda: caplog.text.count("cannot be recorded") > 7, 30, "tries")
         away.unlink()
@@ -372,10 +372,14 @@ def test_a_job_that_outlasts_its_tries_while_the_store_is_away_ends_once_it_is_b
 
 
 def test_progress_tells_how_many_are_done_how_fast_and_how_long_it_will_take(loops: Loops) -> None:
-    with loops.broker.subscribe(["job.#"]) as events, loops.broker.inbox() as inbox, loops.running(loops.bulk().run):
+    with (
+        loops.broker.subscribe(["job.#"]) as events,
+        loops.broker.reply_queue() as inbox,
+        loops.running(loops.bulk().run),
+    ):
         job_id = send(loops, Message(zip_of(faces(7)), ZIP, reply_to=inbox.name))
         job_replies(inbox, "accepted", "finished")
-        seen = events.take(1)
+        seen = events.receive(1)
     assert [event.topic for event in seen] == [
         "job.accepted",
         "job.progress",
@@ -407,7 +411,7 @@ def test_there_is_no_progress_of_a_job_whose_parts_are_gone(loops: Loops) -> Non
     record = records.accept("job-1", images=7, shards=3, shard_images=3)
     with loops.broker.subscribe(["job.#"]) as events:
         loops.bulk()._progress(record)
-        assert events.take(0.1) == []
+        assert events.receive(0.1) == []
 
 
 def test_what_waits_for_its_turn_is_given_back_when_the_worker_stops(loops: Loops) -> None:
@@ -451,7 +455,7 @@ def halting(loops: Loops, *, fail: bool = False) -> tuple[Loops, Halting]:
 
 def test_a_cancelled_job_ends_with_one_reply_and_without_results(loops: Loops) -> None:
     halted, predictor = halting(loops)
-    with loops.broker.inbox() as inbox, halted.running(halted.bulk().run):
+    with loops.broker.reply_queue() as inbox, halted.running(halted.bulk().run):
         job_id = send(loops, Message(zip_of(faces(12)), ZIP, reply_to=inbox.name))
         assert predictor.reached.wait(20)
         Jobs(loops.store).request_cancel(job_id)
@@ -468,7 +472,7 @@ def test_a_job_cancelled_before_it_was_opened_never_starts(loops: Loops) -> None
     job_id = job_id_of("m")
     Jobs(loops.store).create(job_id, message_id="m", name="a", state=jobs.QUEUED)
     Jobs(loops.store).request_cancel(job_id)
-    with loops.broker.inbox() as inbox, loops.running(loops.bulk().run):
+    with loops.broker.reply_queue() as inbox, loops.running(loops.bulk().run):
         send(loops, replace(message, reply_to=inbox.name))
         job_replies(inbox, "cancelled")
     assert loops.value("genderline_predictions_total", outcome="ok") == 0
@@ -476,7 +480,7 @@ def test_a_job_cancelled_before_it_was_opened_never_starts(loops: Loops) -> None
 
 def test_all_shards_of_a_job_use_the_model_it_began_with(loops: Loops) -> None:
     halted, predictor = halting(loops)
-    with loops.broker.inbox() as inbox, halted.running(halted.bulk().run):
+    with loops.broker.reply_queue() as inbox, halted.running(halted.bulk().run):
         job_id = send(loops, Message(zip_of(faces(9)), ZIP, reply_to=inbox.name))
         assert predictor.reached.wait(20)
         loops.builder.register(constant_model(0.99))
@@ -501,7 +505,7 @@ def test_a_job_opened_again_after_a_crash_keeps_its_model_and_its_shards(loops: 
     loops.store.put(key, message.body)
     loops.builder.register(constant_model(0.99))
     loops.models.refresh()
-    with loops.broker.inbox() as inbox:
+    with loops.broker.reply_queue() as inbox:
         record.accept(
             job_id,
             reply_to=inbox.name,
@@ -514,9 +518,9 @@ def test_a_job_opened_again_after_a_crash_keeps_its_model_and_its_shards(loops: 
         )
         send(loops, replace(message, reply_to=inbox.name))
         with loops.broker.consume([loops.broker.topology.jobs], 1) as dying:
-            (delivery,) = dying.take(1, 5)
+            (delivery,) = dying.receive(1, 5)
             if counted:
-                dying.retry(delivery)
+                dying.requeue(delivery)
         with loops.running(loops.bulk().run):
             _, finished = job_replies(inbox, "accepted", "finished")
     assert finished["model"] == model
@@ -529,8 +533,8 @@ def test_a_job_whose_shards_find_no_room_is_handed_out_once_there_is_some(tmp_pa
         serving(loops)
         shards = loops.broker.topology.shards
         loops.broker.publish(shards, Message(b"in the way", "text/plain"))
-        with loops.broker.consume([shards], 1) as other, loops.broker.inbox() as inbox:
-            in_the_way = other.take(1, 5)
+        with loops.broker.consume([shards], 1) as other, loops.broker.reply_queue() as inbox:
+            in_the_way = other.receive(1, 5)
             with loops.running(loops.bulk().run):
                 job_id = send(loops, Message(zip_of(faces(7)), ZIP, reply_to=inbox.name))
                 records = Jobs(loops.store)
@@ -548,7 +552,7 @@ def test_a_final_reply_is_sent_again_where_its_worker_died_before_it_was_out(
     record = Jobs(loops.store)
     job_id = job_id_of("m")
     record.create(job_id, message_id="m", name="a", state=jobs.QUEUED)
-    with loops.broker.inbox() as inbox:
+    with loops.broker.reply_queue() as inbox:
         record.accept(job_id, reply_to=inbox.name, correlation_id="c", images=6, shards=2, shard_images=3)
         loops.store.create(f"jobs/{job_id}/finisher", b"1")
         record.end(job_id, state, counts={"images": 6, "errors": 0})
@@ -556,26 +560,26 @@ def test_a_final_reply_is_sent_again_where_its_worker_died_before_it_was_out(
             body = {"job_id": job_id, "shard": shard, "start": shard * 3, "stop": shard * 3 + 3}
             loops.broker.publish(loops.broker.topology.shards, json_message(body))
         with loops.broker.consume([loops.broker.topology.shards], 2) as dying:
-            for delivery in dying.take(2, 5):
+            for delivery in dying.receive(2, 5):
                 if counted:
-                    dying.retry(delivery)
+                    dying.requeue(delivery)
         with loops.running(loops.bulk().run):
             job_replies(inbox, state)
             queues_empty(loops)
             # Now that it is out, no duplicate repeats it.
             loops.broker.publish(loops.broker.topology.shards, json_message(body))
             queues_empty(loops)
-            assert inbox.take(0.2) == []
+            assert inbox.receive(0.2) == []
 
 
 @pytest.mark.rabbitmq
 def test_a_job_that_was_only_held_when_connections_went_is_not_given_up(rabbitmq: RabbitNode, tmp_path: Path) -> None:
-    with open_loops(tmp_path, rabbitmq.url) as loops, loops.broker.inbox() as inbox:
+    with open_loops(tmp_path, rabbitmq.url) as loops, loops.broker.reply_queue() as inbox:
         serving(loops)
         job_id = send(loops, Message(zip_of(faces(3)), ZIP, "job", reply_to=inbox.name))
         with loops.broker.consume([loops.broker.topology.jobs], 1) as holding:
             for _ in range(loops.settings.delivery_limit + 3):
-                holding.retry(holding.take(1, 10)[0])
+                holding.requeue(holding.receive(1, 10)[0])
         with loops.running(loops.bulk().run):
             job_replies(inbox, "accepted", "finished")
             assert len(rows_of(loops, job_id)) == 3
@@ -588,7 +592,7 @@ def test_a_bug_in_one_shard_fails_the_job_once_and_buries_the_shard(loops: Loops
     failing, predictor = halting(loops, fail=True)
     predictor.go_on.set()
     predictor.reached.set()
-    with loops.broker.inbox() as inbox, failing.running(failing.bulk().run):
+    with loops.broker.reply_queue() as inbox, failing.running(failing.bulk().run):
         job_id = send(loops, Message(zip_of(faces(6)), ZIP, reply_to=inbox.name))
         _, failed = job_replies(inbox, "accepted", "failed")
         queues_empty(loops)
@@ -602,7 +606,7 @@ def test_a_machine_without_room_for_temporary_files_tries_a_job_again(
     loops: Loops, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     gone = tmp_path / "gone"
-    with loops.broker.inbox() as inbox, loops.running(loops.bulk().run):
+    with loops.broker.reply_queue() as inbox, loops.running(loops.bulk().run):
         monkeypatch.setattr(tempfile, "tempdir", str(gone))
         send(loops, Message(zip_of(faces(7)), ZIP, reply_to=inbox.name))
         eventually(lambda: "no room for temporary files" in caplog.text, 20, "a try that failed")
@@ -612,7 +616,7 @@ def test_a_machine_without_room_for_temporary_files_tries_a_job_again(
 
 
 def test_a_rejected_job_that_is_sent_back_is_tried_anew(either: Loops) -> None:
-    with either.broker.inbox() as inbox, either.running(either.bulk().run):
+    with either.broker.reply_queue() as inbox, either.running(either.bulk().run):
         job_id = send(either, by_reference("store:uploads/a.zip", message_id="m", reply_to=inbox.name))
         job_replies(inbox, "rejected")
         eventually(either.broker.dead_letters, 10, "a dead letter")
@@ -625,13 +629,13 @@ def test_a_rejected_job_that_is_sent_back_is_tried_anew(either: Loops) -> None:
     assert either.broker.dead_letters() == []
 
 
-def test_a_job_that_failed_after_it_was_accepted_is_handed_out_when_sent_back(tmp_path: Path) -> None:
+def test_a_job_that_failed_after_it_was_accepted_is_handed_out_when_requeued_copy(tmp_path: Path) -> None:
     with open_loops(tmp_path, f"sqlite:///{tmp_path / 'broker.db'}", shard_images=3, queue_limit=3) as loops:
         impatient = replace(serving(loops), policy=FailurePolicy(1, loops.metrics.dead_letters))
         shards = loops.broker.topology.shards
         loops.broker.publish(shards, Message(b"in the way", "text/plain"))
-        with loops.broker.consume([shards], 1) as other, loops.broker.inbox() as inbox:
-            in_the_way = other.take(1, 5)
+        with loops.broker.consume([shards], 1) as other, loops.broker.reply_queue() as inbox:
+            in_the_way = other.receive(1, 5)
             with loops.running(impatient.bulk().run):
                 send(loops, Message(zip_of(faces(7)), ZIP, reply_to=inbox.name))
                 (failed,) = job_replies(inbox, "failed")
@@ -642,11 +646,11 @@ def test_a_job_that_failed_after_it_was_accepted_is_handed_out_when_sent_back(tm
                 queues_empty(loops)
 
 
-def test_a_job_that_failed_of_a_shard_is_computed_when_the_shard_is_sent_back(either: Loops) -> None:
+def test_a_job_that_failed_of_a_shard_is_computed_when_the_shard_is_requeued_copy(either: Loops) -> None:
     failing, predictor = halting(either, fail=True)
     predictor.go_on.set()
     predictor.reached.set()
-    with either.broker.inbox() as inbox, failing.running(failing.bulk().run):
+    with either.broker.reply_queue() as inbox, failing.running(failing.bulk().run):
         job_id = send(either, Message(zip_of(faces(7)), ZIP, reply_to=inbox.name))
         job_replies(inbox, "accepted", "failed")
         queues_empty(either)

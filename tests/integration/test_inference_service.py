@@ -18,7 +18,7 @@ from typing import Any
 import onnxruntime as ort
 import pytest
 
-from shared.broker.base import Inbox, Message, Outgoing
+from shared.broker.base import Message, Outgoing, ReplyQueue
 from shared.client import Client
 from shared.messages import ZIP, job_id_of, pack_message
 from shared.records.jobs import Jobs
@@ -63,7 +63,7 @@ def serves(service: Service, version: int, count: int) -> bool:
     return metric(service, f'genderline_model_info{{provider="cpu",version="{version}"}}') == count
 
 
-def send_packs(client: Client, inbox: Inbox, count: int) -> None:
+def send_packs(client: Client, inbox: ReplyQueue, count: int) -> None:
     face = image_of(230)
     images: list[tuple[str | int | None, bytes]] = [(number, face) for number in range(8)]
     packs = [
@@ -75,7 +75,7 @@ def send_packs(client: Client, inbox: Inbox, count: int) -> None:
 def test_two_workers_get_ready_share_the_work_follow_promotions_and_add_up_their_metrics(
     either_installation: Installation,
 ) -> None:
-    with either_installation.client() as client, client.broker.inbox() as inbox:
+    with either_installation.client() as client, client.broker.reply_queue() as inbox:
         builder = with_model(either_installation, client)
         started = time.monotonic()
         service = either_installation.start("inference")
@@ -99,16 +99,16 @@ def test_two_workers_get_ready_share_the_work_follow_promotions_and_add_up_their
 
 
 def test_sigterm_answers_what_is_in_flight_and_the_rest_waits(installation: Installation) -> None:
-    with installation.client() as client, client.broker.inbox() as inbox:
+    with installation.client() as client, client.broker.reply_queue() as inbox:
         with_model(installation, client)
         service = installation.start("inference")
         pids = workers(service)
         send_packs(client, inbox, 300)
-        first = len(inbox.take(20))
+        first = len(inbox.receive(20))
         assert service.stop() == 0
         assert not any(is_alive(pid) for pid in pids)
         answered = first
-        while more := inbox.take(0):
+        while more := inbox.receive(0):
             answered += len(more)
         depth = client.broker.depths()[client.broker.topology.predictions]
         assert (answered + depth.ready, depth.unacknowledged) == (300, 0)
@@ -117,7 +117,7 @@ def test_sigterm_answers_what_is_in_flight_and_the_rest_waits(installation: Inst
 
 
 def test_a_killed_worker_is_started_again_and_nothing_is_lost(either_installation: Installation) -> None:
-    with either_installation.client() as client, client.broker.inbox() as inbox:
+    with either_installation.client() as client, client.broker.reply_queue() as inbox:
         with_model(either_installation, client)
         service = either_installation.start("inference")
         eventually(lambda: serves(service, 1, 2), 20, "both workers serve")
@@ -128,11 +128,11 @@ def test_a_killed_worker_is_started_again_and_nothing_is_lost(either_installatio
         images: list[tuple[str | int | None, bytes]] = [(number, face) for number in range(8)]
         messages = [pack_message(images, message_id=key, reply_to=inbox.name) for key in sorted(sent)]
         client.broker.publish_many([Outgoing(queue, message) for message in messages])
-        answered = {message.correlation_id for message in inbox.take(20)}
+        answered = {message.correlation_id for message in inbox.receive(20)}
         os.kill(victim, signal.SIGKILL)
 
         def all_answered() -> bool:
-            answered.update(message.correlation_id for message in inbox.take(0.2))
+            answered.update(message.correlation_id for message in inbox.receive(0.2))
             return answered == sent
 
         eventually(all_answered, 40, "a reply to every message")
@@ -155,8 +155,8 @@ def killing(tmp_path: Path) -> dict[str, str]:
     """
     (tmp_path / "deadly").mkdir()
     (tmp_path / "deadly" / "sitecustomize.py").write_text(
-        "import os, signal, shared.image\n"
-        "decode = shared.image.decode_face\n"
+        "import os, signal, shared.faces.decode\n"
+        "decode = shared.faces.decode.decode_face\n"
         "def decode_or_die(data, limits):\n"
         "    if bytes(data).endswith(b'deadly'):\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -169,7 +169,7 @@ def killing(tmp_path: Path) -> dict[str, str]:
 def test_an_image_that_kills_every_worker_is_buried_and_all_others_are_answered(
     either_installation: Installation, killing: dict[str, str]
 ) -> None:
-    with either_installation.client() as client, client.broker.inbox() as inbox:
+    with either_installation.client() as client, client.broker.reply_queue() as inbox:
         with_model(either_installation, client)
         service = either_installation.start("inference", wait=True, **killing)
         queue = client.broker.topology.predictions
@@ -180,7 +180,7 @@ def test_an_image_that_kills_every_worker_is_buried_and_all_others_are_answered(
         answers: dict[str | None, list[Any]] = {}
 
         def all_answered() -> bool:
-            for message in inbox.take(0.2):
+            for message in inbox.receive(0.2):
                 answers.setdefault(message.correlation_id, []).append(json.loads(message.body))
             return len(answers) == 200
 
@@ -200,7 +200,7 @@ def test_images_that_kill_the_only_worker_take_no_job_along(
 ) -> None:
     """Whenever the worker starts again, such an image and a shard of the job are there at the same time."""
     either_installation.delivery_limit = 3
-    with either_installation.client() as client, client.broker.inbox() as inbox:
+    with either_installation.client() as client, client.broker.reply_queue() as inbox:
         with_model(either_installation, client)
         service = either_installation.start("inference", wait=True, GENDERLINE_WORKERS="1", **killing)
         entries = faces(4000)
@@ -237,7 +237,7 @@ def test_workers_end_by_themselves_when_their_parent_is_killed(installation: Ins
 
 
 def test_two_workers_share_a_jobs_shards_and_one_of_them_assembles_it_once(either_installation: Installation) -> None:
-    with either_installation.client() as client, client.broker.inbox() as inbox:
+    with either_installation.client() as client, client.broker.reply_queue() as inbox:
         with_model(either_installation, client)
         service = either_installation.start("inference", GENDERLINE_SHARD_IMAGES="10")
         eventually(lambda: serves(service, 1, 2), 20, "both workers serve")
@@ -250,7 +250,7 @@ def test_two_workers_share_a_jobs_shards_and_one_of_them_assembles_it_once(eithe
         assert [row["name"] for row in csv.DictReader(io.StringIO(text))] == [name for name, _ in entries]
 
         def busy_beats() -> list[dict[str, Any]]:
-            return [event.payload for event in heartbeats.take(3) if event.payload["images_per_second"]]
+            return [event.payload for event in heartbeats.receive(3) if event.payload["images_per_second"]]
 
         beat = eventually(busy_beats, 10, "the heartbeat of a worker that has worked")[0]
         assert (beat["service"], beat["version"], beat["provider"]) == ("inference", 1, "cpu")
@@ -258,7 +258,7 @@ def test_two_workers_share_a_jobs_shards_and_one_of_them_assembles_it_once(eithe
 
 
 def test_a_job_survives_the_death_of_a_worker_in_the_middle_of_it(either_installation: Installation) -> None:
-    with either_installation.client() as client, client.broker.inbox() as inbox:
+    with either_installation.client() as client, client.broker.reply_queue() as inbox:
         with_model(either_installation, client)
         service = either_installation.start("inference", GENDERLINE_SHARD_IMAGES="10")
         eventually(lambda: serves(service, 1, 2), 20, "both workers serve")

@@ -45,7 +45,7 @@ def metrics(service: Service, name: str) -> dict[str, float]:
 def predict_packs(client: Client, packs: int, level: int = 250) -> list[dict[str, Any]]:
     """Sends packs of bright faces and returns the replies to all of them."""
     images: list[tuple[str | int | None, bytes]] = [(number, image_of(level)) for number in range(PACK)]
-    with client.broker.inbox() as inbox:
+    with client.broker.reply_queue() as inbox:
         queue = client.broker.topology.predictions
         client.broker.publish_many([Outgoing(queue, pack_message(images, reply_to=inbox.name)) for _ in range(packs)])
         return list(replies(inbox, packs).values())
@@ -57,7 +57,7 @@ def beats(client: Client, good: Callable[[dict[str, Any]], bool]) -> list[dict[s
     with client.broker.subscribe(["worker.heartbeat"]) as events:
 
         def all_good() -> bool:
-            newest.update((event.payload["worker"], event.payload) for event in events.take(1))
+            newest.update((event.payload["worker"], event.payload) for event in events.receive(1))
             return len(newest) == WORKERS and all(map(good, newest.values()))
 
         eventually(all_good, 30, "heartbeats as they should be")

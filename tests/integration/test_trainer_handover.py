@@ -47,7 +47,7 @@ def test_a_long_run_hands_itself_over_and_any_trainer_carries_it_on(
 ) -> None:
     either_installation.extra["GENDERLINE_HANDOVER_S"] = "1"
     trainer = either_installation.start("trainer")
-    with either_installation.client() as client, client.broker.inbox() as inbox:
+    with either_installation.client() as client, client.broker.reply_queue() as inbox:
         message = Message(
             sample_zip.read_bytes(), ZIP, "long", "c", inbox.name, {"params": json.dumps({**SLOW, "epochs": 4})}
         )

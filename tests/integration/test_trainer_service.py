@@ -35,7 +35,7 @@ FAST = {"epochs": 1, "quantize": False, "augment": False}
 def test_a_dataset_by_value_sent_twice_becomes_one_model_with_replies_and_metrics(
     with_trainer: Installation, sample_zip: Path
 ) -> None:
-    with with_trainer.client() as client, client.broker.inbox() as inbox:
+    with with_trainer.client() as client, client.broker.reply_queue() as inbox:
         headers = {"name": "by value", "params": json.dumps(FAST)}
         message = Message(sample_zip.read_bytes(), ZIP, "m1", "c1", inbox.name, headers)
         client.broker.publish_many([Outgoing(client.broker.topology.datasets, message)] * 2)
@@ -98,7 +98,7 @@ def test_a_dataset_by_reference_trains_and_what_is_no_better_becomes_the_challen
         assert path.exists()
         version = record["model"]["version"]
         assert (client.registry.aliases().champion, client.registry.aliases().challenger) == (champion, version)
-        (told,) = events.take(10)
+        (told,) = events.receive(10)
         assert told.payload["version"] == version
         assert told.payload["reason"].startswith("gate: accuracy ")
 
@@ -129,7 +129,7 @@ def test_a_champion_that_cannot_be_run_costs_the_new_model_nothing_but_its_promo
 def test_a_later_message_with_the_same_id_changes_nothing_about_a_run_that_has_ended(
     with_trainer: Installation, sample_zip: Path
 ) -> None:
-    with with_trainer.client() as client, client.broker.inbox() as inbox:
+    with with_trainer.client() as client, client.broker.reply_queue() as inbox:
         datasets = client.broker.topology.datasets
         message = Message(sample_zip.read_bytes(), ZIP, "twice", "1", inbox.name, {"params": json.dumps(FAST)})
         client.broker.publish(datasets, message)
@@ -284,7 +284,7 @@ def test_what_cannot_be_trained_is_rejected_with_the_reason(with_trainer: Instal
     wrong_hash = by_reference(f"file://{shutil.copy(sample_zip, allowed)}", sha256="0" * 64)
     cases = {**BAD_MESSAGES, "wrong hash": (wrong_hash, "sha256_mismatch", "0" * 64)}
     cases |= {name: (Message(body, ZIP), code, "expected") for name, (body, code) in BAD_ARCHIVES.items()}
-    with with_trainer.client() as client, client.broker.inbox() as inbox:
+    with with_trainer.client() as client, client.broker.reply_queue() as inbox:
         for name, (message, _, _) in cases.items():
             client.broker.publish(
                 client.broker.topology.datasets,
@@ -293,7 +293,7 @@ def test_what_cannot_be_trained_is_rejected_with_the_reason(with_trainer: Instal
         answers: dict[str, dict[str, Any]] = {}
 
         def collect() -> bool:
-            for reply in inbox.take(1):
+            for reply in inbox.receive(1):
                 body = json.loads(reply.body)
                 if body["status"] != "accepted":
                     answers[str(reply.correlation_id)] = body

@@ -32,10 +32,10 @@ from shared.broker.base import (
     Consumer,
     DeadLetter,
     Depth,
-    Inbox,
     Outgoing,
+    ReplyQueue,
     Subscription,
-    sent_back,
+    requeued_copy,
     stamped,
 )
 from shared.broker.rabbitmq.codec import dead_letter_of, properties_of
@@ -43,7 +43,7 @@ from shared.broker.rabbitmq.connection import Link
 from shared.broker.rabbitmq.consumer import RabbitConsumer
 from shared.broker.rabbitmq.publisher import Batch, Publisher
 from shared.broker.rabbitmq.rpc import Session
-from shared.broker.rabbitmq.subscriptions import RabbitInbox, RabbitSubscription
+from shared.broker.rabbitmq.subscriptions import RabbitReplyQueue, RabbitSubscription
 from shared.broker.rabbitmq.transport import Connection
 from shared.topology import Topology
 
@@ -76,7 +76,7 @@ class RabbitBroker(Broker):
         ValueError: the URL is malformed.
     """
 
-    cheaper_together = True  # it syncs what it has at the moment, and wakes a thread for each step
+    prefers_batches = True  # it syncs what it has at the moment, and wakes a thread for each step
 
     def __init__(
         self, url: str, topology: Topology | None = None, *, delivery_limit: int = 5, queue_limit: int = 1_000_000
@@ -89,7 +89,7 @@ class RabbitBroker(Broker):
         self._announcer = _Announcer(self._link, self.topology.events)
         self._lock = threading.Lock()
         self._dead_lock = threading.Lock()
-        self._open: list[Consumer | Inbox | Subscription] = []
+        self._open: list[Consumer | ReplyQueue | Subscription] = []
         for part in (self._publisher, self._announcer):
             self._link.attach(part)  # the I/O thread has not started yet
         self._link.open(_CONNECT_TIMEOUT_S)
@@ -143,7 +143,7 @@ class RabbitBroker(Broker):
 
     def _may_be_gone(self, queue: str) -> bool:
         """Returns whether this is somebody's reply queue, who need not wait for the reply."""
-        return queue.startswith((self.topology.any_inbox, "amq."))
+        return queue.startswith((self.topology.reply_queue_prefix, "amq."))
 
     # -- consuming
 
@@ -170,12 +170,12 @@ class RabbitBroker(Broker):
         subscription.open()
         return subscription
 
-    def inbox(self) -> Inbox:
+    def reply_queue(self) -> ReplyQueue:
         self._check_open()
-        inbox = RabbitInbox(self._link, self.topology, self._forget)
-        self._keep(inbox)
-        inbox.open()
-        return inbox
+        reply_queue = RabbitReplyQueue(self._link, self.topology, self._forget)
+        self._keep(reply_queue)
+        reply_queue.open()
+        return reply_queue
 
     # -- looking in
 
@@ -195,7 +195,7 @@ class RabbitBroker(Broker):
 
     def retry_dead(self, dead_ids: Sequence[str] | None = None) -> int:
         def back(letters: Sequence[DeadLetter]) -> None:
-            self.publish_many([Outgoing(letter.origin, sent_back(letter.message)) for letter in letters])
+            self.publish_many([Outgoing(letter.origin, requeued_copy(letter.message)) for letter in letters])
 
         return self._take_dead(dead_ids, lambda letter: letter.origin in self.topology.work_queues, back)
 
@@ -264,11 +264,11 @@ class RabbitBroker(Broker):
             one.close()
         self._link.close()
 
-    def _keep(self, one: Consumer | Inbox | Subscription) -> None:
+    def _keep(self, one: Consumer | ReplyQueue | Subscription) -> None:
         with self._lock:
             self._open.append(one)
 
-    def _forget(self, one: Consumer | Inbox | Subscription) -> None:
+    def _forget(self, one: Consumer | ReplyQueue | Subscription) -> None:
         with self._lock:
             self._open = [other for other in self._open if other is not one]
 

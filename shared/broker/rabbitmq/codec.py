@@ -24,7 +24,7 @@ DEFAULT_CONTENT_TYPE: Final = "application/octet-stream"
 FLOATS: Final = "x-float-headers"
 """Names our headers that are numbers with a fraction."""
 EARLIER_DELIVERIES: Final = "x-earlier-deliveries"
-"""The delivery count that a postponed message had: its copy starts from zero at the broker."""
+"""The delivery count that a deferred message had: its copy starts from zero at the broker."""
 COUNTED: Final = "x-delivery-count"
 """Set by quorum queues from the second delivery on."""
 

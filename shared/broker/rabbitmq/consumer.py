@@ -54,7 +54,7 @@ class _Feed:
         epoch: grows with each channel.
         ready: delivered and not yet taken.
         unacked: every tag that the broker waits for, in order, and whether its work is settled.
-        busy: tags whose settling, retrying or postponing is under way.
+        busy: tags whose settling, retrying or deferring is under way.
         unanswered: how often the broker was asked whether it has all acknowledgements, without an answer so far.
     """
 
@@ -144,7 +144,7 @@ class RabbitConsumer(Consumer):
 
     # -- in the consumer's thread
 
-    def take(self, limit: int, timeout_s: float | None = None) -> list[Delivery]:
+    def receive(self, limit: int, timeout_s: float | None = None) -> list[Delivery]:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self._changed:
             while not self._closed:
@@ -164,7 +164,7 @@ class RabbitConsumer(Consumer):
     def settle(self, deliveries: Sequence[Delivery], outgoing: Sequence[Outgoing] = ()) -> None:
         tokens = [delivery.token for delivery in deliveries]
         batch = Batch(functools.partial(self._on_settled, tokens), survives=False)
-        for item in bundled(outgoing, self._topology.inboxes):
+        for item in bundled(outgoing, self._topology.batch_reply_queue_prefix):
             # Only our own queues must exist: nobody else's mistake in `reply_to` may stop the work. And only what they
             # hold waits for workers, so only that is stamped: headers are the dearest part of a small message.
             ours = item.queue in self._own_queues
@@ -177,23 +177,23 @@ class RabbitConsumer(Consumer):
             self._settling += 1
         self._link.call(functools.partial(self._settle, tokens, batch))
 
-    def retry(self, delivery: Delivery, delay_s: float = 0.0) -> None:
+    def requeue(self, delivery: Delivery, delay_s: float = 0.0) -> None:
         self._link.call(functools.partial(self._retry, delivery.token, delay_s))
 
-    def postpone(self, delivery: Delivery, delay_s: float) -> None:
+    def defer(self, delivery: Delivery, delay_s: float) -> None:
         if delay_s > 0:
-            self._link.call(functools.partial(self._postpone, delivery, delay_s))
+            self._link.call(functools.partial(self._defer, delivery, delay_s))
             return
         with self._changed:
             self._settling += 1
         self._link.call(functools.partial(self._put_back, delivery))
 
-    def bury(self, delivery: Delivery, reason: str, outgoing: Sequence[Outgoing] = ()) -> None:
+    def dead_letter(self, delivery: Delivery, reason: str, outgoing: Sequence[Outgoing] = ()) -> None:
         message = fitting(delivery.message, self._link.frame_bytes)
         if message is not delivery.message:
             lost = shown(", ".join(sorted(delivery.message.headers.keys() - message.headers.keys())))
             log.warning("a dead letter from %s has no room for its headers %s", delivery.queue, lost)
-        super().bury(replace(delivery, message=message), reason, outgoing)
+        super().dead_letter(replace(delivery, message=message), reason, outgoing)
 
     def flush(self, timeout_s: float = 30.0) -> None:
         deadline = time.monotonic() + timeout_s
@@ -279,7 +279,7 @@ class RabbitConsumer(Consumer):
     def _pull(self, number: int) -> None:
         """Asks the queues for one message, beginning with the queue of that number; all empty, it leaves them alone.
 
-        Only ever one request is under way, so at most one message is held that `take` has not returned.
+        Only ever one request is under way, so at most one message is held that `receive` has not returned.
         """
         self._asked = None
         if number == len(self._feeds):
@@ -299,7 +299,7 @@ class RabbitConsumer(Consumer):
         feed.channel.basic_get(feed.queue, got)
 
     def _pulled(self) -> None:
-        """Notes that no request is under way: a `take` that still waits asks again."""
+        """Notes that no request is under way: a `receive` that still waits asks again."""
         self._asked = None
         with self._changed:
             self._pulling = False
@@ -405,7 +405,7 @@ class RabbitConsumer(Consumer):
         else:
             token.feed.give_back(token)
 
-    def _postpone(self, delivery: Delivery, delay_s: float) -> None:
+    def _defer(self, delivery: Delivery, delay_s: float) -> None:
         token: _Token = delivery.token
         if not token.feed.is_live(token):
             return
@@ -435,7 +435,7 @@ class RabbitConsumer(Consumer):
             if error is None:
                 token.feed.settled(token)
             else:
-                log.warning("could not postpone a message of %s, which stays held: %s", delivery.queue, error)
+                log.warning("could not defer a message of %s, which stays held: %s", delivery.queue, error)
                 token.feed.give_back(token)
                 with self._changed:
                     self._lost = self._lost or isinstance(error, ConnectionLost)

@@ -1,4 +1,4 @@
-"""What RabbitMQ sends to one reader alone: replies to an inbox, and events to a subscription."""
+"""What RabbitMQ sends to one reader alone: replies to a reply queue, and events to a subscription."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pika.channel import Channel
 from pika.exceptions import ChannelClosedByBroker
 from pika.spec import Basic
 
-from shared.broker.base import BrokerClosed, BrokerError, Event, Inbox, Message, Subscription
+from shared.broker.base import BrokerClosed, BrokerError, Event, Message, ReplyQueue, Subscription
 from shared.broker.rabbitmq.codec import message_of
 from shared.broker.rabbitmq.connection import Link
 from shared.broker.rabbitmq.transport import Connection
@@ -38,7 +38,7 @@ _REOPEN_PAUSE_S: Final = 0.5
 
 
 class _Mailbox(abc.ABC, Generic[T]):
-    """A part of the link with one queue of its own, whose messages wait in memory for `take`.
+    """A part of the link with one queue of its own, whose messages wait in memory for `receive`.
 
     Raises:
         BrokerError: it could not be set up in time.
@@ -113,16 +113,16 @@ class _Mailbox(abc.ABC, Generic[T]):
 
     def _on_cancelled(self, _: object) -> None:
         if not self._closed:  # closing deletes the queue, of which the broker may tell us in between
-            self._link.restart("the queue of an inbox or subscription was deleted")
+            self._link.restart("the queue of a reply queue or subscription was deleted")
 
     def _on_channel_closed(self, channel: Channel, error: Exception) -> None:
         if not isinstance(error, ChannelClosedByBroker) or not channel.connection.is_open:
             return  # we closed it, or the whole connection goes and `down` follows
         if error.reply_code == 404:
-            self._link.restart(f"the channel of an inbox or subscription was closed: {error}")
+            self._link.restart(f"the channel of a reply queue or subscription was closed: {error}")
             return
         # Most likely the acknowledgement time-out: replies that nobody took for half an hour.
-        log.warning("RabbitMQ closed the channel of an inbox or subscription: %s", error)
+        log.warning("RabbitMQ closed the channel of a reply queue or subscription: %s", error)
         self._reset()
 
         def reopen() -> None:
@@ -166,21 +166,21 @@ class _Mailbox(abc.ABC, Generic[T]):
         """Deletes the queue where that does not happen by itself."""
 
 
-class RabbitInbox(_Mailbox[tuple[int, str, list[Message]]], Inbox):
-    """A durable queue that goes ten minutes after its last reader; see `Inbox` for the contract.
+class RabbitReplyQueue(_Mailbox[tuple[int, str, list[Message]]], ReplyQueue):
+    """A durable queue that goes ten minutes after its last reader; see `ReplyQueue` for the contract.
 
     Replies are acknowledged when they are taken, so the prefetch bounds memory, and those that wait here when the
     connection is lost come again. Only acknowledgements can be lost with it, for at most as many messages as the
     prefetch: the ids of that many tell the duplicates. A message is a reply, or a bundle of them.
     """
 
-    def __init__(self, link: Link, topology: Topology, on_close: Callable[[RabbitInbox], None]) -> None:
+    def __init__(self, link: Link, topology: Topology, on_close: Callable[[RabbitReplyQueue], None]) -> None:
         super().__init__(link, on_close)
-        self.name = f"{topology.inboxes}{uuid.uuid4().hex}"
+        self.name = f"{topology.batch_reply_queue_prefix}{uuid.uuid4().hex}"
         self._taken_ids: deque[str] = deque(maxlen=_INBOX_PREFETCH)
         self._generation = 0
 
-    def take(self, timeout_s: float) -> list[Message]:
+    def receive(self, timeout_s: float) -> list[Message]:
         with self._changed:
             generation = self._generation
         taken = self._take(timeout_s)
@@ -212,7 +212,7 @@ class RabbitInbox(_Mailbox[tuple[int, str, list[Message]]], Inbox):
         try:
             messages = parted(message)
         except ValueError as error:
-            log.warning("ignored a message in an inbox: %s", error)
+            log.warning("ignored a message in a reply queue: %s", error)
             messages = []
         self._arrived((int(method.delivery_tag or 0), message.message_id, messages))
 
@@ -235,7 +235,7 @@ class RabbitSubscription(_Mailbox[Event], Subscription):
         self._patterns = tuple(patterns)
         self._items = deque(maxlen=_EVENTS_KEPT)
 
-    def take(self, timeout_s: float) -> list[Event]:
+    def receive(self, timeout_s: float) -> list[Event]:
         return self._take(timeout_s)
 
     def _declare(self, channel: Channel) -> None:

@@ -31,14 +31,14 @@ from shared.broker.base import (
     Consumer,
     DeadLetter,
     Depth,
-    Inbox,
     Message,
     Outgoing,
+    ReplyQueue,
     Subscription,
-    sent_back,
+    requeued_copy,
 )
 from shared.broker.sqlite.database import BUSY_TIMEOUT_S, QueueFile
-from shared.broker.sqlite.readers import SqliteConsumer, SqliteInbox, SqliteSubscription
+from shared.broker.sqlite.readers import SqliteConsumer, SqliteReplyQueue, SqliteSubscription
 from shared.broker.sqlite.tables import delete_inbox, delete_rows, insert, messages_in
 from shared.topology import Topology
 
@@ -67,7 +67,7 @@ class SqliteBroker(Broker):
         self._file = QueueFile(Path(path))
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self._parts: list[SqliteConsumer | SqliteInbox | SqliteSubscription] = []
+        self._parts: list[SqliteConsumer | SqliteReplyQueue | SqliteSubscription] = []
         self._keeper = threading.Thread(target=self._keep_leases, name="broker-leases", daemon=True)
         self._keeper.start()
 
@@ -95,11 +95,11 @@ class SqliteBroker(Broker):
         self._keep(consumer)
         return consumer
 
-    def _keep(self, part: SqliteConsumer | SqliteInbox | SqliteSubscription) -> None:
+    def _keep(self, part: SqliteConsumer | SqliteReplyQueue | SqliteSubscription) -> None:
         with self._lock:
             self._parts.append(part)
 
-    def _forget(self, part: SqliteConsumer | SqliteInbox | SqliteSubscription) -> None:
+    def _forget(self, part: SqliteConsumer | SqliteReplyQueue | SqliteSubscription) -> None:
         with self._lock, contextlib.suppress(ValueError):
             self._parts.remove(part)
 
@@ -143,10 +143,11 @@ class SqliteBroker(Broker):
         self._keep(subscription)
         return subscription
 
-    def inbox(self) -> Inbox:
-        inbox = SqliteInbox(self._file, f"{self.topology.any_inbox}{uuid.uuid4().hex}", self._forget)
-        self._keep(inbox)
-        return inbox
+    def reply_queue(self) -> ReplyQueue:
+        name = f"{self.topology.reply_queue_prefix}{uuid.uuid4().hex}"
+        reply_queue = SqliteReplyQueue(self._file, name, self._forget)
+        self._keep(reply_queue)
+        return reply_queue
 
     # -- looking in
 
@@ -180,7 +181,7 @@ class SqliteBroker(Broker):
             origin = str(message.headers.get(ORIGIN))
             if origin not in self.topology.work_queues:
                 return False
-            back_to = [Outgoing(origin, sent_back(message))]
+            back_to = [Outgoing(origin, requeued_copy(message))]
             insert(db, self.topology, back_to, queue_limit=self._queue_limit)
             return True
 

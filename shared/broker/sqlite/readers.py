@@ -16,9 +16,9 @@ from shared.broker.base import (
     Consumer,
     Delivery,
     Event,
-    Inbox,
     Message,
     Outgoing,
+    ReplyQueue,
     Subscription,
     topic_matches,
 )
@@ -75,7 +75,7 @@ class SqliteConsumer(Consumer):
     def dead_queue(self) -> str:
         return self._topology.dead
 
-    def take(self, limit: int, timeout_s: float | None = None) -> list[Delivery]:
+    def receive(self, limit: int, timeout_s: float | None = None) -> list[Delivery]:
         with _ended_by(self._closed):
             return self._take(limit, timeout_s)
         return []
@@ -142,10 +142,10 @@ class SqliteConsumer(Consumer):
                 delete_held(db, lease, rows)
         self._release(deliveries)
 
-    def retry(self, delivery: Delivery, delay_s: float = 0.0) -> None:
+    def requeue(self, delivery: Delivery, delay_s: float = 0.0) -> None:
         self._give_back(delivery, delay_s, counted=1)
 
-    def postpone(self, delivery: Delivery, delay_s: float) -> None:
+    def defer(self, delivery: Delivery, delay_s: float) -> None:
         self._give_back(delivery, delay_s, counted=0)
 
     def _give_back(self, delivery: Delivery, delay_s: float, counted: int) -> None:
@@ -194,16 +194,16 @@ class SqliteConsumer(Consumer):
                 )
 
 
-class SqliteInbox(Inbox):
+class SqliteReplyQueue(ReplyQueue):
     """Rows of a queue of its own, deleted as they are read.
 
     Args:
         file: where they are.
         name: of the queue.
-        forget: told when this inbox is closed.
+        forget: told when this reply queue is closed.
     """
 
-    def __init__(self, file: QueueFile, name: str, forget: Callable[[SqliteInbox], None]) -> None:
+    def __init__(self, file: QueueFile, name: str, forget: Callable[[SqliteReplyQueue], None]) -> None:
         self._file = file
         self._forget = forget
         self._closed = threading.Event()
@@ -218,7 +218,7 @@ class SqliteInbox(Inbox):
             with self._file.write() as db:
                 db.execute("INSERT OR REPLACE INTO inboxes VALUES (?, ?)", (self.name, self._expires_at))
 
-    def take(self, timeout_s: float) -> list[Message]:
+    def receive(self, timeout_s: float) -> list[Message]:
         with _ended_by(self._closed):
             return self._take(timeout_s)
         return []
@@ -268,7 +268,7 @@ class SqliteSubscription(Subscription):
             row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'events'").fetchone()
         self._seen: int = row[0] if row else 0
 
-    def take(self, timeout_s: float) -> list[Event]:
+    def receive(self, timeout_s: float) -> list[Event]:
         with _ended_by(self._closed):
             return self._take(timeout_s)
         return []
@@ -304,7 +304,7 @@ class SqliteSubscription(Subscription):
 
 @contextlib.contextmanager
 def _ended_by(closed: threading.Event) -> Iterator[None]:
-    """Lets a `take` that was interrupted by closing end quietly, whatever it stumbled over."""
+    """Lets a `receive` that was interrupted by closing end quietly, whatever it stumbled over."""
     try:
         yield
     except (BrokerError, sqlite3.ProgrammingError):

@@ -42,7 +42,7 @@ def insert(
             _check_room(db, queue, more, queue_limit)
         elif queue != topology.dead and not inbox_exists(db, queue):
             gone.add(queue)
-            if not drop_unroutable and not queue.startswith(topology.any_inbox):
+            if not drop_unroutable and not queue.startswith(topology.reply_queue_prefix):
                 raise BrokerError(f"queue {queue!r} does not exist; queues: {', '.join(topology.queues)}")
     kept = [item for item in outgoing if item.queue not in gone]
     # Ids chosen here, in the transaction, let two statements insert any number of messages.

@@ -164,14 +164,14 @@ class LeavingBroker(SqliteBroker):
         if self.away:
             raise BrokerError("away")
         subscription = super().subscribe(patterns)
-        take = subscription.take
+        take = subscription.receive
 
         def failing(timeout_s: float) -> list[Event]:
             if self.away:
                 raise BrokerError("away")
             return take(min(timeout_s, 0.05))
 
-        subscription.take = failing  # type: ignore[method-assign]
+        subscription.receive = failing  # type: ignore[method-assign]
         return subscription
 
 

@@ -42,7 +42,7 @@ def archive(tmp_path: Path) -> Path:
 
 def waiting(client: Client, queue: str) -> list[Message]:
     with client.broker.consume([queue], prefetch=10) as consumer:
-        return [delivery.message for delivery in consumer.take(10, timeout_s=0)]
+        return [delivery.message for delivery in consumer.receive(10, timeout_s=0)]
 
 
 # -- datasets
@@ -222,7 +222,7 @@ def worker(client: Client, answer: Callable[[Delivery], dict[str, Any]]) -> Iter
     def work() -> None:
         with client.broker.consume([client.broker.topology.predictions], prefetch=10) as consumer:
             while not stop.is_set():
-                for delivery in consumer.take(1, timeout_s=0.1):
+                for delivery in consumer.receive(1, timeout_s=0.1):
                     taken.append(delivery)
                     consumer.settle([delivery], json_reply(delivery, answer(delivery)))
 
@@ -308,7 +308,7 @@ def test_promoting_and_rolling_back_are_told_to_the_workers(client: Client) -> N
         client.promote(1, "first")
         client.promote(2, "better")
         assert client.rollback("worse") == 1
-        told = [(event.topic, event.payload["version"], event.payload["reason"]) for event in events.take(10)]
+        told = [(event.topic, event.payload["version"], event.payload["reason"]) for event in events.receive(10)]
     assert told == [("model.promoted", n, why) for n, why in ((1, "first"), (2, "better"), (1, "worse"))]
 
 

@@ -48,7 +48,7 @@ def watcher(client: Client, inbox: Path) -> InboxWatcher:
 def messages(broker: Broker) -> list[Message]:
     """Takes everything off the datasets queue, for good."""
     with broker.consume([broker.topology.datasets], prefetch=100) as consumer:
-        deliveries = consumer.take(100, timeout_s=0.0)
+        deliveries = consumer.receive(100, timeout_s=0.0)
         consumer.settle(deliveries)
         consumer.flush()
     return [delivery.message for delivery in deliveries]
@@ -229,7 +229,7 @@ def test_run_watches_until_it_is_told_to_stop(broker: Broker, client: Client, in
     thread.start()
     try:
         with broker.consume([broker.topology.datasets], prefetch=1) as consumer:
-            assert len(consumer.take(1, timeout_s=20)) == 1
+            assert len(consumer.receive(1, timeout_s=20)) == 1
     finally:
         stop.set()
         thread.join()

@@ -20,7 +20,7 @@ from shared.records import jobs, runs
 from tests.dashboard_app import Site, open_site
 from tests.unit.dashboard.api.test_routes import archive
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[4]
 RUN, JOB = "run-a", "job-a"
 TWO = {"a.jpg": b"odd", "b.png": b"even"}
 
@@ -44,8 +44,8 @@ def site(tmp_path: Path) -> Iterator[Site]:
         queue = site.broker.topology.jobs
         site.broker.publish(queue, Message(b"x", "text/plain"))
         with site.broker.consume([queue], 1) as consumer:
-            (delivery,) = consumer.take(1, 1.0)
-            consumer.bury(delivery, "unsupported_content_type")
+            (delivery,) = consumer.receive(1, 1.0)
+            consumer.dead_letter(delivery, "unsupported_content_type")
         yield site
 
 

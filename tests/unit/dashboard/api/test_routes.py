@@ -34,7 +34,7 @@ def archive(entries: int = 3) -> bytes:
 
 def taken(site: Site, queue: str) -> Message:
     with site.broker.consume([queue], 10) as consumer:
-        (delivery,) = consumer.take(10, 1.0)
+        (delivery,) = consumer.receive(10, 1.0)
         return delivery.message
 
 
@@ -324,7 +324,7 @@ def test_promotion_and_rollback_keep_their_reason_and_are_announced(site: Site) 
         web.post(f"/api/v1/models/{first}/promote", json={"reason": "first one"})
         web.post(f"/api/v1/models/{second}/promote", data={"reason": "better"})
         back = web.post("/api/v1/models/rollback?reason=complaints")
-        announced = [event.payload["version"] for event in events.take(2.0)]
+        announced = [event.payload["version"] for event in events.receive(2.0)]
 
     assert (back.json or {})["aliases"] == {"champion": first, "previous": second, "challenger": None}
     assert [entry["reason"] for entry in site.builder.registry.history()] == ["first one", "better", "complaints"]
@@ -343,7 +343,7 @@ def test_a_challenger_is_named_shown_with_its_figures_and_dismissed(site: Site) 
         shown = web.get("/api/v1/models").json or {}
         wrong = web.delete(f"/api/v1/models/{first}/challenge")
         dismissed = web.delete(path)
-        announced = [event.payload["version"] for event in events.take(2.0)]
+        announced = [event.payload["version"] for event in events.receive(2.0)]
 
     assert (too_early.status_code, error_of(too_early.data)[0]) == (409, "conflict")
     assert (named.json or {})["aliases"] == {"champion": first, "previous": None, "challenger": second}
@@ -376,8 +376,8 @@ def bury(site: Site, count: int) -> None:
     queue = site.broker.topology.predictions
     site.broker.publish_many([Outgoing(queue, Message(b"bad", "text/plain", f"m{i}")) for i in range(count)])
     with site.broker.consume([queue], 10) as consumer:
-        for delivery in consumer.take(count, 1.0):
-            consumer.bury(delivery, "unsupported_content_type")
+        for delivery in consumer.receive(count, 1.0):
+            consumer.dead_letter(delivery, "unsupported_content_type")
 
 
 def test_chosen_dead_letters_are_sent_back_or_dropped(site: Site) -> None:

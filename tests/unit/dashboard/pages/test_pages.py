@@ -89,8 +89,8 @@ def bury_message(site: Site, message: Message) -> str:
     queue = site.broker.topology.predictions
     site.broker.publish(queue, message)
     with site.broker.consume([queue], 1) as consumer:
-        (delivery,) = consumer.take(1, 1.0)
-        consumer.bury(delivery, "invalid_message")
+        (delivery,) = consumer.receive(1, 1.0)
+        consumer.dead_letter(delivery, "invalid_message")
     return site.broker.dead_letters()[-1].dead_id
 
 

@@ -268,7 +268,7 @@ def test_a_challenger_that_meets_the_rule_is_promoted_once_by_several_workers(
                 shadow.observe(model, faces, model.predict(faces).tolist())
             eventually(lambda: loops.builder.registry.aliases().champion == 2, 20, "version 2 is champion")
             eventually(lambda: sum(outcomes(loops).values()) == 128, 20, "all is compared")
-        told = events.take(1)
+        told = events.receive(1)
     history = loops.builder.registry.history()
     assert [(entry["action"], entry["version"]) for entry in history] == [
         ("promote", 1),

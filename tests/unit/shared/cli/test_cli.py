@@ -44,7 +44,7 @@ from shared.telemetry.heartbeat import Heartbeat
 from shared.topology import Topology, job_state_topic, run_state_topic
 from tests.store_builder import StoreBuilder
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[4]
 ZIP = b"PK\x05\x06" + bytes(18)
 PNG = b"\x89PNG of an even length"
 
@@ -93,7 +93,7 @@ def serving(client: Client, queue: str, handle: Handle) -> Iterator[None]:
     problems: list[Exception] = []
 
     def work() -> None:
-        while deliveries := consumer.take(1):
+        while deliveries := consumer.receive(1):
             try:
                 consumer.settle(deliveries, handle(deliveries[0]))
             except Exception as error:  # the test shows it
@@ -490,7 +490,7 @@ def test_models_are_listed_shown_promoted_and_rolled_back(builder: StoreBuilder,
         assert "version 1 is the champion; the previous one is none" in run("promote", "1", "--reason", "first").stdout
         assert document("promote", "2", "--reason", "better") == {"champion": 2, "previous": 1}
         assert run("rollback", "--reason", "worse").exit_code == 0
-        promoted = [event.payload["version"] for _ in range(3) for event in events.take(0.1)]
+        promoted = [event.payload["version"] for _ in range(3) for event in events.receive(0.1)]
     assert promoted == [1, 2, 1]
     assert re.search(r"^ +1  champion ", run("models").stdout, flags=re.MULTILINE)
     assert [entry["reason"] for entry in document("models")["history"]] == ["first", "better", "worse"]
@@ -518,7 +518,7 @@ def test_a_challenger_is_named_listed_with_its_figures_and_dismissed(builder: St
         assert listed["aliases"]["challenger"] == 2
         assert listed["shadow"]["agreement"] == 0.973
         assert document("challenge", "--clear") == {"champion": 1, "challenger": None}
-        told = [event.payload["version"] for _ in range(2) for event in events.take(0.1)]
+        told = [event.payload["version"] for _ in range(2) for event in events.receive(0.1)]
     assert told == [2, None]
     assert "challenges" not in run("models").stdout
     assert run("challenge").exit_code == run("challenge", "2", "--clear").exit_code == 2
@@ -697,8 +697,8 @@ def dead_ids(client: Client) -> list[str]:
         [Outgoing(topology.predictions, Message(b"?", "text/plain", message_id=f"m{i}")) for i in range(2)]
     )
     with client.broker.consume([topology.predictions], prefetch=2) as consumer:
-        for delivery in consumer.take(2, timeout_s=5):
-            consumer.bury(delivery, "unsupported_content_type")
+        for delivery in consumer.receive(2, timeout_s=5):
+            consumer.dead_letter(delivery, "unsupported_content_type")
         consumer.flush()
     return [letter.dead_id for letter in client.broker.dead_letters()]
 

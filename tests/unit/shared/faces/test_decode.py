@@ -270,13 +270,13 @@ import cv2
 before = cv2.getNumThreads(), cv2.utils.logging.getLogLevel()
 import shared.faces.decode
 assert (cv2.getNumThreads(), cv2.utils.logging.getLogLevel()) == before
-shared.image.configure_opencv(1)
+shared.faces.decode.configure_opencv(1)
 assert (cv2.getNumThreads(), cv2.utils.logging.getLogLevel()) == (1, cv2.utils.logging.LOG_LEVEL_SILENT)
-limits = shared.image.ImageLimits(10**6, 10**6)
+limits = shared.faces.decode.ImageLimits(10**6, 10**6)
 for data in (b"\\xff\\xd8\\xff" + bytes(50), open(0, "rb").read()[:3000]):
     try:
-        shared.image.decode_face(data, limits)
-    except shared.image.InvalidImage:
+        shared.faces.decode.decode_face(data, limits)
+    except shared.faces.decode.InvalidImage:
         pass
 """
     done = subprocess.run([sys.executable, "-c", code], input=face_jpeg(0), capture_output=True, check=False)

@@ -170,7 +170,7 @@ def test_of_many_that_end_a_job_at_the_same_time_one_does(store: FileStore, reco
 
 
 @pytest.mark.parametrize("state", [jobs.FAILED, jobs.REJECTED])
-def test_a_job_that_went_wrong_is_opened_once_for_each_time_it_is_sent_back(records: Jobs, state: str) -> None:
+def test_a_job_that_went_wrong_is_opened_once_for_each_time_it_is_requeued_copy(records: Jobs, state: str) -> None:
     create(records)
     records.end("job-1", state, error={"code": "internal", "message": "x"})
     opened = records.reopen("job-1", 1.5)

@@ -16,7 +16,7 @@ import pytest
 
 from shared.runtime.supervisor import Child, Supervisor, watch_parent
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[4]
 SLEEPER = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
 STUBBORN = [
     sys.executable,

@@ -19,9 +19,9 @@ def test_beats_tell_who_and_what_until_stopped(tmp_path: Path, monkeypatch: pyte
         state = {"busy": None, "provider": "cpu"}
         thread = threading.Thread(target=Heartbeat(broker, "trainer", lambda: state).run, args=(stop,))
         thread.start()
-        first: dict[str, Any] = events.take(10)[0].payload
+        first: dict[str, Any] = events.receive(10)[0].payload
         state["busy"] = "run-1"
-        while (later := events.take(10)[-1].payload)["busy"] != "run-1":
+        while (later := events.receive(10)[-1].payload)["busy"] != "run-1":
             pass
         stop.set()
         thread.join(10)
@@ -36,7 +36,7 @@ def test_the_last_beat_is_sent_though_it_was_stopped_before(tmp_path: Path) -> N
     stop.set()
     with SqliteBroker(tmp_path / "broker.db") as broker, broker.subscribe(["worker.*"]) as events:
         Heartbeat(broker, "inference", dict).run(stop)
-        assert [event.topic for event in events.take(10)] == ["worker.heartbeat"]
+        assert [event.topic for event in events.receive(10)] == ["worker.heartbeat"]
 
 
 def test_a_broker_that_is_away_does_not_end_the_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

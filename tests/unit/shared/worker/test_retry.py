@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from shared.broker.base import Broker, BrokerFull, Consumer, DeadLetter, Delivery, Inbox, Message, Outgoing
+from shared.broker.base import Broker, BrokerFull, Consumer, DeadLetter, Delivery, Message, Outgoing, ReplyQueue
 from shared.broker.sqlite.broker import SqliteBroker
 from shared.errors import (
     Cancelled,
@@ -38,15 +38,15 @@ class Scene:
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
-        self.inbox: Inbox = broker.inbox()
+        self.inbox: ReplyQueue = broker.reply_queue()
         self.consumer: Consumer = broker.consume([broker.topology.jobs], prefetch=10)
         self.metrics = CollectorRegistry()
         self.policy = FailurePolicy(LIMIT, Counter("dead", "-", ["reason"], registry=self.metrics))
         self.pauses: list[float] = []
         broker.publish(broker.topology.jobs, Message(b"work", "text/plain", "m1", reply_to=self.inbox.name))
 
-    def take(self) -> Delivery:
-        (delivery,) = self.consumer.take(1, timeout_s=10)
+    def receive(self) -> Delivery:
+        (delivery,) = self.consumer.receive(1, timeout_s=10)
         return delivery
 
     def replies_to(self, delivery: Delivery, error: GenderlineError) -> list[Outgoing]:
@@ -54,14 +54,14 @@ class Scene:
 
     def fail(self, error: Exception) -> bool:
         """Takes the message and lets its work fail. Returns whether that was its end."""
-        delivery = self.take()
+        delivery = self.receive()
         try:
             raise error
         except Exception as raised:
             return self.policy.handle(self.consumer, delivery, raised, lambda e: self.replies_to(delivery, e))
 
     def answer(self) -> dict[str, str]:
-        (reply,) = self.inbox.take(timeout_s=10)
+        (reply,) = self.inbox.receive(timeout_s=10)
         error: dict[str, str] = json.loads(reply.body)["error"]
         return error
 
@@ -83,18 +83,18 @@ class Recorded(Consumer):
     def dead_queue(self) -> str:
         return self._inner.dead_queue
 
-    def take(self, limit: int, timeout_s: float | None = None) -> list[Delivery]:
-        return self._inner.take(limit, timeout_s)
+    def receive(self, limit: int, timeout_s: float | None = None) -> list[Delivery]:
+        return self._inner.receive(limit, timeout_s)
 
     def settle(self, deliveries: Sequence[Delivery], outgoing: Sequence[Outgoing] = ()) -> None:
         self._inner.settle(deliveries, outgoing)
 
-    def retry(self, delivery: Delivery, delay_s: float = 0.0) -> None:
+    def requeue(self, delivery: Delivery, delay_s: float = 0.0) -> None:
         self._pauses.append(delay_s)
-        self._inner.retry(delivery)
+        self._inner.requeue(delivery)
 
-    def postpone(self, delivery: Delivery, delay_s: float) -> None:
-        self._inner.postpone(delivery, delay_s)
+    def defer(self, delivery: Delivery, delay_s: float) -> None:
+        self._inner.defer(delivery, delay_s)
 
     def flush(self, timeout_s: float = 30.0) -> None:
         self._inner.flush(timeout_s)
@@ -132,7 +132,7 @@ def test_what_a_second_try_cannot_help_is_a_dead_letter_at_once(scene: Scene, er
     assert (dead.message.body, dead.message.message_id) == (b"work", "m1")
     assert scene.answer() == error.as_dict()
     assert scene.counted(error.code) == 1
-    assert scene.consumer.take(1, timeout_s=0) == []
+    assert scene.consumer.receive(1, timeout_s=0) == []
     assert scene.pauses == []
 
 
@@ -153,7 +153,7 @@ def test_a_full_queue_is_one_of_those_that_may_pass(scene: Scene) -> None:
 
 def test_nobody_is_answered_and_nothing_is_counted_while_there_is_hope(scene: Scene) -> None:
     scene.fail(Retryable("away"))
-    assert scene.inbox.take(timeout_s=0) == []
+    assert scene.inbox.receive(timeout_s=0) == []
     assert scene.counted("delivery_limit") is None
 
 
@@ -183,10 +183,10 @@ def test_a_bug_is_tried_once_more_and_then_buried_without_details_for_the_client
 
 def test_a_message_that_came_too_often_is_buried_unread(scene: Scene) -> None:
     for _ in range(LIMIT):
-        delivery = scene.take()
+        delivery = scene.receive()
         assert not scene.policy.exhausted(delivery)
-        scene.consumer.retry(delivery)
-    delivery = scene.take()
+        scene.consumer.requeue(delivery)
+    delivery = scene.receive()
     assert scene.policy.exhausted(delivery)
     scene.policy.bury_exhausted(scene.consumer, delivery, lambda error: scene.replies_to(delivery, error))
     (dead,) = scene.dead()
@@ -204,11 +204,11 @@ def recording(scene: Scene, store: FileStore, limit: int = LIMIT) -> None:
 def held_only(scene: Scene, times: int) -> None:
     """Takes the message and gives it back untouched, as a lost connection does."""
     for _ in range(times):
-        scene.consumer.retry(scene.take())
+        scene.consumer.requeue(scene.receive())
 
 
 def begun(scene: Scene) -> Delivery:
-    delivery = scene.policy.begin(scene.consumer, scene.take())
+    delivery = scene.policy.begin(scene.consumer, scene.receive())
     assert delivery is not None
     return delivery
 
@@ -222,7 +222,7 @@ def test_where_counts_tell_nothing_only_attempts_that_were_recorded_make_the_end
     tried = 0
     while not scene.policy.exhausted(delivery := begun(scene)):
         tried += 1
-        scene.consumer.retry(delivery)
+        scene.consumer.requeue(delivery)
     assert tried == max(1, limit - 2)
     scene.policy.bury_exhausted(scene.consumer, delivery, lambda _: [])
     (dead,) = scene.dead()
@@ -254,7 +254,7 @@ def test_a_message_whose_attempt_cannot_be_recorded_is_not_tried_and_waits_uncou
     store.root.rmdir()
     store.root.touch()
     for _ in range(20):
-        assert scene.policy.begin(scene.consumer, scene.take()) is None
+        assert scene.policy.begin(scene.consumer, scene.receive()) is None
     store.root.unlink()
     assert not scene.policy.exhausted(begun(scene))
     assert scene.dead() == []
@@ -263,7 +263,7 @@ def test_a_message_whose_attempt_cannot_be_recorded_is_not_tried_and_waits_uncou
 def test_a_dead_letter_that_is_sent_back_starts_anew(scene: Scene) -> None:
     scene.fail(InvalidMessage("x"))
     assert scene.broker.retry_dead() == 1
-    again = scene.take()
+    again = scene.receive()
     assert (again.delivery_count, again.message.message_id, again.message.reply_to) == (0, "m1", scene.inbox.name)
     assert "reason" not in again.message.headers
 
@@ -274,13 +274,13 @@ def failing_replies(scene: Scene, error: Exception, failure: Exception) -> bool:
     def replies(_: GenderlineError) -> list[Outgoing]:
         raise failure
 
-    return scene.policy.handle(scene.consumer, scene.take(), error, replies)
+    return scene.policy.handle(scene.consumer, scene.receive(), error, replies)
 
 
 def test_what_cannot_even_be_answered_is_buried_without_a_reply(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     assert failing_replies(scene, InvalidMessage("x"), ValueError("a damaged record")) is True
     assert [letter.reason for letter in scene.dead()] == ["invalid_message"]
-    assert scene.inbox.take(timeout_s=0) == []
+    assert scene.inbox.receive(timeout_s=0) == []
     assert "what is buried now gets no reply" in caplog.text
     assert "a damaged record" in caplog.text
 
@@ -293,7 +293,7 @@ def test_an_end_that_cannot_be_recorded_now_waits_uncounted(
     assert failing_replies(scene, InvalidMessage("x"), failure) is False
     assert scene.dead() == []
     assert scene.counted("invalid_message") is None
-    again = scene.take()
+    again = scene.receive()
     assert again.delivery_count == 0
     assert scene.policy.handle(scene.consumer, again, InvalidMessage("x"), lambda _: []) is True
     assert [letter.reason for letter in scene.dead()] == ["invalid_message"]

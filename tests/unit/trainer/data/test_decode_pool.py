@@ -24,7 +24,7 @@ IMAGE_LIMITS = ImageLimits.from_settings(Settings())
 INGEST_AND_WAIT = """
 import sys
 from pathlib import Path
-from tests.unit.test_trainer_decoders import ARCHIVE_LIMITS, IMAGE_LIMITS, decoders
+from tests.unit.trainer.data.test_decode_pool import ARCHIVE_LIMITS, IMAGE_LIMITS, decoders
 from trainer.data.ingest import ingest
 
 def wait(done, total):

@@ -36,7 +36,7 @@ def test_what_is_deleted_is_not_written_once_more(tmp_path: Path) -> None:
         queue = broker.topology.predictions
         broker.publish(queue, Message(bytes(1_000_000), "image/jpeg"))
         with broker.consume([queue], 1) as consumer:
-            (delivery,) = consumer.take(1, 1.0)
+            (delivery,) = consumer.receive(1, 1.0)
             log = tmp_path / "broker.db-wal"
             written = log.stat().st_size
             consumer.settle([delivery])
@@ -59,12 +59,12 @@ def test_what_is_published_is_on_disk_when_that_returns_and_seen_by_others_befor
     monkeypatch.setattr(database, "_sync_data", sync)
     broker.publish(queues.jobs, Message(b"work", "text/plain"))
     assert seen == [("broker.db-wal", 1)]
-    with broker.consume([queues.jobs], 1) as consumer, broker.inbox() as inbox:
+    with broker.consume([queues.jobs], 1) as consumer, broker.reply_queue() as inbox:
         # What a worker leaves for others is synced, what it only answers is not: it would answer again.
-        consumer.settle(consumer.take(1, 1.0), [Outgoing(queues.shards, Message(b"more", "text/plain"))] * 2)
+        consumer.settle(consumer.receive(1, 1.0), [Outgoing(queues.shards, Message(b"more", "text/plain"))] * 2)
         assert seen == [("broker.db-wal", 1), ("broker.db-wal", 2)]
         with broker.consume([queues.shards], 1) as shards:
-            shards.settle(shards.take(1, 1.0), [Outgoing(inbox.name, Message(b"done", "text/plain"))])
+            shards.settle(shards.receive(1, 1.0), [Outgoing(inbox.name, Message(b"done", "text/plain"))])
         broker.emit("run.progress", {})
     assert len(seen) == 2
 
@@ -157,7 +157,7 @@ def test_closing_in_the_midst_of_statements_crashes_nothing(tmp_path: Path) -> N
     """In a process of its own, which died of SIGSEGV in nearly every run when closing did not wait."""
     command = [sys.executable, "-c", CLOSED_IN_THE_MIDST, str(tmp_path)]
     ended = subprocess.run(
-        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120, check=False
+        command, cwd=Path(__file__).parents[5], capture_output=True, text=True, timeout=120, check=False
     )
     assert (ended.returncode, ended.stderr) == (0, "")
 
