@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from shared.archives.central_directory import Directory, read_directory
 from shared.archives.entry import ENCRYPTED_FLAG, Entry, EntryError, Unpacker, decoded_name
-from shared.errors import InvalidDataset, shown
+from shared.errors import InvalidDataset, short_repr
 from shared.faces.labels import base_name
 from shared.faces.rejects import Reject
 
@@ -97,7 +97,7 @@ class _Entries(Sequence[Entry]):
                 fault = _fault(name, packed_bytes, size_bytes, flags, method, mode, version, self._limits)
             except UnicodeDecodeError:
                 name = decoded_name(raw_name, flags, "replace")
-                told = f"found the name {shown(raw_name)} that claims to be UTF-8 and is not, expected UTF-8"
+                told = f"found the name {short_repr(raw_name)} that claims to be UTF-8 and is not, expected UTF-8"
                 fault = Reject("corrupt", told)
             entries.append(Entry(name, offset, packed_bytes, size_bytes, crc, method == _DEFLATED, fault))
         return entries
