@@ -16,7 +16,7 @@ import s3fs
 from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
 
-from shared.archives.fetch import fetched
+from shared.archives.fetch import fetch_archive
 from shared.errors import Conflict, InvalidMessage, NotFound, Retryable
 from shared.messages import ArchiveRequest
 from shared.runtime.settings import Settings
@@ -300,7 +300,7 @@ def test_an_archive_in_s3_is_fetched_but_not_one_that_is_too_large(s3_url: str, 
     store = open_store(s3_url)
     store.put("faces.zip", b"12345")
     request = ArchiveRequest("m1", "faces", uri=f"{s3_url}/faces.zip")
-    with fetched(request, store, Settings(max_archive_bytes=5), tmp_path) as path:
+    with fetch_archive(request, store, Settings(max_archive_bytes=5), tmp_path) as path:
         assert path.read_bytes() == b"12345"
         path.unlink()
     limit = Settings(max_archive_bytes=4)
