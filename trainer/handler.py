@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from shared.archives.fetch import fetched
+from shared.archives.fetch import fetch_archive
 from shared.broker.base import RETRIED_AT, Broker, BrokerError, Consumer, Delivery, Outgoing
 from shared.errors import Cancelled, GenderlineError, InvalidDataset, InvalidMessage, Retryable
 from shared.messages import ArchiveRequest, by_reference, json_reply, parse_dataset, run_id_of
@@ -189,7 +189,7 @@ class TrainerService:
             return str(record["dataset"])
         with (
             temp_folder() as folder,
-            fetched(request, self._store, self._settings, folder) as path,
+            fetch_archive(request, self._store, self._settings, folder) as path,
         ):
             sha256 = request.sha256 or sha256_of(path)
             key = f"datasets/{sha256}/archive.zip"

@@ -25,7 +25,7 @@ from inference.monitoring.throughput import Speed
 from inference.turns import Turns
 from shared.archives.archive import Archive, ArchiveLimits
 from shared.archives.entry import EntryError
-from shared.archives.fetch import fetched
+from shared.archives.fetch import fetch_archive
 from shared.broker.base import RETRIED_AT, Broker, BrokerError, BrokerFull, Consumer, Delivery, Outgoing
 from shared.errors import GenderlineError, InvalidDataset, InvalidMessage, NotFound, Retryable
 from shared.messages import (
@@ -181,7 +181,7 @@ class BulkLoop:
         """Looks into the archive and accepts the job. Returns its record."""
         with (
             temp_folder() as folder,
-            fetched(request, self._store, self._settings, folder) as path,
+            fetch_archive(request, self._store, self._settings, folder) as path,
         ):
             images, key = self._looked_into(job_id, request.uri, path, folder)
         champion = self._models.champion

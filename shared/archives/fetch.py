@@ -15,7 +15,7 @@ from shared.store.base import STORE_SCHEME, Store, sha256_of
 
 
 @contextlib.contextmanager
-def fetched(request: ArchiveRequest, store: Store, settings: Settings, folder: Path) -> Iterator[Path]:
+def fetch_archive(request: ArchiveRequest, store: Store, settings: Settings, folder: Path) -> Iterator[Path]:
     """Gives the request's archive as a local file, checked against the size limit and, if it names one, its `sha256`.
 
     Args:
