@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.errors import short_repr
+from shared.runtime.resources import available_cores
 from shared.runtime.supervisor import SUPERVISED
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -149,8 +150,8 @@ class Settings(BaseSettings):
 
     @property
     def cores(self) -> int:
-        """Cores this process may use."""
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        """Cores this process may use, by affinity and by its cgroup's quota."""
+        return available_cores()
 
 
 def load_settings() -> Settings:
