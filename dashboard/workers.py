@@ -88,7 +88,7 @@ class Presence:
 
     def newest_predictions(self) -> list[dict[str, Any]]:
         """Returns the answers that the workers told of last, newest first; see `newest` in docs/messages.md."""
-        told = [entry for worker in self.workers() for entry in worker.state.get("newest") or []]
+        told = [entry for worker in self.workers() for entry in worker.state.get("recent_predictions") or []]
         return sorted(told, key=lambda entry: str(entry["at"]), reverse=True)
 
     def speed(self) -> Speed:

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from inference.monitoring.worker_metrics import WorkersCollector
-from inference.worker_layout import layout_of
+from inference.worker_layout import plan_for
 from shared.broker.base import Broker
 from shared.connect import open_broker_for
 from shared.errors import Retryable
@@ -76,7 +76,7 @@ def _parent(broker: Broker, settings: Settings, stop: threading.Event) -> int:
         except ProviderUnavailable as error:
             _LOG.error("%s", error)
             return 2
-    workers = layout_of(settings).workers
+    workers = plan_for(settings).workers
     with tempfile.TemporaryDirectory(prefix="genderline-workers-") as folder:
         registry = process_registry()
         registry.register(BrokerCollector(broker))
@@ -123,7 +123,7 @@ def _worker(broker: Broker, settings: Settings, stop: threading.Event, status_fi
     configure_opencv()
     try:
         store = open_store(settings.store_url)
-        decode_threads = layout_of(settings).decode_threads
+        decode_threads = plan_for(settings).decode_threads
         Worker(broker, store, settings, decode_threads=decode_threads, status_file=status_file).run(stop)
     except (ProviderUnavailable, Retryable) as error:
         _LOG.error("%s", error)

@@ -254,7 +254,7 @@ def test_the_models_page_shows_drift_and_how_the_challenger_does(filled: Site) -
 
 def told(worker: str, *newest: dict[str, Any]) -> Event:
     beat = {"service": "inference", "worker": worker, "version": 2, "images_per_second": 1.0, "latency_p99_ms": 8.0}
-    return Event("worker.heartbeat", {**beat, "newest": list(newest)})
+    return Event("worker.heartbeat", {**beat, "recent_predictions": list(newest)})
 
 
 def answer_at(second: int, p: float, **changes: Any) -> dict[str, Any]:
