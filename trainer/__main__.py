@@ -25,9 +25,14 @@ from trainer.handler import TrainerService
 from trainer.inbox import InboxWatcher
 from trainer.pipeline import Pipeline
 from trainer.tempdir import workspace
-from trainer.training.crew import dismiss, follow
 from trainer.training.device import choose_device
-from trainer.training.distributed import Team, end_with_launcher, watch_launcher
+from trainer.training.distributed import (
+    ProcessGroup,
+    end_with_launcher,
+    run_member,
+    stop_members,
+    watch_launcher,
+)
 
 PORT = 9101
 _LOG = logging.getLogger("trainer")
@@ -37,7 +42,7 @@ def main() -> int:
     """Runs until SIGTERM or SIGINT.
 
     Returns:
-        The exit code: 2 where a setting is wrong, 1 where a service is away or the team is lost.
+        The exit code: 2 where a setting is wrong, 1 where a service is away or the process group is aborted.
     """
     try:
         settings = load_settings()
@@ -56,20 +61,20 @@ def main() -> int:
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
     watch_parent(stop)
-    team = Team.from_environment(on_lost=stop.set)
-    if team.size > 1:
+    group = ProcessGroup.from_environment(on_abort=stop.set)
+    if group.size > 1:
         watch_launcher(stop)
-    if not team.leads:
+    if not group.is_main:
         end_with_launcher()
-    threads = settings.threads or max(1, settings.cores // team.local_size)
+    threads = settings.threads or max(1, settings.cores // group.local_size)
     torch.set_num_threads(threads)
     configure_opencv()
     try:
         store = open_store(settings.store_url)
-        if not team.leads:  # stopped by its leader, which finishes what is under way
-            _LOG.info("member %d of %d on %s", team.rank, team.size, device)
-            follow(team, store, device)
-            team.leave()
+        if not group.is_main:  # the main process ends it once the run under way is done
+            _LOG.info("member %d of %d on %s", group.rank, group.size, device)
+            run_member(group, store, device)
+            group.destroy()
             return 0
         broker = open_broker_for(settings)
     except (Retryable, SettingsError) as error:
@@ -79,7 +84,7 @@ def main() -> int:
         registry = process_registry()
         registry.register(BrokerCollector(broker))
         metrics = TrainerMetrics(registry)
-        service = TrainerService(broker, store, settings, metrics, Pipeline(store, settings, metrics, device, team))
+        service = TrainerService(broker, store, settings, metrics, Pipeline(store, settings, metrics, device, group))
         port = PORT if settings.metrics_port is None else settings.metrics_port
 
         def state() -> dict[str, Any]:
@@ -108,12 +113,12 @@ def main() -> int:
             for helper in helpers:
                 helper.join()
             status.close()
-            if not team.lost:
-                dismiss(team)
-                team.leave()
-    if team.lost:
-        _LOG.error("this process failed and the others of its team did not; the team ends with it")
-    return 1 if team.lost else 0
+            if not group.aborted:
+                stop_members(group)
+                group.destroy()
+    if group.aborted:
+        _LOG.error("this process failed and the others of its group did not; the group ends with it")
+    return 1 if group.aborted else 0
 
 
 if __name__ == "__main__":

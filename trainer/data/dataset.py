@@ -11,7 +11,21 @@ from numpy.typing import NDArray
 
 from shared.records.dataset import FACES_CSV, FACES_NPY, FaceRow, age_band, read_faces_csv
 from shared.store.base import Store
-from trainer.training.loss import Targets
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What a network learns about N faces.
+
+    Attributes:
+        female: uint8 (N,), 1 where the label is female.
+        age_bands: uint8 (N,), indices into `AGE_BANDS`.
+        ethnicities: uint8 (N,), indices into `ETHNICITIES`.
+    """
+
+    female: NDArray[np.uint8]
+    age_bands: NDArray[np.uint8]
+    ethnicities: NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +44,7 @@ class Dataset:
 
     @property
     def targets(self) -> Targets:
-        """What the file names say about the faces."""
+        """The labels, age bands and ethnicities of all faces."""
         return Targets(
             female=self.labels,
             age_bands=np.array([age_band(row.age) for row in self.rows], np.uint8),
