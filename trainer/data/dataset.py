@@ -15,7 +15,7 @@ from shared.store.base import Store
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What a network learns about N faces.
+    """What the file names say about N faces.
 
     Attributes:
         female: uint8 (N,), 1 where the label is female.
@@ -44,7 +44,7 @@ class Dataset:
 
     @property
     def targets(self) -> Targets:
-        """The labels, age bands and ethnicities of all faces."""
+        """What the file names say about the faces."""
         return Targets(
             female=self.labels,
             age_bands=np.array([age_band(row.age) for row in self.rows], np.uint8),
@@ -62,7 +62,7 @@ class Dataset:
 
 
 @contextmanager
-def opened_dataset(store: Store, sha256: str) -> Iterator[Dataset]:
+def open_dataset(store: Store, sha256: str) -> Iterator[Dataset]:
     """Opens a decoded dataset of the store; its faces may be used inside of the `with` block only."""
     folder = f"datasets/{sha256}"
     with store.local(f"{folder}/{FACES_NPY}") as faces, store.local(f"{folder}/{FACES_CSV}") as table:

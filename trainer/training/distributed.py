@@ -23,7 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from shared.store.base import Store
-from trainer.data.dataset import Dataset, opened_dataset
+from trainer.data.dataset import Dataset, open_dataset
 from trainer.training import checkpoint
 from trainer.training.checkpoint import Checkpoint
 from trainer.training.recipe import Recipe
@@ -232,7 +232,7 @@ def run_member(group: ProcessGroup, store: Store, device: torch.device) -> None:
         device: where this process computes.
     """
     while (work := group.broadcast_object(None)) is not None:
-        with opened_dataset(store, work["sha256"]) as dataset:
+        with open_dataset(store, work["sha256"]) as dataset:
             try:
                 train(
                     TrainingJob.from_dataset(dataset, Recipe.model_validate(work["recipe"])),
