@@ -62,7 +62,7 @@ def main() -> int:
             return 1
 
         def stop(_signal: int, _frame: FrameType | None) -> None:
-            parts.live.end_streams()
+            parts.event_hub.end_streams()
             raise SystemExit  # waitress ends its loop by it, and finishes what it is answering
 
         signal.signal(signal.SIGTERM, stop)
