@@ -24,7 +24,7 @@ from dashboard.errors import Forbidden, TooManyAttempts, reads_json
 from dashboard.login_throttle import LoginThrottle
 from shared.errors import GenderlineError
 from shared.runtime.settings import LOOPBACK, Settings
-from shared.telemetry.metrics import authorised
+from shared.telemetry.token import authorised
 
 CSRF_COOKIE: Final = "genderline_csrf"
 CSRF_FIELD: Final = "csrf"

@@ -35,7 +35,7 @@ from shared.records.runs import Runs
 from shared.runtime.settings import Settings
 from shared.store.base import Store
 from shared.telemetry.metrics import TrainerMetrics
-from trainer.data.dataset import Dataset, opened_dataset
+from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.ingest import ingest
 from trainer.release.card import Siblings, build_card, measure_inputs, render_card
 from trainer.release.evaluate import evaluate
@@ -134,7 +134,7 @@ class Pipeline:
             return ModelCard.model_validate(self._registry.card(version))
         folder = f"datasets/{sha256}"
         self._ingest(folder, sha256, steps)
-        with opened_dataset(self._store, sha256) as dataset:
+        with open_dataset(self._store, sha256) as dataset:
             trained, recipe = self._train(run_id, dataset, params, steps)
             return self._finish(run_id, name, dataset, recipe, trained, steps)
 

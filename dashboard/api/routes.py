@@ -14,7 +14,7 @@ from dashboard.api.document import document, query_parameters
 from dashboard.api.uploads import parse_number, receive_archive, receive_images
 from dashboard.context import dashboard
 from shared.client import Client
-from shared.errors import Conflict, InvalidMessage, NotFound, shown
+from shared.errors import Conflict, InvalidMessage, NotFound, short_repr
 from shared.messages import SCHEMA
 from shared.params import TrainingParams
 from shared.records.jobs import Jobs
@@ -35,7 +35,7 @@ def _refuse_unknown_parameters() -> None:
     """A misspelt parameter is not one that was left out."""
     # An `operationId` is the name of its view.
     known = query_parameters()[str(request.endpoint).removeprefix("api.")]
-    if unknown := [shown(name) for name in request.args if name not in known]:
+    if unknown := [short_repr(name) for name in request.args if name not in known]:
         raise InvalidMessage(
             f"found {', '.join(unknown)} in the query; expected {' or '.join(known) or 'nothing'} there"
         )
@@ -344,7 +344,7 @@ def _read_json_object() -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InvalidMessage(f"the body is no JSON ({error}); expected a JSON object") from None
     if not isinstance(body, dict):
-        raise InvalidMessage(f"the body is {shown(body)}; expected a JSON object")
+        raise InvalidMessage(f"the body is {short_repr(body)}; expected a JSON object")
     return body
 
 

@@ -13,7 +13,7 @@ from flask import request
 from werkzeug.datastructures import FileStorage
 
 from shared.errors import InvalidImage, InvalidMessage
-from shared.faces.file_type import looks_like
+from shared.faces.file_type import describe
 from shared.messages import IMAGES, ZIP
 
 _PIECE: Final = 2**20
@@ -57,7 +57,7 @@ def receive_archive(max_bytes: int) -> Iterator[UploadedArchive]:
                 code="unsupported_content_type",
             )
         with path.open("rb") as archive:
-            found = looks_like(archive.read(512))
+            found = describe(archive.read(512))
         if found != "a zip archive":
             raise InvalidMessage(f"found {found}, expected a zip archive", code="invalid_archive")
         yield UploadedArchive(path, name[:200] or "archive")

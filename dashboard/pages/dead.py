@@ -15,7 +15,7 @@ from dashboard.api.routes import read_dead_ids
 from dashboard.context import dashboard
 from shared.broker.base import DeadLetter
 from shared.errors import CODES, InvalidMessage
-from shared.faces.file_type import looks_like
+from shared.faces.file_type import describe
 from shared.messages import MSGPACK
 
 _SHOWN: Final = 200
@@ -78,7 +78,7 @@ def _preview(letter: DeadLetter) -> str:
     body = letter.message.body
     if letter.message.content_type.startswith(MSGPACK):
         return _pack_in_words(body)
-    kind = looks_like(body[:512])
+    kind = describe(body[:512])
     if kind not in {"a text file", "an HTML page", "an XML or SVG file"}:
         return f"{kind[:1].upper()}{kind[1:]}."
     text = body[: 4 * _PREVIEW].decode(errors="replace")

@@ -66,7 +66,7 @@ def measured(
 
 def _epoch(recipe: Recipe, device: torch.device, faces: int, meanwhile: AbstractContextManager[object]) -> Lap:
     """Trains for an epoch, as the trainer does; its validation and the time to build the network do not count."""
-    from trainer.training.loss import Targets
+    from trainer.data.dataset import Targets
     from trainer.training.train import train
 
     rows: list[EpochRow] = []

@@ -8,7 +8,7 @@ from typing import Any, Final, ParamSpec
 import torch
 
 from shared.store.base import Store
-from trainer.data.dataset import Dataset, opened_dataset
+from trainer.data.dataset import Dataset, open_dataset
 from trainer.training import checkpoint
 from trainer.training.checkpoint import Checkpoint
 from trainer.training.distributed import Team
@@ -93,7 +93,7 @@ def follow(team: Team, store: Store, device: torch.device) -> None:
         device: where this member computes.
     """
     while (work := team.told(None)) is not None:
-        with opened_dataset(store, work["sha256"]) as dataset:
+        with open_dataset(store, work["sha256"]) as dataset:
             try:
                 _train(
                     team,

@@ -6,32 +6,15 @@ bit a face would teach it (Caruana, "Multitask Learning", 1997). Their dense lay
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
 from shared.faces.labels import ETHNICITIES
 from shared.records.dataset import AGE_BANDS
+from trainer.data.dataset import Targets
 from trainer.training.model import FaceNetwork
-
-
-@dataclass(frozen=True, slots=True)
-class Targets:
-    """What the file names say about N faces.
-
-    Attributes:
-        female: uint8 (N,), 1 where the label is female.
-        age_bands: uint8 (N,), indices into `AGE_BANDS`.
-        ethnicities: uint8 (N,), indices into `ETHNICITIES`.
-    """
-
-    female: NDArray[np.uint8]
-    age_bands: NDArray[np.uint8]
-    ethnicities: NDArray[np.uint8]
 
 
 class Objective(nn.Module):

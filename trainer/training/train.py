@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from shared.errors import GenderlineError
+from trainer.data.dataset import Targets
 from trainer.training.calibrate import calibrated_loss
 from trainer.training.checkpoint import Checkpoint, CheckpointError, dump
 from trainer.training.device import DeviceFaces, seeded, sent
 from trainer.training.distributed import Team
-from trainer.training.loss import Objective, Targets, targets_on
+from trainer.training.loss import Objective, targets_on
 from trainer.training.model import build_network
 from trainer.training.recipe import Recipe
 from trainer.training.schedule import averaging_at, learning_rate_at, split_into_batches

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from trainer.data.dataset import Targets
 from trainer.training.calibrate import calibrated_loss
 from trainer.training.checkpoint import CheckpointError, load
 from trainer.training.device import DeviceFaces
-from trainer.training.loss import Targets
 from trainer.training.model import NETWORKS, FaceNetwork, build_network, reference
 from trainer.training.recipe import Recipe
 from trainer.training.schedule import learning_rate_at, split_into_batches
