@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from flask.testing import FlaskClient
 
-from dashboard.face_grid import FaceFilter, choose
-from dashboard.pages.predict import GRID, occluded
+from dashboard.face_grid import FaceFilter, select_faces
+from dashboard.pages.predict import GRID, make_occlusions
 from shared.broker.base import Delivery, Event, Message
 from shared.faces.labels import GENDERS
 from shared.messages import PROBE, pack_message
@@ -211,7 +211,7 @@ def test_the_overview_names_what_wants_attention(filled: Site) -> None:
 
 def test_the_overview_shows_champion_progress_and_workers(filled: Site) -> None:
     beat = {"service": "inference", "worker": "here:1", "version": 2, "provider": "cpu", "images_per_second": 512.0}
-    filled.parts.presence.hear(Event("worker.heartbeat", {**beat, "latency_p99_ms": 31.5}))
+    filled.parts.workers.on_event(Event("worker.heartbeat", {**beat, "latency_p99_ms": 31.5}))
 
     text = filled.web.get("/").text
 
@@ -240,7 +240,7 @@ def test_the_models_page_shows_drift_and_how_the_challenger_does(filled: Site) -
             "drift": {"images": 1024, "scores": {"luma": score, "predicted_female": 0.02}},
             "challenger": {"version": challenger, "problem": problem},
         }
-        filled.parts.presence.hear(Event("worker.heartbeat", beat))
+        filled.parts.workers.on_event(Event("worker.heartbeat", beat))
 
     text = " ".join(re.sub("<[^>]*>", " ", filled.web.get("/models").text).split())
 
@@ -264,8 +264,8 @@ def answer_at(second: int, p: float, **changes: Any) -> dict[str, Any]:
 
 
 def test_the_overview_shows_the_newest_predictions_of_every_client(filled: Site) -> None:
-    filled.parts.presence.hear(told("a", answer_at(3, 0.9111), answer_at(1, 0.2)))
-    filled.parts.presence.hear(told("b", answer_at(2, 0.1222, images=226)))
+    filled.parts.workers.on_event(told("a", answer_at(3, 0.9111), answer_at(1, 0.2)))
+    filled.parts.workers.on_event(told("b", answer_at(2, 0.1222, images=226)))
 
     text = filled.web.get("/").text
 
@@ -282,7 +282,7 @@ def test_a_prediction_made_here_is_shown_once_and_by_its_name(filled: Site) -> N
     assert body is not None
     p = body["reply"]["predictions"][0]["probability_female"]
     version = body["reply"]["model"]["version"]
-    filled.parts.presence.hear(told("a", answer_at(3, p, version=version), answer_at(2, 0.25)))
+    filled.parts.workers.on_event(told("a", answer_at(3, p, version=version), answer_at(2, 0.25)))
 
     newest = filled.web.get("/").text.partition("Newest predictions")[2]
 
@@ -291,7 +291,7 @@ def test_a_prediction_made_here_is_shown_once_and_by_its_name(filled: Site) -> N
 
 
 def test_the_speed_of_the_last_minutes_comes_as_columns(filled: Site) -> None:
-    filled.parts.presence.hear(told("a"))
+    filled.parts.workers.on_event(told("a"))
 
     answer = filled.web.get("/speed.json")
 
@@ -319,9 +319,8 @@ def test_the_sample_button_starts_a_sample(site: Site) -> None:
     answer = web.post("/samples", data={"csrf": csrf_of(web), "images": "40"})
 
     assert answer.status_code == 303
-    assert site.parts.samples._thread is not None
-    site.parts.samples._thread.join(30)
-    assert site.parts.catalog.runs()[0]["name"] == "sample"
+    site.parts.samples.wait(30)
+    assert site.parts.store_cache.runs()[0]["name"] == "sample"
 
 
 def test_runs_are_paged(site: Site) -> None:
@@ -400,12 +399,12 @@ def test_curves_come_as_csv(filled: Site) -> None:
 
 def test_the_thresholds_counts_are_those_of_the_held_out_faces(filled: Site) -> None:
     scores = filled.web.get(f"/runs/{RUN}/scores.json").json
-    data = filled.parts.catalog.dataset(sha_of(filled))
+    data = filled.parts.store_cache.dataset(sha_of(filled))
     held_out = data.split == 2
 
     assert scores is not None
     assert [sum(scores[gender]) for gender in GENDERS] == [int((held_out & (data.gender == i)).sum()) for i in (0, 1)]
-    probabilities = filled.parts.catalog.predictions(data.sha256, 1)
+    probabilities = filled.parts.store_cache.predictions(data.sha256, 1)
     assert probabilities is not None
     assert sum(scores["male"][100:]) == int((held_out & (data.gender == 0) & (probabilities >= 0.5)).sum())
     assert filled.web.get("/runs/run-000000000003/scores.json").status_code == 404
@@ -456,7 +455,7 @@ def indices(text: str) -> list[int]:
 
 def test_the_grid_filters_and_sorts_by_the_chosen_models_predictions(filled: Site) -> None:
     sha256 = sha_of(filled)
-    data, p = filled.parts.catalog.dataset(sha256), filled.parts.catalog.predictions(sha256, 1)
+    data, p = filled.parts.store_cache.dataset(sha256), filled.parts.store_cache.predictions(sha256, 1)
     assert p is not None
     wrong = np.flatnonzero((p >= 0.5) != (data.gender == 1))
     most = wrong[np.argsort(-np.maximum(p, 1 - p)[wrong], kind="stable")]
@@ -477,8 +476,8 @@ def test_the_grid_filters_and_sorts_by_the_chosen_models_predictions(filled: Sit
     ],
 )
 def test_a_filter_keeps_exactly_the_faces_that_fit(filled: Site, wanted: FaceFilter) -> None:
-    data = filled.parts.catalog.dataset(sha_of(filled))
-    p = filled.parts.catalog.predictions(data.sha256, 1)
+    data = filled.parts.store_cache.dataset(sha_of(filled))
+    p = filled.parts.store_cache.predictions(data.sha256, 1)
     assert p is not None
     from dashboard.face_grid import face_view
 
@@ -495,7 +494,7 @@ def test_a_filter_keeps_exactly_the_faces_that_fit(filled: Site, wanted: FaceFil
             and wanted.search.lower() in view["name"].lower()
         )
 
-    found = choose(data, p, wanted).tolist()
+    found = select_faces(data, p, wanted).tolist()
 
     assert found == [i for i in range(len(data)) if fits(i)]
     assert found
@@ -503,12 +502,12 @@ def test_a_filter_keeps_exactly_the_faces_that_fit(filled: Site, wanted: FaceFil
 
 @pytest.mark.parametrize("sort", ["unsure", "sure", "age"])
 def test_sorting_orders_by_what_it_says(filled: Site, sort: str) -> None:
-    data = filled.parts.catalog.dataset(sha_of(filled))
-    p = filled.parts.catalog.predictions(data.sha256, 1)
+    data = filled.parts.store_cache.dataset(sha_of(filled))
+    p = filled.parts.store_cache.predictions(data.sha256, 1)
     assert p is not None
     key = {"unsure": np.maximum(p, 1 - p), "sure": -np.maximum(p, 1 - p), "age": data.age.astype(float)}[sort]
 
-    assert np.all(np.diff(key[choose(data, p, FaceFilter(sort=sort))]) >= 0)
+    assert np.all(np.diff(key[select_faces(data, p, FaceFilter(sort=sort))]) >= 0)
 
 
 def test_without_predictions_the_grid_still_filters_by_label(site: Site) -> None:
@@ -516,7 +515,7 @@ def test_without_predictions_the_grid_still_filters_by_label(site: Site) -> None
 
     text = site.web.get(f"/datasets/{sha256}?gender=male&sort=age").text
 
-    data = site.parts.catalog.dataset(sha256)
+    data = site.parts.store_cache.dataset(sha256)
     assert sorted(indices(text)) == np.flatnonzero(data.gender == 0).tolist()
     assert np.all(np.diff(data.age[indices(text)].astype(int)) >= 0)
     assert "labels but no predictions" in text
@@ -529,17 +528,16 @@ def test_any_model_predicts_any_dataset_when_asked(filled: Site) -> None:
 
     with filled.worker() as taken:
         answer = web.post(f"/datasets/{other}/predict", data={"csrf": csrf_of(web), "version": "1"})
-        assert filled.parts.scorer._thread is not None
-        filled.parts.scorer._thread.join(30)
+        filled.parts.scoring.wait(30)
 
     assert answer.headers["Location"] == f"/datasets/{other}?version=1#faces"
     assert {delivery.message.headers["model_version"] for delivery in taken} == {1}
-    probabilities = filled.parts.catalog.predictions(other, 1)
-    faces = filled.parts.catalog.dataset(other).faces
-    from dashboard.face_grid import png
+    probabilities = filled.parts.store_cache.predictions(other, 1)
+    faces = filled.parts.store_cache.dataset(other).faces
+    from dashboard.face_grid import encode_png
 
     assert probabilities is not None
-    expected = [0.1 if len(png(face)) % 2 else 0.9 for face in faces]
+    expected = [0.1 if len(encode_png(face)) % 2 else 0.9 for face in faces]
     assert probabilities.tolist() == pytest.approx(expected)
     assert 'class="verdict' in web.get(f"/datasets/{other}?version=1").text
 
@@ -560,8 +558,7 @@ def test_a_scoring_that_fails_says_why_and_another_waits(filled: Site) -> None:
         under_way = web.get(f"/datasets/{other}?version=1").text
         busy = web.post(f"/datasets/{other}/predict", data=form)
         go_on.set()
-        assert filled.parts.scorer._thread is not None
-        filled.parts.scorer._thread.join(30)
+        filled.parts.scoring.wait(30)
 
     assert "0 of 30" in under_way
     assert busy.status_code == 409
@@ -584,7 +581,7 @@ def test_a_face_is_sent_without_loss_and_may_be_kept_for_good(filled: Site) -> N
 
     image = cv2.imdecode(np.frombuffer(answer.data, np.uint8), cv2.IMREAD_UNCHANGED)
     assert image is not None
-    assert np.array_equal(image, filled.parts.catalog.dataset(sha256).faces[3])
+    assert np.array_equal(image, filled.parts.store_cache.dataset(sha256).faces[3])
     assert "immutable" in answer.headers["Cache-Control"]
     assert cv2.imdecode(np.frombuffer(small.data, np.uint8), cv2.IMREAD_UNCHANGED).shape == (32, 32)  # type: ignore[union-attr]
     assert filled.web.get(f"/datasets/{sha256}/faces/150.png").status_code == 404
@@ -595,7 +592,7 @@ def test_a_faces_original_comes_from_the_archive_and_only_as_an_image(filled: Si
 
     sha256 = sha_of(filled)
     target = io.BytesIO()
-    names = filled.parts.catalog.dataset(sha256).names
+    names = filled.parts.store_cache.dataset(sha256).names
     picture = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
     with zipfile.ZipFile(target, "w") as zipped:
         zipped.writestr(names[3], picture)
@@ -611,7 +608,7 @@ def test_a_faces_original_comes_from_the_archive_and_only_as_an_image(filled: Si
 
 def test_a_faces_page_shows_its_label_beside_each_models_word(filled: Site) -> None:
     sha256 = sha_of(filled)
-    data = filled.parts.catalog.dataset(sha256)
+    data = filled.parts.store_cache.dataset(sha256)
 
     text = filled.web.get(f"/datasets/{sha256}/faces/5").text
 
@@ -622,7 +619,7 @@ def test_a_faces_page_shows_its_label_beside_each_models_word(filled: Site) -> N
 
 def test_the_next_wrong_face_is_wrong_and_comes_later(filled: Site) -> None:
     sha256 = sha_of(filled)
-    data, p = filled.parts.catalog.dataset(sha256), filled.parts.catalog.predictions(sha256, 2)
+    data, p = filled.parts.store_cache.dataset(sha256), filled.parts.store_cache.predictions(sha256, 2)
     assert p is not None
     wrong = np.flatnonzero((p >= 0.5) != (data.gender == 1))
 
@@ -671,7 +668,7 @@ def test_predicting_what_is_no_image_says_what_was_found(filled: Site) -> None:
 
 
 def test_while_the_broker_is_away_the_reason_comes_at_once(filled: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(filled.parts.live, "_away", True)
+    monkeypatch.setattr(filled.parts.event_hub, "_away", True)
     for path in ("/predict/image", "/predict/occlusion"):
         answer = filled.web.post(path, data=jpeg(), content_type="image/jpeg", headers=ASKS_FOR_JSON)
         assert answer.status_code == 503
@@ -693,7 +690,7 @@ def test_occlusion_is_one_pack_through_the_queue(filled: Site) -> None:
 def test_the_patches_cover_the_whole_face_and_leave_the_rest_alone() -> None:
     face = np.full((128, 128), 7, np.uint8)
 
-    covered = np.stack(occluded(face))
+    covered = np.stack(make_occlusions(face))
 
     assert covered.shape == (GRID * GRID, 128, 128)
     assert np.all((covered == 128).any(axis=0))
