@@ -25,7 +25,7 @@ from inference.monitoring.throughput import Speed
 from inference.turns import Turns
 from shared.archives.archive import Archive, ArchiveLimits
 from shared.archives.entry import EntryError
-from shared.archives.fetch import fetched
+from shared.archives.fetch import fetch_archive
 from shared.broker.base import RETRIED_AT, Broker, BrokerError, BrokerFull, Consumer, Delivery, Outgoing
 from shared.errors import GenderlineError, InvalidDataset, InvalidMessage, NotFound, Retryable
 from shared.messages import (
@@ -41,7 +41,7 @@ from shared.records import jobs
 from shared.records.jobs import Jobs, shard_bounds
 from shared.records.results import result_row
 from shared.runtime.settings import Settings
-from shared.runtime.tempdir import scratch_folder
+from shared.runtime.tempdir import temp_folder
 from shared.store.base import STORE_SCHEME, Store
 from shared.topology import JOB_PROGRESS
 from shared.worker.retry import FailurePolicy
@@ -180,8 +180,8 @@ class BulkLoop:
     def _accepted(self, job_id: str, request: ArchiveRequest, delivery: Delivery) -> dict[str, Any]:
         """Looks into the archive and accepts the job. Returns its record."""
         with (
-            scratch_folder() as folder,
-            fetched(request, self._store, self._settings, folder) as path,
+            temp_folder() as folder,
+            fetch_archive(request, self._store, self._settings, folder) as path,
         ):
             images, key = self._looked_into(job_id, request.uri, path, folder)
         champion = self._models.champion

@@ -50,16 +50,16 @@ class Output:
 
     def line(self, text: str = "", style: str | None = None) -> None:
         """Prints a line of the result."""
-        self._out.print(Text(shown(text), style=style or ""), soft_wrap=True)
+        self._out.print(Text(printable(text), style=style or ""), soft_wrap=True)
 
     def remark(self, text: str, style: str | None = None) -> None:
         """Prints a line that is no result: on standard error."""
-        self._err.print(Text(shown(text), style=style or ""), soft_wrap=True)
+        self._err.print(Text(printable(text), style=style or ""), soft_wrap=True)
 
     def error(self, text: str) -> None:
         """Prints what went wrong, on standard error; of several lines, each."""
         for line in text.splitlines():
-            self._err.print(Text.assemble(("error: ", "bold red"), shown(line)), soft_wrap=True)
+            self._err.print(Text.assemble(("error: ", "bold red"), printable(line)), soft_wrap=True)
 
     def table(self, headings: Sequence[str], rows: Iterable[Sequence[object]], *, right: Iterable[int] = ()) -> None:
         """Prints an aligned table; cells named in `STYLES` get their colour.
@@ -80,7 +80,7 @@ class Output:
                 overflow="fold",
             )
         for row in rows:
-            cells = [NOTHING if cell is None else shown(str(cell)) for cell in row]
+            cells = [NOTHING if cell is None else printable(str(cell)) for cell in row]
             table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in cells))
         self._out.print(table)
 
@@ -88,7 +88,7 @@ class Output:
         """Prints Markdown, rendered on a terminal."""
         from rich.markdown import Markdown  # noqa: PLC0415 - slow to import, and one command's only
 
-        clean = "\n".join(shown(line) for line in text.splitlines())
+        clean = "\n".join(printable(line) for line in text.splitlines())
         if self._out.is_terminal:
             self._out.print(Markdown(clean, hyperlinks=False))
         else:
@@ -146,7 +146,7 @@ class Steps:
 
     def line(self, text: str, style: str | None = None) -> None:
         """Prints a line that stays, above what goes on."""
-        self._console.print(Text(shown(text), style=style or ""), soft_wrap=True)
+        self._console.print(Text(printable(text), style=style or ""), soft_wrap=True)
 
     def finish(self) -> None:
         """Marks the last step as done; the next one is a new one, whatever its name."""
@@ -189,7 +189,7 @@ class _LiveSteps(Steps):
         eta_s: float | None = None,
         detail: str = "",
     ) -> None:
-        fields: dict[str, Any] = {"unit": unit, "rate": rate, "eta_s": eta_s, "detail": shown(detail)}
+        fields: dict[str, Any] = {"unit": unit, "rate": rate, "eta_s": eta_s, "detail": printable(detail)}
         if name != self._name or self._task is None:
             self.finish()
             self._name, self._task = (
@@ -235,7 +235,7 @@ class _Left(ProgressColumn):
         return Text("" if left is None else f"{_clock_text(left)} left")
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     """Returns text from anywhere as it may be sent to a terminal: on one line, without control sequences."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 

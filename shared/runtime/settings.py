@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from shared.errors import shown
+from shared.errors import short_repr
 from shared.runtime.supervisor import SUPERVISED
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -171,7 +171,7 @@ def load_settings() -> Settings:
             elif field in _SECRETS:
                 lines.append(f"{variable(field)}: {expected} (what was found is not shown: it may be a secret)")
             else:
-                lines.append(f"{variable(field)}: {expected} (found {shown(fault['input'])})")
+                lines.append(f"{variable(field)}: {expected} (found {short_repr(fault['input'])})")
         raise SettingsError("\n".join(lines)) from None
 
 

@@ -435,7 +435,7 @@ def lose_connection(broker: Broker) -> None:
     """Returns when there is a new one."""
     assert isinstance(broker, RabbitBroker)
     before = broker.reconnects
-    broker._link.call(functools.partial(broker._link.restart, "a test"))
+    broker._connection.call(functools.partial(broker._connection.restart, "a test"))
     eventually(lambda: broker.reconnects > before, 15, "a new connection")
 
 

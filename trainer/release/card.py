@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.clock import now_iso
-from shared.faces.decode import light
+from shared.faces.decode import luma_stats
 from shared.params import TrainingParams
 from shared.records.evaluation import MIN_GROUP, Evaluation, Group
 from shared.records.model_card import (
@@ -121,7 +121,7 @@ def measure_inputs(faces: NDArray[np.uint8], indices: NDArray[np.intp]) -> Input
         indices: which of them count: those of the training part, 1 or more.
     """
     chosen = indices[np.unique(np.linspace(0, len(indices) - 1, MEASURED_FACES).round().astype(np.intp))]
-    luma = np.array([light(faces[index]) for index in chosen])
+    luma = np.array([luma_stats(faces[index]) for index in chosen])
     return InputStatistics(
         faces=len(luma),
         luma_mean=float(luma[:, 0].mean()),

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dashboard.face_grid import FaceFilter, choose
+from dashboard.face_grid import FaceFilter, select_faces
 from shared.broker.base import Delivery
 from shared.faces.labels import GENDERS
 from shared.records import runs
@@ -55,7 +55,7 @@ def indices(text: str) -> list[int]:
 
 def test_the_grid_filters_and_sorts_by_the_chosen_models_predictions(filled: Site) -> None:
     sha256 = sha_of(filled)
-    data, p = filled.parts.catalog.dataset(sha256), filled.parts.catalog.predictions(sha256, 1)
+    data, p = filled.parts.store_cache.dataset(sha256), filled.parts.store_cache.predictions(sha256, 1)
     assert p is not None
     wrong = np.flatnonzero((p >= 0.5) != (data.gender == 1))
     most = wrong[np.argsort(-np.maximum(p, 1 - p)[wrong], kind="stable")]
@@ -76,8 +76,8 @@ def test_the_grid_filters_and_sorts_by_the_chosen_models_predictions(filled: Sit
     ],
 )
 def test_a_filter_keeps_exactly_the_faces_that_fit(filled: Site, wanted: FaceFilter) -> None:
-    data = filled.parts.catalog.dataset(sha_of(filled))
-    p = filled.parts.catalog.predictions(data.sha256, 1)
+    data = filled.parts.store_cache.dataset(sha_of(filled))
+    p = filled.parts.store_cache.predictions(data.sha256, 1)
     assert p is not None
     from dashboard.face_grid import face_view
 
@@ -94,7 +94,7 @@ def test_a_filter_keeps_exactly_the_faces_that_fit(filled: Site, wanted: FaceFil
             and wanted.search.lower() in view["name"].lower()
         )
 
-    found = choose(data, p, wanted).tolist()
+    found = select_faces(data, p, wanted).tolist()
 
     assert found == [i for i in range(len(data)) if fits(i)]
     assert found
@@ -102,12 +102,12 @@ def test_a_filter_keeps_exactly_the_faces_that_fit(filled: Site, wanted: FaceFil
 
 @pytest.mark.parametrize("sort", ["unsure", "sure", "age"])
 def test_sorting_orders_by_what_it_says(filled: Site, sort: str) -> None:
-    data = filled.parts.catalog.dataset(sha_of(filled))
-    p = filled.parts.catalog.predictions(data.sha256, 1)
+    data = filled.parts.store_cache.dataset(sha_of(filled))
+    p = filled.parts.store_cache.predictions(data.sha256, 1)
     assert p is not None
     key = {"unsure": np.maximum(p, 1 - p), "sure": -np.maximum(p, 1 - p), "age": data.age.astype(float)}[sort]
 
-    assert np.all(np.diff(key[choose(data, p, FaceFilter(sort=sort))]) >= 0)
+    assert np.all(np.diff(key[select_faces(data, p, FaceFilter(sort=sort))]) >= 0)
 
 
 def test_without_predictions_the_grid_still_filters_by_label(site: Site) -> None:
@@ -115,7 +115,7 @@ def test_without_predictions_the_grid_still_filters_by_label(site: Site) -> None
 
     text = site.web.get(f"/datasets/{sha256}?gender=male&sort=age").text
 
-    data = site.parts.catalog.dataset(sha256)
+    data = site.parts.store_cache.dataset(sha256)
     assert sorted(indices(text)) == np.flatnonzero(data.gender == 0).tolist()
     assert np.all(np.diff(data.age[indices(text)].astype(int)) >= 0)
     assert "labels but no predictions" in text
@@ -128,17 +128,16 @@ def test_any_model_predicts_any_dataset_when_asked(filled: Site) -> None:
 
     with filled.worker() as taken:
         answer = web.post(f"/datasets/{other}/predict", data={"csrf": csrf_of(web), "version": "1"})
-        assert filled.parts.scorer._thread is not None
-        filled.parts.scorer._thread.join(30)
+        filled.parts.scoring.wait(30)
 
     assert answer.headers["Location"] == f"/datasets/{other}?version=1#faces"
     assert {delivery.message.headers["model_version"] for delivery in taken} == {1}
-    probabilities = filled.parts.catalog.predictions(other, 1)
-    faces = filled.parts.catalog.dataset(other).faces
-    from dashboard.face_grid import png
+    probabilities = filled.parts.store_cache.predictions(other, 1)
+    faces = filled.parts.store_cache.dataset(other).faces
+    from dashboard.face_grid import encode_png
 
     assert probabilities is not None
-    expected = [0.1 if len(png(face)) % 2 else 0.9 for face in faces]
+    expected = [0.1 if len(encode_png(face)) % 2 else 0.9 for face in faces]
     assert probabilities.tolist() == pytest.approx(expected)
     assert 'class="verdict' in web.get(f"/datasets/{other}?version=1").text
 
@@ -159,8 +158,7 @@ def test_a_scoring_that_fails_says_why_and_another_waits(filled: Site) -> None:
         under_way = web.get(f"/datasets/{other}?version=1").text
         busy = web.post(f"/datasets/{other}/predict", data=form)
         go_on.set()
-        assert filled.parts.scorer._thread is not None
-        filled.parts.scorer._thread.join(30)
+        filled.parts.scoring.wait(30)
 
     assert "0 of 30" in under_way
     assert busy.status_code == 409
@@ -183,7 +181,7 @@ def test_a_face_is_sent_without_loss_and_may_be_kept_for_good(filled: Site) -> N
 
     image = cv2.imdecode(np.frombuffer(answer.data, np.uint8), cv2.IMREAD_UNCHANGED)
     assert image is not None
-    assert np.array_equal(image, filled.parts.catalog.dataset(sha256).faces[3])
+    assert np.array_equal(image, filled.parts.store_cache.dataset(sha256).faces[3])
     assert "immutable" in answer.headers["Cache-Control"]
     assert cv2.imdecode(np.frombuffer(small.data, np.uint8), cv2.IMREAD_UNCHANGED).shape == (32, 32)  # type: ignore[union-attr]
     assert filled.web.get(f"/datasets/{sha256}/faces/150.png").status_code == 404
@@ -194,7 +192,7 @@ def test_a_faces_original_comes_from_the_archive_and_only_as_an_image(filled: Si
 
     sha256 = sha_of(filled)
     target = io.BytesIO()
-    names = filled.parts.catalog.dataset(sha256).names
+    names = filled.parts.store_cache.dataset(sha256).names
     picture = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
     with zipfile.ZipFile(target, "w") as zipped:
         zipped.writestr(names[3], picture)
@@ -210,7 +208,7 @@ def test_a_faces_original_comes_from_the_archive_and_only_as_an_image(filled: Si
 
 def test_a_faces_page_shows_its_label_beside_each_models_word(filled: Site) -> None:
     sha256 = sha_of(filled)
-    data = filled.parts.catalog.dataset(sha256)
+    data = filled.parts.store_cache.dataset(sha256)
 
     text = filled.web.get(f"/datasets/{sha256}/faces/5").text
 

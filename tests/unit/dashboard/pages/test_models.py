@@ -28,7 +28,7 @@ def test_the_models_page_shows_drift_and_how_the_challenger_does(filled: Site) -
             "drift": {"images": 1024, "scores": {"luma": score, "predicted_female": 0.02}},
             "challenger": {"version": challenger, "problem": problem},
         }
-        filled.parts.presence.hear(Event("worker.heartbeat", beat))
+        filled.parts.workers.on_event(Event("worker.heartbeat", beat))
 
     text = " ".join(re.sub("<[^>]*>", " ", filled.web.get("/models").text).split())
 

@@ -24,7 +24,7 @@ def test_the_overview_names_what_wants_attention(filled: Site) -> None:
 
 def test_the_overview_shows_champion_progress_and_workers(filled: Site) -> None:
     beat = {"service": "inference", "worker": "here:1", "version": 2, "provider": "cpu", "images_per_second": 512.0}
-    filled.parts.presence.hear(Event("worker.heartbeat", {**beat, "latency_p99_ms": 31.5}))
+    filled.parts.workers.on_event(Event("worker.heartbeat", {**beat, "latency_p99_ms": 31.5}))
 
     text = filled.web.get("/").text
 
@@ -47,8 +47,8 @@ def answer_at(second: int, p: float, **changes: Any) -> dict[str, Any]:
 
 
 def test_the_overview_shows_the_newest_predictions_of_every_client(filled: Site) -> None:
-    filled.parts.presence.hear(told("a", answer_at(3, 0.9111), answer_at(1, 0.2)))
-    filled.parts.presence.hear(told("b", answer_at(2, 0.1222, images=226)))
+    filled.parts.workers.on_event(told("a", answer_at(3, 0.9111), answer_at(1, 0.2)))
+    filled.parts.workers.on_event(told("b", answer_at(2, 0.1222, images=226)))
 
     text = filled.web.get("/").text
 
@@ -65,7 +65,7 @@ def test_a_prediction_made_here_is_shown_once_and_by_its_name(filled: Site) -> N
     assert body is not None
     p = body["reply"]["predictions"][0]["probability_female"]
     version = body["reply"]["model"]["version"]
-    filled.parts.presence.hear(told("a", answer_at(3, p, version=version), answer_at(2, 0.25)))
+    filled.parts.workers.on_event(told("a", answer_at(3, p, version=version), answer_at(2, 0.25)))
 
     newest = filled.web.get("/").text.partition("Newest predictions")[2]
 
@@ -74,7 +74,7 @@ def test_a_prediction_made_here_is_shown_once_and_by_its_name(filled: Site) -> N
 
 
 def test_the_speed_of_the_last_minutes_comes_as_columns(filled: Site) -> None:
-    filled.parts.presence.hear(told("a"))
+    filled.parts.workers.on_event(told("a"))
 
     answer = filled.web.get("/speed.json")
 
@@ -102,6 +102,5 @@ def test_the_sample_button_starts_a_sample(site: Site) -> None:
     answer = web.post("/samples", data={"csrf": csrf_of(web), "images": "40"})
 
     assert answer.status_code == 303
-    assert site.parts.samples._thread is not None
-    site.parts.samples._thread.join(30)
-    assert site.parts.catalog.runs()[0]["name"] == "sample"
+    site.parts.samples.wait(30)
+    assert site.parts.store_cache.runs()[0]["name"] == "sample"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dashboard.pages.predict import GRID, occluded
+from dashboard.pages.predict import GRID, make_occlusions
 from shared.faces.labels import GENDERS
 from shared.messages import PROBE
 from tests.dashboard_app import Site, error_of
@@ -14,7 +14,7 @@ from tests.unit.dashboard.pages.helpers import ASKS_FOR_JSON, jpeg, sha_of
 
 def test_the_next_wrong_face_is_wrong_and_comes_later(filled: Site) -> None:
     sha256 = sha_of(filled)
-    data, p = filled.parts.catalog.dataset(sha256), filled.parts.catalog.predictions(sha256, 2)
+    data, p = filled.parts.store_cache.dataset(sha256), filled.parts.store_cache.predictions(sha256, 2)
     assert p is not None
     wrong = np.flatnonzero((p >= 0.5) != (data.gender == 1))
 
@@ -59,7 +59,7 @@ def test_predicting_what_is_no_image_says_what_was_found(filled: Site) -> None:
 
 
 def test_while_the_broker_is_away_the_reason_comes_at_once(filled: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(filled.parts.live, "_away", True)
+    monkeypatch.setattr(filled.parts.event_hub, "_away", True)
     for path in ("/predict/image", "/predict/occlusion"):
         answer = filled.web.post(path, data=jpeg(), content_type="image/jpeg", headers=ASKS_FOR_JSON)
         assert answer.status_code == 503
@@ -81,7 +81,7 @@ def test_occlusion_is_one_pack_through_the_queue(filled: Site) -> None:
 def test_the_patches_cover_the_whole_face_and_leave_the_rest_alone() -> None:
     face = np.full((128, 128), 7, np.uint8)
 
-    covered = np.stack(occluded(face))
+    covered = np.stack(make_occlusions(face))
 
     assert covered.shape == (GRID * GRID, 128, 128)
     assert np.all((covered == 128).any(axis=0))

@@ -87,12 +87,12 @@ def test_curves_come_as_csv(filled: Site) -> None:
 
 def test_the_thresholds_counts_are_those_of_the_held_out_faces(filled: Site) -> None:
     scores = filled.web.get(f"/runs/{RUN}/scores.json").json
-    data = filled.parts.catalog.dataset(sha_of(filled))
+    data = filled.parts.store_cache.dataset(sha_of(filled))
     held_out = data.split == 2
 
     assert scores is not None
     assert [sum(scores[gender]) for gender in GENDERS] == [int((held_out & (data.gender == i)).sum()) for i in (0, 1)]
-    probabilities = filled.parts.catalog.predictions(data.sha256, 1)
+    probabilities = filled.parts.store_cache.predictions(data.sha256, 1)
     assert probabilities is not None
     assert sum(scores["male"][100:]) == int((held_out & (data.gender == 0) & (probabilities >= 0.5)).sum())
     assert filled.web.get("/runs/run-000000000003/scores.json").status_code == 404

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from shared.cli.output import Output, moment, percent, shown
+from shared.cli.output import Output, moment, percent, printable
 
 
 class Terminal(io.StringIO):
@@ -100,7 +100,7 @@ def test_markdown_is_rendered_on_a_terminal_only(
 
 
 def test_text_from_outside_cannot_steer_a_terminal() -> None:
-    assert shown("a\x1b[2J\nb\u202ec é 漢") == "a\ufffd[2J\ufffdb\ufffdc é 漢"
+    assert printable("a\x1b[2J\nb\u202ec é 漢") == "a\ufffd[2J\ufffdb\ufffdc é 漢"
 
 
 def test_numbers_and_times_for_people() -> None:
