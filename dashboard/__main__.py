@@ -55,7 +55,7 @@ def _serve(settings: Settings, stop: threading.Event) -> int:
         try:
             stop.wait()
         finally:
-            parts.live.end_streams()
+            parts.event_hub.end_streams()
             server.task_dispatcher.shutdown()  # finishes what it is answering
             parts.close()
     _LOG.info("stopped")

@@ -24,9 +24,14 @@ from trainer.handler import TrainerService
 from trainer.inbox import InboxWatcher
 from trainer.pipeline import Pipeline
 from trainer.tempdir import workspace
-from trainer.training.crew import dismiss, follow
 from trainer.training.device import choose_device
-from trainer.training.distributed import Team, end_with_launcher, watch_launcher
+from trainer.training.distributed import (
+    ProcessGroup,
+    end_with_launcher,
+    run_member,
+    stop_members,
+    watch_launcher,
+)
 
 PORT: Final = 9101
 _LOG = logging.getLogger("trainer")
@@ -40,34 +45,34 @@ def main() -> int:
 
 def _serve(settings: Settings, stop: threading.Event) -> int:
     device = choose_device(settings.device)
-    team = Team.from_environment(on_lost=stop.set)
-    if team.size > 1:
+    group = ProcessGroup.from_environment(on_abort=stop.set)
+    if group.size > 1:
         watch_launcher(stop)
-    if not team.leads:
+    if not group.is_main:
         end_with_launcher()
-    torch.set_num_threads(settings.threads or max(1, settings.cores // team.local_size))
+    torch.set_num_threads(settings.threads or max(1, settings.cores // group.local_size))
     configure_opencv()
     store = open_store(settings.store_url)
-    if not team.leads:  # stopped by its leader, which finishes what is under way
-        _LOG.info("member %d of %d on %s", team.rank, team.size, device)
-        follow(team, store, device)
-        team.leave()
+    if not group.is_main:  # the main process ends it once the run under way is done
+        _LOG.info("member %d of %d on %s", group.rank, group.size, device)
+        run_member(group, store, device)
+        group.destroy()
         return 0
     with open_broker_for(settings) as broker:
-        _lead(settings, stop, broker, store, device, team)
-    if team.lost:
-        _LOG.error("this process failed and the others of its team did not; the team ends with it")
-    return 1 if team.lost else 0
+        _run_main_process(settings, stop, broker, store, device, group)
+    if group.aborted:
+        _LOG.error("this process failed and the others of its group did not; the group ends with it")
+    return 1 if group.aborted else 0
 
 
-def _lead(
-    settings: Settings, stop: threading.Event, broker: Broker, store: Store, device: torch.device, team: Team
+def _run_main_process(
+    settings: Settings, stop: threading.Event, broker: Broker, store: Store, device: torch.device, group: ProcessGroup
 ) -> None:
-    """Takes messages until `stop`; the other members of the team train along."""
+    """Takes messages until `stop`; the other processes of the group train along."""
     registry = process_registry()
     registry.register(BrokerCollector(broker))
     metrics = TrainerMetrics(registry)
-    service = TrainerService(broker, store, settings, metrics, Pipeline(store, settings, metrics, device, team))
+    service = TrainerService(broker, store, settings, metrics, Pipeline(store, settings, metrics, device, group))
 
     def state() -> dict[str, Any]:
         return {"version": None, "provider": device.type, "device": str(device), "busy": service.busy}
@@ -92,9 +97,9 @@ def _lead(
         for helper in helpers:
             helper.join()
         status.close()
-        if not team.lost:
-            dismiss(team)
-            team.leave()
+        if not group.aborted:
+            stop_members(group)
+            group.destroy()
 
 
 if __name__ == "__main__":

@@ -50,13 +50,12 @@ from trainer.release.export import (
 from trainer.training import checkpoint
 from trainer.training.calibrate import fit_temperature
 from trainer.training.checkpoint import Checkpoint, CheckpointError
-from trainer.training.crew import lead
 from trainer.training.device import DeviceFaces
-from trainer.training.distributed import Team
+from trainer.training.distributed import ProcessGroup, train_distributed
 from trainer.training.model import build_network, cost
 from trainer.training.recipe import Recipe, decide
-from trainer.training.throughput import measure_speed
-from trainer.training.train import EpochRow, Progress, Trained, predict_logits
+from trainer.training.throughput import measure_throughput
+from trainer.training.train import EpochRow, Hooks, Progress, Trained, predict_logits
 
 _PARITY_FACES: Final = 256
 _CALIBRATION_FACES: Final = 512
@@ -92,7 +91,8 @@ class Pipeline:
         settings: limits and threads.
         metrics: told what is ingested and trained.
         device: where to train.
-        team: the processes that train with this one, its leader; they `follow`. None is a team of one.
+        group: the processes that train together; this one is the main process, the others are in `run_member`. None is
+            a group of one.
     """
 
     def __init__(
@@ -101,9 +101,9 @@ class Pipeline:
         settings: Settings,
         metrics: TrainerMetrics,
         device: torch.device,
-        team: Team | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
-        self._team = team or Team()
+        self._group = group or ProcessGroup()
         self._store = store
         self._settings = settings
         self._metrics = metrics
@@ -183,7 +183,7 @@ class Pipeline:
                 params,
                 faces=len(dataset.part("train")),
                 device=self._device,
-                speed=lambda recipe: measure_speed(recipe, self._device) * self._team.size,
+                throughput=lambda recipe: measure_throughput(recipe, self._device) * self._group.size,
             )
         rows: dict[int, dict[str, Any]] = {
             (epoch := int(row["epoch"])): row | {"epoch": epoch} for row in self._runs.history(run_id)
@@ -220,19 +220,15 @@ class Pipeline:
                 }
             )
 
+        hooks = Hooks(
+            on_checkpoint=lambda data: self._store.put(key, data),
+            on_step=on_step,
+            on_epoch=on_epoch,
+            should_stop=steps.should_yield,
+            checkpoint_s=self._settings.checkpoint_s,
+        )
         try:
-            trained = lead(
-                self._team,
-                dataset,
-                recipe,
-                self._device,
-                resume=resume,
-                checkpoint_s=self._settings.checkpoint_s,
-                on_checkpoint=lambda data: self._store.put(key, data),
-                on_step=on_step,
-                on_epoch=on_epoch,
-                should_stop=steps.should_yield,
-            )
+            trained = train_distributed(self._group, dataset, recipe, self._device, hooks, resume=resume)
         finally:
             self._metrics.epoch.set(0)
             self._metrics.images_per_second.set(0)

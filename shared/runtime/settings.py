@@ -74,13 +74,6 @@ class Settings(BaseSettings):
     shadow_share: float = Field(
         0.0, ge=0, le=1, description="Share of interactive traffic that the challenger sees too; 0 is off"
     )
-    promote_agreement: float = Field(
-        0.0, ge=0, le=1, description="Agreement with the champion at which a faster challenger is promoted; 0 is never"
-    )
-    promote_images: int = Field(10_000, ge=1, description="Images that such a challenger must have seen")
-    promote_time: float = Field(
-        0.9, gt=0, le=10, description="The most that it may take, in times of the champion's time"
-    )
     shard_images: int = Field(1024, ge=1, le=100_000, description="The most images in one slice of a job")
     delivery_limit: int = Field(5, ge=1, le=100, description="Deliveries of a message before it is a dead letter")
     lease_s: float = Field(15.0, ge=0.2, le=3600, description="Seconds after which a dead process's work is taken over")
