@@ -12,7 +12,7 @@ _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asc
 
 
 def printable(text: str) -> str:
-    r"""Returns text from anywhere as it may be sent to a terminal or a log: on one line, control characters spelled out.
+    r"""Returns text from anywhere as it may be sent to a terminal or a log: on one line, controls spelled out.
 
     A newline becomes `\n`, an escape `\x1b`: a name can neither forge a line nor command a terminal.
     """
