@@ -1,0 +1,99 @@
+"""The starter: weights that have seen faces before, from which a network learns more of few faces than from nothing.
+
+`make pretrain` makes its three files in `weights/`: the weights in half precision, the perceptual hashes of the faces
+that they were trained on, and a card that says where they come from.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shared.params import Network
+from trainer.data.dataset import Dataset
+from trainer.training.device import DeviceFaces
+from trainer.training.model import build_network
+
+FOLDER: Final = Path(__file__).with_name("weights")
+_TRIED_FACES: Final = 1_000
+_BATCH: Final = 250
+_SURE: Final = 2.0
+"""Standard errors by which the starter must beat guessing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Starter:
+    """The shipped weights.
+
+    Attributes:
+        network: the network that they fit.
+        weights: its state, float32, without the heads of auxiliary tasks.
+        seen: perceptual hashes, uint64 (N, 2), of `near_duplicates`, of the faces that it was trained on.
+        card: where it comes from: name, data, licence, recipe and figures.
+    """
+
+    network: Network
+    weights: dict[str, torch.Tensor]
+    seen: NDArray[np.uint64]
+    card: dict[str, Any]
+
+
+@functools.cache
+def load_starter(folder: Path = FOLDER) -> Starter:
+    """Reads the starter; executes nothing from its files."""
+    card = json.loads((folder / "starter.json").read_text(encoding="utf-8"))
+    with np.load(folder / "starter.npz", allow_pickle=False) as arrays:
+        weights = {name: torch.from_numpy(_widen(arrays[name])) for name in arrays.files}
+    seen = np.load(folder / "starter_seen.npy", allow_pickle=False)
+    return Starter(network=card["network"], weights=weights, seen=seen, card=card)
+
+
+def save_starter(starter: Starter, folder: Path = FOLDER) -> None:
+    """Writes the three files that `load_starter` reads."""
+    folder.mkdir(exist_ok=True)
+    halves = {name: _narrow(value.numpy()) for name, value in starter.weights.items()}
+    np.savez(folder / "starter.npz", allow_pickle=False, **halves)
+    np.save(folder / "starter_seen.npy", starter.seen, allow_pickle=False)
+    (folder / "starter.json").write_text(json.dumps(starter.card, indent=2) + "\n", encoding="utf-8")
+
+
+def starter_helps(dataset: Dataset, device: torch.device) -> bool:
+    """Returns whether the starter, as it is, tells the genders of the training faces apart better than guessing.
+
+    It does on photos of faces, of whatever source. It does not on drawings, or where the labels mean something else:
+    there a network learns better from nothing.
+    """
+    part = dataset.part("train")
+    tried = part[np.unique(np.linspace(0, len(part) - 1, _TRIED_FACES).round().astype(np.intp))]
+    starter = load_starter()
+    network = build_network(starter.network, dropout=0.0).to(device)
+    network.load_state_dict(starter.weights)
+    network.eval()
+    source = DeviceFaces(dataset.faces, device)
+    with torch.inference_mode():
+        batches = [source.take(tried[start : start + _BATCH]) for start in range(0, len(tried), _BATCH)]
+        logits = torch.cat([network(batch.float().div_(255)) for batch in batches]).cpu().numpy()
+    correct = (logits >= 0) == (dataset.labels[tried] > 0)
+    balanced, variance = 0.0, 0.0
+    for gender in (0, 1):
+        of_gender = correct[dataset.labels[tried] == gender]
+        if not len(of_gender):
+            return False
+        balanced += of_gender.mean() / 2
+        variance += of_gender.var() / len(of_gender) / 4
+    return bool(balanced - _SURE * np.sqrt(variance) > 0.5)
+
+
+def _narrow(values: NDArray[Any]) -> NDArray[Any]:
+    return values.astype(np.float16) if values.dtype == np.float32 else values
+
+
+def _widen(values: NDArray[Any]) -> NDArray[Any]:
+    return values.astype(np.float32) if values.dtype == np.float16 else values
