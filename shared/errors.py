@@ -114,7 +114,7 @@ class Retryable(GenderlineError):
     default_code = "unavailable"
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """Returns a value as error messages show what was found: on one line, its kind recognisable, cut short."""
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return f"a list of {len(value)}"

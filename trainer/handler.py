@@ -17,7 +17,7 @@ from shared.records import runs
 from shared.records.registry import Registry
 from shared.records.runs import Runs
 from shared.runtime.settings import Settings
-from shared.runtime.tempdir import scratch_folder
+from shared.runtime.tempdir import temp_folder
 from shared.store.base import STORE_SCHEME, Store, sha256_of
 from shared.store.lease import Lease, LeaseLost
 from shared.telemetry.metrics import TrainerMetrics
@@ -188,7 +188,7 @@ class TrainerService:
         if record["dataset"]:
             return str(record["dataset"])
         with (
-            scratch_folder() as folder,
+            temp_folder() as folder,
             fetch_archive(request, self._store, self._settings, folder) as path,
         ):
             sha256 = request.sha256 or sha256_of(path)

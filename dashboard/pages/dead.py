@@ -11,7 +11,7 @@ import msgpack
 from flask import Blueprint, flash, redirect, render_template
 from werkzeug.wrappers import Response
 
-from dashboard.api.routes import chosen_dead
+from dashboard.api.routes import read_dead_ids
 from dashboard.context import dashboard
 from shared.broker.base import DeadLetter
 from shared.errors import CODES, InvalidMessage
@@ -50,7 +50,7 @@ def drop() -> Response:
 def _done_to_chosen(act: Callable[[Sequence[str] | None], int], words: str) -> Response:
     """Does something to the dead letters that the form names, and leads back to the list."""
     try:
-        chosen = chosen_dead()
+        chosen = read_dead_ids()
     except InvalidMessage:  # without scripts the buttons can be pressed with nothing chosen
         flash("No dead letter was chosen. Tick some, then press again.")
     else:

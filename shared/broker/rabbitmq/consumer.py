@@ -29,7 +29,7 @@ from shared.broker.rabbitmq.connection import Connection, ConnectionLost
 from shared.broker.rabbitmq.publisher import Batch, Publisher
 from shared.broker.rabbitmq.transport import BatchingConnection
 from shared.broker.reply_batch import pack
-from shared.errors import shown
+from shared.errors import short_repr
 from shared.topology import Topology
 
 log = logging.getLogger(__name__)
@@ -191,7 +191,7 @@ class RabbitConsumer(Consumer):
     def dead_letter(self, delivery: Delivery, reason: str, outgoing: Sequence[Outgoing] = ()) -> None:
         message = shrink_headers(delivery.message, self._connection.frame_bytes)
         if message is not delivery.message:
-            lost = shown(", ".join(sorted(delivery.message.headers.keys() - message.headers.keys())))
+            lost = short_repr(", ".join(sorted(delivery.message.headers.keys() - message.headers.keys())))
             log.warning("a dead letter from %s has no room for its headers %s", delivery.queue, lost)
         super().dead_letter(replace(delivery, message=message), reason, outgoing)
 
