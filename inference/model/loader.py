@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from inference.model import gpu as cuda
 from shared.errors import InvalidModel, NotFound
 from shared.faces.decode import SIZE
-from shared.records.model_card import CardFile, ModelCard, ServedPrecision
+from shared.records.model_card import CardFile, ModelCard, ServedPrecision, VariantPrecision
 from shared.records.registry import MODEL_NAME, Registry
 from shared.store.base import Store
 
@@ -157,8 +157,11 @@ def _card(store: Store, version: int) -> ModelCard:
 def _variant(card: ModelCard, provider: Provider) -> tuple[ServedPrecision, CardFile | None]:
     """Returns the precision that pays there, and the file of the variant in it, where the card vouches for that."""
     if provider == "cuda":
-        return "float16", card.float16_file if card.float16 is not None and card.float16.kept else None
-    return "int8", card.int8_file if card.int8 is not None and card.int8.kept else None
+        precision: VariantPrecision = "float16"
+    else:
+        precision = "int8"
+    variant = card.variants.get(precision)
+    return precision, None if variant is None else variant.file
 
 
 def _file(store: Store, card: ModelCard, precision: ServedPrecision, expected: CardFile) -> bytes:
