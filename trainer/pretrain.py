@@ -28,12 +28,12 @@ from trainer.training.device import DeviceFaces, choose_device
 from trainer.training.distributed import ProcessGroup
 from trainer.training.model import build_network
 from trainer.training.recipe import Recipe, decide
-from trainer.training.starter import FOLDER, Starter, save_starter
+from trainer.training.starter import FOLDER, STARTER_NETWORK, Starter, save_starter
 from trainer.training.train import EpochRow, Hooks, Progress, TrainingJob, predict_logits, train
 
 _HASHED_AT_ONCE: Final = 64
 PARAMS: Final = TrainingParams(
-    init="scratch", network="compact", epochs=16, batch_size=64, dropout=0.3, averaging=0.999, patience=1000
+    init="scratch", network=STARTER_NETWORK, epochs=16, batch_size=64, dropout=0.3, averaging=0.999, patience=1000
 )
 """Many faces from many people: less dropout and a longer average than for one user's dataset."""
 
@@ -81,7 +81,7 @@ def main(archive: Path, source: str, held_out: Path | None, out: Path) -> None:
             "torch": version("torch"),
             "figures": {name: round(value, 4) for name, value in figures.items()},
         }
-        save_starter(Starter(recipe.network, trained.weights, _hashes(dataset.faces), card), out)
+        save_starter(Starter(trained.weights, _hashes(dataset.faces), card), out)
     click.echo("\n".join(f"{name}: {value:.4f}" for name, value in figures.items()))
 
 

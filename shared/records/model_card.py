@@ -35,6 +35,22 @@ class CardDataset(_Section):
     counts: dict[str, int]
 
 
+class CardStart(_Section):
+    """The weights that training began from, where it did not begin from random ones.
+
+    Attributes:
+        name: of the weights.
+        source: the data that they were trained on, by whom, and its licence.
+        archive_sha256: of that data.
+        faces: how many faces they have seen.
+    """
+
+    name: str
+    source: str
+    archive_sha256: str
+    faces: int
+
+
 class CardFile(_Section):
     """A model file: what a reader compares before it loads it."""
 
@@ -93,6 +109,7 @@ class ModelCard(_Section):
         created: when, UTC, ISO 8601.
         dataset: what it was trained on.
         params: the training parameters, all of them.
+        start: the weights that training began from; None where it began from random ones.
         metrics: the headline figures: `val_accuracy`, `val_loss`, `test_accuracy`, `test_auc`, `test_ece`, ….
         evaluation: everything measured on the held-out part.
         temperature: the calibration inside the graph.
@@ -116,6 +133,7 @@ class ModelCard(_Section):
     created: str
     dataset: CardDataset
     params: dict[str, Any]
+    start: CardStart | None
     metrics: dict[str, float]
     evaluation: Evaluation
     temperature: float

@@ -10,7 +10,7 @@ import torch
 from shared.errors import InvalidMessage
 from shared.params import Network, Precision, TrainingParams
 from trainer.training.device import computes_bfloat16
-from trainer.training.starter import load_starter
+from trainer.training.starter import STARTER_NETWORK
 
 FEW_FACES: Final = 2_000
 """Below that a small network learns as well, in a fraction of the time."""
@@ -61,14 +61,14 @@ def decide(
     Raises:
         InvalidMessage: `init` is `starter`, and the network is another one than the starter's.
     """
-    ours = load_starter().network
-    if params.init == "starter" and params.network not in {"auto", ours}:
+    if params.init == "starter" and params.network not in {"auto", STARTER_NETWORK}:
         raise InvalidMessage(
-            f"init is starter, which needs network {ours}; found network {params.network}", code="invalid_params"
+            f"init is starter, which needs network {STARTER_NETWORK}; found network {params.network}",
+            code="invalid_params",
         )
-    may_start = params.init != "scratch" and params.network in {"auto", ours}
+    may_start = params.init != "scratch" and params.network in {"auto", STARTER_NETWORK}
     from_starter = may_start and (params.init == "starter" or starter_helps())
-    network = ours if from_starter else "small" if faces < FEW_FACES else "compact"
+    network = STARTER_NETWORK if from_starter else "small" if faces < FEW_FACES else "compact"
     decided = {
         "init": "starter" if from_starter else "scratch",
         "network": network,

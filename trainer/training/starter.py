@@ -22,6 +22,7 @@ from trainer.training.device import DeviceFaces
 from trainer.training.model import build_network
 
 FOLDER: Final = Path(__file__).with_name("weights")
+STARTER_NETWORK: Final[Network] = "compact"
 _TRIED_FACES: Final = 1_000
 _BATCH: Final = 250
 _SURE: Final = 2.0
@@ -33,13 +34,11 @@ class Starter:
     """The shipped weights.
 
     Attributes:
-        network: the network that they fit.
-        weights: its state, float32, without the heads of auxiliary tasks.
+        weights: the state of `STARTER_NETWORK`, float32, without the heads of auxiliary tasks.
         seen: perceptual hashes, uint64 (N, 2), of `near_duplicates`, of the faces that it was trained on.
         card: where it comes from: name, data, licence, recipe and figures.
     """
 
-    network: Network
     weights: dict[str, torch.Tensor]
     seen: NDArray[np.uint64]
     card: dict[str, Any]
@@ -52,7 +51,7 @@ def load_starter(folder: Path = FOLDER) -> Starter:
     with np.load(folder / "starter.npz", allow_pickle=False) as arrays:
         weights = {name: torch.from_numpy(_widen(arrays[name])) for name in arrays.files}
     seen = np.load(folder / "starter_seen.npy", allow_pickle=False)
-    return Starter(network=card["network"], weights=weights, seen=seen, card=card)
+    return Starter(weights=weights, seen=seen, card=card)
 
 
 def save_starter(starter: Starter, folder: Path = FOLDER) -> None:
@@ -73,7 +72,7 @@ def starter_helps(dataset: Dataset, device: torch.device) -> bool:
     part = dataset.part("train")
     tried = part[np.unique(np.linspace(0, len(part) - 1, _TRIED_FACES).round().astype(np.intp))]
     starter = load_starter()
-    network = build_network(starter.network, dropout=0.0).to(device)
+    network = build_network(STARTER_NETWORK, dropout=0.0).to(device)
     network.load_state_dict(starter.weights)
     network.eval()
     source = DeviceFaces(dataset.faces, device)
