@@ -58,7 +58,7 @@ FEWER_LAYERS: Final = ((16, 32, 64, 112, 160), (0, 0, 1, 1))
 """Widths and blocks of 30 M multiply-adds."""
 
 ROWS: Final[dict[str, dict[str, Any]]] = {
-    "the default, from scratch": {},
+    "the default": {},
     "… from the starter": {"init": "starter"},
     "… its epoch by the plain loss": {"temperature": 1.0},
     "… with fewer layers": {"layers": FEWER_LAYERS},

@@ -68,7 +68,9 @@ def decide(
         )
     may_start = params.init != "scratch" and params.network in {"auto", STARTER_NETWORK}
     from_starter = may_start and (params.init == "starter" or starter_helps())
-    network = STARTER_NETWORK if from_starter else "small" if faces < FEW_FACES else "compact"
+    network = params.network
+    if network == "auto":
+        network = STARTER_NETWORK if from_starter else "small" if faces < FEW_FACES else "compact"
     decided = {
         "init": "starter" if from_starter else "scratch",
         "network": network,
