@@ -123,8 +123,8 @@ def _worker(broker: Broker, settings: Settings, stop: threading.Event, status_fi
     configure_opencv()
     try:
         store = open_store(settings.store_url)
-        decode_threads = layout_of(settings).decode_threads
-        Worker(broker, store, settings, decode_threads=decode_threads, status_file=status_file).run(stop)
+        decode_processes = layout_of(settings).decode_processes
+        Worker(broker, store, settings, decode_processes=decode_processes, status_file=status_file).run(stop)
     except (ProviderUnavailable, Retryable) as error:
         _LOG.error("%s", error)
         return 1

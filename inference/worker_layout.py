@@ -16,11 +16,11 @@ class Layout(NamedTuple):
 
     Attributes:
         workers: processes.
-        decode_threads: in each of them.
+        decode_processes: children of each of them.
     """
 
     workers: int
-    decode_threads: int
+    decode_processes: int
 
 
 def layout_of(settings: Settings) -> Layout:

@@ -28,6 +28,7 @@ CODES: dict[str, str] = {
     "single_gender": "All usable faces carry the same gender.",
     "training_diverged": "The loss stopped being a finite number; the message names the learning rate.",
     "invalid_image": "The bytes cannot be decoded as a JPEG, PNG, WebP or BMP image.",
+    "killed_worker": "Decoding the image killed the process that did it, twice.",
     "image_too_large": "The image breaks a limit on pixels or bytes.",
     "unknown_model_version": "`model_version` names a model that is not registered.",
     "invalid_model": "The registered model failed verification.",
@@ -112,6 +113,11 @@ class Retryable(GenderlineError):
     """Store or broker away, or full: the same work may succeed later."""
 
     default_code = "unavailable"
+
+
+def internal_error() -> GenderlineError:
+    """Returns what a client is told of a bug: nothing but that there is one."""
+    return GenderlineError("a bug on our side; the service's log has the details", code="internal")
 
 
 def shown(value: object) -> str:

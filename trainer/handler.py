@@ -114,7 +114,7 @@ class TrainerService:
             if record["state"] in runs.FINAL_STATES:
                 _LOG.info("%s came again; it is %s", run_id, record["state"])
                 self._announce(record)
-                consumer.settle([delivery], json_reply(delivery, Runs.reply(record)))
+                consumer.settle([delivery], json_reply(delivery.message, Runs.reply(record)))
             else:
                 self.busy = run_id
                 self._work(consumer, delivery, request, lease, stop)
@@ -202,7 +202,7 @@ class TrainerService:
                         code="conflict",
                     )
                 self._store.put_file(key, copy)
-        consumer.settle([], json_reply(delivery, Runs.reply(record, runs.ACCEPTED)))
+        consumer.settle([], json_reply(delivery.message, Runs.reply(record, runs.ACCEPTED)))
         record = self._runs.update(
             run_id, state=runs.ACCEPTED, dataset=sha256, params=request.params.as_dict(), name=request.name
         )
@@ -243,7 +243,7 @@ class TrainerService:
         self._metrics.datasets.labels(runs.REGISTERED).inc()
         _LOG.info("%s registered as version %d", run_id, version)
         self._announce(record)
-        consumer.settle([delivery], json_reply(delivery, Runs.reply(record)))
+        consumer.settle([delivery], json_reply(delivery.message, Runs.reply(record)))
 
     def _pass_gate(self, version: int) -> None:
         """Promotes a version, or makes it the challenger."""
@@ -289,14 +289,14 @@ class TrainerService:
         )
         record = self._runs.get(run_id)
         if record["state"] in runs.FINAL_STATES:  # of an earlier message with the same id, which this one cannot undo
-            return json_reply(delivery, {"run_id": run_id, "status": state, "error": error.as_dict()})
+            return json_reply(delivery.message, {"run_id": run_id, "status": state, "error": error.as_dict()})
         if state != runs.FAILED:  # a failed run goes on from it once its dead letter is sent back
             self._store.delete(f"runs/{run_id}/checkpoint.pt")
         record = self._runs.update(run_id, state=state, error=error.as_dict(), progress=None)
         self._metrics.datasets.labels(state).inc()
         _LOG.warning("%s %s: %s", run_id, state, error)
         self._announce(record)
-        return json_reply(delivery, Runs.reply(record))
+        return json_reply(delivery.message, Runs.reply(record))
 
     def _announce(self, record: dict[str, Any]) -> None:
         self._broker.emit(run_state_topic(record["state"]), {"schema": 1, **Runs.reply(record)})
