@@ -21,10 +21,10 @@ from flask import Blueprint, Flask, Response, current_app, g, redirect, render_t
 from werkzeug.wrappers import Response as WsgiResponse
 
 from dashboard.errors import Forbidden, TooManyAttempts, reads_json
-from dashboard.login_throttle import Attempts
+from dashboard.login_throttle import LoginThrottle
 from shared.errors import GenderlineError
 from shared.runtime.settings import LOOPBACK, Settings
-from shared.telemetry.metrics import authorised
+from shared.telemetry.token import authorised
 
 CSRF_COOKIE: Final = "genderline_csrf"
 CSRF_FIELD: Final = "csrf"
@@ -36,8 +36,8 @@ _LOGIN_LASTS: Final = timedelta(days=30)
 blueprint = Blueprint("auth", __name__)
 
 
-def register_auth(app: Flask, settings: Settings, attempts: Attempts | None = None) -> None:
-    """Guards every request of `app`; `attempts` counts wrong tokens, by default from none on."""
+def register_auth(app: Flask, settings: Settings, throttle: LoginThrottle | None = None) -> None:
+    """Guards every request of `app`; `throttle` counts wrong tokens, by default from none on."""
     app.config.update(
         SECRET_KEY=_session_key(settings.token),
         SESSION_COOKIE_NAME="genderline_session",
@@ -45,7 +45,7 @@ def register_auth(app: Flask, settings: Settings, attempts: Attempts | None = No
         SESSION_COOKIE_SAMESITE="Strict",
         PERMANENT_SESSION_LIFETIME=_LOGIN_LASTS,
         GENDERLINE_TOKEN=settings.token,
-        GENDERLINE_ATTEMPTS=attempts or Attempts(),
+        GENDERLINE_LOGIN_THROTTLE=throttle or LoginThrottle(),
     )
     app.register_blueprint(blueprint)
     app.before_request(_guard)
@@ -103,12 +103,12 @@ def _is_token(header: str, token: str) -> bool:
     """
     if not header.lower().startswith("bearer"):
         return False  # some proxy's own, and no guess
-    attempts: Attempts = current_app.config["GENDERLINE_ATTEMPTS"]
-    if wait_s := math.ceil(attempts.wait_s(request.remote_addr, alone=True)):
+    throttle: LoginThrottle = current_app.config["GENDERLINE_LOGIN_THROTTLE"]
+    if wait_s := math.ceil(throttle.wait_s(request.remote_addr, alone=True)):
         raise TooManyAttempts(f"too many wrong tokens; the next one is looked at in {wait_s} seconds", wait_s=wait_s)
     if authorised(header, token):
         return True
-    attempts.failed(request.remote_addr)
+    throttle.record_failure(request.remote_addr)
     return False
 
 
@@ -167,12 +167,12 @@ def log_in() -> tuple[str, int, dict[str, str]] | WsgiResponse:
     """Takes the token and gives a cookie for it."""
     given = request.form.get("token", "")
     target = _own_page(request.form.get("next"))
-    attempts: Attempts = current_app.config["GENDERLINE_ATTEMPTS"]
-    if wait_s := math.ceil(attempts.wait_s(request.remote_addr)):
+    throttle: LoginThrottle = current_app.config["GENDERLINE_LOGIN_THROTTLE"]
+    if wait_s := math.ceil(throttle.wait_s(request.remote_addr)):
         page = render_template("login.html", next=target, wait_s=wait_s)
         return page, 429, {"Retry-After": str(wait_s)}
     if not authorised(f"Bearer {given}", current_app.config["GENDERLINE_TOKEN"]):
-        attempts.failed(request.remote_addr)
+        throttle.record_failure(request.remote_addr)
         return render_template("login.html", next=target, wrong=True), 401, {}
     session.clear()
     session.permanent = True

@@ -32,9 +32,9 @@ from shared.records.registry import Registry
 from shared.records.runs import Runs
 from shared.store.base import Store
 
-_DATASETS_KEPT: Final = 4
-_PREDICTIONS_KEPT: Final = 16
-_SMALL_KEPT: Final = 2000
+_DATASETS_CACHED: Final = 4
+_PREDICTIONS_CACHED: Final = 16
+_SMALL_CACHED: Final = 2000
 # Sent back from the dead letters, what has failed or was rejected goes on: its record may change yet.
 _DONE_RUNS: Final = runs.FINAL_STATES - {runs.FAILED, runs.REJECTED}
 _DONE_JOBS: Final = jobs.FINAL_STATES - {jobs.FAILED, jobs.REJECTED}
@@ -75,7 +75,7 @@ class Dataset:
         return len(self.names)
 
 
-class _Kept(Generic[_K, _V]):
+class LruCache(Generic[_K, _V]):
     """The most recently used values; `load` runs outside the lock, so a slow one holds up nobody else."""
 
     def __init__(self, load: Callable[[_K], _V], most: int) -> None:
@@ -85,6 +85,7 @@ class _Kept(Generic[_K, _V]):
         self._lock = threading.Lock()
 
     def get(self, key: _K) -> _V:
+        """Returns the value, loaded where it is not cached."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
@@ -94,21 +95,24 @@ class _Kept(Generic[_K, _V]):
         return value
 
     def find(self, key: _K) -> _V | None:
+        """Returns the value if it is cached."""
         with self._lock:
             return self._values.get(key)
 
     def put(self, key: _K, value: _V) -> None:
+        """Caches a value, and lets go of the one that was used longest ago."""
         with self._lock:
             self._values[key] = value
             while len(self._values) > self._most:
                 self._values.popitem(last=False)
 
     def clear(self) -> None:
+        """Lets go of all values."""
         with self._lock:
             self._values.clear()
 
 
-class Catalog:
+class StoreCache:
     """Runs, jobs, models and datasets of a store.
 
     Args:
@@ -120,13 +124,13 @@ class Catalog:
         self._runs = Runs(store)
         self._jobs = Jobs(store)
         self._registry = Registry(store)
-        self._ended_runs: _Kept[str, dict[str, Any]] = _Kept(self._runs.get, _SMALL_KEPT)
-        self._ended_jobs: _Kept[str, dict[str, Any]] = _Kept(self._jobs.get, _SMALL_KEPT)
-        self._cards: _Kept[int, dict[str, Any]] = _Kept(self._registry.card, _SMALL_KEPT)
-        self._summaries: _Kept[str, DatasetSummary] = _Kept(self._load_summary, _SMALL_KEPT)
-        self._datasets: _Kept[str, Dataset] = _Kept(self._load_dataset, _DATASETS_KEPT)
-        self._predictions: _Kept[tuple[str, int], NDArray[np.float32]] = _Kept(
-            lambda key: self._load_predictions(*key), _PREDICTIONS_KEPT
+        self._ended_runs: LruCache[str, dict[str, Any]] = LruCache(self._runs.get, _SMALL_CACHED)
+        self._ended_jobs: LruCache[str, dict[str, Any]] = LruCache(self._jobs.get, _SMALL_CACHED)
+        self._cards: LruCache[int, dict[str, Any]] = LruCache(self._registry.card, _SMALL_CACHED)
+        self._summaries: LruCache[str, DatasetSummary] = LruCache(self._load_summary, _SMALL_CACHED)
+        self._datasets: LruCache[str, Dataset] = LruCache(self._load_dataset, _DATASETS_CACHED)
+        self._predictions: LruCache[tuple[str, int], NDArray[np.float32]] = LruCache(
+            lambda key: self._load_predictions(*key), _PREDICTIONS_CACHED
         )
 
     # -- runs and jobs
@@ -138,7 +142,7 @@ class Catalog:
 
     def find_run(self, run_id: str) -> dict[str, Any] | None:
         """Returns a run's record, or None."""
-        return _fresh_or_ended(self._ended_runs, self._runs.find, run_id, _DONE_RUNS)
+        return _read_unless_final(self._ended_runs, self._runs.find, run_id, _DONE_RUNS)
 
     def run(self, run_id: str) -> dict[str, Any]:
         """Returns a run's record, or raises `NotFound`."""
@@ -151,7 +155,7 @@ class Catalog:
 
     def find_job(self, job_id: str) -> dict[str, Any] | None:
         """Returns a job's record, or None."""
-        return _fresh_or_ended(self._ended_jobs, self._jobs.find, job_id, _DONE_JOBS)
+        return _read_unless_final(self._ended_jobs, self._jobs.find, job_id, _DONE_JOBS)
 
     def job(self, job_id: str) -> dict[str, Any]:
         """Returns a job's record, or raises `NotFound`."""
@@ -254,8 +258,8 @@ def predictions_key(sha256: str, version: int) -> str:
     return f"datasets/{sha256}/predictions/{version}.csv"
 
 
-def _fresh_or_ended(
-    ended: _Kept[str, dict[str, Any]],
+def _read_unless_final(
+    ended: LruCache[str, dict[str, Any]],
     find: Callable[[str], dict[str, Any] | None],
     key: str,
     final: frozenset[str],

@@ -12,8 +12,8 @@ from typing import Any
 from inference.model.champion import Models
 from inference.model.loader import ServedModel
 from inference.model.predictor import Predictor, Result
-from inference.monitoring.recent_predictions import Newest
-from inference.monitoring.throughput import Speed
+from inference.monitoring.recent_predictions import RecentPredictions
+from inference.monitoring.throughput import ThroughputMeter
 from shared.broker.base import Message, Outgoing
 from shared.errors import GenderlineError, InvalidMessage
 from shared.messages import (
@@ -47,18 +47,23 @@ class PredictionHandler(Handler[_Asked]):
         models: which model to use; there is a champion before anything is handled.
         predictor: decodes and predicts.
         metrics: told of latencies and of what failed or expired.
-        speed: told of images and latencies, for the heartbeat.
-        newest: told of answers, for the heartbeat.
+        throughput: told of images and latencies, for the heartbeat.
+        recent_predictions: told of answers, for the heartbeat.
     """
 
     def __init__(
-        self, models: Models, predictor: Predictor, metrics: InferenceMetrics, speed: Speed, newest: Newest
+        self,
+        models: Models,
+        predictor: Predictor,
+        metrics: InferenceMetrics,
+        throughput: ThroughputMeter,
+        recent_predictions: RecentPredictions,
     ) -> None:
         self._models = models
         self._predictor = predictor
         self._metrics = metrics
-        self._speed = speed
-        self._newest = newest
+        self._throughput = throughput
+        self._recent_predictions = recent_predictions
         self._answered_at = -math.inf  # monotonic clock
 
     @property
@@ -97,12 +102,12 @@ class PredictionHandler(Handler[_Asked]):
                 entries = list(_entries(asked, results))
                 replies[index] = prediction_reply(asked.message, models[version].identity, entries)
                 if not probe:
-                    self._newest.add(version, entries)
+                    self._recent_predictions.add(version, entries)
         self._answered_at = time.monotonic()
         for asked in requests:
             latency_s = self._answered_at - asked.parsed_at
             self._metrics.latency.observe(latency_s)
-            self._speed.add(len(asked.request.images), latency_s)
+            self._throughput.add(len(asked.request.images), latency_s)
         return [Done(replies[index]) for index in range(len(requests))]
 
     def fail(self, message: Message, error: GenderlineError) -> Sequence[Outgoing]:

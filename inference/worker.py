@@ -19,9 +19,9 @@ from inference.model.champion import Models
 from inference.model.decoder import Decoder
 from inference.model.predictor import Predictor
 from inference.monitoring.drift import Drift
-from inference.monitoring.recent_predictions import Newest
+from inference.monitoring.recent_predictions import RecentPredictions
 from inference.monitoring.shadow import Shadow
-from inference.monitoring.throughput import Speed
+from inference.monitoring.throughput import ThroughputMeter
 from inference.predictions import PredictionHandler
 from shared.broker.base import Broker
 from shared.faces.decode import ImageLimits
@@ -58,7 +58,7 @@ class Worker:
         limits = ImageLimits.from_settings(settings)
         self._models = Models(store, settings.provider, metrics)
         self._drift = Drift(metrics, lambda: self._models.champion)
-        self._shadow = Shadow(broker, store, settings, self._models, metrics)
+        self._shadow = Shadow(store, settings, self._models, metrics)
         self._fork_server = ForkServer(Decoder.TARGET)
         self._decoder = Decoder(self._fork_server, limits, decode_processes)
         self._bulk_decoder = Decoder(self._fork_server, limits, decode_processes, niceness=_BULK_NICENESS)
@@ -66,9 +66,11 @@ class Worker:
         bulk_predictor = replace(predictor, decoder=self._bulk_decoder)
         if self._shadow.wanted:
             predictor = replace(predictor, observers=[*predictor.observers, self._shadow.observe])
-        self._speed = Speed()
-        self._newest = Newest()
-        self._predictions = PredictionHandler(self._models, predictor, metrics, self._speed, self._newest)
+        self._throughput = ThroughputMeter()
+        self._recent_predictions = RecentPredictions()
+        self._predictions = PredictionHandler(
+            self._models, predictor, metrics, self._throughput, self._recent_predictions
+        )
         self._interactive = ConsumerLoop(
             broker,
             {broker.topology.predictions: self._predictions},
@@ -77,7 +79,7 @@ class Worker:
             batch_size=settings.batch_size,
             gather_s=settings.batch_delay_ms / 1000,
             wait_until_ready=self._models.wait_for_champion,
-            on_idle=self._shadow.at_rest,
+            on_idle=self._shadow.on_idle,
             queue_wait=metrics.queue_wait,
         )
         self._bulk = BulkLoop(
@@ -87,7 +89,7 @@ class Worker:
             self._models,
             bulk_predictor,
             FailurePolicy(settings.delivery_limit, metrics.dead_letters),
-            self._speed,
+            self._throughput,
             interactive_lately=lambda: self._predictions.active_recently,
         )
         self._heartbeat = Heartbeat(broker, "inference", self._state)
@@ -147,8 +149,8 @@ class Worker:
             "busy": self._bulk.busy,
             "drift": self._drift.summary(),
             "challenger": self._shadow.summary(),
-            **self._speed.summary(),
-            "newest": self._newest.summary(),
+            **self._throughput.summary(),
+            "recent_predictions": self._recent_predictions.summary(),
         }
 
     def _write_status(self, *, ready: bool) -> None:

@@ -120,7 +120,7 @@ def internal_error() -> GenderlineError:
     return GenderlineError("a bug on our side; the service's log has the details", code="internal")
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """Returns a value as error messages show what was found: on one line, its kind recognisable, cut short."""
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return f"a list of {len(value)}"

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import to_json
 
 from shared.broker.base import HeaderValue, Message, Outgoing
-from shared.errors import GenderlineError, InvalidMessage, shown
+from shared.errors import GenderlineError, InvalidMessage, short_repr
 from shared.faces.labels import GENDERS
 from shared.params import TrainingParams
 
@@ -195,7 +195,7 @@ def _model_version(message: Message) -> int | None:
     # AMQP clients send numbers as numbers or as text.
     if isinstance(given, int | str) and not isinstance(given, bool) and _VERSION.fullmatch(str(given)):
         return int(given)
-    raise InvalidMessage(f"header model_version is {shown(given)}; expected a version number such as 3")
+    raise InvalidMessage(f"header model_version is {short_repr(given)}; expected a version number such as 3")
 
 
 def _deadline(message: Message) -> float | None:
@@ -205,7 +205,7 @@ def _deadline(message: Message) -> float | None:
     with contextlib.suppress(ValueError, OverflowError):
         if not isinstance(given, bool) and math.isfinite(seconds := float(given)):
             return seconds
-    raise InvalidMessage(f"header deadline is {shown(given)}; expected Unix time in seconds")
+    raise InvalidMessage(f"header deadline is {short_repr(given)}; expected Unix time in seconds")
 
 
 def _probe(message: Message) -> bool:
@@ -214,7 +214,7 @@ def _probe(message: Message) -> bool:
         return given
     if given in ("true", "false"):
         return given == "true"
-    raise InvalidMessage(f"header {PROBE} is {shown(given)}; expected true or false")
+    raise InvalidMessage(f"header {PROBE} is {short_repr(given)}; expected true or false")
 
 
 def _content_type(message: Message) -> str:
@@ -223,7 +223,7 @@ def _content_type(message: Message) -> str:
 
 def _wrong_type(message: Message, expected: Sequence[str]) -> InvalidMessage:
     return InvalidMessage(
-        f"content type is {shown(message.content_type)}; expected one of {', '.join(expected)}",
+        f"content type is {short_repr(message.content_type)}; expected one of {', '.join(expected)}",
         code="unsupported_content_type",
     )
 
@@ -237,11 +237,11 @@ def _json(body: bytes) -> Any:
 
 def _checked_schema(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InvalidMessage(f"the body is {shown(value)}; expected an object with a schema")
+        raise InvalidMessage(f"the body is {short_repr(value)}; expected an object with a schema")
     if "schema" not in value:
         raise InvalidMessage(f'schema: missing; expected "schema": {SCHEMA}', code="unsupported_schema")
     if value["schema"] != SCHEMA or isinstance(value["schema"], bool):
-        raise InvalidMessage(f"schema is {shown(value['schema'])}; expected {SCHEMA}", code="unsupported_schema")
+        raise InvalidMessage(f"schema is {short_repr(value['schema'])}; expected {SCHEMA}", code="unsupported_schema")
     return {str(key): item for key, item in value.items() if key != "schema"}
 
 
@@ -255,9 +255,11 @@ def _validated(model: type[_B], value: Any) -> _B:
         if fault["type"] == "missing":
             raise InvalidMessage(f"{where}: missing") from None
         if fault["type"] == "extra_forbidden":
-            raise InvalidMessage(f"{shown(where)}: unknown field; expected {_fields(model, fault['loc'])}") from None
+            raise InvalidMessage(
+                f"{short_repr(where)}: unknown field; expected {_fields(model, fault['loc'])}"
+            ) from None
         expected = fault["msg"].removeprefix("Value error, ")
-        raise InvalidMessage(f"{where}: {expected} (found {shown(fault['input'])})") from None
+        raise InvalidMessage(f"{where}: {expected} (found {short_repr(fault['input'])})") from None
 
 
 def _fields(model: type[BaseModel], where: tuple[int | str, ...]) -> str:

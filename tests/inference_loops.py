@@ -18,9 +18,9 @@ from inference.jobs.open import BulkLoop
 from inference.model.champion import Models
 from inference.model.decoder import Decoder
 from inference.model.predictor import Predictor
-from inference.monitoring.recent_predictions import Newest
+from inference.monitoring.recent_predictions import RecentPredictions
 from inference.monitoring.shadow import Shadow
-from inference.monitoring.throughput import Speed
+from inference.monitoring.throughput import ThroughputMeter
 from inference.predictions import PredictionHandler
 from shared.broker import open_broker
 from shared.broker.base import Broker, ReplyQueue
@@ -51,8 +51,8 @@ class Loops:
     registry: CollectorRegistry
     metrics: InferenceMetrics
     models: Models
-    speed: Speed
-    newest: Newest
+    throughput: ThroughputMeter
+    recent_predictions: RecentPredictions
     shadow: Shadow
     predictor: Predictor
     policy: FailurePolicy
@@ -62,7 +62,7 @@ class Loops:
         return ModelBuilder(self.store)
 
     def predictions(self) -> PredictionHandler:
-        return PredictionHandler(self.models, self.predictor, self.metrics, self.speed, self.newest)
+        return PredictionHandler(self.models, self.predictor, self.metrics, self.throughput, self.recent_predictions)
 
     def interactive(
         self,
@@ -79,7 +79,7 @@ class Loops:
             batch_size=self.settings.batch_size,
             gather_s=batch_delay_s,
             wait_until_ready=self.models.wait_for_champion,
-            on_idle=on_idle or self.shadow.at_rest,
+            on_idle=on_idle or self.shadow.on_idle,
             queue_wait=self.metrics.queue_wait,
         )
 
@@ -91,7 +91,7 @@ class Loops:
             self.models,
             self.predictor,
             self.policy,
-            self.speed,
+            self.throughput,
             interactive_lately=interactive_lately,
         )
 
@@ -149,7 +149,7 @@ def open_loops(folder: Path, broker_url: str, **settings: Any) -> Iterator[Loops
         registry = CollectorRegistry()
         metrics = InferenceMetrics(registry)
         models = Models(store, "cpu", metrics)
-        shadow = Shadow(broker, store, chosen, models, metrics)
+        shadow = Shadow(store, chosen, models, metrics)
         observers = [shadow.observe] if shadow.wanted else []
         with ForkServer(Decoder.TARGET) as server, Decoder(server, ImageLimits.from_settings(chosen)) as decoder:
             yield Loops(
@@ -159,8 +159,8 @@ def open_loops(folder: Path, broker_url: str, **settings: Any) -> Iterator[Loops
                 registry,
                 metrics,
                 models,
-                Speed(),
-                Newest(),
+                ThroughputMeter(),
+                RecentPredictions(),
                 shadow,
                 Predictor(decoder, chosen.batch_size, metrics, observers=observers),
                 FailurePolicy(chosen.delivery_limit, metrics.dead_letters),

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from shared.archives.fetch import fetched
+from shared.archives.fetch import fetch_archive
 from shared.broker.base import RETRIED_AT, Broker, BrokerError, Consumer, Delivery, Outgoing
 from shared.errors import Cancelled, GenderlineError, InvalidDataset, InvalidMessage, Retryable
 from shared.messages import ArchiveRequest, by_reference, json_reply, parse_dataset, run_id_of
@@ -17,7 +17,7 @@ from shared.records import runs
 from shared.records.registry import Registry
 from shared.records.runs import Runs
 from shared.runtime.settings import Settings
-from shared.runtime.tempdir import scratch_folder
+from shared.runtime.tempdir import temp_folder
 from shared.store.base import STORE_SCHEME, Store, sha256_of
 from shared.store.lease import Lease, LeaseLost
 from shared.telemetry.metrics import TrainerMetrics
@@ -188,8 +188,8 @@ class TrainerService:
         if record["dataset"]:
             return str(record["dataset"])
         with (
-            scratch_folder() as folder,
-            fetched(request, self._store, self._settings, folder) as path,
+            temp_folder() as folder,
+            fetch_archive(request, self._store, self._settings, folder) as path,
         ):
             sha256 = request.sha256 or sha256_of(path)
             key = f"datasets/{sha256}/archive.zip"

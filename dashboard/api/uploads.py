@@ -13,7 +13,7 @@ from flask import request
 from werkzeug.datastructures import FileStorage
 
 from shared.errors import InvalidImage, InvalidMessage
-from shared.faces.file_type import looks_like
+from shared.faces.file_type import describe
 from shared.messages import IMAGES, ZIP
 
 _PIECE: Final = 2**20
@@ -30,7 +30,7 @@ class UploadedArchive:
 
 
 @contextlib.contextmanager
-def uploaded_archive(max_bytes: int) -> Iterator[UploadedArchive]:
+def receive_archive(max_bytes: int) -> Iterator[UploadedArchive]:
     """Gives the request's archive: a raw `application/zip` body, or the multipart field `file`.
 
     Its name is the field or query argument `name`, else the uploaded file's.
@@ -57,13 +57,13 @@ def uploaded_archive(max_bytes: int) -> Iterator[UploadedArchive]:
                 code="unsupported_content_type",
             )
         with path.open("rb") as archive:
-            found = looks_like(archive.read(512))
+            found = describe(archive.read(512))
         if found != "a zip archive":
             raise InvalidMessage(f"found {found}, expected a zip archive", code="invalid_archive")
         yield UploadedArchive(path, name[:200] or "archive")
 
 
-def uploaded_images(max_image_bytes: int) -> tuple[list[str | None], list[bytes]]:
+def receive_images(max_image_bytes: int) -> tuple[list[str | None], list[bytes]]:
     """Returns (names, encoded images) of the request: one from an `image/*` body, or the multipart fields `file`.
 
     A single raw image has the name None.
@@ -98,7 +98,7 @@ def _files() -> list[FileStorage]:
     return files
 
 
-def checked_number(text: str | None, name: str, low: float, high: float) -> float | None:
+def parse_number(text: str | None, name: str, low: float, high: float) -> float | None:
     """Returns a request's number, None where there is none.
 
     Raises:

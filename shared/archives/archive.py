@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.archives.central_directory import Directory, read_directory
-from shared.archives.entry import ENCRYPTED_FLAG, Entry, EntryError, Unpacker, decoded_name
-from shared.errors import InvalidDataset, shown
+from shared.archives.entry import ENCRYPTED_FLAG, Entry, EntryError, EntryReader, decoded_name
+from shared.errors import InvalidDataset, short_repr
 from shared.faces.labels import base_name
 from shared.faces.rejects import Reject
 
@@ -97,7 +97,7 @@ class _Entries(Sequence[Entry]):
                 fault = _fault(name, packed_bytes, size_bytes, flags, method, mode, version, self._limits)
             except UnicodeDecodeError:
                 name = decoded_name(raw_name, flags, "replace")
-                told = f"found the name {shown(raw_name)} that claims to be UTF-8 and is not, expected UTF-8"
+                told = f"found the name {short_repr(raw_name)} that claims to be UTF-8 and is not, expected UTF-8"
                 fault = Reject("corrupt", told)
             entries.append(Entry(name, offset, packed_bytes, size_bytes, crc, method == _DEFLATED, fault))
         return entries
@@ -121,7 +121,7 @@ class Archive:
     def __init__(self, source: Path | BinaryIO, limits: ArchiveLimits) -> None:
         self._owned = source.open("rb") if isinstance(source, Path) else None
         self._file: BinaryIO = self._owned or source  # type: ignore[assignment]
-        self._unpacker = Unpacker(self._file)
+        self._reader = EntryReader(self._file)
         try:
             size = self._file.seek(0, io.SEEK_END)
             if size > limits.max_bytes:
@@ -151,16 +151,16 @@ class Archive:
             self._owned.close()
 
     def read(self, entry: Entry) -> bytes:
-        """Unpacks one entry, as `Unpacker.read` does, which says what it raises."""
-        return self._unpacker.read(entry)
+        """Unpacks one entry, as `EntryReader.read` does, which says what it raises."""
+        return self._reader.read(entry)
 
     def read_together(self, entries: Sequence[Entry]) -> list[bytes | EntryError]:
         """Unpacks one or more entries, sooner than one by one. Returns each one's content, or why there is none."""
-        unpacker = self._unpacker.holding(entries)
+        reader = self._reader.prefetched(entries)
         contents: list[bytes | EntryError] = []
         for entry in entries:
             try:
-                contents.append(unpacker.read(entry))
+                contents.append(reader.read(entry))
             except EntryError as error:
                 contents.append(error)
         return contents

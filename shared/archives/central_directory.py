@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from shared.archives.entry import LOCAL_HEADER, LOCAL_SIGNATURE, decoded_name
 from shared.errors import InvalidDataset
-from shared.faces.file_type import looks_like
+from shared.faces.file_type import describe
 
 _END: Final = struct.Struct(
     "<4s4H2LH"
@@ -109,7 +109,7 @@ def read_directory(file: BinaryIO, max_entries: int) -> Directory:
     _refuse_large(end - start, max_entries)
     file.seek(start)
     raw = file.read(end - start)
-    starts = list(_hops(raw, max_entries))
+    starts = list(_entry_offsets(raw, max_entries))
     if len(starts) % counted != claimed:
         raise InvalidDataset(
             f"found {len(starts):,} entries in the zip archive's directory, expected {claimed:,} as its end says: "
@@ -155,7 +155,7 @@ def _find(file: BinaryIO, size: int, head: bytes) -> tuple[int, int, int, int, i
     if at < 0 or at + _END.size > len(tail):
         if head.startswith(LOCAL_SIGNATURE):
             raise InvalidDataset("found a zip archive cut short (its end is missing), expected a whole one")
-        raise InvalidDataset(f"found {looks_like(head)}, expected a zip archive")
+        raise InvalidDataset(f"found {describe(head)}, expected a zip archive")
     _, disk, directory_disk, _, entries, directory_bytes, directory_start, _ = _END.unpack_from(tail, at)
     end = tail_start + at
     counted = _COUNTED
@@ -177,7 +177,7 @@ def _find(file: BinaryIO, size: int, head: bytes) -> tuple[int, int, int, int, i
     return end - directory_bytes, end, entries, counted, directory_start
 
 
-def _hops(raw: bytes, max_entries: int) -> Iterator[int]:
+def _entry_offsets(raw: bytes, max_entries: int) -> Iterator[int]:
     """Yields where each entry of the directory starts: their number in the zip's end is only a claim."""
     entries = position = 0
     while position < len(raw):

@@ -72,7 +72,7 @@ def decoded_name(name: bytes, flags: int, errors: str = "strict") -> str:
     return name.decode("utf-8" if flags & UTF8_FLAG or name.isascii() else "cp437", errors)
 
 
-class Unpacker:
+class EntryReader:
     """Reads entries of one archive; from several threads at once, if need be.
 
     Args:
@@ -96,7 +96,7 @@ class Unpacker:
         if entry.reject is not None:
             raise EntryError(entry.reject.reason, entry.reject.detail)
         try:
-            data = self._unpacked(entry)
+            data = self._unpack(entry)
         except (_Corrupt, zlib.error, UnicodeDecodeError) as error:
             raise EntryError("corrupt", f"found bytes that do not unpack ({error})") from None
         if len(data) != entry.size_bytes:
@@ -106,7 +106,7 @@ class Unpacker:
             raise EntryError("corrupt", f"found checksum {found_crc:08x}, expected {entry.crc:08x}")
         return data
 
-    def holding(self, entries: Sequence[Entry]) -> Unpacker:
+    def prefetched(self, entries: Sequence[Entry]) -> EntryReader:
         """Returns one that has read entries at once, where they lie close together: sooner done than one by one.
 
         Args:
@@ -116,11 +116,11 @@ class Unpacker:
         end = max(entry.offset + entry.packed_bytes + len(entry.name) + _HEADER_ROOM for entry in entries)
         if end - start > _HELD_BYTES:
             return self
-        holding = copy.copy(self)  # and so with the same lock on the file
-        holding._held, holding._held_from = self._bytes_at(start, end - start), start
-        return holding
+        prefetched = copy.copy(self)  # and so with the same lock on the file
+        prefetched._held, prefetched._held_from = self._bytes_at(start, end - start), start
+        return prefetched
 
-    def _unpacked(self, entry: Entry) -> bytes:
+    def _unpack(self, entry: Entry) -> bytes:
         """Returns an entry's content, cut off one byte beyond what it claims; a larger truth shows up as that byte."""
         most = entry.size_bytes + 1
         # One read for header and content of a small entry; more where the header is longer than it usually is.

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from shared.errors import InvalidMessage, NotFound, Retryable, shown
+from shared.errors import InvalidMessage, NotFound, Retryable, short_repr
 from shared.messages import ArchiveRequest
 from shared.runtime.settings import Settings
 from shared.store.base import STORE_SCHEME, Store, sha256_of
 
 
 @contextlib.contextmanager
-def fetched(request: ArchiveRequest, store: Store, settings: Settings, folder: Path) -> Iterator[Path]:
+def fetch_archive(request: ArchiveRequest, store: Store, settings: Settings, folder: Path) -> Iterator[Path]:
     """Gives the request's archive as a local file, checked against the size limit and, if it names one, its `sha256`.
 
     Args:
@@ -62,7 +62,8 @@ def _local(request: ArchiveRequest, store: Store, settings: Settings, folder: Pa
         yield copy
     else:
         raise InvalidMessage(
-            f"uri is {shown(request.uri)}; expected store:KEY, file:///PATH or s3://BUCKET/KEY", code="uri_not_allowed"
+            f"uri is {short_repr(request.uri)}; expected store:KEY, file:///PATH or s3://BUCKET/KEY",
+            code="uri_not_allowed",
         )
 
 
@@ -72,7 +73,9 @@ def _allowed_file(uri: str, settings: Settings) -> Path:
         parts = urlsplit(uri)
         path = Path(unquote(parts.path)).resolve()
     except (OSError, RuntimeError, ValueError):
-        raise InvalidMessage(f"uri {shown(uri)} is not a path; expected file:///PATH", code="uri_not_allowed") from None
+        raise InvalidMessage(
+            f"uri {short_repr(uri)} is not a path; expected file:///PATH", code="uri_not_allowed"
+        ) from None
     if parts.netloc not in {"", "localhost"}:
         raise InvalidMessage(f"uri names the host {parts.netloc!r}; expected file:///PATH", code="uri_not_allowed")
     roots = [root.resolve() for root in settings.allowed_roots]
@@ -80,10 +83,11 @@ def _allowed_file(uri: str, settings: Settings) -> Path:
         # Whether the file exists is none of the sender's business.
         allowed = os.pathsep.join(map(str, roots)) or "there are none"
         raise InvalidMessage(
-            f"{shown(uri)} lies outside the allowed roots, GENDERLINE_ALLOWED_ROOTS: {allowed}", code="uri_not_allowed"
+            f"{short_repr(uri)} lies outside the allowed roots, GENDERLINE_ALLOWED_ROOTS: {allowed}",
+            code="uri_not_allowed",
         )
     if not os.access(path, os.R_OK) or not path.is_file():
-        raise InvalidMessage(f"there is no file that can be read at {shown(uri)}", code="uri_not_found")
+        raise InvalidMessage(f"there is no file that can be read at {short_repr(uri)}", code="uri_not_found")
     return path
 
 
@@ -92,7 +96,7 @@ def _download(uri: str, path: Path, limit: int) -> None:
         from shared.store.s3 import S3Object  # noqa: PLC0415 - needs the extra `s3`
     except ImportError:
         raise InvalidMessage(
-            f"{shown(uri)} needs S3 support, which is not installed here (extra `s3`)", code="uri_not_allowed"
+            f"{short_repr(uri)} needs S3 support, which is not installed here (extra `s3`)", code="uri_not_allowed"
         ) from None
     try:
         found = S3Object(uri)

@@ -11,7 +11,7 @@ from shared.client import Client
 from shared.records.evaluation import Evaluation
 from shared.records.registry import Aliases, Registry
 from shared.records.runs import FINAL_STATES
-from shared.telemetry.liveness import Presence
+from shared.telemetry.liveness import HeartbeatListener
 
 LISTEN_S: Final = 2.5
 """How long `status` listens: a service that is up beats every two seconds."""
@@ -253,9 +253,9 @@ def show_dead(output: Output, broker: Broker, letters: list[DeadLetter]) -> None
 def show_status(output: Output, client: Client) -> None:
     """Listens for a moment, then prints who is up, what waits, what serves and what is being trained."""
     broker = client.broker
-    with Presence(broker) as presence:
-        presence.wait_for({"a service that no one is"}, LISTEN_S)
-        workers = presence.workers()
+    with HeartbeatListener(broker) as heartbeats:
+        heartbeats.wait_for({"a service that no one is"}, LISTEN_S)
+        workers = heartbeats.workers()
     depths = broker.depths()
     champion = client.registry.aliases().champion
     running = [record for record in client.runs.all() if record["state"] not in FINAL_STATES]

@@ -27,7 +27,7 @@ _MAGIC: Final = (
 )
 
 
-def looks_like(head: bytes) -> str:
+def describe(head: bytes) -> str:
     """Names the kind of a file.
 
     Args:

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from shared.errors import Retryable
-from shared.runtime.environment import ONE_CORE
+from shared.runtime.environment import SINGLE_CORE_ENV
 
 Target = Callable[..., None]
 """Serves a child's pipe until `recv` raises EOFError; its further arguments are the descriptors that were passed on."""
@@ -136,7 +136,7 @@ class ForkServer:
             try:
                 self._process = subprocess.Popen(  # noqa: S603 - our own
                     command,
-                    env=ONE_CORE | os.environ,
+                    env=SINGLE_CORE_ENV | os.environ,
                     stdin=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
                     process_group=0,  # Ctrl-C in a terminal is not for it, and its children can be ended with it

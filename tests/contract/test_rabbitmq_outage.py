@@ -70,13 +70,13 @@ def story(rabbitmq: RabbitNode) -> Iterator[Story]:
     topology = place.topology
     queue = topology.predictions
     consumer = broker.consume([queue], 10)
-    inbox = broker.reply_queue()
+    reply_queue = broker.reply_queue()
     subscription = broker.subscribe(["run.*"])
     broker.publish(queue, Message(b"held", "text/plain"))
     held = take(consumer, 1)
-    broker.publish(inbox.name, Message(b"reply before", "text/plain"))
+    broker.publish(reply_queue.name, Message(b"reply before", "text/plain"))
     together = (b"one of two before", b"two of two before")
-    consumer.settle([], [Outgoing(inbox.name, Message(body, "text/plain")) for body in together])
+    consumer.settle([], [Outgoing(reply_queue.name, Message(body, "text/plain")) for body in together])
     consumer.flush()
     # Two queues without prefetch, as a trainer has: somebody waits for work in them all the time. Their connection is
     # another one, as it may be lost once more: to a queue that the server is still recovering.
@@ -134,9 +134,9 @@ def story(rabbitmq: RabbitNode) -> Iterator[Story]:
     consumer.flush()
     with broker.consume([topology.jobs], 10) as jobs:
         left = bodies(take(jobs, 1))
-    got = replies(inbox, 3)
-    broker.publish(inbox.name, Message(b"reply after", "text/plain"))
-    got += replies(inbox, 1)
+    got = replies(reply_queue, 3)
+    broker.publish(reply_queue.name, Message(b"reply after", "text/plain"))
+    got += replies(reply_queue, 1)
     told: list[Event] = []
     while not told:  # its queue is made anew a moment after the connection
         broker.emit("run.epoch", {"after": 1})
@@ -208,7 +208,7 @@ def test_work_that_was_not_settled_before_the_outage_is_delivered_again(story: S
     assert body == b"held"
 
 
-def test_an_inbox_keeps_its_replies_and_its_name_through_the_outage(story: Story) -> None:
+def test_a_reply_queue_keeps_its_replies_and_its_name_through_the_outage(story: Story) -> None:
     assert story.replies_after == [
         b"reply before",
         b"one of two before",

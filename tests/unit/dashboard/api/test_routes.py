@@ -467,12 +467,10 @@ def test_the_sample_dataset_is_drawn_and_submitted(site: Site) -> None:
     answer = site.web.post("/api/v1/samples?images=40", json={"params": {"epochs": 2}})
 
     assert answer.status_code == 202
-    thread = site.parts.samples._thread
-    assert thread is not None
-    thread.join(30)
+    site.parts.samples.wait(30)
     state = site.web.get("/api/v1/samples").json
     assert state is not None
-    assert (state["drawing"], state["error"], state["done"]) == (False, None, 40)
+    assert (state["running"], state["error"], state["done"]) == (False, None, 40)
     message = parse_dataset(taken(site, site.broker.topology.datasets))
     assert message.params == TrainingParams(epochs=2)
     assert site.parts.client.runs.get(state["run_id"])["name"] == "sample"

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.archives.archive import Archive, ArchiveLimits
-from shared.archives.entry import EntryError, Unpacker
+from shared.archives.entry import EntryError, EntryReader
 from shared.errors import InvalidDataset
 from shared.runtime.settings import Settings
 from tests import archives
@@ -305,11 +305,11 @@ def test_entries_read_at_once_are_those_read_one_by_one(tmp_path: Path, method: 
     path.write_bytes(zipped(files, method))
     with path.open("rb") as file, Archive(file, LIMITS) as archive:
         for some in (archive.entries[:1], archive.entries[40:60], archive.entries[99:], archive.entries[:]):
-            unpacker = Unpacker(file).holding(some)
-            assert [unpacker.read(entry) for entry in some] == [archive.read(entry) for entry in some]
+            reader = EntryReader(file).prefetched(some)
+            assert [reader.read(entry) for entry in some] == [archive.read(entry) for entry in some]
         # Entries that are not held are read as ever.
         for held, other in ((archive.entries[:1], 50), (archive.entries[50:51], 49), (archive.entries[50:51], 51)):
-            assert Unpacker(file).holding(held).read(archive.entries[other]) == files[other][1]
+            assert EntryReader(file).prefetched(held).read(archive.entries[other]) == files[other][1]
 
 
 def test_entries_that_are_held_need_the_file_no_more(tmp_path: Path) -> None:
@@ -318,12 +318,12 @@ def test_entries_that_are_held_need_the_file_no_more(tmp_path: Path) -> None:
     path.write_bytes(zipped(files))
     with path.open("r+b") as file, Archive(file, LIMITS) as archive:
         held, others = archive.entries[5:10], archive.entries[20:25]
-        unpacker = Unpacker(file).holding(held)
+        reader = EntryReader(file).prefetched(held)
         file.truncate(0)
-        assert [unpacker.read(entry) for entry in held] == [data for _, data in files[5:10]]
+        assert [reader.read(entry) for entry in held] == [data for _, data in files[5:10]]
         for entry in others:
             with pytest.raises(EntryError, match="its header is missing"):
-                unpacker.read(entry)
+                reader.read(entry)
 
 
 def test_entries_that_are_damaged_or_far_apart_are_told_as_ever(tmp_path: Path) -> None:
@@ -335,11 +335,11 @@ def test_entries_that_are_damaged_or_far_apart_are_told_as_ever(tmp_path: Path) 
     with path.open("rb") as file, Archive(file, LIMITS) as archive:
         first, notes, second = archive.entries
         for some in ([first], [first, second], [second, notes, first]):
-            unpacker = Unpacker(file).holding(some)
-            assert unpacker.read(second) == b"second"
+            reader = EntryReader(file).prefetched(some)
+            assert reader.read(second) == b"second"
             with pytest.raises(EntryError, match="found checksum"):
-                unpacker.read(first)
-        assert Unpacker(file).holding([notes]).read(notes) == wide
+                reader.read(first)
+        assert EntryReader(file).prefetched([notes]).read(notes) == wide
 
 
 def test_an_archive_over_its_limit_of_bytes_is_refused() -> None:

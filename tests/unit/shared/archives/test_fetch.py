@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.archives.fetch import fetched
+from shared.archives.fetch import fetch_archive
 from shared.errors import InvalidMessage, Retryable
 from shared.messages import ArchiveRequest
 from shared.runtime.settings import Settings
@@ -35,7 +35,7 @@ class Place:
     ) -> Path:
         settings = Settings(allowed_roots=(self.allowed,), max_archive_bytes=limit)
         request = ArchiveRequest("m1", "faces", body=body, uri=uri, sha256=sha256)
-        with fetched(request, self.store, settings, self.copies) as path:
+        with fetch_archive(request, self.store, settings, self.copies) as path:
             assert path.read_bytes() == CONTENT
             return path
 
@@ -95,7 +95,7 @@ def test_that_no_folder_is_allowed_is_said(place: Place) -> None:
     request = ArchiveRequest("m1", "faces", uri=f"file://{place.allowed}/faces.zip")
     settings = Settings(allowed_roots=())
     with pytest.raises(InvalidMessage, match="GENDERLINE_ALLOWED_ROOTS: there are none"):
-        fetched(request, place.store, settings, place.copies).__enter__()
+        fetch_archive(request, place.store, settings, place.copies).__enter__()
 
 
 def test_a_link_inside_the_allowed_folder_is_followed(place: Place) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from shared.faces.file_type import looks_like
+from shared.faces.file_type import describe
 
 
 @pytest.mark.parametrize(
@@ -27,4 +27,4 @@ from shared.faces.file_type import looks_like
     ],
 )
 def test_files_are_told_apart_by_their_first_bytes(head: bytes, kind: str) -> None:
-    assert looks_like(head) == kind
+    assert describe(head) == kind
