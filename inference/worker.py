@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from inference.jobs.open import BulkLoop
 from inference.model.champion import Models
 from inference.model.decoder import Decoder
 from inference.model.predictor import Predictor
+from inference.model.probe import ModelProber
 from inference.monitoring.drift import Drift
 from inference.monitoring.recent_predictions import RecentPredictions
 from inference.monitoring.shadow import Shadow
@@ -56,7 +57,9 @@ class Worker:
         self._status_file = status_file
         metrics = InferenceMetrics(CollectorRegistry())
         limits = ImageLimits.from_settings(settings)
-        self._models = Models(store, settings.provider, metrics)
+        self._models = Models(
+            store, settings.provider, metrics, ModelProber(status_file.parent, settings.provider).survives
+        )
         self._drift = Drift(metrics, lambda: self._models.champion)
         self._shadow = Shadow(store, settings, self._models, metrics)
         self._fork_server = ForkServer(Decoder.TARGET)
@@ -141,12 +144,13 @@ class Worker:
         self._bulk.run(stop)
 
     def _state(self) -> dict[str, Any]:
-        champion = self._models.champion
+        champion, refused = self._models.champion, self._models.refused
         return {
             "version": champion.version if champion else None,
             "provider": champion.provider if champion else None,
             "device": champion.precision if champion else None,
             "busy": self._bulk.busy,
+            "refused": None if refused is None else asdict(refused),
             "drift": self._drift.summary(),
             "challenger": self._shadow.summary(),
             **self._throughput.summary(),

@@ -18,7 +18,7 @@ Precision = Literal["float32", "bfloat16"]
 
 
 class TrainingParams(BaseModel):
-    """What a dataset message's `params` may name; each field's description is its line in the README."""
+    """What a dataset message's `params` may name; each field's description is its line in docs/reference.md."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
