@@ -87,8 +87,8 @@ class WorkerStates:
         return sorted(found, key=lambda worker: (str(worker.state.get("service")), str(worker.state.get("worker"))))
 
     def recent_predictions(self) -> list[dict[str, Any]]:
-        """Returns the answers that the workers told of last, newest first; see `newest` in docs/messages.md."""
-        told = [entry for worker in self.states() for entry in worker.state.get("newest") or []]
+        """Returns the workers' last answers, newest first; see `recent_predictions` in docs/messages.md."""
+        told = [entry for worker in self.states() for entry in worker.state.get("recent_predictions") or []]
         return sorted(told, key=lambda entry: str(entry["at"]), reverse=True)
 
     def speed(self) -> Speed:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from inference.monitoring.worker_metrics import WorkersCollector
-from inference.worker_layout import layout_of
+from inference.worker_layout import plan_for
 from shared.connect import open_broker_for
 from shared.runtime.environment import SINGLE_CORE_ENV
 from shared.runtime.service import run_service
@@ -48,7 +48,7 @@ def _supervise(settings: Settings, stop: threading.Event) -> int:
         except ProviderUnavailable as error:
             _LOG.error("%s", error)
             return WRONG_USAGE
-    workers = layout_of(settings).workers
+    workers = plan_for(settings).workers
     with open_broker_for(settings) as broker, tempfile.TemporaryDirectory(prefix="genderline-workers-") as folder:
         registry = process_registry()
         registry.register(BrokerCollector(broker))
@@ -90,7 +90,7 @@ def _work(settings: Settings, stop: threading.Event, status_file: Path) -> int:
     from shared.faces.decode import configure_opencv  # noqa: PLC0415
 
     configure_opencv()
-    decode_threads = layout_of(settings).decode_threads
+    decode_threads = plan_for(settings).decode_threads
     with open_broker_for(settings) as broker:
         worker = Worker(
             broker, open_store(settings.store_url), settings, decode_threads=decode_threads, status_file=status_file

@@ -19,9 +19,9 @@ from inference.jobs.open import BulkLoop
 from inference.model.champion import Models
 from inference.model.predictor import Predictor
 from inference.monitoring.drift import Drift
-from inference.monitoring.recent_predictions import Newest
+from inference.monitoring.recent_predictions import RecentPredictions
 from inference.monitoring.shadow import Shadow
-from inference.monitoring.throughput import Speed
+from inference.monitoring.throughput import ThroughputMeter
 from inference.predictions import InteractiveLoop
 from inference.turns import Turns
 from shared.broker.base import Broker
@@ -59,7 +59,7 @@ class Worker:
         limits = ImageLimits.from_settings(settings)
         self._models = Models(store, settings.provider, metrics)
         self._drift = Drift(metrics, lambda: self._models.champion)
-        self._shadow = Shadow(broker, store, settings, self._models, metrics)
+        self._shadow = Shadow(store, settings, self._models, metrics)
         # A pool for each loop: threads inherit the niceness of the loop that starts them.
         self._pools = [ThreadPoolExecutor(decode_threads, name) for name in ("decode", "decode bulk")]
         predictor, bulk_predictor = (
@@ -74,8 +74,8 @@ class Worker:
         )
         if self._shadow.wanted:
             predictor = replace(predictor, observers=[*predictor.observers, self._shadow.observe])
-        self._speed = Speed()
-        self._newest = Newest()
+        self._throughput = ThroughputMeter()
+        self._recent_predictions = RecentPredictions()
         turns = Turns()
         self._interactive = InteractiveLoop(
             broker,
@@ -83,13 +83,13 @@ class Worker:
             predictor,
             policy,
             metrics,
-            self._speed,
-            self._newest,
+            self._throughput,
+            self._recent_predictions,
             turns,
             prefetch=settings.prefetch,
             batch_size=settings.batch_size,
             batch_delay_s=settings.batch_delay_ms / 1000,
-            at_rest=self._shadow.at_rest,
+            on_idle=self._shadow.on_idle,
         )
         self._bulk = BulkLoop(
             broker,
@@ -98,7 +98,7 @@ class Worker:
             self._models,
             bulk_predictor,
             policy,
-            self._speed,
+            self._throughput,
             turns,
             interactive_lately=lambda: self._interactive.lately,
         )
@@ -160,8 +160,8 @@ class Worker:
             "busy": self._bulk.busy,
             "drift": self._drift.summary(),
             "challenger": self._shadow.summary(),
-            **self._speed.summary(),
-            "newest": self._newest.summary(),
+            **self._throughput.summary(),
+            "recent_predictions": self._recent_predictions.summary(),
         }
 
     def _write_status(self, *, ready: bool) -> None:

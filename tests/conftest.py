@@ -12,6 +12,8 @@ import pytest
 from tests.rabbitmq_node import RabbitNode, find_server
 from tests.rabbitmq_shared import SharedNode, shared_node
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before any test can import ONNX Runtime: nothing is sent to anybody
+
 TESTS: Final = Path(__file__).parent
 LONGEST_FIRST: Final = ("e2e", "integration", "contract", "bench", "unit")
 

@@ -21,7 +21,7 @@ from typing import Any, Final
 from inference.jobs.finish import JobEnds
 from inference.model.champion import Models
 from inference.model.predictor import Predictor
-from inference.monitoring.throughput import Speed
+from inference.monitoring.throughput import ThroughputMeter
 from inference.turns import Turns
 from shared.archives.archive import Archive, ArchiveLimits
 from shared.archives.entry import EntryError
@@ -66,7 +66,7 @@ class BulkLoop:
         models: which model to use.
         predictor: decodes and predicts.
         policy: what becomes of messages that fail.
-        speed: told of images, for the heartbeat.
+        throughput: told of images, for the heartbeat.
         turns: keeps what it works on apart from messages that may kill the worker.
         interactive_lately: whether the interactive loop has had work a moment ago.
     """
@@ -79,7 +79,7 @@ class BulkLoop:
         models: Models,
         predictor: Predictor,
         policy: FailurePolicy,
-        speed: Speed,
+        throughput: ThroughputMeter,
         turns: Turns,
         *,
         interactive_lately: Callable[[], bool] = lambda: False,
@@ -93,7 +93,7 @@ class BulkLoop:
         self._models = models
         self._predictor = predictor
         self._policy = policy
-        self._speed = speed
+        self._throughput = throughput
         self._turns = turns
         self._interactive_lately = interactive_lately
         self._archives = _OpenArchive(store, self._limits)
@@ -303,7 +303,7 @@ class BulkLoop:
                 result_row(entry.name, content if isinstance(content, EntryError) else next(outcomes))
                 for entry, content in zip(entries, contents, strict=True)
             )
-            self._speed.add(len(entries))
+            self._throughput.add(len(entries))
             if small_steps:
                 time.sleep(_LETTING_GO_S)
         self._store.put(Jobs.part_key(request.job_id, request.shard), text.getvalue().encode())

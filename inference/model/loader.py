@@ -35,8 +35,8 @@ _NO_FOLDER: Final = "/nonexistent"
 _BATCH_TOLERANCE: Final = 0.01
 _TRIAL_IMAGES: Final[dict[Provider, int]] = {"cpu": 8, "cuda": cuda.SIZES[-1]}
 _TRIAL_RUNS: Final = 4
-_WORTH_IT: Final[dict[ServedPrecision, float]] = {"int8": 1.15, "float16": 1.0}
-"""How many times as fast as float32 a sibling must be on this machine to be taken."""
+MIN_SPEEDUP: Final[dict[ServedPrecision, float]] = {"int8": 1.15, "float16": 1.0}
+"""How many times as fast as float32 a variant must be on this machine to be taken."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class ServedModel:
     Attributes:
         version: its number in the registry.
         provider: where it really runs, as ONNX Runtime says after loading.
-        precision: `float32`, or that of the sibling that serves in its place.
+        precision: `float32`, or that of the variant that serves in its place.
         card: its card.
         run: the model itself; used by several threads at once.
     """
@@ -83,7 +83,7 @@ class ServedModel:
 def load_model(store: Store, version: int, provider: Literal["auto", "cpu", "cuda"]) -> ServedModel:
     """Loads a registered model and makes sure that it answers sensibly.
 
-    Where the card says that its sibling for this provider, int8 for a CPU and float16 for a GPU, holds the accuracy, it
+    Where the card says that its variant for this provider, int8 for a CPU and float16 for a GPU, holds the accuracy, it
     is loaded too, and taken if it is faster here. One that is broken costs nothing but its speed.
 
     Args:
@@ -99,18 +99,18 @@ def load_model(store: Store, version: int, provider: Literal["auto", "cpu", "cud
         Retryable: the store is away.
     """
     card = _card(store, version)
-    model = _opened(_file(store, card, "float32", card.file), provider, card, "float32")
-    precision, file = _sibling(card, model.provider)
+    model = _load(_file(store, card, "float32", card.file), provider, card, "float32")
+    precision, file = _variant(card, model.provider)
     if file is None:
         return model
     try:
-        sibling = _opened(_file(store, card, precision, file), model.provider, card, precision)
+        variant = _load(_file(store, card, precision, file), model.provider, card, precision)
     except InvalidModel as error:
         _LOG.error("%s not taken, float32 serves: %s", precision, error)
         return model
-    gain = _gain(model, sibling)
-    _LOG.info("version %d: %s runs %.2f times as fast as float32 here", version, precision, gain)
-    return sibling if gain >= _WORTH_IT[precision] else model
+    speedup = _speedup(model, variant)
+    _LOG.info("version %d: %s runs %.2f times as fast as float32 here", version, precision, speedup)
+    return variant if speedup >= MIN_SPEEDUP[precision] else model
 
 
 def require_provider(wanted: Literal["auto", "cpu", "cuda"]) -> None:
@@ -144,8 +144,8 @@ def _card(store: Store, version: int) -> ModelCard:
     return card
 
 
-def _sibling(card: ModelCard, provider: Provider) -> tuple[ServedPrecision, CardFile | None]:
-    """Returns the precision that pays there, and the file of the sibling in it, where the card vouches for that."""
+def _variant(card: ModelCard, provider: Provider) -> tuple[ServedPrecision, CardFile | None]:
+    """Returns the precision that pays there, and the file of the variant in it, where the card vouches for that."""
     if provider == "cuda":
         return "float16", card.float16_file if card.float16 is not None and card.float16.kept else None
     return "int8", card.int8_file if card.int8 is not None and card.int8.kept else None
@@ -169,7 +169,7 @@ def _file(store: Store, card: ModelCard, precision: ServedPrecision, expected: C
     return data
 
 
-def _opened(
+def _load(
     data: bytes, wanted: Literal["auto", "cpu", "cuda"], card: ModelCard, precision: ServedPrecision
 ) -> ServedModel:
     """Loads a model file, warms it up and probes it."""
@@ -249,8 +249,8 @@ def _probe(model: ServedModel) -> None:
         )
 
 
-def _gain(model: ServedModel, sibling: ServedModel) -> float:
-    """Returns how many times as fast the sibling runs: the best of a few runs of each, by turns.
+def _speedup(model: ServedModel, variant: ServedModel) -> float:
+    """Returns how many times as fast the variant runs: the best of a few runs of each, by turns.
 
     On a CPU it counts this thread's own processor time, in which the models run: who else uses the machine at the
     moment does not decide which of the two is served. A GPU's time is on the clock.
@@ -259,8 +259,8 @@ def _gain(model: ServedModel, sibling: ServedModel) -> float:
     clock = time.perf_counter if model.provider == "cuda" else time.thread_time
     times: dict[str, list[float]] = {}
     for _ in range(_TRIAL_RUNS):
-        for each in (model, sibling):
+        for each in (model, variant):
             start = clock()
             each.predict(faces)
             times.setdefault(each.precision, []).append(clock() - start)
-    return min(times[model.precision]) / max(min(times[sibling.precision]), 1e-9)
+    return min(times[model.precision]) / max(min(times[variant.precision]), 1e-9)

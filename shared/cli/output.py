@@ -14,6 +14,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Table
 from rich.text import Text
 
+from shared.runtime.log import printable
+
 NOTHING: Final = "-"
 _PLAIN_WIDTH: Final = 240
 """Columns where there is no terminal to ask: lines for programs and files are not to be broken."""
@@ -46,7 +48,9 @@ class Output:
 
     def document(self, value: Any) -> None:
         """Prints the one JSON document."""
-        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(value, indent=2, ensure_ascii=False)
+        # Letters of every script stay readable; what could steer a terminal is escaped, as JSON allows.
+        sys.stdout.write("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text) + "\n")
 
     def line(self, text: str = "", style: str | None = None) -> None:
         """Prints a line of the result."""
@@ -233,11 +237,6 @@ class _Left(ProgressColumn):
             return Text(f"in {_clock_text(task.finished_time or 0)}")
         left = task.fields["eta_s"] if task.fields["eta_s"] is not None else task.time_remaining
         return Text("" if left is None else f"{_clock_text(left)} left")
-
-
-def printable(text: str) -> str:
-    """Returns text from anywhere as it may be sent to a terminal: on one line, without control sequences."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def percent(share: float | None) -> str | None:

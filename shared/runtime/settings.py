@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.errors import short_repr
+from shared.runtime.resources import available_cores
 from shared.runtime.supervisor import SUPERVISED
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -72,13 +73,6 @@ class Settings(BaseSettings):
     prefetch: int = Field(256, ge=1, le=10_000, description="Messages one worker holds unacknowledged")
     shadow_share: float = Field(
         0.0, ge=0, le=1, description="Share of interactive traffic that the challenger sees too; 0 is off"
-    )
-    promote_agreement: float = Field(
-        0.0, ge=0, le=1, description="Agreement with the champion at which a faster challenger is promoted; 0 is never"
-    )
-    promote_images: int = Field(10_000, ge=1, description="Images that such a challenger must have seen")
-    promote_time: float = Field(
-        0.9, gt=0, le=10, description="The most that it may take, in times of the champion's time"
     )
     shard_images: int = Field(1024, ge=1, le=100_000, description="The most images in one slice of a job")
     delivery_limit: int = Field(5, ge=1, le=100, description="Deliveries of a message before it is a dead letter")
@@ -149,8 +143,8 @@ class Settings(BaseSettings):
 
     @property
     def cores(self) -> int:
-        """Cores this process may use."""
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        """Cores this process may use, by affinity and by its cgroup's quota."""
+        return available_cores()
 
 
 def load_settings() -> Settings:

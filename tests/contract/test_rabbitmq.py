@@ -537,7 +537,7 @@ def test_replies_travel_together_to_our_reply_queues_only(place: Place, foreign:
 def test_replies_that_come_again_since_their_acknowledgement_was_lost_are_returned_once(
     place: Place, foreign: BlockingChannel
 ) -> None:
-    (batch,) = pack([Outgoing("inbox", Message(body, "text/plain")) for body in (b"one", b"two")], "reply_queue")
+    (batch,) = pack([Outgoing("replies", Message(body, "text/plain")) for body in (b"one", b"two")], "replies")
     with place.open().reply_queue() as reply_queue:
         taken: list[bytes] = []
         for body, properties in (

@@ -37,7 +37,7 @@ def test_the_overview_shows_champion_progress_and_workers(filled: Site) -> None:
 
 def told(worker: str, *newest: dict[str, Any]) -> Event:
     beat = {"service": "inference", "worker": worker, "version": 2, "images_per_second": 1.0, "latency_p99_ms": 8.0}
-    return Event("worker.heartbeat", {**beat, "newest": list(newest)})
+    return Event("worker.heartbeat", {**beat, "recent_predictions": list(newest)})
 
 
 def answer_at(second: int, p: float, **changes: Any) -> dict[str, Any]:
