@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from tests.rabbitmq_node import RabbitNode, find_server
+from tests.rabbitmq_node import rabbitmq_server
 from tests.rabbitmq_shared import SharedNode, shared_node
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before any test can import ONNX Runtime: nothing is sent to anybody
@@ -30,7 +30,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Puts the files that take longest first, so that processes side by side end together; then sorts out by --alone.
+    """Puts what takes longest first, so that processes side by side end together; then sorts out by --alone.
 
     Not by -m, which stays free for whoever selects tests by hand.
     """
@@ -43,40 +43,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in out]
 
 
-def _server() -> Path:
-    """Returns the `rabbitmq-server` script; skips the test where there is none, and fails it in CI."""
-    server = find_server()
-    if server is None:
-        missing = "no rabbitmq-server on this machine; on Debian: apt-get install rabbitmq-server"
-        if os.environ.get("CI") == "true":
-            pytest.fail(missing)
-        pytest.skip(missing)
-    return server
-
-
 @pytest.fixture(scope="session")
 def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedNode]:
     """A RabbitMQ node that all processes of this run share: each test needs a queue prefix of its own.
 
-    A test that stops the node, lets it stand still or changes its settings takes `own_rabbitmq`.
+    A test that stops the node, lets it stand still or changes its settings needs a node of its own.
     """
-    server = _server()
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:  # each process has a folder of its own in the run's
         folder = folder.parent
-    with shared_node(folder / "rabbitmq", server) as node:
+    with shared_node(folder / "rabbitmq", rabbitmq_server()) as node:
         yield node
-
-
-@pytest.fixture(scope="session")
-def own_rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitNode]:
-    """A RabbitMQ node that nobody else uses at the same time. A test that stops it starts it again.
-
-    All tests that use it run one after the other in one process: `OWN_RABBITMQ` marks them.
-    """
-    node = RabbitNode(tmp_path_factory.mktemp("rabbitmq"), _server())
-    try:
-        node.start()
-        yield node
-    finally:
-        node.close()

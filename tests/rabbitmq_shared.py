@@ -1,7 +1,7 @@
 """One RabbitMQ node for all processes of a test run: the first that wants it starts it, and it ends with the last.
 
-Nobody counts them. Each process holds a shared lock on one file, which Linux releases even for a process that is killed;
-the keeper, which owns the node, waits until it gets that lock for itself alone.
+Nobody counts them. Each process holds a shared lock on one file, which Linux releases even for a process that is
+killed; the keeper, which owns the node, waits until it gets that lock for itself alone.
 """
 
 from __future__ import annotations

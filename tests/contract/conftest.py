@@ -101,14 +101,6 @@ def rabbitmq_place(rabbitmq: SharedNode) -> Iterator[Place]:
     place.clear()
 
 
-@pytest.fixture
-def own_rabbitmq_place(own_rabbitmq: RabbitNode) -> Iterator[Place]:
-    """On a node that the test may stop or change; for a test that is marked `xdist_group("own_rabbitmq")`."""
-    place = Place(own_rabbitmq.url, own_rabbitmq)
-    yield place
-    place.clear()
-
-
 @pytest.fixture(params=["sqlite", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
 def place(request: pytest.FixtureRequest) -> Place:
     """Each broker in turn."""
