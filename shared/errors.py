@@ -42,7 +42,7 @@ CODES: dict[str, str] = {
     "unavailable": "The broker or the store is away, or the queue is full; try again later.",
     "internal": "A bug on our side; the log has the traceback.",
 }
-"""Every error code there is, with its meaning; the README's table is tested against it."""
+"""Every error code there is, with its meaning; docs/reference.md is tested against it."""
 
 
 class GenderlineError(Exception):

@@ -18,7 +18,7 @@ Precision = Literal["float32", "bfloat16"]
 
 
 class TrainingParams(BaseModel):
-    """What a dataset message's `params` may name; each field's description is its line in the README."""
+    """What a dataset message's `params` may name; each field's description is its line in docs/reference.md."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -58,7 +58,7 @@ class TrainingParams(BaseModel):
     seed: int = Field(0, ge=0, le=2**31 - 1, description="What all random choices of a run start from")
     quantize: bool = Field(
         True,
-        description="Add siblings in int8 for CPUs and float16 for GPUs, each kept only where it holds the accuracy",
+        description="Add variants in int8 for CPUs and float16 for GPUs, each kept only where it holds the accuracy",
     )
     promote: bool = Field(True, description="Let the gate promote the model where it beats the champion")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
@@ -11,7 +12,27 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from shared.broker.base import Broker
-from shared.errors import Retryable
+from shared.errors import CODES, Retryable
+from shared.faces.labels import GENDERS
+from shared.faces.rejects import REJECT_REASONS
+
+LABELS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
+    "genderline_predictions": {"outcome": ("ok", "invalid", "failed", "expired")},
+    "genderline_model_info": {"version": (), "provider": ("cpu", "cuda")},
+    "genderline_model_swaps": {"outcome": ("ok", "failed")},
+    "genderline_predicted_gender": {"gender": GENDERS},
+    "genderline_drift_score": {"signal": ("luma", "contrast", "predicted_female", "confidence")},
+    "genderline_shadow_predictions": {"outcome": ("agree", "disagree", "failed", "dropped")},
+    "genderline_shadow_run_seconds": {"model": ("champion", "challenger")},
+    "genderline_datasets": {"outcome": ("registered", "rejected", "failed", "cancelled")},
+    "genderline_images_rejected": {"reason": tuple(REJECT_REASONS)},
+    "genderline_training_loss": {"split": ("train", "val")},
+    "genderline_training_accuracy": {"split": ("train", "val")},
+    "genderline_dead_letters": {"reason": (*CODES, "delivery_limit")},
+    "genderline_queue_depth": {"queue": ()},
+}
+"""Every label with its values, none where they are open. A series whose labels are all known stands at 0 from the start
+of a process: `increase()` in an alert sees a change only where it has seen the value before."""
 
 _SCRAPE_WAIT_S: Final = 1.0
 """For a broker that is away: Prometheus gives a whole scrape ten seconds, and loses all of it after them."""
@@ -92,6 +113,7 @@ class InferenceMetrics:
             registry=registry,
         )
         self.dead_letters = _dead_letters(registry)
+        _start_at_zero(self)
 
 
 class TrainerMetrics:
@@ -112,6 +134,16 @@ class TrainerMetrics:
             "genderline_training_images_per_second", "Training speed; 0 between runs", registry=registry
         )
         self.dead_letters = _dead_letters(registry)
+        _start_at_zero(self)
+
+
+def _start_at_zero(metrics: InferenceMetrics | TrainerMetrics) -> None:
+    """Makes every series whose labels are known."""
+    for metric in vars(metrics).values():
+        (family,) = metric.describe()
+        if labels := LABELS.get(family.name):
+            for values in itertools.product(*labels.values()):
+                metric.labels(*values)
 
 
 def _dead_letters(registry: CollectorRegistry) -> Counter:

@@ -139,7 +139,7 @@ def test_a_broker_that_is_away_is_a_sentence_and_exit_code_1(monkeypatch: pytest
 
 def test_a_reader_that_goes_away_ends_the_command_quietly() -> None:
     script = "from shared.cli import main; main()"
-    command = f"{sys.executable} -c '{script}' settings --markdown | true"
+    command = f"{sys.executable} -c '{script}' settings --json | true"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, env=environment)
     assert (done.stdout, done.stderr) == ("", "")
