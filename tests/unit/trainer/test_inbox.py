@@ -64,7 +64,7 @@ def test_a_zip_is_submitted_at_the_second_look_and_moved_aside(
     (message,) = messages(broker)
     moved = inbox / "submitted" / "faces.ZIP"
     assert json.loads(message.body)["sha256"] == sha256_of(moved)
-    assert [run["name"] for run in client.runs.all()] == ["faces"]
+    assert [run.name for run in client.runs.all().records] == ["faces"]
     assert not (inbox / "faces.ZIP").exists()
 
 
@@ -141,7 +141,7 @@ def test_a_crash_between_submitting_and_moving_does_not_submit_another_run(
     again.look()
     first, second = messages(broker)
     assert first.message_id == second.message_id
-    assert len(client.runs.all()) == 1
+    assert len(client.runs.all().records) == 1
 
 
 def test_a_second_archive_of_the_same_name_is_another_run_and_keeps_the_first(
@@ -151,7 +151,7 @@ def test_a_second_archive_of_the_same_name_is_another_run_and_keeps_the_first(
         (inbox / "faces.zip").write_bytes(content)
         watcher.look()
         watcher.look()
-    assert len(client.runs.all()) == 2
+    assert len(client.runs.all().records) == 2
     assert sorted(file.stat().st_size for file in (inbox / "submitted").iterdir()) == [len(ZIP), len(ZIP) + 1]
 
 

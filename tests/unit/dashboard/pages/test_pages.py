@@ -24,7 +24,8 @@ from shared.broker.base import Delivery, Event, Message
 from shared.faces.labels import GENDERS
 from shared.messages import PROBE, pack_message
 from shared.params import TrainingParams
-from shared.records import jobs, runs
+from shared.records.jobs import JobState
+from shared.records.runs import Progress, RunState
 from shared.records.shadow import ShadowFigures, add_shadow_figures
 from tests.dashboard_app import Site, error_of, open_site
 from tests.store_builder import HOSTILE_NAMES
@@ -48,9 +49,9 @@ def filled(site: Site) -> Site:
     site.parts.client.promote(1, "first")
     site.parts.client.promote(2, "newer")
     progress = {"stage": "training", "done": 5, "total": 10, "rate": 400.0, "eta_s": 75, "epoch": 3, "epochs": 6}
-    site.builder.run("run-000000000003", name="going", state=runs.TRAINING, epochs=2, progress=progress)
+    site.builder.run("run-000000000003", name="going", state=RunState.TRAINING, epochs=2, progress=progress)
     error = {"code": "single_gender", "message": "all faces are male"}
-    site.builder.run("run-000000000004", name=HOSTILE_NAMES[0], state=runs.REJECTED, error=error)
+    site.builder.run("run-000000000004", name=HOSTILE_NAMES[0], state=RunState.REJECTED, error=error)
     site.builder.job()
     return site
 
@@ -321,7 +322,7 @@ def test_the_sample_button_starts_a_sample(site: Site) -> None:
     assert answer.status_code == 303
     assert site.parts.samples._thread is not None
     site.parts.samples._thread.join(30)
-    assert site.parts.catalog.runs()[0]["name"] == "sample"
+    assert site.parts.catalog.runs().records[0].name == "sample"
 
 
 def test_runs_are_paged(site: Site) -> None:
@@ -369,14 +370,16 @@ def test_a_parameter_left_open_says_what_became_of_it(filled: Site) -> None:
 
 
 def test_the_epochs_of_a_training_under_way_are_known(site: Site) -> None:
-    site.builder.run(RUN, state=runs.TRAINING, params=TrainingParams().as_dict(), progress={"epochs": 49, "epoch": 1})
+    progress = Progress(stage=RunState.TRAINING, done=1, total=49, epoch=1, epochs=49)
+    site.builder.run(RUN, state=RunState.TRAINING, params=TrainingParams(), progress=progress)
 
     assert '<dt>epochs</dt><dd class="mono">auto → 49</dd>' in site.web.get(f"/runs/{RUN}").text
 
 
 def test_runs_side_by_side_show_what_their_parameters_became(filled: Site) -> None:
-    filled.builder.runs.update(RUN, params=TrainingParams(network="small").as_dict())
-    filled.builder.runs.update("run-000000000002", params=TrainingParams(epochs=12).as_dict())
+    for run_id, params in ((RUN, TrainingParams(network="small")), ("run-000000000002", TrainingParams(epochs=12))):
+        run = filled.builder.runs.get(run_id).changed(params=params)
+        filled.store.put_json(filled.builder.runs.key(run_id), run.as_dict())
 
     text = filled.web.get(f"/runs/compare?run={RUN}&run=run-000000000002").text
 
@@ -432,14 +435,14 @@ def test_a_dataset_that_is_not_read_yet_says_so(site: Site) -> None:
 def test_an_archive_that_was_rejected_says_why_and_by_which_run(site: Site) -> None:
     site.store.put("datasets/abc/archive.zip", b"PK")
     error = {"code": "too_few_faces", "message": "found 3 faces, expected at least 50"}
-    site.builder.run("run-1", state=runs.REJECTED, dataset="abc", error=error)
+    site.builder.run("run-1", state=RunState.REJECTED, dataset="abc", error=error)
 
     for path in ("/datasets", "/datasets/abc"):
         text = site.web.get(path).text
         assert "found 3 faces, expected at least 50" in text
         assert 'href="/runs/run-1"' in text
         assert "ot read yet" not in text
-    site.builder.run("run-2", state=runs.INGESTING, dataset="abc")
+    site.builder.run("run-2", state=RunState.INGESTING, dataset="abc")
     assert "not read yet" in site.web.get("/datasets").text
 
 
@@ -586,7 +589,7 @@ def test_a_face_is_sent_without_loss_and_may_be_kept_for_good(filled: Site) -> N
     assert image is not None
     assert np.array_equal(image, filled.parts.catalog.dataset(sha256).faces[3])
     assert "immutable" in answer.headers["Cache-Control"]
-    assert cv2.imdecode(np.frombuffer(small.data, np.uint8), cv2.IMREAD_UNCHANGED).shape == (32, 32)  # type: ignore[union-attr]
+    assert cv2.imdecode(np.frombuffer(small.data, np.uint8), cv2.IMREAD_UNCHANGED).shape == (32, 32)
     assert filled.web.get(f"/datasets/{sha256}/faces/150.png").status_code == 404
 
 
@@ -731,21 +734,21 @@ def test_a_job_shows_rows_pictures_and_only_the_wrong_ones_if_asked(filled: Site
 
 def test_what_had_failed_and_goes_on_is_shown_as_it_is(site: Site) -> None:
     error = {"code": "internal", "message": "the disk was full"}
-    site.builder.run("run-1", state=runs.FAILED, error=error)
-    site.builder.jobs.create("job-1", message_id="1", name="one", state=jobs.QUEUED)
-    site.builder.jobs.update("job-1", state=jobs.REJECTED, error=error)
+    site.builder.run("run-1", state=RunState.FAILED, error=error)
+    site.builder.jobs.create("job-1", message_id="1", name="one", state=JobState.QUEUED)
+    site.builder.jobs.update("job-1", state=JobState.REJECTED, error=error)
     for path in ("/runs/run-1", "/jobs/job-1"):
         assert "the disk was full" in site.web.get(path).text
 
-    site.builder.runs.update("run-1", state=runs.TRAINING, error=None)
-    site.builder.jobs.update("job-1", state=jobs.ACCEPTED, error=None)
+    site.builder.runs.reopen("run-1", 1.5)
+    site.builder.jobs.reopen("job-1", 1.5)
 
     for path in ("/runs/run-1", "/jobs/job-1"):
         assert "the disk was full" not in site.web.get(path).text
 
 
 def test_a_job_is_cancelled_from_its_page(filled: Site) -> None:
-    filled.builder.jobs.create("job-b", message_id="b", name="b", state=jobs.QUEUED)
+    filled.builder.jobs.create("job-b", message_id="b", name="b", state=JobState.QUEUED)
     web = filled.web
 
     answer = web.post("/jobs/job-b/cancel", data={"csrf": csrf_of(web)}, follow_redirects=True)
@@ -866,12 +869,29 @@ def test_the_grid_stays_fast_at_25000_faces(site: Site) -> None:
     assert statistics.median(seconds) < 0.25  # a tenth of that on an idle core; machines that test are busy
 
 
-def test_a_bug_in_a_page_is_a_page(filled: Site, caplog: pytest.LogCaptureFixture) -> None:
-    filled.store.put("runs/run-x/run.json", b"{")
+def test_a_bug_in_a_page_is_a_page(
+    filled: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filled.parts, "catalog", None)
 
     answer = filled.web.get("/runs")
 
     assert (answer.status_code, answer.mimetype) == (500, "text/html")
     assert "a bug on our side" in answer.text
-    assert "JSONDecodeError" in caplog.text
+    assert "AttributeError" in caplog.text
     assert error_of(filled.web.get("/api/v1/runs").data)[0] == "internal"
+
+
+def test_damaged_records_are_named_on_their_lists_and_cost_the_pages_nothing_else(filled: Site) -> None:
+    filled.store.put("runs/run-x/run.json", b"")
+    filled.store.put("jobs/job-x/job.json", b"{}")
+
+    for page, name in (("/runs", "runs/run-x/run.json"), ("/jobs", "jobs/job-x/job.json")):
+        text = filled.web.get(page).text
+        assert f"{name} in the store is damaged" in text
+        assert "faces" in text or "photos" in text
+        assert f"{name} in the store is damaged" in filled.web.get("/").text
+        assert f"{name} in the store is damaged" in filled.web.get(f"/{name.rpartition('/')[0]}").text
+        api = filled.web.get(f"/api/v1{page}").json or {}
+        assert [damaged["file"] for damaged in api["damaged"]] == [name]
+        assert api["total"] == len(api[page[1:]]) > 0

@@ -36,7 +36,8 @@ from shared.messages import (
     prediction_error,
     run_id_of,
 )
-from shared.records.jobs import RESULT_COLUMNS, Jobs
+from shared.records.jobs import RESULT_COLUMNS, Jobs, JobState
+from shared.records.runs import RunState
 from shared.records.shadow import ShadowFigures, add_shadow_figures
 from shared.runtime.settings import Settings
 from shared.store.files import FileStore
@@ -133,12 +134,12 @@ def trains(client: Client, **final: Any) -> Handle:
         run_id = run_id_of(request.message_id)
         # Whoever is first makes the record: the client, or the trainer that took the message.
         client.runs.create(
-            run_id, message_id=request.message_id, name=request.name, params=request.params, state="accepted"
+            run_id, message_id=request.message_id, name=request.name, params=request.params, state=RunState.ACCEPTED
         )
 
         def tell(**changes: Any) -> None:
             record = client.runs.update(run_id, **changes)
-            client.broker.emit(run_state_topic(record["state"]), {"schema": 1, **client.runs.reply(record)})
+            client.broker.emit(run_state_topic(record.state), {"schema": 1, **record.reply()})
 
         tell(state="ingesting")
         progress = {"done": 30, "total": 60, "rate": 70.0, "eta_s": 1.0, "epoch": 1, "epochs": 2}
@@ -178,7 +179,7 @@ def works_off(client: Client, **final: Any) -> Handle:
     def handle(delivery: Delivery) -> list[Outgoing]:
         request = parse_job(delivery.message)
         job_id = job_id_of(request.message_id)
-        client.jobs.create(job_id, message_id=request.message_id, name=request.name, state="accepted")
+        client.jobs.create(job_id, message_id=request.message_id, name=request.name, state=JobState.ACCEPTED)
         with client.store.local(Jobs.archive_key(job_id)) as path, zipfile.ZipFile(path) as archive:
             names = archive.namelist()
         lines = [",".join(RESULT_COLUMNS), *(f"{name},female,0.9,0.9,female,true," for name in names)]
@@ -191,7 +192,7 @@ def works_off(client: Client, **final: Any) -> Handle:
             **final,
         }
         record = client.jobs.update(job_id, **changes)
-        client.broker.emit(job_state_topic(record["state"]), {"schema": 1, **Jobs.reply(record)})
+        client.broker.emit(job_state_topic(record.state), {"schema": 1, **record.reply()})
         return []
 
     return handle
@@ -345,9 +346,9 @@ def test_train_follows_a_run_to_its_model(client: Client, folder: Path) -> None:
     with serving(client, client.broker.topology.datasets, trains(client, **registered())):
         result = run("train", "faces.zip", "--param", "epochs=2", "--name", "mine")
     assert result.exit_code == 0, result.output
-    (record,) = client.runs.all()
-    assert (record["name"], record["params"]["epochs"]) == ("mine", 2)
-    assert f"{record['run_id']}: registered as version 1, accuracy 93.1 % on held-out faces" in result.stdout
+    (record,) = client.runs.all().records
+    assert (record.name, record.params.epochs) == ("mine", 2)
+    assert f"{record.run_id}: registered as version 1, accuracy 93.1 % on held-out faces" in result.stdout
     assert "epoch   train loss  accuracy   val loss  accuracy" in result.stderr
     assert len(re.findall(r"^    [12]  ", result.stderr, flags=re.MULTILINE)) == 2
 
@@ -360,7 +361,7 @@ def test_a_run_that_came_to_nothing_is_exit_code_1(client: Client, folder: Path,
         result = run("train", "faces.zip")
     assert result.exit_code == 1
     assert f"{state}: too_few_faces: found 3 faces, expected 20" in result.stderr
-    run_id = client.runs.all()[0]["run_id"]
+    run_id = client.runs.all().records[0].run_id
     assert document("runs", run_id, "--follow", exit_code=1)["error"] == error
 
 
@@ -378,9 +379,9 @@ def test_a_run_may_be_called_after_any_file(client: Client, folder: Path, stem: 
     archive.write_bytes(ZIP)
     with serving(client, client.broker.topology.datasets, trains(client, **registered())):
         assert document("train", archive, "--detach")["status"]
-        run_id = client.runs.all()[0]["run_id"]
+        run_id = client.runs.all().records[0].run_id
         assert document("runs", run_id, "--follow")["status"] == "registered"
-    assert client.runs.get(run_id)["name"] == ("n" * 200 if stem.startswith(b"n") else "faces ?")
+    assert client.runs.get(run_id).name == ("n" * 200 if stem.startswith(b"n") else "faces ?")
 
 
 def test_a_detached_run_can_be_followed_cancelled_and_shown(client: Client, folder: Path) -> None:
@@ -400,7 +401,7 @@ def test_a_run_that_takes_longer_than_the_timeout_goes_on(client: Client, folder
     result = run("train", "faces.zip", "--timeout", "0.1")
     assert result.exit_code == 1
     assert "it goes on" in result.stderr
-    assert client.runs.all()[0]["state"] == "queued"
+    assert client.runs.all().records[0].state == "queued"
 
 
 def test_ctrl_c_says_how_to_follow_the_run_again(client: Client, folder: Path) -> None:
@@ -416,7 +417,7 @@ def test_ctrl_c_says_how_to_follow_the_run_again(client: Client, folder: Path) -
                 break
         process.send_signal(signal.SIGINT)
         said = process.stderr.read()
-    run_id = client.runs.all()[0]["run_id"]
+    run_id = client.runs.all().records[0].run_id
     assert f"{run_id} goes on; follow it again with: genderline runs {run_id} --follow" in said
     assert process.returncode == 130
 
@@ -439,7 +440,7 @@ def test_a_run_that_ends_before_its_last_epoch_is_said_to_have_stopped_early(
     client: Client, builder: StoreBuilder
 ) -> None:
     progress = {"stage": "training", "done": 30, "total": 60, "epoch": 2, "epochs": 5}
-    run_id = builder.run(state="training", epochs=2, progress=progress)
+    run_id = builder.run(state=RunState.TRAINING, epochs=2, progress=progress)
     ending = threading.Timer(1.0, client.runs.update, [run_id], {**registered(), "progress": None})
     ending.start()
     result = run("runs", run_id, "--follow")
@@ -462,9 +463,11 @@ def test_a_version_that_the_gate_did_not_promote_is_told_with_the_one_that_serve
 def test_runs_lists_and_shows_runs(builder: StoreBuilder) -> None:
     assert "no runs yet" in run("runs").stderr
     builder.model(builder.dataset(), "run-000000000001", name="first")
-    builder.run("run-000000000002", name="\x1b[2Jevil", state="failed", error={"code": "internal", "message": "a bug"})
+    builder.run(
+        "run-000000000002", name="\x1b[2Jevil", state=RunState.FAILED, error={"code": "internal", "message": "a bug"}
+    )
     progress = {"stage": "training", "done": 1, "total": 4, "epoch": 3, "epochs": 8}
-    builder.run("run-000000000003", state="training", epochs=2, progress=progress)
+    builder.run("run-000000000003", state=RunState.TRAINING, epochs=2, progress=progress)
     listed = run("runs").stdout
     assert "registered" in listed
     assert "training, epoch 3/8, 25%" in listed
@@ -577,8 +580,8 @@ def test_many_images_become_a_job_and_keep_their_names(client: Client, folder: P
     images = image_folder(folder / "faces", 513)
     with serving(client, client.broker.topology.jobs, works_off(client)):
         found = document("predict", images)
-    (job,) = client.jobs.all()
-    assert found["jobs"] == [job["job_id"]]
+    (job,) = client.jobs.all().records
+    assert found["jobs"] == [job.job_id]
     assert found["counts"]["images"] == 513
     assert found["predictions"][512]["name"] == (images / "24_1_0_0512.png").as_posix()
     assert found["accuracy"] == 1.0
@@ -630,7 +633,7 @@ def test_an_archive_becomes_a_job(client: Client, folder: Path) -> None:
         result = run("predict", "photos.zip")
     assert result.exit_code == 0, result.output
     assert re.search(r"a/24_1_0\.jpg +female +0\.900 +90\.0 % +female", result.stdout)
-    assert client.jobs.all()[0]["name"] == "photos"
+    assert client.jobs.all().records[0].name == "photos"
     assert run("predict", "photos.zip", "--model-version", "1").exit_code == 2
 
 
@@ -643,7 +646,7 @@ def test_a_job_that_came_to_nothing_is_exit_code_1(client: Client, folder: Path)
     assert "rejected: invalid_archive: found an empty archive" in result.stderr
     assert result.stdout == ""
     assert "0 images" not in result.stderr
-    job_id = client.jobs.all()[0]["job_id"]
+    job_id = client.jobs.all().records[0].job_id
     assert run("jobs", job_id, "--follow").exit_code == 1
 
 
@@ -674,7 +677,7 @@ def test_a_folder_without_images_is_wrong_usage(folder: Path) -> None:
 def test_jobs_lists_shows_follows_and_cancels_jobs(builder: StoreBuilder, client: Client, folder: Path) -> None:
     assert "no jobs yet" in run("jobs").stderr
     done = builder.job()
-    client.jobs.create("job-2", message_id="2", name="waits", state="queued")
+    client.jobs.create("job-2", message_id="2", name="waits", state=JobState.QUEUED)
     assert re.search(rf"^{done} +finished +41 +41 +1 +90\.0 %", run("jobs").stdout, flags=re.MULTILINE)
     assert {record["job_id"] for record in document("jobs")} == {done, "job-2"}
     assert run("jobs", done, "--follow", "--out", "results.csv").exit_code == 0
@@ -796,7 +799,7 @@ def test_a_job_is_deleted_and_what_is_in_use_is_refused(builder: StoreBuilder, c
     client.promote(builder.model(sha256, "run-a"), "first")
     assert run("delete", "job", builder.job("job-a")).stdout == "deleted job job-a\n"
     assert document("delete", "job", builder.job("job-b")) == {"deleted": "job-b"}
-    assert client.jobs.all() == []
+    assert client.jobs.all().records == []
     for kind, which in (("dataset", sha256), ("run", "run-a")):
         refused = run("delete", kind, which)
         assert (refused.exit_code, refused.stdout) == (1, "")
@@ -830,3 +833,21 @@ def test_one_metrics_port_for_two_services_is_refused(monkeypatch: pytest.Monkey
 def test_the_metrics_port_0_that_the_messages_name_gives_each_service_a_free_one() -> None:
     ports = choose_ports(Settings(port=0, metrics_port=0), SERVICES)
     assert len(set(ports.values()) - {0}) == len(SERVICES)
+
+
+def test_damaged_records_are_named_and_cost_the_lists_nothing_else(builder: StoreBuilder) -> None:
+    builder.run("run-1", name="whole")
+    builder.job("job-1", name="whole")
+    for kind in ("run", "job"):
+        key = f"{kind}s/{kind}-x/{kind}.json"
+        builder.store.put(key, b"")
+        listed = run(f"{kind}s")
+        assert (listed.exit_code, "whole" in listed.stdout) == (0, True)
+        assert re.search(rf"^{kind}-x +damaged", listed.stdout, flags=re.MULTILINE)
+        assert f"{key} in the store is damaged" in listed.stderr
+        assert {entry["state"] for entry in document(f"{kind}s")} >= {"damaged"}
+        shown = run(f"{kind}s", f"{kind}-x")
+        assert (shown.exit_code, f"{key} in the store is damaged" in shown.stderr) == (1, True)
+    status = run("status")
+    assert (status.exit_code, "run-1 (whole): queued" in status.stdout) == (0, True)
+    assert status.stderr.count("in the store is damaged") == 2
