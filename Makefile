@@ -5,6 +5,13 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
+# CPU=1 installs PyTorch without CUDA, from its own index: a few hundred MB instead of 3 GB.
+CPU ?=
+ifneq ($(filter-out 0,$(CPU)),)
+export PIP_EXTRA_INDEX_URL := https://download.pytorch.org/whl/cpu
+endif
+# Whatever imports ONNX Runtime: it sends nothing to its maker.
+export ORT_DISABLE_TELEMETRY := 1
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet install
@@ -25,7 +32,7 @@ help: ## List these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 13
 
 .PHONY: demo
-demo: $(VENV)/.services ## Train, predict and show the results [DATASET=my.zip] [IMAGES=n, else 1200] [EPOCHS=n, else as many as it takes] [ONCE=1]
+demo: $(VENV)/.services ## Train, predict and show the results [CPU=1, without CUDA] [DATASET=my.zip] [IMAGES=n, else 1200] [EPOCHS=n, else as many as it takes] [ONCE=1]
 	@$(BIN)/genderline demo $(if $(DATASET),--dataset '$(DATASET)') $(if $(IMAGES),--images '$(IMAGES)') \
 		$(if $(EPOCHS),--epochs '$(EPOCHS)') $(if $(filter-out 0,$(ONCE)),--once)
 
@@ -34,7 +41,7 @@ run: $(VENV)/.services ## Start all services; Ctrl-C stops them
 	@$(BIN)/genderline up
 
 .PHONY: test
-test: $(VENV)/.developer ## Run all tests with coverage [ARGS='-k broker']
+test: $(VENV)/.developer ## Run all tests [ARGS='-k broker']
 	@tests/system-packages.sh
 	@PYTHON=$(BIN)/python tests/run.sh $(ARGS)
 
@@ -74,6 +81,10 @@ pictures: $(VENV)/.developer ## Take the README's pictures anew, of the demo and
 	@tests/system-packages.sh
 	@$(BIN)/python -m tests.terminal_picture docs/pictures/demo.svg
 	@$(BIN)/python -m tests.pictures docs/pictures
+
+.PHONY: reference
+reference: $(VENV)/.developer ## Renew the tables of docs/reference.md from the code
+	@$(BIN)/python -m tests.reference
 
 .PHONY: up
 up: ## Start everything in containers, with RabbitMQ and Prometheus (needs Docker)

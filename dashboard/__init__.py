@@ -9,14 +9,15 @@ from dashboard.api import routes
 from dashboard.auth import register_auth
 from dashboard.context import EXTENSION, Dashboard
 from dashboard.errors import register_errors
-from dashboard.event_stream import Live
+from dashboard.event_stream import EventHub
 from dashboard.health import register_metrics
 from dashboard.pages import register_pages
 from dashboard.pages.filters import register_formats
-from dashboard.store_cache import Catalog
-from dashboard.tasks.samples import Samples
-from dashboard.tasks.scoring import Scorer
-from dashboard.workers import Presence
+from dashboard.proxy import BehindProxies
+from dashboard.store_cache import StoreCache
+from dashboard.tasks.samples import SampleTask
+from dashboard.tasks.scoring import ScoringTask
+from dashboard.workers import WorkerStates
 from shared.broker.base import Broker
 from shared.client import Client
 from shared.runtime.settings import Settings
@@ -43,20 +44,21 @@ def create_app(broker: Broker, store: Store, settings: Settings, registry: Colle
     app = Flask(__name__)
     app.json.sort_keys = False  # type: ignore[attr-defined]  # Flask types the base class, the default provider has it
     client = Client(broker, store)
-    presence = Presence()
-    catalog = Catalog(store)
+    workers = WorkerStates()
+    store_cache = StoreCache(store)
     parts = Dashboard(
         broker=broker,
         store=store,
         settings=settings,
         client=client,
-        catalog=catalog,
-        presence=presence,
-        live=Live(broker, [presence.hear], max_streams=STREAMS),
-        samples=Samples(client),
-        scorer=Scorer(client, catalog),
+        store_cache=store_cache,
+        workers=workers,
+        event_hub=EventHub(broker, [workers.on_event], max_streams=STREAMS),
+        samples=SampleTask(client),
+        scoring=ScoringTask(client, store_cache),
     )
     app.extensions[EXTENSION] = parts
+    app.wsgi_app = BehindProxies(app.wsgi_app, settings)  # type: ignore[method-assign]  # Flask's own way of wrapping
     registry = registry or process_registry()
     registry.register(BrokerCollector(broker))
     register_auth(app, settings)

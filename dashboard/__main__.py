@@ -1,14 +1,11 @@
-"""Starts the dashboard: `python -m dashboard`."""
+"""`python -m dashboard`: the pages and the HTTP API."""
 
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import sys
 import threading
-from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 from waitress.server import create_server
 
@@ -16,32 +13,22 @@ from dashboard import STREAMS, create_app
 from dashboard.context import EXTENSION, Dashboard
 from shared.connect import open_broker_for
 from shared.errors import Retryable
-from shared.runtime.log import configure_logging
-from shared.runtime.settings import SettingsError, load_settings, unknown_settings
-from shared.runtime.supervisor import watch_parent
+from shared.runtime.service import run_service
+from shared.runtime.settings import Settings
 from shared.store import open_store
 
-_REQUEST_THREADS = 16
+_REQUEST_THREADS: Final = 16
 _LOG = logging.getLogger("dashboard")
 
 
 def main() -> int:
-    """Serves until SIGTERM or SIGINT. Returns the exit code."""
-    try:
-        settings = load_settings()
-    except SettingsError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    configure_logging("dashboard", settings.log_level, settings.log_format)
-    for warning in unknown_settings():
-        _LOG.warning(warning)
-    try:
-        store = open_store(settings.store_url)
-        broker = open_broker_for(settings)
-    except (Retryable, SettingsError) as error:
-        _LOG.error("cannot start: %s", error)
-        return 1 if isinstance(error, Retryable) else 2  # a wrong URL stays wrong
-    with broker:
+    """Serves until it is told to stop. Returns the exit code."""
+    return run_service("dashboard", _serve)
+
+
+def _serve(settings: Settings, stop: threading.Event) -> int:
+    store = open_store(settings.store_url)
+    with open_broker_for(settings) as broker:
         app = create_app(broker, store, settings)
         parts: Dashboard = app.extensions[EXTENSION]
         try:
@@ -58,34 +45,29 @@ def main() -> int:
                 ident="genderline",
             )
         except OSError as error:
-            _LOG.error("cannot serve at %s:%d: %s", settings.host, settings.port, error.strerror or error)
-            return 1
-
-        def stop(_signal: int, _frame: FrameType | None) -> None:
-            parts.live.end_streams()
-            raise SystemExit  # waitress ends its loop by it, and finishes what it is answering
-
-        signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGINT, stop)
-        orphaned = threading.Event()
-        watch_parent(orphaned)
-        threading.Thread(target=_end_with, args=(orphaned,), name="supervisor", daemon=True).start()
+            raise Retryable(
+                f"cannot serve at {settings.host}:{settings.port}: {error.strerror or error}; set GENDERLINE_PORT"
+            ) from error
         parts.start()
         for host, port in _addresses(server):
             _LOG.info("serving at http://%s:%d/", f"[{host}]" if ":" in host else host, port)
+        threading.Thread(target=_run, args=(server, stop), name="http", daemon=True).start()
         try:
-            server.run()
+            stop.wait()
         finally:
+            parts.event_hub.end_streams()
+            server.task_dispatcher.shutdown()  # finishes what it is answering
             parts.close()
-            server.close()
     _LOG.info("stopped")
     return 0
 
 
-def _end_with(stop: threading.Event) -> None:
-    """Ends this process once `stop` is set."""
-    stop.wait()
-    os.kill(os.getpid(), signal.SIGTERM)
+def _run(server: Any, stop: threading.Event) -> None:
+    """Accepts requests; should that ever end, the process ends too."""
+    try:
+        server.run()
+    finally:
+        stop.set()
 
 
 def _addresses(server: Any) -> list[tuple[str, int]]:

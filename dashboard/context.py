@@ -9,11 +9,11 @@ from typing import Any
 
 from flask import current_app
 
-from dashboard.event_stream import Live
-from dashboard.store_cache import Catalog
-from dashboard.tasks.samples import Samples
-from dashboard.tasks.scoring import Scorer
-from dashboard.workers import Presence
+from dashboard.event_stream import EventHub
+from dashboard.store_cache import StoreCache
+from dashboard.tasks.samples import SampleTask
+from dashboard.tasks.scoring import ScoringTask
+from dashboard.workers import WorkerStates
 from shared.broker.base import Broker
 from shared.client import Client
 from shared.runtime.settings import Settings
@@ -35,18 +35,18 @@ class Dashboard:
     store: Store
     settings: Settings
     client: Client
-    catalog: Catalog
-    presence: Presence
-    live: Live
-    samples: Samples
-    scorer: Scorer
+    store_cache: StoreCache
+    workers: WorkerStates
+    event_hub: EventHub
+    samples: SampleTask
+    scoring: ScoringTask
     recent_predictions: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=50))
     _stop: threading.Event = field(default_factory=threading.Event)
     _beats: threading.Thread | None = None
 
     def start(self) -> None:
         """Starts listening to events, and telling the others that this process lives."""
-        self.live.start()
+        self.event_hub.start()
         heartbeat = Heartbeat(self.broker, "dashboard", lambda: {"version": None, "provider": None, "busy": None})
         self._beats = threading.Thread(target=heartbeat.run, args=(self._stop,), name="heartbeat", daemon=True)
         self._beats.start()
@@ -54,10 +54,10 @@ class Dashboard:
     def close(self) -> None:
         """Ends all event streams and threads; broker and store stay open. Idempotent."""
         self._stop.set()
-        self.live.close()
+        self.event_hub.close()
         self.samples.close()
-        self.scorer.close()
-        self.catalog.close()
+        self.scoring.close()
+        self.store_cache.close()
         if self._beats is not None:
             self._beats.join()
 

@@ -43,7 +43,7 @@ STATUSES: Final[dict[str, int]] = {
 }
 """The status of each of `shared.errors.CODES`."""
 
-_OF_HTTP: Final = {
+_CODE_OF_HTTP_STATUS: Final = {
     400: "invalid_message",
     401: "unauthorized",
     403: "unauthorized",
@@ -91,9 +91,9 @@ class TooManyAttempts(GenderlineError):
 
 def register_errors(app: Flask) -> None:
     """Makes every error of a view an answer in the form that its reader expects."""
-    app.register_error_handler(GenderlineError, _of_ours)
-    app.register_error_handler(HTTPException, _of_http)
-    app.register_error_handler(Exception, _of_a_bug)
+    app.register_error_handler(GenderlineError, _answer_our_error)
+    app.register_error_handler(HTTPException, _answer_http_error)
+    app.register_error_handler(Exception, _answer_bug)
 
 
 def status_of(error: GenderlineError) -> int:
@@ -108,18 +108,18 @@ def reads_json() -> bool:
     return prefers_json or request.path.startswith("/api/") or request.path == "/metrics"
 
 
-def _of_ours(error: GenderlineError) -> WsgiResponse:
+def _answer_our_error(error: GenderlineError) -> WsgiResponse:
     answer = make_response(_answer(error, status_of(error)))
     if isinstance(error, TooManyAttempts):
         answer.headers["Retry-After"] = str(error.wait_s)
     return answer
 
 
-def _of_http(error: HTTPException) -> WsgiResponse | tuple[Response | str, int]:
+def _answer_http_error(error: HTTPException) -> WsgiResponse | tuple[Response | str, int]:
     status = error.code or 500
     if status < 400:
         return error.get_response()
-    code = _OF_HTTP.get(status, "invalid_message" if status < 500 else "internal")
+    code = _CODE_OF_HTTP_STATUS.get(status, "invalid_message" if status < 500 else "internal")
     words = error.description or error.name
     if status == 404:
         words = f"there is no page {request.path!r}"
@@ -129,7 +129,7 @@ def _of_http(error: HTTPException) -> WsgiResponse | tuple[Response | str, int]:
     return _answer(GenderlineError(words, code=code), status)
 
 
-def _of_a_bug(error: Exception) -> tuple[Response | str, int]:
+def _answer_bug(error: Exception) -> tuple[Response | str, int]:
     _LOG.error("a bug, in %s %s", request.method, request.path, exc_info=error)
     return _answer(internal_error(), 500)
 

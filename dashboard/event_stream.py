@@ -1,4 +1,4 @@
-"""The broker's events as server-sent events: one subscription for all open streams, and a ring to resume from."""
+"""The broker's events as server-sent events: one subscription for all open streams, and a buffer to resume from."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ RESYNC: Final = "resync"
 AWAY: Final = "away"
 """Topic of our own: the broker does not answer. `RESYNC` says when it is back."""
 
-_TAKE_S: Final = 1.0
+_RECEIVE_S: Final = 1.0
 _SILENT_S: Final = 3.0
 """Every service beats more often, this one too. After such a silence the broker is asked whether it still answers."""
 _PAUSE_S: Final = 1.0
-_LOOK_S: Final = 1.0
+_CLIENT_CHECK_S: Final = 1.0
 _RETRY_MS: Final = 1000
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
+class _BufferedEvent:
     number: int
     topic: str
     text: str  # as it goes over the wire
 
 
-class Live:
+class EventHub:
     """Listens to the broker in one thread and hands every event to every open stream.
 
     Args:
         broker: where events come from; it may go away and come back.
         listeners: called with each event, in the listening thread; they must be quick and must not raise.
-        kept: events remembered for streams that come back.
+        buffered: events remembered for streams that come back.
         max_streams: streams open at once.
         heartbeat_s: seconds of silence after which a stream gets a comment, so that proxies leave it open and a
             client that is gone is noticed.
@@ -53,7 +53,7 @@ class Live:
         broker: Broker,
         listeners: Sequence[Callable[[Event], None]] = (),
         *,
-        kept: int = 4096,
+        buffered: int = 4096,
         max_streams: int = 64,
         heartbeat_s: float = 15.0,
     ) -> None:
@@ -63,7 +63,7 @@ class Live:
         self.heartbeat_s = heartbeat_s
         # A number alone would mean something else after a restart.
         self._boot = uuid.uuid4().hex[:8]
-        self._ring: deque[_Kept] = deque(maxlen=kept)
+        self._buffer: deque[_BufferedEvent] = deque(maxlen=buffered)
         self._number = 0
         self._changed = threading.Condition()
         self._streams = 0
@@ -71,7 +71,7 @@ class Live:
         self._stop = threading.Event()
         self._subscribed = threading.Event()
         self._subscription: Subscription | None = None
-        self._thread = threading.Thread(target=self._listen, name="live", daemon=True)
+        self._thread = threading.Thread(target=self._listen, name="events", daemon=True)
 
     def start(self, timeout_s: float = 5.0) -> None:
         """Starts listening; returns once subscribed, or after `timeout_s` with the broker away."""
@@ -127,7 +127,7 @@ class Live:
             missed = False
             if last_event_id:
                 boot, _, number = last_event_id.partition("-")
-                oldest = self._number - len(self._ring)
+                oldest = self._number - len(self._buffer)
                 known = boot == self._boot and number.isdigit() and oldest <= int(number) <= self._number
                 start, missed = (int(number), False) if known else (start, True)
             first = ([RESYNC] if missed else []) + ([AWAY] if self._away else [])
@@ -135,16 +135,16 @@ class Live:
 
     # -- for `Stream`
 
-    def _after(self, number: int, timeout_s: float) -> list[_Kept] | None:
+    def _after(self, number: int, timeout_s: float) -> list[_BufferedEvent] | None:
         """Returns the events after `number`, waiting for the first; none after the time-out, None once closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._number > number or self._stop.is_set(), timeout_s)
             if self._stop.is_set():
                 return None
-            new = min(self._number - number, len(self._ring))
-            return [self._ring[i] for i in range(len(self._ring) - new, len(self._ring))]
+            new = min(self._number - number, len(self._buffer))
+            return [self._buffer[i] for i in range(len(self._buffer) - new, len(self._buffer))]
 
-    def _closed_stream(self) -> None:
+    def _release_stream(self) -> None:
         with self._changed:
             self._streams -= 1
 
@@ -156,31 +156,31 @@ class Live:
                 with self._broker.subscribe() as subscription:
                     self._subscription = subscription
                     self._subscribed.set()
-                    self._answers(True)
+                    self._set_reachable(True)
                     heard = time.monotonic()
                     while not self._stop.is_set():
-                        events = subscription.receive(_TAKE_S)
+                        events = subscription.receive(_RECEIVE_S)
                         for event in events:
-                            self._handle(event)
+                            self._dispatch(event)
                         # A subscription outlives its connection, and is silent until there is a new one.
                         if events or time.monotonic() - heard > _SILENT_S:
-                            self._answers(bool(events) or self._broker.ping())
+                            self._set_reachable(bool(events) or self._broker.ping())
                             heard = time.monotonic()
             except BrokerClosed:
                 return
             except Retryable as error:
                 _LOG.warning("no events for now: %s", error)
-                self._answers(False)
+                self._set_reachable(False)
                 self._stop.wait(_PAUSE_S)
 
-    def _answers(self, answers: bool) -> None:
+    def _set_reachable(self, answers: bool) -> None:
         """Takes note of whether the broker answers, and tells the streams where that is news."""
         with self._changed:
             if self._away == answers:
                 self._away = not answers
                 self._add(RESYNC if answers else AWAY, {})
 
-    def _handle(self, event: Event) -> None:
+    def _dispatch(self, event: Event) -> None:
         for listener in self._listeners:
             listener(event)
         self._add(event.topic, event.payload)
@@ -189,7 +189,7 @@ class Live:
         with self._changed:
             self._number += 1
             text = f"id: {self._boot}-{self._number}\nevent: {topic}\ndata: {json.dumps(payload)}\n\n"
-            self._ring.append(_Kept(self._number, topic, text))
+            self._buffer.append(_BufferedEvent(self._number, topic, text))
             self._changed.notify_all()
 
 
@@ -197,9 +197,14 @@ class Stream(Iterator[str]):
     """One client's stream, in the wire format of server-sent events. `close` must be called; WSGI servers do."""
 
     def __init__(
-        self, live: Live, patterns: Sequence[str], start: int, first: Sequence[str], client_gone: Callable[[], bool]
+        self,
+        hub: EventHub,
+        patterns: Sequence[str],
+        start: int,
+        first: Sequence[str],
+        client_gone: Callable[[], bool],
     ) -> None:
-        self._live = live
+        self._hub = hub
         self._client_gone = client_gone
         self._patterns = tuple(patterns)
         self._seen = start
@@ -213,12 +218,12 @@ class Stream(Iterator[str]):
         if self._first is not None:
             first, self._first = self._first, None
             return first
-        quiet_until = time.monotonic() + self._live.heartbeat_s
+        quiet_until = time.monotonic() + self._hub.heartbeat_s
         while self._open and not self._client_gone():
             quiet_s = quiet_until - time.monotonic()
             if quiet_s <= 0:
                 return ": still here\n\n"
-            events = self._live._after(self._seen, min(quiet_s, _LOOK_S))
+            events = self._hub._after(self._seen, min(quiet_s, _CLIENT_CHECK_S))
             if events is None:
                 break
             if not events:
@@ -239,4 +244,4 @@ class Stream(Iterator[str]):
         with self._lock:
             was_open, self._open = self._open, False
         if was_open:
-            self._live._closed_stream()
+            self._hub._release_stream()

@@ -73,7 +73,7 @@ class FaceFilter:
         )
 
 
-def choose(data: Dataset, probabilities: NDArray[np.float32] | None, wanted: FaceFilter) -> NDArray[np.intp]:
+def select_faces(data: Dataset, probabilities: NDArray[np.float32] | None, wanted: FaceFilter) -> NDArray[np.intp]:
     """Returns the indices of the faces that fit, in the wanted order.
 
     Args:
@@ -143,7 +143,7 @@ def face_view(data: Dataset, probabilities: NDArray[np.float32] | None, index: i
     return view
 
 
-def png(face: NDArray[np.uint8]) -> bytes:
+def encode_png(face: NDArray[np.uint8]) -> bytes:
     """Returns uint8 (H, W) as a PNG file: without loss, so that it can be predicted as it is."""
     _, encoded = cv2.imencode(".png", np.ascontiguousarray(face), [cv2.IMWRITE_PNG_COMPRESSION, 3])
     return encoded.tobytes()

@@ -29,7 +29,7 @@ def register_metrics(app: Flask, parts: Dashboard, registry: CollectorRegistry) 
         registry=registry,
     )
     streams = Gauge("genderline_event_streams", "Event streams open now", registry=registry)
-    streams.set_function(lambda: parts.live.streams)
+    streams.set_function(lambda: parts.event_hub.streams)
 
     def start() -> None:
         g.started = time.perf_counter()
@@ -58,7 +58,7 @@ def healthz() -> Response:
 def readyz() -> tuple[Response, int]:
     """Says whether broker and store answer too."""
     parts = dashboard()
-    state = {"broker": _answers(parts.broker.ping), "store": _answers(parts.store.ping)}
+    state = {"broker": _is_reachable(parts.broker.ping), "store": _is_reachable(parts.store.ping)}
     ready = all(state.values())
     return jsonify({"ready": ready, **state}), 200 if ready else 503
 
@@ -73,7 +73,7 @@ def metrics() -> Response:
     return Response(encode(chosen), content_type=content_type)
 
 
-def _answers(ping: object) -> bool:
+def _is_reachable(ping: object) -> bool:
     try:
         return bool(callable(ping) and ping())
     except Retryable:

@@ -36,7 +36,7 @@ class _Bucket:
         return max(0.0, self._level - (now - self._at) / self._every_s)
 
 
-class Attempts:
+class LoginThrottle:
     """Counts wrong tokens by remote address, and all of them together. Thread-safe.
 
     An address may be wrong `ADDRESS_BURST` times, and from then on once in `ADDRESS_EVERY_S` seconds; all addresses
@@ -65,7 +65,7 @@ class Attempts:
             bucket = self._of_address.get(_network(address))
             return max(bucket.wait_s(now) if bucket else 0.0, 0.0 if alone else self._total.wait_s(now))
 
-    def failed(self, address: str | None) -> None:
+    def record_failure(self, address: str | None) -> None:
         """Takes note of a wrong guess."""
         now, network = self._clock(), _network(address)
         with self._lock:

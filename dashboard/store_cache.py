@@ -32,9 +32,9 @@ from shared.records.registry import Registry
 from shared.records.runs import Run, Runs
 from shared.store.base import Store
 
-_DATASETS_KEPT: Final = 4
-_PREDICTIONS_KEPT: Final = 16
-_SMALL_KEPT: Final = 2000
+_DATASETS_CACHED: Final = 4
+_PREDICTIONS_CACHED: Final = 16
+_SMALL_CACHED: Final = 2000
 
 _K = TypeVar("_K", bound=Hashable)
 _V = TypeVar("_V")
@@ -73,7 +73,7 @@ class Dataset:
         return len(self.names)
 
 
-class _Kept(Generic[_K, _V]):
+class LruCache(Generic[_K, _V]):
     """The most recently used values; `load` runs outside the lock, so a slow one holds up nobody else."""
 
     def __init__(self, load: Callable[[_K], _V], most: int) -> None:
@@ -83,6 +83,7 @@ class _Kept(Generic[_K, _V]):
         self._lock = threading.Lock()
 
     def get(self, key: _K) -> _V:
+        """Returns the value, loaded where it is not cached."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
@@ -92,21 +93,24 @@ class _Kept(Generic[_K, _V]):
         return value
 
     def find(self, key: _K) -> _V | None:
+        """Returns the value if it is cached."""
         with self._lock:
             return self._values.get(key)
 
     def put(self, key: _K, value: _V) -> None:
+        """Caches a value, and lets go of the one that was used longest ago."""
         with self._lock:
             self._values[key] = value
             while len(self._values) > self._most:
                 self._values.popitem(last=False)
 
     def clear(self) -> None:
+        """Lets go of all values."""
         with self._lock:
             self._values.clear()
 
 
-class Catalog:
+class StoreCache:
     """Runs, jobs, models and datasets of a store.
 
     Args:
@@ -118,13 +122,13 @@ class Catalog:
         self._runs = Runs(store)
         self._jobs = Jobs(store)
         self._registry = Registry(store)
-        self._ended_runs: _Kept[str, Run] = _Kept(self._runs.get, _SMALL_KEPT)
-        self._ended_jobs: _Kept[str, Job] = _Kept(self._jobs.get, _SMALL_KEPT)
-        self._cards: _Kept[int, dict[str, Any]] = _Kept(self._registry.card, _SMALL_KEPT)
-        self._summaries: _Kept[str, DatasetSummary] = _Kept(self._load_summary, _SMALL_KEPT)
-        self._datasets: _Kept[str, Dataset] = _Kept(self._load_dataset, _DATASETS_KEPT)
-        self._predictions: _Kept[tuple[str, int], NDArray[np.float32]] = _Kept(
-            lambda key: self._load_predictions(*key), _PREDICTIONS_KEPT
+        self._ended_runs: LruCache[str, Run] = LruCache(self._runs.get, _SMALL_CACHED)
+        self._ended_jobs: LruCache[str, Job] = LruCache(self._jobs.get, _SMALL_CACHED)
+        self._cards: LruCache[int, dict[str, Any]] = LruCache(self._registry.card, _SMALL_CACHED)
+        self._summaries: LruCache[str, DatasetSummary] = LruCache(self._load_summary, _SMALL_CACHED)
+        self._datasets: LruCache[str, Dataset] = LruCache(self._load_dataset, _DATASETS_CACHED)
+        self._predictions: LruCache[tuple[str, int], NDArray[np.float32]] = LruCache(
+            lambda key: self._load_predictions(*key), _PREDICTIONS_CACHED
         )
 
     # -- runs and jobs
@@ -135,7 +139,7 @@ class Catalog:
 
     def find_run(self, run_id: str) -> Run | None:
         """Returns a run's record, or None."""
-        return _fresh_or_ended(self._ended_runs, self._runs.find, run_id)
+        return _read_unless_final(self._ended_runs, self._runs.find, run_id)
 
     def run(self, run_id: str) -> Run:
         """Returns a run's record, or raises `NotFound`."""
@@ -147,7 +151,7 @@ class Catalog:
 
     def find_job(self, job_id: str) -> Job | None:
         """Returns a job's record, or None."""
-        return _fresh_or_ended(self._ended_jobs, self._jobs.find, job_id)
+        return _read_unless_final(self._ended_jobs, self._jobs.find, job_id)
 
     def job(self, job_id: str) -> Job:
         """Returns a job's record, or raises `NotFound`."""
@@ -250,7 +254,7 @@ def predictions_key(sha256: str, version: int) -> str:
     return f"datasets/{sha256}/predictions/{version}.csv"
 
 
-def _fresh_or_ended(ended: _Kept[str, _R], find: Callable[[str], _R | None], key: str) -> _R | None:
+def _read_unless_final(ended: LruCache[str, _R], find: Callable[[str], _R | None], key: str) -> _R | None:
     """Returns a record, read again for as long as it can change."""
     record = ended.find(key) or find(key)
     # Sent back from the dead letters, what has failed or was rejected goes on: its record may change yet.

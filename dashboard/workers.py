@@ -53,7 +53,7 @@ class Speed:
     latency_p99_ms: float | None
 
 
-class Presence:
+class WorkerStates:
     """Remembers the newest heartbeat of every process, and the speed over the last ten minutes.
 
     Args:
@@ -66,7 +66,7 @@ class Presence:
         self._workers: dict[str, tuple[float, dict[str, Any]]] = {}
         self._speed: deque[tuple[float, Speed]] = deque()
 
-    def hear(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """Takes note of an event; all but heartbeats are passed over."""
         if event.topic != WORKER_HEARTBEAT or not isinstance(event.payload.get("worker"), str):
             return
@@ -78,7 +78,7 @@ class Presence:
                 while now - self._speed[0][0] > _SPEED_KEPT_S:
                     self._speed.popleft()
 
-    def workers(self) -> list[WorkerState]:
+    def states(self) -> list[WorkerState]:
         """Returns every process heard of in the last ten minutes, by service and name."""
         now = self._clock()
         with self._lock:
@@ -86,9 +86,9 @@ class Presence:
             found = [WorkerState(payload, now - heard) for heard, payload in self._workers.values()]
         return sorted(found, key=lambda worker: (str(worker.state.get("service")), str(worker.state.get("worker"))))
 
-    def newest_predictions(self) -> list[dict[str, Any]]:
-        """Returns the answers that the workers told of last, newest first; see `newest` in docs/messages.md."""
-        told = [entry for worker in self.workers() for entry in worker.state.get("newest") or []]
+    def recent_predictions(self) -> list[dict[str, Any]]:
+        """Returns the workers' last answers, newest first; see `recent_predictions` in docs/messages.md."""
+        told = [entry for worker in self.states() for entry in worker.state.get("recent_predictions") or []]
         return sorted(told, key=lambda entry: str(entry["at"]), reverse=True)
 
     def speed(self) -> Speed:
@@ -118,7 +118,7 @@ class Presence:
 
 
 @dataclass(frozen=True, slots=True)
-class Watching:
+class Monitoring:
     """What the living workers say of drift and of the challenger, together.
 
     Attributes:
@@ -132,7 +132,7 @@ class Watching:
     problems: list[str]
 
 
-def watching(workers: Iterable[WorkerState]) -> Watching:
+def summarize_monitoring(workers: Iterable[WorkerState]) -> Monitoring:
     """Returns what the newest heartbeats of some inference workers say."""
     drift: dict[str, float] = {}
     images, problems = 0, set()
@@ -144,4 +144,4 @@ def watching(workers: Iterable[WorkerState]) -> Watching:
                 drift[signal] = max(score, drift.get(signal, 0.0))
             if problem := (worker.state.get("challenger") or {}).get("problem"):
                 problems.add(problem)
-    return Watching(drift, images, sorted(problems))
+    return Monitoring(drift, images, sorted(problems))

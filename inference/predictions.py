@@ -13,8 +13,8 @@ from typing import Any
 from inference.model.champion import Models
 from inference.model.loader import ServedModel
 from inference.model.predictor import Outcome, Predictor, grouped
-from inference.monitoring.recent_predictions import Newest
-from inference.monitoring.throughput import Speed
+from inference.monitoring.recent_predictions import RecentPredictions
+from inference.monitoring.throughput import ThroughputMeter
 from inference.turns import Turns
 from shared.broker.base import Broker, BrokerError, Consumer, Delivery, Outgoing
 from shared.errors import GenderlineError, Retryable
@@ -60,13 +60,13 @@ class InteractiveLoop:
         predictor: decodes and predicts.
         policy: what becomes of messages that fail.
         metrics: told of waits and latencies.
-        speed: told of images and latencies, for the heartbeat.
-        newest: told of answers, likewise.
+        throughput: told of images and latencies, for the heartbeat.
+        recent_predictions: told of answers, likewise.
         turns: keeps work on jobs away from messages that came before.
         prefetch: messages held at once.
         batch_size: images handled together.
         batch_delay_s: how long it lets more come.
-        at_rest: told when the loop begins and when it ends to wait for messages.
+        on_idle: told when the loop begins and when it ends to wait for messages.
     """
 
     def __init__(
@@ -76,27 +76,27 @@ class InteractiveLoop:
         predictor: Predictor,
         policy: FailurePolicy,
         metrics: InferenceMetrics,
-        speed: Speed,
-        newest: Newest,
+        throughput: ThroughputMeter,
+        recent_predictions: RecentPredictions,
         turns: Turns,
         *,
         prefetch: int,
         batch_size: int,
         batch_delay_s: float,
-        at_rest: Callable[[bool], None] = lambda _: None,
+        on_idle: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self._broker = broker
         self._models = models
         self._predictor = predictor
         self._policy = policy
         self._metrics = metrics
-        self._speed = speed
-        self._newest = newest
+        self._throughput = throughput
+        self._recent_predictions = recent_predictions
         self._turns = turns
         self._prefetch = prefetch
         self._batch_size = batch_size
         self._batch_delay_s = batch_delay_s
-        self._at_rest = at_rest
+        self._on_idle = on_idle
         self._answered_at = -math.inf  # monotonic clock
         self._tried_at = -math.inf  # likewise
 
@@ -124,11 +124,11 @@ class InteractiveLoop:
                 self._turns.end_trials()
 
     def _take(self, consumer: Consumer, *, careful: bool) -> list[Delivery]:
-        self._at_rest(True)
+        self._on_idle(True)
         asked = time.monotonic()
         deliveries = consumer.receive(1 if careful else self._batch_size, _WAIT_S)
         waiting = time.monotonic() - asked < _AT_ONCE_S
-        self._at_rest(False)
+        self._on_idle(False)
         may_gather = self._broker.prefers_batches and waiting and not careful
         if not may_gather or not 1 < len(deliveries) < self._batch_size or _any_pack(deliveries):
             return deliveries
@@ -241,9 +241,9 @@ class InteractiveLoop:
         done = self._answered_at = time.monotonic()
         for item in group:
             self._metrics.latency.observe(done - item.taken_at)
-            self._speed.add(len(item.request.images), done - item.taken_at)
+            self._throughput.add(len(item.request.images), done - item.taken_at)
         for version, entries in answered:
-            self._newest.add(version, entries)
+            self._recent_predictions.add(version, entries)
 
 
 def _any_pack(deliveries: Sequence[Delivery]) -> bool:

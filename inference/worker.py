@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,10 +18,11 @@ from prometheus_client import CollectorRegistry
 from inference.jobs.open import BulkLoop
 from inference.model.champion import Models
 from inference.model.predictor import Predictor
+from inference.model.probe import ModelProber
 from inference.monitoring.drift import Drift
-from inference.monitoring.recent_predictions import Newest
+from inference.monitoring.recent_predictions import RecentPredictions
 from inference.monitoring.shadow import Shadow
-from inference.monitoring.throughput import Speed
+from inference.monitoring.throughput import ThroughputMeter
 from inference.predictions import InteractiveLoop
 from inference.turns import Turns
 from shared.broker.base import Broker
@@ -57,9 +58,11 @@ class Worker:
         metrics = InferenceMetrics(CollectorRegistry())
         policy = FailurePolicy(settings.delivery_limit, metrics.dead_letters, Attempts(store))
         limits = ImageLimits.from_settings(settings)
-        self._models = Models(store, settings.provider, metrics)
+        self._models = Models(
+            store, settings.provider, metrics, ModelProber(status_file.parent, settings.provider).survives
+        )
         self._drift = Drift(metrics, lambda: self._models.champion)
-        self._shadow = Shadow(broker, store, settings, self._models, metrics)
+        self._shadow = Shadow(store, settings, self._models, metrics)
         # A pool for each loop: threads inherit the niceness of the loop that starts them.
         self._pools = [ThreadPoolExecutor(decode_threads, name) for name in ("decode", "decode bulk")]
         predictor, bulk_predictor = (
@@ -73,9 +76,9 @@ class Worker:
             for pool in self._pools
         )
         if self._shadow.wanted:
-            predictor = replace(predictor, observers=[*predictor.observers, self._shadow.observe])
-        self._speed = Speed()
-        self._newest = Newest()
+            predictor = dataclasses.replace(predictor, observers=[*predictor.observers, self._shadow.observe])
+        self._throughput = ThroughputMeter()
+        self._recent_predictions = RecentPredictions()
         turns = Turns()
         self._interactive = InteractiveLoop(
             broker,
@@ -83,13 +86,13 @@ class Worker:
             predictor,
             policy,
             metrics,
-            self._speed,
-            self._newest,
+            self._throughput,
+            self._recent_predictions,
             turns,
             prefetch=settings.prefetch,
             batch_size=settings.batch_size,
             batch_delay_s=settings.batch_delay_ms / 1000,
-            at_rest=self._shadow.at_rest,
+            on_idle=self._shadow.on_idle,
         )
         self._bulk = BulkLoop(
             broker,
@@ -98,7 +101,7 @@ class Worker:
             self._models,
             bulk_predictor,
             policy,
-            self._speed,
+            self._throughput,
             turns,
             interactive_lately=lambda: self._interactive.lately,
         )
@@ -152,16 +155,17 @@ class Worker:
         self._bulk.run(stop)
 
     def _state(self) -> dict[str, Any]:
-        champion = self._models.champion
+        champion, refused = self._models.champion, self._models.refused
         return {
             "version": champion.version if champion else None,
             "provider": champion.provider if champion else None,
             "device": champion.precision if champion else None,
             "busy": self._bulk.busy,
+            "refused": None if refused is None else dataclasses.asdict(refused),
             "drift": self._drift.summary(),
             "challenger": self._shadow.summary(),
-            **self._speed.summary(),
-            "newest": self._newest.summary(),
+            **self._throughput.summary(),
+            "recent_predictions": self._recent_predictions.summary(),
         }
 
     def _write_status(self, *, ready: bool) -> None:

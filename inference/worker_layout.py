@@ -1,4 +1,4 @@
-"""How a machine is divided among worker processes."""
+"""How many worker processes a machine runs, and how many decoding threads each has."""
 
 from __future__ import annotations
 
@@ -8,37 +8,40 @@ from typing import Final, NamedTuple
 from shared.runtime.settings import Settings
 
 GPU_BYTES: Final = 2**30
-"""Of a GPU's memory for each worker: CUDA itself, a model, and another that is loaded beside it, come to 0.8 GB."""
+"""GPU memory for each worker: CUDA itself, a model, and another one loaded beside it take 0.8 GB."""
 
 
-class Layout(NamedTuple):
-    """What each core does.
+class WorkerLayout(NamedTuple):
+    """How the cores are used.
 
     Attributes:
-        workers: processes.
-        decode_threads: in each of them.
+        workers: number of processes.
+        decode_threads: number of threads in each process that decode images.
     """
 
     workers: int
     decode_threads: int
 
 
-def layout_of(settings: Settings) -> Layout:
+def plan_for(settings: Settings) -> WorkerLayout:
     """Returns the layout of this machine, as the settings want it."""
     gpu_bytes = gpu_memory_bytes() if settings.provider != "cpu" else None
-    return divided(settings.cores, wanted=settings.workers, gpu_bytes=gpu_bytes)
+    return plan(settings.cores, wanted=settings.workers, gpu_bytes=gpu_bytes)
 
 
-def divided(cores: int, *, wanted: int, gpu_bytes: int | None) -> Layout:
-    """Divides the cores: a worker for each, but no more than have room on the GPU; those left over decode.
+def plan(cores: int, *, wanted: int, gpu_bytes: int | None) -> WorkerLayout:
+    """Plans a worker for each core, but no more than the GPU's memory has room for; the cores left over decode.
+
+    One share of that memory is kept free for the process that new models are tried in.
+
 
     Args:
         cores: of the machine.
-        wanted: workers; 0 leaves it to us.
-        gpu_bytes: the memory that they share; None where there is no GPU.
+        wanted: workers that the settings ask for; 0 chooses.
+        gpu_bytes: memory of the GPU that the workers share; None without a GPU.
     """
-    workers = wanted or (cores if gpu_bytes is None else max(1, min(cores, gpu_bytes // GPU_BYTES)))
-    return Layout(workers, max(1, cores // workers))
+    workers = wanted or (cores if gpu_bytes is None else max(1, min(cores, gpu_bytes // GPU_BYTES - 1)))
+    return WorkerLayout(workers, max(1, cores // workers))
 
 
 def gpu_memory_bytes() -> int | None:

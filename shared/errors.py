@@ -43,7 +43,7 @@ CODES: dict[str, str] = {
     "unavailable": "The broker or the store is away, or the queue is full; try again later.",
     "internal": "A bug on our side; the log has the traceback.",
 }
-"""Every error code there is, with its meaning; the README's table is tested against it."""
+"""Every error code there is, with its meaning; docs/reference.md is tested against it."""
 
 
 class GenderlineError(Exception):
@@ -115,7 +115,7 @@ class Retryable(GenderlineError):
     default_code = "unavailable"
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """Returns a value as error messages show what was found: on one line, its kind recognisable, cut short."""
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return f"a list of {len(value)}"

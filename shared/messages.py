@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import to_json
 
 from shared.broker.base import Delivery, HeaderValue, Message, Outgoing
-from shared.errors import GenderlineError, InvalidMessage, shown
+from shared.errors import GenderlineError, InvalidMessage, short_repr
+from shared.faces.file_type import describe
 from shared.faces.labels import GENDERS
 from shared.params import TrainingParams
 
@@ -27,12 +28,55 @@ SCHEMA: Final = 1
 JSON: Final = "application/json"
 MSGPACK: Final = "application/msgpack"
 ZIP: Final = "application/zip"
+TAR: Final = "application/x-tar"
+GZIP: Final = "application/gzip"
+ARCHIVES: Final = (ZIP, TAR, GZIP)
+"""Content types of an archive sent by value; a tar.gz is a file of gzip."""
 PROBE: Final = "probe"
 """Header of a prediction that only tests the model."""
-IMAGES: Final = ("image/jpeg", "image/png", "image/webp", "image/bmp")
+IMAGES: Final = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/avif", "image/heic")
+_ALIASES: Final = {
+    "application/x-zip": ZIP,
+    "application/x-zip-compressed": ZIP,
+    "application/tar": TAR,
+    "application/x-gtar": TAR,
+    "application/x-gzip": GZIP,
+    "application/x-compressed-tar": GZIP,
+    "application/x-gtar-compressed": GZIP,
+    "application/x-tgz": GZIP,
+    "application/x-msgpack": MSGPACK,
+    "application/vnd.msgpack": MSGPACK,
+    "image/jpg": "image/jpeg",
+    "image/jpe": "image/jpeg",
+    "image/pjpeg": "image/jpeg",
+    "image/x-png": "image/png",
+    "image/x-bmp": "image/bmp",
+    "image/x-ms-bmp": "image/bmp",
+    "image/heif": "image/heic",
+    "image/avif-sequence": "image/avif",
+    "image/heic-sequence": "image/heic",
+}
+"""Other names that programs give to content types."""
+_UNSPECIFIC: Final = frozenset({"", "application/octet-stream", "binary/octet-stream", "application/x-download"})
+"""Content types that say nothing: there the content decides."""
+_KINDS: Final = {
+    "a zip archive": ZIP,
+    "an empty zip archive": ZIP,
+    "a tar archive": TAR,
+    "a gzip file": GZIP,
+    "a JPEG image": "image/jpeg",
+    "a PNG image": "image/png",
+    "a WebP image": "image/webp",
+    "a BMP image": "image/bmp",
+    "an AVIF image": "image/avif",
+    "a HEIC image": "image/heic",
+}
+"""Content types by the words of `describe`."""
 PACK_LIMIT: Final = 256
 NAME_LIMIT: Final = 200
 """Characters of an archive's name."""
+_FAR_FUTURE: Final = 1e11
+"""Unix time in seconds, in the year 5138: a deadline beyond it is in milliseconds or finer."""
 _VERSION: Final = re.compile("[0-9]{1,9}")
 
 
@@ -136,18 +180,39 @@ def parse_job(message: Message) -> ArchiveRequest:
     return _archive_request(message, takes_params=False)
 
 
+def find_content_type(content_type: str, head: bytes) -> str:
+    """Returns the content type that a body is taken as: without parameters, by its usual name.
+
+    Where the given one says nothing, or names a kind of image that is not known, the content decides.
+
+    Args:
+        content_type: as the sender gave it.
+        head: the body's first bytes; 512 are plenty.
+    """
+    given = content_type.partition(";")[0].strip().lower()
+    given = _ALIASES.get(given, given)
+    if given in _UNSPECIFIC or (given.startswith("image/") and given not in IMAGES):
+        if kind := _KINDS.get(describe(head)):
+            return kind
+        if head.lstrip().startswith(b"{"):
+            return JSON
+        is_small_map = b"\x80" <= head[:1] <= b"\x8f"
+        return MSGPACK if is_small_map else given
+    return given
+
+
 def _archive_request(message: Message, *, takes_params: bool) -> ArchiveRequest:
     name: object
     params: object
     kind = _content_type(message)
-    if kind == ZIP:
+    if kind in ARCHIVES:
         name, params = message.headers.get("name"), message.headers.get("params")
         body, uri, sha256 = message.body, None, None
     elif kind == JSON:
         parsed = _validated(_ByReference, _json(message.body))
         name, params, body, uri, sha256 = parsed.name, parsed.params, None, parsed.uri, parsed.sha256
     else:
-        raise _wrong_type(message, (ZIP, JSON))
+        raise _wrong_type(message, (*ARCHIVES, JSON))
     if params is not None and not takes_params:
         raise InvalidMessage("a job takes no params; they belong to datasets", code="invalid_params")
     return ArchiveRequest(
@@ -195,7 +260,7 @@ def _model_version(message: Message) -> int | None:
     # AMQP clients send numbers as numbers or as text.
     if isinstance(given, int | str) and not isinstance(given, bool) and _VERSION.fullmatch(str(given)):
         return int(given)
-    raise InvalidMessage(f"header model_version is {shown(given)}; expected a version number such as 3")
+    raise InvalidMessage(f"header model_version is {short_repr(given)}; expected a version number such as 3")
 
 
 def _deadline(message: Message) -> float | None:
@@ -204,8 +269,13 @@ def _deadline(message: Message) -> float | None:
         return None
     with contextlib.suppress(ValueError, OverflowError):
         if not isinstance(given, bool) and math.isfinite(seconds := float(given)):
-            return seconds
-    raise InvalidMessage(f"header deadline is {shown(given)}; expected Unix time in seconds")
+            if seconds < _FAR_FUTURE:
+                return seconds
+            raise InvalidMessage(
+                f"header deadline is {short_repr(given)}, which seems to be in milliseconds; "
+                "expected Unix time in seconds"
+            )
+    raise InvalidMessage(f"header deadline is {short_repr(given)}; expected Unix time in seconds")
 
 
 def _probe(message: Message) -> bool:
@@ -214,16 +284,16 @@ def _probe(message: Message) -> bool:
         return given
     if given in ("true", "false"):
         return given == "true"
-    raise InvalidMessage(f"header {PROBE} is {shown(given)}; expected true or false")
+    raise InvalidMessage(f"header {PROBE} is {short_repr(given)}; expected true or false")
 
 
 def _content_type(message: Message) -> str:
-    return message.content_type.partition(";")[0].strip().lower()
+    return find_content_type(message.content_type, bytes(message.body[:512]))
 
 
 def _wrong_type(message: Message, expected: Sequence[str]) -> InvalidMessage:
     return InvalidMessage(
-        f"content type is {shown(message.content_type)}; expected one of {', '.join(expected)}",
+        f"content type is {short_repr(message.content_type)}; expected one of {', '.join(expected)}",
         code="unsupported_content_type",
     )
 
@@ -237,11 +307,11 @@ def _json(body: bytes) -> Any:
 
 def _checked_schema(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InvalidMessage(f"the body is {shown(value)}; expected an object with a schema")
+        raise InvalidMessage(f"the body is {short_repr(value)}; expected an object with a schema")
     if "schema" not in value:
         raise InvalidMessage(f'schema: missing; expected "schema": {SCHEMA}', code="unsupported_schema")
     if value["schema"] != SCHEMA or isinstance(value["schema"], bool):
-        raise InvalidMessage(f"schema is {shown(value['schema'])}; expected {SCHEMA}", code="unsupported_schema")
+        raise InvalidMessage(f"schema is {short_repr(value['schema'])}; expected {SCHEMA}", code="unsupported_schema")
     return {str(key): item for key, item in value.items() if key != "schema"}
 
 
@@ -255,9 +325,11 @@ def _validated(model: type[_B], value: Any) -> _B:
         if fault["type"] == "missing":
             raise InvalidMessage(f"{where}: missing") from None
         if fault["type"] == "extra_forbidden":
-            raise InvalidMessage(f"{shown(where)}: unknown field; expected {_fields(model, fault['loc'])}") from None
+            raise InvalidMessage(
+                f"{short_repr(where)}: unknown field; expected {_fields(model, fault['loc'])}"
+            ) from None
         expected = fault["msg"].removeprefix("Value error, ")
-        raise InvalidMessage(f"{where}: {expected} (found {shown(fault['input'])})") from None
+        raise InvalidMessage(f"{where}: {expected} (found {short_repr(fault['input'])})") from None
 
 
 def _fields(model: type[BaseModel], where: tuple[int | str, ...]) -> str:

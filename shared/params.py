@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.errors import InvalidMessage, shown
+from shared.errors import InvalidMessage, short_repr
 from shared.runtime.field_docs import expected_of
 
 Auto = Literal["auto"]
@@ -18,7 +18,7 @@ Precision = Literal["float32", "bfloat16"]
 
 
 class TrainingParams(BaseModel):
-    """What a dataset message's `params` may name; each field's description is its line in the README."""
+    """What a dataset message's `params` may name; each field's description is its line in docs/reference.md."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -58,7 +58,7 @@ class TrainingParams(BaseModel):
     seed: int = Field(0, ge=0, le=2**31 - 1, description="What all random choices of a run start from")
     quantize: bool = Field(
         True,
-        description="Add siblings in int8 for CPUs and float16 for GPUs, each kept only where it holds the accuracy",
+        description="Add variants in int8 for CPUs and float16 for GPUs, each kept only where it holds the accuracy",
     )
     promote: bool = Field(True, description="Let the gate promote the model where it beats the champion")
 
@@ -80,16 +80,16 @@ class TrainingParams(BaseModel):
             except (ValueError, RecursionError) as error:
                 raise InvalidMessage(f"params is not JSON: {error}", code="invalid_params") from None
         if not isinstance(given, Mapping):
-            raise InvalidMessage(f"params is {shown(given)}; expected an object", code="invalid_params")
+            raise InvalidMessage(f"params is {short_repr(given)}; expected an object", code="invalid_params")
         try:
             return cls.model_validate(dict(given))
         except ValidationError as error:
             # Of a union, pydantic tells what is wrong with each alternative.
             found = {fault["loc"][0]: fault for fault in error.errors()}
             faults = "; ".join(
-                f"{name}: found {shown(fault['input'])}, expected {expected_of(cls.model_fields[str(name)])}"
+                f"{name}: found {short_repr(fault['input'])}, expected {expected_of(cls.model_fields[str(name)])}"
                 if name in cls.model_fields
-                else f"{shown(name)}: unknown parameter"
+                else f"{short_repr(name)}: unknown parameter"
                 for name, fault in found.items()
             )
             raise InvalidMessage(

@@ -58,8 +58,8 @@ class Topology:
 
     @property
     def batch_reply_queue_prefix(self) -> str:
-        """What the names of our own clients' reply queues begin with; their readers part bundles of replies."""
-        return f"{self.reply_queue_prefix}bundles."
+        """What the names of our own clients' reply queues begin with; replies come there in batches."""
+        return f"{self.reply_queue_prefix}batches."
 
     @property
     def work_queues(self) -> tuple[str, ...]:

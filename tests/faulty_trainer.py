@@ -1,8 +1,8 @@
-"""`python -m trainer` with the fault that the variable FAULT names, for the tests to see what becomes of a team.
+"""`python -m trainer` with the fault that the variable FAULT names, for tests of process groups.
 
 Faults:
     diverging: the loss of the network `reference` is no number, from the first step on.
-    failing NOTE: the leader's third step with its team fails for want of memory, once: then the file NOTE is there.
+    failing NOTE: the main process runs out of memory in its third step, once; then the file NOTE exists.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainer.__main__ import main
 from trainer.training import model
-from trainer.training.step import Step
+from trainer.training.step import TrainStep
 
 
 class Diverging(model.FaceNetwork):
@@ -30,17 +30,17 @@ class Diverging(model.FaceNetwork):
 
 def fail_once(note: Path) -> None:
     """Lets the third step of this member fail, the first time that it comes to it."""
-    take_step, taken = Step.__call__, 0
+    take_step, taken = TrainStep.__call__, 0
 
-    def failing(self: Step, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def failing(self: TrainStep, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal taken
-        taken += isinstance(self.shared, DistributedDataParallel)  # not where the speed is measured
+        taken += isinstance(self.ddp, DistributedDataParallel)  # not where the throughput is measured
         if taken == 3 and not note.exists():
             note.touch()
             raise MemoryError("no memory for a step")
         return take_step(self, *args, **kwargs)
 
-    Step.__call__ = failing  # type: ignore[method-assign]
+    TrainStep.__call__ = failing  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from prometheus_client import CollectorRegistry
 from inference.jobs.open import BulkLoop
 from inference.model.champion import Models
 from inference.model.predictor import Predictor
-from inference.monitoring.recent_predictions import Newest
+from inference.monitoring.recent_predictions import RecentPredictions
 from inference.monitoring.shadow import Shadow
-from inference.monitoring.throughput import Speed
+from inference.monitoring.throughput import ThroughputMeter
 from inference.predictions import InteractiveLoop
 from inference.turns import Turns
 from shared.broker import open_broker
@@ -51,8 +51,8 @@ class Loops:
     metrics: InferenceMetrics
     models: Models
     policy: FailurePolicy
-    speed: Speed
-    newest: Newest
+    throughput: ThroughputMeter
+    recent_predictions: RecentPredictions
     shadow: Shadow
     predictor: Predictor
     turns: Turns
@@ -62,7 +62,7 @@ class Loops:
         return ModelBuilder(self.store)
 
     def interactive(
-        self, *, batch_delay_s: float = 0.0, at_rest: Callable[[bool], None] | None = None
+        self, *, batch_delay_s: float = 0.0, on_idle: Callable[[bool], None] | None = None
     ) -> InteractiveLoop:
         return InteractiveLoop(
             self.broker,
@@ -70,13 +70,13 @@ class Loops:
             self.predictor,
             self.policy,
             self.metrics,
-            self.speed,
-            self.newest,
+            self.throughput,
+            self.recent_predictions,
             self.turns,
             prefetch=self.settings.prefetch,
             batch_size=self.settings.batch_size,
             batch_delay_s=batch_delay_s,
-            at_rest=at_rest or self.shadow.at_rest,
+            on_idle=on_idle or self.shadow.on_idle,
         )
 
     def bulk(self, *, interactive_lately: Callable[[], bool] = lambda: False) -> BulkLoop:
@@ -87,7 +87,7 @@ class Loops:
             self.models,
             self.predictor,
             self.policy,
-            self.speed,
+            self.throughput,
             self.turns,
             interactive_lately=interactive_lately,
         )
@@ -146,7 +146,7 @@ def open_loops(folder: Path, broker_url: str, **settings: Any) -> Iterator[Loops
         registry = CollectorRegistry()
         metrics = InferenceMetrics(registry)
         models = Models(store, "cpu", metrics)
-        shadow = Shadow(broker, store, chosen, models, metrics)
+        shadow = Shadow(store, chosen, models, metrics)
         observers = [shadow.observe] if shadow.wanted else []
         yield Loops(
             broker,
@@ -156,8 +156,8 @@ def open_loops(folder: Path, broker_url: str, **settings: Any) -> Iterator[Loops
             metrics,
             models,
             FailurePolicy(chosen.delivery_limit, metrics.dead_letters, Attempts(store)),
-            Speed(),
-            Newest(),
+            ThroughputMeter(),
+            RecentPredictions(),
             shadow,
             Predictor(ImageLimits.from_settings(chosen), chosen.batch_size, metrics, observers=observers),
             Turns(),

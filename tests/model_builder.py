@@ -20,10 +20,10 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from shared.params import TrainingParams
-from shared.records.model_card import CardDataset, Float16Report, Int8Report, ModelCard, ServedPrecision
+from shared.records.model_card import CardDataset, CardFile, ModelCard, ServedPrecision, Variant, VariantPrecision
 from shared.records.registry import Registry
 from shared.store.files import FileStore
-from trainer.release.card import Siblings, build_card, measure_inputs
+from trainer.release.card import build_card, measure_inputs
 from trainer.release.evaluate import evaluate
 from trainer.release.export import OUTPUT, export_onnx
 from trainer.training.model import Cost
@@ -184,6 +184,17 @@ def append_before_sigmoid(model: onnx.ModelProto, nodes: list[onnx.NodeProto], e
     model.graph.node.append(sigmoid)
 
 
+def kills_its_process(model: onnx.ModelProto) -> None:
+    """Divides the least whole number by -1, whose result is none: the processor stops the process (SIGFPE)."""
+    for name, value in (("least", -(2**31)), ("minus_one", -1)):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.int32), name))
+    nodes = [
+        helper.make_node("Div", ["least", "minus_one"], ["quotient"]),
+        helper.make_node("Cast", ["quotient"], ["as_float"], to=onnx.TensorProto.FLOAT),
+    ]
+    append_before_sigmoid(model, nodes, "as_float")
+
+
 # -- registering
 
 
@@ -214,9 +225,9 @@ class ModelBuilder:
         Args:
             data: the ONNX file.
             promote: make it the champion.
-            int8: the file of an int8 sibling.
-            int8_kept: whether the card says that it holds the accuracy.
-            float16: the file of a float16 sibling, which the card says does.
+            int8: the file of its int8 variant.
+            int8_kept: whether the card names that file.
+            float16: the file of its float16 variant.
             faces: uint8 (N, 128, 128), what the card says of the training faces; two gray ones without.
             probability: float32 (M,), what the card says of the held-out faces; 20 from 0 to 1 without.
             dataset: the SHA-256 of the archive that the card names.
@@ -226,12 +237,18 @@ class ModelBuilder:
             folder = Path(name)
             files = {"model.onnx": folder / "model.onnx"}
             files["model.onnx"].write_bytes(data)
-            for file, sibling in (("model_int8.onnx", int8), ("model_float16.onnx", float16)):
-                if sibling is not None:
+            variants: dict[VariantPrecision, Variant] = {}
+            given: dict[VariantPrecision, tuple[bytes | None, bool]] = {
+                "int8": (int8, int8_kept),
+                "float16": (float16, True),
+            }
+            for precision, (content, kept) in given.items():
+                if content is not None:
+                    file = Registry.model_file(precision)
                     files[file] = folder / file
-                    files[file].write_bytes(sibling)
-            siblings = _siblings(files.get("model_int8.onnx"), int8_kept, files.get("model_float16.onnx"))
-            card = _card(version, files["model.onnx"], siblings, faces, probability, dataset)
+                    files[file].write_bytes(content)
+                    variants[precision] = _variant(content if kept else None)
+            card = _card(version, files["model.onnx"], variants, faces, probability, dataset)
             self.registry.register(version, card.model_dump(mode="json"), "# a model for tests\n", files)
         if promote:
             self.registry.promote(version, "a test needs it")
@@ -242,23 +259,15 @@ class ModelBuilder:
         self.store.put(Registry.model_key(version, precision), data)
 
 
-def _siblings(int8: Path | None, int8_kept: bool, float16: Path | None) -> Siblings:
-    report = Int8Report(
-        kept=int8_kept,
-        faces=20,
-        accuracy_float=0.9,
-        accuracy_int8=0.9,
-        images_per_second_float=100,
-        images_per_second_int8=300,
-    )
-    half = Float16Report(kept=True, faces=20, accuracy_float=0.9, accuracy_float16=0.9)
-    return Siblings(report if int8 else None, int8, half if float16 else None, float16)
+def _variant(content: bytes | None) -> Variant:
+    file = None if content is None else CardFile(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
+    return Variant(faces=20, accuracy_float32=0.9, accuracy=0.9, file=file)
 
 
 def _card(
     version: int,
     model: Path,
-    siblings: Siblings,
+    variants: dict[VariantPrecision, Variant],
     faces: NDArray[np.uint8] | None,
     probability: NDArray[np.float32] | None,
     dataset: str,
@@ -276,7 +285,7 @@ def _card(
         temperature=1.0,
         parity=0.0,
         model_path=model,
-        siblings=siblings,
+        variants=variants,
         network_cost=Cost(2, 1),
         inputs=measure_inputs(faces, np.arange(len(faces))),
         device="a test",

@@ -32,7 +32,7 @@ from shared.records.dataset import (
 )
 from shared.records.evaluation import Confusion, Curve, Evaluation, Group, ReliabilityBin
 from shared.records.jobs import RESULT_COLUMNS, Jobs, JobState
-from shared.records.model_card import CardDataset, CardFile, Float16Report, InputStatistics, Int8Report, ModelCard
+from shared.records.model_card import CardDataset, CardFile, InputStatistics, ModelCard, Variant
 from shared.records.registry import Registry
 from shared.records.runs import Runs, RunState
 from shared.store.base import Store
@@ -170,23 +170,23 @@ class StoreBuilder:
             evaluation=evaluation,
             temperature=1.12,
             parity=3.1e-7,
-            int8=Int8Report(
-                kept=True,
-                faces=counts["test"],
-                accuracy_float=evaluation.accuracy,
-                accuracy_int8=evaluation.accuracy - 0.001,
-                images_per_second_float=310.0,
-                images_per_second_int8=905.0,
-            ),
-            float16=Float16Report(
-                kept=True,
-                faces=counts["test"],
-                accuracy_float=evaluation.accuracy,
-                accuracy_float16=evaluation.accuracy,
-            ),
             file=CardFile(sha256="ab" * 32, size_bytes=10_812_345),
-            int8_file=CardFile(sha256="cd" * 32, size_bytes=2_750_001),
-            float16_file=CardFile(sha256="ef" * 32, size_bytes=5_406_172),
+            variants={
+                "int8": Variant(
+                    faces=counts["test"],
+                    accuracy_float32=evaluation.accuracy,
+                    accuracy=evaluation.accuracy - 0.001,
+                    images_per_second_float32=310.0,
+                    images_per_second=905.0,
+                    file=CardFile(sha256="cd" * 32, size_bytes=2_750_001),
+                ),
+                "float16": Variant(
+                    faces=counts["test"],
+                    accuracy_float32=evaluation.accuracy,
+                    accuracy=evaluation.accuracy,
+                    file=CardFile(sha256="ef" * 32, size_bytes=5_406_172),
+                ),
+            },
             parameters=2_700_000,
             multiply_adds=176_000_000,
             inputs=InputStatistics(

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from shared.archives.fetch import fetched
+from shared.archives.fetch import fetch_archive
 from shared.broker.base import RETRIED_AT, Broker, BrokerError, Consumer, Delivery, Outgoing
 from shared.errors import Cancelled, GenderlineError, InvalidDataset, InvalidMessage, Retryable
 from shared.messages import ArchiveRequest, by_reference, json_reply, parse_dataset, run_id_of
@@ -17,7 +17,7 @@ from shared.records.record import DamagedRecord, Fault, ModelRef, RecordEnded
 from shared.records.registry import Registry
 from shared.records.runs import Progress, Run, Runs, RunState
 from shared.runtime.settings import Settings
-from shared.runtime.tempdir import scratch_folder
+from shared.runtime.tempdir import temp_folder
 from shared.store.base import STORE_SCHEME, Store, sha256_of
 from shared.store.lease import Lease, LeaseLost
 from shared.telemetry.metrics import TrainerMetrics
@@ -187,20 +187,14 @@ class TrainerService:
         if record.dataset:
             return record.dataset
         with (
-            scratch_folder() as folder,
-            fetched(request, self._store, self._settings, folder) as path,
+            temp_folder() as folder,
+            fetch_archive(request, self._store, self._settings, folder) as path,
         ):
             sha256 = request.sha256 or sha256_of(path)
             key = f"datasets/{sha256}/archive.zip"
             if not self._store.exists(key):
-                copy = folder / "copy.zip"
-                shutil.copyfile(path, copy)
-                if (copied := sha256_of(copy)) != sha256:  # a file of the user's, who may write to it at any time
-                    raise Retryable(
-                        f"the archive changed while it was copied: found SHA-256 {copied}, expected {sha256}",
-                        code="conflict",
-                    )
-                self._store.put_file(key, copy)
+                is_ours = path.is_relative_to(folder)  # and may be moved into the store
+                self._store.put_file(key, path if is_ours else shutil.copyfile(path, folder / "copy.zip"))
         consumer.settle([], json_reply(delivery, record.reply(RunState.ACCEPTED)))
         record = self._runs.update(
             run_id, state=RunState.ACCEPTED, dataset=sha256, params=request.params, name=request.name

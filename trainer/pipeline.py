@@ -28,34 +28,26 @@ from shared.records.dataset import (
     DatasetSummary,
 )
 from shared.records.evaluation import Evaluation
-from shared.records.model_card import CardDataset, ModelCard
+from shared.records.model_card import CardDataset, ModelCard, Variant, VariantPrecision
 from shared.records.registry import MODEL_NAME, Registry
 from shared.records.runs import Progress, Runs, RunState
 from shared.runtime.settings import Settings
 from shared.store.base import Store
 from shared.telemetry.metrics import TrainerMetrics
-from trainer.data.dataset import Dataset, opened_dataset
+from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.ingest import ingest
-from trainer.release.card import Siblings, build_card, measure_inputs, render_card
+from trainer.release.card import build_card, measure_inputs, render_card
 from trainer.release.evaluate import evaluate
-from trainer.release.export import (
-    choose_float16,
-    choose_int8,
-    export_onnx,
-    measure,
-    quantize_int8,
-    verify_parity,
-)
+from trainer.release.export import build_variants, export_onnx, verify_parity
 from trainer.training import checkpoint
 from trainer.training.calibrate import fit_temperature
 from trainer.training.checkpoint import Checkpoint, CheckpointError
-from trainer.training.crew import lead
 from trainer.training.device import DeviceFaces
-from trainer.training.distributed import Team
+from trainer.training.distributed import ProcessGroup, train_distributed
 from trainer.training.model import build_network, cost
 from trainer.training.recipe import Recipe, decide
-from trainer.training.throughput import measure_speed
-from trainer.training.train import EpochRow, Trained, predict_logits
+from trainer.training.throughput import measure_throughput
+from trainer.training.train import EpochRow, Hooks, Trained, predict_logits
 from trainer.training.train import Progress as TrainingProgress
 
 _PARITY_FACES: Final = 256
@@ -92,7 +84,8 @@ class Pipeline:
         settings: limits and threads.
         metrics: told what is ingested and trained.
         device: where to train.
-        team: the processes that train with this one, its leader; they `follow`. None is a team of one.
+        group: the processes that train together; this one is the main process, the others are in `run_member`. None is
+            a group of one.
     """
 
     def __init__(
@@ -101,9 +94,9 @@ class Pipeline:
         settings: Settings,
         metrics: TrainerMetrics,
         device: torch.device,
-        team: Team | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
-        self._team = team or Team()
+        self._group = group or ProcessGroup()
         self._store = store
         self._settings = settings
         self._metrics = metrics
@@ -134,7 +127,7 @@ class Pipeline:
             return ModelCard.model_validate(self._registry.card(version))
         folder = f"datasets/{sha256}"
         self._ingest(folder, sha256, steps)
-        with opened_dataset(self._store, sha256) as dataset:
+        with open_dataset(self._store, sha256) as dataset:
             trained, recipe = self._train(run_id, dataset, params, steps)
             return self._finish(run_id, name, dataset, recipe, trained, steps)
 
@@ -183,7 +176,7 @@ class Pipeline:
                 params,
                 faces=len(dataset.part("train")),
                 device=self._device,
-                speed=lambda recipe: measure_speed(recipe, self._device) * self._team.size,
+                throughput=lambda recipe: measure_throughput(recipe, self._device) * self._group.size,
             )
         rows: dict[int, dict[str, Any]] = {
             (epoch := int(row["epoch"])): row | {"epoch": epoch} for row in self._runs.history(run_id)
@@ -220,19 +213,15 @@ class Pipeline:
                 )
             )
 
+        hooks = Hooks(
+            on_checkpoint=lambda data: self._store.put(key, data),
+            on_step=on_step,
+            on_epoch=on_epoch,
+            should_stop=steps.should_yield,
+            checkpoint_s=self._settings.checkpoint_s,
+        )
         try:
-            trained = lead(
-                self._team,
-                dataset,
-                recipe,
-                self._device,
-                resume=resume,
-                checkpoint_s=self._settings.checkpoint_s,
-                on_checkpoint=lambda data: self._store.put(key, data),
-                on_step=on_step,
-                on_epoch=on_epoch,
-                should_stop=steps.should_yield,
-            )
+            trained = train_distributed(self._group, dataset, recipe, self._device, hooks, resume=resume)
         finally:
             self._metrics.epoch.set(0)
             self._metrics.images_per_second.set(0)
@@ -283,7 +272,7 @@ class Pipeline:
             parity = verify_parity(model, network, temperature, np.array(dataset.faces[sample]))
             steps.on_progress(_progress(RunState.EXPORTING, 1, 3))
             steps.checkpoint()
-            siblings = self._siblings(network, temperature, model, metadata, dataset) if recipe.quantize else Siblings()
+            variants = _build_variants(network, temperature, model, metadata, dataset) if recipe.quantize else {}
             steps.on_progress(_progress(RunState.EXPORTING, 2, 3))
             card = build_card(
                 model_version=version,
@@ -297,13 +286,13 @@ class Pipeline:
                 temperature=temperature,
                 parity=parity,
                 model_path=model,
-                siblings=siblings,
+                variants=variants,
                 network_cost=cost(network),
                 inputs=measure_inputs(dataset.faces, dataset.part("train")),
                 device=str(self._device),
             )
             steps.checkpoint()  # the last moment at which an owner that lost its lease must not write
-            files = {path.name: path for path in (model, siblings.int8_path, siblings.float16_path) if path}
+            files = {path.name: path for path in Path(work).iterdir()}
             self._registry.register(version, card.model_dump(mode="json"), render_card(card), files)
         return card
 
@@ -332,20 +321,21 @@ class Pipeline:
                 writer.writerows((index, f"{value:.6f}") for index, value in enumerate(probability))
             self._store.put_file(f"runs/{run_id}/predictions.csv", path)
 
-    def _siblings(
-        self, network: torch.nn.Module, temperature: float, model: Path, metadata: dict[str, str], dataset: Dataset
-    ) -> Siblings:
-        """Tries the siblings of an exported model. Returns what came of them, with the files of those to keep."""
-        int8_path, float16_path = (model.with_name(Registry.model_file(kind)) for kind in ("int8", "float16"))
-        quantize_int8(model, int8_path, np.array(dataset.faces[_spread(dataset.part("train"), _CALIBRATION_FACES)]))
-        export_onnx(network, temperature, float16_path, metadata, precision="float16")
-        # Nothing is chosen by these faces but what may be kept: the reported figures are the float32 model's.
-        held_out = np.sort(np.concatenate([dataset.part("validation"), dataset.part("test")]))
-        held_out = _spread(held_out, _COMPARED_FACES)
-        faces, labels = np.array(dataset.faces[held_out]), dataset.labels[held_out]
-        as_float, as_int8, as_float16 = (measure(path, faces, labels) for path in (model, int8_path, float16_path))
-        int8, float16 = choose_int8(as_float, as_int8), choose_float16(as_float, as_float16)
-        return Siblings(int8, int8_path if int8.kept else None, float16, float16_path if float16.kept else None)
+
+def _build_variants(
+    network: torch.nn.Module, temperature: float, model: Path, metadata: dict[str, str], dataset: Dataset
+) -> dict[VariantPrecision, Variant]:
+    # These faces decide only which variants are kept: the reported metrics are those of float32.
+    held_out = _spread(np.sort(np.concatenate([dataset.part("validation"), dataset.part("test")])), _COMPARED_FACES)
+    return build_variants(
+        network,
+        temperature,
+        model,
+        metadata,
+        calibration=np.array(dataset.faces[_spread(dataset.part("train"), _CALIBRATION_FACES)]),
+        faces=np.array(dataset.faces[held_out]),
+        labels=dataset.labels[held_out],
+    )
 
 
 def _metadata(version: int, run_id: str, sha256: str, figures: Evaluation) -> dict[str, str]:

@@ -11,10 +11,11 @@ from flask import Blueprint, Response, jsonify, request, send_file, url_for
 from werkzeug.datastructures import Headers
 
 from dashboard.api.document import document, query_parameters
-from dashboard.api.uploads import checked_number, uploaded_archive, uploaded_images
+from dashboard.api.uploads import parse_number, receive_archive, receive_images
 from dashboard.context import dashboard
+from shared.archives.archive import ArchiveLimits
 from shared.client import Client
-from shared.errors import Conflict, InvalidMessage, NotFound, shown
+from shared.errors import Conflict, InvalidMessage, NotFound, short_repr
 from shared.messages import SCHEMA
 from shared.params import TrainingParams
 from shared.records.jobs import Jobs
@@ -38,7 +39,7 @@ def _refuse_unknown_parameters() -> None:
     """A misspelt parameter is not one that was left out."""
     # An `operationId` is the name of its view.
     known = query_parameters()[str(request.endpoint).removeprefix("api.")]
-    if unknown := [shown(name) for name in request.args if name not in known]:
+    if unknown := [short_repr(name) for name in request.args if name not in known]:
         raise InvalidMessage(
             f"found {', '.join(unknown)} in the query; expected {' or '.join(known) or 'nothing'} there"
         )
@@ -51,21 +52,21 @@ def _refuse_unknown_parameters() -> None:
 def submit_dataset() -> tuple[Response, int]:
     """Takes an archive to train on."""
     parts = dashboard()
-    with uploaded_archive(parts.settings.max_archive_bytes) as archive:
-        params = TrainingParams.parse(_field("params") or None)
+    with receive_archive(ArchiveLimits.from_settings(parts.settings)) as archive:
+        params = TrainingParams.parse(_read_field("params") or None)
         run_id = parts.client.submit_dataset(
             archive.path, name=archive.name, params=params.as_dict(), message_id=_idempotency_key(), move=True
         )
-    return _accepted({"run_id": run_id}, url_for("api.get_run", run_id=run_id))
+    return _accepted_answer({"run_id": run_id}, url_for("api.get_run", run_id=run_id))
 
 
 @blueprint.post("/samples")
 def draw_sample() -> tuple[Response, int]:
     """Starts drawing the sample dataset, which is then submitted."""
-    images = checked_number(_field("images"), "images", 40, 20_000) or _SAMPLE_IMAGES
-    params = TrainingParams.parse(_field("params") or None)
-    dashboard().samples.draw(int(images), params.as_dict())
-    return _accepted(dataclasses.asdict(dashboard().samples.state), url_for("api.get_sample"))
+    images = parse_number(_read_field("images"), "images", 40, 20_000) or _SAMPLE_IMAGES
+    params = TrainingParams.parse(_read_field("params") or None)
+    dashboard().samples.generate(int(images), params.as_dict())
+    return _accepted_answer(dataclasses.asdict(dashboard().samples.state), url_for("api.get_sample"))
 
 
 @blueprint.get("/samples")
@@ -77,7 +78,7 @@ def get_sample() -> Response:
 @blueprint.get("/runs")
 def list_runs() -> Response:
     """Lists runs, newest first."""
-    found = dashboard().catalog.runs()
+    found = dashboard().store_cache.runs()
     page = [run.as_dict() for run in _page(found.records)]
     return jsonify({"runs": page, "total": len(found.records), "damaged": _damaged(found)})
 
@@ -86,7 +87,7 @@ def list_runs() -> Response:
 def get_run(run_id: str) -> Response:
     """Returns a run's record, with its history and evaluation."""
     parts = dashboard()
-    record = parts.catalog.run(run_id)
+    record = parts.store_cache.run(run_id)
     return jsonify(
         {
             **record.as_dict(),
@@ -100,7 +101,7 @@ def get_run(run_id: str) -> Response:
 def cancel_run(run_id: str) -> tuple[Response, int]:
     """Asks for a run to stop."""
     dashboard().client.runs.request_cancel(run_id)
-    return _accepted({"run_id": run_id}, url_for("api.get_run", run_id=run_id))
+    return _accepted_answer({"run_id": run_id}, url_for("api.get_run", run_id=run_id))
 
 
 # -- predictions
@@ -110,13 +111,13 @@ def cancel_run(run_id: str) -> tuple[Response, int]:
 def predict() -> Response:
     """Predicts images through the queue and waits for the answer."""
     parts = dashboard()
-    names, images = uploaded_images(parts.settings.max_image_bytes)
-    version = checked_number(_field("model_version"), "model_version", 1, 10**9)
-    timeout_s = checked_number(_field("timeout_s"), "timeout_s", 0.05, _LONGEST_ANSWER_S) or ANSWER_S
-    return jsonify(predicted(parts.client, names, images, version, timeout_s))
+    names, images = receive_images(parts.settings.max_image_bytes)
+    version = parse_number(_read_field("model_version"), "model_version", 1, 10**9)
+    timeout_s = parse_number(_read_field("timeout_s"), "timeout_s", 0.05, _LONGEST_ANSWER_S) or ANSWER_S
+    return jsonify(predict_images(parts.client, names, images, version, timeout_s))
 
 
-def predicted(
+def predict_images(
     client: Client, ids: Sequence[str | None], images: Sequence[bytes], version: float | None, timeout_s: float
 ) -> dict[str, Any]:
     """Returns the contract's reply for some images, each under its id."""
@@ -137,15 +138,15 @@ def predicted(
 def submit_job() -> tuple[Response, int]:
     """Takes an archive of images to predict."""
     parts = dashboard()
-    with uploaded_archive(parts.settings.max_archive_bytes) as archive:
+    with receive_archive(ArchiveLimits.from_settings(parts.settings)) as archive:
         job_id = parts.client.submit_job(archive.path, name=archive.name, message_id=_idempotency_key(), move=True)
-    return _accepted({"job_id": job_id}, url_for("api.get_job", job_id=job_id))
+    return _accepted_answer({"job_id": job_id}, url_for("api.get_job", job_id=job_id))
 
 
 @blueprint.get("/jobs")
 def list_jobs() -> Response:
     """Lists jobs, newest first."""
-    found = dashboard().catalog.jobs()
+    found = dashboard().store_cache.jobs()
     page = [job.as_dict() for job in _page(found.records)]
     return jsonify({"jobs": page, "total": len(found.records), "damaged": _damaged(found)})
 
@@ -154,7 +155,7 @@ def list_jobs() -> Response:
 def get_job(job_id: str) -> Response:
     """Returns a job's record and how many of its images are done."""
     parts = dashboard()
-    record = parts.catalog.job(job_id)
+    record = parts.store_cache.job(job_id)
     progress = parts.client.jobs.progress(record).model_dump(include={"done", "total"})
     return jsonify({**record.as_dict(), "progress": progress})
 
@@ -163,18 +164,18 @@ def get_job(job_id: str) -> Response:
 def cancel_job(job_id: str) -> tuple[Response, int]:
     """Asks for a job to stop."""
     dashboard().client.jobs.request_cancel(job_id)
-    return _accepted({"job_id": job_id}, url_for("api.get_job", job_id=job_id))
+    return _accepted_answer({"job_id": job_id}, url_for("api.get_job", job_id=job_id))
 
 
 @blueprint.get("/jobs/<job_id>/results.csv")
 def job_results(job_id: str) -> Response:
     """Sends a finished job's results."""
     parts = dashboard()
-    record = parts.catalog.job(job_id)
+    record = parts.store_cache.job(job_id)
     key = Jobs.results_key(job_id)
     if not parts.store.exists(key):
         raise Conflict(f"job {job_id} is {record.state}; it has no results")
-    return _stored_file(key, "text/csv", f"{job_id}.csv")
+    return _send_stored_file(key, "text/csv", f"{job_id}.csv")
 
 
 # -- models
@@ -187,7 +188,7 @@ def list_models() -> Response:
     aliases = parts.client.registry.aliases()
     models = [
         {key: card[key] for key in ("name", "version", "run_id", "created", "dataset", "metrics", "params", "file")}
-        for card in parts.catalog.cards()
+        for card in parts.store_cache.cards()
     ]
     figures = parts.client.shadow()
     return jsonify(
@@ -203,22 +204,24 @@ def list_models() -> Response:
 @blueprint.get("/models/<int:version>")
 def get_model(version: int) -> Response:
     """Returns a version's card."""
-    return jsonify(dashboard().catalog.card(version))
+    return jsonify(dashboard().store_cache.card(version))
 
 
 @blueprint.get("/models/<int:version>/model.onnx")
 def get_model_file(version: int) -> Response:
     """Sends a version's ONNX file."""
     parts = dashboard()
-    parts.catalog.card(version)
-    return _stored_file(parts.client.registry.model_key(version), "application/octet-stream", f"gender-{version}.onnx")
+    parts.store_cache.card(version)
+    return _send_stored_file(
+        parts.client.registry.model_key(version), "application/octet-stream", f"gender-{version}.onnx"
+    )
 
 
 @blueprint.post("/models/<int:version>/promote")
 def promote_model(version: int) -> Response:
     """Makes a version the champion."""
     parts = dashboard()
-    parts.client.promote(version, reason())
+    parts.client.promote(version, read_reason())
     return jsonify({"aliases": dataclasses.asdict(parts.client.registry.aliases())})
 
 
@@ -226,7 +229,7 @@ def promote_model(version: int) -> Response:
 def challenge_model(version: int) -> Response:
     """Makes a version the challenger."""
     parts = dashboard()
-    parts.client.challenge(version, reason())
+    parts.client.challenge(version, read_reason())
     return jsonify({"aliases": dataclasses.asdict(parts.client.registry.aliases())})
 
 
@@ -234,7 +237,7 @@ def challenge_model(version: int) -> Response:
 def dismiss_model(version: int) -> Response:
     """Takes the challenger's alias away from a version."""
     parts = dashboard()
-    parts.client.dismiss(reason(), version)
+    parts.client.dismiss(read_reason(), version)
     return jsonify({"aliases": dataclasses.asdict(parts.client.registry.aliases())})
 
 
@@ -242,13 +245,13 @@ def dismiss_model(version: int) -> Response:
 def roll_back_model() -> Response:
     """Makes the previous champion the champion again."""
     parts = dashboard()
-    parts.client.rollback(reason())
+    parts.client.rollback(read_reason())
     return jsonify({"aliases": dataclasses.asdict(parts.client.registry.aliases())})
 
 
-def reason() -> str:
+def read_reason() -> str:
     """Returns why, as the request says it: kept with the promotion."""
-    text = (_field("reason") or "").strip()
+    text = (_read_field("reason") or "").strip()
     if len(text) > _REASON_LENGTH:
         raise InvalidMessage(f"reason has {len(text)} characters; expected at most {_REASON_LENGTH}")
     return text or "by hand, over HTTP"
@@ -267,27 +270,27 @@ def list_dead() -> Response:
 @blueprint.post("/dead/retry")
 def retry_dead() -> Response:
     """Sends dead letters back to their queues: those named `dead_id`, or all."""
-    return jsonify({"count": dashboard().broker.retry_dead(chosen_dead())})
+    return jsonify({"count": dashboard().broker.retry_dead(read_dead_ids())})
 
 
 @blueprint.post("/dead/drop")
 def drop_dead() -> Response:
     """Deletes dead letters: those named `dead_id`, or all."""
-    return jsonify({"count": dashboard().broker.drop_dead(chosen_dead())})
+    return jsonify({"count": dashboard().broker.drop_dead(read_dead_ids())})
 
 
-def chosen_dead() -> list[str] | None:
+def read_dead_ids() -> list[str] | None:
     """Returns the dead letters that the request names; None for all, which it must say.
 
     Raises:
         InvalidMessage: it names none, and does not say `all=true`.
     """
     chosen = request.values.getlist("dead_id")
-    if isinstance(body := _json_object().get("dead_id"), list):
+    if isinstance(body := _read_json_object().get("dead_id"), list):
         chosen += [str(item) for item in body]
     if chosen:
         return chosen
-    if (_field("all") or "").lower() in {"true", "1", "yes"}:
+    if (_read_field("all") or "").lower() in {"true", "1", "yes"}:
         return None
     raise InvalidMessage("found neither dead_id nor all=true; expected one of them")
 
@@ -300,13 +303,13 @@ def status() -> Response:
         {
             "workers": [
                 {**worker.state, "silent_s": round(worker.silent_s, 1), "alive": worker.alive}
-                for worker in parts.presence.workers()
+                for worker in parts.workers.states()
             ],
             "queues": {
                 parts.broker.topology.short(queue): dataclasses.asdict(depth)
                 for queue, depth in parts.broker.depths().items()
             },
-            "speed": dataclasses.asdict(parts.presence.speed()),
+            "speed": dataclasses.asdict(parts.workers.speed()),
             "aliases": dataclasses.asdict(parts.client.registry.aliases()),
         }
     )
@@ -318,7 +321,7 @@ def events() -> Response:
     topics = request.args.get("topics", "#").split(",")
     last = request.headers.get("Last-Event-ID") or request.args.get("last_event_id")
     gone = request.environ.get("waitress.client_disconnected", lambda: False)
-    stream = dashboard().live.open_stream(topics, last, gone)
+    stream = dashboard().event_hub.open_stream(topics, last, gone)
     # Buffering proxies would hold events back.
     headers = Headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
     return Response(stream, mimetype="text/event-stream", headers=headers)
@@ -333,17 +336,17 @@ def openapi() -> Response:
 # -- how
 
 
-def _field(name: str) -> str | None:
+def _read_field(name: str) -> str | None:
     """Returns a value from the query, the form or a JSON body."""
     found = request.args.get(name)
     if found is None and request.mimetype in {"multipart/form-data", "application/x-www-form-urlencoded"}:
         found = request.form.get(name)
-    if found is None and (value := _json_object().get(name)) is not None:
+    if found is None and (value := _read_json_object().get(name)) is not None:
         found = value if isinstance(value, str) else _json_text(value)
     return found
 
 
-def _json_object() -> dict[str, Any]:
+def _read_json_object() -> dict[str, Any]:
     if not request.is_json or not request.content_length:  # many clients always say that they send JSON
         return {}
     try:
@@ -351,7 +354,7 @@ def _json_object() -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InvalidMessage(f"the body is no JSON ({error}); expected a JSON object") from None
     if not isinstance(body, dict):
-        raise InvalidMessage(f"the body is {shown(body)}; expected a JSON object")
+        raise InvalidMessage(f"the body is {short_repr(body)}; expected a JSON object")
     return body
 
 
@@ -368,8 +371,8 @@ def _idempotency_key() -> str | None:
 
 
 def _page(items: list[_T]) -> list[_T]:
-    limit = int(checked_number(request.args.get("limit"), "limit", 1, _PAGE) or _PAGE)
-    offset = int(checked_number(request.args.get("offset"), "offset", 0, 10**9) or 0)
+    limit = int(parse_number(request.args.get("limit"), "limit", 1, _PAGE) or _PAGE)
+    offset = int(parse_number(request.args.get("offset"), "offset", 0, 10**9) or 0)
     return items[offset : offset + limit]
 
 
@@ -377,13 +380,13 @@ def _damaged(found: Listing[Any]) -> list[dict[str, Any]]:
     return [{"file": damage.key, "error": damage.as_dict()} for damage in found.damaged]
 
 
-def _accepted(body: dict[str, Any], location: str) -> tuple[Response, int]:
+def _accepted_answer(body: dict[str, Any], location: str) -> tuple[Response, int]:
     answer = jsonify(body)
     answer.headers["Location"] = location
     return answer, 202
 
 
-def _stored_file(key: str, mimetype: str, name: str) -> Response:
+def _send_stored_file(key: str, mimetype: str, name: str) -> Response:
     store = dashboard().store
     if not store.exists(key):
         raise NotFound(f"there is no {key} in the store")

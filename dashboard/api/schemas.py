@@ -37,7 +37,7 @@ def schemas() -> dict[str, Any]:
         "Count": fields({"count": _WHOLE}),
         "Sample": fields(
             {
-                "drawing": {"type": "boolean"},
+                "running": {"type": "boolean"},
                 "done": _WHOLE,
                 "total": _WHOLE,
                 "run_id": _maybe(_TEXT),

@@ -10,10 +10,10 @@ import cv2
 from flask import Blueprint, Response, jsonify, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as WsgiResponse
 
-from dashboard.api.uploads import checked_number
+from dashboard.api.uploads import parse_number
 from dashboard.context import dashboard
-from dashboard.face_grid import SORTS, FaceFilter, choose, face_view, png
-from dashboard.pages.originals import original_image
+from dashboard.face_grid import SORTS, FaceFilter, encode_png, face_view, select_faces
+from dashboard.pages.originals import send_original
 from dashboard.store_cache import Dataset
 from shared.errors import InvalidMessage, NotFound
 from shared.faces.labels import ETHNICITIES, GENDERS
@@ -32,15 +32,15 @@ blueprint = Blueprint("datasets", __name__)
 @blueprint.get("/datasets")
 def list_datasets() -> str:
     """Shows all datasets."""
-    catalog = dashboard().catalog
+    cache = dashboard().store_cache
     runs_of: dict[str, list[Run]] = defaultdict(list)
-    for run in catalog.runs().records:
+    for run in cache.runs().records:
         if run.dataset:
             runs_of[run.dataset].append(run)
     items: list[dict[str, Any]] = []
-    for sha256 in catalog.dataset_ids():
+    for sha256 in cache.dataset_ids():
         found = runs_of[sha256]
-        summary = catalog.summary(sha256)
+        summary = cache.summary(sha256)
         items.append({"sha256": sha256, "summary": summary, "runs": found, "unread": _unread(found)})
     # The newest run says when a dataset was last used.
     items.sort(key=lambda item: item["runs"][0].created if item["runs"] else "", reverse=True)
@@ -50,19 +50,19 @@ def list_datasets() -> str:
 @blueprint.get("/datasets/<sha256>")
 def show_dataset(sha256: str) -> str:
     """Shows what a dataset holds, and its faces."""
-    catalog = dashboard().catalog
-    found_runs = [run for run in catalog.runs().records if run.dataset == sha256]
-    summary = catalog.summary(sha256)
+    cache = dashboard().store_cache
+    found_runs = [run for run in cache.runs().records if run.dataset == sha256]
+    summary = cache.summary(sha256)
     if summary is None:
-        if sha256 not in catalog.dataset_ids():
+        if sha256 not in cache.dataset_ids():
             raise NotFound(f"there is no dataset {sha256[:12]!r}")
         return render_template("dataset_waiting.html", sha256=sha256, runs=found_runs, unread=_unread(found_runs))
-    data = catalog.dataset(sha256)
-    predicting = catalog.predicting_versions(sha256)
+    data = cache.dataset(sha256)
+    predicting = cache.predicting_versions(sha256)
     version = _version(predicting)
-    probabilities = None if version is None else catalog.predictions(sha256, version)
+    probabilities = None if version is None else cache.predictions(sha256, version)
     wanted = FaceFilter.from_query(request.args)
-    found = choose(data, probabilities, wanted)
+    found = select_faces(data, probabilities, wanted)
     pages = max(1, -(-len(found) // _PAGE))
     page = min(max(1, request.args.get("page", 1, int)), pages)
     shown = found[(page - 1) * _PAGE : page * _PAGE]
@@ -72,10 +72,10 @@ def show_dataset(sha256: str) -> str:
         summary=summary,
         runs=found_runs,
         rejects=_rejects(sha256),
-        versions=[card["version"] for card in catalog.cards()],
+        versions=[card["version"] for card in cache.cards()],
         version=version,
         predicted=probabilities is not None,
-        scoring=dashboard().scorer.state,
+        scoring=dashboard().scoring.state,
         wanted=wanted,
         faces=[face_view(data, probabilities, int(i)) for i in shown],
         found=len(found),
@@ -93,17 +93,17 @@ def show_dataset(sha256: str) -> str:
 @blueprint.post("/datasets/<sha256>/predict")
 def score_dataset(sha256: str) -> WsgiResponse:
     """Starts predicting all faces by a model that was trained on others."""
-    version = checked_number(request.form.get("version"), "version", 1, 10**9)
+    version = parse_number(request.form.get("version"), "version", 1, 10**9)
     if version is None:
         raise InvalidMessage("version is missing; expected a model's number")
-    dashboard().scorer.start(sha256, int(version))
+    dashboard().scoring.score(sha256, int(version))
     return redirect(url_for("datasets.show_dataset", sha256=sha256, version=int(version)) + "#faces", 303)
 
 
 @blueprint.get("/datasets/<sha256>/summary.json")
 def summary_json(sha256: str) -> Response:
     """Returns what a dataset holds, for the plots."""
-    summary = dashboard().catalog.summary(sha256)
+    summary = dashboard().store_cache.summary(sha256)
     if summary is None:
         raise NotFound(f"there is no decoded dataset {sha256[:12]!r}")
     return jsonify(summary.model_dump(mode="json"))
@@ -112,10 +112,10 @@ def summary_json(sha256: str) -> Response:
 @blueprint.get("/datasets/<sha256>/faces/<int:index>")
 def show_face(sha256: str, index: int) -> str:
     """Shows one face: its label beside what each model says."""
-    catalog = dashboard().catalog
+    cache = dashboard().store_cache
     data = _with_face(sha256, index)
-    versions = catalog.predicting_versions(sha256)[:_VERSIONS]
-    views = [(number, face_view(data, catalog.predictions(sha256, number), index)) for number in versions]
+    versions = cache.predicting_versions(sha256)[:_VERSIONS]
+    views = [(number, face_view(data, cache.predictions(sha256, number), index)) for number in versions]
     return render_template("face.html", data=data, face=face_view(data, None, index), views=views)
 
 
@@ -126,7 +126,7 @@ def face_image(sha256: str, index: int) -> Response:
     size = request.args.get("size", 128, int)
     if 16 <= size < 128:
         face = cv2.resize(face, (size, size), interpolation=cv2.INTER_AREA).astype("uint8")
-    answer = Response(png(face), mimetype="image/png")
+    answer = Response(encode_png(face), mimetype="image/png")
     # The address holds the archive's hash, so what it names never changes.
     answer.headers["Cache-Control"] = _FOREVER
     return answer
@@ -136,7 +136,7 @@ def face_image(sha256: str, index: int) -> Response:
 def face_original(sha256: str, index: int) -> Response:
     """Sends a face's image as it stands in the archive."""
     data = _with_face(sha256, index)
-    answer = original_image(f"datasets/{sha256}/archive.zip", data.names[index])
+    answer = send_original(f"datasets/{sha256}/archive.zip", data.names[index])
     answer.headers["Cache-Control"] = _FOREVER
     return answer
 
@@ -147,7 +147,7 @@ def _unread(found: list[Run]) -> Run | None:
 
 
 def _with_face(sha256: str, index: int) -> Dataset:
-    data = dashboard().catalog.dataset(sha256)
+    data = dashboard().store_cache.dataset(sha256)
     if index >= len(data):
         raise NotFound(f"dataset {sha256[:12]} has {len(data):,} faces; there is no face {index}")
     return data
@@ -157,7 +157,7 @@ def _version(predicting: list[int]) -> int | None:
     """Returns the version that the request chose; else one whose predictions are there, the champion before others."""
     parts = dashboard()
     chosen = request.args.get("version", None, int)
-    if chosen in [card["version"] for card in parts.catalog.cards()]:
+    if chosen in [card["version"] for card in parts.store_cache.cards()]:
         return chosen
     champion = parts.client.registry.aliases().champion
     return champion if champion in predicting else next(iter(predicting), None)
@@ -167,7 +167,7 @@ def _rejects(sha256: str) -> list[dict[str, Any]]:
     """Returns the rejects by reason, most frequent first, with some examples each."""
     groups: dict[str, list[Any]] = defaultdict(list)
     with contextlib.suppress(NotFound):
-        for row in dashboard().catalog.rejects(sha256):
+        for row in dashboard().store_cache.rejects(sha256):
             groups[row.reason].append(row)
     return [
         {"reason": reason, "meaning": REJECT_REASONS.get(reason, ""), "count": len(rows), "examples": rows[:_EXAMPLES]}

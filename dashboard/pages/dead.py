@@ -11,11 +11,11 @@ import msgpack
 from flask import Blueprint, flash, redirect, render_template
 from werkzeug.wrappers import Response
 
-from dashboard.api.routes import chosen_dead
+from dashboard.api.routes import read_dead_ids
 from dashboard.context import dashboard
 from shared.broker.base import DeadLetter
 from shared.errors import CODES, InvalidMessage
-from shared.faces.file_type import looks_like
+from shared.faces.file_type import describe
 from shared.messages import MSGPACK
 
 _SHOWN: Final = 200
@@ -50,7 +50,7 @@ def drop() -> Response:
 def _done_to_chosen(act: Callable[[Sequence[str] | None], int], words: str) -> Response:
     """Does something to the dead letters that the form names, and leads back to the list."""
     try:
-        chosen = chosen_dead()
+        chosen = read_dead_ids()
     except InvalidMessage:  # without scripts the buttons can be pressed with nothing chosen
         flash("No dead letter was chosen. Tick some, then press again.")
     else:
@@ -78,7 +78,7 @@ def _preview(letter: DeadLetter) -> str:
     body = letter.message.body
     if letter.message.content_type.startswith(MSGPACK):
         return _pack_in_words(body)
-    kind = looks_like(body[:512])
+    kind = describe(body[:512])
     if kind not in {"a text file", "an HTML page", "an XML or SVG file"}:
         return f"{kind[:1].upper()}{kind[1:]}."
     text = body[: 4 * _PREVIEW].decode(errors="replace")

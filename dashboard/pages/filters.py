@@ -86,7 +86,7 @@ def short(identifier: str | None) -> str:
 
 
 def parameter(value: object) -> str:
-    """Returns a training parameter as the README writes it."""
+    """Returns a training parameter as docs/reference.md writes it."""
     if value is None:
         return _NOTHING
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -11,8 +11,8 @@ from flask import Blueprint, Response, flash, redirect, render_template, request
 from werkzeug.wrappers import Response as WsgiResponse
 
 from dashboard.context import dashboard
-from dashboard.face_grid import png
-from dashboard.pages.originals import original_bytes
+from dashboard.face_grid import encode_png
+from dashboard.pages.originals import read_original
 from shared.errors import NotFound
 from shared.faces.decode import ImageLimits, decode_face
 from shared.records.jobs import Job, Jobs, JobState
@@ -27,7 +27,7 @@ blueprint = Blueprint("jobs", __name__)
 def list_jobs() -> str:
     """Shows all jobs, newest first."""
     parts = dashboard()
-    listing = parts.catalog.jobs()
+    listing = parts.store_cache.jobs()
     found = listing.records
     page = max(1, request.args.get("page", 1, int))
     shown = found[(page - 1) * _PAGE : page * _PAGE]
@@ -45,7 +45,7 @@ def list_jobs() -> str:
 def show_job(job_id: str) -> str:
     """Shows a job and, once there are any, its results."""
     parts = dashboard()
-    job = parts.catalog.job(job_id)
+    job = parts.store_cache.job(job_id)
     rows = _results(job_id) if job.state is JobState.FINISHED else []
     kind = request.args.get("show", "")
     wanted = {"wrong": lambda row: row["correct"] in {"False", "false", "0"}, "errors": lambda row: bool(row["error"])}
@@ -81,10 +81,10 @@ def thumbnail(job_id: str, row: int) -> Response:
     rows = _results(job_id)
     if row >= len(rows):
         raise NotFound(f"job {job_id} has {len(rows):,} results; there is no row {row}")
-    data = original_bytes(Jobs.archive_key(job_id), rows[row]["name"])
+    data = read_original(Jobs.archive_key(job_id), rows[row]["name"])
     face = decode_face(data, ImageLimits.from_settings(parts.settings)).pixels
     small = cv2.resize(face, (_THUMB, _THUMB), interpolation=cv2.INTER_AREA).astype("uint8")
-    answer = Response(png(small), mimetype="image/png")
+    answer = Response(encode_png(small), mimetype="image/png")
     answer.headers["Cache-Control"] = "private, max-age=86400"
     return answer
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from flask import Blueprint, flash, redirect, render_template
 from werkzeug.wrappers import Response
 
-from dashboard.api.routes import reason
+from dashboard.api.routes import read_reason
 from dashboard.context import dashboard
-from dashboard.workers import watching
+from dashboard.workers import summarize_monitoring
 from shared.records.evaluation import MIN_GROUP
 
 blueprint = Blueprint("models", __name__)
@@ -17,15 +17,15 @@ blueprint = Blueprint("models", __name__)
 def list_models() -> str:
     """Shows all versions and which of them serve."""
     parts = dashboard()
-    workers = [worker for worker in parts.presence.workers() if worker.state.get("service") == "inference"]
+    workers = [worker for worker in parts.workers.states() if worker.state.get("service") == "inference"]
     return render_template(
         "models.html",
-        cards=parts.catalog.cards(),
+        cards=parts.store_cache.cards(),
         aliases=parts.client.registry.aliases(),
         history=list(reversed(parts.client.registry.history()))[:20],
         workers=workers,
         shadow=parts.client.shadow(),
-        watch=watching(workers),
+        watch=summarize_monitoring(workers),
     )
 
 
@@ -35,17 +35,17 @@ def show_model(version: int) -> str:
     parts = dashboard()
     return render_template(
         "model.html",
-        card=parts.catalog.card(version),
+        card=parts.store_cache.card(version),
         min_group=MIN_GROUP,
         aliases=parts.client.registry.aliases(),
-        workers=[worker for worker in parts.presence.workers() if worker.state.get("version") == version],
+        workers=[worker for worker in parts.workers.states() if worker.state.get("version") == version],
     )
 
 
 @blueprint.post("/models/<int:version>/promote")
 def promote(version: int) -> Response:
     """Makes a version the champion."""
-    dashboard().client.promote(version, reason())
+    dashboard().client.promote(version, read_reason())
     flash(f"Model {version} is the champion. Workers swap it in between batches.")
     return redirect("/models", 303)
 
@@ -53,6 +53,6 @@ def promote(version: int) -> Response:
 @blueprint.post("/models/rollback")
 def roll_back() -> Response:
     """Makes the previous champion the champion again."""
-    version = dashboard().client.rollback(reason())
+    version = dashboard().client.rollback(read_reason())
     flash(f"Rolled back: model {version} is the champion again.")
     return redirect("/models", 303)

@@ -9,7 +9,7 @@ from flask import Response
 from dashboard.context import dashboard
 from shared.archives.archive import Archive, ArchiveLimits
 from shared.errors import NotFound
-from shared.faces.file_type import looks_like
+from shared.faces.file_type import describe
 
 _TYPES: Final = {
     "a JPEG image": "image/jpeg",
@@ -19,7 +19,7 @@ _TYPES: Final = {
 }
 
 
-def original_bytes(archive_key: str, name: str) -> bytes:
+def read_original(archive_key: str, name: str) -> bytes:
     """Returns an entry of an archive in the store, under the archive's limits.
 
     Raises:
@@ -37,10 +37,10 @@ def original_bytes(archive_key: str, name: str) -> bytes:
     raise NotFound(f"the archive holds no entry {name[:80]!r}")
 
 
-def original_image(archive_key: str, name: str) -> Response:
+def send_original(archive_key: str, name: str) -> Response:
     """Sends an entry as an image; whatever else it is, a browser must not take it for a page of ours."""
-    data = original_bytes(archive_key, name)
-    kind = _TYPES.get(looks_like(data[:512]))
+    data = read_original(archive_key, name)
+    kind = _TYPES.get(describe(data[:512]))
     if kind is None:
         raise NotFound(f"the entry {name[:80]!r} is no image")
     return Response(data, mimetype=kind)

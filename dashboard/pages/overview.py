@@ -11,7 +11,7 @@ from werkzeug.wrappers import Response as WsgiResponse
 
 from dashboard.context import Dashboard, dashboard
 from dashboard.pages.filters import progress_view
-from dashboard.workers import Presence, Speed
+from dashboard.workers import Speed, WorkerStates
 from shared.broker.base import Depth
 from shared.errors import Retryable
 from shared.records.jobs import Job
@@ -27,18 +27,18 @@ blueprint = Blueprint("overview", __name__)
 def overview() -> str:
     """Shows models, trainings, workers, queues and what wants attention."""
     parts = dashboard()
-    all_runs, all_jobs = parts.catalog.runs(), parts.catalog.jobs()
+    all_runs, all_jobs = parts.store_cache.runs(), parts.store_cache.jobs()
     aliases = parts.client.registry.aliases()
-    champion = None if aliases.champion is None else parts.catalog.card(aliases.champion)
+    champion = None if aliases.champion is None else parts.store_cache.card(aliases.champion)
     return render_template(
         "overview.html",
         champion=champion,
         running=[(run, progress_view(run.progress, run.state)) for run in all_runs.records if not run.state.is_final],
         recent=[run for run in all_runs.records if run.state.is_final][:_SHOWN],
         jobs=all_jobs.records[:_SHOWN],
-        workers=parts.presence.workers(),
-        speed=parts.presence.speed(),
-        lately=_lately(parts.presence),
+        workers=parts.workers.states(),
+        speed=parts.workers.speed(),
+        lately=_lately(parts.workers),
         depths=_depths(parts),
         attention=_attention(parts, all_runs, all_jobs),
         sample=parts.samples.state,
@@ -50,7 +50,7 @@ def overview() -> str:
 @blueprint.get("/speed.json")
 def speed_json() -> Response:
     """Sends the speed over the last ten minutes, as columns; `minutes` are before now, so at most 0."""
-    history = dashboard().presence.speed_history()
+    history = dashboard().workers.speed_history()
     columns = [field.name for field in dataclasses.fields(Speed)]
     return jsonify(
         {
@@ -63,7 +63,7 @@ def speed_json() -> Response:
 @blueprint.post("/samples")
 def draw_sample() -> WsgiResponse:
     """Starts with the sample dataset."""
-    dashboard().samples.draw(int(request.form.get("images", 1500)))
+    dashboard().samples.generate(int(request.form.get("images", 1500)))
     flash("The sample dataset is being drawn; its training starts by itself.")
     return redirect(url_for("overview.overview"), 303)
 
@@ -98,7 +98,7 @@ def _attention(parts: Dashboard, all_runs: Listing[Run], all_jobs: Listing[Job])
         if job.state.is_retryable:
             error = job.error.message if job.error else "no reason given"
             found.append((f"Job {job.name[:60]} was {job.state}: {error}", "See the job.", f"/jobs/{job.job_id}"))
-    alive = {str(worker.state.get("service")) for worker in parts.presence.workers() if worker.alive}
+    alive = {str(worker.state.get("service")) for worker in parts.workers.states() if worker.alive}
     if depths is not None:
         for service, queue in (("trainer", "datasets"), ("inference", "predictions"), ("inference", "jobs")):
             if depths[queue].ready and service not in alive:
@@ -108,9 +108,9 @@ def _attention(parts: Dashboard, all_runs: Listing[Run], all_jobs: Listing[Job])
     return found[:_SHOWN]
 
 
-def _lately(presence: Presence) -> dict[str, float | None]:
+def _lately(workers: WorkerStates) -> dict[str, float | None]:
     """Returns the mean and highest speed, and the worst latency, of the last ten minutes; None without any."""
-    history = [speed for _, speed in presence.speed_history()]
+    history = [speed for _, speed in workers.speed_history()]
     rates = [speed.images_per_second for speed in history]
     return {
         "mean_rate": statistics.fmean(rates) if rates else None,
@@ -128,7 +128,7 @@ def _newest_predictions(parts: Dashboard) -> list[dict[str, Any]]:
     known = {(entry["version"], entry["probability_female"]) for entry in parts.recent_predictions}
     others = [
         entry
-        for entry in parts.presence.newest_predictions()
+        for entry in parts.workers.recent_predictions()
         if entry["images"] > 1 or (entry["version"], entry["probability_female"]) not in known
     ]
     return sorted(own + others, key=lambda entry: str(entry["at"]), reverse=True)[:_SHOWN]

@@ -11,10 +11,10 @@ import numpy as np
 from flask import Blueprint, Response, jsonify, render_template, request
 from numpy.typing import NDArray
 
-from dashboard.api.routes import ANSWER_S, predicted
-from dashboard.api.uploads import checked_number, uploaded_images
+from dashboard.api.routes import ANSWER_S, predict_images
+from dashboard.api.uploads import parse_number, receive_images
 from dashboard.context import dashboard
-from dashboard.face_grid import FaceFilter, choose, face_view, png
+from dashboard.face_grid import FaceFilter, encode_png, face_view, select_faces
 from dashboard.store_cache import Dataset
 from shared.clock import now_iso
 from shared.errors import GenderlineError, NotFound, Retryable
@@ -31,13 +31,13 @@ blueprint = Blueprint("predict", __name__)
 @blueprint.get("/predict")
 def predict() -> str:
     """Shows a face of a dataset, or the place to drop images of one's own."""
-    catalog = dashboard().catalog
-    decoded = [(sha256, summary) for sha256 in catalog.dataset_ids() if (summary := catalog.summary(sha256))]
-    names = {run.dataset: run.name for run in reversed(catalog.runs().records) if run.dataset}
+    cache = dashboard().store_cache
+    decoded = [(sha256, summary) for sha256 in cache.dataset_ids() if (summary := cache.summary(sha256))]
+    names = {run.dataset: run.name for run in reversed(cache.runs().records) if run.dataset}
     chosen = request.args.get("dataset") or (decoded[0][0] if decoded else None)
     face, note = None, ""
     if chosen is not None:
-        data = catalog.dataset(chosen)
+        data = cache.dataset(chosen)
         index, note = _chosen_face(data)
         face = face_view(data, None, index)
     return render_template(
@@ -46,7 +46,7 @@ def predict() -> str:
         chosen=chosen,
         face=face,
         note=note,
-        versions=[card["version"] for card in catalog.cards()],
+        versions=[card["version"] for card in cache.cards()],
         champion=dashboard().client.registry.aliases().champion,
         version=request.args.get("version", None, int),
     )
@@ -60,11 +60,11 @@ def predict_image() -> Response:
     """
     parts = dashboard()
     _require_broker()
-    names, images = uploaded_images(parts.settings.max_image_bytes)
+    names, images = receive_images(parts.settings.max_image_bytes)
     face = decode_face(images[0], ImageLimits.from_settings(parts.settings))
     name = request.args.get("name", names[0] or "")[:1000]
     started = time.perf_counter()
-    reply = predicted(parts.client, [None], images[:1], _version(), ANSWER_S)
+    reply = predict_images(parts.client, [None], images[:1], _version(), ANSWER_S)
     seconds = time.perf_counter() - started
     entry = reply["predictions"][0]
     if "error" in entry:
@@ -76,7 +76,7 @@ def predict_image() -> Response:
         {
             "reply": reply,
             "seconds": round(seconds, 4),
-            "seen": f"data:image/png;base64,{base64.b64encode(png(face.pixels)).decode()}",
+            "seen": f"data:image/png;base64,{base64.b64encode(encode_png(face.pixels)).decode()}",
             "true_gender": None if label is None else GENDERS[label.gender],
         }
     )
@@ -91,11 +91,11 @@ def occlusion() -> Response:
     """
     parts = dashboard()
     _require_broker()
-    _, images = uploaded_images(parts.settings.max_image_bytes)
+    _, images = receive_images(parts.settings.max_image_bytes)
     face = decode_face(images[0], ImageLimits.from_settings(parts.settings)).pixels
     started = time.perf_counter()
     entries, model = parts.client.predict(
-        [png(face), *(png(covered) for covered in occluded(face))],
+        [encode_png(face), *(encode_png(covered) for covered in make_occlusions(face))],
         model_version=None if (version := _version()) is None else int(version),
         probe=True,
         timeout_s=ANSWER_S,
@@ -116,7 +116,7 @@ def occlusion() -> Response:
     )
 
 
-def occluded(face: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+def make_occlusions(face: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     """Returns the face with a gray patch at each of `GRID` x `GRID` places, row by row.
 
     Args:
@@ -135,12 +135,12 @@ def occluded(face: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
 
 def _require_broker() -> None:
     """Raises `Retryable` at once where the broker is known not to answer: asking it takes seconds."""
-    if dashboard().live.away:
+    if dashboard().event_hub.away:
         raise Retryable("the broker does not answer, so nothing is predicted now; try again when it is back")
 
 
 def _version() -> float | None:
-    return checked_number(request.args.get("model_version"), "model_version", 1, 10**9)
+    return parse_number(request.args.get("model_version"), "model_version", 1, 10**9)
 
 
 def _chosen_face(data: Dataset) -> tuple[int, str]:
@@ -153,20 +153,20 @@ def _chosen_face(data: Dataset) -> tuple[int, str]:
     if pick == "random":
         return random.randrange(len(data)), ""
     if pick == "wrong":
-        catalog = dashboard().catalog
+        cache = dashboard().store_cache
         champion = dashboard().client.registry.aliases().champion
-        versions = catalog.predicting_versions(data.sha256)
+        versions = cache.predicting_versions(data.sha256)
         version = champion if champion in versions else next(iter(versions), None)
-        probabilities = None if version is None else catalog.predictions(data.sha256, version)
+        probabilities = None if version is None else cache.predictions(data.sha256, version)
         if probabilities is None:
             return now, "No model has predicted this dataset yet, so none of its faces is known to be wrong."
-        wrong = choose(data, probabilities, FaceFilter(result="wrong"))
+        wrong = select_faces(data, probabilities, FaceFilter(result="wrong"))
         later = wrong[wrong > now]
         if len(wrong) == 0:
             return now, "No face of this dataset is predicted wrongly."
         return int(later[0] if len(later) else wrong[0]), f"Predicted wrongly by model {version}."
     if search := request.args.get("search", "").strip():
-        found = choose(data, None, FaceFilter(search=search[:200]))
+        found = select_faces(data, None, FaceFilter(search=search[:200]))
         if len(found) == 0:
             return now, "No face's name holds that. Try a shorter part of it."
         return int(found[0]), f"First of {len(found):,} whose name holds it."

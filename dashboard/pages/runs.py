@@ -9,7 +9,7 @@ from flask import Blueprint, Response, flash, jsonify, redirect, render_template
 from werkzeug.wrappers import Response as WsgiResponse
 
 from dashboard.context import dashboard
-from dashboard.face_grid import FaceFilter, choose, face_view
+from dashboard.face_grid import FaceFilter, face_view, select_faces
 from dashboard.pages.filters import parameters, progress_view
 from shared.errors import NotFound
 from shared.faces.labels import GENDERS
@@ -28,7 +28,7 @@ blueprint = Blueprint("runs", __name__)
 @blueprint.get("/runs")
 def list_runs() -> str:
     """Shows all runs, newest first."""
-    listing = dashboard().catalog.runs()
+    listing = dashboard().store_cache.runs()
     found = listing.records
     page = max(1, request.args.get("page", 1, int))
     return render_template(
@@ -46,7 +46,7 @@ def list_runs() -> str:
 def show_run(run_id: str) -> str:
     """Shows a run: its curves while it trains, how well it does when done."""
     parts = dashboard()
-    run = parts.catalog.run(run_id)
+    run = parts.store_cache.run(run_id)
     evaluation = parts.client.runs.evaluation(run_id)
     version = run.model.version if run.model else None
     return render_template(
@@ -58,7 +58,7 @@ def show_run(run_id: str) -> str:
         epochs=len(parts.client.runs.history(run_id)),
         evaluation=evaluation,
         version=version,
-        summary=parts.catalog.summary(run.dataset) if run.dataset else None,
+        summary=parts.store_cache.summary(run.dataset) if run.dataset else None,
         suspects=_suspects(run.dataset, version) if version else [],
         kinds=("gender", "ethnicity", "age"),
         min_group=MIN_GROUP,
@@ -77,7 +77,7 @@ def cancel_run(run_id: str) -> WsgiResponse:
 def history_csv(run_id: str) -> Response:
     """Sends the curves' figures."""
     parts = dashboard()
-    parts.catalog.run(run_id)
+    parts.store_cache.run(run_id)
     key = f"runs/{run_id}/history.csv"
     if not parts.store.exists(key):
         raise NotFound("this run has no finished epoch yet")
@@ -90,12 +90,12 @@ def history_csv(run_id: str) -> Response:
 def scores(run_id: str) -> Response:
     """Returns how many held-out faces of each label have which probability: what the threshold's slider counts."""
     parts = dashboard()
-    run = parts.catalog.run(run_id)
+    run = parts.store_cache.run(run_id)
     version = run.model.version if run.model else None
-    probabilities = parts.catalog.predictions(run.dataset, version) if run.dataset and version else None
+    probabilities = parts.store_cache.predictions(run.dataset, version) if run.dataset and version else None
     if run.dataset is None or probabilities is None:
         raise NotFound("this run has no predictions in the store")
-    data = parts.catalog.dataset(run.dataset)
+    data = parts.store_cache.dataset(run.dataset)
     held_out = data.split == SPLITS.index("test")
     bins = np.minimum((probabilities * _SCORE_BINS).astype(int), _SCORE_BINS - 1)
     counts = {
@@ -110,7 +110,7 @@ def compare() -> str:
     """Shows some runs on the same axes."""
     parts = dashboard()
     chosen = list(dict.fromkeys(request.args.getlist("run")))[:_COMPARED]
-    found = [parts.catalog.run(run_id) for run_id in chosen]
+    found = [parts.store_cache.run(run_id) for run_id in chosen]
     evaluations = {run.run_id: parts.client.runs.evaluation(run.run_id) for run in found}
     values = {run.run_id: _parameters(run) for run in found}
     names = sorted({name for params in values.values() for name in params})
@@ -122,22 +122,22 @@ def _parameters(run: Run) -> dict[str, str]:
     """Returns a run's parameters, and what became of those left to the recipe: its model's card says all of them."""
     asked = run.params.as_dict() if run.params else None
     if run.model:
-        return parameters(asked, dashboard().catalog.card(run.model.version)["params"])
+        return parameters(asked, dashboard().store_cache.card(run.model.version)["params"])
     epochs = run.progress.epochs if run.progress else None  # of a training under way
     return parameters(asked, {"epochs": epochs} if epochs else None)
 
 
 def _suspects(sha256: str | None, version: int) -> list[dict[str, Any]]:
     """Returns the faces whose label the model contradicts most firmly: likely label errors."""
-    catalog = dashboard().catalog
-    if sha256 is None or catalog.summary(sha256) is None:
+    cache = dashboard().store_cache
+    if sha256 is None or cache.summary(sha256) is None:
         return []
-    probabilities = catalog.predictions(sha256, version)
+    probabilities = cache.predictions(sha256, version)
     if probabilities is None:
         return []
     try:
-        data = catalog.dataset(sha256)
+        data = cache.dataset(sha256)
     except NotFound:  # deleted since its summary was read
         return []
-    order = choose(data, probabilities, FaceFilter(result="wrong", sort="wrong"))
+    order = select_faces(data, probabilities, FaceFilter(result="wrong", sort="wrong"))
     return [face_view(data, probabilities, int(i)) for i in order[:_SUSPECTS]]

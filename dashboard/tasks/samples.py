@@ -1,98 +1,57 @@
-"""The sample dataset at a click: drawn in the background, then submitted like any other."""
+"""The sample dataset at a click: generated in the background, then submitted like any other."""
 
 from __future__ import annotations
 
-import logging
 import tempfile
-import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from dashboard.tasks.background import BackgroundTask, TaskState
 from shared.client import Client
-from shared.errors import Conflict, GenderlineError
 from shared.faces.synthetic import draw_sample
 
 SAMPLE_NAME: Final = "sample"
 _SEED: Final = 1
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class SampleState:
-    """How far the drawing of a sample dataset is.
+class SampleState(TaskState):
+    """How far a sample dataset is: `done` of `total` faces.
 
     Attributes:
-        drawing: whether it goes on.
-        done: faces drawn.
-        total: faces asked for.
         run_id: the run that trains on it, once submitted.
-        error: why there is none.
     """
 
-    drawing: bool = False
-    done: int = 0
-    total: int = 0
     run_id: str | None = None
-    error: str | None = None
 
 
-class Samples:
-    """Draws one sample dataset at a time.
+class SampleTask(BackgroundTask[SampleState]):
+    """Generates one sample dataset at a time.
 
     Args:
         client: submits it.
     """
 
     def __init__(self, client: Client) -> None:
+        super().__init__("sample dataset", SampleState())
         self._client = client
-        self._lock = threading.Lock()
-        self._state = SampleState()
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
 
-    @property
-    def state(self) -> SampleState:
-        """How far the present one, or the last, is."""
-        return self._state
-
-    def draw(self, images: int, params: dict[str, Any] | None = None) -> None:
-        """Starts drawing and returns at once.
+    def generate(self, images: int, params: dict[str, Any] | None = None) -> None:
+        """Starts generating and returns at once.
 
         Raises:
-            Conflict: one is being drawn already.
+            Conflict: one is being generated already.
         """
-        with self._lock:
-            if self._state.drawing:
-                raise Conflict("a sample dataset is being drawn already")
-            self._state = SampleState(drawing=True, total=images)
-            self._thread = threading.Thread(target=self._draw, args=(images, params), name="sample", daemon=True)
-            self._thread.start()
+        state = SampleState(total=images)
+        self.start(state, lambda: self._generate(images, params), "a sample dataset is being generated already")
 
-    def close(self) -> None:
-        """Gives up what is being drawn."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
+    def _generate(self, images: int, params: dict[str, Any] | None) -> None:
+        with tempfile.TemporaryDirectory(prefix="genderline-") as folder:
+            path = Path(folder) / f"{SAMPLE_NAME}.zip"
+            draw_sample(path, images, _SEED, faults=True, on_progress=self._report)
+            self.update(run_id=self._client.submit_dataset(path, name=SAMPLE_NAME, params=params, move=True))
 
-    def _draw(self, images: int, params: dict[str, Any] | None) -> None:
-        try:
-            with tempfile.TemporaryDirectory(prefix="genderline-") as folder:
-                path = Path(folder) / f"{SAMPLE_NAME}.zip"
-                draw_sample(path, images, _SEED, faults=True, on_progress=self._drawn)
-                run_id = self._client.submit_dataset(path, name=SAMPLE_NAME, params=params, move=True)
-            self._state = replace(self._state, drawing=False, run_id=run_id)
-        except _GivenUp:
-            self._state = replace(self._state, drawing=False, error="given up: the dashboard stopped")
-        except (GenderlineError, OSError) as error:
-            _LOG.error("no sample dataset: %s", error)
-            self._state = replace(self._state, drawing=False, error=str(error))
-
-    def _drawn(self, done: int, total: int) -> None:
-        if self._stop.is_set():
-            raise _GivenUp
-        self._state = replace(self._state, done=done, total=total)
-
-
-class _GivenUp(Exception):
-    """The dashboard stops: nobody waits for the sample any more."""
+    def _report(self, done: int, total: int) -> None:
+        self.raise_if_closed()
+        self.update(done=done, total=total)

@@ -17,7 +17,7 @@ from shared.errors import NotFound
 from shared.messages import json_message, json_reply
 from shared.records.jobs import Job, Jobs, JobState
 from shared.records.results import assemble
-from shared.runtime.tempdir import scratch_folder
+from shared.runtime.tempdir import temp_folder
 from shared.store.base import STORE_SCHEME, Store
 from shared.topology import job_state_topic
 
@@ -50,7 +50,7 @@ class JobEnds:
 
     def finish(self, job_id: str) -> list[Outgoing]:
         """Assembles the results. Returns the final reply."""
-        with scratch_folder() as folder:
+        with temp_folder() as folder:
             results = folder / "results.csv"
             counts, accuracy = assemble(results, self._part_texts(job_id))
             self._store.put_file(Jobs.results_key(job_id), results)

@@ -21,11 +21,11 @@ from typing import Final
 from inference.jobs.finish import JobEnds
 from inference.model.champion import Models
 from inference.model.predictor import Predictor
-from inference.monitoring.throughput import Speed
+from inference.monitoring.throughput import ThroughputMeter
 from inference.turns import Turns
 from shared.archives.archive import Archive, ArchiveLimits
 from shared.archives.entry import EntryError
-from shared.archives.fetch import fetched
+from shared.archives.fetch import fetch_archive
 from shared.broker.base import RETRIED_AT, Broker, BrokerError, BrokerFull, Consumer, Delivery, Outgoing
 from shared.errors import GenderlineError, InvalidDataset, InvalidMessage, NotFound, Retryable
 from shared.messages import (
@@ -41,7 +41,7 @@ from shared.records.jobs import Job, Jobs, JobState, shard_bounds
 from shared.records.record import DamagedRecord, Fault
 from shared.records.results import result_row
 from shared.runtime.settings import Settings
-from shared.runtime.tempdir import scratch_folder
+from shared.runtime.tempdir import temp_folder
 from shared.store.base import STORE_SCHEME, Store
 from shared.topology import JOB_PROGRESS
 from shared.worker.retry import FailurePolicy
@@ -66,7 +66,7 @@ class BulkLoop:
         models: which model to use.
         predictor: decodes and predicts.
         policy: what becomes of messages that fail.
-        speed: told of images, for the heartbeat.
+        throughput: told of images, for the heartbeat.
         turns: keeps what it works on apart from messages that may kill the worker.
         interactive_lately: whether the interactive loop has had work a moment ago.
     """
@@ -79,7 +79,7 @@ class BulkLoop:
         models: Models,
         predictor: Predictor,
         policy: FailurePolicy,
-        speed: Speed,
+        throughput: ThroughputMeter,
         turns: Turns,
         *,
         interactive_lately: Callable[[], bool] = lambda: False,
@@ -93,7 +93,7 @@ class BulkLoop:
         self._models = models
         self._predictor = predictor
         self._policy = policy
-        self._speed = speed
+        self._throughput = throughput
         self._turns = turns
         self._interactive_lately = interactive_lately
         self._archives = _OpenArchive(store, self._limits)
@@ -181,8 +181,8 @@ class BulkLoop:
     def _accepted(self, job_id: str, request: ArchiveRequest, delivery: Delivery) -> Job:
         """Looks into the archive and accepts the job. Returns its record."""
         with (
-            scratch_folder() as folder,
-            fetched(request, self._store, self._settings, folder) as path,
+            temp_folder() as folder,
+            fetch_archive(request, self._store, self._settings, folder) as path,
         ):
             images, key = self._looked_into(job_id, request.uri, path, folder)
         champion = self._models.champion
@@ -310,7 +310,7 @@ class BulkLoop:
                 result_row(entry.name, content if isinstance(content, EntryError) else next(outcomes))
                 for entry, content in zip(entries, contents, strict=True)
             )
-            self._speed.add(len(entries))
+            self._throughput.add(len(entries))
             if small_steps:
                 time.sleep(_LETTING_GO_S)
         self._store.put(Jobs.part_key(request.job_id, request.shard), text.getvalue().encode())

@@ -1,1 +1,1 @@
-"""What a worker measures while it serves: throughput, drift, the challenger's answers."""
+"""Measurements of a worker while it serves: throughput, drift, and the challenger beside the champion."""

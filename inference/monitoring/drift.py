@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.model.loader import ServedModel
-from shared.faces.decode import light
+from shared.faces.decode import luma_stats
 from shared.records.model_card import CONTRAST_RANGE, LUMA_RANGE, ModelCard
 from shared.telemetry.metrics import InferenceMetrics
 
@@ -83,7 +83,7 @@ class Drift:
         if model is not self._champion():
             return
         step = _ONE_IN if self._images >= WINDOW_BLOCKS * BLOCK_IMAGES else 1
-        measured = [light(face) for face in faces[::step]]
+        measured = [luma_stats(face) for face in faces[::step]]
         with self._lock:
             if model.version != self._version:
                 self._start(model)

@@ -1,4 +1,4 @@
-"""What a worker answered last, for its heartbeat: so that a dashboard shows the predictions of every client."""
+"""A worker's last answers, for its heartbeat: the dashboard shows the predictions of every client."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any, Final
 from shared.clock import iso
 
 KEPT: Final = 5
-"""Messages told of in one heartbeat: some 600 bytes."""
-_TOLD: Final = ("gender", "probability_female", "confidence")
+"""Messages in one heartbeat: some 600 bytes."""
+_REPORTED: Final = ("gender", "probability_female", "confidence")
 
 
-class Newest:
+class RecentPredictions:
     """The answers to the last few messages. Thread-safe.
 
-    No image, name or id is told: everybody who may listen to events hears of these.
+    They hold no image, name or id: every subscriber to events sees them.
     """
 
     def __init__(self) -> None:
@@ -26,11 +26,11 @@ class Newest:
         self._kept: deque[tuple[float, int, int, dict[str, Any]]] = deque(maxlen=KEPT)
 
     def add(self, version: int, entries: Sequence[dict[str, Any]]) -> None:
-        """Notes the entries of one reply by a model version; only its first prediction is told in full."""
+        """Notes the entries of one reply by a model version; only its first prediction is kept."""
         first = next((entry for entry in entries if "gender" in entry), None)
         if first is None:
             return
-        # Most are never told of: what costs time is left to `summary`.
+        # Most are never reported: formatting is left to `summary`.
         with self._lock:
             self._kept.appendleft((time.time(), version, len(entries), first))
 
@@ -39,6 +39,6 @@ class Newest:
         with self._lock:
             kept = list(self._kept)
         return [
-            {"at": iso(at), "version": version, "images": images, **{key: first[key] for key in _TOLD}}
+            {"at": iso(at), "version": version, "images": images, **{key: first[key] for key in _REPORTED}}
             for at, version, images, first in kept
         ]

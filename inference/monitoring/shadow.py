@@ -22,15 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.model.champion import Models
-from inference.model.loader import ServedModel, load_model, release_freed_memory
-from shared.broker.base import Broker
+from inference.model.loader import ServedModel, release_freed_memory
 from shared.errors import GenderlineError
-from shared.records.registry import Registry
 from shared.records.shadow import ShadowFigures, add_shadow_figures
 from shared.runtime.settings import Settings
 from shared.store.base import Store
 from shared.telemetry.metrics import InferenceMetrics
-from shared.topology import MODEL_PROMOTED
 
 _NICENESS: Final = 15
 _CHUNK: Final = 8
@@ -48,31 +45,6 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class PromotionRule:
-    """When a challenger is promoted without being asked for: when it gives the champion's answers in less time.
-
-    The gate found it no better on labelled faces, so agreement bounds what its users may lose: at 99 % its accuracy is
-    within one point of the champion's.
-
-    Attributes:
-        agreement: the least share of images named alike; 0 is never.
-        images: how many it must have seen.
-        time: the most it may take, in times of the champion's time.
-    """
-
-    agreement: float
-    images: int
-    time: float
-
-    def met(self, figures: ShadowFigures) -> bool:
-        """Returns whether the figures of all workers together satisfy the rule."""
-        agreement, ratio = figures.agreement, figures.time_ratio
-        if not self.agreement or figures.images < self.images or agreement is None or ratio is None:
-            return False
-        return agreement >= self.agreement and ratio <= self.time
-
-
-@dataclass(frozen=True, slots=True)
 class _Chunk:
     champion: ServedModel
     faces: NDArray[np.uint8]
@@ -83,29 +55,23 @@ class Shadow:
     """Runs the challenger beside the champion.
 
     Args:
-        broker: told of a promotion by rule.
         store: where the challenger lies and its figures go.
-        settings: the share of traffic, the provider and the rule.
+        settings: the share of traffic.
         models: which models are champion and challenger.
         metrics: told of outcomes and times.
     """
 
-    def __init__(
-        self, broker: Broker, store: Store, settings: Settings, models: Models, metrics: InferenceMetrics
-    ) -> None:
-        self._broker = broker
+    def __init__(self, store: Store, settings: Settings, models: Models, metrics: InferenceMetrics) -> None:
         self._store = store
         self._models = models
         self._metrics = metrics
-        self._provider = settings.provider
         self._share = settings.shadow_share
-        self._rule = PromotionRule(settings.promote_agreement, settings.promote_images, settings.promote_time)
         self._random = random.Random()
         self._challenger: ServedModel | None = None
         self._queue: queue.SimpleQueue[_Chunk] = queue.SimpleQueue()
         self._waiting = 0
         self._lock = threading.Lock()  # over `_waiting`
-        self._resting_since = float("inf")
+        self._idle_since = float("inf")
         # From here on only `run`'s thread writes.
         self._pair: tuple[int, int] | None = None  # versions of challenger and champion
         self._figures = self._unsaved = ShadowFigures()
@@ -120,9 +86,9 @@ class Shadow:
 
     # -- in the loop that answers
 
-    def at_rest(self, resting: bool) -> None:
-        """Takes note that the loop begins or ends to wait for messages."""
-        self._resting_since = time.monotonic() if resting else float("inf")
+    def on_idle(self, idle: bool) -> None:
+        """Notes that the loop begins or ends to wait for messages."""
+        self._idle_since = time.monotonic() if idle else float("inf")
 
     def observe(self, model: ServedModel, faces: NDArray[np.uint8], probabilities: Sequence[float]) -> None:
         """Lets the challenger see a batch later, if it is of the share, and there is room.
@@ -161,7 +127,7 @@ class Shadow:
                 chunk = chunk or self._next()
                 if chunk is None:
                     continue
-                if time.monotonic() - self._resting_since < _SETTLED_S:
+                if time.monotonic() - self._idle_since < _SETTLED_S:
                     stop.wait(_PAUSE_S)
                     continue
                 done, chunk = chunk, None
@@ -200,7 +166,7 @@ class Shadow:
 
     def _load(self, version: int) -> None:
         try:
-            self._challenger = load_model(self._store, version, self._provider)
+            self._challenger = self._models.load(version)
         except Exception as error:
             self._load_at = time.monotonic() + _RETRY_S
             self._problem = str(error)
@@ -267,24 +233,16 @@ class Shadow:
         return answers, (challenger_s, champion_s)
 
     def _save(self) -> None:
-        """Adds this worker's counts to those of all, and promotes where the rule says so."""
+        """Adds this worker's counts to those of all."""
         self._save_at = time.monotonic() + _RECORD_EVERY_S
         if self._pair is None or not self._unsaved.images:
             return
         challenger, champion = self._pair
         try:
-            together = add_shadow_figures(self._store, challenger, champion, self._unsaved)
+            add_shadow_figures(self._store, challenger, champion, self._unsaved)
             self._unsaved = ShadowFigures()
-            if self._rule.met(together):
-                self._promote(challenger, champion, together)
         except Exception as error:  # the store is away, or somebody has spoiled a file
             _LOG.warning("what the challenger did is not saved: %s", error)
-
-    def _promote(self, challenger: int, champion: int, together: ShadowFigures) -> None:
-        reason = f"rule: as challenger of version {champion} it {together.sentence()}"
-        if Registry(self._store).promote_challenger(challenger, champion, reason):
-            _LOG.info("version %d promoted by %s", challenger, reason)
-            self._broker.emit(MODEL_PROMOTED, {"schema": 1, "version": challenger, "reason": reason})
 
 
 def _timed(model: ServedModel, faces: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:

@@ -12,7 +12,7 @@ _WINDOW_S: Final = 10.0
 _LATENCIES_KEPT: Final = 2000
 
 
-class Speed:
+class ThroughputMeter:
     """Images a second and latencies over the last ten seconds. Thread-safe.
 
     Args:

@@ -1,7 +1,7 @@
-"""Reads zips that strangers made, without believing what they say of themselves.
+"""Reads archives that strangers made, zips and tars, without believing what they say of themselves.
 
-`central_directory` counts the entries before it builds anything for them, and refuses entries that overlap. `entry`
-counts every byte while it is unpacked. Nothing is extracted by name.
+`central_directory` and `tar` count the entries before they build anything for them, and refuse entries that overlap.
+`entry` counts every byte while it is unpacked. Nothing is extracted by name.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import re
 import stat
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,19 +20,19 @@ from typing import TYPE_CHECKING, BinaryIO, Final, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.archives.central_directory import Directory, read_directory
-from shared.archives.entry import ENCRYPTED_FLAG, Entry, EntryError, Unpacker, decoded_name
-from shared.errors import InvalidDataset, shown
+from shared.archives.central_directory import read_directory
+from shared.archives.directory import Directory
+from shared.archives.entry import METHODS, Entry, EntryError, EntryReader
+from shared.archives.tar import GZIP_SIGNATURE, NO_TAR_INSIDE, gunzip, holds_tar, is_tar, read_tar
+from shared.errors import InvalidDataset
 from shared.faces.labels import base_name
 from shared.faces.rejects import Reject
 
 if TYPE_CHECKING:
     from shared.runtime.settings import Settings
 
-_STORED: Final = 0
-_DEFLATED: Final = 8
-_MAX_VERSION: Final = 63
-"""The newest version of the format there is, in tenths."""
+SUFFIXES: Final = (".zip", ".tar", ".tar.gz", ".tgz")
+"""What the name of an archive may end with where files are chosen by their names."""
 _MADE_AT_ONCE: Final = 1024
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f]")
 _ABSOLUTE: Final = re.compile(r"[/\\]|[A-Za-z]:")
@@ -43,7 +45,7 @@ class ArchiveLimits:
     """Bounds on an archive and its entries.
 
     Attributes:
-        max_ratio: of an entry's unpacked to its packed bytes.
+        max_ratio: of unpacked to packed bytes: of an entry in a zip, of all of a tar.gz.
     """
 
     max_bytes: int
@@ -58,7 +60,7 @@ class ArchiveLimits:
 
 
 class _Entries(Sequence[Entry]):
-    """The entries of an archive, made as they are asked for: whoever reads a slice of a large one needs no others."""
+    """The entries of an archive, made as they are asked for: a slice of a large archive needs no others."""
 
     def __init__(self, directory: Directory, rows: NDArray[np.intp], limits: ArchiveLimits) -> None:
         self._directory = directory
@@ -76,35 +78,31 @@ class _Entries(Sequence[Entry]):
 
     def __getitem__(self, index: int | slice) -> Entry | list[Entry]:
         if isinstance(index, slice):
-            return self._made(self._rows[index])
-        return self._made(self._rows[[index]])[0]
+            return self._make(self._rows[index])
+        return self._make(self._rows[[index]])[0]
 
     def __iter__(self) -> Iterator[Entry]:
         for start in range(0, len(self), _MADE_AT_ONCE):
             yield from self[start : start + _MADE_AT_ONCE]
 
-    def _made(self, rows: NDArray[np.intp]) -> list[Entry]:
+    def _make(self, rows: NDArray[np.intp]) -> list[Entry]:
         all_ = self._directory
-        names = [all_.names[row] for row in rows.tolist()]
-        claims = (all_.packed_bytes, all_.size_bytes, all_.flags, all_.methods, all_.modes, all_.versions)
-        columns = (all_.offsets, all_.crcs, *claims)
+        names = map(all_.name, rows.tolist())
+        crcs = [None] * len(rows) if all_.crcs is None else all_.crcs[rows].tolist()
+        claims = (all_.offsets, all_.packed_bytes, all_.size_bytes, all_.encrypted, all_.methods, all_.modes)
         entries = []
-        for raw_name, offset, crc, packed_bytes, size_bytes, flags, method, mode, version in zip(
-            names, *(column[rows].tolist() for column in columns), strict=True
+        for name, crc, offset, packed_bytes, size_bytes, encrypted, method, mode in zip(
+            names, crcs, *(column[rows].tolist() for column in claims), strict=True
         ):
-            try:
-                name = decoded_name(raw_name, flags)
-                fault = _fault(name, packed_bytes, size_bytes, flags, method, mode, version, self._limits)
-            except UnicodeDecodeError:
-                name = decoded_name(raw_name, flags, "replace")
-                told = f"found the name {shown(raw_name)} that claims to be UTF-8 and is not, expected UTF-8"
-                fault = Reject("corrupt", told)
-            entries.append(Entry(name, offset, packed_bytes, size_bytes, crc, method == _DEFLATED, fault))
+            fault = _fault(name, packed_bytes, size_bytes, method, mode, self._limits, encrypted=encrypted)
+            entries.append(Entry(name, offset, packed_bytes, size_bytes, crc, method, fault))
         return entries
 
 
 class Archive:
-    """A zip opened for reading; a context manager. `read` may be called from several threads at once.
+    """An archive opened for reading; a context manager. `read` may be called from several threads at once.
+
+    A tar.gz is unpacked to a temporary file first, for nothing in it can be reached otherwise.
 
     Args:
         source: a path, or a seekable binary file, which stays open afterwards.
@@ -114,28 +112,21 @@ class Archive:
         entries: the files in archive order, without folders and operating-system litter.
 
     Raises:
-        InvalidDataset: code `invalid_archive` where it is not a zip, empty, truncated, encrypted or crafted;
-            `archive_too_large` where it breaks a limit.
+        InvalidDataset: code `invalid_archive` where it is no zip, tar or tar.gz, or empty, cut short, encrypted or
+            crafted; `archive_too_large` where it breaks a limit.
     """
 
     def __init__(self, source: Path | BinaryIO, limits: ArchiveLimits) -> None:
-        self._owned = source.open("rb") if isinstance(source, Path) else None
-        self._file: BinaryIO = self._owned or source  # type: ignore[assignment]
-        self._unpacker = Unpacker(self._file)
-        try:
-            size = self._file.seek(0, io.SEEK_END)
-            if size > limits.max_bytes:
-                raise InvalidDataset(
-                    f"found an archive of {size:,} bytes, expected at most {limits.max_bytes:,}",
-                    code="archive_too_large",
-                )
-            directory = read_directory(self._file, limits.max_members)
-            rows = _rows_of_files(directory)
-            _refuse_useless(directory.flags[rows])
-            self.entries: Sequence[Entry] = _Entries(directory, rows, limits)
-        except BaseException:
-            self.close()
-            raise
+        with ExitStack() as stack:
+            file: BinaryIO = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
+            if _head(file, limits).startswith(GZIP_SIGNATURE):
+                plain = stack.enter_context(tempfile.TemporaryFile(prefix="genderline-"))
+                gunzip(file, plain, limits.max_bytes, limits.max_ratio)
+                plain.flush()
+                file = plain
+            self._reader = EntryReader(file)
+            self.entries: Sequence[Entry] = _entries(file, limits)
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -147,23 +138,90 @@ class Archive:
 
     def close(self) -> None:
         """Closes the file, if this object opened it."""
-        if self._owned is not None:
-            self._owned.close()
+        self._stack.close()
 
     def read(self, entry: Entry) -> bytes:
-        """Unpacks one entry, as `Unpacker.read` does, which says what it raises."""
-        return self._unpacker.read(entry)
+        """Unpacks one entry, as `EntryReader.read` does, which says what it raises."""
+        return self._reader.read(entry)
 
     def read_together(self, entries: Sequence[Entry]) -> list[bytes | EntryError]:
         """Unpacks one or more entries, sooner than one by one. Returns each one's content, or why there is none."""
-        unpacker = self._unpacker.holding(entries)
+        reader = self._reader.prefetched(entries)
         contents: list[bytes | EntryError] = []
         for entry in entries:
             try:
-                contents.append(unpacker.read(entry))
+                contents.append(reader.read(entry))
             except EntryError as error:
                 contents.append(error)
         return contents
+
+
+def archive_stem(name: str) -> str:
+    """Returns an archive's file name without folders and the suffix that says what kind of archive it is."""
+    base = base_name(name)
+    suffix = next((suffix for suffix in SUFFIXES if base.lower().endswith(suffix)), "")
+    return base.removesuffix(base[len(base) - len(suffix) :]) if suffix else Path(base).stem
+
+
+def check_archive(file: BinaryIO, limits: ArchiveLimits) -> None:
+    """Looks at an archive before it is kept: the one rule for every door through which archives come.
+
+    Of a tar.gz no more than the beginning is looked at, for the rest has to be unpacked.
+
+    Args:
+        file: seekable; stays open.
+        limits: as for `Archive`.
+
+    Raises:
+        InvalidDataset: as from `Archive`.
+    """
+    if not _head(file, limits).startswith(GZIP_SIGNATURE):
+        _entries(file, limits)
+    elif not holds_tar(file):
+        raise InvalidDataset(NO_TAR_INSIDE)
+
+
+@contextmanager
+def plain_archive(path: Path, limits: ArchiveLimits) -> Iterator[Path]:
+    """Gives an archive that several processes may open: itself, or a tar that a tar.gz was unpacked to.
+
+    Raises:
+        InvalidDataset: as from `Archive`, where it is a tar.gz.
+    """
+    with path.open("rb") as file:
+        if not _head(file, limits).startswith(GZIP_SIGNATURE):
+            yield path
+            return
+        with tempfile.TemporaryDirectory(prefix="genderline-") as folder:
+            plain_path = Path(folder) / "archive.tar"
+            with plain_path.open("wb") as plain:
+                gunzip(file, plain, limits.max_bytes, limits.max_ratio)
+            yield plain_path
+
+
+def _head(file: BinaryIO, limits: ArchiveLimits) -> bytes:
+    """Returns an archive's first bytes, once its size is within the limit."""
+    size = file.seek(0, io.SEEK_END)
+    if size > limits.max_bytes:
+        raise InvalidDataset(
+            f"found an archive of {size:,} bytes, expected at most {limits.max_bytes:,}", code="archive_too_large"
+        )
+    if not size:
+        raise InvalidDataset("found an empty file (0 bytes), expected a zip, tar or tar.gz archive")
+    file.seek(0)
+    return file.read(512)
+
+
+def _entries(file: BinaryIO, limits: ArchiveLimits) -> _Entries:
+    """Returns the entries of a zip or a plain tar."""
+    read = read_tar if is_tar(_head(file, limits)) else read_directory
+    directory = read(file, limits.max_members)
+    rows = _rows_of_files(directory)
+    if not len(rows):
+        raise InvalidDataset("found an archive without files, expected images")
+    if directory.encrypted[rows].all():
+        raise InvalidDataset("found an encrypted zip archive, expected one without a password")
+    return _Entries(directory, rows, limits)
 
 
 def is_litter(name: str) -> bool:
@@ -179,29 +237,17 @@ def is_litter(name: str) -> bool:
 def _rows_of_files(directory: Directory) -> NDArray[np.intp]:
     """Returns the rows of the directory that are neither folders nor litter."""
     last = np.array([name[-1:] for name in directory.names], "S1")
-    files = (last != b"/") & ((last != b"\\") | (directory.size_bytes > 0))
+    empty = directory.size_bytes == 0
+    files = (last != b"/") & ((last != b"\\") | ~empty)
+    files &= ((directory.modes & 0xF000) != stat.S_IFDIR) | ~empty
     folded = b"\0".join(directory.names).lower()
     if any(mark in folded for mark in _LITTER_MARKS):  # else, as nearly always, no name need be looked at
         files &= [not is_litter(directory.name(row)) for row in range(len(directory))]
     return np.flatnonzero(files)
 
 
-def _refuse_useless(flags: NDArray[np.uint16]) -> None:
-    if not len(flags):
-        raise InvalidDataset("found a zip archive without files, expected images")
-    if (flags & ENCRYPTED_FLAG).all():
-        raise InvalidDataset("found an encrypted zip archive, expected one without a password")
-
-
 def _fault(
-    name: str,
-    packed_bytes: int,
-    size_bytes: int,
-    flags: int,
-    method: int,
-    mode: int,
-    version: int,
-    limits: ArchiveLimits,
+    name: str, packed_bytes: int, size_bytes: int, method: int, mode: int, limits: ArchiveLimits, *, encrypted: bool
 ) -> Reject | None:
     """Returns why an entry must not be read, as far as the directory tells."""
     if not name:
@@ -213,18 +259,13 @@ def _fault(
     if ".." in name and ".." in name.replace("\\", "/").split("/"):
         return Reject("unsafe_name", f"found '..' in the path {name[:80]!r}, expected a path inside the archive")
     if stat.S_IFMT(mode) not in {0, stat.S_IFREG}:
-        kind = "a symbolic link" if stat.S_ISLNK(mode) else f"a special file (mode {mode:o})"
+        kind = "a link" if stat.S_ISLNK(mode) else "a special file"
         return Reject("link", f"found {kind}, expected a plain file")
-    if version > _MAX_VERSION:
-        return Reject(
-            "corrupt", f"found version {version / 10} of the zip format, expected at most {_MAX_VERSION / 10}"
-        )
-    if flags & ENCRYPTED_FLAG:
+    if encrypted:
         return Reject("encrypted", "found an encrypted entry, expected one without a password")
-    if method not in {_STORED, _DEFLATED}:
-        return Reject(
-            "unsupported_compression", f"found method {method}, expected {_STORED} (stored) or {_DEFLATED} (deflate)"
-        )
+    if method not in METHODS:
+        known = ", ".join(f"{number} ({name})" for number, name in METHODS.items())
+        return Reject("unsupported_compression", f"found method {method}, expected one of {known}")
     if size_bytes > limits.max_image_bytes:
         return Reject("image_too_large", f"found {size_bytes:,} bytes, expected at most {limits.max_image_bytes:,}")
     ratio = size_bytes / max(packed_bytes, 1)

@@ -82,7 +82,7 @@ def connected() -> Iterator[Client]:
 
 
 @contextlib.contextmanager
-def followed(ctx: click.Context, what: str, command: str) -> Iterator[None]:
+def resume_hint(ctx: click.Context, what: str, command: str) -> Iterator[None]:
     """Says at Ctrl-C that what was followed goes on, and how to follow it again."""
     try:
         yield

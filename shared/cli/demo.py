@@ -15,7 +15,7 @@ from typing import Final
 from shared.cli.follow import follow_job, follow_run, place_of
 from shared.cli.output import Output, Steps, percent
 from shared.cli.predict_paths import Row, read_rows
-from shared.cli.service_urls import choose_ports, drain, service_children, stopped_by_signals, whereabouts
+from shared.cli.service_urls import choose_ports, drain, service_children, service_urls, stopped_by_signals
 from shared.client import Client
 from shared.connect import open_client
 from shared.faces.synthetic import draw_sample
@@ -25,7 +25,7 @@ from shared.records.jobs import Jobs
 from shared.records.runs import Run
 from shared.runtime.settings import Settings
 from shared.runtime.supervisor import Supervisor
-from shared.telemetry.liveness import Presence
+from shared.telemetry.liveness import HeartbeatListener
 
 _FOLDER: Final = Path("data/demo")
 _SERVICES: Final = ("trainer", "inference", "dashboard")
@@ -66,16 +66,16 @@ class Demo:
     def run(self, *, stay: bool) -> int:
         """Does it all. With `stay` the services are up until Ctrl-C afterwards. Returns the exit code."""
         training, batch = self._archives()
-        ports = choose_ports(self._settings, _SERVICES, evade=True)
+        ports = choose_ports(self._settings, _SERVICES, pick_free=True)
         log = _FOLDER / "services.log"
         supervisor = Supervisor(
             service_children(ports, log.absolute()), self._on_event, on_refusal=self._refused.append
         )
         try:
             with open_client(self._settings) as client:
-                with Presence(client.broker) as presence:
+                with HeartbeatListener(client.broker) as heartbeats:
                     supervisor.start()
-                    self._await_services(presence)
+                    self._await_services(heartbeats)
                 self._say_where(ports, "dashboard")
                 record = self._train(client, training)
                 self._predict(client, batch, record)
@@ -99,10 +99,10 @@ class Demo:
             training = _drawn(self._images, _TRAINING_SEED, steps)
             return training, _drawn(_BATCH_IMAGES, _BATCH_SEED, steps)
 
-    def _await_services(self, presence: Presence) -> None:
+    def _await_services(self, heartbeats: HeartbeatListener) -> None:
         self._title("starting trainer, inference and dashboard")
         deadline = time.monotonic() + _START_S
-        while missing := presence.wait_for(_SERVICES, 1.0):
+        while missing := heartbeats.wait_for(_SERVICES, 1.0):
             if self._refused:
                 raise _Unsuccessful(f"the {self._refused[0]} refused to start with these settings")
             if time.monotonic() < deadline:
@@ -173,7 +173,7 @@ class Demo:
             )
 
     def _say_where(self, ports: Mapping[str, int], *wanted: str) -> None:
-        for what, where in whereabouts(self._settings, ports):
+        for what, where in service_urls(self._settings, ports):
             if not wanted or what in wanted:
                 self._output.line(f"{what:<18} {where}")
 

@@ -12,7 +12,7 @@ from shared.cli.output import Steps
 from shared.client import Client
 from shared.records.jobs import Job, JobState
 from shared.records.runs import Progress, Run, RunState
-from shared.telemetry.liveness import Presence
+from shared.telemetry.liveness import HeartbeatListener
 
 _SERVICE_UP_S: Final = 3.0
 """A service that is up is heard within this time: it beats every two seconds."""
@@ -86,16 +86,16 @@ def place_of(client: Client, version: int) -> str:
 
 
 @contextlib.contextmanager
-def missed(client: Client, service: str, steps: Steps) -> Iterator[None]:
+def warn_if_no_worker(client: Client, service: str, steps: Steps) -> Iterator[None]:
     """Says that no process of a service is up, where none is heard while the context waits for its answer."""
     answered = threading.Event()
 
     def listen() -> None:
-        if not answered.wait(_SERVICE_UP_S) and not presence.workers(service):
+        if not answered.wait(_SERVICE_UP_S) and not heartbeats.workers(service):
             steps.line(_none_is_up(service), "yellow")
 
-    with Presence(client.broker) as presence:
-        listener = threading.Thread(target=listen, name="missed")
+    with HeartbeatListener(client.broker) as heartbeats:
+        listener = threading.Thread(target=listen, name="warn_if_no_worker")
         listener.start()
         try:
             yield
@@ -144,7 +144,7 @@ class _Waiting:
     """Tells somebody whose work is not taken up why that may be."""
 
     def __init__(self, client: Client, service: str, work: str, steps: Steps) -> None:
-        self._presence = Presence(client.broker)
+        self._heartbeats = HeartbeatListener(client.broker)
         self._service = service
         self._work = work
         self._steps = steps
@@ -155,7 +155,7 @@ class _Waiting:
         """Says, each thing once, that nobody is up or that everybody is busy."""
         if state != "queued" or time.monotonic() - self._since < _SERVICE_UP_S:
             return
-        workers = self._presence.workers(self._service)
+        workers = self._heartbeats.workers(self._service)
         busy = [worker.get("busy") for worker in workers]
         text = None
         if not workers:
@@ -170,7 +170,7 @@ class _Waiting:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._presence.close()
+        self._heartbeats.close()
 
 
 def _none_is_up(service: str) -> str:

@@ -14,6 +14,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Table
 from rich.text import Text
 
+from shared.runtime.log import printable
+
 NOTHING: Final = "-"
 _PLAIN_WIDTH: Final = 240
 """Columns where there is no terminal to ask: lines for programs and files are not to be broken."""
@@ -46,20 +48,22 @@ class Output:
 
     def document(self, value: Any) -> None:
         """Prints the one JSON document."""
-        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(value, indent=2, ensure_ascii=False)
+        # Letters of every script stay readable; what could steer a terminal is escaped, as JSON allows.
+        sys.stdout.write("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text) + "\n")
 
     def line(self, text: str = "", style: str | None = None) -> None:
         """Prints a line of the result."""
-        self._out.print(Text(shown(text), style=style or ""), soft_wrap=True)
+        self._out.print(Text(printable(text), style=style or ""), soft_wrap=True)
 
     def remark(self, text: str, style: str | None = None) -> None:
         """Prints a line that is no result: on standard error."""
-        self._err.print(Text(shown(text), style=style or ""), soft_wrap=True)
+        self._err.print(Text(printable(text), style=style or ""), soft_wrap=True)
 
     def error(self, text: str) -> None:
         """Prints what went wrong, on standard error; of several lines, each."""
         for line in text.splitlines():
-            self._err.print(Text.assemble(("error: ", "bold red"), shown(line)), soft_wrap=True)
+            self._err.print(Text.assemble(("error: ", "bold red"), printable(line)), soft_wrap=True)
 
     def table(self, headings: Sequence[str], rows: Iterable[Sequence[object]], *, right: Iterable[int] = ()) -> None:
         """Prints an aligned table; cells named in `STYLES` get their colour.
@@ -80,7 +84,7 @@ class Output:
                 overflow="fold",
             )
         for row in rows:
-            cells = [NOTHING if cell is None else shown(str(cell)) for cell in row]
+            cells = [NOTHING if cell is None else printable(str(cell)) for cell in row]
             table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in cells))
         self._out.print(table)
 
@@ -88,7 +92,7 @@ class Output:
         """Prints Markdown, rendered on a terminal."""
         from rich.markdown import Markdown  # noqa: PLC0415 - slow to import, and one command's only
 
-        clean = "\n".join(shown(line) for line in text.splitlines())
+        clean = "\n".join(printable(line) for line in text.splitlines())
         if self._out.is_terminal:
             self._out.print(Markdown(clean, hyperlinks=False))
         else:
@@ -146,7 +150,7 @@ class Steps:
 
     def line(self, text: str, style: str | None = None) -> None:
         """Prints a line that stays, above what goes on."""
-        self._console.print(Text(shown(text), style=style or ""), soft_wrap=True)
+        self._console.print(Text(printable(text), style=style or ""), soft_wrap=True)
 
     def finish(self) -> None:
         """Marks the last step as done; the next one is a new one, whatever its name."""
@@ -189,7 +193,7 @@ class _LiveSteps(Steps):
         eta_s: float | None = None,
         detail: str = "",
     ) -> None:
-        fields: dict[str, Any] = {"unit": unit, "rate": rate, "eta_s": eta_s, "detail": shown(detail)}
+        fields: dict[str, Any] = {"unit": unit, "rate": rate, "eta_s": eta_s, "detail": printable(detail)}
         if name != self._name or self._task is None:
             self.finish()
             self._name, self._task = (
@@ -233,11 +237,6 @@ class _Left(ProgressColumn):
             return Text(f"in {_clock_text(task.finished_time or 0)}")
         left = task.fields["eta_s"] if task.fields["eta_s"] is not None else task.time_remaining
         return Text("" if left is None else f"{_clock_text(left)} left")
-
-
-def shown(text: str) -> str:
-    """Returns text from anywhere as it may be sent to a terminal: on one line, without control sequences."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def percent(share: float | None) -> str | None:

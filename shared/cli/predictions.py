@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shared.cli.base import ANY, RESULTS, connected, followed, json_option, output_of
+from shared.cli.base import ANY, RESULTS, connected, json_option, output_of, resume_hint
 
 if TYPE_CHECKING:
     from shared.cli.output import Output
@@ -34,7 +34,7 @@ def predict(
     More than 512 images, and every archive, are sent as a job. Exit code 1 means that no image at all has a prediction
     or that a job did not finish.
     """
-    from shared.cli.follow import missed  # noqa: PLC0415
+    from shared.cli.follow import warn_if_no_worker  # noqa: PLC0415
     from shared.cli.predict_paths import DIRECT_LIMIT, found_inputs, predict, write_rows  # noqa: PLC0415
 
     output = output_of(ctx)
@@ -48,7 +48,7 @@ def predict(
     with (
         connected() as client,
         output.steps() as steps,
-        missed(client, "inference", steps) if directly else contextlib.nullcontext(),
+        warn_if_no_worker(client, "inference", steps) if directly else contextlib.nullcontext(),
     ):
         found = predict(client, images, archives, steps, model_version=model_version, timeout_s=timeout_s)
     if out is not None:
@@ -130,7 +130,7 @@ def jobs(ctx: click.Context, job_id: str | None, follow: bool, cancel: bool, out
             client.jobs.request_cancel(job_id)
             output.remark(f"{job_id} was asked to stop")
         if follow:
-            with output.steps() as steps, followed(ctx, job_id, "jobs"):
+            with output.steps() as steps, resume_hint(ctx, job_id, "jobs"):
                 record = follow_job(client, job_id, steps)
         show_job(output, client, record)
         if out is not None:

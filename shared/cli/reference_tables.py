@@ -1,10 +1,10 @@
-"""The reference tables: settings, training parameters, metrics and error codes, read from where they are defined."""
+"""The reference tables, read from where settings, parameters, metrics, error codes and reject reasons are defined."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,12 +15,15 @@ from prometheus_client.core import Metric
 
 from shared.broker import open_broker
 from shared.errors import CODES
+from shared.faces.rejects import REJECT_REASONS
 from shared.params import TrainingParams
 from shared.runtime.field_docs import values_of
 from shared.runtime.settings import Settings, variable
-from shared.telemetry.metrics import BrokerCollector, InferenceMetrics, TrainerMetrics
+from shared.telemetry.metrics import LABELS, BrokerCollector, InferenceMetrics, TrainerMetrics
 
 _HIDDEN: Final = "***"
+_VALUES_SHOWN: Final = 6
+"""A label with more values than this has a table of its own: error codes, reject reasons."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,27 +89,31 @@ def errors_reference() -> Reference:
 
 def metrics_reference() -> Reference:
     """Returns every metric of our own with its labels, its services and its meaning."""
-    services: Mapping[str, type] = {"trainer": TrainerMetrics, "inference": InferenceMetrics}
-    found: dict[str, tuple[Metric, str, list[str]]] = {}
-    for service, kind in services.items():
+    found: dict[str, tuple[Metric, list[str]]] = {}
+    for service, kind in (("trainer", TrainerMetrics), ("inference", InferenceMetrics)):
         for metric in vars(kind(CollectorRegistry())).values():
             (family,) = metric.describe()
-            found.setdefault(family.name, (family, ", ".join(metric._labelnames), []))[2].append(service)
+            found.setdefault(family.name, (family, []))[1].append(service)
     for family in _broker_metrics():
-        found[family.name] = (family, ", ".join(family.samples[0].labels), ["trainer", "inference", "dashboard"])
+        found[family.name] = (family, ["trainer", "inference", "dashboard"])
     return Reference(
         ("Metric", "Type", "Labels", "Service", "Meaning"),
         tuple(
             (
                 name + ("_total" if family.type == "counter" else ""),
                 family.type,
-                labels,
-                ", ".join(at),
+                ", ".join(_label(label, values) for label, values in LABELS.get(name, {}).items()),
+                ", ".join(services),
                 family.documentation,
             )
-            for name, (family, labels, at) in found.items()
+            for name, (family, services) in found.items()
         ),
     )
+
+
+def rejects_reference() -> Reference:
+    """Returns every reason why an entry of an archive is left out."""
+    return Reference(("Reason", "Meaning"), tuple(REJECT_REASONS.items()))
 
 
 def without_password(url: str) -> str:
@@ -125,6 +132,11 @@ def _broker_metrics() -> Sequence[Metric]:
         open_broker(f"sqlite:///{folder}/broker.db") as broker,
     ):
         return list(BrokerCollector(broker).collect())
+
+
+def _label(name: str, values: Sequence[str]) -> str:
+    """Returns a label with its values, where there are few."""
+    return f"{name} ({', '.join(values)})" if 0 < len(values) <= _VALUES_SHOWN else name
 
 
 def _redacted(value: object) -> object:

@@ -24,13 +24,13 @@ DRAIN_S: Final = 60.0
 """How long the services may take to put their work down in order."""
 
 
-def choose_ports(settings: Settings, services: Sequence[str], *, evade: bool = False) -> dict[str, int]:
+def choose_ports(settings: Settings, services: Sequence[str], *, pick_free: bool = False) -> dict[str, int]:
     """Returns the HTTP port of each service, by its name.
 
     Args:
         settings: what the user wants.
         services: those to be started.
-        evade: take a free port where the wanted one is taken, instead of complaining.
+        pick_free: take a free port where the wanted one is taken, instead of complaining.
 
     Raises:
         SettingsError: a port is taken, or one metrics port is set for two services.
@@ -48,7 +48,9 @@ def choose_ports(settings: Settings, services: Sequence[str], *, evade: bool = F
             f"{variable('metrics_port')} is {settings.metrics_port}, but a port is needed for each of "
             f"{' and '.join(METRICS_PORTS)}; set it to 0, which takes free ones, or start one of them alone with --only"
         )
-    return {service: _checked_port(settings.host, service, port, evade=evade) for service, port in wanted.items()}
+    return {
+        service: _checked_port(settings.host, service, port, pick_free=pick_free) for service, port in wanted.items()
+    }
 
 
 def service_children(ports: Mapping[str, int], log: Path | None = None) -> list[Child]:
@@ -69,7 +71,7 @@ def service_children(ports: Mapping[str, int], log: Path | None = None) -> list[
     ]
 
 
-def whereabouts(settings: Settings, ports: Mapping[str, int]) -> list[tuple[str, str]]:
+def service_urls(settings: Settings, ports: Mapping[str, int]) -> list[tuple[str, str]]:
     """Returns (what, where) of everything that a user may want to open, for printing."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     lines = [(f"{service} metrics", f"http://{host}:{port}/metrics") for service, port in ports.items()]
@@ -128,15 +130,15 @@ def stopped_by_signals(stop: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _checked_port(host: str, service: str, port: int, *, evade: bool) -> int:
-    """Returns `port` where it is free, a free one for 0 or to evade."""
+def _checked_port(host: str, service: str, port: int, *, pick_free: bool) -> int:
+    """Returns `port` where it is free, a free one for 0, or with `pick_free` where it is taken."""
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     try:
         with socket.create_server((host, port), family=family) as probe:
             return int(probe.getsockname()[1])
     except OSError as error:
-        if evade:
-            return _checked_port(host, service, 0, evade=False)
+        if pick_free:
+            return _checked_port(host, service, 0, pick_free=False)
         name = variable("port" if service == "dashboard" else "metrics_port")
         raise SettingsError(
             f"the {service}'s port {port} on {host} cannot be used: {error.strerror}. Is another `genderline up` "

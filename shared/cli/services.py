@@ -22,12 +22,12 @@ def up(ctx: click.Context, only: tuple[str, ...]) -> None:
 
     A service that dies is restarted. One that cannot do what a setting says ends them all, with exit code 2.
     """
-    from shared.cli.service_urls import SERVICES, choose_ports, serve, service_children, whereabouts  # noqa: PLC0415
+    from shared.cli.service_urls import SERVICES, choose_ports, serve, service_children, service_urls  # noqa: PLC0415
 
     output = output_of(ctx)
     settings = settings_in_force()
     ports = choose_ports(settings, [service for service in SERVICES if service in (only or SERVICES)])
-    for what, where in whereabouts(settings, ports):
+    for what, where in service_urls(settings, ports):
         output.line(f"{what:<18} {where}")
     if refused := serve(service_children(ports), output.remark):
         output.error(f"the {refused} refused to start with these settings; why stands above, in its own words")

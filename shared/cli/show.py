@@ -13,7 +13,7 @@ from shared.records.jobs import Job
 from shared.records.record import DamagedRecord, Listing, Record
 from shared.records.registry import Aliases, Registry
 from shared.records.runs import Run
-from shared.telemetry.liveness import Presence
+from shared.telemetry.liveness import HeartbeatListener
 
 _DAMAGED: Final = "damaged"
 LISTEN_S: Final = 2.5
@@ -258,9 +258,9 @@ def show_dead(output: Output, broker: Broker, letters: list[DeadLetter]) -> None
 def show_status(output: Output, client: Client) -> None:
     """Listens for a moment, then prints who is up, what waits, what serves and what is being trained."""
     broker = client.broker
-    with Presence(broker) as presence:
-        presence.wait_for({"a service that no one is"}, LISTEN_S)
-        workers = presence.workers()
+    with HeartbeatListener(broker) as heartbeats:
+        heartbeats.wait_for({"a service that no one is"}, LISTEN_S)
+        workers = heartbeats.workers()
     depths = broker.depths()
     champion = client.registry.aliases().champion
     runs, jobs = client.runs.all(), client.jobs.all()

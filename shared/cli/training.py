@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shared.cli.base import FILE, connected, followed, json_option, output_of
+from shared.cli.base import FILE, connected, json_option, output_of, resume_hint
 from shared.errors import GenderlineError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _follow_run(
 ) -> None:
     from shared.cli.follow import follow_run  # noqa: PLC0415
 
-    with followed(ctx, run_id, "runs"):
+    with resume_hint(ctx, run_id, "runs"):
         record = follow_run(client, run_id, steps, timeout_s)
     _tell_run(ctx, output, client, record)
 

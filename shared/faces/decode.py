@@ -25,7 +25,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from shared.errors import InvalidImage
-from shared.faces.file_type import looks_like
+from shared.faces.file_type import describe
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
@@ -153,7 +153,7 @@ def _plain_jpeg_size(data: bytes | memoryview) -> tuple[int, int] | None:
     return None
 
 
-def light(pixels: NDArray[np.uint8]) -> tuple[float, float]:
+def luma_stats(pixels: NDArray[np.uint8]) -> tuple[float, float]:
     """Returns the mean and the standard deviation of a face's luma: how bright it is, and how rich in contrast.
 
     Args:
@@ -172,7 +172,7 @@ def _open(data: bytes | memoryview) -> ImageFile:
         "a WebP image": WebPImageFile,
         "a BMP image": BmpImageFile,
     }
-    found = looks_like(head)
+    found = describe(head)
     if found not in kinds:
         raise InvalidImage(f"found {found}, expected a JPEG, PNG, WebP or BMP image")
     try:

@@ -21,7 +21,7 @@ REJECT_REASONS: dict[str, str] = {
     "duplicate": "The same face is in the dataset already; the detail names the copy that was kept.",
     "contradiction": "The same face is there with another gender, so no copy can be trusted.",
 }
-"""Every reason there is, with its meaning; the README's table and the metrics' label are tested against it."""
+"""Every reason there is, with its meaning; docs/reference.md and the metrics' label have the same."""
 
 
 @dataclass(frozen=True, slots=True)

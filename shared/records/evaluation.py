@@ -22,7 +22,7 @@ class Group(_Figures):
         kind: what the group is formed by; `intersection` is gender, ethnicity and age band together.
         name: for people, such as `female, Asian, 20-29`.
         count: faces in the group.
-        correct: of those, named rightly.
+        correct: of those, predicted correctly.
         accuracy: `correct / count`.
         low: lower end of the accuracy's 95 % Wilson interval.
         high: its upper end.
@@ -38,7 +38,7 @@ class Group(_Figures):
 
 
 class Confusion(_Figures):
-    """Faces by their label and what the model named them."""
+    """Faces by their label and their prediction."""
 
     male_as_male: int
     male_as_female: int
@@ -76,7 +76,7 @@ class Evaluation(_Figures):
 
     Attributes:
         count: faces evaluated.
-        accuracy: share named rightly, at a probability of 1/2.
+        accuracy: share predicted correctly, at a threshold of 1/2.
         accuracy_low: lower end of the accuracy's 95 % Wilson interval.
         accuracy_high: its upper end.
         balanced_accuracy: mean of both genders' recall.

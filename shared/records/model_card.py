@@ -8,8 +8,9 @@ from pydantic import BaseModel, ConfigDict
 
 from shared.records.evaluation import Evaluation
 
+VariantPrecision = Literal["int8", "float16"]
 ServedPrecision = Literal["float32", "int8", "float16"]
-"""What a model may be served in; a version's siblings are the same network, in fewer bits."""
+"""The precisions of a version's files: `float32` is the model itself, the others are its variants."""
 LUMA_RANGE: Final = (0, 255)
 """What the bins of `luma_histogram` cover: the mean luma that an image can have."""
 CONTRAST_RANGE: Final = (0, 128)
@@ -41,40 +42,24 @@ class CardFile(_Section):
     size_bytes: int
 
 
-class Int8Report(_Section):
-    """What quantization did; speeds are those of the trainer's CPU, on one thread.
+class Variant(_Section):
+    """The same network in another precision, compared with float32 on the same faces.
 
     Attributes:
-        kept: whether the int8 sibling is registered.
-        faces: how many both were compared on.
-        accuracy_float: share of these named rightly by the float model.
-        accuracy_int8: the same for int8.
-        images_per_second_float: of the float model.
-        images_per_second_int8: of the int8 model.
+        faces: how many faces both were measured on.
+        accuracy_float32: share of them predicted correctly in float32.
+        accuracy: the same in this precision.
+        images_per_second_float32: on one thread of the trainer's CPU; None for float16, which only a GPU speeds up.
+        images_per_second: the same in this precision.
+        file: the ONNX file; None where the variant lost too much accuracy and so was not registered.
     """
 
-    kept: bool
     faces: int
-    accuracy_float: float
-    accuracy_int8: float
-    images_per_second_float: float
-    images_per_second_int8: float
-
-
-class Float16Report(_Section):
-    """What half the bits did, computed on the trainer's CPU; how much faster it is shows on the GPU that serves it.
-
-    Attributes:
-        kept: whether the float16 sibling is registered.
-        faces: how many both were compared on.
-        accuracy_float: share of these named rightly by the float32 model.
-        accuracy_float16: the same for float16.
-    """
-
-    kept: bool
-    faces: int
-    accuracy_float: float
-    accuracy_float16: float
+    accuracy_float32: float
+    accuracy: float
+    images_per_second_float32: float | None = None
+    images_per_second: float | None = None
+    file: CardFile | None
 
 
 class InputStatistics(_Section):
@@ -99,7 +84,7 @@ class InputStatistics(_Section):
 
 
 class ModelCard(_Section):
-    """Everything there is to know about one registered version.
+    """All facts about one registered version.
 
     Attributes:
         name: always `gender`.
@@ -112,11 +97,8 @@ class ModelCard(_Section):
         evaluation: everything measured on the held-out part.
         temperature: the calibration inside the graph.
         parity: largest difference of torch's and ONNX Runtime's probability on real faces.
-        int8: what quantization did; None where it was not asked for.
-        float16: what half the bits did; None likewise, and on cards of older releases.
         file: `model.onnx`.
-        int8_file: its int8 sibling, for CPUs; None where there is none.
-        float16_file: its float16 sibling, for GPUs; likewise.
+        variants: by precision: int8 for CPUs, float16 for GPUs; empty where `quantize` was off.
         parameters: trainable numbers in the network.
         multiply_adds: for one face.
         inputs: what the training faces look like.
@@ -138,11 +120,8 @@ class ModelCard(_Section):
     evaluation: Evaluation
     temperature: float
     parity: float
-    int8: Int8Report | None
-    float16: Float16Report | None = None
     file: CardFile
-    int8_file: CardFile | None
-    float16_file: CardFile | None = None
+    variants: dict[VariantPrecision, Variant]
     parameters: int
     multiply_adds: int
     inputs: InputStatistics

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from shared.clock import now_iso
-from shared.errors import Conflict, GenderlineError, NotFound, shown
+from shared.errors import Conflict, GenderlineError, NotFound, short_repr
 from shared.store.base import Store, json_bytes
 
 Timestamp = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
@@ -163,7 +163,7 @@ def parse_record(data: bytes, key: str, kind: type[T]) -> T:
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         where = f"{'.'.join(map(str, fault['loc']))}: " if fault["loc"] else ""
-        found = "" if fault["type"] in {"missing", "json_invalid"} else f"found {shown(fault['input'])}: "
+        found = "" if fault["type"] in {"missing", "json_invalid"} else f"found {short_repr(fault['input'])}: "
         raise DamagedRecord(key, f"{where}{found}{fault['msg']}") from None
 
 

@@ -232,23 +232,6 @@ class Registry:
         self._store.update_json(f"{_ROOT}/aliases.json", change)
         return dismissed
 
-    def promote_challenger(self, version: int, champion: int, reason: str) -> bool:
-        """Makes the challenger the champion if it is still `version`, and still challenges `champion`.
-
-        Returns:
-            Whether this call did it: of several that try, one.
-        """
-        self.card(version)
-        done = False
-
-        def change(now: dict[str, Any]) -> dict[str, Any]:
-            nonlocal done
-            done = (now.get("champion"), now.get("challenger")) == (champion, version)
-            return _changed(now, "promote", version, champion, reason) if done else now
-
-        self._store.update_json(f"{_ROOT}/aliases.json", change)
-        return done
-
     def _numbered(self) -> list[int]:
         return sorted(int(name) for name in self._store.children(_ROOT) if name.isdecimal())
 

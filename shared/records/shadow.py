@@ -87,22 +87,19 @@ def shadow_figures(store: Store, challenger: int, champion: int) -> ShadowFigure
     return _figures(store.find_json(_key(challenger)) or {}, champion)
 
 
-def add_shadow_figures(store: Store, challenger: int, champion: int, more: ShadowFigures) -> ShadowFigures:
-    """Adds to how a version did as the challenger of another. Returns the sum; against a new champion it starts anew.
+def add_shadow_figures(store: Store, challenger: int, champion: int, more: ShadowFigures) -> None:
+    """Adds to how a version did as the challenger of another. Against a new champion counting starts anew.
 
     Raises:
         Retryable: the store is away.
     """
-    found = ShadowFigures()
 
     def change(now: dict[str, Any]) -> dict[str, Any]:
-        nonlocal found
         found = _figures(now, champion) + more
         since = now["since"] if now.get("champion") == champion and "since" in now else now_iso()
         return {"champion": champion, "since": since, "updated": now_iso(), **found.model_dump(mode="json")}
 
     store.update_json(_key(challenger), change)
-    return found
 
 
 def _figures(content: dict[str, Any], champion: int) -> ShadowFigures:

@@ -1,13 +1,13 @@
 """The environment of a process that has a core to itself and computes on images, one batch after the other.
 
-Only what the user has not set otherwise: it is to be overridden, as in `ONE_CORE | os.environ`.
+Only what the user has not set otherwise: it is to be overridden, as in `SINGLE_CORE_ENV | os.environ`.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-ONE_CORE: Final = {
+SINGLE_CORE_ENV: Final = {
     "OPENBLAS_NUM_THREADS": "1",  # NumPy's, of which it would start one a core
     "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20),
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),

@@ -6,9 +6,30 @@ import json
 import logging
 import sys
 import time
-from typing import Final
+from typing import Any, Final
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+
+def printable(text: str) -> str:
+    r"""Returns text from anywhere as it may be sent to a terminal or a log: on one line, controls spelled out.
+
+    A newline becomes `\n`, an escape `\x1b`: a name can neither forge a line nor command a terminal.
+    """
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+class _TextFormatter(logging.Formatter):
+    """One line an event; a traceback follows with its lines indented, so that none of them looks like an event."""
+
+    def __init__(self, service: str) -> None:
+        super().__init__(f"%(asctime)s %(levelname)-7s {service}: %(message)s", "%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the base class's name
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the base class's name
+        return "\n".join(f"  {printable(line)}" for line in super().formatException(ei).splitlines())
 
 
 class _JsonFormatter(logging.Formatter):
@@ -31,7 +52,7 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return json.dumps(line, default=str).replace("\x7f", "\\u007f")  # JSON would leave this control character
 
 
 def configure_logging(service: str, level: str, form: str) -> None:
@@ -43,11 +64,7 @@ def configure_logging(service: str, level: str, form: str) -> None:
         form: `text` or `json`.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        _JsonFormatter(service)
-        if form == "json"
-        else logging.Formatter(f"%(asctime)s %(levelname)-7s {service}: %(message)s", "%H:%M:%S")
-    )
+    handler.setFormatter(_JsonFormatter(service) if form == "json" else _TextFormatter(service))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # Other people's chatter is ours only from a warning up.
     for noisy in ("waitress", "werkzeug", "onnxscript", "onnx_ir", "torch", "botocore", "aiobotocore", "s3fs"):

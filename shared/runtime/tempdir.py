@@ -11,7 +11,7 @@ from shared.errors import Retryable
 
 
 @contextlib.contextmanager
-def scratch_folder() -> Iterator[Path]:
+def temp_folder() -> Iterator[Path]:
     """Makes a temporary folder, and deletes it with all that is in it.
 
     Raises:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, cast
 
-from shared.errors import InvalidMessage, NotFound, shown
+from shared.errors import InvalidMessage, NotFound, short_repr
 
 STORE_SCHEME: Final = "store:"
 _LONGEST_NAME: Final = 200
@@ -113,12 +113,12 @@ def checked_key(key: str) -> str:
     parts = key.split("/")
     if "\\" in key or not key.isprintable() or any(not part or part.startswith(".") for part in parts):
         raise InvalidMessage(
-            f"{shown(key)} is not a store key; expected names joined by '/', none of them empty or hidden",
+            f"{short_repr(key)} is not a store key; expected names joined by '/', none of them empty or hidden",
             code="uri_not_allowed",
         )
     if len(key.encode()) > _LONGEST_KEY or any(len(part.encode()) > _LONGEST_NAME for part in parts):
         raise InvalidMessage(
-            f"{shown(key)} is too long for a store key; expected at most {_LONGEST_NAME} bytes a name and "
+            f"{short_repr(key)} is too long for a store key; expected at most {_LONGEST_NAME} bytes a name and "
             f"{_LONGEST_KEY} in all",
             code="uri_not_allowed",
         )

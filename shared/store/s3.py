@@ -28,7 +28,7 @@ import s3fs
 from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.asyn import sync
 
-from shared.errors import InvalidMessage, NotFound, Retryable, shown
+from shared.errors import InvalidMessage, NotFound, Retryable, short_repr
 from shared.store.base import Store, checked_key
 
 _CHANGED: Final = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
@@ -192,7 +192,7 @@ class S3Object:
 
     def __init__(self, uri: str) -> None:
         if not _OBJECT.fullmatch(uri):
-            raise InvalidMessage(f"uri is {shown(uri)}; expected s3://BUCKET/KEY", code="uri_not_allowed")
+            raise InvalidMessage(f"uri is {short_repr(uri)}; expected s3://BUCKET/KEY", code="uri_not_allowed")
         self._uri = uri
         self._fs = _filesystem()
 

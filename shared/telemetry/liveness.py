@@ -13,7 +13,7 @@ from shared.topology import WORKER_HEARTBEAT
 _TAKE_S = 1.0
 
 
-class Presence:
+class HeartbeatListener:
     """Listens for heartbeats in a thread of its own, from the moment it is made. A context manager.
 
     Args:
@@ -25,7 +25,7 @@ class Presence:
         self._workers: dict[str, dict[str, Any]] = {}
         self._heard = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._listen, name="presence", daemon=True)
+        self._thread = threading.Thread(target=self._listen, name="heartbeat listener", daemon=True)
         self._thread.start()
 
     def workers(self, service: str | None = None) -> list[dict[str, Any]]:

@@ -1,27 +1,38 @@
-"""Prometheus metrics: every name of the contract, and a small HTTP server for the services without a web framework."""
+"""Prometheus metrics: every name of the contract."""
 
 from __future__ import annotations
 
 import contextlib
-import hmac
-import json
-import socket
-import threading
-from collections.abc import Callable, Iterable, Mapping
-from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING, Any, Final
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import make_wsgi_app
 from prometheus_client.registry import Collector
 
 from shared.broker.base import Broker
-from shared.errors import Retryable
+from shared.errors import CODES, Retryable
+from shared.faces.labels import GENDERS
+from shared.faces.rejects import REJECT_REASONS
 
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+LABELS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
+    "genderline_predictions": {"outcome": ("ok", "invalid", "failed", "expired")},
+    "genderline_model_info": {"version": (), "provider": ("cpu", "cuda")},
+    "genderline_model_swaps": {"outcome": ("ok", "failed")},
+    "genderline_predicted_gender": {"gender": GENDERS},
+    "genderline_drift_score": {"signal": ("luma", "contrast", "predicted_female", "confidence")},
+    "genderline_shadow_predictions": {"outcome": ("agree", "disagree", "failed", "dropped")},
+    "genderline_shadow_run_seconds": {"model": ("champion", "challenger")},
+    "genderline_datasets": {"outcome": ("registered", "rejected", "failed", "cancelled")},
+    "genderline_images_rejected": {"reason": tuple(REJECT_REASONS)},
+    "genderline_training_loss": {"split": ("train", "val")},
+    "genderline_training_accuracy": {"split": ("train", "val")},
+    "genderline_dead_letters": {"reason": (*CODES, "delivery_limit")},
+    "genderline_queue_depth": {"queue": ()},
+}
+"""Every label with its values, none where they are open. A series whose labels are all known stands at 0 from the start
+of a process: `increase()` in an alert sees a change only where it has seen the value before."""
 
 _SCRAPE_WAIT_S: Final = 1.0
 """For a broker that is away: Prometheus gives a whole scrape ten seconds, and loses all of it after them."""
@@ -102,6 +113,7 @@ class InferenceMetrics:
             registry=registry,
         )
         self.dead_letters = _dead_letters(registry)
+        _start_at_zero(self)
 
 
 class TrainerMetrics:
@@ -122,6 +134,16 @@ class TrainerMetrics:
             "genderline_training_images_per_second", "Training speed; 0 between runs", registry=registry
         )
         self.dead_letters = _dead_letters(registry)
+        _start_at_zero(self)
+
+
+def _start_at_zero(metrics: InferenceMetrics | TrainerMetrics) -> None:
+    """Makes every series whose labels are known."""
+    for metric in vars(metrics).values():
+        (family,) = metric.describe()
+        if labels := LABELS.get(family.name):
+            for values in itertools.product(*labels.values()):
+                metric.labels(*values)
 
 
 def _dead_letters(registry: CollectorRegistry) -> Counter:
@@ -156,83 +178,3 @@ def process_registry() -> CollectorRegistry:
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     return registry
-
-
-def authorised(header: str | None, token: str | None) -> bool:
-    """Returns whether an `Authorization: Bearer` header carries the token; always, where none is set."""
-    if token is None:
-        return True
-    scheme, _, given = (header or "").partition(" ")
-    return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
-
-
-class StatusServer:
-    """Serves `/metrics`, `/healthz` and `/readyz` from a thread of its own.
-
-    Args:
-        registry: what `/metrics` shows.
-        readiness: returns the body of `/readyz`; its key `ready` decides between 200 and 503.
-        host: the address to bind to.
-        port: the port; 0 takes a free one.
-        token: guards `/metrics` where it is set; health stays open.
-
-    Raises:
-        OSError: the port is taken.
-    """
-
-    def __init__(
-        self,
-        registry: CollectorRegistry,
-        readiness: Callable[[], Mapping[str, Any]],
-        *,
-        host: str,
-        port: int,
-        token: str | None = None,
-    ) -> None:
-        self._metrics: WSGIApplication = make_wsgi_app(registry)
-        self._readiness = readiness
-        self._token = token
-        family = _ThreadingServerV6 if ":" in host else _ThreadingServer
-        self._server = make_server(host, port, self._answer, server_class=family, handler_class=_QuietHandler)
-        self.port: int = self._server.server_port
-        self._thread = threading.Thread(target=self._server.serve_forever, name="status", daemon=True)
-        self._thread.start()
-
-    def _answer(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        path = environ.get("PATH_INFO", "/")
-        if path == "/metrics":
-            if authorised(environ.get("HTTP_AUTHORIZATION"), self._token):
-                return self._metrics(environ, start_response)
-            error = {"error": {"code": "unauthorized", "message": "expected Authorization: Bearer TOKEN"}}
-            return _json_answer(start_response, "401 Unauthorized", error)
-        if path == "/healthz":
-            return _json_answer(start_response, "200 OK", {"alive": True})
-        if path == "/readyz":
-            state = self._readiness()
-            return _json_answer(start_response, "200 OK" if state["ready"] else "503 Service Unavailable", state)
-        error = {"error": {"code": "not_found", "message": f"no {path}; expected /metrics, /healthz or /readyz"}}
-        return _json_answer(start_response, "404 Not Found", error)
-
-    def close(self) -> None:
-        """Stops serving."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-class _ThreadingServer(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-
-class _ThreadingServerV6(_ThreadingServer):
-    address_family = socket.AF_INET6
-
-
-class _QuietHandler(WSGIRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-        """A scrape every few seconds is no news."""
-
-
-def _json_answer(start_response: StartResponse, status: str, body: Mapping[str, Any]) -> Iterable[bytes]:
-    start_response(status, [("Content-Type", "application/json")])
-    return [json.dumps(body).encode()]

@@ -36,10 +36,11 @@ from trainer.data.ingest import ingest
 from trainer.release.evaluate import evaluate
 from trainer.training.calibrate import fit_temperature
 from trainer.training.device import DeviceFaces, choose_device
+from trainer.training.distributed import ProcessGroup
 from trainer.training.model import NETWORKS, build_network, cost, residual
 from trainer.training.recipe import Recipe, decide
-from trainer.training.throughput import measure_speed
-from trainer.training.train import EpochRow, predict_logits, train
+from trainer.training.throughput import measure_throughput
+from trainer.training.train import EpochRow, Hooks, TrainingJob, predict_logits, train
 
 PLAIN: Final[dict[str, Any]] = {
     "network": "reference",
@@ -110,14 +111,14 @@ class Outcome:
 def recipe_of(row: str, seed: int, faces: int, device: torch.device) -> Recipe:
     """Returns what a row does with so many training faces."""
     changes = {name: value for name, value in ROWS[row].items() if name not in {"temperature", "layers"}}
-    default = decide(TrainingParams(), faces=faces, device=device, speed=lambda _: math.inf)
+    default = decide(TrainingParams(), faces=faces, device=device, throughput=lambda _: math.inf)
     if "epochs" in changes:
         changes["epochs"] = max(1, round(default.epochs * changes["epochs"]))
     return decide(
         TrainingParams.model_validate({"seed": seed} | changes),
         faces=faces,
         device=device,
-        speed=lambda recipe: measure_speed(recipe, device),
+        throughput=lambda recipe: measure_throughput(recipe, device),
     )
 
 
@@ -141,7 +142,7 @@ def seconds_on(device: torch.device) -> float:
 
 def measure(row: str, seed: int, recipe: Recipe, dataset: Dataset, device: torch.device, progress: Progress) -> Outcome:
     """Trains one row with one seed, and measures it."""
-    training, validation, held_out = (dataset.part(part) for part in SPLITS)
+    _, validation, held_out = (dataset.part(part) for part in SPLITS)
     curve: list[tuple[float, float]] = []
     started = seconds_on(device)
 
@@ -150,20 +151,12 @@ def measure(row: str, seed: int, recipe: Recipe, dataset: Dataset, device: torch
         curve.append((seconds_on(device) - started, epoch.val_accuracy))
 
     task = progress.add_task(f"{row}, seed {seed}", total=recipe.epochs)
-    trained = train(
-        dataset.faces,
-        dataset.targets,
-        training=training,
-        validation=validation,
-        recipe=recipe,
-        dataset_sha256=dataset.sha256,
-        device=device,
-        checkpoint_s=math.inf,
-        on_checkpoint=lambda _: None,
+    hooks = Hooks(
         on_step=lambda at: progress.update(task, completed=at.epoch - 1 + at.step / at.steps),
         on_epoch=on_epoch,
-        should_stop=lambda: False,
+        checkpoint_s=math.inf,
     )
+    trained = train(TrainingJob.from_dataset(dataset, recipe), device=device, group=ProcessGroup(), hooks=hooks)
     progress.remove_task(task)
     network = build_network(recipe.network, dropout=recipe.dropout, mirror=recipe.mirror)
     network.load_state_dict(trained.weights)

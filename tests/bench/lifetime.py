@@ -128,7 +128,7 @@ def _add_second(store: FileStore) -> None:
     card = json.loads((source / "card.json").read_bytes())
     registry = Registry(store)
     version = registry.claim("run-second")
-    card |= {"version": version, "file": file, "int8": None, "int8_file": None, "float16": None, "float16_file": None}
+    card |= {"version": version, "file": file, "variants": {}}
     registry.register(version, card, "", {"model.onnx": changed})
 
 
@@ -198,7 +198,7 @@ class _Load:
 
 
 def _answers(store: FileStore, version: int, faces: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-    """Returns what a version may answer: in float32 and, where it has siblings, as those of them that are faster."""
+    """Returns what a version may answer: in float32 and in each of its variants."""
     keys = [key for kind in get_args(ServedPrecision) if store.exists(key := Registry.model_key(version, kind))]
     sessions = [ort.InferenceSession(store.get(key), providers=["CPUExecutionProvider"]) for key in keys]
     return [session.run(None, {"image": faces[:, np.newaxis]})[0] for session in sessions]

@@ -79,9 +79,9 @@ def models(material: Material) -> list[str]:
     for name in MODELS:
         card = material.card(name)
         int8 = "float32"
-        if card.int8 is not None:
-            kept = "kept" if card.int8.kept else "not kept"
-            int8 = f"int8 {kept} ({card.int8.accuracy_int8:.3f} against {card.int8.accuracy_float:.3f} in float32)"
+        if (variant := card.variants.get("int8")) is not None:
+            kept = "kept" if variant.file else "not kept"
+            int8 = f"int8 {kept} ({variant.accuracy:.3f} against {variant.accuracy_float32:.3f} in float32)"
         lines.append(
             f"- {name}: network {card.params['network']}, {card.multiply_adds / 1e6:.0f} M multiply-adds, {int8}; "
             f"epochs on drawn faces: {card.epochs}."

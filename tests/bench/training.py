@@ -52,7 +52,7 @@ def measured(
 
     torch.set_num_threads(Settings().cores)
     device = choose_device("auto")
-    recipe = decide(params, faces=faces, device=device, speed=lambda _: math.inf)
+    recipe = decide(params, faces=faces, device=device, throughput=lambda _: math.inf)
     bare = _bare_loop(recipe, device, max(FACES, BARE_STEPS * recipe.batch_size))
     bare()
     pairs = Pairs([], [])
@@ -66,8 +66,9 @@ def measured(
 
 def _epoch(recipe: Recipe, device: torch.device, faces: int, meanwhile: AbstractContextManager[object]) -> Lap:
     """Trains for an epoch, as the trainer does; its validation and the time to build the network do not count."""
-    from trainer.training.loss import Targets
-    from trainer.training.train import train
+    from trainer.data.dataset import Targets
+    from trainer.training.distributed import ProcessGroup
+    from trainer.training.train import Hooks, TrainingJob, train
 
     rows: list[EpochRow] = []
     zeros = np.zeros(faces + 1, np.uint8)
@@ -81,19 +82,15 @@ def _epoch(recipe: Recipe, device: torch.device, faces: int, meanwhile: Abstract
         open_meanwhile.close()
         rows.append(row)
 
-    train(
+    job = TrainingJob(
         np.zeros((faces + 1, SIZE, SIZE), np.uint8),
         Targets(zeros, zeros, zeros),
         training=np.arange(faces),
         validation=np.array([faces]),
         recipe=recipe,
         dataset_sha256="",
-        device=device,
-        on_checkpoint=lambda _: None,
-        on_step=on_step,
-        on_epoch=on_epoch,
-        should_stop=lambda: False,
     )
+    train(job, device=device, group=ProcessGroup(), hooks=Hooks(on_step=on_step, on_epoch=on_epoch))
     return Lap(faces, faces / rows[0].images_per_second, 0.0)
 
 
@@ -102,13 +99,13 @@ def _bare_loop(recipe: Recipe, device: torch.device, count: int) -> Callable[[],
     import torch
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-    from trainer.training.loss import Objective
+    from trainer.training.loss import MultiTaskLoss
     from trainer.training.model import build_network
-    from trainer.training.step import forward, optimizer_for
+    from trainer.training.step import build_optimizer, forward
 
     network = build_network(recipe.network, dropout=recipe.dropout)
-    objective = Objective(network, recipe.auxiliary).to(device)
-    optimizer = optimizer_for(objective, recipe)
+    model = MultiTaskLoss(network, recipe.auxiliary).to(device)
+    optimizer = build_optimizer(model, recipe)
     average = AveragedModel(
         network,
         multi_avg_fn=get_ema_multi_avg_fn(recipe.averaging),  # type: ignore[no-untyped-call]
@@ -122,7 +119,7 @@ def _bare_loop(recipe: Recipe, device: torch.device, count: int) -> Callable[[],
         started = time.perf_counter()
         for start in range(0, count, recipe.batch_size):
             batch = slice(start, start + recipe.batch_size)
-            loss, _, _ = forward(objective, network, recipe, faces[batch], targets[batch], generator)
+            loss, _, _ = forward(model, network, recipe, faces[batch], targets[batch], generator)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -22,11 +22,11 @@ def events(subscription: Subscription, count: int) -> list[Event]:
     return found
 
 
-def replies(inbox: ReplyQueue, count: int) -> list[bytes]:
+def replies(reply_queue: ReplyQueue, count: int) -> list[bytes]:
     found: list[bytes] = []
     deadline = time.monotonic() + 10
     while len(found) < count and time.monotonic() < deadline:
-        found += [message.body for message in inbox.receive(1)]
+        found += [message.body for message in reply_queue.receive(1)]
     return found
 
 
@@ -107,10 +107,10 @@ def test_a_subscription_gives_up_after_its_timeout_and_wakes_when_closed(broker:
 def test_a_request_gets_its_reply_with_its_correlation_id(place: Place) -> None:
     client, server = place.open(), place.open()
     queue = place.topology.predictions
-    with client.reply_queue() as inbox, server.consume([queue], 10) as consumer:
-        assert inbox.name.startswith(f"{place.topology.prefix}.inbox.")
+    with client.reply_queue() as reply_queue, server.consume([queue], 10) as consumer:
+        assert reply_queue.name.startswith(f"{place.topology.prefix}.inbox.")
         for number in range(3):
-            request = Message(b"", "image/jpeg", f"m-{number}", "c-0" if number == 0 else None, inbox.name)
+            request = Message(b"", "image/jpeg", f"m-{number}", "c-0" if number == 0 else None, reply_queue.name)
             client.publish(queue, request)
         for asked in take(consumer, 3):
             consumer.settle(
@@ -118,7 +118,7 @@ def test_a_request_gets_its_reply_with_its_correlation_id(place: Place) -> None:
             )
         found: list[Message] = []
         while len(found) < 3:
-            found += inbox.receive(10)
+            found += reply_queue.receive(10)
     assert [(one.correlation_id, json.loads(one.body)["to"]) for one in found] == [
         ("c-0", "m-0"),
         ("m-1", "m-1"),
@@ -143,7 +143,7 @@ def test_replies_settled_together_arrive_as_they_were_sent(place: Place) -> None
         ]
         to_other = [Message(b"other", "text/plain")]
         outgoing = [(one, to_one[0]), (other, to_other[0]), (one, to_one[1]), (one, to_one[2])]
-        consumer.settle(asked, [Outgoing(inbox.name, message) for inbox, message in outgoing])
+        consumer.settle(asked, [Outgoing(reply_queue.name, message) for reply_queue, message in outgoing])
         found: list[Message] = []
         while len(found) < 3:
             found += one.receive(10)
@@ -152,28 +152,28 @@ def test_replies_settled_together_arrive_as_they_were_sent(place: Place) -> None
         assert (one.receive(0.1), other.receive(0.1)) == ([], [])
 
 
-def test_an_inbox_returns_each_of_many_replies_once(place: Place) -> None:
-    with place.open().reply_queue() as inbox:
+def test_a_reply_queue_returns_each_of_many_replies_once(place: Place) -> None:
+    with place.open().reply_queue() as reply_queue:
         sent = [str(number).encode() for number in range(2500)]
-        place.open().publish_many([Outgoing(inbox.name, Message(body, "text/plain")) for body in sent])
-        assert replies(inbox, 2500) == sent
-        assert inbox.receive(0.1) == []
+        place.open().publish_many([Outgoing(reply_queue.name, Message(body, "text/plain")) for body in sent])
+        assert replies(reply_queue, 2500) == sent
+        assert reply_queue.receive(0.1) == []
 
 
-def test_an_inbox_gives_up_after_its_timeout_and_wakes_when_closed(broker: Broker) -> None:
-    inbox = broker.reply_queue()
-    assert inbox.receive(0.05) == []
+def test_a_reply_queue_gives_up_after_its_timeout_and_wakes_when_closed(broker: Broker) -> None:
+    reply_queue = broker.reply_queue()
+    assert reply_queue.receive(0.05) == []
     results: list[list[Message]] = []
-    waiting = threading.Thread(target=lambda: results.append(inbox.receive(60)))
+    waiting = threading.Thread(target=lambda: results.append(reply_queue.receive(60)))
     waiting.start()
-    inbox.close()
+    reply_queue.close()
     waiting.join(10)
     assert results == [[]]
-    inbox.close()
-    assert inbox.receive(0.05) == []
+    reply_queue.close()
+    assert reply_queue.receive(0.05) == []
 
 
-def test_two_inboxes_do_not_read_each_others_replies(broker: Broker) -> None:
+def test_two_reply_queues_do_not_read_each_others_replies(broker: Broker) -> None:
     with broker.reply_queue() as one, broker.reply_queue() as other:
         broker.publish(one.name, Message(b"one", "text/plain"))
         broker.publish(other.name, Message(b"other", "text/plain"))

@@ -106,10 +106,10 @@ def test_a_reply_to_a_queue_that_is_gone_is_dropped_and_the_work_settled(place: 
     assert is_empty(place, queue)
 
 
-def test_publishing_to_an_inbox_that_is_gone_is_dropped_quietly(broker: Broker) -> None:
-    inbox = broker.reply_queue()
-    inbox.close()
-    broker.publish(inbox.name, Message(b"answer", "text/plain"))
+def test_publishing_to_a_reply_queue_that_is_gone_is_dropped_quietly(broker: Broker) -> None:
+    reply_queue = broker.reply_queue()
+    reply_queue.close()
+    broker.publish(reply_queue.name, Message(b"answer", "text/plain"))
 
 
 def test_settling_twice_does_no_harm(place: Place) -> None:
@@ -200,9 +200,9 @@ def test_a_buried_message_is_a_dead_letter_with_its_story(place: Place) -> None:
 
 
 def test_a_burial_can_send_an_error_reply_beside_it(broker: Broker) -> None:
-    with broker.reply_queue() as inbox:
-        bury_one(broker, SENT, (Outgoing(inbox.name, Message(b"why", "text/plain")),))
-        assert [message.body for message in inbox.receive(10)] == [b"why"]
+    with broker.reply_queue() as reply_queue:
+        bury_one(broker, SENT, (Outgoing(reply_queue.name, Message(b"why", "text/plain")),))
+        assert [message.body for message in reply_queue.receive(10)] == [b"why"]
 
 
 def test_looking_at_dead_letters_leaves_them_there_oldest_first(broker: Broker) -> None:

@@ -6,8 +6,6 @@ import contextlib
 import datetime as dt
 import decimal
 import functools
-import os
-import signal
 import socket
 import struct
 import threading
@@ -23,12 +21,12 @@ from shared.broker import open_broker
 from shared.broker.base import Broker, BrokerError, Event, Message, Outgoing, requeued_copy
 from shared.broker.rabbitmq import broker as rabbitmq
 from shared.broker.rabbitmq.codec import message_of
-from shared.broker.reply_batch import BUNDLE, bundled, parted
+from shared.broker.reply_batch import REPLY_BATCH, pack, unpack
 from shared.topology import Topology
 from tests.contract.conftest import Place
 from tests.contract.test_broker_events import replies
 from tests.contract.test_broker_messages import bodies, numbered, take, to
-from tests.rabbitmq_node import MAX_MESSAGE_BYTES, RabbitNode, free_port
+from tests.rabbitmq_node import MAX_MESSAGE_BYTES, free_port
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -164,16 +162,16 @@ def test_a_reply_that_cannot_be_sent_is_dropped_and_the_work_settled_with_its_ne
     full = f"{place.topology.prefix}.full"
     foreign.queue_declare(full, exclusive=True, arguments={"x-max-length": 0, "x-overflow": "reject-publish"})
     about = {key: full if value == "full" else value for key, value in about.items()}
-    with broker.reply_queue() as inbox:
+    with broker.reply_queue() as reply_queue:
         foreign.basic_publish("", queue, b"odd", pika.BasicProperties(**about))
-        broker.publish(queue, Message(b"good", "text/plain", reply_to=inbox.name))
+        broker.publish(queue, Message(b"good", "text/plain", reply_to=reply_queue.name))
         with broker.consume([queue], 2) as consumer:
             deliveries = take(consumer, 2)
             answers = [answer for delivery in deliveries for answer in delivery.reply(b"answer", "text/plain")]
             assert len(answers) == 2
             consumer.settle(deliveries, answers)
             consumer.flush()
-        assert replies(inbox, 1) == [b"answer"]
+        assert replies(reply_queue, 1) == [b"answer"]
     assert broker.depths()[queue].ready == 0
     assert broker.reconnects == 0
 
@@ -367,97 +365,6 @@ def test_a_result_that_the_broker_refuses_leaves_the_work_unsettled(place: Place
         assert bodies(take(other, 1)) == [b"work"]
 
 
-def test_what_is_held_longer_than_the_broker_allows_is_taken_back_and_comes_again(place: Place) -> None:
-    assert place.node is not None
-    place.node.evaluate(
-        "application:set_env(rabbit, consumer_timeout, 500), application:set_env(rabbit, channel_tick_interval, 300)."
-    )
-    try:
-        broker = place.open()
-        queue = place.topology.predictions
-        broker.publish(queue, Message(b"slow", "text/plain"))
-        inbox = broker.reply_queue()
-        broker.publish(inbox.name, Message(b"read late", "text/plain"))
-        with broker.consume([queue], 1) as consumer:
-            slow = take(consumer, 1)
-            (again,) = take(consumer, 1, timeout_s=20)
-            assert (again.message.body, again.delivery_count) == (b"slow", 1)
-            consumer.settle(slow)
-            with pytest.raises(BrokerError, match="delivered again"):
-                consumer.flush()
-            consumer.settle([again])
-            consumer.flush()
-        assert replies(inbox, 1) == [b"read late"]
-        broker.publish(inbox.name, Message(b"more", "text/plain"))
-        assert replies(inbox, 1) == [b"more"]
-        assert broker.reconnects == 0
-        assert broker.depths()[queue].ready == 0
-    finally:
-        place.node.evaluate(
-            "application:set_env(rabbit, consumer_timeout, 1800000), "
-            "application:set_env(rabbit, channel_tick_interval, 60000)."
-        )
-
-
-@contextlib.contextmanager
-def at_a_standstill(node: RabbitNode) -> Iterator[None]:
-    """Stops the node without its connections being lost, as an overloaded machine or an alarm would."""
-    os.kill(node.pid, signal.SIGSTOP)
-    os.waitpid(node.pid, os.WUNTRACED)  # until all of its threads have stopped
-    try:
-        yield
-    finally:
-        os.kill(node.pid, signal.SIGCONT)
-
-
-@pytest.mark.parametrize("how", ["settled", "deferred"])
-def test_a_flush_waits_until_the_broker_has_what_was_done(place: Place, how: str) -> None:
-    """What a process that is killed has just sent may be lost with it, and then its message comes again."""
-    assert place.node is not None
-    broker = place.open()
-    queue = place.topology.predictions
-    broker.publish(queue, Message(b"work", "text/plain"))
-    with broker.consume([queue], 1) as consumer:
-        (delivery,) = take(consumer, 1)
-        with at_a_standstill(place.node):
-            if how == "settled":
-                consumer.settle([delivery])
-            else:
-                consumer.defer(delivery, 0)
-            with pytest.raises(BrokerError, match="did not confirm"):
-                consumer.flush(0.2)
-        consumer.flush()
-
-
-def test_a_broker_that_answers_too_late_is_left_no_channel_open(place: Place, eventually: Eventually) -> None:
-    assert place.node is not None
-    node, broker = place.node, place.open()
-
-    def channels() -> int:
-        return int(node.evaluate("length(rabbit_channel:list_local())."))
-
-    assert broker.ping()
-    before = channels()
-    with at_a_standstill(node):
-        assert [broker.ping(timeout_s=0.05) for _ in range(20)] == [False] * 20
-    assert broker.ping(timeout_s=10)
-    eventually(lambda: channels() <= before)
-    assert broker.reconnects == 0
-
-
-def test_where_so_many_answers_are_late_that_no_channel_is_free_it_says_so(
-    place: Place, eventually: Eventually
-) -> None:
-    assert place.node is not None
-    with open_broker(f"{place.url}?channel_max=10", place.topology) as broker:
-        with at_a_standstill(place.node):
-            assert [broker.ping(timeout_s=0.05) for _ in range(10)] == [False] * 10
-            with pytest.raises(BrokerError, match="no channel is free"):
-                broker.depths()
-        eventually(broker.ping)
-        assert broker.reconnects == 0
-
-
 def test_a_queue_deleted_under_a_consumer_is_declared_again(place: Place, foreign: BlockingChannel) -> None:
     broker = place.open()
     queue = place.topology.predictions
@@ -486,31 +393,31 @@ def test_publishing_to_one_of_our_queues_that_was_deleted_is_an_error(place: Pla
         broker.depths()
 
 
-def test_a_closed_inbox_that_the_broker_cancels_late_costs_no_connection(place: Place) -> None:
+def test_a_closed_reply_queue_that_the_broker_cancels_late_costs_no_connection(place: Place) -> None:
     with place.open() as broker:
         assert isinstance(broker, rabbitmq.RabbitBroker)
-        inbox = broker.reply_queue()
-        inbox.close()
+        reply_queue = broker.reply_queue()
+        reply_queue.close()
         # On a busy machine the notice that the queue is gone overtakes the channel's end; here it always does.
-        notice = functools.partial(inbox._on_cancelled, None)  # type: ignore[attr-defined]
-        broker._link.call(notice)
+        notice = functools.partial(reply_queue._on_cancelled, None)  # type: ignore[attr-defined]
+        broker._connection.call(notice)
         broker.publish(broker.topology.jobs, Message(b"", "x"))  # waits for a connection, were it to be made anew
         assert broker.reconnects == 0
 
 
-def test_an_inbox_deleted_by_an_operator_comes_back(place: Place, foreign: BlockingChannel) -> None:
+def test_a_reply_queue_deleted_by_an_operator_comes_back(place: Place, foreign: BlockingChannel) -> None:
     broker = place.open()
-    with broker.reply_queue() as inbox:
-        foreign.queue_delete(inbox.name)
+    with broker.reply_queue() as reply_queue:
+        foreign.queue_delete(reply_queue.name)
         found: list[Message] = []
         deadline = time.monotonic() + 20
         while not found:
             assert time.monotonic() < deadline
-            broker.publish(inbox.name, Message(b"reply", "text/plain"))
-            found = inbox.receive(0.2)
+            broker.publish(reply_queue.name, Message(b"reply", "text/plain"))
+            found = reply_queue.receive(0.2)
 
 
-def test_replies_travel_together_to_inboxes_only(place: Place, foreign: BlockingChannel) -> None:
+def test_replies_travel_together_to_our_reply_queues_only(place: Place, foreign: BlockingChannel) -> None:
     broker = place.open()
     queues = [
         f"{place.topology.batch_reply_queue_prefix}like-one-of-ours",
@@ -530,33 +437,33 @@ def test_replies_travel_together_to_inboxes_only(place: Place, foreign: Blocking
             _, properties, body = got
             arrived.setdefault(queue, []).append(message_of(properties, body))
         foreign.queue_delete(queue)
-    (bundle,) = arrived[queues[0]]
-    assert parted(bundle) == arrived[queues[1]] == arrived[queues[2]] == replies_
+    (batch,) = arrived[queues[0]]
+    assert unpack(batch) == arrived[queues[1]] == arrived[queues[2]] == replies_
 
 
 def test_replies_that_come_again_since_their_acknowledgement_was_lost_are_returned_once(
     place: Place, foreign: BlockingChannel
 ) -> None:
-    (bundle,) = bundled([Outgoing("inbox", Message(body, "text/plain")) for body in (b"one", b"two")], "inbox")
-    with place.open().reply_queue() as inbox:
+    (batch,) = pack([Outgoing("replies", Message(body, "text/plain")) for body in (b"one", b"two")], "replies")
+    with place.open().reply_queue() as reply_queue:
         taken: list[bytes] = []
         for body, properties in (
-            (bundle.message.body, pika.BasicProperties(content_type=BUNDLE, message_id="same")),
-            (bundle.message.body, pika.BasicProperties(content_type=BUNDLE, message_id="same")),
+            (batch.message.body, pika.BasicProperties(content_type=REPLY_BATCH, message_id="same")),
+            (batch.message.body, pika.BasicProperties(content_type=REPLY_BATCH, message_id="same")),
             (b"three", pika.BasicProperties(content_type="text/plain", message_id="another")),
         ):
-            foreign.basic_publish("", inbox.name, body, properties)
-            taken += [message.body for message in inbox.receive(1)]
-        taken += replies(inbox, 3 - len(taken))
+            foreign.basic_publish("", reply_queue.name, body, properties)
+            taken += [message.body for message in reply_queue.receive(1)]
+        taken += replies(reply_queue, 3 - len(taken))
         assert taken == [b"one", b"two", b"three"]
 
 
-def test_what_is_no_bundle_of_ours_is_ignored(place: Place, foreign: BlockingChannel) -> None:
+def test_what_is_no_reply_batch_of_ours_is_ignored(place: Place, foreign: BlockingChannel) -> None:
     broker = place.open()
-    with broker.reply_queue() as inbox:
-        foreign.basic_publish("", inbox.name, b"no bundle", pika.BasicProperties(content_type=BUNDLE))
-        foreign.basic_publish("", inbox.name, b"a reply", pika.BasicProperties(content_type="text/plain"))
-        assert replies(inbox, 1) == [b"a reply"]
+    with broker.reply_queue() as reply_queue:
+        foreign.basic_publish("", reply_queue.name, b"no batch", pika.BasicProperties(content_type=REPLY_BATCH))
+        foreign.basic_publish("", reply_queue.name, b"a reply", pika.BasicProperties(content_type="text/plain"))
+        assert replies(reply_queue, 1) == [b"a reply"]
         assert broker.reconnects == 0
 
 

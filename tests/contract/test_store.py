@@ -16,7 +16,7 @@ import s3fs
 from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
 
-from shared.archives.fetch import fetched
+from shared.archives.fetch import fetch_archive
 from shared.errors import Conflict, InvalidMessage, NotFound, Retryable
 from shared.messages import ArchiveRequest
 from shared.runtime.settings import Settings
@@ -300,14 +300,14 @@ def test_an_archive_in_s3_is_fetched_but_not_one_that_is_too_large(s3_url: str, 
     store = open_store(s3_url)
     store.put("faces.zip", b"12345")
     request = ArchiveRequest("m1", "faces", uri=f"{s3_url}/faces.zip")
-    with fetched(request, store, Settings(max_archive_bytes=5), tmp_path) as path:
+    with fetch_archive(request, store, Settings(max_archive_bytes=5), tmp_path) as path:
         assert path.read_bytes() == b"12345"
         path.unlink()
     limit = Settings(max_archive_bytes=4)
-    with pytest.raises(InvalidMessage, match="has 5 bytes; at most 4"), fetched(request, store, limit, tmp_path):
+    with pytest.raises(InvalidMessage, match="has 5 bytes; at most 4"), fetch_archive(request, store, limit, tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
     missing = ArchiveRequest("m1", "faces", uri=f"{s3_url}/none.zip")
     with pytest.raises(InvalidMessage, match="uri: there is no object") as caught:
-        fetched(missing, store, limit, tmp_path).__enter__()
+        fetch_archive(missing, store, limit, tmp_path).__enter__()
     assert caught.value.code == "uri_not_found"

@@ -39,7 +39,7 @@ def served(site: Site) -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{server.effective_port}"
     finally:
-        site.parts.live.end_streams()
+        site.parts.event_hub.end_streams()
         server.task_dispatcher.shutdown()
         server.asyncore.close_all(server._map)
         thread.join()
@@ -493,9 +493,9 @@ def test_with_the_broker_away_the_header_and_the_predict_page_say_so(
 ) -> None:
     visit = Visit(browser, base)
     visit.go("/predict")
-    live = site.parts.live
-    take_note = live._answers
-    monkeypatch.setattr(live, "_answers", lambda _: None)  # the broker is there, and would be heard
+    live = site.parts.event_hub
+    take_note = live._set_reachable
+    monkeypatch.setattr(live, "_set_reachable", lambda _: None)  # the broker is there, and would be heard
     take_note(False)
     expect(visit.page.locator(".link-state")).to_have_text("No broker")
 

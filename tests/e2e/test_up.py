@@ -81,7 +81,9 @@ def test_a_service_that_cannot_do_what_a_setting_says_ends_all_with_its_message(
         check=False,
     )
     assert done.returncode == 2
-    assert re.search("^GENDERLINE_DEVICE is cuda, but torch .* finds no CUDA device", done.stderr, flags=re.MULTILINE)
+    assert re.search(
+        "ERROR +trainer: GENDERLINE_DEVICE is cuda, but torch .* finds no CUDA device", done.stderr, flags=re.MULTILINE
+    )
     assert "restarting" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: the trainer refused to start with these settings")
 

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 
 from shared.broker.base import Message
-from tests.rabbitmq_node import RabbitNode
+from tests.rabbitmq_shared import SharedNode
 from tests.services import Installation, Service, eventually
 
 pytestmark = pytest.mark.rabbitmq
 
 
 @pytest.fixture
-def installation(rabbitmq: RabbitNode, tmp_path: Path) -> Iterator[Installation]:
+def installation(rabbitmq: SharedNode, tmp_path: Path) -> Iterator[Installation]:
     made = Installation(tmp_path, rabbitmq.url, {"GENDERLINE_WORKERS": "1", "GENDERLINE_THREADS": "1"})
     yield made
     made.close()
@@ -101,7 +101,7 @@ def test_upload_events_predictions_and_dead_letters_go_over_rabbitmq(
 
     def newest() -> list[float]:
         workers = get(dashboard, "/api/v1/status")["workers"]
-        return [entry["probability_female"] for worker in workers for entry in worker.get("newest", [])]
+        return [entry["probability_female"] for worker in workers for entry in worker.get("recent_predictions", [])]
 
     eventually(lambda: newest() == [probability], 10, "the worker tells of its newest prediction")
     services = {worker["service"] for worker in get(dashboard, "/api/v1/status")["workers"] if worker["alive"]}

@@ -1,4 +1,4 @@
-"""The README's client, which uses nothing of ours, against three separately started services on RabbitMQ."""
+"""The client of docs/messages.md, which uses nothing of ours, against three separately started services on RabbitMQ."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from pathlib import Path
 import pytest
 
 from shared.faces.synthetic import draw_sample
-from tests.rabbitmq_node import RabbitNode
+from tests.rabbitmq_shared import SharedNode
 from tests.services import Installation
 
 CLIENT_S = 180
 """How long the client may take: so long that one that does not end is told with what was printed, not by the limit."""
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "messages.md"
 
 
 def script() -> str:
-    """Returns the README's Python example."""
-    (found,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    """Returns the page's Python example."""
+    (found,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     return str(found)
 
 
 @pytest.mark.rabbitmq
-def test_the_readmes_foreign_client_trains_by_value_and_reference_and_gets_every_prediction(
-    rabbitmq: RabbitNode, tmp_path: Path
+def test_the_foreign_client_trains_by_value_and_reference_and_gets_every_prediction(
+    rabbitmq: SharedNode, tmp_path: Path
 ) -> None:
     installation = Installation(tmp_path, rabbitmq.url, prefix="genderline")
     allowed = tmp_path / "allowed"

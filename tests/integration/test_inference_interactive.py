@@ -24,7 +24,7 @@ from shared.topology import MODEL_PROMOTED
 from tests import model_builder as build
 from tests.inference_loops import Loops, open_loops, replies
 from tests.model_builder import brightness_answer, brightness_model, constant_model, image_of
-from tests.rabbitmq_node import RabbitNode
+from tests.rabbitmq_shared import SharedNode
 from tests.services import eventually
 
 
@@ -236,7 +236,7 @@ def test_a_message_without_reply_to_is_worked_on_and_settled(loops: Loops) -> No
     assert loops.value("genderline_predictions_total", outcome="ok") == 1
     assert loops.value("genderline_queue_wait_seconds_count") == 1
     assert loops.value("genderline_prediction_latency_seconds_count") == 1
-    assert loops.speed.summary()["latency_p50_ms"] > 0
+    assert loops.throughput.summary()["latency_p50_ms"] > 0
 
 
 def test_the_newest_answers_are_told_without_image_name_or_id(loops: Loops) -> None:
@@ -248,9 +248,9 @@ def test_the_newest_answers_are_told_without_image_name_or_id(loops: Loops) -> N
         images = [("secret", b"no image"), ("private", image_of(200))]
         send(loops, pack_message(images, reply_to=inbox.name))
         (reply,) = replies(inbox, 1).values()
-        eventually(lambda: loops.newest.summary()[0]["images"] == 2, 5, "the pack is the newest")
+        eventually(lambda: loops.recent_predictions.summary()[0]["images"] == 2, 5, "the pack is the newest")
 
-    told = loops.newest.summary()
+    told = loops.recent_predictions.summary()
 
     assert len(told) == KEPT
     answer = reply["predictions"][1]
@@ -276,12 +276,12 @@ def test_probes_are_answered_and_nothing_is_concluded_from_them(loops: Loops) ->
             single(0, inbox, "neither", probe="yes"),
         )
         found = replies(inbox, 4)
-        eventually(loops.newest.summary, 5, "the traffic is told of")
+        eventually(loops.recent_predictions.summary, 5, "the traffic is told of")
     assert [entry["gender"] for entry in found["probe"]["predictions"]] == ["male", "female"]
     assert found["as text"]["predictions"][0]["gender"] == "male"
     assert "header probe is 'yes'; expected true or false" in found["neither"]["error"]["message"]
     assert observed == [1]
-    assert [entry["images"] for entry in loops.newest.summary()] == [1]
+    assert [entry["images"] for entry in loops.recent_predictions.summary()] == [1]
     assert loops.value("genderline_predictions_total", outcome="ok") == 4
     assert loops.value("genderline_predicted_gender_total", gender="male") == 1
     assert loops.value("genderline_predicted_gender_total", gender="female") == 0
@@ -313,7 +313,7 @@ class Held(Predictor):
 
 @pytest.mark.rabbitmq
 def test_images_that_were_waiting_are_answered_with_those_that_come_in_a_moment(
-    rabbitmq: RabbitNode, tmp_path: Path
+    rabbitmq: SharedNode, tmp_path: Path
 ) -> None:
     with open_loops(tmp_path, rabbitmq.url) as loops, loops.broker.reply_queue() as inbox:
         serving(loops)
@@ -321,11 +321,11 @@ def test_images_that_were_waiting_are_answered_with_those_that_come_in_a_moment(
         held = Held(loops.predictor.limits, loops.predictor.batch_size, loops.metrics)
         has_more = threading.Event()
 
-        def at_rest(rests: bool) -> None:
+        def on_idle(rests: bool) -> None:
             if not rests and held.may_go_on.is_set():
                 has_more.set()
 
-        with loops.running(replace(loops, predictor=held).interactive(batch_delay_s=2.0, at_rest=at_rest).run):
+        with loops.running(replace(loops, predictor=held).interactive(batch_delay_s=2.0, on_idle=on_idle).run):
             send(loops, single(200, inbox, "first"))
             assert held.has_some.wait(30)
             send(loops, *(single(200, inbox, f"waiting {number}") for number in range(2)))
@@ -435,12 +435,12 @@ def lose_connection(broker: Broker) -> None:
     """Returns when there is a new one."""
     assert isinstance(broker, RabbitBroker)
     before = broker.reconnects
-    broker._link.call(functools.partial(broker._link.restart, "a test"))
+    broker._connection.call(functools.partial(broker._connection.restart, "a test"))
     eventually(lambda: broker.reconnects > before, 15, "a new connection")
 
 
 @pytest.mark.rabbitmq
-def test_connections_that_are_lost_again_and_again_bury_nothing(rabbitmq: RabbitNode, tmp_path: Path) -> None:
+def test_connections_that_are_lost_again_and_again_bury_nothing(rabbitmq: SharedNode, tmp_path: Path) -> None:
     """Quorum queues count each loss for every message that was prefetched, though nobody had begun with it."""
     with open_loops(tmp_path, rabbitmq.url) as loops, loops.broker.reply_queue() as inbox:
         serving(loops)

@@ -22,7 +22,7 @@ from shared.broker.base import Message, Outgoing, ReplyQueue
 from shared.client import Client
 from shared.messages import ZIP, job_id_of, pack_message
 from shared.records.jobs import Jobs
-from shared.runtime.environment import ONE_CORE
+from shared.runtime.environment import SINGLE_CORE_ENV
 from tests.inference_loops import replies
 from tests.integration.test_inference_jobs import faces, job_replies, zip_of
 from tests.model_builder import ModelBuilder, brightness_model, constant_model, image_of
@@ -226,7 +226,7 @@ def test_a_worker_has_the_environment_of_a_process_with_a_core_to_itself(install
     service = installation.start("inference")
     for pid in workers(service):
         environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        assert {f"{name}={value}".encode() for name, value in ONE_CORE.items()} <= set(environment)
+        assert {f"{name}={value}".encode() for name, value in SINGLE_CORE_ENV.items()} <= set(environment)
     service.stop()
 
 

@@ -149,28 +149,6 @@ def test_a_challenger_is_promoted_in_the_midst_of_its_traffic(either_installatio
         assert client.broker.dead_letters() == []
 
 
-def test_the_rule_promotes_a_faster_challenger_of_the_same_answers_once(either_installation: Installation) -> None:
-    with either_installation.client() as client:
-        builder = builder_of(client)
-        builder.register(brightness_model(build.slow))
-        either_installation.start("inference", GENDERLINE_PROMOTE_AGREEMENT="0.99", GENDERLINE_PROMOTE_IMAGES="200")
-        challenger = builder.register(brightness_model(), promote=False)
-        client.challenge(challenger, "a test")
-        beats(client, challenges(challenger))
-
-        def promoted() -> bool:
-            predict_packs(client, 5)
-            return client.registry.aliases().champion == challenger
-
-        eventually(promoted, 60, "version 2 is the champion")
-        beats(client, lambda beat: beat["version"] == challenger and beat["challenger"] is None)
-        history = client.registry.history()
-    assert [entry["action"] for entry in history] == ["promote", "challenge", "promote"]
-    why = re.match(r"rule: as challenger of version 1 it agrees on 100.0 % of ([\d,]+) images", history[-1]["reason"])
-    assert why is not None
-    assert int(why[1].replace(",", "")) >= 200
-
-
 def test_without_a_share_a_challenger_sees_nothing(installation: Installation) -> None:
     with installation.client() as client:
         builder = builder_of(client)
@@ -208,3 +186,24 @@ def test_images_unlike_the_training_faces_raise_the_drift_of_all_workers(either_
         assert metrics(service, "genderline_drift_window_images")[""] >= 512
         told = [beat["drift"] for beat in beats(client, lambda beat: beat["version"] == 1)]
         assert max(drift["scores"].get("luma", 0) for drift in told) > 0.25
+
+
+def test_a_champion_that_kills_its_process_is_refused_and_the_one_before_serves_also_after_a_restart(
+    installation: Installation,
+) -> None:
+    with installation.client() as client:
+        builder = builder_of(client)
+        builder.register(constant_model(0.9))
+        service = installation.start("inference")
+        killer = builder.register(constant_model(0.2, build.kills_its_process), promote=False)
+        client.promote(killer, "nobody knew")
+        for restart in (False, True):
+            if restart:
+                assert service.stop() == 0
+                service = installation.start("inference")
+            for beat in beats(client, lambda beat: beat["version"] == 1 and bool(beat["refused"])):
+                why = f"version {killer}: its float32 file killed the process that tried it"
+                assert beat["refused"] == {"version": killer, "message": why}
+            assert {reply["model"]["version"] for reply in predict_packs(client, 4)} == {1}
+            assert metrics(service, "genderline_model_swaps_total")['outcome="crashed"'] >= WORKERS
+        assert client.broker.dead_letters() == []

@@ -120,6 +120,37 @@ def test_a_service_imports_with_its_extra_alone(service: str, tmp_path: Path) ->
     assert LATE & {*loaded} == set()
 
 
+def test_the_trainer_needs_nothing_of_cuda(tmp_path: Path) -> None:
+    names = closure(requirements("trainer"))
+    of_cuda = {name for name in names if name.startswith(("nvidia-", "cuda-")) or name == "triton"}
+    link_distributions(names - of_cuda, tmp_path)
+    code = """
+import torch
+import trainer.__main__, trainer.release.export
+from trainer.training.device import choose_device
+assert choose_device("auto").type == "cpu"
+print((torch.ones(2, 3) @ torch.ones(3, 2)).sum().item())
+"""
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "12.0\n"), done.stderr
+
+
+def test_pytorch_without_cuda_satisfies_the_pins() -> None:
+    # What its own index calls it. Of equal versions, pip takes the one with a label: `CPU=1` needs no pin of its own.
+    pins = {item.name: item for item in requirements("trainer") if item.name.startswith("torch")}
+    assert set(pins) == {"torch", "torchvision"}
+    for pin in pins.values():
+        (version,) = pin.specifier
+        assert pin.specifier.contains(f"{version.version}+cpu")
+
+
 def test_an_environment_of_links_lacks_what_is_not_asked_for(tmp_path: Path) -> None:
     link_distributions({"click"}, tmp_path)
     command = [sys.executable, "-S", "-c", "import click; import numpy"]

@@ -11,7 +11,21 @@ from numpy.typing import NDArray
 
 from shared.records.dataset import FACES_CSV, FACES_NPY, FaceRow, age_band, read_faces_csv
 from shared.store.base import Store
-from trainer.training.loss import Targets
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What the file names say about N faces.
+
+    Attributes:
+        female: uint8 (N,), 1 where the label is female.
+        age_bands: uint8 (N,), indices into `AGE_BANDS`.
+        ethnicities: uint8 (N,), indices into `ETHNICITIES`.
+    """
+
+    female: NDArray[np.uint8]
+    age_bands: NDArray[np.uint8]
+    ethnicities: NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +62,7 @@ class Dataset:
 
 
 @contextmanager
-def opened_dataset(store: Store, sha256: str) -> Iterator[Dataset]:
+def open_dataset(store: Store, sha256: str) -> Iterator[Dataset]:
     """Opens a decoded dataset of the store; its faces may be used inside of the `with` block only."""
     folder = f"datasets/{sha256}"
     with store.local(f"{folder}/{FACES_NPY}") as faces, store.local(f"{folder}/{FACES_CSV}") as table:

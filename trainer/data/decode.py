@@ -12,34 +12,34 @@ from typing import NamedTuple, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.archives.entry import Entry, Unpacker
+from shared.archives.entry import Entry, EntryReader
 from shared.errors import InvalidImage
-from shared.faces.decode import SIZE, Face, ImageLimits, decode_face, light
+from shared.faces.decode import SIZE, Face, ImageLimits, decode_face, luma_stats
 from shared.faces.labels import Label, parse_label
 from shared.faces.rejects import Reject, reject_for
-from trainer.data.near_duplicates import look_hashes
+from trainer.data.near_duplicates import dhash
 
 
-class Traits(NamedTuple):
+class DecodedFace(NamedTuple):
     """What is remembered of a face once its pixels are written.
 
     Attributes:
         digest: of the pixels; equal files give equal pixels, so it finds both kinds of exact duplicate.
-        look: a row of `look_hashes`, as bytes.
-        luma_mean: as of `light`.
-        luma_std: likewise.
+        phash: a row of `dhash`, as bytes.
+        luma_mean: as of `luma_stats`.
+        luma_std: as above.
     """
 
     label: Label
     width: int
     height: int
     digest: bytes
-    look: bytes
+    phash: bytes
     luma_mean: float
     luma_std: float
 
 
-Outcomes: TypeAlias = list[Traits | Reject]
+Outcomes: TypeAlias = list[DecodedFace | Reject]
 """What became of a chunk's entries, in order."""
 
 
@@ -70,7 +70,7 @@ class Decoder:
         self._archive = archive.open("rb")
         self._faces = faces.open("r+b")
         self._first_byte = first_byte
-        self._unpacker = Unpacker(self._archive)
+        self._reader = EntryReader(self._archive)
         self._limits = limits
         self._pixels = np.empty((0, SIZE, SIZE), np.uint8)  # kept, for memory that is new has to be made first
 
@@ -88,8 +88,8 @@ class Decoder:
 
         The rows of rejects are left out: nobody reads them, and an archive of nothing else is not to fill the disk.
         """
-        unpacker = self._unpacker.holding(chunk.entries)
-        outcomes = [self._decode(unpacker, entry) for entry in chunk.entries]
+        reader = self._reader.prefetched(chunk.entries)
+        outcomes = [self._decode(reader, entry) for entry in chunk.entries]
         decoded = [(row, outcome[1]) for row, outcome in enumerate(outcomes, chunk.row) if isinstance(outcome, tuple)]
         if not decoded:
             return [outcome for outcome in outcomes if isinstance(outcome, Reject)]
@@ -99,8 +99,8 @@ class Decoder:
         for index, (_, face) in enumerate(decoded):
             pixels[index] = face.pixels
         self._write(pixels, [row for row, _ in decoded])
-        looks = iter(look_hashes(pixels))  # of all at once: that is quicker than one by one
-        return [outcome if isinstance(outcome, Reject) else _traits(*outcome, next(looks)) for outcome in outcomes]
+        phashes = iter(dhash(pixels))  # of all at once: that is quicker than one by one
+        return [outcome if isinstance(outcome, Reject) else _traits(*outcome, next(phashes)) for outcome in outcomes]
 
     def _write(self, pixels: NDArray[np.uint8], rows: Sequence[int]) -> None:
         """Writes faces to their rows, those that follow one another at once: usually all of them."""
@@ -112,15 +112,15 @@ class Decoder:
                 start = stop
         self._faces.flush()
 
-    def _decode(self, unpacker: Unpacker, entry: Entry) -> tuple[Label, Face] | Reject:
+    def _decode(self, reader: EntryReader, entry: Entry) -> tuple[Label, Face] | Reject:
         if entry.reject is not None:  # it says more than that its name has no label
             return entry.reject
         try:
-            return parse_label(entry.name), decode_face(unpacker.read(entry), self._limits)
+            return parse_label(entry.name), decode_face(reader.read(entry), self._limits)
         except InvalidImage as error:
             return reject_for(error)
 
 
-def _traits(label: Label, face: Face, look: NDArray[np.uint64]) -> Traits:
+def _traits(label: Label, face: Face, phash: NDArray[np.uint64]) -> DecodedFace:
     digest = hashlib.sha256(face.pixels.data).digest()
-    return Traits(label, face.width, face.height, digest, look.tobytes(), *light(face.pixels))
+    return DecodedFace(label, face.width, face.height, digest, phash.tobytes(), *luma_stats(face.pixels))

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from shared.faces.decode import ImageLimits, configure_opencv
-from shared.runtime.environment import ONE_CORE
+from shared.runtime.environment import SINGLE_CORE_ENV
 from trainer.data.decode import Chunk, Decoder, Outcomes
 
 WORTH_PROCESSES: Final = 8 * 2**20
@@ -129,7 +129,7 @@ class _Process:
             handle = theirs.fileno()
             self._process = subprocess.Popen(  # noqa: S603 - our own
                 [sys.executable, "-m", "trainer.data.decode_pool", str(handle)],
-                env=ONE_CORE | os.environ,
+                env=SINGLE_CORE_ENV | os.environ,
                 stdin=subprocess.DEVNULL,
                 pass_fds=[handle],
             )

@@ -18,21 +18,21 @@ _MOVED_ROWS: Final = 256  # at once: 4 MiB
 _BEGUN_ROWS: Final = 2048  # at once: 32 MiB
 
 
-class FaceFile:
+class FacesWriter:
     """A `faces.npy` under another name, whose rows others write at their places, until it is finished.
 
     Args:
         path: of the finished file.
 
     Attributes:
-        aside: where it lies until then.
+        temp_path: where it lies until then.
         first_byte: of row 0; a row takes 128x128 bytes.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.aside = _aside(path)
-        self._file = self.aside.open("w+b")
+        self.temp_path = _temp_path(path)
+        self._file = self.temp_path.open("w+b")
         self._disk = ThreadPoolExecutor(1, "faces")
         self._begun: list[Future[None]] = []
         self._begun_rows = 0
@@ -46,9 +46,9 @@ class FaceFile:
     ) -> None:
         self._disk.shutdown(cancel_futures=True)  # finished, all of it is done
         self._file.close()
-        self.aside.unlink(missing_ok=True)  # finished, it has its own name by now
+        self.temp_path.unlink(missing_ok=True)  # finished, it has its own name by now
 
-    def write_behind(self, rows: int) -> None:
+    def flush_async(self, rows: int) -> None:
         """Lets the disk begin with what others wrote, of which there are `rows` so far, while they go on.
 
         A disk that is idle while faces are decoded, and has all of them to write at the end, would be waited for.
@@ -74,7 +74,7 @@ class FaceFile:
         self._write_header(len(rows))
         self._file.flush()
         os.fsync(self._file.fileno())
-        self.aside.replace(self._path)
+        self.temp_path.replace(self._path)
 
     def _write_header(self, rows: int) -> int:
         # NumPy pads the header so that its length does not change as the first axis grows.
@@ -87,13 +87,13 @@ class FaceFile:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Gives another path to write to, which takes this one's place once it is whole."""
-    aside = _aside(path)
+    temp_path = _temp_path(path)
     try:
-        yield aside
-        aside.replace(path)
+        yield temp_path
+        temp_path.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        temp_path.unlink(missing_ok=True)
 
 
-def _aside(path: Path) -> Path:
+def _temp_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.part")

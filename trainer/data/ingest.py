@@ -39,8 +39,8 @@ from shared.records.dataset import (
 from shared.store.base import sha256_of
 from trainer.data.decode import Chunk
 from trainer.data.decode_pool import Decoders
-from trainer.data.dedupe import SeenFace, Sieve
-from trainer.data.face_file import FaceFile, replacing
+from trainer.data.dedupe import Deduplicator, FaceEntry
+from trainer.data.face_file import FacesWriter, replacing
 from trainer.data.near_duplicates import near_duplicates
 from trainer.data.split import split
 
@@ -89,33 +89,33 @@ def ingest(
     started = time.monotonic()
     with (
         _uncollected(),
-        FaceFile(folder / FACES_NPY) as face_file,
+        FacesWriter(folder / FACES_NPY) as face_file,
         # Started first: while they start, the archive is looked through.
-        Decoders(archive, face_file.aside, face_file.first_byte, image_limits, processes=threads) as decoders,
+        Decoders(archive, face_file.temp_path, face_file.first_byte, image_limits, processes=threads) as decoders,
         Archive(archive, archive_limits) as opened,
     ):
         images_seen = len(opened.entries)
-        sieve = Sieve()
+        deduplicator = Deduplicator()
         for chunk, outcomes in decoders.decode(_chunks(opened)):
             for index, (entry, outcome) in enumerate(zip(chunk.entries, outcomes, strict=True), start=chunk.row):
                 if isinstance(outcome, Reject):
-                    sieve.reject(index, entry.name, outcome)
+                    deduplicator.reject(index, entry.name, outcome)
                 else:
-                    sieve.take(SeenFace(index, entry.name, outcome))
-            face_file.write_behind(chunk.row + len(chunk.entries))
+                    deduplicator.add(FaceEntry(index, entry.name, outcome))
+            face_file.flush_async(chunk.row + len(chunk.entries))
             on_progress(chunk.row + len(chunk.entries), images_seen)
-        faces = sieve.finish()
-        _refuse_untrainable(faces, sieve)
-        looks = np.frombuffer(b"".join(face.traits.look for face in faces), np.uint64).reshape(-1, 2)
-        groups = near_duplicates(looks, lambda: on_progress(images_seen, images_seen))
+        faces = deduplicator.unique_faces()
+        _refuse_untrainable(faces, deduplicator)
+        phashes = np.frombuffer(b"".join(face.traits.phash for face in faces), np.uint64).reshape(-1, 2)
+        groups = near_duplicates(phashes, lambda: on_progress(images_seen, images_seen))
         parts = split([face.traits.label for face in faces], [face.traits.digest for face in faces], groups)
         _refuse_unsplittable(faces, parts)
         face_file.finish([face.entry for face in faces])
         rows = _rows(faces, parts)
-        with replacing(folder / FACES_CSV) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+        with replacing(folder / FACES_CSV) as temp_path, temp_path.open("w", encoding="utf-8", newline="") as file:
             write_faces_csv(file, rows)
-        with replacing(folder / REJECTS_CSV) as aside, aside.open("w", encoding="utf-8", newline="") as file:
-            write_rejects_csv(file, sieve.reject_rows())
+        with replacing(folder / REJECTS_CSV) as temp_path, temp_path.open("w", encoding="utf-8", newline="") as file:
+            write_rejects_csv(file, deduplicator.reject_rows())
 
     seconds = time.monotonic() - started
     group_sizes = np.bincount(groups)
@@ -127,7 +127,7 @@ def ingest(
         archive_sha256=archive_sha256 or sha256_of(archive),
         faces=len(faces),
         images_seen=images_seen,
-        rejects=sieve.counts(),
+        rejects=deduplicator.counts(),
         genders={name: sum(table[name] for table in splits.values()) for name in GENDERS},
         ages=_by_gender(dict(enumerate(AGE_BANDS)), (age_band(row.age) for row in rows), rows),
         ethnicities=_by_gender(dict(enumerate(ETHNICITIES)), (row.ethnicity for row in rows), rows),
@@ -139,8 +139,8 @@ def ingest(
         seconds=seconds,
         images_per_second=images_seen / max(seconds, 1e-9),
     )
-    with replacing(summary_path) as aside:
-        aside.write_text(summary.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    with replacing(summary_path) as temp_path:
+        temp_path.write_text(summary.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return summary
 
 
@@ -164,7 +164,7 @@ def _chunks(archive: Archive) -> Iterator[Chunk]:
         yield Chunk(start, archive.entries[start : start + _CHUNK])
 
 
-def _rows(faces: Sequence[SeenFace], parts: Sequence[Split]) -> list[FaceRow]:
+def _rows(faces: Sequence[FaceEntry], parts: Sequence[Split]) -> list[FaceRow]:
     traits = [face.traits for face in faces]
     ages, genders, ethnicities = zip(*(seen.label for seen in traits), strict=True)
     columns = (
@@ -179,9 +179,9 @@ def _rows(faces: Sequence[SeenFace], parts: Sequence[Split]) -> list[FaceRow]:
     return list(map(FaceRow, range(len(faces)), *columns))
 
 
-def _refuse_untrainable(faces: Sequence[SeenFace], sieve: Sieve) -> None:
+def _refuse_untrainable(faces: Sequence[FaceEntry], deduplicator: Deduplicator) -> None:
     if len(faces) < MIN_FACES:
-        counts = ", ".join(f"{count} {reason}" for reason, count in sieve.counts().items())
+        counts = ", ".join(f"{count} {reason}" for reason, count in deduplicator.counts().items())
         raise InvalidDataset(
             f"found {len(faces)} usable faces, expected at least {MIN_FACES}; rejects: {counts or 'none'}",
             code="too_few_faces",
@@ -194,7 +194,7 @@ def _refuse_untrainable(faces: Sequence[SeenFace], sieve: Sieve) -> None:
         )
 
 
-def _refuse_unsplittable(faces: Sequence[SeenFace], parts: Sequence[Split]) -> None:
+def _refuse_unsplittable(faces: Sequence[FaceEntry], parts: Sequence[Split]) -> None:
     present = {(face.traits.label.gender, part) for face, part in zip(faces, parts, strict=True)}
     for gender, name in enumerate(GENDERS):
         if any((gender, part) not in present for part in SPLITS):

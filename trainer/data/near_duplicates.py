@@ -23,7 +23,7 @@ _JOINED: Final = 20
 """For how many pairs one counts that is near, and joined: it costs as much."""
 
 
-def look_hashes(faces: NDArray[np.uint8]) -> NDArray[np.uint64]:
+def dhash(faces: NDArray[np.uint8]) -> NDArray[np.uint64]:
     """Hashes what faces look like: near hashes, near looks.
 
     Args:
@@ -44,14 +44,16 @@ def look_hashes(faces: NDArray[np.uint8]) -> NDArray[np.uint64]:
     return np.packbits(bits.reshape(count, 2, 64), axis=2).view(np.uint64).reshape(count, 2)
 
 
-def near_duplicates(hashes: NDArray[np.uint64], keep_on: Callable[[], None] = lambda: None) -> NDArray[np.int64]:
+def near_duplicates(
+    hashes: NDArray[np.uint64], check_cancelled: Callable[[], None] = lambda: None
+) -> NDArray[np.int64]:
     """Groups faces that look the same, directly or through others that look like both.
 
     Args:
-        hashes: uint64 (N, 2), of `look_hashes`.
-        keep_on: asked now and then; what it raises ends the work. Ten thousand faces take a moment; as many drawings
-            that look nearly the same, or differ in one direction alone, take a quarter of a minute and more, and time
-            grows by the square of their number.
+        hashes: uint64 (N, 2), of `dhash`.
+        check_cancelled: called several times a second; what it raises ends the work. Ten thousand faces take a moment;
+            as many drawings that look nearly the same, or differ in one direction alone, take a quarter of a minute and
+            more, and the time grows by the square of their number.
 
     Returns:
         int64 (N,): each face's group; faces of one group share the number, which is one of their indices.
@@ -59,7 +61,7 @@ def near_duplicates(hashes: NDArray[np.uint64], keep_on: Callable[[], None] = la
     # Equal hashes first: a thousand copies of one face must not become half a million pairs.
     distinct, where = _distinct(hashes)
     parents = np.arange(len(distinct))
-    for left, right in _near_pairs(distinct, keep_on):
+    for left, right in _near_pairs(distinct, check_cancelled):
         for a, b in zip(left.tolist(), right.tolist(), strict=True):
             _join(parents, a, b)
     while (parents != (roots := parents[parents])).any():
@@ -80,7 +82,7 @@ def _distinct(hashes: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[n
 
 
 def _near_pairs(
-    hashes: NDArray[np.uint64], keep_on: Callable[[], None]
+    hashes: NDArray[np.uint64], check_cancelled: Callable[[], None]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Yields the pairs of near hashes, as arrays of their indices; some more than once.
 
@@ -100,7 +102,7 @@ def _near_pairs(
             left = left[left + step < ends[left]]
             if compared >= _COMPARED_AT_ONCE:
                 compared = 0
-                keep_on()
+                check_cancelled()
             a, b = order[left], order[left + step]
             apart = np.bitwise_count(hashes[a] ^ hashes[b])
             near = (apart[:, 0] <= MAX_HORIZONTAL_BITS) & (apart[:, 1] <= MAX_VERTICAL_BITS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.clock import now_iso
-from shared.faces.decode import light
+from shared.faces.decode import luma_stats
 from shared.params import TrainingParams
 from shared.records.evaluation import MIN_GROUP, Evaluation, Group
 from shared.records.model_card import (
@@ -21,11 +20,12 @@ from shared.records.model_card import (
     LUMA_RANGE,
     CardDataset,
     CardFile,
-    Float16Report,
     InputStatistics,
-    Int8Report,
     ModelCard,
+    Variant,
+    VariantPrecision,
 )
+from shared.records.registry import Registry
 from shared.store.base import sha256_of
 from trainer.training.model import Cost
 from trainer.training.train import EpochRow, Trained
@@ -34,23 +34,6 @@ LIBRARIES: Final = ("torch", "torchvision", "numpy", "scikit-learn", "onnx", "on
 MEASURED_FACES: Final = 4096
 LUMA_BINS: Final = 16
 CONTRAST_BINS: Final = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Siblings:
-    """What became of a model's siblings in fewer bits.
-
-    Attributes:
-        int8: from `choose_int8`; None where none was asked for.
-        int8_path: its file; None unless it is kept.
-        float16: from `choose_float16`; likewise.
-        float16_path: its file; likewise.
-    """
-
-    int8: Int8Report | None = None
-    int8_path: Path | None = None
-    float16: Float16Report | None = None
-    float16_path: Path | None = None
 
 
 def build_card(
@@ -64,12 +47,12 @@ def build_card(
     temperature: float,
     parity: float,
     model_path: Path,
-    siblings: Siblings,
+    variants: dict[VariantPrecision, Variant],
     network_cost: Cost,
     inputs: InputStatistics,
     device: str,
 ) -> ModelCard:
-    """Puts together what a run found out.
+    """Builds the card of a run's model.
 
     Args:
         model_version: the number the registry gave.
@@ -81,7 +64,7 @@ def build_card(
         temperature: from `fit_temperature`.
         parity: from `verify_parity`.
         model_path: the exported file.
-        siblings: what became of its siblings.
+        variants: from `build_variants`.
         network_cost: from `model.cost`.
         inputs: from `measure_inputs`.
         device: what it was trained on, in words.
@@ -97,11 +80,8 @@ def build_card(
         evaluation=evaluation,
         temperature=temperature,
         parity=parity,
-        int8=siblings.int8,
-        float16=siblings.float16,
-        file=_file(model_path),
-        int8_file=_file(siblings.int8_path) if siblings.int8_path else None,
-        float16_file=_file(siblings.float16_path) if siblings.float16_path else None,
+        file=CardFile(sha256=sha256_of(model_path), size_bytes=model_path.stat().st_size),
+        variants=variants,
         parameters=network_cost.parameters,
         multiply_adds=network_cost.multiply_adds,
         inputs=inputs,
@@ -114,14 +94,14 @@ def build_card(
 
 
 def measure_inputs(faces: NDArray[np.uint8], indices: NDArray[np.intp]) -> InputStatistics:
-    """Measures what faces look like, on at most `MEASURED_FACES` of them, evenly chosen.
+    """Measures brightness and contrast of at most `MEASURED_FACES` faces, evenly chosen.
 
     Args:
         faces: uint8 (N, side, side), luma; may be a memory map.
         indices: which of them count: those of the training part, 1 or more.
     """
     chosen = indices[np.unique(np.linspace(0, len(indices) - 1, MEASURED_FACES).round().astype(np.intp))]
-    luma = np.array([light(faces[index]) for index in chosen])
+    luma = np.array([luma_stats(faces[index]) for index in chosen])
     return InputStatistics(
         faces=len(luma),
         luma_mean=float(luma[:, 0].mean()),
@@ -152,7 +132,7 @@ def render_card(card: ModelCard) -> str:
         ],
     )
     confusions = _table(
-        ("labelled", "named male", "named female"),
+        ("label", "predicted male", "predicted female"),
         [
             ("male", f"{confusion.male_as_male:,}", f"{confusion.male_as_female:,}"),
             ("female", f"{confusion.female_as_male:,}", f"{confusion.female_as_female:,}"),
@@ -212,7 +192,7 @@ Temperature {card.temperature:.3f}, fitted on validation faces and part of the m
 
 ## Limits
 
-- Faces unlike the training data (in age, ethnicity, pose, light, cropping, image quality) are named less well; the
+- Faces unlike the training data (in age, ethnicity, pose, light, cropping, image quality) are predicted less well; the
   groups above show where. Small groups have wide intervals, and the worst of many groups is in part the unluckiest.
 - The model expects one cropped face. Given anything else, it still answers.
 - The held-out faces come from the same archive as the training faces: expect less on other images.
@@ -229,8 +209,7 @@ Best epoch {card.best_epoch} of {card.epochs}, {card.seconds:,.0f} s on {_text(c
 
 - `model.onnx`: {card.file.size_bytes:,} bytes, SHA-256 `{card.file.sha256}`. Its probabilities differ from
   torch's by at most {card.parity:.1g}.
-- {_int8(card)}
-- {_float16(card)}
+{_variants(card)}
 """
 
 
@@ -245,10 +224,6 @@ def _headline(best: EpochRow, evaluation: Evaluation) -> dict[str, float]:
         "test_ece": evaluation.ece,
     }
     return {name: value for name, value in figures.items() if value is not None}
-
-
-def _file(path: Path) -> CardFile:
-    return CardFile(sha256=sha256_of(path), size_bytes=path.stat().st_size)
 
 
 def _worst(evaluation: Evaluation) -> str:
@@ -268,27 +243,23 @@ def _group_table(groups: Iterable[Group]) -> str:
     )
 
 
-def _int8(card: ModelCard) -> str:
-    report = card.int8
-    if report is None:
-        return "No int8 sibling: `quantize` was off."
-    change = (
-        f"accuracy {_percent(report.accuracy_float)} as float, {_percent(report.accuracy_int8)} as int8; "
-        f"{report.images_per_second_float:,.0f} and {report.images_per_second_int8:,.0f} images/s on one CPU thread"
-    )
-    if card.int8_file is None:
-        return f"No int8 sibling: it lost too much ({change})."
-    return f"int8 sibling: {card.int8_file.size_bytes:,} bytes, SHA-256 `{card.int8_file.sha256}`; {change}."
+def _variants(card: ModelCard) -> str:
+    if not card.variants:
+        return "- No variants: `quantize` was off."
+    return "\n".join(f"- {_variant(precision, variant)}" for precision, variant in card.variants.items())
 
 
-def _float16(card: ModelCard) -> str:
-    report = card.float16
-    if report is None:
-        return "No float16 sibling: `quantize` was off."
-    change = f"accuracy {_percent(report.accuracy_float)} in float32, {_percent(report.accuracy_float16)} in float16"
-    if card.float16_file is None:
-        return f"No float16 sibling: it lost too much ({change})."
-    return f"float16 sibling: {card.float16_file.size_bytes:,} bytes, SHA-256 `{card.float16_file.sha256}`; {change}."
+def _variant(precision: VariantPrecision, variant: Variant) -> str:
+    comparison = f"accuracy {_percent(variant.accuracy)}, {_percent(variant.accuracy_float32)} in float32"
+    if variant.images_per_second is not None and variant.images_per_second_float32 is not None:
+        comparison += (
+            f"; {variant.images_per_second:,.0f} images/s on one CPU thread, "
+            f"{variant.images_per_second_float32:,.0f} in float32"
+        )
+    if variant.file is None:
+        return f"No {precision} variant: it lost too much accuracy ({comparison})."
+    name = Registry.model_file(precision)
+    return f"`{name}`: {variant.file.size_bytes:,} bytes, SHA-256 `{variant.file.sha256}`; {comparison}."
 
 
 def _share(share: float, low: float, high: float) -> str:

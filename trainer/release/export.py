@@ -1,4 +1,4 @@
-"""Export: a trained network as one self-contained ONNX file, held against torch, and its siblings in fewer bits."""
+"""Export: a trained network as one self-contained ONNX file that agrees with torch, and its variants."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import numpy as np
 import onnx
@@ -20,7 +20,9 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
 from shared.errors import InvalidModel
-from shared.records.model_card import Float16Report, Int8Report
+from shared.records.model_card import CardFile, Variant, VariantPrecision
+from shared.records.registry import Registry
+from shared.store.base import sha256_of
 from trainer.training.model import SIDE
 
 INPUT: Final = "image"
@@ -29,10 +31,10 @@ OPSET: Final = 20
 """What torch's exporter writes without converting."""
 MAX_DIFFERENCE: Final = 1e-4
 MAX_LOSS: Final = 0.003
-"""The share of faces that int8 may name wrongly more than float does."""
+"""The accuracy that a variant may lose against float32."""
 BATCH: Final = 64
 QUANTIZED_OPERATORS: Final = ["Conv", "Gemm", "MatMul", "MaxPool", "Relu", "Add", "Concat", "GlobalAveragePool"]
-"""Where int8 pays; normalisation and sigmoid cost nothing and need their precision."""
+"""The operators that int8 speeds up; normalisation and sigmoid cost nothing and need their precision."""
 
 
 class ParityError(InvalidModel):
@@ -40,7 +42,7 @@ class ParityError(InvalidModel):
 
 
 class ServedModel(nn.Module):
-    """What is served: the network with normalisation before it, calibration and sigmoid after it.
+    """The served model: the network with normalisation before it, calibration and sigmoid after it.
 
     Args:
         network: faces (N, 1, 128, 128) in [0, 1] → logits (N,), both of the type of its weights.
@@ -145,7 +147,7 @@ def predict_onnx(path: Path, faces: NDArray[np.uint8], indices: NDArray[np.intp]
 
 
 def quantize_int8(path: Path, out: Path, faces: NDArray[np.uint8]) -> None:
-    """Writes the int8 sibling of an exported model: static, per channel, same input, output and metadata.
+    """Writes the int8 variant of an exported model: static, per channel, same input, output and metadata.
 
     What comes before the first convolution stays float, and so does the last dense layer, whose output is the logit:
     8 bits of it would make probabilities coarse.
@@ -175,45 +177,71 @@ def quantize_int8(path: Path, out: Path, faces: NDArray[np.uint8]) -> None:
         _save(onnx.load(quantized), metadata, out)
 
 
+def build_variants(
+    network: nn.Module,
+    temperature: float,
+    path: Path,
+    metadata: Mapping[str, str],
+    *,
+    calibration: NDArray[np.uint8],
+    faces: NDArray[np.uint8],
+    labels: NDArray[np.uint8],
+) -> dict[VariantPrecision, Variant]:
+    """Writes the variants of an exported model beside it, and measures them; removes those that lose too much accuracy.
+
+    Args:
+        network: the network that was exported.
+        temperature: from `fit_temperature`.
+        path: what `export_onnx` wrote; a variant's file has the name that `Registry.model_file` gives.
+        metadata: goes into each file's `metadata_props`.
+        calibration: uint8 (M, 128, 128), training faces for `quantize_int8`.
+        faces: uint8 (N, 128, 128), 1 or more, that the network did not learn from.
+        labels: uint8 (N,), 1 where the label is female.
+    """
+    paths: dict[VariantPrecision, Path] = {
+        precision: path.with_name(Registry.model_file(precision)) for precision in get_args(VariantPrecision)
+    }
+    quantize_int8(path, paths["int8"], calibration)
+    export_onnx(network, temperature, paths["float16"], metadata, precision="float16")
+    float32 = measure(path, faces, labels)
+    return {
+        precision: _assess(file, precision, float32, measure(file, faces, labels)) for precision, file in paths.items()
+    }
+
+
+def _assess(path: Path, precision: VariantPrecision, float32: Measured, measured: Measured) -> Variant:
+    """Describes a variant, and removes its file where it loses more than `MAX_LOSS`."""
+    file = None
+    if measured.accuracy >= float32.accuracy - MAX_LOSS:
+        file = CardFile(sha256=sha256_of(path), size_bytes=path.stat().st_size)
+    else:
+        path.unlink()
+    speeds = {
+        "images_per_second_float32": float32.images_per_second,
+        "images_per_second": measured.images_per_second,
+    }
+    return Variant(
+        faces=float32.faces,
+        accuracy_float32=float32.accuracy,
+        accuracy=measured.accuracy,
+        file=file,
+        **(speeds if precision == "int8" else {}),  # a CPU computes float16 as a GPU would, but no faster
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What an exported model does on one thread of the CPU.
+    """Accuracy and speed of an exported model on one thread of the CPU.
 
     Attributes:
         faces: how many it was measured on.
-        accuracy: the share of them that it names rightly.
+        accuracy: the share of them predicted correctly.
         images_per_second: its speed.
     """
 
     faces: int
     accuracy: float
     images_per_second: float
-
-
-def choose_int8(as_float: Measured, as_int8: Measured) -> Int8Report:
-    """Decides whether the int8 sibling is good enough to be kept: it may lose `MAX_LOSS` of the accuracy, no more."""
-    return Int8Report(
-        kept=_holds(as_float, as_int8),
-        faces=as_float.faces,
-        accuracy_float=as_float.accuracy,
-        accuracy_int8=as_int8.accuracy,
-        images_per_second_float=as_float.images_per_second,
-        images_per_second_int8=as_int8.images_per_second,
-    )
-
-
-def choose_float16(as_float: Measured, as_float16: Measured) -> Float16Report:
-    """Decides the same about the float16 sibling, which the CPU computes as a GPU would, though no faster."""
-    return Float16Report(
-        kept=_holds(as_float, as_float16),
-        faces=as_float.faces,
-        accuracy_float=as_float.accuracy,
-        accuracy_float16=as_float16.accuracy,
-    )
-
-
-def _holds(as_float: Measured, smaller: Measured) -> bool:
-    return smaller.accuracy >= as_float.accuracy - MAX_LOSS
 
 
 def measure(path: Path, faces: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Measured:

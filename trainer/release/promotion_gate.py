@@ -12,8 +12,8 @@ from shared.records.dataset import FACES_NPY
 from shared.records.model_card import ModelCard
 from shared.records.registry import Registry
 from shared.store.base import Store
-from trainer.data.dataset import Dataset, opened_dataset
-from trainer.data.near_duplicates import look_hashes, near_duplicates
+from trainer.data.dataset import Dataset, open_dataset
+from trainer.data.near_duplicates import dhash, near_duplicates
 from trainer.release.export import predict_onnx
 
 MIN_FACES: Final = 20
@@ -55,7 +55,7 @@ def judge(store: Store, version: int) -> Verdict:
         return Verdict(True, "it is the champion already", champion)
     card, their_card = (ModelCard.model_validate(registry.card(number)) for number in (version, champion))
     with (
-        opened_dataset(store, card.dataset.sha256) as dataset,
+        open_dataset(store, card.dataset.sha256) as dataset,
         store.local(Registry.model_key(version)) as model,
         store.local(Registry.model_key(champion)) as their_model,
     ):
@@ -96,13 +96,13 @@ def _learned(store: Store, sha256: str, dataset: Dataset, held_out: NDArray[np.i
     none = np.zeros(len(held_out), bool)
     if sha256 == dataset.sha256 or not store.exists(f"datasets/{sha256}/{FACES_NPY}"):
         return none
-    with opened_dataset(store, sha256) as other:
+    with open_dataset(store, sha256) as other:
         theirs = _looks(other.faces, np.concatenate([other.part("train"), other.part("validation")]))
     groups = near_duplicates(np.concatenate([_looks(dataset.faces, held_out), theirs]))
     return np.isin(groups[: len(held_out)], groups[len(held_out) :])
 
 
 def _looks(faces: NDArray[np.uint8], indices: NDArray[np.intp]) -> NDArray[np.uint64]:
-    """Returns `look_hashes` of those faces, uint64 (n, 2), with no more than a chunk of them in memory."""
+    """Returns `dhash` of those faces, uint64 (n, 2), with no more than a chunk of them in memory."""
     chunks = (indices[start : start + _CHUNK] for start in range(0, len(indices), _CHUNK))
-    return np.concatenate([np.zeros((0, 2), np.uint64), *(look_hashes(np.array(faces[chunk])) for chunk in chunks)])
+    return np.concatenate([np.zeros((0, 2), np.uint64), *(dhash(np.array(faces[chunk])) for chunk in chunks)])

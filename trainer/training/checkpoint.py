@@ -1,4 +1,4 @@
-"""A training run's whole state as bytes, so that another process can carry on exactly where it stood."""
+"""A training run's whole state as bytes, so that another process can continue exactly there."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 
 from shared.errors import GenderlineError
 
-FORMAT: Final = 3
-"""Another one with every change of what a checkpoint holds or means, the layers of a network among it."""
+FORMAT: Final = 4
+"""Changes with the content or meaning of a checkpoint, the layers of a network included."""
 
 
 class CheckpointError(GenderlineError):
@@ -23,14 +23,14 @@ class CheckpointError(GenderlineError):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where a run stands between two steps.
+    """The state of a run between two steps.
 
     Attributes:
-        recipe: what is done, as `Recipe.as_dict` gives it.
-        dataset_sha256: which data it is trained on.
+        recipe: the training parameters, from `Recipe.as_dict`.
+        dataset_sha256: names the data.
         epoch: the epoch under way, from 1; one more than the last where training is over.
         step: steps done in that epoch; all of them where only its validation is left.
-        objective: the weights of the network and of what is trained beside it.
+        model: the state of the `MultiTaskLoss`: the network and the heads of its auxiliary tasks.
         optimizer: its state.
         average: the moving average of the network's weights; empty where the recipe keeps none.
         sums: float64 (3,): summed loss, correct and seen faces of the epoch under way.
@@ -46,7 +46,7 @@ class Checkpoint:
     dataset_sha256: str
     epoch: int
     step: int
-    objective: dict[str, torch.Tensor]
+    model: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
     average: dict[str, torch.Tensor]
     sums: torch.Tensor

@@ -43,7 +43,7 @@ def computes_bfloat16(device: torch.device) -> bool:
     return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
 
 
-def sent(values: NDArray[Any], device: torch.device) -> torch.Tensor:
+def to_device(values: NDArray[Any], device: torch.device) -> torch.Tensor:
     """Returns an array as a tensor on the device, without waiting for what the device is doing.
 
     CUDA has read ordinary memory when the call returns, so the array may be changed or dropped then.
@@ -69,8 +69,8 @@ class DeviceFaces:
     def take(self, indices: NDArray[np.intp]) -> torch.Tensor:
         """Returns the faces at `indices`: uint8 (n, 1, side, side), on the device."""
         if self._resident is not None:
-            return self._resident[sent(indices, self._device)].unsqueeze(1)
-        return sent(self._faces[indices], self._device).unsqueeze(1)
+            return self._resident[to_device(indices, self._device)].unsqueeze(1)
+        return to_device(self._faces[indices], self._device).unsqueeze(1)
 
     def _fits(self) -> bool:
         return self._device.type == "cuda" and self._faces.nbytes <= torch.cuda.mem_get_info(self._device)[0] // 2

@@ -1,45 +1,28 @@
-"""What training minimises: the log loss of the gender and, as free teachers, of the age band and the ethnicity.
+"""The loss of training: the log loss of the gender and, as auxiliary tasks, of the age band and the ethnicity.
 
-The file names give all three. A network that has to tell ages and origins apart as well sees more of a face than one
-bit a face would teach it (Caruana, "Multitask Learning", 1997). Their dense layers are dropped when the run ends.
+The file names give all three. Auxiliary tasks teach a network more about a face than one bit would (Caruana,
+"Multitask Learning", 1997). Their dense layers are dropped when the run ends.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
 from shared.faces.labels import ETHNICITIES
 from shared.records.dataset import AGE_BANDS
+from trainer.data.dataset import Targets
 from trainer.training.model import FaceNetwork
 
 
-@dataclass(frozen=True, slots=True)
-class Targets:
-    """What the file names say about N faces.
-
-    Attributes:
-        female: uint8 (N,), 1 where the label is female.
-        age_bands: uint8 (N,), indices into `AGE_BANDS`.
-        ethnicities: uint8 (N,), indices into `ETHNICITIES`.
-    """
-
-    female: NDArray[np.uint8]
-    age_bands: NDArray[np.uint8]
-    ethnicities: NDArray[np.uint8]
-
-
-class Objective(nn.Module):
-    """A network with what it is compared to; its parameters are all that is trained.
+class MultiTaskLoss(nn.Module):
+    """A network, the heads of its auxiliary tasks, and their common loss; the parameters of both are trained.
 
     Args:
-        network: what is wanted in the end.
-        auxiliary: weight of age band and ethnicity beside the gender; 0 leaves them out.
+        network: the network to train.
+        auxiliary: weight of the losses of age band and ethnicity beside that of the gender; 0 leaves them out.
     """
 
     def __init__(self, network: FaceNetwork, auxiliary: float) -> None:
@@ -54,10 +37,10 @@ class Objective(nn.Module):
 
         Args:
             faces: float32 (n, 1, side, side) in [0, 1].
-            targets: int64 (n, 3): 1 for female, age band, ethnicity; of `targets_on`.
+            targets: int64 (n, 3): 1 for female, age band, ethnicity; from `targets_to_device`.
 
         Returns:
-            (what to minimise; the mean log loss of the gender alone; how many genders were right), all scalars.
+            (the loss to minimise; the mean log loss of the gender alone; how many genders were correct), all scalars.
         """
         embedding = self.network.embed(faces)
         logits = self.network.decide(embedding).float()
@@ -69,7 +52,7 @@ class Objective(nn.Module):
         return total, loss.detach(), ((logits.detach() >= 0) == (female > 0.5)).sum()
 
 
-def targets_on(device: torch.device, targets: Targets) -> torch.Tensor:
-    """Returns the targets of all faces as `Objective` takes them, int64 (N, 3), on the device."""
+def targets_to_device(targets: Targets, device: torch.device) -> torch.Tensor:
+    """Returns the targets of all faces as `MultiTaskLoss` takes them: int64 (N, 3), on the device."""
     columns = (targets.female, targets.age_bands, targets.ethnicities)
     return torch.from_numpy(np.stack(columns, axis=1).astype(np.int64)).to(device)

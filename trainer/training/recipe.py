@@ -1,4 +1,4 @@
-"""The recipe: what a run's parameters leave to us, decided from the number of faces, the device and its speed."""
+"""The recipe: the value of every parameter that is `auto`, from the number of faces, the device and its throughput."""
 
 from __future__ import annotations
 
@@ -35,14 +35,16 @@ class Recipe(TrainingParams):
         return all(asked in ("auto", done[name]) for name, asked in params.as_dict().items())
 
 
-def decide(params: TrainingParams, *, faces: int, device: torch.device, speed: Callable[[Recipe], float]) -> Recipe:
+def decide(
+    params: TrainingParams, *, faces: int, device: torch.device, throughput: Callable[[Recipe], float]
+) -> Recipe:
     """Decides everything that the parameters leave to us.
 
     Args:
         params: what the user chose.
         faces: how many there are to learn from, 1 or more.
         device: where to train.
-        speed: measures how many faces a recipe trains on per second; asked only where a budget of time is to be kept.
+        throughput: measures how many faces per second a recipe trains on; asked only where there is a `budget_s`.
     """
     network = params.network if params.network != "auto" else "small" if faces < FEW_FACES else "compact"
     decided = {
@@ -57,5 +59,5 @@ def decide(params: TrainingParams, *, faces: int, device: torch.device, speed: C
     recipe = Recipe.model_validate(asked | left)
     if params.budget_s is None or params.epochs != "auto":
         return recipe
-    affordable = int(params.budget_s * speed(recipe) / faces)
+    affordable = int(params.budget_s * throughput(recipe) / faces)
     return recipe.model_copy(update={"epochs": max(1, min(recipe.epochs, affordable))})

@@ -1,4 +1,4 @@
-"""What happens in one step: how a batch is shown to the network, what is learned from it, and what is kept of that."""
+"""One training step: a batch is augmented, its loss computed, and the weights and their moving average updated."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trainer.training.augment import augment
 from trainer.training.device import seeded
-from trainer.training.loss import Objective
+from trainer.training.loss import MultiTaskLoss
 from trainer.training.model import FaceNetwork
 from trainer.training.recipe import Recipe
 
-_FIRST_STEPS: Final = 2
-"""Steps of a batch size before one is recorded: libraries set themselves up in the first, which cannot be recorded."""
-_SIZES_RECORDED: Final = 4
-"""An epoch has two, which differ by a face."""
-_OF_THE_DEVICE: Final = ("lr", "foreach", "fused", "capturable")
+_WARM_UP_STEPS: Final = 2
+"""Eager steps of a batch size before a step is captured: libraries set themselves up in the first."""
+_MAX_CAPTURED_SIZES: Final = 4
+"""An epoch has two batch sizes, which differ by one face."""
+_DEVICE_OPTIONS: Final = ("lr", "foreach", "fused", "capturable")
+"""Options of the optimizer that depend on the device, and so are not taken from a checkpoint."""
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Recorded:
-    """A step of one batch size as a CUDA graph: what goes in, and what comes out."""
+class _CapturedStep:
+    """A step of one batch size as a CUDA graph, with the tensors that it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
     faces: torch.Tensor
@@ -40,36 +41,36 @@ class _Recorded:
     correct: torch.Tensor
 
 
-class Step:
-    """Learns from one batch after the other.
+class TrainStep:
+    """Takes one step of training a call.
 
-    On a GPU, a step is some hundreds of short kernels, and starting them takes the processor several times as long as
-    the GPU needs to run them. So, for each size of batch, they are recorded as a CUDA graph and then started as one.
+    On a GPU, a step is some hundreds of short kernels, and the processor needs several times as long to start them as
+    the GPU needs to run them. They are captured as a CUDA graph, one for each batch size, and started as one.
 
     Args:
-        objective: what is trained; on the device.
-        recipe: what to do.
-        device: where.
-        record: whether to record; only on a GPU, and never with a `shared` objective.
+        model: the network with its loss, on the device.
+        recipe: the training parameters.
+        device: where to compute.
+        capture: whether to capture CUDA graphs; only on a GPU, and never with `ddp`.
 
     Attributes:
-        optimizer: of the objective.
+        optimizer: of the model.
         average: the moving average of the network's weights; None where the recipe keeps none.
-        shared: the objective as a team wraps it; it is what is run.
+        ddp: the model, wrapped where several processes train it; this is what is called.
     """
 
-    def __init__(self, objective: Objective, recipe: Recipe, device: torch.device, *, record: bool = True) -> None:
-        self._objective = objective
+    def __init__(self, model: MultiTaskLoss, recipe: Recipe, device: torch.device, *, capture: bool = True) -> None:
+        self._model = model
         self._recipe = recipe
         self._device = device
-        self._record = record and device.type == "cuda"
-        self.shared: nn.Module = objective
-        self.optimizer = optimizer_for(objective, recipe)
-        self.average = AveragedModel(objective.network, use_buffers=True) if recipe.averaging else None
-        self._taken_on = torch.zeros((), device=device)
-        """How much of the new weights goes into the average."""
-        self._recorded: dict[int, _Recorded] = {}
-        self._done: Counter[int] = Counter()
+        self._capturing = capture and device.type == "cuda"
+        self.ddp: nn.Module = model
+        self.optimizer = build_optimizer(model, recipe)
+        self.average = AveragedModel(model.network, use_buffers=True) if recipe.averaging else None
+        self._average_update = torch.zeros((), device=device)
+        """The weight of the new weights in the average, where a CUDA graph can read it."""
+        self._captured: dict[int, _CapturedStep] = {}
+        self._eager_steps: Counter[int] = Counter()
         self._generator = torch.Generator(device)
 
     def __call__(
@@ -86,80 +87,84 @@ class Step:
 
         Args:
             faces: uint8 (n, 1, 128, 128), on the device.
-            targets: of these faces, as `Objective` takes them.
-            rate: the optimizer's step size.
+            targets: of these faces, as `MultiTaskLoss` takes them.
+            rate: the learning rate.
             decay: of the moving average of the weights.
             seeds: decide everything random.
-            weight: of this part of a batch that a team shares.
+            weight: factor of the loss, for a process that has a larger or smaller shard of the batch than the others.
 
         Returns:
-            (the mean log loss of the gender; how many genders were right), scalars, until the next step.
+            (the mean log loss of the gender; how many genders were correct), scalars, valid until the next step.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], torch.Tensor) else rate
         with seeded(self._device, *seeds) as generator:
-            if not (self._record and self.shared is self._objective):
-                return self._taken(faces, targets, decay, weight, generator)
-            self._taken_on.fill_(1 - decay)
-            recorded = self._recorded.get(len(faces))
-            if recorded is None:
-                self._done[len(faces)] += 1
-                if self._done[len(faces)] <= _FIRST_STEPS or len(self._recorded) == _SIZES_RECORDED:
-                    with _beside():
-                        return self._taken(faces, targets, decay, weight, generator)
+            if not (self._capturing and self.ddp is self._model):
+                return self._eager_step(faces, targets, decay, weight, generator)
+            self._average_update.fill_(1 - decay)
+            captured = self._captured.get(len(faces))
+            if captured is None:
+                self._eager_steps[len(faces)] += 1
+                if self._eager_steps[len(faces)] <= _WARM_UP_STEPS or len(self._captured) == _MAX_CAPTURED_SIZES:
+                    with _side_stream():
+                        return self._eager_step(faces, targets, decay, weight, generator)
                 try:
-                    recorded = self._recorded[len(faces)] = self._recording(faces, targets)
+                    captured = self._captured[len(faces)] = self._capture(faces, targets)
                 except RuntimeError as error:
                     _LOG.warning("kernels are started one by one: %s", error)
-                    self._record = False
-                    return self._taken(faces, targets, decay, weight, generator)
+                    self._capturing = False
+                    return self._eager_step(faces, targets, decay, weight, generator)
             self._generator.manual_seed(generator.initial_seed())
-            recorded.faces.copy_(faces)
-            recorded.targets.copy_(targets)
-            recorded.graph.replay()
+            captured.faces.copy_(faces)
+            captured.targets.copy_(targets)
+            captured.graph.replay()
             if self.average is not None:
-                self.average.n_averaged += 1  # it stays in main memory, where a recording does not reach
-            return recorded.loss, recorded.correct
+                self.average.n_averaged += 1  # it stays in main memory, out of the graph's reach
+            return captured.loss, captured.correct
 
     @property
-    def recorded_sizes(self) -> frozenset[int]:
-        """The sizes of batches whose steps are recorded."""
-        return frozenset(self._recorded)
+    def captured_sizes(self) -> frozenset[int]:
+        """The batch sizes whose steps are captured."""
+        return frozenset(self._captured)
 
     def restore(self, optimizer: dict[str, Any], average: dict[str, torch.Tensor]) -> None:
-        """Takes up the states that `optimizer.state_dict` and `average.state_dict` gave, perhaps on another device.
+        """Loads the states of optimizer and average, perhaps from another device.
+
+        Args:
+            optimizer: from `optimizer.state_dict()`.
+            average: from `average.state_dict()`; ignored where the recipe keeps no average.
 
         Raises:
             RuntimeError, ValueError, KeyError: they do not fit.
         """
         state = copy.deepcopy(optimizer)  # the optimizer would keep and change the tensors
         for saved, own in zip(state["param_groups"], self.optimizer.param_groups, strict=True):
-            saved |= {name: own[name] for name in _OF_THE_DEVICE}
+            saved |= {name: own[name] for name in _DEVICE_OPTIONS}
         self.optimizer.load_state_dict(state)
         if self.average is not None:
             self.average.load_state_dict(average)
 
-    def _taken(
+    def _eager_step(
         self, faces: torch.Tensor, targets: torch.Tensor, decay: float, weight: float, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        total, loss, correct = forward(self.shared, self._objective.network, self._recipe, faces, targets, generator)
+        total, loss, correct = forward(self.ddp, self._model.network, self._recipe, faces, targets, generator)
         self.optimizer.zero_grad()
         (total * weight).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         if self.average is not None:
             self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-            self.average.update_parameters(self._objective.network)
+            self.average.update_parameters(self._model.network)
         return loss, correct
 
-    def _recording(self, faces: torch.Tensor, targets: torch.Tensor) -> _Recorded:
-        """Records a step without taking it; what varies from step to step is read from tensors that stay."""
+    def _capture(self, faces: torch.Tensor, targets: torch.Tensor) -> _CapturedStep:
+        """Captures a step without taking it; all that varies from step to step is read from tensors that stay."""
         faces, targets = torch.empty_like(faces), torch.zeros_like(targets)
-        network = self._objective.network
+        network = self._model.network
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self._generator)
         self.optimizer.zero_grad()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            total, loss, correct = forward(self._objective, network, self._recipe, faces, targets, self._generator)
+            total, loss, correct = forward(self._model, network, self._recipe, faces, targets, self._generator)
             total.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             if self.average is not None:
@@ -169,55 +174,55 @@ class Step:
                 )
                 for average, value in values:
                     if average.is_floating_point():
-                        average.detach().lerp_(value.detach(), self._taken_on.to(average.dtype))
+                        average.detach().lerp_(value.detach(), self._average_update.to(average.dtype))
                     else:  # how many batches there were; rounded as the library does
-                        average.copy_(average * (1 - self._taken_on) + value * self._taken_on)
-        return _Recorded(graph, faces, targets, loss, correct)
+                        average.copy_(average * (1 - self._average_update) + value * self._average_update)
+        return _CapturedStep(graph, faces, targets, loss, correct)
 
 
 @contextmanager
-def _beside() -> Iterator[None]:
-    """Runs what is inside on a stream of its own, and lets the current one wait: what precedes a recording has to."""
-    current, other = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    other.wait_stream(current)
-    with torch.cuda.stream(other):
+def _side_stream() -> Iterator[None]:
+    """Runs the block on a stream of its own, as the steps before a capture must, and lets the current stream wait."""
+    current, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
         yield
-    current.wait_stream(other)
+    current.wait_stream(side)
 
 
 def forward(
-    objective: nn.Module,
+    model: nn.Module,
     network: FaceNetwork,
     recipe: Recipe,
     faces: torch.Tensor,
     targets: torch.Tensor,
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns what `Objective` says of a batch, shown as the recipe wants it.
+    """Returns the outputs of `MultiTaskLoss.forward` for a batch, augmented as the recipe says.
 
     Args:
-        objective: an `Objective`, perhaps wrapped for a team.
-        network: the one in it.
-        recipe: what to do.
+        model: a `MultiTaskLoss`, perhaps wrapped by `ProcessGroup.wrap_ddp`.
+        network: the network in it.
+        recipe: the training parameters.
         faces: uint8 (n, 1, 128, 128).
-        targets: of these faces, as `Objective` takes them.
+        targets: of these faces, as `MultiTaskLoss` takes them.
         generator: decides everything random.
     """
-    inputs = network.shrunk(faces.float().div_(255))  # first, so that changing them costs less
+    inputs = network.shrunk(faces.float().div_(255))  # first, so that augmentation costs less
     if recipe.augment:
         inputs = augment(inputs, generator)
     with torch.autocast(faces.device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-        total, loss, correct = objective(inputs, targets)
+        total, loss, correct = model(inputs, targets)
     return total, loss, correct
 
 
-def optimizer_for(objective: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """Returns AdamW over all that is trained.
+def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """Returns AdamW over all parameters.
 
-    It decays the weights of layers, not their biases nor the scales of normalisation, which decay would only bend.
-    On a GPU its step is one kernel, which can be recorded and reads its size from the GPU.
+    It decays the weights of layers, but neither their biases nor the scales of normalisation, which decay would only
+    bend. On a GPU its step is one kernel, which can be captured and reads the learning rate from the GPU.
     """
-    parameters = list(objective.parameters())
+    parameters = list(model.parameters())
     groups = [
         {"params": [value for value in parameters if value.ndim > 1], "weight_decay": recipe.weight_decay},
         {"params": [value for value in parameters if value.ndim <= 1], "weight_decay": 0.0},

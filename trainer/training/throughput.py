@@ -1,4 +1,4 @@
-"""How fast training is: measured before it starts, and while it runs."""
+"""Training throughput, in faces per second: measured before training starts, and while it runs."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from typing import Final
 import torch
 
 from trainer.training.device import seeded
-from trainer.training.loss import Objective
+from trainer.training.loss import MultiTaskLoss
 from trainer.training.model import SIDE, build_network
 from trainer.training.recipe import Recipe
-from trainer.training.step import Step
+from trainer.training.step import TrainStep
 
 MEASURED_S: Final = 1.5
-"""How long `measure_speed` measures, after as many steps as `FIRST_STEPS`, in which libraries warm up."""
-FIRST_STEPS: Final = 3
+"""How long `measure_throughput` measures, after `WARM_UP_STEPS`."""
+WARM_UP_STEPS: Final = 3
+"""Steps that are not counted: libraries set themselves up in them."""
 
 
-def measure_speed(recipe: Recipe, device: torch.device) -> float:
-    """Measures how many faces a second the recipe trains on, in one process, in a second or two."""
+def measure_throughput(recipe: Recipe, device: torch.device) -> float:
+    """Measures how many faces per second the recipe trains on, in one process; takes a second or two."""
     faces = torch.zeros((recipe.batch_size, 1, SIDE, SIDE), dtype=torch.uint8, device=device)
     targets = torch.zeros((recipe.batch_size, 3), dtype=torch.int64, device=device)
     with seeded(device, recipe.seed):
         network = build_network(recipe.network, dropout=recipe.dropout, mirror=recipe.mirror)
-        objective = Objective(network, recipe.auxiliary).to(device)
-        take_step = Step(objective, recipe, device)
+        take_step = TrainStep(MultiTaskLoss(network, recipe.auxiliary).to(device), recipe, device)
         started = 0.0
         for step in itertools.count():
-            if step == FIRST_STEPS:
+            if step == WARM_UP_STEPS:
                 started = time.monotonic()
             loss, _ = take_step(faces, targets, rate=recipe.learning_rate, decay=0.9, seeds=(recipe.seed, step))
             loss.item()  # waits until the device is done
             elapsed = time.monotonic() - started
-            if step > FIRST_STEPS and elapsed >= MEASURED_S:
-                return (step - FIRST_STEPS + 1) * recipe.batch_size / elapsed
+            if step > WARM_UP_STEPS and elapsed >= MEASURED_S:
+                return (step - WARM_UP_STEPS + 1) * recipe.batch_size / elapsed
     raise AssertionError("the loop above ends by its return")
 
 
-class Speed:
+class ThroughputMeter:
     """Faces per second over the last few seconds of training."""
 
     _WINDOW_S = 10.0

@@ -1,9 +1,9 @@
-"""Training: faces and labels in, the weights of the best epoch out; stopped anywhere, it resumes to the same bits.
+"""Training: faces and labels in, the weights of the best epoch out. Interrupted anywhere, it resumes to the same bits.
 
-Nothing random outlives a step: the order of the faces follows from the seed and the epoch; dropout and augmentation
-from the seed, the epoch and the step. A checkpoint between two steps is therefore the whole state.
+No random state outlives a step: the order of the faces follows from the seed and the epoch; dropout and augmentation
+follow from the seed, the epoch and the step. A checkpoint between two steps is therefore the whole state.
 
-Several processes may train one network: each goes through the same steps with its share of every batch.
+Several processes may train one network: each takes the same steps with its shard of every batch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -19,26 +19,29 @@ from numpy.typing import NDArray
 from torch import nn
 
 from shared.errors import GenderlineError
+from trainer.data.dataset import Dataset, Targets
 from trainer.training.calibrate import calibrated_loss
 from trainer.training.checkpoint import Checkpoint, CheckpointError, dump
-from trainer.training.device import DeviceFaces, seeded, sent
-from trainer.training.distributed import Team
-from trainer.training.loss import Objective, Targets, targets_on
+from trainer.training.device import DeviceFaces, seeded, to_device
+from trainer.training.loss import MultiTaskLoss, targets_to_device
 from trainer.training.model import build_network
 from trainer.training.recipe import Recipe
 from trainer.training.schedule import averaging_at, learning_rate_at, split_into_batches
-from trainer.training.step import Step
-from trainer.training.throughput import Speed
+from trainer.training.step import TrainStep
+from trainer.training.throughput import ThroughputMeter
+
+if TYPE_CHECKING:  # it imports this module
+    from trainer.training.distributed import ProcessGroup
 
 PROGRESS_EVERY_S: Final = 0.5
 EVALUATION_BATCH: Final = 256
-VALIDATION_SHARE: Final = 1 / 3
-"""What a face costs in validation, without backward pass, as a share of its cost in training; for the time left."""
+VALIDATION_COST: Final = 1 / 3
+"""The cost of a face in validation, without a backward pass, as a share of its cost in training; for the time left."""
 Weights = dict[str, torch.Tensor]
 
 
 class Interrupted(Exception):
-    """Training was asked to stop; the checkpoint just given to `on_checkpoint` carries on from here."""
+    """Training was asked to stop; the checkpoint just given to `on_checkpoint` continues from here."""
 
 
 class TrainingDiverged(GenderlineError):
@@ -49,7 +52,7 @@ class TrainingDiverged(GenderlineError):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far training is.
+    """The progress of training.
 
     Attributes:
         epoch: the epoch under way, from 1, of at most `epochs`.
@@ -57,7 +60,7 @@ class Progress:
         images_per_second: training faces in the last few seconds, per second.
         eta_s: seconds left if no early stopping cuts it short.
         loss: mean training loss in this epoch so far.
-        accuracy: share of this epoch's training faces that were right so far, as augmented.
+        accuracy: share of this epoch's training faces predicted correctly so far, as augmented.
     """
 
     epoch: int
@@ -76,9 +79,9 @@ class EpochRow:
 
     Attributes:
         train_loss: mean over the epoch's steps, with dropout and augmentation.
-        train_accuracy: likewise.
+        train_accuracy: of the same faces.
         val_loss: mean log loss on the validation faces after the epoch, calibrated on them as the finished model is.
-        val_accuracy: likewise.
+        val_accuracy: of the same faces.
         seconds: the epoch with its validation.
         images_per_second: training faces per second, without validation.
     """
@@ -94,13 +97,79 @@ class EpochRow:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingJob:
+    """What to train on, and how: the same in every process that trains.
+
+    Attributes:
+        faces: uint8 (N, 128, 128), luma; may be a memory map.
+        targets: of all faces.
+        training: indices of the faces to learn from, 2 or more.
+        validation: indices of the faces that choose the epoch, 1 or more.
+        recipe: the training parameters.
+        dataset_sha256: names the data in checkpoints.
+
+    Raises:
+        ValueError: there are too few faces.
+    """
+
+    faces: NDArray[np.uint8]
+    targets: Targets
+    training: NDArray[np.intp]
+    validation: NDArray[np.intp]
+    recipe: Recipe
+    dataset_sha256: str
+
+    def __post_init__(self) -> None:
+        if len(self.training) < 2 or len(self.validation) < 1:
+            raise ValueError(
+                f"found {len(self.training)} training and {len(self.validation)} validation faces; "
+                "expected 2 and 1, or more"
+            )
+
+    @classmethod
+    def from_dataset(cls, dataset: Dataset, recipe: Recipe) -> TrainingJob:
+        """Returns the job of training on a dataset's training part."""
+        return cls(
+            faces=dataset.faces,
+            targets=dataset.targets,
+            training=dataset.part("train"),
+            validation=dataset.part("validation"),
+            recipe=recipe,
+            dataset_sha256=dataset.sha256,
+        )
+
+
+def _ignore(_: Any) -> None:
+    """Does nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What training calls on its way. Of several processes, only the main process's hooks are called.
+
+    Attributes:
+        on_checkpoint: gets checkpoints as bytes for `checkpoint.load`: regularly, when interrupted, and at the end.
+        on_step: gets the progress, about twice a second.
+        on_epoch: gets each finished epoch; again, with the same losses, where a run resumes from before its end.
+        should_stop: asked before every step.
+        checkpoint_s: seconds between checkpoints; 0 makes one after every step.
+    """
+
+    on_checkpoint: Callable[[bytes], None] = _ignore
+    on_step: Callable[[Progress], None] = _ignore
+    on_epoch: Callable[[EpochRow], None] = _ignore
+    should_stop: Callable[[], bool] = lambda: False
+    checkpoint_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
 class Trained:
-    """What training came to.
+    """The result of training.
 
     Attributes:
         weights: the state of the network after its best epoch, on the CPU.
-        best_epoch: the one with the lowest validation loss.
-        seconds: time spent, over all processes that had a part in it.
+        best_epoch: the epoch with the lowest validation loss.
+        seconds: time spent, over all processes that continued the run one after the other.
     """
 
     weights: Weights
@@ -110,94 +179,70 @@ class Trained:
 
 
 def train(
-    faces: NDArray[np.uint8],
-    targets: Targets,
+    job: TrainingJob,
     *,
-    training: NDArray[np.intp],
-    validation: NDArray[np.intp],
-    recipe: Recipe,
-    dataset_sha256: str,
     device: torch.device,
-    team: Team | None = None,
+    group: ProcessGroup,
+    hooks: Hooks,
     resume: Checkpoint | None = None,
-    checkpoint_s: float = 60.0,
-    on_checkpoint: Callable[[bytes], None],
-    on_step: Callable[[Progress], None],
-    on_epoch: Callable[[EpochRow], None],
-    should_stop: Callable[[], bool],
 ) -> Trained:
     """Trains a network until its validation loss has not fallen for `recipe.patience` epochs.
 
     Args:
-        faces: uint8 (N, 128, 128), luma; may be a memory map.
-        targets: what the file names say about them.
-        training: indices of the faces to learn from, 2 or more.
-        validation: indices of the faces that decide which epoch is best, 1 or more.
-        recipe: what to do.
-        dataset_sha256: names the data in checkpoints.
+        job: the same in every process of the group.
         device: where to compute; on a CPU with the same number of threads, resuming gives the same bits.
-        team: the processes that train together, each of which calls this with the same arguments, but for the
-            callbacks: those of the leader count. None is a team of one.
-        resume: where an interrupted run of the same recipe and data stood; None starts anew.
-        checkpoint_s: seconds between checkpoints; 0 makes one after every step.
-        on_checkpoint: gets checkpoints as bytes for `checkpoint.load`: regularly, when interrupted, and at the end.
-        on_step: gets the progress, about twice a second.
-        on_epoch: gets each finished epoch; again, with the same losses, where a run resumes from before its end.
-        should_stop: asked before every step.
+        group: the processes that train together, each of which calls this.
+        hooks: called on the way.
+        resume: the checkpoint of an interrupted run of the same recipe and data; None starts anew.
 
     Raises:
-        Interrupted: `should_stop` said so.
+        Interrupted: `hooks.should_stop` said so.
         TrainingDiverged: the loss is not finite.
         CheckpointError: `resume` belongs to another run.
-        ValueError: there are too few faces.
     """
-    if len(training) < 2 or len(validation) < 1:
-        raise ValueError(
-            f"found {len(training)} training and {len(validation)} validation faces; expected 2 and 1, or more"
-        )
-    team = team or Team()
-    source = DeviceFaces(faces, device)
-    labels = targets_on(device, targets)
+    recipe = job.recipe
+    source = DeviceFaces(job.faces, device)
+    targets = targets_to_device(job.targets, device)
     with seeded(device, recipe.seed):
         network = build_network(recipe.network, dropout=recipe.dropout, mirror=recipe.mirror)
-        objective = Objective(network, recipe.auxiliary).to(device)
-    take_step = Step(objective, recipe, device)
+        model = MultiTaskLoss(network, recipe.auxiliary).to(device)
+    take_step = TrainStep(model, recipe, device)
     average = take_step.average
     best: nn.Module = network if average is None else average.module
 
     epoch, step = 1, 0
-    sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, seen; summed where they are computed
+    sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, seen: summed where they are computed
     epoch_s = spent_s = 0.0
     history: list[EpochRow] = []
-    best_epoch, best_loss, best_network = 0, float("inf"), _copied(best)
+    best_epoch, best_loss, best_network = 0, float("inf"), _copy_weights(best)
     if resume is not None:
-        resume.require(recipe.as_dict(), dataset_sha256)
-        _restore(objective, take_step, resume)
+        resume.require(recipe.as_dict(), job.dataset_sha256)
+        _restore(model, take_step, resume)
         epoch, step = resume.epoch, resume.step
         sums.copy_(resume.sums)
         epoch_s, spent_s = resume.epoch_s, resume.spent_s
         history = [EpochRow(**row) for row in resume.history]
         best_epoch, best_loss, best_network = resume.best_epoch, resume.best_loss, resume.best_network
-    take_step.shared = team.wrap(objective, device)
+    take_step.ddp = group.wrap_ddp(model, device)
 
     started = saved = time.monotonic()
     epoch_started = started - epoch_s
     reported = -float("inf")
-    speed = Speed()
+    throughput = ThroughputMeter()
 
     def save() -> None:
         nonlocal saved
         now = time.monotonic()
         _require_finite(sums[0].item(), recipe, epoch)
-        if team.leads:
-            on_checkpoint(
+        if group.is_main:
+            hooks.on_checkpoint(
                 dump(
                     Checkpoint(
                         recipe=recipe.as_dict(),
-                        dataset_sha256=dataset_sha256,
+                        dataset_sha256=job.dataset_sha256,
                         epoch=epoch,
                         step=step,
-                        objective=objective.state_dict(),
+                        model=model.state_dict(),
                         optimizer=take_step.optimizer.state_dict(),
                         average=average.state_dict() if average is not None else {},
                         sums=sums,
@@ -213,71 +258,75 @@ def train(
         saved = time.monotonic()
 
     while epoch <= recipe.epochs and epoch - 1 - best_epoch < recipe.patience:
-        batches = split_into_batches(training, recipe.batch_size, seed=recipe.seed, epoch=epoch, least=2 * team.size)
+        batches = split_into_batches(
+            job.training, recipe.batch_size, seed=recipe.seed, epoch=epoch, least=2 * group.size
+        )
 
         network.train()
         step_started = time.monotonic()
         while step < len(batches):
-            if team.agree(should_stop()):
+            if group.broadcast(hooks.should_stop()):
                 save()
                 raise Interrupted
-            batch = team.share(batches[step])
+            batch = group.shard(batches[step])
             done = (epoch - 1) * len(batches) + step
             loss, correct = take_step(
                 source.take(batch),
-                labels[sent(batch, device)],
+                targets[to_device(batch, device)],
                 rate=learning_rate_at(recipe, done, recipe.epochs * len(batches)),
                 decay=averaging_at(recipe, done),
-                seeds=(recipe.seed, epoch, step + 1, *([team.rank] if team.rank else [])),
-                # Gradients are averaged over the team, whose parts of a batch may differ by a face.
-                weight=len(batch) * team.size / len(batches[step]),
+                seeds=(recipe.seed, epoch, step + 1, *([group.rank] if group.rank else [])),
+                # Gradients are averaged over the processes, whose shards of a batch may differ by a face.
+                weight=len(batch) * group.size / len(batches[step]),
             )
             counted = torch.stack([loss.double() * len(batch), correct.double(), sums.new_full((), len(batch))])
-            sums += team.sum(counted)
+            sums += group.all_reduce(counted)
             step += 1
 
             now = time.monotonic()
-            reports, saves = team.told((now - reported >= PROGRESS_EVERY_S, now - saved >= checkpoint_s))
+            reports, saves = group.broadcast_object(
+                (now - reported >= PROGRESS_EVERY_S, now - saved >= hooks.checkpoint_s)
+            )
             if reports:  # a GPU is some steps behind until it is asked for a number
                 loss_sum, correct_sum, seen = sums.tolist()
             now = time.monotonic()
-            speed.add(now - step_started, len(batches[step - 1]))
+            throughput.add(now - step_started, len(batches[step - 1]))
             if reports:
                 reported = now
-                _require_finite(loss_sum, recipe, epoch)  # by all members: one that stopped alone would be waited for
-                left = len(training) * (recipe.epochs - epoch + 1) - seen
-                left *= 1 + len(validation) / len(training) * VALIDATION_SHARE
+                _require_finite(loss_sum, recipe, epoch)  # in all processes: they would wait for one that stopped alone
+                left = len(job.training) * (recipe.epochs - epoch + 1) - seen
+                left *= 1 + len(job.validation) / len(job.training) * VALIDATION_COST
                 progress = Progress(
                     epoch=epoch,
                     epochs=recipe.epochs,
                     step=step,
                     steps=len(batches),
-                    images_per_second=speed.per_second,
-                    eta_s=left / speed.per_second,
+                    images_per_second=throughput.per_second,
+                    eta_s=left / throughput.per_second,
                     loss=loss_sum / seen,
                     accuracy=correct_sum / seen,
                 )
-                if team.leads:
-                    on_step(progress)
+                if group.is_main:
+                    hooks.on_step(progress)
             if saves:
                 save()
             step_started = time.monotonic()
         loss_sum, correct_sum, seen = sums.tolist()  # as above: before the clock is read
         trained_s = time.monotonic() - epoch_started
 
-        def told_to_stop() -> bool:
-            return team.size == 1 and should_stop()
+        def should_stop() -> bool:
+            return group.size == 1 and hooks.should_stop()
 
         try:
-            mine = predict_logits(best, source, team.share(validation), should_stop=told_to_stop)
+            shard = predict_logits(best, source, group.shard(job.validation), should_stop=should_stop)
         except Interrupted:
             save()
             raise
-        logits, truth = team.joined(mine), targets.female[validation]
+        logits, truth = group.all_gather(shard), job.targets.female[job.validation]
         val_loss, val_accuracy = calibrated_loss(logits, truth), float(np.mean((logits >= 0) == (truth > 0)))
         _require_finite(loss_sum + val_loss, recipe, epoch)
         if val_loss < best_loss:
-            best_epoch, best_loss, best_network = epoch, val_loss, _copied(best)
+            best_epoch, best_loss, best_network = epoch, val_loss, _copy_weights(best)
         now = time.monotonic()
         row = EpochRow(
             epoch=epoch,
@@ -290,12 +339,12 @@ def train(
             images_per_second=seen / max(trained_s, 1e-9),
         )
         history.append(row)
-        if team.leads:
-            on_epoch(row)
+        if group.is_main:
+            hooks.on_epoch(row)
         epoch, step, epoch_started = epoch + 1, 0, now
         sums.zero_()
 
-    save()  # so that whatever comes after training can be interrupted without training again
+    save()  # so that what follows can be interrupted without training again
     return Trained(best_network, history, best_epoch, spent_s + time.monotonic() - started)
 
 
@@ -336,13 +385,13 @@ def _require_finite(loss: float, recipe: Recipe, epoch: int) -> None:
         )
 
 
-def _copied(module: nn.Module) -> Weights:
+def _copy_weights(module: nn.Module) -> Weights:
     return {name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()}
 
 
-def _restore(objective: nn.Module, step: Step, checkpoint: Checkpoint) -> None:
+def _restore(model: nn.Module, step: TrainStep, checkpoint: Checkpoint) -> None:
     try:
-        objective.load_state_dict(checkpoint.objective)
+        model.load_state_dict(checkpoint.model)
         step.restore(checkpoint.optimizer, checkpoint.average)
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"the checkpoint's weights do not fit the network: {error}") from None

@@ -83,14 +83,14 @@ def message_of(properties: BasicProperties, body: bytes) -> Message:
     return Message(
         body=body,
         content_type=_text(properties.content_type) if properties.content_type else DEFAULT_CONTENT_TYPE,
-        message_id=_text(properties.message_id) if properties.message_id else _made_up_id(properties, headers, body),
+        message_id=_text(properties.message_id) if properties.message_id else derived_id(properties, headers, body),
         correlation_id=_text(properties.correlation_id) if properties.correlation_id else None,
         reply_to=_text(properties.reply_to) if properties.reply_to else None,
         headers=headers,
     )
 
 
-def fitting(message: Message, frame_bytes: int) -> Message:
+def shrink_headers(message: Message, frame_bytes: int) -> Message:
     """Returns the message where it can be sent with a few more headers of ours, else without the largest of its own.
 
     Args:
@@ -190,12 +190,13 @@ def _text(value: Any) -> str:
     return value.decode(errors="replace").encode()[:_SHORT_BYTES].decode(errors="ignore")
 
 
-def _made_up_id(properties: BasicProperties, headers: Mapping[str, HeaderValue], body: bytes) -> str:
-    said = (
+def derived_id(properties: BasicProperties, headers: Mapping[str, HeaderValue], body: bytes) -> str:
+    """Returns an id for a message without one: the same for each of its deliveries."""
+    sent = (
         properties.content_type,
         properties.correlation_id,
         properties.reply_to,
         properties.timestamp,
         sorted((name, repr(value)) for name, value in headers.items()),
     )
-    return hashlib.sha256(repr(said).encode(errors="replace") + b"\0" + body).hexdigest()[:32]
+    return hashlib.sha256(repr(sent).encode(errors="replace") + b"\0" + body).hexdigest()[:32]

@@ -1,8 +1,8 @@
 """The connection to RabbitMQ: one thread that owns it, and makes it anew when it is lost.
 
 pika is not thread-safe, so everything that touches the connection runs in that thread. Other threads hand it work with
-`Link.call`. What lives on the connection (the publisher, consumers, inboxes, subscriptions) is a `Part`: it is set up
-on every new connection and told when that is lost.
+`Connection.call`. Publisher, consumers, reply queues and subscriptions are `Component`s: each is set up on every new
+connection and told when that is lost.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pika.exceptions import (
 )
 
 from shared.broker.base import BrokerClosed, BrokerError
-from shared.broker.rabbitmq.transport import Connection
+from shared.broker.rabbitmq.transport import BatchingConnection
 
 log = logging.getLogger(__name__)
 
@@ -48,25 +48,25 @@ class ConnectionLost(BrokerError):
     """The connection went away before the broker had confirmed."""
 
 
-class Part(Protocol):
-    """Something that lives on the connection. Both methods are called in the I/O thread only."""
+class Component(Protocol):
+    """Lives on the connection. Both methods are called in the I/O thread only."""
 
-    def up(self, connection: Connection) -> None:
-        """Sets itself up on a new connection, on which all queues are declared."""
+    def on_connected(self, transport: BatchingConnection) -> None:
+        """Sets itself up on a new connection; all queues are declared by then."""
 
-    def down(self, error: Exception) -> None:
-        """Forgets the connection that is lost; `error` is a `BrokerClosed` where it will not come back."""
+    def on_disconnected(self, error: Exception) -> None:
+        """Forgets the lost connection; `error` is a `BrokerClosed` where no other will follow."""
 
 
-class Link:
-    """A connection that keeps itself up.
+class Connection:
+    """A connection to RabbitMQ that is made anew whenever it is lost.
 
     Args:
         url: `amqp://…` or `amqps://…`, with pika's URL parameters.
         declare: declares the queues on a channel and calls back when all are; refused, the broker closes the channel.
 
     Attributes:
-        connection: the present one, perhaps still being made; None between two. For the I/O thread only.
+        transport: pika's connection, perhaps still being made; None between two. For the I/O thread only.
         closed: for good.
         frame_bytes: the largest frame that the broker takes, and so the most that a message's headers may be.
 
@@ -82,10 +82,10 @@ class Link:
         self._parameters.client_properties = {"connection_name": f"genderline {socket.gethostname()} {os.getpid()}"}
         self._declare = declare
         self._loop = IOLoop()
-        self._parts: list[Part] = []
+        self._components: list[Component] = []
         self._calls: deque[Callable[[], None]] = deque()
         self._woken = False
-        self.connection: Connection | None = None
+        self.transport: BatchingConnection | None = None
         self._state = threading.Condition()
         self._is_up = False
         self._refused = False
@@ -109,7 +109,7 @@ class Link:
         return max(0, self._ups - 1)
 
     @property
-    def trouble(self) -> str:
+    def status_suffix(self) -> str:
         """Why there is no connection now, as the end of a sentence; empty while there is one."""
         return "" if self._is_up else f"; not connected: {self._last_error}"
 
@@ -140,7 +140,7 @@ class Link:
             if self.closed:
                 raise BrokerClosed("the broker was closed")
             if not self._is_up:
-                raise BrokerError(f"no connection to RabbitMQ at {self.address} in {timeout_s:g} s{self.trouble}")
+                raise BrokerError(f"no connection to RabbitMQ at {self.address} in {timeout_s:g} s{self.status_suffix}")
 
     def call(self, work: Callable[[], None]) -> None:
         """Runs `work` in the I/O thread, in the order of the calls; one wake-up serves many of them."""
@@ -160,27 +160,27 @@ class Link:
 
     # -- in the I/O thread
 
-    def attach(self, part: Part) -> None:
-        """Adds a part, setting it up at once if there is a connection."""
-        self._parts.append(part)
-        if self._is_up and self.connection is not None:
-            part.up(self.connection)
+    def attach(self, component: Component) -> None:
+        """Adds a component, setting it up at once if there is a connection."""
+        self._components.append(component)
+        if self._is_up and self.transport is not None:
+            component.on_connected(self.transport)
 
-    def detach(self, part: Part) -> None:
-        """Removes a part."""
+    def detach(self, component: Component) -> None:
+        """Removes a component."""
         with contextlib.suppress(ValueError):
-            self._parts.remove(part)
+            self._components.remove(component)
 
-    def later(self, delay_s: float, work: Callable[[], None]) -> None:
+    def call_later(self, delay_s: float, work: Callable[[], None]) -> None:
         """Runs `work` in the I/O thread after a pause."""
         self._loop.call_later(delay_s, work)
 
     def restart(self, reason: str) -> None:
         """Gives the connection up and makes a new one, which declares every queue again."""
         log.warning("reconnecting to RabbitMQ at %s: %s", self.address, reason)
-        if self.connection is not None:
+        if self.transport is not None:
             with contextlib.suppress(ConnectionWrongStateError):
-                self.connection.close(320, reason[:200])
+                self.transport.close(320, reason[:200])
 
     def _run(self) -> None:
         while True:
@@ -194,8 +194,8 @@ class Link:
 
     def _run_calls(self) -> None:
         self._woken = False
-        connection = self.connection
-        with contextlib.nullcontext() if connection is None else connection.together():
+        transport = self.transport
+        with contextlib.nullcontext() if transport is None else transport.batch():
             while self._calls:
                 work = self._calls.popleft()
                 try:
@@ -206,7 +206,7 @@ class Link:
     def _connect(self) -> None:
         if self._shutting:
             return
-        self.connection = Connection(
+        self.transport = BatchingConnection(
             self._parameters,
             on_open_callback=self._on_open,
             on_open_error_callback=self._on_lost,
@@ -214,8 +214,8 @@ class Link:
             custom_ioloop=self._loop,
         )
 
-    def _on_open(self, connection: Any) -> None:
-        connection.channel(on_open_callback=self._on_setup_channel)
+    def _on_open(self, transport: Any) -> None:
+        transport.channel(on_open_callback=self._on_setup_channel)
 
     def _on_setup_channel(self, channel: Channel) -> None:
         def refused(_: Channel, error: Exception) -> None:
@@ -235,25 +235,25 @@ class Link:
         self._declare(channel, declared)
 
     def _on_up(self) -> None:
-        connection = self.connection
-        if connection is None or not connection.is_open:
+        transport = self.transport
+        if transport is None or not transport.is_open:
             return
         self._up_since = time.monotonic()
-        self.frame_bytes = connection.params.frame_max or spec.FRAME_MAX_SIZE
+        self.frame_bytes = transport.params.frame_max or spec.FRAME_MAX_SIZE
         self._refused = False
         if self._ups:
             log.info("connected to RabbitMQ at %s again", self.address)
-        for part in list(self._parts):
-            part.up(connection)
+        for component in list(self._components):
+            component.on_connected(transport)
         with self._state:
             self._ups += 1
             self._is_up = True
             self._state.notify_all()
 
-    def _on_lost(self, connection: Any, error: BaseException) -> None:
-        if connection is not self.connection:
+    def _on_lost(self, transport: Any, error: BaseException) -> None:
+        if transport is not self.transport:
             return
-        self.connection = None
+        self.transport = None
         was_up, self._is_up = self._is_up, False
         cause = _cause(error)
         if self._shutting:
@@ -262,16 +262,16 @@ class Link:
         if isinstance(cause, AuthenticationError | ProbableAuthenticationError | ProbableAccessDeniedError):
             self._refuse(f"it refused the user or the virtual host: {cause}")
         elif not self._refused:
-            self._last_error = _said(cause)
+            self._last_error = _describe(cause)
         if was_up:
             log.warning("lost the connection to RabbitMQ at %s: %s", self.address, self._last_error)
-        for part in list(self._parts):
-            part.down(cause)
+        for component in list(self._components):
+            component.on_disconnected(cause)
         if was_up and time.monotonic() - self._up_since >= _STABLE_S:
             self._failures = 0
         pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**self._failures)
         self._failures = min(self._failures + 1, 10)
-        self.later(pause * random.uniform(0.5, 1.0), self._connect)
+        self.call_later(pause * random.uniform(0.5, 1.0), self._connect)
 
     def _refuse(self, why: str) -> None:
         with self._state:
@@ -281,17 +281,17 @@ class Link:
 
     def _shut(self) -> None:
         self._shutting = True
-        for part in list(self._parts):
-            part.down(BrokerClosed("the broker was closed"))
-        self._parts.clear()
+        for component in list(self._components):
+            component.on_disconnected(BrokerClosed("the broker was closed"))
+        self._components.clear()
         self._is_up = False
-        connection = self.connection
-        if connection is None:
+        transport = self.transport
+        if transport is None:
             self._loop.stop()
             return
-        self.later(_CLOSE_TIMEOUT_S, self._loop.stop)
+        self.call_later(_CLOSE_TIMEOUT_S, self._loop.stop)
         with contextlib.suppress(ConnectionWrongStateError):
-            connection.close()
+            transport.close()
 
 
 def _cause(error: BaseException) -> Exception:
@@ -307,7 +307,7 @@ def _cause(error: BaseException) -> Exception:
             return error if isinstance(error, Exception) else ConnectionLost(str(error))
 
 
-def _said(cause: Exception) -> str:
+def _describe(cause: Exception) -> str:
     """Returns what went wrong, for people."""
     text = str(cause) or repr(cause)
     # pika's word for it names no side.

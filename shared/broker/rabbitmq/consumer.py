@@ -24,12 +24,12 @@ from pika.exceptions import ChannelClosedByBroker
 from pika.spec import Basic
 
 from shared.broker.base import BrokerClosed, BrokerError, Consumer, Delivery, Outgoing, stamped
-from shared.broker.rabbitmq.codec import delivery_count_of, fitting, message_of, properties_of
-from shared.broker.rabbitmq.connection import ConnectionLost, Link
+from shared.broker.rabbitmq.codec import delivery_count_of, message_of, properties_of, shrink_headers
+from shared.broker.rabbitmq.connection import Connection, ConnectionLost
 from shared.broker.rabbitmq.publisher import Batch, Publisher
-from shared.broker.rabbitmq.transport import Connection
-from shared.broker.reply_batch import bundled
-from shared.errors import shown
+from shared.broker.rabbitmq.transport import BatchingConnection
+from shared.broker.reply_batch import pack
+from shared.errors import short_repr
 from shared.topology import Topology
 
 log = logging.getLogger(__name__)
@@ -42,12 +42,12 @@ _PULL_PAUSE_S: Final = 0.2
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    feed: _Feed
+    source: QueueChannel
     epoch: int
     tag: int
 
 
-class _Feed:
+class QueueChannel:
     """One queue's channel. All of it belongs to the I/O thread, except `ready`, which the consumer's lock guards.
 
     Attributes:
@@ -78,7 +78,7 @@ class _Feed:
         self.unacked[token.tag] = True
         return True
 
-    def released(self, token: _Token) -> None:
+    def unmark(self, token: _Token) -> None:
         """Notes that settling failed: the delivery is held as before."""
         if token.epoch == self.epoch:
             self.busy.discard(token.tag)
@@ -98,7 +98,7 @@ class _Feed:
             del self.unacked[tag]
             self.busy.discard(tag)
 
-    def give_back(self, token: _Token) -> None:
+    def requeue(self, token: _Token) -> None:
         """Hands the delivery back to the broker, which counts it."""
         if token.epoch == self.epoch and self.channel is not None and self.channel.is_open:
             self.channel.basic_nack(token.tag, requeue=True)
@@ -107,27 +107,27 @@ class _Feed:
 
 
 class RabbitConsumer(Consumer):
-    """A part of the link that consumes; see `Consumer` for the contract.
+    """The component that consumes; see `Consumer` for the contract.
 
     Closing gives back what is held; quorum queues count that as a delivery, as they do every return.
     """
 
     def __init__(
         self,
-        link: Link,
+        connection: Connection,
         publisher: Publisher,
         topology: Topology,
         queues: Sequence[str],
         prefetch: int,
         on_close: Callable[[RabbitConsumer], None],
     ) -> None:
-        self._link = link
+        self._connection = connection
         self._publisher = publisher
         self._topology = topology
         self._own_queues = frozenset(topology.queues)
         self._prefetch = prefetch
         self._on_close = on_close
-        self._feeds = [_Feed(queue) for queue in queues]
+        self._sources = [QueueChannel(queue) for queue in queues]
         self._changed = threading.Condition()
         self._closed = False
         self._settling = 0
@@ -136,7 +136,7 @@ class RabbitConsumer(Consumer):
         self._refusal: BrokerError | None = None
         self._acks_due = False
         self._pulling = False
-        self._asked: _Feed | None = None  # whose answer to a pull is under way; for the I/O thread only
+        self._asked: QueueChannel | None = None  # whose answer to a pull is under way; for the I/O thread only
 
     @property
     def dead_queue(self) -> str:
@@ -148,23 +148,23 @@ class RabbitConsumer(Consumer):
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self._changed:
             while not self._closed:
-                for feed in self._feeds:
-                    if feed.ready:
-                        taken = [feed.ready.popleft() for _ in range(min(limit, len(feed.ready)))]
-                        return [_delivery(feed, *each) for each in taken]
+                for source in self._sources:
+                    if source.ready:
+                        taken = [source.ready.popleft() for _ in range(min(limit, len(source.ready)))]
+                        return [_delivery(source, *each) for each in taken]
                 remaining = None if deadline is None else deadline - time.monotonic()
                 if remaining is not None and remaining <= 0:
                     break
                 if not self._prefetch and not self._pulling:
                     self._pulling = True
-                    self._link.call(functools.partial(self._pull, 0))
+                    self._connection.call(functools.partial(self._pull, 0))
                 self._changed.wait(remaining)
         return []
 
     def settle(self, deliveries: Sequence[Delivery], outgoing: Sequence[Outgoing] = ()) -> None:
         tokens = [delivery.token for delivery in deliveries]
         batch = Batch(functools.partial(self._on_settled, tokens), survives=False)
-        for item in bundled(outgoing, self._topology.batch_reply_queue_prefix):
+        for item in pack(outgoing, self._topology.batch_reply_queue_prefix):
             # Only our own queues must exist: nobody else's mistake in `reply_to` may stop the work. And only what they
             # hold waits for workers, so only that is stamped: headers are the dearest part of a small message.
             ours = item.queue in self._own_queues
@@ -175,23 +175,23 @@ class RabbitConsumer(Consumer):
             if refusal is not None:
                 raise refusal
             self._settling += 1
-        self._link.call(functools.partial(self._settle, tokens, batch))
+        self._connection.call(functools.partial(self._settle, tokens, batch))
 
     def requeue(self, delivery: Delivery, delay_s: float = 0.0) -> None:
-        self._link.call(functools.partial(self._retry, delivery.token, delay_s))
+        self._connection.call(functools.partial(self._retry, delivery.token, delay_s))
 
     def defer(self, delivery: Delivery, delay_s: float) -> None:
         if delay_s > 0:
-            self._link.call(functools.partial(self._defer, delivery, delay_s))
+            self._connection.call(functools.partial(self._defer, delivery, delay_s))
             return
         with self._changed:
             self._settling += 1
-        self._link.call(functools.partial(self._put_back, delivery))
+        self._connection.call(functools.partial(self._put_back, delivery))
 
     def dead_letter(self, delivery: Delivery, reason: str, outgoing: Sequence[Outgoing] = ()) -> None:
-        message = fitting(delivery.message, self._link.frame_bytes)
+        message = shrink_headers(delivery.message, self._connection.frame_bytes)
         if message is not delivery.message:
-            lost = shown(", ".join(sorted(delivery.message.headers.keys() - message.headers.keys())))
+            lost = short_repr(", ".join(sorted(delivery.message.headers.keys() - message.headers.keys())))
             log.warning("a dead letter from %s has no room for its headers %s", delivery.queue, lost)
         super().dead_letter(replace(delivery, message=message), reason, outgoing)
 
@@ -201,7 +201,7 @@ class RabbitConsumer(Consumer):
             done = self._changed.wait_for(lambda: self._settling == 0, timeout_s)
             if done and not self._closed:  # closing a channel comes after its acknowledgements by itself
                 self._settling += 1
-                self._link.call(self._ask_for_acknowledged)
+                self._connection.call(self._ask_for_acknowledged)
                 done = self._changed.wait_for(lambda: self._settling == 0, deadline - time.monotonic())
             refusal, self._refusal = self._refusal, None
             lost, self._lost = self._lost, False
@@ -210,7 +210,9 @@ class RabbitConsumer(Consumer):
         if lost:
             raise BrokerError("the connection was lost before all was settled; what was not will be delivered again")
         if not done:
-            raise BrokerError(f"RabbitMQ did not confirm all settled work in {timeout_s:g} s{self._link.trouble}")
+            raise BrokerError(
+                f"RabbitMQ did not confirm all settled work in {timeout_s:g} s{self._connection.status_suffix}"
+            )
 
     def close(self) -> None:
         with self._changed:
@@ -218,63 +220,63 @@ class RabbitConsumer(Consumer):
                 return
             self._closed = True
             self._changed.notify_all()
-        if not self._link.closed:
+        if not self._connection.closed:
             with suppress(BrokerError):
                 self.flush(_CLOSE_TIMEOUT_S)
             returned = threading.Event()
-            self._link.call(functools.partial(self._shut, returned))
+            self._connection.call(functools.partial(self._shut, returned))
             returned.wait(_CLOSE_TIMEOUT_S)
         self._on_close(self)
 
     # -- in the I/O thread
 
-    def up(self, connection: Connection) -> None:
-        """Opens a channel for each queue; see `Part`."""
-        for feed in self._feeds:
-            self._open(feed, connection)
+    def on_connected(self, transport: BatchingConnection) -> None:
+        """Opens a channel for each queue; see `Component`."""
+        for source in self._sources:
+            self._open(source, transport)
 
-    def down(self, error: Exception) -> None:
-        """Forgets everything delivered: the broker will deliver it again; see `Part`."""
-        for feed in self._feeds:
-            self._reset(feed)
+    def on_disconnected(self, error: Exception) -> None:
+        """Forgets everything delivered: the broker will deliver it again; see `Component`."""
+        for source in self._sources:
+            self._reset(source)
         if isinstance(error, BrokerClosed):
             with self._changed:
                 self._closed = True
                 self._settling = 0
                 self._changed.notify_all()
 
-    def _reset(self, feed: _Feed) -> None:
-        feed.channel = None
-        feed.epoch += 1
-        feed.unacked.clear()
-        feed.busy.clear()
+    def _reset(self, source: QueueChannel) -> None:
+        source.channel = None
+        source.epoch += 1
+        source.unacked.clear()
+        source.busy.clear()
         with self._changed:
-            feed.ready.clear()
-            self._lost = self._lost or feed.unanswered > 0
-        for _ in range(feed.unanswered):
+            source.ready.clear()
+            self._lost = self._lost or source.unanswered > 0
+        for _ in range(source.unanswered):
             self._note_confirmed()
-        feed.unanswered = 0
-        if self._asked is feed:
+        source.unanswered = 0
+        if self._asked is source:
             # Its answer will not come. Only then: a pause ends by itself, and ended twice there would be two rounds at
             # the same time from then on, which sooner or later ask on the same channel.
             self._pulled()
 
-    def _open(self, feed: _Feed, connection: Connection) -> None:
+    def _open(self, source: QueueChannel, transport: BatchingConnection) -> None:
         def opened(channel: Channel) -> None:
             if self._closed:
                 channel.close()
                 return
-            feed.channel = channel
-            channel.add_on_close_callback(functools.partial(self._on_channel_closed, feed))
-            channel.add_on_cancel_callback(lambda _: self._link.restart(f"queue {feed.queue} was deleted"))
+            source.channel = channel
+            channel.add_on_close_callback(functools.partial(self._on_channel_closed, source))
+            channel.add_on_cancel_callback(lambda _: self._connection.restart(f"queue {source.queue} was deleted"))
             if self._prefetch:
                 channel.basic_qos(prefetch_count=self._prefetch)
-                channel.basic_consume(feed.queue, functools.partial(self._on_message, feed, feed.epoch))
+                channel.basic_consume(source.queue, functools.partial(self._on_message, source, source.epoch))
             else:
-                following = self._feeds.index(feed) + 1
+                following = self._sources.index(source) + 1
                 channel.add_callback(lambda _: self._pull(following), [Basic.GetEmpty], one_shot=False)
 
-        connection.channel(on_open_callback=opened)
+        transport.channel(on_open_callback=opened)
 
     def _pull(self, number: int) -> None:
         """Asks the queues for one message, beginning with the queue of that number; all empty, it leaves them alone.
@@ -282,21 +284,21 @@ class RabbitConsumer(Consumer):
         Only ever one request is under way, so at most one message is held that `receive` has not returned.
         """
         self._asked = None
-        if number == len(self._feeds):
-            self._link.later(_PULL_PAUSE_S, self._pulled)
+        if number == len(self._sources):
+            self._connection.call_later(_PULL_PAUSE_S, self._pulled)
             return
-        feed = self._feeds[number]
-        if feed.channel is None or not feed.channel.is_open:
+        source = self._sources[number]
+        if source.channel is None or not source.channel.is_open:
             self._pull(number + 1)
             return
-        epoch = feed.epoch
+        epoch = source.epoch
 
         def got(channel: Channel, method: Basic.GetOk, properties: BasicProperties, body: bytes) -> None:
-            self._on_message(feed, epoch, channel, method, properties, body)
+            self._on_message(source, epoch, channel, method, properties, body)
             self._pulled()
 
-        self._asked = feed
-        feed.channel.basic_get(feed.queue, got)
+        self._asked = source
+        source.channel.basic_get(source.queue, got)
 
     def _pulled(self) -> None:
         """Notes that no request is under way: a `receive` that still waits asks again."""
@@ -307,7 +309,7 @@ class RabbitConsumer(Consumer):
 
     def _on_message(
         self,
-        feed: _Feed,
+        source: QueueChannel,
         epoch: int,
         _: Channel,
         method: Basic.Deliver | Basic.GetOk,
@@ -315,43 +317,43 @@ class RabbitConsumer(Consumer):
         body: bytes,
     ) -> None:
         tag = int(method.delivery_tag or 0)
-        feed.unacked[tag] = False
+        source.unacked[tag] = False
         with self._changed:
-            feed.ready.append((epoch, tag, properties, body))
+            source.ready.append((epoch, tag, properties, body))
             self._changed.notify_all()
 
-    def _on_channel_closed(self, feed: _Feed, channel: Channel, error: Exception) -> None:
+    def _on_channel_closed(self, source: QueueChannel, channel: Channel, error: Exception) -> None:
         if not isinstance(error, ChannelClosedByBroker) or not channel.connection.is_open:
-            return  # we closed it, or the whole connection goes and `down` follows
-        self._reset(feed)
+            return  # we closed it, or the whole connection goes and `on_disconnected` follows
+        self._reset(source)
         if error.reply_code == 404:
-            self._link.restart(f"queue {feed.queue} does not exist")
+            self._connection.restart(f"queue {source.queue} does not exist")
             return
         # Most likely the acknowledgement time-out: the work took longer than the broker lets a consumer hold it.
-        log.warning("RabbitMQ took back what was held of %s: %s", feed.queue, error)
+        log.warning("RabbitMQ took back what was held of %s: %s", source.queue, error)
 
         def reopen() -> None:
             if channel.connection.is_open and not self._closed:
-                self._open(feed, channel.connection)
+                self._open(source, channel.connection)
 
-        self._link.later(_REOPEN_PAUSE_S, reopen)
+        self._connection.call_later(_REOPEN_PAUSE_S, reopen)
 
     def _settle(self, tokens: Sequence[_Token], batch: Batch) -> None:
-        live = [token for token in tokens if token.feed.is_live(token)]
+        live = [token for token in tokens if token.source.is_live(token)]
         if tokens and not live:
             batch.end(ConnectionLost("the deliveries were given back meanwhile"))
             return
         for token in live:
-            token.feed.busy.add(token.tag)
+            token.source.busy.add(token.tag)
         self._publisher.submit(batch)
 
     def _on_settled(self, tokens: Sequence[_Token], error: BrokerError | None) -> None:
         lost = isinstance(error, ConnectionLost)
         for token in tokens:
             if error is None:
-                lost = not token.feed.settled(token) or lost
+                lost = not token.source.settled(token) or lost
             else:
-                token.feed.released(token)
+                token.source.unmark(token)
         with self._changed:
             self._lost = self._lost or lost
             if error is not None and not lost:
@@ -363,13 +365,13 @@ class RabbitConsumer(Consumer):
         self._confirmed += 1
         if not self._acks_due:
             self._acks_due = True
-            self._link.call(self._acknowledge)
+            self._connection.call(self._acknowledge)
 
     def _acknowledge(self) -> None:
         """Acknowledges what became settled since the last turn of the I/O loop, all at once."""
         self._acks_due = False
-        for feed in self._feeds:
-            feed.acknowledge()
+        for source in self._sources:
+            source.acknowledge()
         with self._changed:
             self._settling = max(0, self._settling - self._confirmed)
             self._confirmed = 0
@@ -380,63 +382,63 @@ class RabbitConsumer(Consumer):
 
         Sent is not enough: what a process that is killed has just sent may be lost with it.
         """
-        for feed in self._feeds:
-            if feed.channel is None or not feed.channel.is_open:
+        for source in self._sources:
+            if source.channel is None or not source.channel.is_open:
                 continue
-            feed.unanswered += 1
+            source.unanswered += 1
             with self._changed:
                 self._settling += 1
-            feed.channel.basic_qos(
-                prefetch_count=self._prefetch, callback=functools.partial(self._on_answer, feed, feed.epoch)
+            source.channel.basic_qos(
+                prefetch_count=self._prefetch, callback=functools.partial(self._on_answer, source, source.epoch)
             )
         self._note_confirmed()
 
-    def _on_answer(self, feed: _Feed, epoch: int, _: object) -> None:
-        if epoch == feed.epoch:
-            feed.unanswered -= 1
+    def _on_answer(self, source: QueueChannel, epoch: int, _: object) -> None:
+        if epoch == source.epoch:
+            source.unanswered -= 1
             self._note_confirmed()
 
     def _retry(self, token: _Token, delay_s: float) -> None:
-        if not token.feed.is_live(token):
+        if not token.source.is_live(token):
             return
         if delay_s > 0:
-            token.feed.busy.add(token.tag)
-            self._link.later(delay_s, functools.partial(token.feed.give_back, token))
+            token.source.busy.add(token.tag)
+            self._connection.call_later(delay_s, functools.partial(token.source.requeue, token))
         else:
-            token.feed.give_back(token)
+            token.source.requeue(token)
 
     def _defer(self, delivery: Delivery, delay_s: float) -> None:
         token: _Token = delivery.token
-        if not token.feed.is_live(token):
+        if not token.source.is_live(token):
             return
-        token.feed.busy.add(token.tag)
+        token.source.busy.add(token.tag)
 
         def put_back() -> None:
-            token.feed.released(token)
+            token.source.unmark(token)
             with self._changed:
                 self._settling += 1
             self._put_back(delivery)
 
-        self._link.later(delay_s, put_back)
+        self._connection.call_later(delay_s, put_back)
 
     def _put_back(self, delivery: Delivery) -> None:
         """Puts a copy into the queue, with the count as it was, and then acknowledges the delivery."""
         token: _Token = delivery.token
-        if not token.feed.is_live(token):
+        if not token.source.is_live(token):
             self._note_confirmed()
             return
-        if fitting(delivery.message, self._link.frame_bytes) is not delivery.message:
-            token.feed.give_back(token)  # with one header more, the copy would cost the connection
+        if shrink_headers(delivery.message, self._connection.frame_bytes) is not delivery.message:
+            token.source.requeue(token)  # with one header more, the copy would cost the connection
             self._note_confirmed()
             return
-        token.feed.busy.add(token.tag)
+        token.source.busy.add(token.tag)
 
         def copied(error: BrokerError | None) -> None:
             if error is None:
-                token.feed.settled(token)
+                token.source.settled(token)
             else:
                 log.warning("could not defer a message of %s, which stays held: %s", delivery.queue, error)
-                token.feed.give_back(token)
+                token.source.requeue(token)
                 with self._changed:
                     self._lost = self._lost or isinstance(error, ConnectionLost)
             self._note_confirmed()
@@ -447,8 +449,10 @@ class RabbitConsumer(Consumer):
         self._publisher.submit(batch)
 
     def _shut(self, returned: threading.Event) -> None:
-        self._link.detach(self)
-        open_channels = [feed.channel for feed in self._feeds if feed.channel is not None and feed.channel.is_open]
+        self._connection.detach(self)
+        open_channels = [
+            source.channel for source in self._sources if source.channel is not None and source.channel.is_open
+        ]
         waiting = len(open_channels)
 
         def one_closed(*_: Any) -> None:
@@ -460,11 +464,13 @@ class RabbitConsumer(Consumer):
         for channel in open_channels:
             channel.add_on_close_callback(one_closed)
             channel.close()
-        for feed in self._feeds:
-            self._reset(feed)
+        for source in self._sources:
+            self._reset(source)
         if not open_channels:
             returned.set()
 
 
-def _delivery(feed: _Feed, epoch: int, tag: int, properties: BasicProperties, body: bytes) -> Delivery:
-    return Delivery(feed.queue, message_of(properties, body), delivery_count_of(properties), _Token(feed, epoch, tag))
+def _delivery(source: QueueChannel, epoch: int, tag: int, properties: BasicProperties, body: bytes) -> Delivery:
+    return Delivery(
+        source.queue, message_of(properties, body), delivery_count_of(properties), _Token(source, epoch, tag)
+    )

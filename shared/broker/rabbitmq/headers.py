@@ -30,7 +30,7 @@ _WITH_A_LENGTH: Final = b"SxAF"
 _LENGTH: Final = struct.Struct(">I")
 
 
-def without_bad_headers(content: bytes) -> bytes:
+def salvage_headers(content: bytes) -> bytes:
     """Returns a content header frame's payload without those headers that pika cannot decode.
 
     What follows a value of an unknown type, whose length nobody knows, goes with it.

@@ -16,13 +16,14 @@ from typing import Any, Final
 
 from pika import BasicProperties
 from pika.channel import Channel
+from pika.delivery_mode import DeliveryMode
 from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedByBroker
 from pika.spec import Basic
 
 from shared.broker.base import BrokerClosed, BrokerError, BrokerFull
 from shared.broker.rabbitmq.addresses import is_address
-from shared.broker.rabbitmq.connection import ConnectionLost, Link
-from shared.broker.rabbitmq.transport import Connection
+from shared.broker.rabbitmq.connection import Connection, ConnectionLost
+from shared.broker.rabbitmq.transport import BatchingConnection
 
 log = logging.getLogger(__name__)
 
@@ -84,15 +85,15 @@ class Publication:
 
 
 class Publisher:
-    """A part of the link that publishes; all methods are for the I/O thread.
+    """The component that publishes with confirms; all methods are for the I/O thread.
 
     Args:
-        link: the connection.
+        connection: the connection.
         limit_of: a queue's limit in messages, or None; for the error of a full queue.
     """
 
-    def __init__(self, link: Link, limit_of: Callable[[str], int | None]) -> None:
-        self._link = link
+    def __init__(self, connection: Connection, limit_of: Callable[[str], int | None]) -> None:
+        self._connection = connection
         self._limit_of = limit_of
         self._connected = False
         self._channel: Channel | None = None
@@ -116,13 +117,13 @@ class Publisher:
             batch.publications = []
             self._pump()
 
-    def up(self, connection: Connection) -> None:
-        """Opens the channel; see `Part`."""
+    def on_connected(self, transport: BatchingConnection) -> None:
+        """Opens the channel; see `Component`."""
         self._connected = True
-        connection.channel(on_open_callback=self._on_channel)
+        transport.channel(on_open_callback=self._on_channel)
 
-    def down(self, error: Exception) -> None:
-        """Keeps what survives for the next connection; see `Part`."""
+    def on_disconnected(self, error: Exception) -> None:
+        """Keeps what survives for the next connection; see `Component`."""
         self._connected = False
         self._channel = None
         self._closed = isinstance(error, BrokerClosed)
@@ -153,13 +154,13 @@ class Publisher:
 
     def _on_channel_closed(self, channel: Channel, error: Exception) -> None:
         if not isinstance(error, ChannelClosedByBroker) or not channel.connection.is_open:
-            return  # the whole connection goes, or we closed it: `down` follows
+            return  # the whole connection goes, or we closed it: `on_disconnected` follows
         self._channel = None
         if self._under_way:
             self._return_to_waiting(error)
             channel.connection.channel(on_open_callback=self._on_channel)
         else:
-            self._link.restart(f"the publishing channel was closed: {error}")
+            self._connection.restart(f"the publishing channel was closed: {error}")
 
     def _return_to_waiting(self, fault: ChannelClosedByBroker | ConnectionClosedByBroker | None) -> None:
         """Puts what was under way back in front; with a `fault`, one of it is to blame."""
@@ -254,3 +255,45 @@ class Publisher:
             if publication.queue == method.routing_key and publication.properties.message_id == properties.message_id:
                 publication.batch.end(BrokerError(f"queue {publication.queue!r} does not exist"))
                 return
+
+
+class EventPublisher:
+    """The component that publishes events: unconfirmed, and not at all while there is no connection."""
+
+    def __init__(self, connection: Connection, exchange: str) -> None:
+        self._connection = connection
+        self._exchange = exchange
+        self._connected = False
+        self._channel: Channel | None = None
+        self._early: list[tuple[str, bytes]] = []
+
+    def publish(self, topic: str, body: bytes) -> None:
+        """Publishes in the I/O thread; on a new connection, as soon as the channel is there."""
+        if self._channel is not None and self._channel.is_open:
+            properties = BasicProperties(content_type="application/json", delivery_mode=DeliveryMode.Transient.value)
+            self._channel.basic_publish(self._exchange, topic, body, properties)
+        elif self._connected:
+            self._early.append((topic, body))
+
+    def on_connected(self, transport: BatchingConnection) -> None:
+        """Opens the channel; see `Component`."""
+
+        def opened(channel: Channel) -> None:
+            self._channel = channel
+            channel.add_on_close_callback(closed)
+            early, self._early = self._early, []
+            for topic, body in early:
+                self.publish(topic, body)
+
+        def closed(channel: Channel, error: Exception) -> None:
+            if isinstance(error, ChannelClosedByBroker) and channel.connection.is_open:
+                self._connection.restart(f"the channel for events was closed: {error}")
+
+        self._connected = True
+        transport.channel(on_open_callback=opened)
+
+    def on_disconnected(self, error: Exception) -> None:  # noqa: ARG002 - events are lost, whatever the cause
+        """Forgets the channel; see `Component`."""
+        self._connected = False
+        self._channel = None
+        self._early.clear()

@@ -1,4 +1,4 @@
-"""A channel for a few steps, each of which waits for its answer: declaring, looking, moving by hand."""
+"""A channel for requests that wait for their answers: declaring, looking into a queue, moving dead letters."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from pika.channel import Channel
 from pika.exceptions import NoFreeChannels
 
 from shared.broker.base import BrokerError
-from shared.broker.rabbitmq.connection import Link
+from shared.broker.rabbitmq.connection import Connection
 
 T = TypeVar("T")
 
 
-class Session:
-    """A channel for a few steps, each of which waits for its answer; for any thread but the I/O thread.
+class RpcChannel:
+    """A channel whose requests wait for the broker's answer; for any thread but the I/O thread.
 
     Args:
-        link: the connection.
+        connection: the connection.
         timeout_s: how long to wait for a connection, and for each answer.
 
     Raises:
-        BrokerError: (from every step, too) no answer in time, or the broker refused and closed the channel.
+        BrokerError: (from every call, too) no answer in time, or the broker refused and closed the channel.
     """
 
-    def __init__(self, link: Link, timeout_s: float) -> None:
-        self._link = link
+    def __init__(self, connection: Connection, timeout_s: float) -> None:
+        self._connection = connection
         self._timeout_s = timeout_s
         self._channel: Channel | None = None
         self._waiting: Future[Any] = Future()
         self._abandoned = False
 
     def __enter__(self) -> Self:
-        self._link.wait_up(self._timeout_s)
+        self._connection.wait_up(self._timeout_s)
 
         def start() -> None:
-            connection = self._link.connection
-            if connection is None or not connection.is_open:
+            transport = self._connection.transport
+            if transport is None or not transport.is_open:
                 self._fail("the connection was lost")
                 return
             try:
-                connection.channel(on_open_callback=opened)
+                transport.channel(on_open_callback=opened)
             except NoFreeChannels:
                 self._fail("it has not answered for so long that no channel is free")
 
@@ -58,16 +58,16 @@ class Session:
         try:
             self._await(start)
         except BrokerError:
-            self._link.call(self._close)
+            self._connection.call(self._close)
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._link.call(self._close)
+        self._connection.call(self._close)
 
-    def step(self, start: Callable[[Channel, Callable[[T], None]], None]) -> T:
+    def call(self, start: Callable[[Channel, Callable[[T], None]], None]) -> T:
         """Runs `start(channel, answer)` in the I/O thread and returns what it gives to `answer`, then or later."""
         waiting: Future[T] = Future()
         self._waiting = waiting
@@ -85,14 +85,14 @@ class Session:
         result: T = self._await(run)
         return result
 
-    def tell(self, what: Callable[[Channel], None]) -> None:
-        """Runs `what(channel)` in the I/O thread, for methods that the broker does not answer."""
+    def cast(self, what: Callable[[Channel], None]) -> None:
+        """Runs `what(channel)` in the I/O thread without waiting, for methods that the broker does not answer."""
 
         def run() -> None:
             if self._channel is not None and self._channel.is_open:
                 what(self._channel)
 
-        self._link.call(run)
+        self._connection.call(run)
 
     def _close(self) -> None:
         """Closes the channel, now or as soon as the broker has opened it: in the I/O thread."""
@@ -101,14 +101,15 @@ class Session:
             self._channel.close()
 
     def _await(self, run: Callable[[], None]) -> Any:
-        self._link.call(run)
+        self._connection.call(run)
         try:
             return self._waiting.result(self._timeout_s)
         except TimeoutError:
+            connection = self._connection
             raise BrokerError(
-                f"no answer from RabbitMQ at {self._link.address} in {self._timeout_s:g} s{self._link.trouble}"
+                f"no answer from RabbitMQ at {connection.address} in {self._timeout_s:g} s{connection.status_suffix}"
             ) from None
 
     def _fail(self, why: str) -> None:
         if not self._waiting.done():
-            self._waiting.set_exception(BrokerError(f"RabbitMQ at {self._link.address}: {why}"))
+            self._waiting.set_exception(BrokerError(f"RabbitMQ at {self._connection.address}: {why}"))

@@ -1,4 +1,4 @@
-"""What RabbitMQ sends to one reader alone: replies to a reply queue, and events to a subscription."""
+"""Queues that belong to one reader: reply queues, and the queues behind subscriptions to events."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from pika.spec import Basic
 
 from shared.broker.base import BrokerClosed, BrokerError, Event, Message, ReplyQueue, Subscription
 from shared.broker.rabbitmq.codec import message_of
-from shared.broker.rabbitmq.connection import Link
-from shared.broker.rabbitmq.transport import Connection
-from shared.broker.reply_batch import parted
+from shared.broker.rabbitmq.connection import Connection
+from shared.broker.rabbitmq.transport import BatchingConnection
+from shared.broker.reply_batch import unpack
 from shared.topology import Topology
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-_INBOX_EXPIRES_MS: Final = 600_000
-_INBOX_PREFETCH: Final = 1000
+_EXPIRES_MS: Final = 600_000
+_PREFETCH: Final = 1000
 _EVENTS_KEPT: Final = 10_000
 """Events that wait for a slow reader; beyond, the oldest are dropped."""
 _OPEN_TIMEOUT_S: Final = 10.0
@@ -37,15 +37,15 @@ _CLOSE_TIMEOUT_S: Final = 5.0
 _REOPEN_PAUSE_S: Final = 0.5
 
 
-class _Mailbox(abc.ABC, Generic[T]):
-    """A part of the link with one queue of its own, whose messages wait in memory for `receive`.
+class _PrivateQueue(abc.ABC, Generic[T]):
+    """A component with a queue of its own, whose messages wait in memory for `receive`.
 
     Raises:
         BrokerError: it could not be set up in time.
     """
 
-    def __init__(self, link: Link, on_close: Callable[[Any], None]) -> None:
-        self._link = link
+    def __init__(self, connection: Connection, on_close: Callable[[Any], None]) -> None:
+        self._connection = connection
         self._on_close = on_close
         self._channel: Channel | None = None
         self._changed = threading.Condition()
@@ -55,7 +55,7 @@ class _Mailbox(abc.ABC, Generic[T]):
 
     def open(self) -> None:
         """Sets it up and waits until it is there."""
-        self._link.call(functools.partial(self._link.attach, self))
+        self._connection.call(functools.partial(self._connection.attach, self))
         with self._changed:
             self._changed.wait_for(lambda: self._ready or self._closed, _OPEN_TIMEOUT_S)
             if self._ready:
@@ -64,8 +64,9 @@ class _Mailbox(abc.ABC, Generic[T]):
         self.close()
         if was_closed:
             raise BrokerClosed("the broker was closed")
+        connection = self._connection
         raise BrokerError(
-            f"RabbitMQ at {self._link.address} made no queue in {_OPEN_TIMEOUT_S:g} s{self._link.trouble}"
+            f"RabbitMQ at {connection.address} made no queue in {_OPEN_TIMEOUT_S:g} s{connection.status_suffix}"
         )
 
     def _take(self, timeout_s: float) -> list[T]:
@@ -83,20 +84,20 @@ class _Mailbox(abc.ABC, Generic[T]):
                 return
             self._closed = True
             self._changed.notify_all()
-        if not self._link.closed:
+        if not self._connection.closed:
             gone = threading.Event()
-            self._link.call(functools.partial(self._shut, gone))
+            self._connection.call(functools.partial(self._shut, gone))
             gone.wait(_CLOSE_TIMEOUT_S)
         self._on_close(self)
 
     # -- in the I/O thread
 
-    def up(self, connection: Connection) -> None:
-        """Opens the channel; see `Part`."""
-        connection.channel(on_open_callback=self._on_channel)
+    def on_connected(self, transport: BatchingConnection) -> None:
+        """Opens the channel; see `Component`."""
+        transport.channel(on_open_callback=self._on_channel)
 
-    def down(self, error: Exception) -> None:
-        """Forgets the channel; see `Part`."""
+    def on_disconnected(self, error: Exception) -> None:
+        """Forgets the channel; see `Component`."""
         self._reset()
         with self._changed:
             self._closed = self._closed or isinstance(error, BrokerClosed)
@@ -113,13 +114,13 @@ class _Mailbox(abc.ABC, Generic[T]):
 
     def _on_cancelled(self, _: object) -> None:
         if not self._closed:  # closing deletes the queue, of which the broker may tell us in between
-            self._link.restart("the queue of a reply queue or subscription was deleted")
+            self._connection.restart("the queue of a reply queue or subscription was deleted")
 
     def _on_channel_closed(self, channel: Channel, error: Exception) -> None:
         if not isinstance(error, ChannelClosedByBroker) or not channel.connection.is_open:
-            return  # we closed it, or the whole connection goes and `down` follows
+            return  # we closed it, or the whole connection goes and `on_disconnected` follows
         if error.reply_code == 404:
-            self._link.restart(f"the channel of a reply queue or subscription was closed: {error}")
+            self._connection.restart(f"the channel of a reply queue or subscription was closed: {error}")
             return
         # Most likely the acknowledgement time-out: replies that nobody took for half an hour.
         log.warning("RabbitMQ closed the channel of a reply queue or subscription: %s", error)
@@ -127,9 +128,9 @@ class _Mailbox(abc.ABC, Generic[T]):
 
         def reopen() -> None:
             if channel.connection.is_open and not self._closed:
-                self.up(channel.connection)
+                self.on_connected(channel.connection)
 
-        self._link.later(_REOPEN_PAUSE_S, reopen)
+        self._connection.call_later(_REOPEN_PAUSE_S, reopen)
 
     def _consume(self, channel: Channel, queue: str, *, auto_ack: bool) -> None:
         def consuming(_: object) -> None:
@@ -145,7 +146,7 @@ class _Mailbox(abc.ABC, Generic[T]):
             self._changed.notify_all()
 
     def _shut(self, gone: threading.Event) -> None:
-        self._link.detach(self)
+        self._connection.detach(self)
         channel = self._channel
         if channel is None or not channel.is_open:
             gone.set()
@@ -166,18 +167,20 @@ class _Mailbox(abc.ABC, Generic[T]):
         """Deletes the queue where that does not happen by itself."""
 
 
-class RabbitReplyQueue(_Mailbox[tuple[int, str, list[Message]]], ReplyQueue):
+class RabbitReplyQueue(_PrivateQueue[tuple[int, str, list[Message]]], ReplyQueue):
     """A durable queue that goes ten minutes after its last reader; see `ReplyQueue` for the contract.
 
     Replies are acknowledged when they are taken, so the prefetch bounds memory, and those that wait here when the
     connection is lost come again. Only acknowledgements can be lost with it, for at most as many messages as the
-    prefetch: the ids of that many tell the duplicates. A message is a reply, or a bundle of them.
+    prefetch: the ids of that many tell the duplicates. A message is a reply, or a batch of them.
     """
 
-    def __init__(self, link: Link, topology: Topology, on_close: Callable[[RabbitReplyQueue], None]) -> None:
-        super().__init__(link, on_close)
+    def __init__(
+        self, connection: Connection, topology: Topology, on_close: Callable[[RabbitReplyQueue], None]
+    ) -> None:
+        super().__init__(connection, on_close)
         self.name = f"{topology.batch_reply_queue_prefix}{uuid.uuid4().hex}"
-        self._taken_ids: deque[str] = deque(maxlen=_INBOX_PREFETCH)
+        self._taken_ids: deque[str] = deque(maxlen=_PREFETCH)
         self._generation = 0
 
     def receive(self, timeout_s: float) -> list[Message]:
@@ -189,7 +192,7 @@ class RabbitReplyQueue(_Mailbox[tuple[int, str, list[Message]]], ReplyQueue):
         known = set(self._taken_ids)
         fresh = [(message_id, messages) for _, message_id, messages in taken if message_id not in known]
         self._taken_ids.extend(message_id for message_id, _ in fresh)
-        self._link.call(functools.partial(self._acknowledge, generation, taken[-1][0]))
+        self._connection.call(functools.partial(self._acknowledge, generation, taken[-1][0]))
         return [message for _, messages in fresh for message in messages]
 
     def _reset(self) -> None:
@@ -199,18 +202,18 @@ class RabbitReplyQueue(_Mailbox[tuple[int, str, list[Message]]], ReplyQueue):
             self._items.clear()
 
     def _declare(self, channel: Channel) -> None:
-        channel.basic_qos(prefetch_count=_INBOX_PREFETCH)
+        channel.basic_qos(prefetch_count=_PREFETCH)
         channel.queue_declare(
             self.name,
             durable=True,
-            arguments={"x-expires": _INBOX_EXPIRES_MS},
+            arguments={"x-expires": _EXPIRES_MS},
             callback=lambda _: self._consume(channel, self.name, auto_ack=False),
         )
 
     def _on_message(self, _: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
         message = message_of(properties, body)
         try:
-            messages = parted(message)
+            messages = unpack(message)
         except ValueError as error:
             log.warning("ignored a message in a reply queue: %s", error)
             messages = []
@@ -224,13 +227,17 @@ class RabbitReplyQueue(_Mailbox[tuple[int, str, list[Message]]], ReplyQueue):
         channel.queue_delete(self.name)
 
 
-class RabbitSubscription(_Mailbox[Event], Subscription):
+class RabbitSubscription(_PrivateQueue[Event], Subscription):
     """An exclusive queue bound to the events' exchange, made anew on each connection; see `Subscription`."""
 
     def __init__(
-        self, link: Link, exchange: str, patterns: Sequence[str], on_close: Callable[[RabbitSubscription], None]
+        self,
+        connection: Connection,
+        exchange: str,
+        patterns: Sequence[str],
+        on_close: Callable[[RabbitSubscription], None],
     ) -> None:
-        super().__init__(link, on_close)
+        super().__init__(connection, on_close)
         self._exchange = exchange
         self._patterns = tuple(patterns)
         self._items = deque(maxlen=_EVENTS_KEPT)

@@ -13,7 +13,7 @@ import pika
 from pika import BasicProperties, spec
 from pika.frame import Body, Header, Method, decode_frame
 
-from shared.broker.rabbitmq.headers import without_bad_headers
+from shared.broker.rabbitmq.headers import salvage_headers
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ _OTHER_PROTOCOL: Final = b"AMQP"
 """What a broker begins with that speaks another version; any frame begins with a small number."""
 
 
-class Connection(pika.SelectConnection):  # type: ignore[misc]
+class BatchingConnection(pika.SelectConnection):  # type: ignore[misc]
     """A connection as pika has it, save for how its bytes come and go.
 
     pika writes three frames for each message, each with a system call of its own, of which the broker reads each by
@@ -42,7 +42,7 @@ class Connection(pika.SelectConnection):  # type: ignore[misc]
         super().__init__(*arguments, **options)
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
+    def batch(self) -> Iterator[None]:
         """Sends all that is said inside at the end."""
         outermost, self._collecting = not self._collecting, True
         try:
@@ -54,7 +54,7 @@ class Connection(pika.SelectConnection):  # type: ignore[misc]
 
     def _on_data_available(self, data_in: bytes) -> None:
         data = self._frame_buffer + data_in if self._frame_buffer else data_in
-        with self.together():
+        with self.batch():
             if data.startswith(_OTHER_PROTOCOL):
                 super()._on_data_available(data_in)
                 return
@@ -97,7 +97,7 @@ class Connection(pika.SelectConnection):  # type: ignore[misc]
         for start in range(0, len(body), room):
             piece = body[start : start + room]
             frames += [_FRAME_HEAD.pack(spec.FRAME_BODY, channel_number, len(piece)), piece, _FRAME_END]
-        with self.together():
+        with self.batch():
             self._output_marshaled_frames(frames)
 
     def _adapter_emit_data(self, data: bytes) -> None:
@@ -131,7 +131,7 @@ def _decoded(kind: int, data: bytes) -> Any:
         if kind != spec.FRAME_HEADER:
             raise
         log.warning("left out headers of a message that cannot be decoded: %r", error)
-        content = without_bad_headers(data[_FRAME_HEAD.size : -len(_FRAME_END)])
+        content = salvage_headers(data[_FRAME_HEAD.size : -len(_FRAME_END)])
         head = _FRAME_HEAD.pack(kind, _FRAME_HEAD.unpack_from(data)[1], len(content))
         _, frame = decode_frame(head + content + _FRAME_END)
     return frame

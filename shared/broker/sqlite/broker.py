@@ -39,7 +39,7 @@ from shared.broker.base import (
 )
 from shared.broker.sqlite.database import BUSY_TIMEOUT_S, QueueFile
 from shared.broker.sqlite.readers import SqliteConsumer, SqliteReplyQueue, SqliteSubscription
-from shared.broker.sqlite.tables import delete_inbox, delete_rows, insert, messages_in
+from shared.broker.sqlite.tables import delete_reply_queue, delete_rows, insert, messages_in
 from shared.topology import Topology
 
 _EVENTS_KEPT_S: Final = 60.0
@@ -116,17 +116,17 @@ class SqliteBroker(Broker):
                 continue  # a busy moment; the next turn comes well before a lease runs out
 
     def _sweep(self) -> None:
-        """Deletes old events and the inboxes that nobody has read for long."""
+        """Deletes old events and the reply queues that nobody has read for long."""
         now = time.time()
         with self._file.read() as db:
-            stale = [name for (name,) in db.execute("SELECT name FROM inboxes WHERE expires_at < ?", (now,))]
+            stale = [name for (name,) in db.execute("SELECT name FROM reply_queues WHERE expires_at < ?", (now,))]
             (old,) = db.execute(
                 "SELECT count(*) FROM (SELECT 1 FROM events WHERE happened_at < ? LIMIT 1)", (now - _EVENTS_KEPT_S,)
             ).fetchone()
         if stale or old:
             with self._file.write() as db:
                 for name in stale:
-                    delete_inbox(db, name)
+                    delete_reply_queue(db, name)
                 db.execute("DELETE FROM events WHERE happened_at < ?", (now - _EVENTS_KEPT_S,))
 
     # -- events

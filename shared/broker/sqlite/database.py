@@ -29,7 +29,7 @@ CREATE TABLE IF NOT EXISTS payloads (
     message_id TEXT NOT NULL, content_type TEXT NOT NULL, correlation_id TEXT, reply_to TEXT,
     headers TEXT NOT NULL, body BLOB NOT NULL
 );
-CREATE TABLE IF NOT EXISTS inboxes (name TEXT PRIMARY KEY, expires_at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS reply_queues (name TEXT PRIMARY KEY, expires_at REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS events (
     id INTEGER PRIMARY KEY AUTOINCREMENT, happened_at REAL NOT NULL, topic TEXT NOT NULL, payload TEXT NOT NULL
 );

@@ -1,4 +1,4 @@
-"""Who reads the embedded broker's file: consumers of work, inboxes of replies, and subscriptions to events."""
+"""Readers of the embedded broker's file: consumers of work, reply queues, and subscriptions to events."""
 
 from __future__ import annotations
 
@@ -23,10 +23,17 @@ from shared.broker.base import (
     topic_matches,
 )
 from shared.broker.sqlite.database import QueueFile, Waiting
-from shared.broker.sqlite.tables import delete_held, delete_inbox, delete_rows, insert, messages_by_id, messages_in
+from shared.broker.sqlite.tables import (
+    delete_held,
+    delete_reply_queue,
+    delete_rows,
+    insert,
+    messages_by_id,
+    messages_in,
+)
 from shared.topology import Topology
 
-_INBOX_EXPIRY_S: Final = 600.0
+_REPLY_QUEUE_EXPIRY_S: Final = 600.0
 _LONGEST_POLL_S: Final = 0.003
 _LONGEST_WORK_POLL_S: Final = 0.02
 """Datasets and jobs take seconds: who waits for them need not look at each of the thousands of predictions beside."""
@@ -213,10 +220,10 @@ class SqliteReplyQueue(ReplyQueue):
 
     def _touch(self) -> None:
         """Says that somebody still reads here, once a minute at the most."""
-        if self._expires_at - time.time() < _INBOX_EXPIRY_S - 60:
-            self._expires_at = time.time() + _INBOX_EXPIRY_S
+        if self._expires_at - time.time() < _REPLY_QUEUE_EXPIRY_S - 60:
+            self._expires_at = time.time() + _REPLY_QUEUE_EXPIRY_S
             with self._file.write() as db:
-                db.execute("INSERT OR REPLACE INTO inboxes VALUES (?, ?)", (self.name, self._expires_at))
+                db.execute("INSERT OR REPLACE INTO reply_queues VALUES (?, ?)", (self.name, self._expires_at))
 
     def receive(self, timeout_s: float) -> list[Message]:
         with _ended_by(self._closed):
@@ -246,7 +253,7 @@ class SqliteReplyQueue(ReplyQueue):
             self._closed.set()
             self._forget(self)
             with contextlib.suppress(BrokerError), self._file.write() as db:
-                delete_inbox(db, self.name)
+                delete_reply_queue(db, self.name)
 
 
 class SqliteSubscription(Subscription):

@@ -23,7 +23,7 @@ def insert(
     queue_limit: int,
     drop_unroutable: bool = False,
 ) -> None:
-    """Inserts messages, but for those to inboxes that are gone.
+    """Inserts messages, but for those to reply queues that are gone.
 
     Args:
         db: in a transaction.
@@ -40,7 +40,7 @@ def insert(
     for queue, more in Counter(item.queue for item in outgoing).items():
         if queue in topology.work_queues:
             _check_room(db, queue, more, queue_limit)
-        elif queue != topology.dead and not inbox_exists(db, queue):
+        elif queue != topology.dead and not reply_queue_exists(db, queue):
             gone.add(queue)
             if not drop_unroutable and not queue.startswith(topology.reply_queue_prefix):
                 raise BrokerError(f"queue {queue!r} does not exist; queues: {', '.join(topology.queues)}")
@@ -68,9 +68,9 @@ def _check_room(db: sqlite3.Connection, queue: str, more: int, limit: int) -> No
         raise BrokerFull(f"queue {queue} holds {held} messages; its limit is {limit}")
 
 
-def inbox_exists(db: sqlite3.Connection, name: str) -> bool:
-    """Returns whether an inbox of this name is open."""
-    return db.execute("SELECT 1 FROM inboxes WHERE name = ?", (name,)).fetchone() is not None
+def reply_queue_exists(db: sqlite3.Connection, name: str) -> bool:
+    """Returns whether a reply queue of this name is open."""
+    return db.execute("SELECT 1 FROM reply_queues WHERE name = ?", (name,)).fetchone() is not None
 
 
 def messages_in(db: sqlite3.Connection, queue: str, limit: int = -1) -> list[tuple[int, Message, int]]:
@@ -127,11 +127,11 @@ def _payload(row: int, message: Message) -> tuple[object, ...]:
     )
 
 
-def delete_inbox(db: sqlite3.Connection, name: str) -> None:
-    """Deletes an inbox and what nobody has read in it."""
+def delete_reply_queue(db: sqlite3.Connection, name: str) -> None:
+    """Deletes a reply queue and what nobody has read in it."""
     db.execute("DELETE FROM payloads WHERE id IN (SELECT id FROM messages WHERE queue = ?)", (name,))
     db.execute("DELETE FROM messages WHERE queue = ?", (name,))
-    db.execute("DELETE FROM inboxes WHERE name = ?", (name,))
+    db.execute("DELETE FROM reply_queues WHERE name = ?", (name,))
 
 
 def _marks(values: Sequence[object]) -> str:

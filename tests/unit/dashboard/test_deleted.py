@@ -51,7 +51,7 @@ def addresses(site: Site) -> list[str]:
 
 def parts_of(site: Site) -> dict[str, tuple[str, str]]:
     """Returns, by what is deleted, its key and what the addresses hold that may be not found from then on."""
-    old = next(card["dataset"]["sha256"] for card in site.parts.catalog.cards() if card["version"] == 1)
+    old = next(card["dataset"]["sha256"] for card in site.parts.store_cache.cards() if card["version"] == 1)
     return {
         "dataset": (f"datasets/{old}", old),
         "archive": (f"datasets/{old}/archive.zip", f"{old}/faces/0/original"),
@@ -72,7 +72,7 @@ def test_what_is_not_in_use_is_missed_at_its_own_address_alone(
     if seen_before != "never":
         assert [path for path in asked if site.web.get(path, buffered=True).status_code != 200] == []
     if seen_before == "long ago":
-        site.parts.catalog.close()  # what is large is no longer kept in memory, what is small is
+        site.parts.store_cache.close()  # what is large is no longer kept in memory, what is small is
 
     site.store.delete(key)
 

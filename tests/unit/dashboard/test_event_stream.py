@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dashboard.event_stream import Live, Stream
-from dashboard.workers import Presence, Speed
+from dashboard.event_stream import EventHub, Stream
+from dashboard.workers import Speed, WorkerStates
 from shared.broker.base import BrokerError, Event, Subscription
 from shared.broker.sqlite.broker import SqliteBroker
 from shared.errors import Retryable
@@ -24,11 +24,11 @@ def broker(tmp_path: Path) -> Iterator[SqliteBroker]:
 
 
 @pytest.fixture
-def live(broker: SqliteBroker) -> Iterator[Live]:
-    live = Live(broker, kept=5, max_streams=2, heartbeat_s=0.2)
-    live.start()
-    yield live
-    live.close()
+def hub(broker: SqliteBroker) -> Iterator[EventHub]:
+    hub = EventHub(broker, buffered=5, max_streams=2, heartbeat_s=0.2)
+    hub.start()
+    yield hub
+    hub.close()
 
 
 def read(stream: Stream, events: int) -> list[tuple[str, str, dict[str, object]]]:
@@ -42,8 +42,8 @@ def read(stream: Stream, events: int) -> list[tuple[str, str, dict[str, object]]
     return found
 
 
-def test_events_arrive_in_order_with_rising_ids(live: Live, broker: SqliteBroker) -> None:
-    stream = live.open_stream(["#"])
+def test_events_arrive_in_order_with_rising_ids(hub: EventHub, broker: SqliteBroker) -> None:
+    stream = hub.open_stream(["#"])
     for i in range(3):
         broker.emit("run.progress", {"i": i})
 
@@ -54,8 +54,8 @@ def test_events_arrive_in_order_with_rising_ids(live: Live, broker: SqliteBroker
     stream.close()
 
 
-def test_a_stream_gets_only_the_topics_it_asked_for(live: Live, broker: SqliteBroker) -> None:
-    stream = live.open_stream(["job.*"])
+def test_a_stream_gets_only_the_topics_it_asked_for(hub: EventHub, broker: SqliteBroker) -> None:
+    stream = hub.open_stream(["job.*"])
     broker.emit("run.progress", {})
     broker.emit("job.progress", {"job_id": "a"})
 
@@ -63,17 +63,17 @@ def test_a_stream_gets_only_the_topics_it_asked_for(live: Live, broker: SqliteBr
     stream.close()
 
 
-def test_a_stream_that_comes_back_gets_what_it_missed(live: Live, broker: SqliteBroker) -> None:
-    first = live.open_stream(["#"])
+def test_a_stream_that_comes_back_gets_what_it_missed(hub: EventHub, broker: SqliteBroker) -> None:
+    first = hub.open_stream(["#"])
     broker.emit("a.a", {"i": 0})
     ((last, _, _),) = read(first, 1)
     first.close()
-    watcher = live.open_stream(["#"])
+    watcher = hub.open_stream(["#"])
     broker.emit("a.a", {"i": 1})
     broker.emit("a.a", {"i": 2})
     read(watcher, 2)
 
-    back = live.open_stream(["#"], last)
+    back = hub.open_stream(["#"], last)
 
     assert [payload["i"] for _, _, payload in read(back, 2)] == [1, 2]
     back.close()
@@ -81,53 +81,53 @@ def test_a_stream_that_comes_back_gets_what_it_missed(live: Live, broker: Sqlite
 
 
 @pytest.mark.parametrize("last", ["other-3", "nonsense", "-", "other-"])
-def test_an_id_of_before_a_restart_asks_to_look_again(live: Live, last: str) -> None:
-    stream = live.open_stream(["#"], last)
+def test_an_id_of_before_a_restart_asks_to_look_again(hub: EventHub, last: str) -> None:
+    stream = hub.open_stream(["#"], last)
 
     assert read(stream, 1) == [("", "resync", {})]
     stream.close()
 
 
-def test_an_id_older_than_the_ring_asks_to_look_again(live: Live, broker: SqliteBroker) -> None:
-    watcher = live.open_stream(["#"])
+def test_an_id_older_than_the_ring_asks_to_look_again(hub: EventHub, broker: SqliteBroker) -> None:
+    watcher = hub.open_stream(["#"])
     for i in range(8):
         broker.emit("a.a", {"i": i})
     first = read(watcher, 1)[0][0]
-    while live._number < 8:
+    while hub._number < 8:
         next(watcher)
 
-    back = live.open_stream(["#"], f"{first.partition('-')[0]}-1")
+    back = hub.open_stream(["#"], f"{first.partition('-')[0]}-1")
 
     assert read(back, 1) == [("", "resync", {})]
     back.close()
     watcher.close()
 
 
-def test_silence_is_broken_by_heartbeats(live: Live) -> None:
-    stream = live.open_stream(["none"])
+def test_silence_is_broken_by_heartbeats(hub: EventHub) -> None:
+    stream = hub.open_stream(["none"])
 
     assert next(stream).startswith("retry: ")
     assert next(stream) == ": still here\n\n"
     stream.close()
 
 
-def test_one_stream_too_many_is_refused_until_another_closes(live: Live) -> None:
-    first, second = live.open_stream(["#"]), live.open_stream(["#"])
+def test_one_stream_too_many_is_refused_until_another_closes(hub: EventHub) -> None:
+    first, second = hub.open_stream(["#"]), hub.open_stream(["#"])
     with pytest.raises(Retryable, match="2 event streams are open"):
-        live.open_stream(["#"])
+        hub.open_stream(["#"])
 
     first.close()
     first.close()
 
-    third = live.open_stream(["#"])
-    assert live.streams == 2
+    third = hub.open_stream(["#"])
+    assert hub.streams == 2
     second.close()
     third.close()
-    assert live.streams == 0
+    assert hub.streams == 0
 
 
-def test_a_stream_whose_client_is_gone_ends(live: Live) -> None:
-    stream = live.open_stream(["#"], client_gone=lambda: True)
+def test_a_stream_whose_client_is_gone_ends(hub: EventHub) -> None:
+    stream = hub.open_stream(["#"], client_gone=lambda: True)
     next(stream)
 
     with pytest.raises(StopIteration):
@@ -135,9 +135,9 @@ def test_a_stream_whose_client_is_gone_ends(live: Live) -> None:
     stream.close()
 
 
-def test_closing_ends_a_waiting_stream(live: Live) -> None:
-    live.heartbeat_s = 60.0
-    stream = live.open_stream(["none"])
+def test_closing_ends_a_waiting_stream(hub: EventHub) -> None:
+    hub.heartbeat_s = 60.0
+    stream = hub.open_stream(["none"])
     next(stream)
     ended = threading.Event()
 
@@ -148,7 +148,7 @@ def test_closing_ends_a_waiting_stream(live: Live) -> None:
 
     thread = threading.Thread(target=wait)
     thread.start()
-    live.close()
+    hub.close()
 
     assert ended.wait(5)
     thread.join()
@@ -177,26 +177,26 @@ class LeavingBroker(SqliteBroker):
 
 def test_streams_outlive_a_broker_that_goes_away_and_are_told_to_look_again(tmp_path: Path) -> None:
     with LeavingBroker(tmp_path / "broker.db") as broker:
-        live = Live(broker)
-        live.start()
-        stream = live.open_stream(["run.*"])
+        hub = EventHub(broker)
+        hub.start()
+        stream = hub.open_stream(["run.*"])
         broker.away = True
         back = threading.Timer(0.3, lambda: setattr(broker, "away", False))
         back.start()
 
         assert [topic for _, topic, _ in read(stream, 1)] == ["away"]
-        assert live.away
-        late = live.open_stream(["run.*"])
+        assert hub.away
+        late = hub.open_stream(["run.*"])
         assert [topic for _, topic, _ in read(late, 1)] == ["away"]
         late.close()
         assert [topic for _, topic, _ in read(stream, 1)] == ["resync"]
-        assert not live.away
+        assert not hub.away
         broker.emit("run.progress", {"i": 1})
         assert read(stream, 1)[0][2] == {"i": 1}
 
         back.join()
         stream.close()
-        live.close()
+        hub.close()
 
 
 class SilentBroker(SqliteBroker):
@@ -212,11 +212,11 @@ def test_a_broker_that_falls_silent_is_asked_whether_it_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dashboard.event_stream._SILENT_S", 0.1)
-    monkeypatch.setattr("dashboard.event_stream._TAKE_S", 0.05)
+    monkeypatch.setattr("dashboard.event_stream._RECEIVE_S", 0.05)
     with SilentBroker(tmp_path / "broker.db") as broker:
-        live = Live(broker)
-        live.start()
-        stream = live.open_stream(["#"])
+        hub = EventHub(broker)
+        hub.start()
+        stream = hub.open_stream(["#"])
         broker.answers = False
         assert [topic for _, topic, _ in read(stream, 1)] == ["away"]
 
@@ -224,14 +224,14 @@ def test_a_broker_that_falls_silent_is_asked_whether_it_answers(
 
         assert [topic for _, topic, _ in read(stream, 1)] == ["resync"]
         stream.close()
-        live.close()
+        hub.close()
 
 
 def test_the_endpoint_streams_over_http_and_frees_its_place(tmp_path: Path) -> None:
     with open_site(tmp_path, started=True) as site:
         answer = site.web.get("/api/v1/events?topics=run.*")
         assert answer.mimetype == "text/event-stream"
-        assert site.parts.live.streams == 1
+        assert site.parts.event_hub.streams == 1
         site.broker.emit("run.progress", {"run_id": "a"})
         pieces = iter(answer.response)
         text = ""
@@ -241,12 +241,12 @@ def test_the_endpoint_streams_over_http_and_frees_its_place(tmp_path: Path) -> N
         answer.close()
 
         assert '"run_id": "a"' in text
-        assert site.parts.live.streams == 0
+        assert site.parts.event_hub.streams == 0
 
 
 def test_over_the_cap_the_endpoint_says_unavailable(tmp_path: Path) -> None:
     with open_site(tmp_path) as site:
-        site.parts.live._max_streams = 0
+        site.parts.event_hub._max_streams = 0
 
         answer = site.web.get("/api/v1/events")
 
@@ -255,7 +255,7 @@ def test_over_the_cap_the_endpoint_says_unavailable(tmp_path: Path) -> None:
 
 def test_the_dashboard_hears_itself_live(tmp_path: Path) -> None:
     with open_site(tmp_path, started=True) as site:
-        stream = site.parts.live.open_stream(["worker.*"])
+        stream = site.parts.event_hub.open_stream(["worker.*"])
         read(stream, 1)
         stream.close()
 
@@ -269,35 +269,35 @@ def beat(worker: str, **state: object) -> Event:
 
 
 def test_presence_adds_up_speed_and_takes_the_worst_latency() -> None:
-    presence = Presence()
-    presence.hear(beat("a", images_per_second=100.0, latency_p50_ms=9.0, latency_p99_ms=20.0))
-    presence.hear(beat("b", images_per_second=50.5, latency_p50_ms=4.0, latency_p99_ms=35.0))
-    presence.hear(beat("c", images_per_second=None, latency_p99_ms=None))
-    presence.hear(Event("worker.heartbeat", {"service": "trainer", "worker": "t", "images_per_second": 9.0}))
+    workers = WorkerStates()
+    workers.on_event(beat("a", images_per_second=100.0, latency_p50_ms=9.0, latency_p99_ms=20.0))
+    workers.on_event(beat("b", images_per_second=50.5, latency_p50_ms=4.0, latency_p99_ms=35.0))
+    workers.on_event(beat("c", images_per_second=None, latency_p99_ms=None))
+    workers.on_event(Event("worker.heartbeat", {"service": "trainer", "worker": "t", "images_per_second": 9.0}))
 
-    assert presence.speed() == Speed(150.5, 9.0, 35.0)
+    assert workers.speed() == Speed(150.5, 9.0, 35.0)
 
 
 def test_presence_calls_a_silent_worker_gone_and_then_forgets_it() -> None:
     now = [0.0]
-    presence = Presence(lambda: now[0])
-    presence.hear(beat("a", images_per_second=100.0))
+    workers = WorkerStates(lambda: now[0])
+    workers.on_event(beat("a", images_per_second=100.0))
     seen = []
     for now[0] in (1.0, 60.0, 601.0):
-        seen.append([(worker.state["worker"], worker.alive) for worker in presence.workers()])
+        seen.append([(worker.state["worker"], worker.alive) for worker in workers.states()])
 
     assert seen == [[("a", True)], [("a", False)], []]
-    assert presence.speed() == Speed(0.0, None, None)
+    assert workers.speed() == Speed(0.0, None, None)
 
 
 def test_presence_keeps_ten_minutes_of_speed() -> None:
     now = [0.0]
-    presence = Presence(lambda: now[0])
+    workers = WorkerStates(lambda: now[0])
     for second in range(0, 700, 2):
         now[0] = float(second)
-        presence.hear(beat("a", images_per_second=float(second)))
+        workers.on_event(beat("a", images_per_second=float(second)))
 
-    history = presence.speed_history()
+    history = workers.speed_history()
 
     assert history[0][0] <= 605
     assert history[-1] == (0.0, Speed(698.0, None, None))

@@ -161,11 +161,11 @@ def test_a_broker_that_cannot_be_opened_is_said(tmp_path: Path) -> None:
 
     with process(tmp_path) as (child, lines, _):
         assert child.wait(30) == 1
-    assert any("cannot start" in line for line in lines)
+    assert any("ERROR" in line and "broker.db" in line for line in lines)
 
 
 def test_a_broker_url_with_a_wrong_parameter_is_said(tmp_path: Path) -> None:
     with process(tmp_path, GENDERLINE_BROKER_URL="amqp://host/?heartbeat=often") as (child, lines, _):
         assert child.wait(30) == 2
-    assert any("cannot start: GENDERLINE_BROKER_URL: Invalid heartbeat value 'often'" in line for line in lines)
+    assert any("ERROR   dashboard: GENDERLINE_BROKER_URL: Invalid heartbeat value 'often'" in line for line in lines)
     assert not any("Traceback" in line for line in lines)

@@ -4,7 +4,7 @@ import importlib.util
 import pytest
 import torch
 
-from inference.worker_layout import GPU_BYTES, divided, gpu_memory_bytes, layout_of
+from inference.worker_layout import GPU_BYTES, gpu_memory_bytes, plan, plan_for
 from shared.runtime.settings import Settings
 
 FOR_GPUS = any(package.name == "onnxruntime-gpu" for package in importlib.metadata.distributions())
@@ -18,7 +18,7 @@ FOR_GPUS = any(package.name == "onnxruntime-gpu" for package in importlib.metada
         (8, 3, None, (3, 2)),
         (8, 16, None, (16, 1)),
         (16, 0, 80 * GPU_BYTES, (16, 1)),
-        (64, 0, 16 * GPU_BYTES, (16, 4)),  # as many as the GPU has room for
+        (64, 0, 17 * GPU_BYTES, (16, 4)),  # as many as the GPU has room for
         (8, 0, GPU_BYTES // 2, (1, 8)),
         (64, 20, 16 * GPU_BYTES, (20, 3)),  # who asks for more knows better
     ],
@@ -26,14 +26,14 @@ FOR_GPUS = any(package.name == "onnxruntime-gpu" for package in importlib.metada
 def test_workers_and_their_threads_divide_the_cores_and_share_the_gpu(
     cores: int, wanted: int, gpu_bytes: int | None, expected: tuple[int, int]
 ) -> None:
-    assert divided(cores, wanted=wanted, gpu_bytes=gpu_bytes) == expected
+    assert plan(cores, wanted=wanted, gpu_bytes=gpu_bytes) == expected
 
 
 @pytest.mark.skipif(FOR_GPUS, reason="this ONNX Runtime is the build for GPUs")
 def test_without_onnx_runtime_for_gpus_there_is_none_to_share() -> None:
     settings = Settings()
     assert gpu_memory_bytes() is None
-    assert layout_of(settings) == (settings.cores, 1)
+    assert plan_for(settings) == (settings.cores, 1)
 
 
 @pytest.mark.cuda

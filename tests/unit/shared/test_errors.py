@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from shared import errors
-from shared.errors import CODES, GenderlineError, InvalidMessage, shown
+from shared.errors import CODES, GenderlineError, InvalidMessage, short_repr
 
 SHARED = Path(errors.__file__).parents[1]
 BRANCHES = [GenderlineError, *GenderlineError.__subclasses__()]
@@ -48,10 +48,10 @@ def test_every_code_that_is_written_anywhere_is_on_the_list() -> None:
     ],
 )
 def test_what_was_found_is_shown_on_one_line(value: object, text: str) -> None:
-    assert shown(value) == text
+    assert short_repr(value) == text
 
 
 @pytest.mark.parametrize("value", ["x" * 10_000_000, b"\xff" * 10_000_000, 10**1000])
 def test_what_was_found_is_cut_short(value: object) -> None:
-    assert len(shown(value)) == 80
-    assert shown(value).endswith("…")
+    assert len(short_repr(value)) == 80
+    assert short_repr(value).endswith("…")

@@ -41,7 +41,9 @@ def site(tmp_path: Path) -> Iterator[Site]:
         site.builder.run("run-going", state=RunState.TRAINING, epochs=2, progress=progress)
         site.builder.job(JOB)
         site.builder.jobs.create("job-going", message_id="j", name="j", state=JobState.QUEUED)
-        site.parts.presence.hear(Event("worker.heartbeat", {"service": "inference", "worker": "here:1", "version": 1}))
+        site.parts.workers.on_event(
+            Event("worker.heartbeat", {"service": "inference", "worker": "here:1", "version": 1})
+        )
         queue = site.broker.topology.jobs
         site.broker.publish(queue, Message(b"x", "text/plain"))
         with site.broker.consume([queue], 1) as consumer:

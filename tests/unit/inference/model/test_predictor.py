@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from inference.model.loader import ServedModel
 from inference.model.predictor import grouped
-from inference.monitoring.throughput import Speed
+from inference.monitoring.throughput import ThroughputMeter
 from shared.errors import InvalidImage, InvalidModel
 from tests import model_builder as build
 from tests.inference_loops import Loops, open_loops
@@ -94,15 +94,15 @@ def test_groups_keep_all_items_in_order_and_only_a_lone_one_is_above_the_limit(s
 
 def test_speed_tells_of_the_last_ten_seconds() -> None:
     now = np.array(100.0)
-    speed = Speed(clock=lambda: float(now))
-    assert speed.summary() == {"images_per_second": 0.0, "latency_p50_ms": None, "latency_p99_ms": None}
+    throughput = ThroughputMeter(clock=lambda: float(now))
+    assert throughput.summary() == {"images_per_second": 0.0, "latency_p50_ms": None, "latency_p99_ms": None}
     for milliseconds in range(1, 101):
-        speed.add(2, milliseconds / 1000)
-    speed.add(50)  # of a job: no latency
-    assert speed.summary() == {"images_per_second": 25.0, "latency_p50_ms": 51.0, "latency_p99_ms": 100.0}
+        throughput.add(2, milliseconds / 1000)
+    throughput.add(50)  # of a job: no latency
+    assert throughput.summary() == {"images_per_second": 25.0, "latency_p50_ms": 51.0, "latency_p99_ms": 100.0}
     now += 10.5
-    assert speed.summary()["images_per_second"] == 0.0
-    assert speed.summary()["latency_p99_ms"] is None
+    assert throughput.summary()["images_per_second"] == 0.0
+    assert throughput.summary()["latency_p99_ms"] is None
 
 
 def test_observers_are_told_of_every_run_and_what_goes_wrong_with_one_costs_no_answer(

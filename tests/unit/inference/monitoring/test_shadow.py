@@ -10,10 +10,8 @@ import pytest
 
 from inference.model.loader import ServedModel
 from inference.monitoring import shadow as shadow_module
-from inference.monitoring.shadow import PromotionRule, Shadow
 from shared.records.registry import Registry
 from shared.records.shadow import ShadowFigures, shadow_figures
-from shared.topology import MODEL_PROMOTED
 from tests import model_builder as build
 from tests.inference_loops import Loops, open_loops
 from tests.model_builder import brightness_answer, brightness_model, constant_model
@@ -25,7 +23,7 @@ OUTCOMES = ("agree", "disagree", "failed", "dropped")
 @contextlib.contextmanager
 def opened(folder: Path, **settings: object) -> Iterator[Loops]:
     url = f"sqlite:///{folder / 'broker.db'}"
-    with open_loops(folder, url, **{"shadow_share": 1.0, "promote_images": 40, **settings}) as made:
+    with open_loops(folder, url, **{"shadow_share": 1.0, **settings}) as made:
         yield made
 
 
@@ -68,7 +66,7 @@ def saved(loops: Loops, challenger: int = 2, champion: int = 1) -> ShadowFigures
 def test_what_the_champion_answered_is_compared_counted_and_kept(loops: Loops) -> None:
     with challenged(loops, constant_model(0.9)) as model:
         eventually(lambda: loaded(loops), 10, "the challenger is loaded")
-        loops.shadow.at_rest(True)
+        loops.shadow.on_idle(True)
         show(loops, model, 250, 240, 230, 10)
         eventually(lambda: outcomes(loops) == {"agree": 3, "disagree": 1}, 10, "all compared")
         summary = loops.shadow.summary()
@@ -89,7 +87,7 @@ def test_nothing_runs_while_the_loop_has_work_and_what_does_not_fit_is_dropped(l
         assert outcomes(loops) == {"dropped": 64}
         assert not threading.Event().wait(0.2)  # ten times as long as the shadow looks away
         assert outcomes(loops) == {"dropped": 64}
-        loops.shadow.at_rest(True)
+        loops.shadow.on_idle(True)
         eventually(lambda: outcomes(loops) == {"agree": 256, "dropped": 64}, 10, "what waited is compared")
         show(loops, model, 250)
         eventually(lambda: outcomes(loops)["agree"] == 257, 10, "there is room again")
@@ -100,7 +98,7 @@ def test_about_the_share_that_is_set_is_seen(tmp_path: Path) -> None:
         eventually(lambda: loaded(loops), 10, "the challenger is loaded")
         for _ in range(2000):
             show(loops, model, 250)
-        loops.shadow.at_rest(True)
+        loops.shadow.on_idle(True)
         eventually(lambda: outcomes(loops).get("agree") == 256, 20, "what waited is compared")
         assert 400 < sum(outcomes(loops).values()) < 600
 
@@ -108,7 +106,7 @@ def test_about_the_share_that_is_set_is_seen(tmp_path: Path) -> None:
 def test_both_are_timed_on_the_same_images(loops: Loops) -> None:
     with challenged(loops, brightness_model(build.slow)) as model:
         eventually(lambda: loaded(loops), 10, "the challenger is loaded")
-        loops.shadow.at_rest(True)
+        loops.shadow.on_idle(True)
         show(loops, model, *[250] * 200)
         eventually(lambda: outcomes(loops) == {"agree": 200}, 20, "all compared")
     runs = [loops.value("genderline_shadow_run_seconds_count", model=name) for name in ("champion", "challenger")]
@@ -149,7 +147,7 @@ def test_a_challenger_that_cannot_be_loaded_leaves_the_champion_alone_and_is_tri
 def test_a_challenger_that_fails_is_counted_and_goes_on(loops: Loops, fault: build.Change, problem: str | None) -> None:
     with challenged(loops, brightness_model(fault)) as model:
         eventually(lambda: loaded(loops), 10, "the challenger is loaded")
-        loops.shadow.at_rest(True)
+        loops.shadow.on_idle(True)
         show(loops, model, 0)
         eventually(lambda: outcomes(loops) == {"failed": 1}, 10, "the failure is counted")
         show(loops, model, 250, 100)
@@ -163,7 +161,7 @@ def test_an_image_that_the_champion_has_no_number_for_says_nothing(loops: Loops)
     champion = brightness_model(build.dark_is_not_a_number)
     with challenged(loops, constant_model(0.9), champion) as model:
         eventually(lambda: loaded(loops), 10, "the challenger is loaded")
-        loops.shadow.at_rest(True)
+        loops.shadow.on_idle(True)
         show(loops, model, 0, 250)
         eventually(lambda: outcomes(loops) == {"agree": 1}, 10, "one is compared")
     assert saved(loops).images == 1
@@ -176,7 +174,7 @@ def test_a_new_champion_is_never_compared_with_answers_of_the_old_one(loops: Loo
         loops.builder.register(constant_model(0.1))
         loops.models.refresh()
         show(loops, model, 250)  # a batch that was under way at the swap
-        loops.shadow.at_rest(True)
+        loops.shadow.on_idle(True)
         eventually(lambda: outcomes(loops) == {"dropped": 10}, 10, "answers of the old champion are dropped")
         champion = loops.models.champion
         assert champion is not None
@@ -206,7 +204,7 @@ def test_a_challenger_that_is_promoted_or_dismissed_is_let_go_of(loops: Loops) -
 def test_what_a_pinned_version_answers_is_not_shadowed(loops: Loops) -> None:
     with challenged(loops, constant_model(0.9)):
         eventually(lambda: loaded(loops), 10, "the challenger is loaded")
-        loops.shadow.at_rest(True)
+        loops.shadow.on_idle(True)
         show(loops, loops.models.get(loops.builder.register(constant_model(0.3), promote=False)), 250)
     assert loops.shadow._queue.empty()
     assert outcomes(loops) == {}
@@ -220,7 +218,7 @@ def test_figures_that_could_not_be_saved_are_saved_later(
     with challenged(loops, constant_model(0.9)) as model:
         loops.store.put(key, b"{spoiled")
         eventually(lambda: loaded(loops), 10, "the challenger is loaded")
-        loops.shadow.at_rest(True)
+        loops.shadow.on_idle(True)
         show(loops, model, 250)
         eventually(lambda: "what the challenger did is not saved" in caplog.text, 10, "a warning")
         loops.store.delete(key)
@@ -230,60 +228,11 @@ def test_figures_that_could_not_be_saved_are_saved_later(
     assert saved(loops).images == 2  # nothing twice
 
 
-# -- the rule
-
-FAST_AND_ALIKE = ShadowFigures(images=40, agreed=40, timed=8, challenger_s=0.8, champion_s=1.0)
-
-
-@pytest.mark.parametrize(
-    ("change", "met"),
-    [
-        ({}, True),
-        ({"images": 39, "agreed": 39}, False),
-        ({"agreed": 39}, True),
-        ({"agreed": 38}, False),
-        ({"challenger_s": 0.91}, False),
-        ({"timed": 0, "challenger_s": 0.0, "champion_s": 0.0}, False),
-    ],
-    ids=["met", "too-few", "alike-enough", "not-alike", "slow", "not-timed"],
-)
-def test_the_rule_wants_enough_images_agreement_and_speed(change: dict[str, float], met: bool) -> None:
-    assert PromotionRule(0.975, 40, 0.9).met(FAST_AND_ALIKE.model_copy(update=change)) is met
-    assert not PromotionRule(0.0, 40, 0.9).met(FAST_AND_ALIKE.model_copy(update=change))
-
-
-def test_a_challenger_that_meets_the_rule_is_promoted_once_by_several_workers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shadow_module, "_RECORD_EVERY_S", 0.05)
-    with opened(tmp_path, promote_agreement=0.99) as loops, loops.broker.subscribe([MODEL_PROMOTED]) as events:
-        other = Shadow(loops.broker, loops.store, loops.settings, loops.models, loops.metrics)
-        champion = brightness_model(build.slow)
-        with challenged(loops, brightness_model(), champion) as model, loops.running(other.run):
-            shadows = [loops.shadow, other]
-            eventually(lambda: all(shadow._challenger for shadow in shadows), 10, "both have loaded the challenger")
-            faces = np.full((64, 128, 128), 250, np.uint8)
-            for shadow in shadows:
-                shadow.at_rest(True)
-                shadow.observe(model, faces, model.predict(faces).tolist())
-            eventually(lambda: loops.builder.registry.aliases().champion == 2, 20, "version 2 is champion")
-            eventually(lambda: sum(outcomes(loops).values()) == 128, 20, "all is compared")
-        told = events.receive(1)
-    history = loops.builder.registry.history()
-    assert [(entry["action"], entry["version"]) for entry in history] == [
-        ("promote", 1),
-        ("challenge", 2),
-        ("promote", 2),
-    ]
-    assert history[-1]["reason"].startswith("rule: as challenger of version 1 it agrees on 100.0 % of ")
-    assert [event.payload["version"] for event in told] == [2]
-
-
-def test_without_a_rule_nothing_is_promoted(loops: Loops, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_challenger_is_promoted_by_itself(loops: Loops, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shadow_module, "_RECORD_EVERY_S", 0.05)
     with challenged(loops, brightness_model(), brightness_model(build.slow)) as model:
         eventually(lambda: loaded(loops), 10, "the challenger is loaded")
-        loops.shadow.at_rest(True)
+        loops.shadow.on_idle(True)
         show(loops, model, *[250] * 64)
         eventually(lambda: saved(loops).images == 64, 20, "the figures are saved")
     assert loops.builder.registry.aliases().champion == 1

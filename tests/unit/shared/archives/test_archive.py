@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.archives.archive import Archive, ArchiveLimits
-from shared.archives.entry import EntryError, Unpacker
+from shared.archives.entry import EntryError, EntryReader
 from shared.errors import InvalidDataset
 from shared.runtime.settings import Settings
 from tests import archives
@@ -94,29 +94,18 @@ def test_names_in_no_known_encoding_still_get_a_name_each() -> None:
         assert [archive.read(entry) for entry in archive.entries] == [b"1", b"2"]
 
 
-@pytest.mark.parametrize("litter", [[], [("a/.DS_Store", b"x")]])  # else no name is looked at before it is asked for
-def test_a_name_that_lies_about_being_utf8_is_a_reject_with_the_name(litter: list[tuple[str, bytes]]) -> None:
-    data = zipped([("ü" + "x" * 60_000, b"x"), ("30_0_0_ü.jpg", b"y"), *litter])
-    with opened(data.replace("üx".encode(), b"\xff\xffx")) as archive:
-        liar, neighbour = archive.entries
-        assert (liar.name[:4], archive.read(neighbour)) == ("\ufffd\ufffdxx", b"y")
-        assert liar.reject is not None
-        assert liar.reject.reason == "corrupt"
-        assert liar.reject.detail.startswith("found the name b'\\xff\\xffxxx")
-        assert liar.reject.detail.endswith("that claims to be UTF-8 and is not, expected UTF-8")
-        assert len(liar.reject.detail) < 200
-        with pytest.raises(EntryError, match="claims to be UTF-8"):
-            archive.read(liar)
+def test_a_name_that_claims_to_be_utf8_and_is_not_is_in_code_page_437_and_the_entry_is_read() -> None:
+    data = zipped([("30_0_0_ü.jpg", b"x"), ("30_0_0_é.jpg", b"y")])
+    with opened(data.replace("ü".encode(), b"\x81_")) as archive:
+        assert [entry.name for entry in archive.entries] == ["30_0_0_ü_.jpg", "30_0_0_é.jpg"]
+        assert [archive.read(entry) for entry in archive.entries] == [b"x", b"y"]
 
 
-def test_an_entry_in_a_later_version_of_the_format_is_a_reject_and_its_neighbour_is_not() -> None:
-    data = bytearray(zipped([("30_0_0.jpg", b"x"), ("31_1_0.jpg", b"y")]))
+def test_a_version_of_the_format_does_not_matter_where_the_method_is_known() -> None:
+    data = bytearray(zipped([("30_0_0.jpg", b"x")]))
     data[data.index(b"PK\x01\x02") + 6] = 64
     with opened(bytes(data)) as archive:
-        assert reasons(archive) == {"30_0_0.jpg": "corrupt", "31_1_0.jpg": None}
-        with pytest.raises(EntryError, match=r"found version 6\.4 of the zip format, expected at most 6\.3"):
-            archive.read(archive.entries[0])
-        assert archive.read(archive.entries[1]) == b"y"
+        assert archive.read(archive.entries[0]) == b"x"
 
 
 def test_two_entries_of_one_name_are_both_read() -> None:
@@ -135,8 +124,8 @@ def test_two_entries_of_one_name_are_both_read() -> None:
         (b"<!DOCTYPE html><title>Sign in</title>", "found an HTML page"),
         (b"PK", "found a text file"),
         (bytes(70_000), "found unknown data"),
-        (zipped([]), "found a zip archive without files"),
-        (zipped([("folder/", b""), ("__MACOSX/x", b"")]), "found a zip archive without files"),
+        (zipped([]), "found an archive without files"),
+        (zipped([("folder/", b""), ("__MACOSX/x", b"")]), "found an archive without files"),
     ],
 )
 def test_what_is_no_zip_of_files_is_told_by_what_it_is(data: bytes, found: str) -> None:
@@ -290,7 +279,7 @@ def test_an_entry_whose_own_header_is_gone_is_corrupt_and_its_neighbour_is_not()
         assert archive.read(archive.entries[1]) == face_jpeg(1, 1)
 
 
-@pytest.mark.parametrize("method", [1, 9, 12, 14, 93])
+@pytest.mark.parametrize("method", [1, 9, 93, 98])
 def test_other_compression_methods_are_rejects(method: int) -> None:
     with opened(archives.with_method("30_0_0.jpg", b"x", method)) as archive:
         reject = archive.entries[0].reject
@@ -305,11 +294,11 @@ def test_entries_read_at_once_are_those_read_one_by_one(tmp_path: Path, method: 
     path.write_bytes(zipped(files, method))
     with path.open("rb") as file, Archive(file, LIMITS) as archive:
         for some in (archive.entries[:1], archive.entries[40:60], archive.entries[99:], archive.entries[:]):
-            unpacker = Unpacker(file).holding(some)
-            assert [unpacker.read(entry) for entry in some] == [archive.read(entry) for entry in some]
+            reader = EntryReader(file).prefetched(some)
+            assert [reader.read(entry) for entry in some] == [archive.read(entry) for entry in some]
         # Entries that are not held are read as ever.
         for held, other in ((archive.entries[:1], 50), (archive.entries[50:51], 49), (archive.entries[50:51], 51)):
-            assert Unpacker(file).holding(held).read(archive.entries[other]) == files[other][1]
+            assert EntryReader(file).prefetched(held).read(archive.entries[other]) == files[other][1]
 
 
 def test_entries_that_are_held_need_the_file_no_more(tmp_path: Path) -> None:
@@ -318,12 +307,12 @@ def test_entries_that_are_held_need_the_file_no_more(tmp_path: Path) -> None:
     path.write_bytes(zipped(files))
     with path.open("r+b") as file, Archive(file, LIMITS) as archive:
         held, others = archive.entries[5:10], archive.entries[20:25]
-        unpacker = Unpacker(file).holding(held)
+        reader = EntryReader(file).prefetched(held)
         file.truncate(0)
-        assert [unpacker.read(entry) for entry in held] == [data for _, data in files[5:10]]
+        assert [reader.read(entry) for entry in held] == [data for _, data in files[5:10]]
         for entry in others:
             with pytest.raises(EntryError, match="its header is missing"):
-                unpacker.read(entry)
+                reader.read(entry)
 
 
 def test_entries_that_are_damaged_or_far_apart_are_told_as_ever(tmp_path: Path) -> None:
@@ -335,11 +324,11 @@ def test_entries_that_are_damaged_or_far_apart_are_told_as_ever(tmp_path: Path) 
     with path.open("rb") as file, Archive(file, LIMITS) as archive:
         first, notes, second = archive.entries
         for some in ([first], [first, second], [second, notes, first]):
-            unpacker = Unpacker(file).holding(some)
-            assert unpacker.read(second) == b"second"
+            reader = EntryReader(file).prefetched(some)
+            assert reader.read(second) == b"second"
             with pytest.raises(EntryError, match="found checksum"):
-                unpacker.read(first)
-        assert Unpacker(file).holding([notes]).read(notes) == wide
+                reader.read(first)
+        assert EntryReader(file).prefetched([notes]).read(notes) == wide
 
 
 def test_an_archive_over_its_limit_of_bytes_is_refused() -> None:

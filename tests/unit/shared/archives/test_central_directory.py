@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.archives.central_directory import Directory, read_directory
+from shared.archives.central_directory import read_directory
+from shared.archives.directory import Directory
 from shared.errors import InvalidDataset
 from tests import archives
 from tests.archives import labelled_faces, zipped
@@ -19,7 +20,8 @@ NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=
 
 def told(directory: Directory) -> list[tuple[object, ...]]:
     d = directory
-    columns = (d.offsets, d.packed_bytes, d.size_bytes, d.crcs, d.flags, d.methods, d.modes)
+    assert d.crcs is not None
+    columns = (d.offsets, d.packed_bytes, d.size_bytes, d.crcs, d.encrypted, d.methods, d.modes)
     return list(zip(map(d.name, range(len(d))), *(column.tolist() for column in columns), strict=True))
 
 
@@ -32,7 +34,7 @@ def told_by_zipfile(data: bytes) -> list[tuple[object, ...]]:
                 member.compress_size,
                 member.file_size,
                 member.CRC,
-                member.flag_bits,
+                bool(member.flag_bits & 1),
                 member.compress_type,
                 member.external_attr >> 16,
             )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 
 import pytest
 
-from shared.cli.output import Output, moment, percent, shown
+from shared.cli.output import Output, moment, percent
 
 
 class Terminal(io.StringIO):
@@ -92,15 +93,34 @@ def test_markdown_is_rendered_on_a_terminal_only(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Output().markdown("# Title\n\x07text")
-    assert capsys.readouterr().out == "# Title\n\N{REPLACEMENT CHARACTER}text\n"
+    assert capsys.readouterr().out == "# Title\n\\x07text\n"
     stream = on_terminal(monkeypatch)
     Output().markdown("# Title")
     assert "# Title" not in stream.getvalue()
     assert "Title" in stream.getvalue()
 
 
-def test_text_from_outside_cannot_steer_a_terminal() -> None:
-    assert shown("a\x1b[2J\nb\u202ec é 漢") == "a\ufffd[2J\ufffdb\ufffdc é 漢"
+HOSTILE = "a\x1b[2J\nb\u202ec\x7f\x9b1m é 漢"
+
+
+def test_text_from_outside_cannot_steer_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output()
+    output.line(HOSTILE)
+    output.error(HOSTILE)
+    output.table(["NAME"], [[HOSTILE]])
+    with output.steps() as steps:
+        steps.step(HOSTILE, 1, 2)
+    captured = capsys.readouterr()
+    assert {char for char in captured.out + captured.err if not char.isprintable()} == {"\n"}
+    assert r"a\x1b[2J\nb\u202ec\x7f\x9b1m é 漢" in captured.out
+
+
+def test_a_document_holds_the_same_text_and_no_control_character(capsys: pytest.CaptureFixture[str]) -> None:
+    Output(as_json=True).document({"name": HOSTILE + "\U000e0001"})
+    printed = capsys.readouterr().out
+    assert {char for char in printed if not char.isprintable()} == {"\n"}
+    assert "é 漢" in printed
+    assert json.loads(printed) == {"name": HOSTILE + "\U000e0001"}
 
 
 def test_numbers_and_times_for_people() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from shared.faces.file_type import looks_like
+from shared.faces.file_type import describe
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,9 @@ from shared.faces.file_type import looks_like
         (b"%PDF-1.7", "a PDF document"),
         (b"GIF89a", "a GIF image"),
         (b"RIFF\x00\x00\x00\x00WEBPVP8 ", "a WebP image"),
-        (b"\x00\x00\x00\x1cftypavif", "an AVIF or HEIC image, or a video"),
+        (b"\x00\x00\x00\x1cftypavif\x00\x00\x00\x00mif1miaf", "an AVIF image"),
+        (b"\x00\x00\x00\x1cftypmif1\x00\x00\x00\x00heicmiaf", "a HEIC image"),
+        (b"\x00\x00\x00\x1cftypisom\x00\x00\x00\x00iso2mp41", "a video"),
         (bytes(257) + b"ustar", "a tar archive"),
         (b"\xef\xbb\xbf \n<!DOCTYPE html><title>Sign in</title>", "an HTML page"),
         (b"<?xml version='1.0'?>", "an XML or SVG file"),
@@ -27,4 +29,4 @@ from shared.faces.file_type import looks_like
     ],
 )
 def test_files_are_told_apart_by_their_first_bytes(head: bytes, kind: str) -> None:
-    assert looks_like(head) == kind
+    assert describe(head) == kind

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -201,18 +200,3 @@ def test_a_new_champion_keeps_the_challenger_that_a_person_chose_only(three: Reg
     assert three.promote(2, "it won") == Aliases(2, 1, None)
     three.challenge(3, "gate: no better", by="gate")
     assert three.rollback("worse") == Aliases(1, 2, None)
-
-
-def test_of_several_that_promote_a_challenger_one_does_and_none_after_anything_has_changed(
-    store: FileStore, three: Registry
-) -> None:
-    three.challenge(2, "faster")
-    assert not three.promote_challenger(3, 1, "not the challenger")
-    assert not three.promote_challenger(2, 3, "not against this champion")
-    with ThreadPoolExecutor(4) as pool:
-        done = list(pool.map(lambda _: Registry(store).promote_challenger(2, 1, "rule"), range(8)))
-    assert sorted(done) == [False] * 7 + [True]
-    assert three.aliases() == Aliases(2, 1, None)
-    three.rollback("a person knows better")
-    assert not three.promote_challenger(2, 1, "rule")
-    assert [entry["reason"] for entry in three.history()] == ["first", "faster", "rule", "a person knows better"]

@@ -83,3 +83,27 @@ def test_configuring_twice_prints_once(capsys: pytest.CaptureFixture[str]) -> No
     configure_logging("trainer", "info", "text")
     logging.getLogger("x").info("once")
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_name_can_neither_forge_a_line_nor_command_a_terminal(capsys: pytest.CaptureFixture[str], form: str) -> None:
+    configure_logging("trainer", "info", form)
+    name = "faces\n12:00:00 ERROR   trainer: forged\x1b[31m\x7f\x9b"
+    logging.getLogger("x").info("took %r and %s", name, name)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.isprintable()
+    assert "forged" in line
+
+
+def test_a_traceback_in_text_is_indented_so_that_its_lines_look_like_no_event(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging("trainer", "info", "text")
+    try:
+        raise ValueError("x\n12:00:00 ERROR   trainer: forged\x1b[31m")
+    except ValueError:
+        logging.getLogger("x").exception("a bug")
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert first.endswith("ERROR   trainer: a bug")
+    assert any("forged" in line for line in rest)
+    assert all(line.startswith("  ") and line.isprintable() for line in rest)

@@ -14,7 +14,7 @@ from shared.errors import Cancelled
 from shared.faces.decode import ImageLimits
 from shared.runtime.settings import Settings
 from tests.archives import labelled_faces, zipped
-from trainer.data.decode import Chunk, Traits
+from trainer.data.decode import Chunk, DecodedFace
 from trainer.data.decode_pool import WORTH_PROCESSES, Decoders
 from trainer.data.ingest import ingest
 
@@ -148,4 +148,4 @@ def test_signals_meant_for_the_trainer_do_not_end_its_decoding_processes(tmp_pat
     ):
         stop(set(children()) - set(before))  # before they can have said that they ignore it
         ((_, outcomes),) = processes.decode([Chunk(0, archive.entries[:1])])
-    assert isinstance(outcomes[0], Traits)
+    assert isinstance(outcomes[0], DecodedFace)

@@ -15,7 +15,7 @@ from shared.faces.decode import ImageLimits, decode_face
 from shared.faces.labels import Label
 from shared.records.dataset import SPLITS, Split, age_band
 from tests.archives import face_jpeg
-from trainer.data.near_duplicates import MAX_HORIZONTAL_BITS, MAX_VERTICAL_BITS, look_hashes, near_duplicates
+from trainer.data.near_duplicates import MAX_HORIZONTAL_BITS, MAX_VERTICAL_BITS, dhash, near_duplicates
 from trainer.data.split import SHARES, split
 
 LABELS = st.builds(Label, st.integers(0, 120), st.integers(0, 1), st.integers(0, 4))
@@ -40,8 +40,8 @@ def saved_again(original: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def test_a_face_has_the_same_hash_alone_and_among_others() -> None:
     faces = np.stack([face(seed) for seed in range(33)])
-    alone = np.concatenate([look_hashes(each[np.newaxis]) for each in faces])
-    np.testing.assert_array_equal(look_hashes(faces), alone)
+    alone = np.concatenate([dhash(each[np.newaxis]) for each in faces])
+    np.testing.assert_array_equal(dhash(faces), alone)
 
 
 @settings(deadline=None)
@@ -123,7 +123,7 @@ def test_copies_of_a_photo_that_were_scaled_brightened_or_saved_again_are_found(
             cv2.convertScaleAbs(original, alpha=1.08, beta=4).astype(np.uint8),
             saved_again(original),
         ]
-        hashes.append(look_hashes(np.stack(copies)))
+        hashes.append(dhash(np.stack(copies)))
     groups = near_duplicates(np.concatenate(hashes))
     together = [len(set(groups[i : i + 4].tolist())) == 1 for i in range(0, 160, 4)]
     assert sum(together) >= 36
@@ -160,7 +160,7 @@ def test_grouping_faces_that_differ_in_one_direction_alone_can_be_ended() -> Non
 
     asked = 0
 
-    def keep_on() -> None:
+    def check_cancelled() -> None:
         nonlocal asked
         asked += 1
         if asked == 3:
@@ -168,7 +168,7 @@ def test_grouping_faces_that_differ_in_one_direction_alone_can_be_ended() -> Non
 
     started = time.monotonic()
     with pytest.raises(Cancelled):
-        near_duplicates(hashes, keep_on)
+        near_duplicates(hashes, check_cancelled)
     assert time.monotonic() - started < 10
 
 

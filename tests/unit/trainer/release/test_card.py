@@ -1,6 +1,5 @@
 import hashlib
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +9,28 @@ import torch
 
 from shared.params import TrainingParams
 from shared.records.evaluation import Evaluation
-from shared.records.model_card import CardDataset, Float16Report, InputStatistics, Int8Report, ModelCard
-from trainer.release.card import Siblings, build_card, measure_inputs, render_card
+from shared.records.model_card import (
+    CardDataset,
+    CardFile,
+    InputStatistics,
+    ModelCard,
+    Variant,
+    VariantPrecision,
+)
+from trainer.release.card import build_card, measure_inputs, render_card
 from trainer.release.evaluate import evaluate
 from trainer.training.model import Cost
 from trainer.training.train import EpochRow, Trained
 
-INT8 = Int8Report(
-    kept=True,
+INT8 = Variant(
     faces=500,
-    accuracy_float=0.91,
-    accuracy_int8=0.908,
-    images_per_second_float=250,
-    images_per_second_int8=700,
+    accuracy_float32=0.91,
+    accuracy=0.908,
+    images_per_second_float32=250,
+    images_per_second=700,
+    file=CardFile(sha256="c" * 64, size_bytes=1234),
 )
-
-
-FLOAT16 = Float16Report(kept=True, faces=500, accuracy_float=0.91, accuracy_float16=0.911)
+FLOAT16 = Variant(faces=500, accuracy_float32=0.91, accuracy=0.911, file=CardFile(sha256="d" * 64, size_bytes=2345))
 
 
 def evaluation(count: int = 400) -> Evaluation:
@@ -43,8 +47,6 @@ def epoch(number: int, val_accuracy: float) -> EpochRow:
 @pytest.fixture
 def parts(tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "model.onnx").write_bytes(b"float")
-    (tmp_path / "model_int8.onnx").write_bytes(b"int8")
-    (tmp_path / "model_float16.onnx").write_bytes(b"half")
     return {
         "model_version": 3,
         "run_id": "run-1",
@@ -57,7 +59,7 @@ def parts(tmp_path: Path) -> dict[str, Any]:
         "temperature": 1.25,
         "parity": 3.2e-7,
         "model_path": tmp_path / "model.onnx",
-        "siblings": Siblings(INT8, tmp_path / "model_int8.onnx", FLOAT16, tmp_path / "model_float16.onnx"),
+        "variants": {"int8": INT8, "float16": FLOAT16},
         "network_cost": Cost(2_747_649, 175_787_392),
         "inputs": measure_inputs(np.full((4, 128, 128), 100, np.uint8), np.arange(4)),
         "device": "2 CPU threads",
@@ -73,10 +75,7 @@ def test_a_card_holds_what_the_run_found_out(parts: dict[str, Any]) -> None:
     assert card.metrics["test_accuracy"] == parts["evaluation"].accuracy
     assert (card.best_epoch, card.epochs, card.seconds) == (2, 3, 180.0)
     assert card.file.sha256 == hashlib.sha256(b"float").hexdigest()
-    assert card.int8_file is not None
-    assert card.int8_file.size_bytes == 4
-    assert card.float16_file is not None
-    assert card.float16_file.sha256 == hashlib.sha256(b"half").hexdigest()
+    assert card.variants == {"int8": INT8, "float16": FLOAT16}
     assert {"python", "torch", "onnxruntime", "numpy"} <= card.libraries.keys()
 
 
@@ -134,24 +133,24 @@ def test_every_table_of_the_written_card_is_well_formed(parts: dict[str, Any]) -
 
 
 @pytest.mark.parametrize(
-    ("change", "expected"),
+    ("variants", "expected"),
     [
-        ({"int8": None, "int8_path": None}, "No int8 sibling: `quantize` was off."),
-        ({"int8_path": None}, "No int8 sibling: it lost too much (accuracy 91.0 % as float, 90.8 % as int8"),
-        ({}, "int8 sibling: 4 bytes"),
-        ({"float16": None, "float16_path": None}, "No float16 sibling: `quantize` was off."),
+        ({}, "No variants: `quantize` was off."),
+        ({"int8": INT8}, "`model_int8.onnx`: 1,234 bytes"),
+        ({"int8": INT8}, "accuracy 90.8 %, 91.0 % in float32; 700 images/s on one CPU thread, 250 in float32."),
         (
-            {"float16_path": None},
-            "No float16 sibling: it lost too much (accuracy 91.0 % in float32, 91.1 % in float16)",
+            {"int8": INT8.model_copy(update={"file": None})},
+            "No int8 variant: it lost too much accuracy (accuracy",
         ),
-        ({}, "float16 sibling: 4 bytes"),
+        ({"float16": FLOAT16}, "`model_float16.onnx`: 2,345 bytes"),
+        ({"float16": FLOAT16}, "accuracy 91.1 %, 91.0 % in float32."),
     ],
 )
-def test_the_written_card_says_what_became_of_the_siblings(
-    change: dict[str, Any], expected: str, parts: dict[str, Any]
+def test_the_written_card_describes_the_variants(
+    variants: dict[VariantPrecision, Variant], expected: str, parts: dict[str, Any]
 ) -> None:
-    siblings = replace(parts["siblings"], **change)
-    assert f"- {expected}" in render_card(build_card(**parts | {"siblings": siblings}))
+    text = render_card(build_card(**parts | {"variants": variants}))
+    assert expected in text[text.index("## Files") :]
 
 
 def test_input_statistics_are_of_the_faces_named_only() -> None:

@@ -1,5 +1,6 @@
 import logging
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -9,10 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from shared.records.model_card import VariantPrecision
+from shared.records.registry import Registry
+from shared.store.base import sha256_of
+from trainer.release import export
 from trainer.release.export import (
     ParityError,
-    choose_float16,
-    choose_int8,
+    build_variants,
     export_onnx,
     measure,
     predict_onnx,
@@ -156,14 +160,14 @@ def test_a_read_only_memory_map_is_compared_without_complaint(
     assert verify_parity(exported, network, TEMPERATURE, np.load(tmp_path / "faces.npy", mmap_mode="r")) < 1e-5
 
 
-def test_the_int8_sibling_is_smaller_and_nearly_the_same(exported: Path, quantized: Path) -> None:
+def test_the_int8_variant_is_smaller_and_nearly_the_same(exported: Path, quantized: Path) -> None:
     assert quantized.stat().st_size < exported.stat().st_size / 3
     faces = drawn_faces(32)
     difference = np.abs(predict_onnx(quantized, faces) - predict_onnx(exported, faces))
     assert 0 < difference.mean() < 0.05
 
 
-def test_the_int8_sibling_keeps_its_logit_in_float(quantized: Path) -> None:
+def test_the_int8_variant_keeps_its_logit_in_float(quantized: Path) -> None:
     graph = onnx.load(quantized).graph
     last_dense = [node for node in graph.node if node.op_type == "Gemm"][-1]
     producers = {name: node.op_type for node in graph.node for name in node.output}
@@ -174,7 +178,7 @@ def test_the_int8_sibling_keeps_its_logit_in_float(quantized: Path) -> None:
     assert producers[first_conv.input[1]] == "DequantizeLinear"
 
 
-def test_the_float16_sibling_has_half_the_size_and_nearly_the_same_answers(
+def test_the_float16_variant_has_half_the_size_and_nearly_the_same_answers(
     exported: Path, halved: Path, network: nn.Module
 ) -> None:
     assert halved.stat().st_size < exported.stat().st_size * 0.6
@@ -193,7 +197,7 @@ def test_no_shape_is_computed_which_a_gpu_would_have_to_ask_the_cpu_for(
     assert not operators & {"Shape", "Range", "Gather", "Squeeze", "Unsqueeze"}
 
 
-def test_a_model_is_measured_by_the_faces_that_it_names_rightly(exported: Path) -> None:
+def test_a_model_is_measured_by_the_faces_that_it_predicts_correctly(exported: Path) -> None:
     faces = drawn_faces(40)
     labels = (predict_onnx(exported, faces) >= 0.5).astype(np.uint8)
     labels[:10] ^= 1
@@ -202,18 +206,23 @@ def test_a_model_is_measured_by_the_faces_that_it_names_rightly(exported: Path) 
     assert measured.images_per_second > 1
 
 
-def test_a_sibling_is_dropped_where_it_loses_more_than_three_faces_in_a_thousand(tmp_path: Path) -> None:
-    export_onnx(brightness_network(100), 1.0, tmp_path / "right.onnx", {})
-    export_onnx(brightness_network(200), 1.0, tmp_path / "worse.onnx", {})
-    for lost, kept in ((3, True), (4, False)):
-        luma = np.array([50] * 500 + [150] * lost + [250] * (500 - lost), np.uint8)
-        faces, labels = np.repeat(luma, 128 * 128).reshape(1000, 128, 128), (luma > 100).astype(np.uint8)
-        right, worse = (measure(tmp_path / f"{name}.onnx", faces, labels) for name in ("right", "worse"))
-        int8, float16 = choose_int8(right, worse), choose_float16(right, worse)
-        assert (int8.accuracy_float, int8.accuracy_int8) == (1.0, 1 - lost / 1000)
-        assert (float16.accuracy_float, float16.accuracy_float16) == (1.0, 1 - lost / 1000)
-        assert int8.kept is float16.kept is kept
-        assert int8.faces == float16.faces == 1000
+@pytest.mark.parametrize(("lost", "kept"), [(3, True), (4, False)])
+def test_a_variant_is_dropped_where_it_loses_more_than_three_faces_in_a_thousand(
+    lost: int, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    luma = np.array([50] * 500 + [150] * lost + [250] * (500 - lost), np.uint8)
+    faces, labels = np.repeat(luma, 128 * 128).reshape(1000, 128, 128), (luma > 100).astype(np.uint8)
+    path = tmp_path / "model.onnx"
+    export_onnx(brightness_network(100), 1.0, path, {})
+    worse = brightness_network(200)
+    # Both variants are of a network that takes the faces of luma 150 for male.
+    monkeypatch.setattr(export, "quantize_int8", lambda _path, out, _faces: export_onnx(worse, 1.0, out, {}))
+    variants = build_variants(worse, 1.0, path, {}, calibration=faces, faces=faces, labels=labels)
+    for precision in get_args(VariantPrecision):
+        variant, file = variants[precision], tmp_path / Registry.model_file(precision)
+        assert (variant.faces, variant.accuracy_float32, variant.accuracy) == (1000, 1.0, 1 - lost / 1000)
+        assert (variant.file is not None) is file.exists() is kept
+        assert variant.file is None or variant.file.sha256 == sha256_of(file)
 
 
 def test_exporting_and_quantizing_print_nothing_and_warn_of_nothing(

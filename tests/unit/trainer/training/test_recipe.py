@@ -18,7 +18,7 @@ def unasked(_: Recipe) -> NoReturn:
 
 def decided(faces: int = 10_000, speed: float | None = None, **params: object) -> Recipe:
     return decide(
-        TrainingParams.parse(params), faces=faces, device=CPU, speed=unasked if speed is None else lambda _: speed
+        TrainingParams.parse(params), faces=faces, device=CPU, throughput=unasked if speed is None else lambda _: speed
     )
 
 
@@ -71,7 +71,7 @@ def test_training_computes_in_what_the_device_is_built_for_unless_told_otherwise
 
 def test_a_recipe_fits_the_parameters_that_it_was_decided_from_and_no_others() -> None:
     params = TrainingParams.parse({"batch_size": 17})
-    recipe = decide(params, faces=100, device=CPU, speed=unasked)
+    recipe = decide(params, faces=100, device=CPU, throughput=unasked)
     assert recipe.fits(params)
     assert recipe.fits(TrainingParams.parse({"batch_size": 17, "network": recipe.network}))
     assert not recipe.fits(TrainingParams.parse({"batch_size": 18}))

@@ -7,10 +7,10 @@ import torch
 
 from shared.params import TrainingParams
 from trainer.training.device import seeded
-from trainer.training.loss import Objective
+from trainer.training.loss import MultiTaskLoss
 from trainer.training.model import build_network
 from trainer.training.recipe import Recipe, decide
-from trainer.training.step import Step
+from trainer.training.step import TrainStep
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 WITH_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -26,17 +26,17 @@ RATE = 1e-4
 class Learner:
     """A fresh network and its steps; the same wherever it is made."""
 
-    step: Step
-    objective: Objective
+    step: TrainStep
+    model: MultiTaskLoss
     device: torch.device
 
     @classmethod
-    def made(cls, device: torch.device, *, record: bool = True) -> "Learner":
+    def made(cls, device: torch.device, *, capture: bool = True) -> "Learner":
         params = TrainingParams(network="small", precision="float32", epochs=1, batch_size=8)
-        recipe: Recipe = decide(params, faces=100, device=device, speed=lambda _: math.inf)
+        recipe: Recipe = decide(params, faces=100, device=device, throughput=lambda _: math.inf)
         with seeded(CPU, 0):
-            objective = Objective(build_network("small", dropout=0.4), recipe.auxiliary).to(device)
-        return cls(Step(objective, recipe, device, record=record), objective, device)
+            model = MultiTaskLoss(build_network("small", dropout=0.4), recipe.auxiliary).to(device)
+        return cls(TrainStep(model, recipe, device, capture=capture), model, device)
 
     def learn(self, first: int, count: int) -> list[float]:
         """Takes steps, numbered from `first`. Returns their losses."""
@@ -81,7 +81,7 @@ def test_a_state_saved_on_a_gpu_is_taken_up_on_a_cpu() -> None:
     state = copy.deepcopy(one.step.optimizer.state_dict())
     for group in state["param_groups"]:
         group |= {"lr": torch.tensor(9.0), "fused": True, "capturable": True}
-    other.objective.load_state_dict(copy.deepcopy(one.objective.state_dict()))
+    other.model.load_state_dict(copy.deepcopy(one.model.state_dict()))
     other.step.restore(state, copy.deepcopy(one.step.average.state_dict()))
     assert other.learn(2, 3) == one.learn(2, 3)
     assert difference(one, other) == 0
@@ -89,13 +89,13 @@ def test_a_state_saved_on_a_gpu_is_taken_up_on_a_cpu() -> None:
 
 @WITH_GPU
 @pytest.mark.cuda
-def test_recorded_steps_do_what_the_others_do() -> None:
-    recorded, plain = Learner.made(GPU), Learner.made(GPU, record=False)
-    assert recorded.learn(0, 12) == pytest.approx(plain.learn(0, 12), rel=2e-2)
-    assert recorded.step.recorded_sizes == set(SIZES)
-    assert plain.step.recorded_sizes == set()
-    assert difference(recorded, plain) < 1e-2
-    assert difference(recorded, Learner.made(GPU)) > 1e-1
+def test_captured_steps_do_what_the_others_do() -> None:
+    captured, plain = Learner.made(GPU), Learner.made(GPU, capture=False)
+    assert captured.learn(0, 12) == pytest.approx(plain.learn(0, 12), rel=2e-2)
+    assert captured.step.captured_sizes == set(SIZES)
+    assert plain.step.captured_sizes == set()
+    assert difference(captured, plain) < 1e-2
+    assert difference(captured, Learner.made(GPU)) > 1e-1
 
 
 @WITH_GPU
@@ -105,10 +105,10 @@ def test_training_goes_on_on_another_device(before: torch.device, after: torch.d
     one, other = Learner.made(before), Learner.made(after)
     one.learn(0, 8)
     assert one.step.average is not None
-    other.objective.load_state_dict(one.objective.state_dict())
+    other.model.load_state_dict(one.model.state_dict())
     other.step.restore(one.step.optimizer.state_dict(), one.step.average.state_dict())
     # On a GPU, augmentation and dropout draw other numbers than on a CPU, so only what follows at once is comparable.
     (found,), (expected,) = other.learn(8, 1), one.learn(8, 1)
     assert found == pytest.approx(expected, rel=1e-2 if before == after else 0.5)
     assert all(math.isfinite(loss) for loss in other.learn(9, 8))
-    assert other.step.recorded_sizes == (set(SIZES) if after == GPU else set())
+    assert other.step.captured_sizes == (set(SIZES) if after == GPU else set())

@@ -9,20 +9,23 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from trainer.data.dataset import Targets
 from trainer.training.calibrate import calibrated_loss
 from trainer.training.checkpoint import CheckpointError, load
 from trainer.training.device import DeviceFaces
-from trainer.training.loss import Targets
+from trainer.training.distributed import ProcessGroup
 from trainer.training.model import NETWORKS, FaceNetwork, build_network, reference
 from trainer.training.recipe import Recipe
 from trainer.training.schedule import learning_rate_at, split_into_batches
-from trainer.training.throughput import measure_speed
+from trainer.training.throughput import measure_throughput
 from trainer.training.train import (
     EpochRow,
+    Hooks,
     Interrupted,
     Progress,
     Trained,
     TrainingDiverged,
+    TrainingJob,
     predict_logits,
     train,
 )
@@ -73,20 +76,18 @@ def drawn_faces(count: int = 36) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 def run(**changes: Any) -> Trained:
     faces, labels = drawn_faces()
-    arguments: dict[str, Any] = {
-        "training": TRAINING,
-        "validation": VALIDATION,
-        "recipe": RECIPE,
-        "dataset_sha256": "a" * 64,
-        "device": CPU,
-        "checkpoint_s": 3600,
-        "on_checkpoint": lambda _: None,
-        "on_step": lambda _: None,
-        "on_epoch": lambda _: None,
-        "should_stop": lambda: False,
-    }
-    targets = Targets(labels, age_bands=np.arange(len(labels), dtype=np.uint8) % 8, ethnicities=labels)
-    return train(changes.pop("faces", faces), targets, **(arguments | changes))
+    job = TrainingJob(
+        faces,
+        Targets(labels, age_bands=np.arange(len(labels), dtype=np.uint8) % 8, ethnicities=labels),
+        training=TRAINING,
+        validation=VALIDATION,
+        recipe=RECIPE,
+        dataset_sha256="a" * 64,
+    )
+    of_job = {field.name: changes.pop(field.name) for field in dataclasses.fields(job) if field.name in changes}
+    resume = changes.pop("resume", None)
+    hooks = Hooks(**({"checkpoint_s": 3600} | changes))
+    return train(dataclasses.replace(job, **of_job), device=CPU, group=ProcessGroup(), hooks=hooks, resume=resume)
 
 
 def after(calls: int) -> Callable[[], bool]:
@@ -165,7 +166,7 @@ def test_a_run_of_few_steps_does_not_keep_the_weights_that_it_began_with(
 ) -> None:
     recipe = RECIPE.model_copy(update={"averaging": 0.998})
     kept, averaged = run(recipe=RECIPE.model_copy(update={"averaging": 0.0})), run(recipe=recipe)
-    first = load(uninterrupted[1][0]).objective
+    first = load(uninterrupted[1][0]).model
 
     def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
         return float((one["gender.weight"] - other["gender.weight"]).norm())
@@ -178,12 +179,12 @@ def test_without_auxiliary_targets_only_the_gender_is_learned() -> None:
     recipe = RECIPE.model_copy(update={"auxiliary": 0.0})
     saved: list[bytes] = []
     run(recipe=recipe, on_checkpoint=saved.append)
-    assert not [name for name in load(saved[-1]).objective if name.startswith("heads")]
+    assert not [name for name in load(saved[-1]).model if name.startswith("heads")]
     assert set(run().weights) == set(run(recipe=recipe).weights)
 
 
-def test_a_speed_is_measured_in_faces_a_second() -> None:
-    assert 1 < measure_speed(RECIPE.model_copy(update={"batch_size": 4}), CPU) < 1e6
+def test_throughput_is_measured_in_faces_a_second() -> None:
+    assert 1 < measure_throughput(RECIPE.model_copy(update={"batch_size": 4}), CPU) < 1e6
 
 
 def test_a_run_that_had_ended_is_not_trained_again(uninterrupted: tuple[Trained, list[bytes]]) -> None:
@@ -357,7 +358,7 @@ def test_a_checkpoint_of_another_run_is_refused(uninterrupted: tuple[Trained, li
 
 
 def test_a_checkpoint_whose_weights_do_not_fit_is_refused(uninterrupted: tuple[Trained, list[bytes]]) -> None:
-    unfit = dataclasses.replace(load(uninterrupted[1][0]), objective={"0.weight": torch.zeros(1)})
+    unfit = dataclasses.replace(load(uninterrupted[1][0]), model={"0.weight": torch.zeros(1)})
     with pytest.raises(CheckpointError, match="do not fit the network"):
         run(resume=unfit)
 

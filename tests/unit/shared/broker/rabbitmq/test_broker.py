@@ -11,8 +11,8 @@ from pika.frame import Header
 
 from shared.broker.base import HeaderValue, Message
 from shared.broker.rabbitmq.addresses import is_address
-from shared.broker.rabbitmq.codec import fitting, properties_of
-from shared.broker.rabbitmq.headers import without_bad_headers
+from shared.broker.rabbitmq.codec import properties_of, shrink_headers
+from shared.broker.rabbitmq.headers import salvage_headers
 
 FRAME_BYTES = 4096
 
@@ -57,7 +57,7 @@ GOOD = b"\x04goodI\0\0\0\x07"
 )
 def test_a_header_that_cannot_be_read_is_cut_out_and_the_others_stay(bad: bytes, *, after: bool) -> None:
     for around in ({}, {"content_type": "image/png", "content_encoding": "identity"}):
-        read = headers_of(without_bad_headers(content(GOOD + bad + b"\x05later" + GOOD[5:], message_id="m", **around)))
+        read = headers_of(salvage_headers(content(GOOD + bad + b"\x05later" + GOOD[5:], message_id="m", **around)))
         assert read == {"good": 7, "later": 7} if after else {"good": 7}
 
 
@@ -104,10 +104,10 @@ def test_what_the_broker_would_stumble_over_is_none(queue: str) -> None:
 def test_of_headers_that_are_too_many_the_largest_are_left_out() -> None:
     headers: dict[str, HeaderValue] = {"large": "x" * 2000, "larger": "x" * 3000, "fraction": 0.5, "small": 1}
     message = Message(b"", "text/plain", headers=headers)
-    assert fitting(message, FRAME_BYTES).headers == {"small": 1, "fraction": 0.5, "large": "x" * 2000}
-    assert len(b"".join(properties_of(fitting(message, FRAME_BYTES)).encode())) < FRAME_BYTES - 1000
+    assert shrink_headers(message, FRAME_BYTES).headers == {"small": 1, "fraction": 0.5, "large": "x" * 2000}
+    assert len(b"".join(properties_of(shrink_headers(message, FRAME_BYTES)).encode())) < FRAME_BYTES - 1000
 
 
 def test_a_message_whose_headers_have_room_stays_as_it_is() -> None:
     message = Message(b"", "text/plain", headers={"params": "x" * 2500})
-    assert fitting(message, FRAME_BYTES) is message
+    assert shrink_headers(message, FRAME_BYTES) is message

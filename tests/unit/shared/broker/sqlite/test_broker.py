@@ -59,12 +59,12 @@ def test_what_is_published_is_on_disk_when_that_returns_and_seen_by_others_befor
     monkeypatch.setattr(database, "_sync_data", sync)
     broker.publish(queues.jobs, Message(b"work", "text/plain"))
     assert seen == [("broker.db-wal", 1)]
-    with broker.consume([queues.jobs], 1) as consumer, broker.reply_queue() as inbox:
+    with broker.consume([queues.jobs], 1) as consumer, broker.reply_queue() as reply_queue:
         # What a worker leaves for others is synced, what it only answers is not: it would answer again.
         consumer.settle(consumer.receive(1, 1.0), [Outgoing(queues.shards, Message(b"more", "text/plain"))] * 2)
         assert seen == [("broker.db-wal", 1), ("broker.db-wal", 2)]
         with broker.consume([queues.shards], 1) as shards:
-            shards.settle(shards.receive(1, 1.0), [Outgoing(inbox.name, Message(b"done", "text/plain"))])
+            shards.settle(shards.receive(1, 1.0), [Outgoing(reply_queue.name, Message(b"done", "text/plain"))])
         broker.emit("run.progress", {})
     assert len(seen) == 2
 
@@ -133,8 +133,8 @@ def use(file, using):
     try:
         while True:
             with file.write() as db:
-                db.execute("INSERT INTO inboxes SELECT hex(randomblob(8)), 0")
-                db.execute("SELECT count(*) FROM inboxes").fetchone()
+                db.execute("INSERT INTO reply_queues SELECT hex(randomblob(8)), 0")
+                db.execute("SELECT count(*) FROM reply_queues").fetchone()
             using.set()
     except BrokerClosed:
         pass
@@ -167,7 +167,7 @@ def test_a_full_disk_is_said_and_what_was_not_written_is_written_once_there_is_r
 
     def write() -> None:
         with file.write() as db:
-            db.execute("INSERT INTO inboxes VALUES (?, ?)", ("x" * 500_000, 0.0))
+            db.execute("INSERT INTO reply_queues VALUES (?, ?)", ("x" * 500_000, 0.0))
 
     with file.read() as db:
         (pages,) = db.execute("PRAGMA page_count").fetchone()

@@ -55,11 +55,11 @@ def test_two_processes_killed_in_mid_run_and_started_again_train_what_one_trains
             expected = trained(client, client.submit_dataset(sample_zip, params=EXACT))
             assert alone.stop() == 0
 
-            team = installation.start("trainer", launcher=TWO, GENDERLINE_CHECKPOINT_S="0")
-            assert "member 1 of 2" in team.log.read_text()
+            group = installation.start("trainer", launcher=TWO, GENDERLINE_CHECKPOINT_S="0")
+            assert "member 1 of 2" in group.log.read_text()
             run_id = client.submit_dataset(sample_zip, params=EXACT)
             until_checkpoint(client, run_id)
-            team.kill_with_children()
+            group.kill_with_children()
             assert client.runs.get(run_id).state == RunState.TRAINING
 
             again = installation.start("trainer", launcher=TWO)
@@ -69,7 +69,7 @@ def test_two_processes_killed_in_mid_run_and_started_again_train_what_one_trains
                 assert two["val_loss"] == pytest.approx(one["val_loss"], rel=1e-3)
                 assert two["train_accuracy"] == pytest.approx(one["train_accuracy"], abs=0.05)
 
-            # Its launcher gone, the team ends too: nobody would restart what is left of it.
+            # Its launcher gone, the group ends too: nobody would restart what is left of it.
             members = again.children()
             assert len(members) == 2
             again.kill()
@@ -79,35 +79,35 @@ def test_two_processes_killed_in_mid_run_and_started_again_train_what_one_trains
 
 
 @pytest.mark.timeout(240)
-def test_a_run_that_diverges_fails_in_every_member_and_the_team_trains_the_next_one(
+def test_a_run_that_diverges_fails_in_every_member_and_the_group_trains_the_next_one(
     installation: Installation, sample_zip: Path
 ) -> None:
-    team = installation.start("tests.faulty_trainer", launcher=TWO, FAULT="diverging")
+    group = installation.start("tests.faulty_trainer", launcher=TWO, FAULT="diverging")
     with installation.client() as client:
         record = finished(client, client.submit_dataset(sample_zip, params=EXACT))
         assert (record.state, record.error.code) == (RunState.FAILED, "training_diverged")
         trained(client, client.submit_dataset(sample_zip, params=NEXT))
-        assert len(team.children()) == 2
+        assert len(group.children()) == 2
 
 
 @pytest.mark.timeout(240)
-def test_a_leader_that_fails_alone_in_mid_step_takes_its_team_down_and_the_next_one_trains_the_run(
+def test_a_main_process_that_fails_alone_ends_its_group_and_the_next_group_trains_the_run(
     installation: Installation, sample_zip: Path
 ) -> None:
     failed = installation.folder / "failed"
-    team = installation.start(
+    group = installation.start(
         "tests.faulty_trainer",
         launcher=(*TWO, "--max-restarts=1", "--monitor-interval=0.1"),
         FAULT=f"failing {failed}",
     )
     with installation.client() as client:
-        members = team.children()
+        members = group.children()
         trained(client, client.submit_dataset(sample_zip, params=NEXT))
         assert failed.exists()
-        assert not set(members) & set(team.children())
+        assert not set(members) & set(group.children())
 
 
-def test_a_member_that_waits_for_a_stuck_leader_ends_when_its_launcher_is_gone() -> None:
+def test_a_member_that_waits_for_a_stuck_main_process_ends_when_its_launcher_is_gone() -> None:
     launching = textwrap.dedent(f"""
         import subprocess, sys, threading
         subprocess.Popen([sys.executable, "-c", {MEMBER!r}])

@@ -1,0 +1,58 @@
+"""The page of dead letters."""
+
+from __future__ import annotations
+
+import re
+
+from shared.messages import pack_message
+from tests.dashboard_app import Site
+from tests.unit.dashboard.pages.helpers import bury, bury_message, csrf_of, jpeg
+
+
+def test_dead_letters_show_their_bodies_harmlessly(filled: Site) -> None:
+    bury(filled, b"<script>alert(1)</script>", "text/html")
+    bury(filled, b'{"schema": 2, "name": "x"}', "application/json")
+    bury(filled, b"{broken", "application/json")
+    bury(filled, jpeg(), "image/gif")
+    bury(filled, b"long " * 1000, "text/plain")
+
+    text = filled.web.get("/dead").text
+
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert(1)" in text
+    assert "&#34;schema&#34;: 2" in text
+    assert "{broken" in text
+    assert "A JPEG image." in text
+    assert len(text) < 20_000
+
+
+def test_dead_letters_are_retried_and_dropped_in_bulk(filled: Site) -> None:
+    first, second = bury(filled, b"a", "text/plain"), bury(filled, b"b", "text/plain")
+    web = filled.web
+    csrf = csrf_of(web)
+
+    retried = web.post("/dead/retry", data={"csrf": csrf, "dead_id": [first, second]}, follow_redirects=True)
+    bury(filled, b"c", "text/plain")
+    dropped = web.post("/dead/drop", data={"csrf": csrf, "all": "true"}, follow_redirects=True)
+    bury(filled, b"d", "text/plain")
+    none = web.post("/dead/drop", data={"csrf": csrf}, follow_redirects=True)
+
+    assert "2 sent back" in retried.text
+    assert "dropped for good" in dropped.text
+    assert "No dead letter was chosen" in none.text
+    assert len(filled.broker.dead_letters()) == 1
+
+
+def test_a_dead_letter_says_what_it_held_and_which_model_it_was_for(filled: Site) -> None:
+    images = [(str(i), jpeg()) for i in range(3)]
+    for message in (pack_message(images, headers={"model_version": 7}), pack_message(images[:1])):
+        bury_message(filled, message)
+    bury(filled, b"\xc1", "application/msgpack")
+
+    text = filled.web.get("/dead").text
+
+    assert "A pack of 3 images." in text
+    assert "A pack of one image." in text
+    assert "MessagePack, but no pack of images." in text
+    assert re.search(r"for model <bdi[^>]*>7</bdi>", text)
+    assert text.count(">never</td>") == 3

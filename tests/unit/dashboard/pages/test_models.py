@@ -1,0 +1,53 @@
+"""The pages of models."""
+
+from __future__ import annotations
+
+import re
+
+from shared.broker.base import Event
+from shared.records.shadow import ShadowFigures, add_shadow_figures
+from tests.dashboard_app import Site
+from tests.unit.dashboard.pages.helpers import csrf_of
+
+
+def test_the_models_page_shows_drift_and_how_the_challenger_does(filled: Site) -> None:
+    registry, page = filled.builder.registry, filled.web.get("/models").text
+    assert "challenger" not in page
+    assert "Drift" not in page
+    champion = registry.aliases().champion
+    assert champion is not None
+    challenger = next(version for version in registry.versions() if version != champion)
+    registry.challenge(challenger, "faster")
+    figures = ShadowFigures(images=12_400, agreed=12_065, timed=8, challenger_s=0.8, champion_s=1.0)
+    add_shadow_figures(filled.store, challenger, champion, figures)
+    for number, (score, problem) in enumerate([(0.31, "it failed <on> an image"), (0.04, None)]):
+        beat = {
+            "service": "inference",
+            "worker": f"here:{number}",
+            "version": champion,
+            "drift": {"images": 1024, "scores": {"luma": score, "predicted_female": 0.02}},
+            "challenger": {"version": challenger, "problem": problem},
+        }
+        filled.parts.workers.on_event(Event("worker.heartbeat", beat))
+
+    text = " ".join(re.sub("<[^>]*>", " ", filled.web.get("/models").text).split())
+
+    assert f"Model {challenger} challenger agrees on 97.3 % of 12,400 images" in text
+    assert "takes 0.80 times as long" in text
+    assert "it failed &lt;on&gt; an image" in text
+    assert "luma 0.31 drifted predicted female 0.02 none" in text
+    assert "the last 2,048 images" in text
+    assert f"Challenger: {challenger} " in text
+
+
+def test_a_version_is_promoted_and_rolled_back_with_its_reason(filled: Site) -> None:
+    web = filled.web
+    csrf = csrf_of(web)
+
+    promoted = web.post("/models/1/promote", data={"csrf": csrf, "reason": "<b>fairer</b>"}, follow_redirects=True)
+    back = web.post("/models/rollback", data={"csrf": csrf, "reason": "slower"}, follow_redirects=True)
+
+    assert "Model 1 is the champion" in promoted.text
+    assert "&lt;b&gt;fairer&lt;/b&gt;" in promoted.text
+    assert "model 2 is the champion again" in back.text
+    assert filled.builder.registry.aliases().champion == 2

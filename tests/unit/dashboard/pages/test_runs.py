@@ -1,0 +1,111 @@
+"""The pages of runs."""
+
+from __future__ import annotations
+
+import re
+
+from shared.faces.labels import GENDERS
+from shared.params import TrainingParams
+from shared.records.runs import RunState
+from tests.dashboard_app import Site
+from tests.unit.dashboard.pages.helpers import RUN, csrf_of, sha_of
+
+
+def test_runs_are_paged(site: Site) -> None:
+    for i in range(55):
+        site.builder.run(f"run-{i:012d}", created=f"2026-01-01T00:00:{i:02d}.000Z")
+
+    first, second = site.web.get("/runs").text, site.web.get("/runs?page=2").text
+
+    assert "run-000000000054" in first
+    assert "run-000000000004" not in first
+    assert "run-000000000004" in second
+    assert "Page 2 of 2" in second
+
+
+def test_a_run_is_cancelled_from_its_page(filled: Site) -> None:
+    web = filled.web
+    answer = web.post("/runs/run-000000000003/cancel", data={"csrf": csrf_of(web)}, follow_redirects=True)
+
+    assert "Asked to stop" in answer.text
+    assert filled.builder.runs.cancel_requested("run-000000000003")
+
+
+def test_a_finished_run_shows_confusion_groups_and_suspects(filled: Site) -> None:
+    text = filled.web.get(f"/runs/{RUN}").text
+
+    assert 'data-cell="male-female"' in text
+    assert f"/datasets/{sha_of(filled)}?version=1&amp;split=test&amp;gender=male&amp;predicted=female#faces" in text
+    assert "Suspected label errors" in text
+    assert "ethnicity" in text
+
+
+def test_beside_the_worst_group_stands_how_small_a_group_may_be(filled: Site) -> None:
+    for path in (f"/runs/{RUN}", "/models/1"):
+        assert "Worst group of 10 faces or more" in filled.web.get(path).text
+
+
+def test_a_parameter_left_open_says_what_became_of_it(filled: Site) -> None:
+    text = filled.web.get(f"/runs/{RUN}").text
+
+    assert '<dt>batch_size</dt><dd class="mono">auto → 32</dd>' in text
+    assert '<dt>mirror</dt><dd class="mono">auto → true</dd>' in text
+    assert '<dt>augment</dt><dd class="mono">true</dd>' in text
+    assert '<dt>budget_s</dt><dd class="mono">\N{EN DASH}</dd>' in text
+    assert '<dt>augment</dt><dd class="mono">true</dd>' in filled.web.get("/models/1").text
+
+
+def test_the_epochs_of_a_training_under_way_are_known(site: Site) -> None:
+    progress = Progress(stage=RunState.TRAINING, done=1, total=49, epoch=1, epochs=49)
+    site.builder.run(RUN, state=RunState.TRAINING, params=TrainingParams(), progress=progress)
+
+    assert '<dt>epochs</dt><dd class="mono">auto → 49</dd>' in site.web.get(f"/runs/{RUN}").text
+
+
+def test_runs_side_by_side_show_what_their_parameters_became(filled: Site) -> None:
+    for run_id, params in ((RUN, TrainingParams(network="small")), ("run-000000000002", TrainingParams(epochs=12))):
+        run = filled.builder.runs.get(run_id).changed(params=params)
+        filled.store.put_json(filled.builder.runs.key(run_id), run.as_dict())
+
+    text = filled.web.get(f"/runs/compare?run={RUN}&run=run-000000000002").text
+
+    assert re.search(r">epochs</td><td[^>]*>auto → 12</td><td[^>]*>12</td>", text)
+    assert re.search(r">network</td><td[^>]*>small</td><td[^>]*>auto → small</td>", text)
+
+
+def test_the_drawn_intervals_have_a_scale(filled: Site) -> None:
+    text = filled.web.get(f"/runs/{RUN}").text
+
+    assert [f">{mark} %</text>" in text for mark in (0, 50, 100)] == [True] * 3
+
+
+def test_curves_come_as_csv(filled: Site) -> None:
+    answer = filled.web.get(f"/runs/{RUN}/history.csv")
+
+    assert answer.text.splitlines()[0].startswith("epoch,train_loss")
+    assert len(answer.text.splitlines()) == 13
+    assert filled.web.get("/runs/run-000000000004/history.csv").status_code == 404
+
+
+def test_the_thresholds_counts_are_those_of_the_held_out_faces(filled: Site) -> None:
+    scores = filled.web.get(f"/runs/{RUN}/scores.json").json
+    data = filled.parts.store_cache.dataset(sha_of(filled))
+    held_out = data.split == 2
+
+    assert scores is not None
+    assert [sum(scores[gender]) for gender in GENDERS] == [int((held_out & (data.gender == i)).sum()) for i in (0, 1)]
+    probabilities = filled.parts.store_cache.predictions(data.sha256, 1)
+    assert probabilities is not None
+    assert sum(scores["male"][100:]) == int((held_out & (data.gender == 0) & (probabilities >= 0.5)).sum())
+    assert filled.web.get("/runs/run-000000000003/scores.json").status_code == 404
+
+
+def test_runs_side_by_side_show_only_the_parameters_that_differ(site: Site) -> None:
+    for i, epochs in enumerate((4, 9)):
+        run_id = site.builder.run(f"run-{i}", epochs=2)
+        site.builder.runs.update(run_id, params=TrainingParams(epochs=epochs).as_dict())
+
+    text = site.web.get("/runs/compare?run=run-0&run=run-1").text
+
+    assert '<td class="line mono">epochs</td>' in text
+    assert "dropout" not in text

@@ -1,0 +1,67 @@
+"""`models`, `promote`, `rollback` and `challenge`."""
+
+from __future__ import annotations
+
+import re
+
+from shared.client import Client
+from shared.records.shadow import ShadowFigures, add_shadow_figures
+from tests.store_builder import StoreBuilder
+from tests.unit.shared.cli.helpers import document, run
+
+
+def test_models_are_listed_shown_promoted_and_rolled_back(builder: StoreBuilder, client: Client) -> None:
+    assert "no models yet" in run("models").stderr
+    sha256 = builder.dataset()
+    for number in (1, 2):
+        builder.model(sha256, f"run-00000000000{number}")
+    with client.broker.subscribe(["model.promoted"]) as events:
+        assert "version 1 is the champion; the previous one is none" in run("promote", "1", "--reason", "first").stdout
+        assert document("promote", "2", "--reason", "better") == {"champion": 2, "previous": 1}
+        assert run("rollback", "--reason", "worse").exit_code == 0
+        promoted = [event.payload["version"] for _ in range(3) for event in events.receive(0.1)]
+    assert promoted == [1, 2, 1]
+    assert re.search(r"^ +1  champion ", run("models").stdout, flags=re.MULTILINE)
+    assert [entry["reason"] for entry in document("models")["history"]] == ["first", "better", "worse"]
+    assert "# gender 2" in run("models", "2").stdout
+    assert document("models", "2")["version"] == 2
+    assert run("promote", "9", "--reason", "x").exit_code == 1
+    assert "registered: 1, 2" in run("models", "9").stderr
+
+
+def test_a_challenger_is_named_listed_with_its_figures_and_dismissed(builder: StoreBuilder, client: Client) -> None:
+    sha256 = builder.dataset()
+    for number in (1, 2):
+        builder.model(sha256, f"run-00000000000{number}")
+    assert document("challenge", "2", exit_code=1)["error"]["code"] == "conflict"
+    run("promote", "1", "--reason", "first")
+    with client.broker.subscribe(["model.challenged"]) as events:
+        assert "version 2 challenges version 1" in run("challenge", "2", "--reason", "faster").stdout
+        assert re.search(r"^ +2  challenger ", run("models").stdout, flags=re.MULTILINE)
+        assert "version 2 challenges version 1: it has not seen any images yet" in run("models").stdout
+        figures = ShadowFigures(images=12_400, agreed=12_065, difference=260.4, challenger_s=0.8, champion_s=1.0)
+        add_shadow_figures(client.store, 2, 1, figures)
+        shown = " ".join(run("models").stdout.split())
+        assert "agrees on 97.3 % of 12,400 images, mean difference 0.021, takes 0.80 times as long" in shown
+        listed = document("models")
+        assert listed["aliases"]["challenger"] == 2
+        assert listed["shadow"]["agreement"] == 0.973
+        assert document("challenge", "--clear") == {"champion": 1, "challenger": None}
+        told = [event.payload["version"] for _ in range(2) for event in events.receive(0.1)]
+    assert told == [2, None]
+    assert "challenges" not in run("models").stdout
+    assert run("challenge").exit_code == run("challenge", "2", "--clear").exit_code == 2
+    assert document("challenge", "--clear", exit_code=1)["error"]["code"] == "conflict"
+
+
+def test_promoting_and_rolling_back_need_no_reason(builder: StoreBuilder) -> None:
+    sha256 = builder.dataset()
+    for number in (1, 2):
+        builder.model(sha256, f"run-00000000000{number}")
+        assert run("promote", str(number)).exit_code == 0
+    assert document("rollback") == {"champion": 1, "previous": 2}
+    assert [entry["reason"] for entry in document("models")["history"]] == ["by hand"] * 3
+
+
+def test_a_rollback_without_a_previous_champion_is_a_conflict() -> None:
+    assert document("rollback", "--reason", "x", exit_code=1)["error"]["code"] == "conflict"
