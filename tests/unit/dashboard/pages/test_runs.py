@@ -6,7 +6,7 @@ import re
 
 from shared.faces.labels import GENDERS
 from shared.params import TrainingParams
-from shared.records.runs import RunState
+from shared.records.runs import Progress, RunState
 from tests.dashboard_app import Site
 from tests.unit.dashboard.pages.helpers import RUN, csrf_of, sha_of
 
