@@ -13,6 +13,7 @@ from werkzeug.datastructures import Headers
 from dashboard.api.document import document, query_parameters
 from dashboard.api.uploads import parse_number, receive_archive, receive_images
 from dashboard.context import dashboard
+from shared.archives.archive import ArchiveLimits
 from shared.client import Client
 from shared.errors import Conflict, InvalidMessage, NotFound, short_repr
 from shared.messages import SCHEMA
@@ -48,7 +49,7 @@ def _refuse_unknown_parameters() -> None:
 def submit_dataset() -> tuple[Response, int]:
     """Takes an archive to train on."""
     parts = dashboard()
-    with receive_archive(parts.settings.max_archive_bytes) as archive:
+    with receive_archive(ArchiveLimits.from_settings(parts.settings)) as archive:
         params = TrainingParams.parse(_read_field("params") or None)
         run_id = parts.client.submit_dataset(
             archive.path, name=archive.name, params=params.as_dict(), message_id=_idempotency_key(), move=True
@@ -129,7 +130,7 @@ def predict_images(
 def submit_job() -> tuple[Response, int]:
     """Takes an archive of images to predict."""
     parts = dashboard()
-    with receive_archive(parts.settings.max_archive_bytes) as archive:
+    with receive_archive(ArchiveLimits.from_settings(parts.settings)) as archive:
         job_id = parts.client.submit_job(archive.path, name=archive.name, message_id=_idempotency_key(), move=True)
     return _accepted_answer({"job_id": job_id}, url_for("api.get_job", job_id=job_id))
 

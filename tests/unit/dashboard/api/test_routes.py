@@ -107,19 +107,20 @@ def test_an_archive_over_the_limit_is_refused(tmp_path: Path) -> None:
 
 
 class Flowing(io.RawIOBase):
-    """A body of `size` bytes that begins like a zip and is never in memory as a whole."""
+    """A body of `size` bytes that ends as a zip and is never in memory as a whole."""
 
     def __init__(self, size: int) -> None:
         self._left = size
-        self._head = b"PK\x03\x04"
+        self._end = archive()
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        count = min(len(buffer), self._left)
-        buffer[:count] = self._head.ljust(count, b"\0")[:count]
-        self._head = b""
+        in_front = self._left - len(self._end)
+        count = min(len(buffer), in_front) if in_front > 0 else min(len(buffer), self._left)
+        start = len(self._end) - self._left
+        buffer[:count] = bytes(count) if in_front > 0 else self._end[start : start + count]
         self._left -= count
         return count
 
