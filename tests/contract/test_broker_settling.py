@@ -268,3 +268,14 @@ def test_a_dead_letter_of_unknown_origin_is_not_sent_back_but_can_be_dropped(bro
     assert broker.retry_dead() == 0
     assert broker.drop_dead(["stray"]) == 1
     assert broker.dead_letters() == []
+
+
+def test_a_reply_to_that_names_a_work_queue_is_left_out(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+    """Otherwise whoever may ask for a prediction could have a worker publish work."""
+    queues = broker.topology
+    for reply_to in (queues.shards, queues.dead, "somebody.elses"):
+        broker.publish(queues.predictions, Message(b"", "image/png", "asked", reply_to=reply_to))
+    with broker.consume([queues.predictions], 3) as consumer:
+        asked = [consumer.receive(1, 10)[0].message.reply_to for _ in range(3)]
+    assert asked == [None, None, "somebody.elses"]
+    assert f"names our own queue {queues.shards} as reply_to" in caplog.text
