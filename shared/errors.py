@@ -22,7 +22,7 @@ CODES: dict[str, str] = {
     "uri_not_allowed": "The `uri` lies outside the allowed roots, or its scheme is not supported.",
     "uri_not_found": "Nothing can be read at the `uri`.",
     "sha256_mismatch": "The archive's SHA-256 is not the one the message gave.",
-    "invalid_archive": "The archive is no readable zip, tar or tar.gz: another file, empty, cut short, encrypted or crafted.",
+    "invalid_archive": "The archive is no readable zip, tar or tar.gz, or empty, cut short, encrypted or crafted.",
     "archive_too_large": "The archive breaks a limit on members or bytes.",
     "too_few_faces": "Fewer usable faces than training needs.",
     "single_gender": "All usable faces carry the same gender.",
