@@ -183,10 +183,10 @@ def test_workers_end_by_themselves_when_their_parent_is_killed(installation: Ins
     eventually(lambda: not any(is_alive(pid) for pid in pids), 20, "no worker left")
 
 
-def test_two_workers_share_a_jobs_shards_and_one_of_them_assembles_it_once(either_installation: Installation) -> None:
-    with either_installation.client() as client, client.broker.reply_queue() as inbox:
-        with_model(either_installation, client)
-        service = either_installation.start("inference", GENDERLINE_SHARD_IMAGES="10")
+def test_two_workers_share_a_jobs_shards_and_one_of_them_assembles_it_once(installation: Installation) -> None:
+    with installation.client() as client, client.broker.reply_queue() as inbox:
+        with_model(installation, client)
+        service = installation.start("inference", GENDERLINE_SHARD_IMAGES="10")
         eventually(lambda: serves(service, 1, 2), 20, "both workers serve")
         entries = faces(995)
         client.broker.publish(client.broker.topology.jobs, Message(zip_of(entries), ZIP, "job", reply_to=inbox.name))
@@ -214,7 +214,7 @@ def test_a_job_survives_the_death_of_a_worker_in_the_middle_of_it(either_install
         client.broker.publish(client.broker.topology.jobs, Message(zip_of(entries), ZIP, "job", reply_to=inbox.name))
         eventually(lambda: len(client.jobs.parts(job_id)) >= 5, 30, "five parts")
         os.kill(workers(service)[0], signal.SIGKILL)
-        assert client.jobs.get(job_id)["state"] == "accepted"
+        assert client.jobs.get(job_id).state == "accepted"
         _, finished = job_replies(inbox, "accepted", "finished")
         assert finished["counts"] == {"images": 1500, "errors": 0}
         text = client.store.get(Jobs.results_key(job_id)).decode()

@@ -20,6 +20,8 @@ from pika.channel import Channel
 from pika.exchange_type import ExchangeType
 
 from shared.broker.base import (
+    DEAD_BYTES_KEPT,
+    DEAD_LETTERS_KEPT,
     Broker,
     BrokerClosed,
     BrokerError,
@@ -101,7 +103,13 @@ class RabbitBroker(Broker):
                 "x-dead-letter-strategy": "at-least-once",
             }
             channel.queue_declare(queue, durable=True, arguments=arguments)
-        dead = {"x-queue-type": "quorum", "x-delivery-limit": _UNLIMITED}
+        dead = {
+            "x-queue-type": "quorum",
+            "x-delivery-limit": _UNLIMITED,
+            "x-max-length": DEAD_LETTERS_KEPT,
+            "x-max-length-bytes": DEAD_BYTES_KEPT,
+            "x-overflow": "drop-head",
+        }
         channel.queue_declare(self.topology.dead, durable=True, arguments=dead, callback=lambda _: declared())
 
     # -- publishing
