@@ -24,6 +24,7 @@ from shared.store.base import sha256_of
 from trainer.data.dataset import Dataset
 from trainer.data.ingest import ingest
 from trainer.data.near_duplicates import dhash
+from trainer.data.seen import SEEN
 from trainer.training.device import DeviceFaces, choose_device
 from trainer.training.distributed import ProcessGroup
 from trainer.training.model import build_network
@@ -81,7 +82,8 @@ def main(archive: Path, source: str, held_out: Path | None, out: Path) -> None:
             "torch": version("torch"),
             "figures": {name: round(value, 4) for name, value in figures.items()},
         }
-        save_starter(Starter(trained.weights, _hashes(dataset.faces), card), out)
+        save_starter(Starter(trained.weights, card), out)
+        np.save(out / SEEN.name, _hashes(dataset.faces), allow_pickle=False)
     click.echo("\n".join(f"{name}: {value:.4f}" for name, value in figures.items()))
 
 

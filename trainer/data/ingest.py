@@ -42,6 +42,7 @@ from trainer.data.decode_pool import Decoders
 from trainer.data.dedupe import Deduplicator, FaceEntry
 from trainer.data.face_file import FacesWriter, replacing
 from trainer.data.near_duplicates import near_duplicates
+from trainer.data.seen import train_on_seen
 from trainer.data.split import split
 
 Key = TypeVar("Key", int, str)
@@ -109,6 +110,7 @@ def ingest(
         phashes = np.frombuffer(b"".join(face.traits.phash for face in faces), np.uint64).reshape(-1, 2)
         groups = near_duplicates(phashes, lambda: on_progress(images_seen, images_seen))
         parts = split([face.traits.label for face in faces], [face.traits.digest for face in faces], groups)
+        parts = train_on_seen(parts, groups, phashes)
         _refuse_unsplittable(faces, parts)
         face_file.finish([face.entry for face in faces])
         rows = _rows(faces, parts)
