@@ -23,6 +23,7 @@ from shared.params import TrainingParams
 from shared.records.model_card import CardDataset, CardFile, ModelCard, ServedPrecision, Variant, VariantPrecision
 from shared.records.registry import Registry
 from shared.store.files import FileStore
+from tests.once_a_run import made_once_a_run
 from trainer.release.card import build_card, measure_inputs
 from trainer.release.evaluate import evaluate
 from trainer.release.export import OUTPUT, export_onnx
@@ -40,7 +41,11 @@ Change = Callable[[onnx.ModelProto], None]
 
 @functools.cache
 def _exported() -> bytes:
-    """Returns the file of a network whose logit is `weight * mean + bias`. Exporting takes seconds: once a process."""
+    """Returns the file of a network whose logit is `weight * mean + bias`."""
+    return made_once_a_run("model.onnx", _export)
+
+
+def _export() -> bytes:
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 1), nn.Flatten(0))
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
