@@ -1,10 +1,10 @@
 """Who may: the token, the login cookie, and proof that a request comes from a page of ours.
 
 A browser attaches cookies, and reaches loopback, on behalf of any site it has open. So a request that changes
-something is refused where the browser says that it comes from elsewhere (`Sec-Fetch-Site`, `Origin`), and where it
-carries a cookie of ours without the matching CSRF token. A program sends `Authorization: Bearer`, which no site can
-make a browser send, or nothing at all where no token is set. Without a token the `Host` must be a loopback name too,
-or a site could point its own name at 127.0.0.1 and read everything.
+something is refused where the browser says that it comes from elsewhere (`Sec-Fetch-Site` or, without that, `Origin`),
+and where it carries a cookie of ours without the matching CSRF token. A program sends `Authorization: Bearer`, which
+no site can make a browser send, or nothing at all where no token is set. Without a token the `Host` must be a loopback
+name too, or a site could point its own name at 127.0.0.1 and read everything.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from flask import Blueprint, Flask, Response, current_app, g, redirect, render_template, request, session, url_for
+from flask.sessions import SecureCookieSessionInterface
 from werkzeug.wrappers import Response as WsgiResponse
 
 from dashboard.errors import Forbidden, TooManyAttempts, reads_json
@@ -26,7 +27,6 @@ from shared.errors import GenderlineError
 from shared.runtime.settings import LOOPBACK, Settings
 from shared.telemetry.token import authorised
 
-CSRF_COOKIE: Final = "genderline_csrf"
 CSRF_FIELD: Final = "csrf"
 CSRF_HEADER: Final = "X-CSRF-Token"
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -40,13 +40,15 @@ def register_auth(app: Flask, settings: Settings, throttle: LoginThrottle | None
     """Guards every request of `app`; `throttle` counts wrong tokens, by default from none on."""
     app.config.update(
         SECRET_KEY=_session_key(settings.token),
-        SESSION_COOKIE_NAME="genderline_session",
+        SESSION_COOKIE_NAME=f"genderline_session_{_installation(settings)}",
+        GENDERLINE_CSRF_COOKIE=f"genderline_csrf_{_installation(settings)}",
         SESSION_COOKIE_HTTPONLY=True,
         SESSION_COOKIE_SAMESITE="Strict",
         PERMANENT_SESSION_LIFETIME=_LOGIN_LASTS,
         GENDERLINE_TOKEN=settings.token,
         GENDERLINE_LOGIN_THROTTLE=throttle or LoginThrottle(),
     )
+    app.session_interface = _SessionCookie()
     app.register_blueprint(blueprint)
     app.before_request(_guard)
     app.after_request(_with_headers)
@@ -54,10 +56,28 @@ def register_auth(app: Flask, settings: Settings, throttle: LoginThrottle | None
     app.context_processor(lambda: {"csp_nonce": csp_nonce})
 
 
+class _SessionCookie(SecureCookieSessionInterface):
+    """Flask's login cookie, which a browser sends over HTTPS alone where it came over HTTPS."""
+
+    def get_cookie_secure(self, app: Flask) -> bool:  # noqa: ARG002 - the base class's argument
+        return request.is_secure
+
+
+def _installation(settings: Settings) -> str:
+    """Returns what tells this installation's cookies from another's: browsers share them among a host's ports."""
+    own = f"{settings.broker_url} {settings.queue_prefix} {settings.store_url} {settings.url_prefix}"
+    return hashlib.sha256(own.encode()).hexdigest()[:8]
+
+
+def csrf_cookie() -> str:
+    """Returns the name of the cookie that goes with `csrf_token`."""
+    return str(current_app.config["GENDERLINE_CSRF_COOKIE"])
+
+
 def csrf_token() -> str:
     """Returns the token that forms and scripts of this page send back; sets its cookie with the answer."""
     if "csrf" not in g:
-        g.csrf = request.cookies.get(CSRF_COOKIE) or secrets.token_urlsafe(32)
+        g.csrf = request.cookies.get(csrf_cookie()) or secrets.token_urlsafe(32)
     return str(g.csrf)
 
 
@@ -118,15 +138,27 @@ def _refuse_foreign() -> None:
     if site not in {None, "same-origin", "none"}:
         raise Forbidden(f"found a request from another site (Sec-Fetch-Site: {site}), expected one of our own pages")
     origin = request.headers.get("Origin")
-    if origin is not None and urlsplit(origin).netloc != request.host:
-        raise Forbidden(f"found a request from {origin}, expected one of our own pages")
-    cookie = request.cookies.get(CSRF_COOKIE)
+    # A browser that says "same-origin" has compared the address that it knows; a proxy may have changed ours.
+    if site != "same-origin" and origin is not None and _host(origin) != request.host:
+        raise Forbidden(
+            f"found a request from a page of {origin}, expected one of http://{request.host}. Behind a reverse proxy, "
+            "let it pass on the header Host, or use HTTPS: docs/proxy.md"
+        )
+    cookie = request.cookies.get(csrf_cookie())
     if cookie is None and not session:
         return  # no browser of ours: nothing that could be borrowed
     # The form is looked at last: reading it would take in a whole upload.
     given = request.headers.get(CSRF_HEADER) or request.form.get(CSRF_FIELD, "")
     if cookie is None or not hmac.compare_digest(cookie.encode(), given.encode()):
         raise Forbidden("the page's CSRF token is missing or old; reload the page and try again")
+
+
+def _host(url: str) -> str | None:
+    """Returns host and port of a URL; None where it is none."""
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return None
 
 
 def _host_name(url: str) -> str | None:
@@ -147,9 +179,9 @@ def _with_headers(response: Response) -> Response:
     response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
     response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
     response.headers.setdefault("Cache-Control", "no-store")
-    if "csrf" in g and request.cookies.get(CSRF_COOKIE) != g.csrf:
+    if "csrf" in g and request.cookies.get(csrf_cookie()) != g.csrf:
         response.set_cookie(
-            CSRF_COOKIE, g.csrf, max_age=_LOGIN_LASTS, httponly=True, samesite="Strict", secure=request.is_secure
+            csrf_cookie(), g.csrf, max_age=_LOGIN_LASTS, httponly=True, samesite="Strict", secure=request.is_secure
         )
     return response
 
@@ -158,7 +190,7 @@ def _with_headers(response: Response) -> Response:
 def login() -> str | WsgiResponse:
     """The page that asks for the token."""
     if current_app.config["GENDERLINE_TOKEN"] is None or session.get("in"):
-        return redirect(_own_page(request.args.get("next")), 303)
+        return redirect(request.script_root + _own_page(request.args.get("next")), 303)
     return render_template("login.html", next=_own_page(request.args.get("next")))
 
 
@@ -177,7 +209,7 @@ def log_in() -> tuple[str, int, dict[str, str]] | WsgiResponse:
     session.clear()
     session.permanent = True
     session["in"] = True
-    return redirect(target, 303)
+    return redirect(request.script_root + target, 303)
 
 
 @blueprint.post("/logout")
@@ -188,7 +220,7 @@ def log_out() -> WsgiResponse:
 
 
 def _own_page(target: str | None) -> str:
-    """Returns `target` where it is a path of ours; the overview otherwise, so that no link can lead elsewhere."""
+    """Returns `target` where it is a path of ours, below any prefix; else the overview: no link can lead elsewhere."""
     if not target or not target.startswith("/") or target.startswith(("//", "/\\")) or not target.isprintable():
         return "/"
     return target

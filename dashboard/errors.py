@@ -9,8 +9,7 @@ from flask import Flask, Response, jsonify, make_response, render_template, requ
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.wrappers import Response as WsgiResponse
 
-from shared.errors import CODES, GenderlineError
-from shared.worker.retry import internal_error
+from shared.errors import CODES, GenderlineError, internal_error
 
 STATUSES: Final[dict[str, int]] = {
     "unsupported_content_type": 415,
@@ -31,6 +30,7 @@ STATUSES: Final[dict[str, int]] = {
     "invalid_model": 500,
     "expired": 504,
     "cancelled": 409,
+    "damaged_record": 500,
     "conflict": 409,
     "not_found": 404,
     "unauthorized": 401,
@@ -56,6 +56,7 @@ _NEXT_STEPS: Final = {
     "not_found": "It may have been removed, or the address is mistyped. Start again from the overview.",
     "unauthorized": "Go back, reload the page and try again.",
     "too_many_attempts": "Wait a moment, then try again with the right token.",
+    "damaged_record": "Put the file back from a backup, or delete it. All else works meanwhile.",
     "conflict": "Reload the page to see the present state.",
     "unavailable": "Wait a moment and reload. If it stays like this, check that the broker and the store are up.",
     "timeout": "Check on the overview that an inference worker is alive and that there is a model, then try again.",

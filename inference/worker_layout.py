@@ -1,4 +1,4 @@
-"""How many worker processes a machine runs, and how many decoding threads each has."""
+"""How many worker processes a machine runs, and how many decoding processes each has."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class WorkerLayout(NamedTuple):
     """How the cores are used.
 
     Attributes:
-        workers: number of processes.
-        decode_threads: number of threads in each process that decode images.
+    workers: number of processes.
+        decode_processes: number of children of each that decode images.
     """
 
     workers: int
-    decode_threads: int
+    decode_processes: int
 
 
 def plan_for(settings: Settings) -> WorkerLayout:
@@ -32,12 +32,15 @@ def plan_for(settings: Settings) -> WorkerLayout:
 def plan(cores: int, *, wanted: int, gpu_bytes: int | None) -> WorkerLayout:
     """Plans a worker for each core, but no more than the GPU's memory has room for; the cores left over decode.
 
+    One share of that memory is kept free for the process that new models are tried in.
+
+
     Args:
         cores: of the machine.
         wanted: workers that the settings ask for; 0 chooses.
         gpu_bytes: memory of the GPU that the workers share; None without a GPU.
     """
-    workers = wanted or (cores if gpu_bytes is None else max(1, min(cores, gpu_bytes // GPU_BYTES)))
+    workers = wanted or (cores if gpu_bytes is None else max(1, min(cores, gpu_bytes // GPU_BYTES - 1)))
     return WorkerLayout(workers, max(1, cores // workers))
 
 

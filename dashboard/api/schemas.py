@@ -6,13 +6,14 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from shared.broker.base import RETRIED_AT
 from shared.errors import CODES
 from shared.faces.labels import GENDERS
 from shared.params import TrainingParams
-from shared.records import jobs, runs
 from shared.records.evaluation import Evaluation
+from shared.records.jobs import Job
 from shared.records.model_card import ModelCard
+from shared.records.record import Fault
+from shared.records.runs import HISTORY_COLUMNS, Run
 
 REF: Final = "#/components/schemas/{model}"
 
@@ -20,20 +21,17 @@ _TEXT: Final = {"type": "string"}
 _WHOLE: Final = {"type": "integer"}
 _NUMBER: Final = {"type": "number"}
 _SHARE: Final = {"type": "number", "minimum": 0, "maximum": 1}
-_RUN_STATES: Final = (runs.QUEUED, runs.ACCEPTED, runs.INGESTING, runs.TRAINING, runs.EVALUATING, runs.EXPORTING)
-_JOB_STATES: Final = (jobs.QUEUED, jobs.ACCEPTED)
-_RUN_MARKS: Final = {RETRIED_AT: _NUMBER}
-_JOB_MARKS: Final = {"handed_out": {"type": "boolean"}, "told": {"type": "boolean"}, RETRIED_AT: _NUMBER}
-"""What records of older releases lack, or only those have that were sent back."""
 
 
 def schemas() -> dict[str, Any]:
     """Returns every schema by name."""
+    records = _of_models(TrainingParams, Evaluation, ModelCard, Fault, Run, Job)
+    run, job = ({**records.pop(name), "additionalProperties": False} for name in ("Run", "Job"))
+    records["Fault"]["properties"]["code"]["enum"] = list(CODES)
     return {
-        **_of_models(TrainingParams, Evaluation, ModelCard),
+        **records,
         "Error": fields({"error": _ref("Fault")}),
-        "Fault": fields({"code": {"type": "string", "enum": list(CODES)}, "message": _TEXT}),
-        "ModelName": fields({"name": _TEXT, "version": _WHOLE}),
+        "Damaged": fields({"file": _TEXT, "error": _ref("Fault")}),
         "RunAccepted": fields({"run_id": _TEXT}),
         "JobAccepted": fields({"job_id": _TEXT}),
         "Count": fields({"count": _WHOLE}),
@@ -46,19 +44,16 @@ def schemas() -> dict[str, Any]:
                 "error": _maybe(_TEXT),
             }
         ),
-        "RunRecord": fields(_run(), optional=_RUN_MARKS),
-        "Run": fields(
-            {
-                **_run(),
-                "history": _many(fields(dict.fromkeys(runs.HISTORY_COLUMNS, _NUMBER))),
-                "evaluation": _maybe(_ref("Evaluation")),
-            },
-            optional=_RUN_MARKS,
+        "RunRecord": run,
+        "Run": _with(
+            run,
+            history=_many(fields(dict.fromkeys(HISTORY_COLUMNS, _NUMBER))),
+            evaluation=_maybe(_ref("Evaluation")),
         ),
-        "Runs": fields({"runs": _many(_ref("RunRecord")), "total": _WHOLE}),
-        "JobRecord": fields(_job(), optional=_JOB_MARKS),
-        "Job": fields({**_job(), "progress": fields({"done": _WHOLE, "total": _WHOLE})}, optional=_JOB_MARKS),
-        "Jobs": fields({"jobs": _many(_ref("JobRecord")), "total": _WHOLE}),
+        "Runs": fields({"runs": _many(_ref("RunRecord")), "total": _WHOLE, "damaged": _many(_ref("Damaged"))}),
+        "JobRecord": job,
+        "Job": _with(job, progress=fields({"done": _WHOLE, "total": _WHOLE})),
+        "Jobs": fields({"jobs": _many(_ref("JobRecord")), "total": _WHOLE, "damaged": _many(_ref("Damaged"))}),
         "AliasNames": fields({name: _maybe(_WHOLE) for name in ("champion", "previous", "challenger")}),
         "Aliases": fields({"aliases": _ref("AliasNames")}),
         "Models": fields(
@@ -91,7 +86,7 @@ def schemas() -> dict[str, Any]:
             }
         ),
         "Predictions": fields(
-            {"schema": {"const": 1}, "model": _maybe(_ref("ModelName")), "predictions": _many(_ref("Prediction"))}
+            {"schema": {"const": 1}, "model": _maybe(_ref("ModelRef")), "predictions": _many(_ref("Prediction"))}
         ),
         "Prediction": {"oneOf": [_ref("Answer"), _ref("NoAnswer")]},
         "Answer": fields(
@@ -154,44 +149,12 @@ def fields(
     }
 
 
-def _run() -> dict[str, Any]:
+def _with(schema: dict[str, Any], **properties: Any) -> dict[str, Any]:
+    """Returns the schema of an object with more fields, all of them always there."""
     return {
-        **_record("run_id", [*_RUN_STATES, *sorted(runs.FINAL_STATES)]),
-        "params": _maybe(_ref("TrainingParams")),
-        "dataset": _maybe(_TEXT),
-        "progress": {"type": ["object", "null"]},
-        "metrics": _maybe(_numbers()),
-        "timings": _numbers(),
-    }
-
-
-def _job() -> dict[str, Any]:
-    return {
-        **_record("job_id", [*_JOB_STATES, *sorted(jobs.FINAL_STATES)]),
-        "reply_to": _maybe(_TEXT),
-        "correlation_id": _maybe(_TEXT),
-        "accepted": _maybe(_time()),
-        "images": _maybe(_WHOLE),
-        "shards": _maybe(_WHOLE),
-        "shard_images": _maybe(_WHOLE),
-        "counts": _maybe(fields({"images": _WHOLE, "errors": _WHOLE})),
-        "accuracy": _maybe(_SHARE),
-        "results": _maybe(_TEXT),
-    }
-
-
-def _record(key: str, states: list[str]) -> dict[str, Any]:
-    """Returns what runs and jobs have in common."""
-    return {
-        "schema": {"const": 1},
-        key: _TEXT,
-        "message_id": _TEXT,
-        "name": _TEXT,
-        "state": {"type": "string", "enum": states},
-        "created": _time(),
-        "updated": _time(),
-        "model": _maybe(_ref("ModelName")),
-        "error": _maybe(_ref("Fault")),
+        **schema,
+        "properties": {**schema["properties"], **properties},
+        "required": [*schema["required"], *properties],
     }
 
 

@@ -18,8 +18,8 @@ from dashboard.store_cache import Dataset
 from shared.errors import InvalidMessage, NotFound
 from shared.faces.labels import ETHNICITIES, GENDERS
 from shared.faces.rejects import REJECT_REASONS
-from shared.records import runs
 from shared.records.dataset import AGE_BANDS, SPLITS
+from shared.records.runs import Run
 
 _PAGE: Final = 60
 _EXAMPLES: Final = 5
@@ -33,17 +33,17 @@ blueprint = Blueprint("datasets", __name__)
 def list_datasets() -> str:
     """Shows all datasets."""
     cache = dashboard().store_cache
-    runs_of: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for run in cache.runs():
-        if run["dataset"]:
-            runs_of[run["dataset"]].append(run)
+    runs_of: dict[str, list[Run]] = defaultdict(list)
+    for run in cache.runs().records:
+        if run.dataset:
+            runs_of[run.dataset].append(run)
     items: list[dict[str, Any]] = []
     for sha256 in cache.dataset_ids():
         found = runs_of[sha256]
         summary = cache.summary(sha256)
         items.append({"sha256": sha256, "summary": summary, "runs": found, "unread": _unread(found)})
     # The newest run says when a dataset was last used.
-    items.sort(key=lambda item: str(item["runs"][0]["created"]) if item["runs"] else "", reverse=True)
+    items.sort(key=lambda item: item["runs"][0].created if item["runs"] else "", reverse=True)
     return render_template("datasets.html", datasets=items)
 
 
@@ -51,7 +51,7 @@ def list_datasets() -> str:
 def show_dataset(sha256: str) -> str:
     """Shows what a dataset holds, and its faces."""
     cache = dashboard().store_cache
-    found_runs = [run for run in cache.runs() if run["dataset"] == sha256]
+    found_runs = [run for run in cache.runs().records if run.dataset == sha256]
     summary = cache.summary(sha256)
     if summary is None:
         if sha256 not in cache.dataset_ids():
@@ -141,9 +141,9 @@ def face_original(sha256: str, index: int) -> Response:
     return answer
 
 
-def _unread(found: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _unread(found: list[Run]) -> Run | None:
     """Returns the newest of some runs if all have ended: why their archive was not read; None where one may read it."""
-    return found[0] if found and all(run["state"] in runs.FINAL_STATES for run in found) else None
+    return found[0] if found and all(run.state.is_final for run in found) else None
 
 
 def _with_face(sha256: str, index: int) -> Dataset:

@@ -7,10 +7,11 @@ from typing import Any, Final
 
 from flask import Flask, url_for
 
-from shared.records import jobs, runs
+from shared.records.jobs import JobState
+from shared.records.runs import Progress, RunState
 
 _NOTHING: Final = "\N{EN DASH}"
-_STAGES: Final = {
+_STAGES: Final[dict[str, str]] = {
     "ingesting": "Reading faces",
     "training": "Training",
     "evaluating": "Evaluating",
@@ -107,38 +108,36 @@ def parameters(asked: Mapping[str, Any] | None, done: Mapping[str, Any] | None) 
 
 def state_class(state: str) -> str:
     """Returns how a state is coloured."""
-    if state in {runs.REGISTERED, jobs.FINISHED}:
+    if state in {RunState.REGISTERED, JobState.FINISHED}:
         return "good"
-    if state in {runs.FAILED, runs.REJECTED}:
+    if state in {RunState.FAILED, RunState.REJECTED, "damaged"}:
         return "bad"
-    return "" if state in {runs.CANCELLED, runs.QUEUED} else "live"
+    return "" if state in {RunState.CANCELLED, RunState.QUEUED} else "live"
 
 
-def progress_view(progress: Mapping[str, Any] | None, state: str | None = None) -> dict[str, Any]:
+def progress_view(progress: Progress | None, state: RunState | None = None) -> dict[str, Any]:
     """Returns what a progress bar shows, as the script that moves it on does.
 
     Args:
-        progress: of a record: `stage`, `done`, `total`, `rate`, `eta_s`, `epoch`, `epochs`, `loss`, `accuracy`.
-        state: of a run: what stands in the queue has no progress, and says that.
+        progress: of a run's record.
+        state: of the run: what stands in the queue has no progress, and says that.
     """
-    given = progress or {}
-    total = given.get("total") or 0
-    share = given.get("done", 0) / total if total else 0.0
-    words = ["In the queue"] if state == runs.QUEUED else []
-    if stage := given.get("stage"):
-        words.append(_STAGES.get(stage, stage))
-    if given.get("epochs"):
-        words.append(f"epoch {given['epoch']} of {given['epochs']}")
-    if given.get("rate"):
-        words.append(f"{given['rate']:,.0f} images/s")
-    if given.get("loss") is not None:
-        words.append(f"loss {given['loss']:.3f}")
-    if given.get("accuracy") is not None:
-        words.append(f"accuracy {percent(given['accuracy'])}")
-    eta_s = given.get("eta_s")
+    words = ["In the queue"] if state is RunState.QUEUED else []
+    if progress is None:
+        return {"share": 0.0, "percent": "", "text": " · ".join(words), "eta": ""}
+    share = progress.done / progress.total if progress.total else 0.0
+    words.append(_STAGES.get(progress.stage, progress.stage))
+    if progress.epochs:
+        words.append(f"epoch {progress.epoch} of {progress.epochs}")
+    if progress.rate:
+        words.append(f"{progress.rate:,.0f} images/s")
+    if progress.loss is not None:
+        words.append(f"loss {progress.loss:.3f}")
+    if progress.accuracy is not None:
+        words.append(f"accuracy {percent(progress.accuracy)}")
     return {
         "share": round(share, 4),
-        "percent": f"{int(100 * share)} %" if total else "",
+        "percent": f"{int(100 * share)} %" if progress.total else "",
         "text": " · ".join(words),
-        "eta": f"{duration(eta_s)} left" if eta_s is not None else "",
+        "eta": f"{duration(progress.eta_s)} left" if progress.eta_s is not None else "",
     }

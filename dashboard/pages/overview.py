@@ -14,7 +14,9 @@ from dashboard.pages.filters import progress_view
 from dashboard.workers import Speed, WorkerStates
 from shared.broker.base import Depth
 from shared.errors import Retryable
-from shared.records import jobs, runs
+from shared.records.jobs import Job
+from shared.records.record import Listing
+from shared.records.runs import Run
 
 _SHOWN = 6
 
@@ -31,20 +33,16 @@ def overview() -> str:
     return render_template(
         "overview.html",
         champion=champion,
-        running=[
-            (run, progress_view(run["progress"], run["state"]))
-            for run in all_runs
-            if run["state"] not in runs.FINAL_STATES
-        ],
-        recent=[run for run in all_runs if run["state"] in runs.FINAL_STATES][:_SHOWN],
-        jobs=all_jobs[:_SHOWN],
+        running=[(run, progress_view(run.progress, run.state)) for run in all_runs.records if not run.state.is_final],
+        recent=[run for run in all_runs.records if run.state.is_final][:_SHOWN],
+        jobs=all_jobs.records[:_SHOWN],
         workers=parts.workers.states(),
         speed=parts.workers.speed(),
         lately=_lately(parts.workers),
         depths=_depths(parts),
         attention=_attention(parts, all_runs, all_jobs),
         sample=parts.samples.state,
-        is_new=not all_runs and champion is None,
+        is_new=not all_runs.records and champion is None,
         predictions=_newest_predictions(parts),
     )
 
@@ -79,9 +77,7 @@ def _depths(parts: Dashboard) -> dict[str, Depth] | None:
     return {parts.broker.topology.short(queue): depth for queue, depth in found.items()}
 
 
-def _attention(
-    parts: Dashboard, all_runs: list[dict[str, Any]], all_jobs: list[dict[str, Any]]
-) -> list[tuple[str, str, str]]:
+def _attention(parts: Dashboard, all_runs: Listing[Run], all_jobs: Listing[Job]) -> list[tuple[str, str, str]]:
     """Returns (what is wrong, what to do, where) for each thing that wants a person."""
     found = []
     depths = _depths(parts)
@@ -90,18 +86,18 @@ def _attention(
     elif dead := depths["dead"].ready:
         words = "One message" if dead == 1 else f"{dead:,} messages"
         found.append((f"{words} could not be processed.", "Look at why, then retry or drop.", "/dead"))
-    for run in all_runs[:20]:
-        if run["state"] in {runs.FAILED, runs.REJECTED}:
-            error = (run["error"] or {}).get("message", "no reason given")
-            found.append(
-                (f"Run {run['name'][:60]} was {run['state']}: {error}", "See the run.", f"/runs/{run['run_id']}")
-            )
-    for job in all_jobs[:20]:
-        if job["state"] in {jobs.FAILED, jobs.REJECTED}:
-            error = (job["error"] or {}).get("message", "no reason given")
-            found.append(
-                (f"Job {job['name'][:60]} was {job['state']}: {error}", "See the job.", f"/jobs/{job['job_id']}")
-            )
+    found += [
+        (str(damage), "See the list.", f"/{damage.key.split('/')[0]}")
+        for damage in (*all_runs.damaged, *all_jobs.damaged)
+    ]
+    for run in all_runs.records[:20]:
+        if run.state.is_retryable:
+            error = run.error.message if run.error else "no reason given"
+            found.append((f"Run {run.name[:60]} was {run.state}: {error}", "See the run.", f"/runs/{run.run_id}"))
+    for job in all_jobs.records[:20]:
+        if job.state.is_retryable:
+            error = job.error.message if job.error else "no reason given"
+            found.append((f"Job {job.name[:60]} was {job.state}: {error}", "See the job.", f"/jobs/{job.job_id}"))
     alive = {str(worker.state.get("service")) for worker in parts.workers.states() if worker.alive}
     if depths is not None:
         for service, queue in (("trainer", "datasets"), ("inference", "predictions"), ("inference", "jobs")):

@@ -33,7 +33,7 @@ def predict() -> str:
     """Shows a face of a dataset, or the place to drop images of one's own."""
     cache = dashboard().store_cache
     decoded = [(sha256, summary) for sha256 in cache.dataset_ids() if (summary := cache.summary(sha256))]
-    names = {run["dataset"]: run["name"] for run in reversed(cache.runs()) if run["dataset"]}
+    names = {run.dataset: run.name for run in reversed(cache.runs().records) if run.dataset}
     chosen = request.args.get("dataset") or (decoded[0][0] if decoded else None)
     face, note = None, ""
     if chosen is not None:

@@ -13,9 +13,9 @@ from dashboard.face_grid import FaceFilter, face_view, select_faces
 from dashboard.pages.filters import parameters, progress_view
 from shared.errors import NotFound
 from shared.faces.labels import GENDERS
-from shared.records import runs
 from shared.records.dataset import SPLITS
 from shared.records.evaluation import MIN_GROUP
+from shared.records.runs import Run
 
 _PAGE = 50
 _COMPARED = 6
@@ -28,15 +28,16 @@ blueprint = Blueprint("runs", __name__)
 @blueprint.get("/runs")
 def list_runs() -> str:
     """Shows all runs, newest first."""
-    found = dashboard().store_cache.runs()
+    listing = dashboard().store_cache.runs()
+    found = listing.records
     page = max(1, request.args.get("page", 1, int))
     return render_template(
         "runs.html",
-        runs=[(run, progress_view(run["progress"], run["state"])) for run in found[(page - 1) * _PAGE : page * _PAGE]],
+        damaged=listing.damaged,
+        runs=[(run, progress_view(run.progress, run.state)) for run in found[(page - 1) * _PAGE : page * _PAGE]],
         total=len(found),
         page=page,
         pages=-(-len(found) // _PAGE),
-        final=runs.FINAL_STATES,
         link=lambda number: url_for("runs.list_runs", page=number),
     )
 
@@ -47,18 +48,18 @@ def show_run(run_id: str) -> str:
     parts = dashboard()
     run = parts.store_cache.run(run_id)
     evaluation = parts.client.runs.evaluation(run_id)
-    version = (run["model"] or {}).get("version")
+    version = run.model.version if run.model else None
     return render_template(
         "run.html",
         run=run,
         parameters=_parameters(run),
-        progress=progress_view(run["progress"], run["state"]),
-        ended=run["state"] in runs.FINAL_STATES,
+        progress=progress_view(run.progress, run.state),
+        ended=run.state.is_final,
         epochs=len(parts.client.runs.history(run_id)),
         evaluation=evaluation,
         version=version,
-        summary=parts.store_cache.summary(run["dataset"]) if run["dataset"] else None,
-        suspects=_suspects(run["dataset"], version) if version else [],
+        summary=parts.store_cache.summary(run.dataset) if run.dataset else None,
+        suspects=_suspects(run.dataset, version) if version else [],
         kinds=("gender", "ethnicity", "age"),
         min_group=MIN_GROUP,
     )
@@ -90,11 +91,11 @@ def scores(run_id: str) -> Response:
     """Returns how many held-out faces of each label have which probability: what the threshold's slider counts."""
     parts = dashboard()
     run = parts.store_cache.run(run_id)
-    version = (run["model"] or {}).get("version")
-    probabilities = parts.store_cache.predictions(run["dataset"], version) if run["dataset"] and version else None
-    if probabilities is None:
+    version = run.model.version if run.model else None
+    probabilities = parts.store_cache.predictions(run.dataset, version) if run.dataset and version else None
+    if run.dataset is None or probabilities is None:
         raise NotFound("this run has no predictions in the store")
-    data = parts.store_cache.dataset(run["dataset"])
+    data = parts.store_cache.dataset(run.dataset)
     held_out = data.split == SPLITS.index("test")
     bins = np.minimum((probabilities * _SCORE_BINS).astype(int), _SCORE_BINS - 1)
     counts = {
@@ -110,19 +111,20 @@ def compare() -> str:
     parts = dashboard()
     chosen = list(dict.fromkeys(request.args.getlist("run")))[:_COMPARED]
     found = [parts.store_cache.run(run_id) for run_id in chosen]
-    evaluations = {run["run_id"]: parts.client.runs.evaluation(run["run_id"]) for run in found}
-    values = {run["run_id"]: _parameters(run) for run in found}
+    evaluations = {run.run_id: parts.client.runs.evaluation(run.run_id) for run in found}
+    values = {run.run_id: _parameters(run) for run in found}
     names = sorted({name for params in values.values() for name in params})
     differing = [name for name in names if len({params.get(name) for params in values.values()}) > 1]
     return render_template("compare.html", runs=found, evaluations=evaluations, differing=differing, parameters=values)
 
 
-def _parameters(run: dict[str, Any]) -> dict[str, str]:
+def _parameters(run: Run) -> dict[str, str]:
     """Returns a run's parameters, and what became of those left to the recipe: its model's card says all of them."""
-    if run["model"]:
-        return parameters(run["params"], dashboard().store_cache.card(run["model"]["version"])["params"])
-    epochs = (run["progress"] or {}).get("epochs")  # of a training under way
-    return parameters(run["params"], {"epochs": epochs} if epochs else None)
+    asked = run.params.as_dict() if run.params else None
+    if run.model:
+        return parameters(asked, dashboard().store_cache.card(run.model.version)["params"])
+    epochs = run.progress.epochs if run.progress else None  # of a training under way
+    return parameters(asked, {"epochs": epochs} if epochs else None)
 
 
 def _suspects(sha256: str | None, version: int) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 from urllib.parse import urlsplit
@@ -19,6 +20,8 @@ from shared.runtime.resources import available_cores
 from shared.runtime.supervisor import SUPERVISED
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+URL_PREFIX: Final = r"(/[A-Za-z0-9._~-]+)*"
+Network = IPv4Network | IPv6Network
 _SECRETS: Final = frozenset({"token", "broker_url"})
 _OF_KUBERNETES: Final = re.compile("_SERVICE_(HOST|PORT)|_PORT_[0-9]+_(TCP|UDP)")
 """In the names of variables that Kubernetes sets for each of its services, one of which may begin with our name."""
@@ -48,6 +51,9 @@ class Settings(BaseSettings):
     allowed_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
         (Path("data/inbox"),), description="Folders that `file://` may read from, separated by `:`"
     )
+    allowed_buckets: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Buckets that `s3://` references may read from, separated by `,`"
+    )
     host: str = Field("127.0.0.1", description="The address that the dashboard and metrics bind to")
     port: int = Field(8080, ge=0, le=65535, description="The dashboard's port; 0 takes a free one")
     metrics_port: int | None = Field(
@@ -62,6 +68,14 @@ class Settings(BaseSettings):
         repr=False,
         description="Guards every page and call; needed to bind the dashboard beyond loopback",
     )
+    url_prefix: str = Field(
+        "",
+        pattern=f"^{URL_PREFIX}$",
+        description="The path under which a reverse proxy shows the dashboard, as `/faces`",
+    )
+    trusted_proxies: Annotated[tuple[Network, ...], NoDecode] = Field(
+        (), description="Addresses or networks of proxies whose `X-Forwarded-…` headers count, separated by commas"
+    )
     workers: int = Field(0, ge=0, le=256, description="Inference processes; 0 takes one a core")
     provider: Literal["auto", "cuda", "cpu"] = Field(
         "auto", description="Where models run; `cuda` refuses to start without a working GPU"
@@ -75,7 +89,7 @@ class Settings(BaseSettings):
         0.0, ge=0, le=1, description="Share of interactive traffic that the challenger sees too; 0 is off"
     )
     shard_images: int = Field(1024, ge=1, le=100_000, description="The most images in one slice of a job")
-    delivery_limit: int = Field(5, ge=1, le=100, description="Deliveries of a message before it is a dead letter")
+    delivery_limit: int = Field(20, ge=1, le=100, description="Deliveries of a message before it is a dead letter")
     lease_s: float = Field(15.0, ge=0.2, le=3600, description="Seconds after which a dead process's work is taken over")
     handover_s: float = Field(
         600.0,
@@ -104,6 +118,21 @@ class Settings(BaseSettings):
     @classmethod
     def _split_roots(cls, value: object) -> object:
         return tuple(Path(part) for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
+
+    @field_validator("allowed_buckets", mode="before")
+    @classmethod
+    def _split_buckets(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _split_networks(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return tuple(ip_network(part.strip(), strict=False) for part in value.split(",") if part.strip())
+        except ValueError:
+            raise ValueError("expected addresses or networks, as 10.0.0.7,192.168.0.0/16") from None
 
     @field_validator("broker_url")
     @classmethod
