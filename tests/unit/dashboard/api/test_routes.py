@@ -149,6 +149,14 @@ def test_an_empty_multipart_names_the_field_it_expects(site: Site) -> None:
     assert "'file'" in error_of(answer.data)[1]
 
 
+def test_a_part_of_a_form_without_a_name_is_refused(site: Site) -> None:
+    body = b'--b\r\nContent-Disposition: form-data; filename="a.zip"\r\n\r\nPK\x03\x04\r\n--b--\r\n'
+    for path in ("/api/v1/datasets", "/api/v1/predictions"):
+        answer = site.web.post(path, data=body, content_type="multipart/form-data; boundary=b")
+
+        assert (answer.status_code, error_of(answer.data)[0]) == (400, "invalid_message")
+
+
 def test_runs_are_listed_newest_first_and_paged(site: Site) -> None:
     for i in range(3):
         site.builder.run(f"run-{i}", created=f"2026-01-0{i + 1}T00:00:00.000Z")
