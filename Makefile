@@ -41,7 +41,7 @@ run: $(VENV)/.services ## Start all services; Ctrl-C stops them
 	@$(BIN)/genderline up
 
 .PHONY: test
-test: $(VENV)/.developer ## Run all tests with coverage [ARGS='-k broker']
+test: $(VENV)/.developer ## Run all tests [ARGS='-k broker']
 	@tests/system-packages.sh
 	@PYTHON=$(BIN)/python tests/run.sh $(ARGS)
 

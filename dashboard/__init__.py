@@ -13,6 +13,7 @@ from dashboard.event_stream import EventHub
 from dashboard.health import register_metrics
 from dashboard.pages import register_pages
 from dashboard.pages.filters import register_formats
+from dashboard.proxy import BehindProxies
 from dashboard.store_cache import StoreCache
 from dashboard.tasks.samples import SampleTask
 from dashboard.tasks.scoring import ScoringTask
@@ -57,6 +58,7 @@ def create_app(broker: Broker, store: Store, settings: Settings, registry: Colle
         scoring=ScoringTask(client, store_cache),
     )
     app.extensions[EXTENSION] = parts
+    app.wsgi_app = BehindProxies(app.wsgi_app, settings)  # type: ignore[method-assign]  # Flask's own way of wrapping
     registry = registry or process_registry()
     registry.register(BrokerCollector(broker))
     register_auth(app, settings)

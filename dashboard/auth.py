@@ -1,10 +1,10 @@
 """Who may: the access tokens, the login cookie, and proof that a request comes from one of our pages.
 
 A browser attaches cookies, and reaches loopback, on behalf of any site it has open. So a request that changes
-something is refused where the browser says that it comes from elsewhere (`Sec-Fetch-Site`, `Origin`), and where it
-carries a cookie of ours without the matching CSRF token. A program sends `Authorization: Bearer`, which no site can
-make a browser send, or nothing at all where no token is set. Without a token the `Host` must be a loopback name too,
-or a site could point its own name at 127.0.0.1 and read everything.
+something is refused where the browser says that it comes from elsewhere (`Sec-Fetch-Site` or, without that, `Origin`),
+and where it carries a cookie of ours without the matching CSRF token. A program sends `Authorization: Bearer`, which
+no site can make a browser send, or nothing at all where no token is set. Without a token the `Host` must be a loopback
+name too, or a site could point its own name at 127.0.0.1 and read everything.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from flask import Blueprint, Flask, Response, current_app, g, redirect, render_template, request, session, url_for
+from flask.sessions import SecureCookieSessionInterface
 from werkzeug.wrappers import Response as WsgiResponse
 
 from dashboard.errors import Forbidden, TooManyAttempts, reads_json
@@ -27,7 +28,6 @@ from shared.access import AccessToken, find_token
 from shared.errors import GenderlineError
 from shared.runtime.settings import LOOPBACK, Settings
 
-CSRF_COOKIE: Final = "genderline_csrf"
 CSRF_FIELD: Final = "csrf"
 CSRF_HEADER: Final = "X-CSRF-Token"
 _TOKENS: Final = "GENDERLINE_TOKENS"
@@ -43,23 +43,43 @@ def register_auth(app: Flask, settings: Settings, throttle: LoginThrottle | None
     """Guards every request of `app`; `throttle` counts wrong tokens, by default from none on."""
     app.config.update(
         SECRET_KEY=_derive_session_key(settings.access_tokens),
-        SESSION_COOKIE_NAME="genderline_session",
+        SESSION_COOKIE_NAME=f"genderline_session_{_installation(settings)}",
+        GENDERLINE_CSRF_COOKIE=f"genderline_csrf_{_installation(settings)}",
         SESSION_COOKIE_HTTPONLY=True,
         SESSION_COOKIE_SAMESITE="Strict",
         PERMANENT_SESSION_LIFETIME=_LOGIN_LASTS,
     )
     app.config[_TOKENS] = settings.access_tokens
     app.config[_THROTTLE] = throttle or LoginThrottle()
+    app.session_interface = _SessionCookie()
     app.register_blueprint(blueprint)
     app.before_request(_guard)
     app.after_request(_add_headers)
     app.context_processor(_describe_visitor)
 
 
+class _SessionCookie(SecureCookieSessionInterface):
+    """Flask's login cookie, which a browser sends over HTTPS alone where it came over HTTPS."""
+
+    def get_cookie_secure(self, app: Flask) -> bool:  # noqa: ARG002 - the base class's argument
+        return request.is_secure
+
+
+def _installation(settings: Settings) -> str:
+    """Returns what tells this installation's cookies from another's: browsers share them among a host's ports."""
+    own = f"{settings.broker_url} {settings.queue_prefix} {settings.store_url} {settings.url_prefix}"
+    return hashlib.sha256(own.encode()).hexdigest()[:8]
+
+
+def csrf_cookie() -> str:
+    """Returns the name of the cookie that goes with `csrf_token`."""
+    return str(current_app.config["GENDERLINE_CSRF_COOKIE"])
+
+
 def csrf_token() -> str:
     """Returns the token that forms and scripts of this page send back; sets its cookie with the answer."""
     if "csrf" not in g:
-        g.csrf = request.cookies.get(CSRF_COOKIE) or secrets.token_urlsafe(32)
+        g.csrf = request.cookies.get(csrf_cookie()) or secrets.token_urlsafe(32)
     return str(g.csrf)
 
 
@@ -184,20 +204,23 @@ def _check_origin() -> None:
     if site not in {None, "same-origin", "none"}:
         raise Forbidden(f"found a request from another site (Sec-Fetch-Site: {site}), expected one of our own pages")
     origin = request.headers.get("Origin")
-    # A browser that says `same-origin` has compared what stands in its address bar, which a proxy may not pass on.
-    if origin is not None and site != "same-origin" and _network_location(origin) != request.host:
-        raise Forbidden(f"found a request from {origin}, expected one of our own pages")
+    # A browser that says "same-origin" has compared the address that it knows; a proxy may have changed ours.
+    if site != "same-origin" and origin is not None and _host(origin) != request.host:
+        raise Forbidden(
+            f"found a request from a page of {origin}, expected one of http://{request.host}. Behind a reverse proxy, "
+            "let it pass on the header Host, or use HTTPS: docs/proxy.md"
+        )
 
 
 def _has_cookies() -> bool:
-    return CSRF_COOKIE in request.cookies or bool(session)
+    return csrf_cookie() in request.cookies or bool(session)
 
 
 def _check_csrf(given: str) -> None:
     """Raises `Forbidden` where a browser of ours sends the cookie without the matching token."""
     if not _has_cookies():
         return  # nothing that could be borrowed
-    cookie = request.cookies.get(CSRF_COOKIE)
+    cookie = request.cookies.get(csrf_cookie())
     if cookie is None or not hmac.compare_digest(cookie.encode(), given.encode()):
         raise Forbidden("the page's CSRF token is missing or old; reload the page and try again")
 
@@ -209,7 +232,8 @@ def _host_name(url: str) -> str | None:
         return None
 
 
-def _network_location(url: str) -> str | None:
+def _host(url: str) -> str | None:
+    """Returns host and port of a URL; None where it is none."""
     try:
         return urlsplit(url).netloc
     except ValueError:
@@ -227,9 +251,9 @@ def _add_headers(response: Response) -> Response:
     response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
     response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
     response.headers.setdefault("Cache-Control", "no-store")
-    if "csrf" in g and request.cookies.get(CSRF_COOKIE) != g.csrf:
+    if "csrf" in g and request.cookies.get(csrf_cookie()) != g.csrf:
         response.set_cookie(
-            CSRF_COOKIE, g.csrf, max_age=_LOGIN_LASTS, httponly=True, samesite="Strict", secure=request.is_secure
+            csrf_cookie(), g.csrf, max_age=_LOGIN_LASTS, httponly=True, samesite="Strict", secure=request.is_secure
         )
     return response
 
@@ -238,7 +262,7 @@ def _add_headers(response: Response) -> Response:
 def login() -> str | WsgiResponse:
     """Shows the page that asks for the token."""
     if not _all_tokens() or session.get("name"):
-        return redirect(_own_page(request.args.get("next")), 303)
+        return redirect(request.script_root + _own_page(request.args.get("next")), 303)
     return render_template("login.html", next=_own_page(request.args.get("next")))
 
 
@@ -251,7 +275,7 @@ def log_in() -> tuple[str, int, dict[str, str]] | WsgiResponse:
         session.clear()
         session.permanent = True
         session["name"] = token.name
-        return Response(status=204) if reads_json() else redirect(target, 303)
+        return Response(status=204) if reads_json() else redirect(request.script_root + target, 303)
     throttle: LoginThrottle = current_app.config[_THROTTLE]
     if wait_s := math.ceil(throttle.wait_s(request.remote_addr)):
         if reads_json():
@@ -275,7 +299,7 @@ _OWN_LOGIN: Final = frozenset({"auth.log_in", "auth.log_out"})
 
 
 def _own_page(target: str | None) -> str:
-    """Returns `target` where it is a path of ours; the overview otherwise, so that no link can lead elsewhere."""
+    """Returns `target` where it is a path of ours, below any prefix; else the overview: no link can lead elsewhere."""
     if not target or not target.startswith("/") or target.startswith(("//", "/\\")) or not target.isprintable():
         return "/"
     return target

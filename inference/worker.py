@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from inference.jobs.open import BulkLoop
 from inference.model.champion import Models
 from inference.model.predictor import Predictor
+from inference.model.probe import ModelProber
 from inference.monitoring.drift import Drift
 from inference.monitoring.recent_predictions import RecentPredictions
 from inference.monitoring.shadow import Shadow
@@ -57,7 +58,9 @@ class Worker:
         metrics = InferenceMetrics(CollectorRegistry())
         policy = FailurePolicy(settings.delivery_limit, metrics.dead_letters, Attempts(store))
         limits = ImageLimits.from_settings(settings)
-        self._models = Models(store, settings.provider, metrics)
+        self._models = Models(
+            store, settings.provider, metrics, ModelProber(status_file.parent, settings.provider).survives
+        )
         self._drift = Drift(metrics, lambda: self._models.champion)
         self._shadow = Shadow(store, settings, self._models, metrics)
         # A pool for each loop: threads inherit the niceness of the loop that starts them.
@@ -73,7 +76,7 @@ class Worker:
             for pool in self._pools
         )
         if self._shadow.wanted:
-            predictor = replace(predictor, observers=[*predictor.observers, self._shadow.observe])
+            predictor = dataclasses.replace(predictor, observers=[*predictor.observers, self._shadow.observe])
         self._throughput = ThroughputMeter()
         self._recent_predictions = RecentPredictions()
         turns = Turns()
@@ -152,12 +155,13 @@ class Worker:
         self._bulk.run(stop)
 
     def _state(self) -> dict[str, Any]:
-        champion = self._models.champion
+        champion, refused = self._models.champion, self._models.refused
         return {
             "version": champion.version if champion else None,
             "provider": champion.provider if champion else None,
             "device": champion.precision if champion else None,
             "busy": self._bulk.busy,
+            "refused": None if refused is None else dataclasses.asdict(refused),
             "drift": self._drift.summary(),
             "challenger": self._shadow.summary(),
             **self._throughput.summary(),

@@ -32,12 +32,15 @@ def plan_for(settings: Settings) -> WorkerLayout:
 def plan(cores: int, *, wanted: int, gpu_bytes: int | None) -> WorkerLayout:
     """Plans a worker for each core, but no more than the GPU's memory has room for; the cores left over decode.
 
+    One share of that memory is kept free for the process that new models are tried in.
+
+
     Args:
         cores: of the machine.
         wanted: workers that the settings ask for; 0 chooses.
         gpu_bytes: memory of the GPU that the workers share; None without a GPU.
     """
-    workers = wanted or (cores if gpu_bytes is None else max(1, min(cores, gpu_bytes // GPU_BYTES)))
+    workers = wanted or (cores if gpu_bytes is None else max(1, min(cores, gpu_bytes // GPU_BYTES - 1)))
     return WorkerLayout(workers, max(1, cores // workers))
 
 

@@ -9,7 +9,8 @@ from typing import Final
 
 import pytest
 
-from tests.rabbitmq_node import RabbitNode, find_server
+from tests.rabbitmq_node import rabbitmq_server
+from tests.rabbitmq_shared import SharedNode, shared_node
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before any test can import ONNX Runtime: nothing is sent to anybody
 
@@ -29,7 +30,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Puts the files that take longest first, so that processes side by side end together; then sorts out by --alone.
+    """Puts what takes longest first, so that processes side by side end together; then sorts out by --alone.
 
     Not by -m, which stays free for whoever selects tests by hand.
     """
@@ -43,18 +44,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitNode]:
-    """A running RabbitMQ node of this session's own. A test that stops it starts it again."""
-    server = find_server()
-    if server is None:
-        missing = "no rabbitmq-server on this machine; on Debian: apt-get install rabbitmq-server"
-        if os.environ.get("CI") == "true":
-            pytest.fail(missing)
-        pytest.skip(missing)
-    home: Path = tmp_path_factory.mktemp("rabbitmq")
-    node = RabbitNode(home, server)
-    try:
-        node.start()
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedNode]:
+    """A RabbitMQ node that all processes of this run share: each test needs a queue prefix of its own.
+
+    A test that stops the node, lets it stand still or changes its settings needs a node of its own.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each process has a folder of its own in the run's
+        folder = folder.parent
+    with shared_node(folder / "rabbitmq", rabbitmq_server()) as node:
         yield node
-    finally:
-        node.close()

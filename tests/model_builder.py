@@ -184,6 +184,17 @@ def append_before_sigmoid(model: onnx.ModelProto, nodes: list[onnx.NodeProto], e
     model.graph.node.append(sigmoid)
 
 
+def kills_its_process(model: onnx.ModelProto) -> None:
+    """Divides the least whole number by -1, whose result is none: the processor stops the process (SIGFPE)."""
+    for name, value in (("least", -(2**31)), ("minus_one", -1)):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.int32), name))
+    nodes = [
+        helper.make_node("Div", ["least", "minus_one"], ["quotient"]),
+        helper.make_node("Cast", ["quotient"], ["as_float"], to=onnx.TensorProto.FLOAT),
+    ]
+    append_before_sigmoid(model, nodes, "as_float")
+
+
 # -- registering
 
 

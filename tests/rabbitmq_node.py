@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pika
+import pytest
 from pika.exceptions import AMQPError
 
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
@@ -28,6 +29,17 @@ def find_server() -> Path | None:
         return SERVER
     found = shutil.which("rabbitmq-server")
     return Path(found) if found else None
+
+
+def rabbitmq_server() -> Path:
+    """Returns the script to start; skips the test where there is none, and fails it in CI."""
+    server = find_server()
+    if server is None:
+        missing = "no rabbitmq-server on this machine; on Debian: apt-get install rabbitmq-server"
+        if os.environ.get("CI") == "true":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    return server
 
 
 def free_port() -> int:

@@ -10,10 +10,10 @@ nothing_selected=5
 alone=$?
 # By Ctrl-C, or by a file that could not be read: the rest would only hide it.
 [[ $alone -ne $interrupted ]] || exit "$interrupted"
-# One more than there are cores, since many tests wait for processes that start; few enough, as each has a RabbitMQ node.
+# One more than there are cores, since many tests wait for processes that start.
 processes=$(($(nproc) < 8 ? $(nproc) + 1 : 8))
-# A selection has no coverage to reach.
-[[ $# -ne 0 ]] || set -- --cov --cov-report=term
+# Tracing takes half as long again, so only CI measures coverage; a selection has none to reach.
+[[ $# -ne 0 || ${CI:-} != true ]] || set -- --cov --cov-report=term
 errors=$(mktemp)
 trap 'rm -f "$errors"' EXIT
 { "$python" -m pytest --alone skip -n "$processes" --dist loadfile --no-loadscope-reorder "$@" 2>&1 >&3 | tee "$errors" >&2; } 3>&1

@@ -6,9 +6,18 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from typing import Final, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
 
-from inference.model.loader import ProviderUnavailable, ServedModel, load_model, release_freed_memory
+from inference.model.loader import (
+    KillsProcess,
+    ProviderChoice,
+    ProviderUnavailable,
+    ServedModel,
+    load_model,
+    release_freed_memory,
+)
 from shared.broker.base import Broker, Subscription
 from shared.errors import GenderlineError, InvalidMessage, NotFound, Retryable
 from shared.records.registry import Registry
@@ -24,23 +33,39 @@ _PINNED_KEPT: Final = 2
 _LOG = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A version that is not served."""
+
+    version: int
+    message: str
+
+
 class Models:
     """The models of one worker process.
 
-    A new champion is loaded, verified, warmed up and probed in a thread of its own beside the old one; then one
+    A new champion is verified, loaded, warmed up and probed in a thread of its own beside the old one; then one
     assignment swaps them, which batches see between two runs. If anything fails, the old one goes on serving.
 
     Args:
         store: where the registry lies.
         provider: where models shall run.
         metrics: told of swaps and of what serves.
+        survives: tells whether a process survives opening a model file; see `inference.model.probe`.
     """
 
-    def __init__(self, store: Store, provider: Literal["auto", "cpu", "cuda"], metrics: InferenceMetrics) -> None:
+    def __init__(
+        self,
+        store: Store,
+        provider: ProviderChoice,
+        metrics: InferenceMetrics,
+        survives: Callable[[bytes], bool] = lambda _: True,
+    ) -> None:
         self._store = store
         self._registry = Registry(store)
         self._provider = provider
         self._metrics = metrics
+        self._survives = survives
         self._champion: ServedModel | None = None
         self._there_is_one = threading.Event()
         self._pinned: OrderedDict[int, ServedModel] = OrderedDict()
@@ -48,6 +73,8 @@ class Models:
         self._failed: dict[int, float] = {}  # versions, and when to try them again on the monotonic clock
         self.challenger: int | None = None
         """The version that the aliases name as challenger."""
+        self.refused: Refused | None = None
+        """The champion or previous champion that this worker does not serve, and why."""
 
     @property
     def champion(self) -> ServedModel | None:
@@ -74,11 +101,15 @@ class Models:
                 self._pinned.move_to_end(version)
                 return self._pinned[version]
             try:
-                model = load_model(self._store, version, self._provider)
+                model = self.load(version)
             except NotFound as error:
                 raise InvalidMessage(str(error), code="unknown_model_version") from None
             self._keep_pinned(model)
             return model
+
+    def load(self, version: int) -> ServedModel:
+        """Loads a version beside those that serve; see `load_model` for what is raised."""
+        return load_model(self._store, version, self._provider, self._survives)
 
     def _keep_pinned(self, model: ServedModel) -> None:
         self._pinned[model.version] = model
@@ -126,6 +157,8 @@ class Models:
             _LOG.warning("cannot see which model is champion: %s", error)
             return
         self.challenger = aliases.challenger
+        if self.refused is not None and self.refused.version not in {aliases.champion, aliases.previous}:
+            self.refused = None
         for wanted in (aliases.champion, aliases.previous):
             if wanted is not None and (self._serves(wanted) or self._swap_to(wanted)):
                 return
@@ -141,13 +174,14 @@ class Models:
             return False
         now = self._champion
         try:
-            model = load_model(self._store, version, self._provider)
+            model = self.load(version)
         except Exception as error:
             if now is None and isinstance(error, ProviderUnavailable):
                 raise
-            self._metrics.swaps.labels("failed").inc()
+            self._metrics.swaps.labels("crashed" if isinstance(error, KillsProcess) else "failed").inc()
             if not isinstance(error, Retryable):
                 self._failed[version] = time.monotonic() + _FAILED_PAUSE_S
+                self.refused = Refused(version, str(error))
             serving = f"version {now.version} goes on serving" if now else "nothing serves yet"
             # Of our own errors the text is enough; anything else is a bug.
             trace = None if isinstance(error, GenderlineError) else error
@@ -155,6 +189,8 @@ class Models:
             return False
         self._champion = model
         self._there_is_one.set()
+        if self.refused is not None and self.refused.version == version:
+            self.refused = None
         self._metrics.swaps.labels("ok").inc()
         with self._pinned_lock:
             self._pinned.pop(version, None)

@@ -22,6 +22,8 @@ from shared.records.registry import MODEL_NAME, Registry
 from shared.store.base import Store
 
 Provider = Literal["cpu", "cuda"]
+ProviderChoice = Literal["auto", "cpu", "cuda"]
+"""The setting: `auto` takes CUDA where it works."""
 Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Images uint8 (N, 1, 128, 128) in, probabilities of *female*, float32 (N,), out."""
 
@@ -80,7 +82,13 @@ class ServedModel:
         return {"name": MODEL_NAME, "version": self.version}
 
 
-def load_model(store: Store, version: int, provider: Literal["auto", "cpu", "cuda"]) -> ServedModel:
+class KillsProcess(InvalidModel):
+    """A process that opened the model file died."""
+
+
+def load_model(
+    store: Store, version: int, provider: ProviderChoice, survives: Callable[[bytes], bool] = lambda _: True
+) -> ServedModel:
     """Loads a registered model and makes sure that it answers sensibly.
 
     Where the card says that its variant for this provider, int8 for a CPU and float16 for a GPU, holds the accuracy, it
@@ -89,22 +97,24 @@ def load_model(store: Store, version: int, provider: Literal["auto", "cpu", "cud
     Args:
         store: where the registry lies.
         version: which one.
-        provider: `auto` takes CUDA where it works.
+        provider: where it shall run.
+        survives: tells whether a process survives opening a model file; see `inference.model.probe`.
 
     Raises:
         NotFound: there is no such version.
+        KillsProcess: it is an `InvalidModel`, too.
         InvalidModel: its card cannot be read, or its file is missing, is not the registered one, cannot be loaded, or
             answers nonsense.
         ProviderUnavailable: `cuda` was asked for and does not work.
         Retryable: the store is away.
     """
     card = _card(store, version)
-    model = _load(_file(store, card, "float32", card.file), provider, card, "float32")
+    model = _load(store, card, card.file, "float32", provider, survives)
     precision, file = _variant(card, model.provider)
     if file is None:
         return model
     try:
-        variant = _load(_file(store, card, precision, file), model.provider, card, precision)
+        variant = _load(store, card, file, precision, model.provider, survives)
     except InvalidModel as error:
         _LOG.error("%s not taken, float32 serves: %s", precision, error)
         return model
@@ -113,7 +123,7 @@ def load_model(store: Store, version: int, provider: Literal["auto", "cpu", "cud
     return variant if speedup >= MIN_SPEEDUP[precision] else model
 
 
-def require_provider(wanted: Literal["auto", "cpu", "cuda"]) -> None:
+def require_provider(wanted: ProviderChoice) -> None:
     """Refuses to start where the settings insist on CUDA and this ONNX Runtime was built without it.
 
     Raises:
@@ -173,10 +183,33 @@ def _file(store: Store, card: ModelCard, precision: ServedPrecision, expected: C
 
 
 def _load(
-    data: bytes, wanted: Literal["auto", "cpu", "cuda"], card: ModelCard, precision: ServedPrecision
+    store: Store,
+    card: ModelCard,
+    file: CardFile,
+    precision: ServedPrecision,
+    wanted: ProviderChoice,
+    survives: Callable[[bytes], bool],
 ) -> ServedModel:
-    """Loads a model file, warms it up and probes it."""
-    version = card.version
+    """Reads one file of a version and opens it, if a process survives that."""
+    data = _file(store, card, precision, file)
+    if not survives(data):
+        raise KillsProcess(f"version {card.version}: its {precision} file killed the process that tried it")
+    provider, run = open_file(data, wanted, f"version {card.version}")
+    return ServedModel(card.version, provider, precision, card, run)
+
+
+def open_file(data: bytes, wanted: ProviderChoice, name: str) -> tuple[Provider, Run]:
+    """Opens a model file, warms it up and probes it. Returns where it runs, and the model.
+
+    Args:
+        data: the ONNX file.
+        wanted: where it shall run.
+        name: what errors call it.
+
+    Raises:
+        InvalidModel: it cannot be opened, or answers nonsense.
+        ProviderUnavailable: `cuda` was asked for and does not work.
+    """
     options = ort.SessionOptions()
     # One core a process and a process a core beat one session over all cores, on models of this size.
     options.intra_op_num_threads = 1
@@ -190,7 +223,7 @@ def _load(
         else:
             session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors have no common base
-        raise InvalidModel(f"version {version} cannot be loaded: {error}") from error
+        raise InvalidModel(f"{name} cannot be loaded: {error}") from error
     # ONNX Runtime falls back to the CPU without an error where CUDA's libraries do not load, so ask what it did.
     used: Provider = "cuda" if cuda.PROVIDER in session.get_providers() else "cpu"
     if wanted == "cuda" and used != "cuda":
@@ -202,14 +235,13 @@ def _load(
         _LOG.warning("CUDA is there but could not be used; running on the CPU")
     signature = [(value.name, value.type) for value in (*session.get_inputs(), *session.get_outputs())]
     if signature != [_INPUT, _OUTPUT]:
-        raise InvalidModel(f"version {version} takes and gives {signature}; expected {[_INPUT, _OUTPUT]}")
+        raise InvalidModel(f"{name} takes and gives {signature}; expected {[_INPUT, _OUTPUT]}")
     try:
         run = cuda.GpuRun(session, _INPUT[0], _OUTPUT[0], SIZE) if used == "cuda" else _on_cpu(session)
     except Exception as error:  # as above
-        raise InvalidModel(f"version {version} failed on the GPU: {error}") from error
-    model = ServedModel(version, used, precision, card, run)
-    _probe(model)
-    return model
+        raise InvalidModel(f"{name} failed on the GPU: {error}") from error
+    _probe(run, name)
+    return used, run
 
 
 def _on_cpu(session: ort.InferenceSession) -> Run:
@@ -220,34 +252,33 @@ def _on_cpu(session: ort.InferenceSession) -> Run:
     return run
 
 
-def _probe(model: ServedModel) -> None:
+def _probe(run: Run, name: str) -> None:
     """Warms the model up and checks its answers.
 
     Raises:
         InvalidModel: they are not probabilities, or depend on the batch.
     """
-    version = model.version
     # Smooth and rough, dark and light: none of them a face, all of them fixed.
     ramp = np.linspace(0, 255, SIZE).astype(np.uint8)
     noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE), dtype=np.uint8)
     dark, light = np.tile(ramp // 2, (SIZE, 1)), np.tile(255 - ramp[:, np.newaxis] // 2, (1, SIZE))
-    images = np.stack([dark, light, noise, 255 - noise])
+    images = np.stack([dark, light, noise, 255 - noise])[:, np.newaxis]
     try:
-        together = model.predict(images)
-        alone = np.concatenate([model.predict(image[np.newaxis]) for image in images])
-    except Exception as error:  # as in `_session`
-        raise InvalidModel(f"version {version} failed on the probe images: {error}") from error
+        together = run(images)
+        alone = np.concatenate([run(image[np.newaxis]) for image in images])
+    except Exception as error:  # as in `open_file`
+        raise InvalidModel(f"{name} failed on the probe images: {error}") from error
     for answer in (together, alone):
         if answer.shape != (len(images),):
             raise InvalidModel(
-                f"version {version} gave {answer.shape} numbers for the probe; expected {(len(images),)}, one an image"
+                f"{name} gave {answer.shape} numbers for the probe; expected {(len(images),)}, one an image"
             )
         if not ((answer >= 0) & (answer <= 1)).all():  # also where one is NaN
-            raise InvalidModel(f"version {version} answered {answer.tolist()} to the probe; expected probabilities")
+            raise InvalidModel(f"{name} answered {answer.tolist()} to the probe; expected probabilities")
     difference = float(np.abs(together - alone).max())
     if difference > _BATCH_TOLERANCE:
         raise InvalidModel(
-            f"version {version} answers differently by {difference:.3f} in a batch and alone; "
+            f"{name} answers differently by {difference:.3f} in a batch and alone; "
             f"expected {_BATCH_TOLERANCE:g} or less"
         )
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.model.champion import Models
-from inference.model.loader import ServedModel, load_model, release_freed_memory
+from inference.model.loader import ServedModel, release_freed_memory
 from shared.errors import GenderlineError
 from shared.records.shadow import ShadowFigures, add_shadow_figures
 from shared.runtime.settings import Settings
@@ -56,7 +56,7 @@ class Shadow:
 
     Args:
         store: where the challenger lies and its figures go.
-        settings: the share of traffic and the provider.
+        settings: the share of traffic.
         models: which models are champion and challenger.
         metrics: told of outcomes and times.
     """
@@ -65,7 +65,6 @@ class Shadow:
         self._store = store
         self._models = models
         self._metrics = metrics
-        self._provider = settings.provider
         self._share = settings.shadow_share
         self._random = random.Random()
         self._challenger: ServedModel | None = None
@@ -167,7 +166,7 @@ class Shadow:
 
     def _load(self, version: int) -> None:
         try:
-            self._challenger = load_model(self._store, version, self._provider)
+            self._challenger = self._models.load(version)
         except Exception as error:
             self._load_at = time.monotonic() + _RETRY_S
             self._problem = str(error)

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 from urllib.parse import urlsplit
@@ -20,6 +21,8 @@ from shared.runtime.resources import available_cores
 from shared.runtime.supervisor import SUPERVISED
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+URL_PREFIX: Final = r"(/[A-Za-z0-9._~-]+)*"
+Network = IPv4Network | IPv6Network
 SECRETS: Final = frozenset({"token", "tokens", "broker_url"})
 _OF_KUBERNETES: Final = re.compile("_SERVICE_(HOST|PORT)|_PORT_[0-9]+_(TCP|UDP)")
 """In the names of variables that Kubernetes sets for each of its services, one of which may begin with our name."""
@@ -68,6 +71,14 @@ class Settings(BaseSettings):
         description="More tokens, as `NAME:full:TOKEN` or `NAME:read:TOKEN`, separated by commas; `read` may change "
         "nothing, and NAME stands in the history of promotions",
     )
+    url_prefix: str = Field(
+        "",
+        pattern=f"^{URL_PREFIX}$",
+        description="The path under which a reverse proxy shows the dashboard, as `/faces`",
+    )
+    trusted_proxies: Annotated[tuple[Network, ...], NoDecode] = Field(
+        (), description="Addresses or networks of proxies whose `X-Forwarded-…` headers count, separated by commas"
+    )
     workers: int = Field(0, ge=0, le=256, description="Inference processes; 0 takes one a core")
     provider: Literal["auto", "cuda", "cpu"] = Field(
         "auto", description="Where models run; `cuda` refuses to start without a working GPU"
@@ -107,6 +118,16 @@ class Settings(BaseSettings):
     @classmethod
     def _split_roots(cls, value: object) -> object:
         return tuple(Path(part) for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _split_networks(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return tuple(ip_network(part.strip(), strict=False) for part in value.split(",") if part.strip())
+        except ValueError:
+            raise ValueError("expected addresses or networks, as 10.0.0.7,192.168.0.0/16") from None
 
     @field_validator("broker_url")
     @classmethod

@@ -18,6 +18,7 @@ from shared.broker import open_broker
 from shared.broker.base import Broker
 from shared.topology import Topology
 from tests.rabbitmq_node import RabbitNode
+from tests.rabbitmq_shared import SharedNode
 
 CHILD = Path(__file__).with_name("child.py")
 ROOT = Path(__file__).parents[2]
@@ -31,7 +32,7 @@ class Place:
 
     Attributes:
         url: for `open_broker`.
-        node: the RabbitMQ node; None for the embedded broker.
+        node: the RabbitMQ node, where it is this test's own to stop and to change.
     """
 
     url: str
@@ -46,7 +47,7 @@ class Place:
 
     @property
     def is_rabbitmq(self) -> bool:
-        return self.node is not None
+        return self.url.startswith("amqp:")
 
     def open(self, **options: Any) -> Broker:
         """Opens a connection of its own, closed after the test."""
@@ -78,7 +79,7 @@ class Place:
             broker.close()
         # Queues that RabbitMQ 3.10 is still recovering must not be deleted: the crash of their workers takes the
         # supervisor of all others with it, and from then on no quorum queue of the node takes a message.
-        if self.node is not None and self.node.starts == self.starts:
+        if self.is_rabbitmq and (self.node is None or self.node.starts == self.starts):
             with contextlib.closing(pika.BlockingConnection(pika.URLParameters(self.url))) as connection:
                 channel = connection.channel()
                 for queue in self.topology.queues:
@@ -94,8 +95,8 @@ def sqlite_place(tmp_path: Path) -> Iterator[Place]:
 
 
 @pytest.fixture
-def rabbitmq_place(rabbitmq: RabbitNode) -> Iterator[Place]:
-    place = Place(rabbitmq.url, rabbitmq)
+def rabbitmq_place(rabbitmq: SharedNode) -> Iterator[Place]:
+    place = Place(rabbitmq.url)
     yield place
     place.clear()
 

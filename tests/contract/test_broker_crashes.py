@@ -114,22 +114,19 @@ def test_every_one_of_a_thousand_messages_is_accounted_for_when_one_of_two_worke
     assert broker.dead_letters() == []
 
 
-def test_nothing_that_was_confirmed_is_lost_when_the_broker_dies_in_the_middle(place: Place) -> None:
-    topology = place.topology
+def start_publisher_and_worker(place: Place) -> tuple[subprocess.Popen[str], subprocess.Popen[str]]:
+    """Starts one process that publishes 1,500 messages and one that works them off; both are at work by now."""
     publisher, worker = place.start("publish", "1500"), place.start("work")
-    confirmed = wait_for_number(publisher, 300)
-    wait_for_number(worker, 5)  # both are at work, not still starting
+    wait_for_number(publisher, 300)
+    wait_for_number(worker, 5)
+    return publisher, worker
 
-    if place.node is not None:
-        place.node.kill()
-        place.node.start()
-        confirmed = wait_for_number(publisher, 1500)  # both processes live through it
-    else:
-        # The embedded broker is nothing but the processes that use it: kill them all.
-        publisher.kill()
-        worker.kill()
-        confirmed = last_number(publisher, confirmed)
-        place.start("work")
 
-    results = collect(place.open(), topology.shards, numbers(confirmed))
-    assert set(results) >= numbers(confirmed)
+def test_nothing_that_was_confirmed_is_lost_when_all_who_use_the_embedded_broker_die(sqlite_place: Place) -> None:
+    # The embedded broker is nothing but the processes that use it.
+    publisher, worker = start_publisher_and_worker(sqlite_place)
+    publisher.kill()
+    worker.kill()
+    confirmed = last_number(publisher, 300)
+    sqlite_place.start("work")
+    assert set(collect(sqlite_place.open(), sqlite_place.topology.shards, numbers(confirmed))) >= numbers(confirmed)

@@ -6,8 +6,6 @@ import contextlib
 import datetime as dt
 import decimal
 import functools
-import os
-import signal
 import socket
 import struct
 import threading
@@ -28,7 +26,7 @@ from shared.topology import Topology
 from tests.contract.conftest import Place
 from tests.contract.test_broker_events import replies
 from tests.contract.test_broker_messages import bodies, numbered, take, to
-from tests.rabbitmq_node import MAX_MESSAGE_BYTES, RabbitNode, free_port
+from tests.rabbitmq_node import MAX_MESSAGE_BYTES, free_port
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -365,97 +363,6 @@ def test_a_result_that_the_broker_refuses_leaves_the_work_unsettled(place: Place
     consumer.close()
     with broker.consume([topology.jobs], 1) as other:
         assert bodies(take(other, 1)) == [b"work"]
-
-
-def test_what_is_held_longer_than_the_broker_allows_is_taken_back_and_comes_again(place: Place) -> None:
-    assert place.node is not None
-    place.node.evaluate(
-        "application:set_env(rabbit, consumer_timeout, 500), application:set_env(rabbit, channel_tick_interval, 300)."
-    )
-    try:
-        broker = place.open()
-        queue = place.topology.predictions
-        broker.publish(queue, Message(b"slow", "text/plain"))
-        reply_queue = broker.reply_queue()
-        broker.publish(reply_queue.name, Message(b"read late", "text/plain"))
-        with broker.consume([queue], 1) as consumer:
-            slow = take(consumer, 1)
-            (again,) = take(consumer, 1, timeout_s=20)
-            assert (again.message.body, again.delivery_count) == (b"slow", 1)
-            consumer.settle(slow)
-            with pytest.raises(BrokerError, match="delivered again"):
-                consumer.flush()
-            consumer.settle([again])
-            consumer.flush()
-        assert replies(reply_queue, 1) == [b"read late"]
-        broker.publish(reply_queue.name, Message(b"more", "text/plain"))
-        assert replies(reply_queue, 1) == [b"more"]
-        assert broker.reconnects == 0
-        assert broker.depths()[queue].ready == 0
-    finally:
-        place.node.evaluate(
-            "application:set_env(rabbit, consumer_timeout, 1800000), "
-            "application:set_env(rabbit, channel_tick_interval, 60000)."
-        )
-
-
-@contextlib.contextmanager
-def at_a_standstill(node: RabbitNode) -> Iterator[None]:
-    """Stops the node without its connections being lost, as an overloaded machine or an alarm would."""
-    os.kill(node.pid, signal.SIGSTOP)
-    os.waitpid(node.pid, os.WUNTRACED)  # until all of its threads have stopped
-    try:
-        yield
-    finally:
-        os.kill(node.pid, signal.SIGCONT)
-
-
-@pytest.mark.parametrize("how", ["settled", "deferred"])
-def test_a_flush_waits_until_the_broker_has_what_was_done(place: Place, how: str) -> None:
-    """What a process that is killed has just sent may be lost with it, and then its message comes again."""
-    assert place.node is not None
-    broker = place.open()
-    queue = place.topology.predictions
-    broker.publish(queue, Message(b"work", "text/plain"))
-    with broker.consume([queue], 1) as consumer:
-        (delivery,) = take(consumer, 1)
-        with at_a_standstill(place.node):
-            if how == "settled":
-                consumer.settle([delivery])
-            else:
-                consumer.defer(delivery, 0)
-            with pytest.raises(BrokerError, match="did not confirm"):
-                consumer.flush(0.2)
-        consumer.flush()
-
-
-def test_a_broker_that_answers_too_late_is_left_no_channel_open(place: Place, eventually: Eventually) -> None:
-    assert place.node is not None
-    node, broker = place.node, place.open()
-
-    def channels() -> int:
-        return int(node.evaluate("length(rabbit_channel:list_local())."))
-
-    assert broker.ping()
-    before = channels()
-    with at_a_standstill(node):
-        assert [broker.ping(timeout_s=0.05) for _ in range(20)] == [False] * 20
-    assert broker.ping(timeout_s=10)
-    eventually(lambda: channels() <= before)
-    assert broker.reconnects == 0
-
-
-def test_where_so_many_answers_are_late_that_no_channel_is_free_it_says_so(
-    place: Place, eventually: Eventually
-) -> None:
-    assert place.node is not None
-    with open_broker(f"{place.url}?channel_max=10", place.topology) as broker:
-        with at_a_standstill(place.node):
-            assert [broker.ping(timeout_s=0.05) for _ in range(10)] == [False] * 10
-            with pytest.raises(BrokerError, match="no channel is free"):
-                broker.depths()
-        eventually(broker.ping)
-        assert broker.reconnects == 0
 
 
 def test_a_queue_deleted_under_a_consumer_is_declared_again(place: Place, foreign: BlockingChannel) -> None:

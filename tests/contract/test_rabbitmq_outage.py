@@ -1,8 +1,11 @@
-"""One outage of RabbitMQ, from the view of everything that was open when it happened."""
+"""RabbitMQ at a standstill, with other limits, killed, and away: what needs a node of its own, on one node."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -10,15 +13,130 @@ from dataclasses import dataclass
 
 import pytest
 
+from shared.broker import open_broker
 from shared.broker.base import BrokerError, Delivery, Event, Message, Outgoing
 from shared.telemetry.metrics import BrokerCollector
 from tests.contract.conftest import Place
+from tests.contract.test_broker_crashes import collect, numbers, start_publisher_and_worker, wait_for_number
 from tests.contract.test_broker_events import replies
 from tests.contract.test_broker_messages import bodies, take
-from tests.rabbitmq_node import RabbitNode
+from tests.rabbitmq_node import RabbitNode, rabbitmq_server
 from tests.services import eventually
 
 pytestmark = pytest.mark.rabbitmq
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitNode]:
+    """A node that nobody else uses. A test that stops it starts it again."""
+    with contextlib.closing(RabbitNode(tmp_path_factory.mktemp("rabbitmq"), rabbitmq_server())) as made:
+        made.start()
+        yield made
+
+
+@pytest.fixture
+def place(node: RabbitNode) -> Iterator[Place]:
+    made = Place(node.url, node)
+    yield made
+    made.clear()
+
+
+def test_what_is_held_longer_than_the_broker_allows_is_taken_back_and_comes_again(place: Place) -> None:
+    assert place.node is not None
+    place.node.evaluate(
+        "application:set_env(rabbit, consumer_timeout, 500), application:set_env(rabbit, channel_tick_interval, 300)."
+    )
+    try:
+        broker = place.open()
+        queue = place.topology.predictions
+        broker.publish(queue, Message(b"slow", "text/plain"))
+        reply_queue = broker.reply_queue()
+        broker.publish(reply_queue.name, Message(b"read late", "text/plain"))
+        with broker.consume([queue], 1) as consumer:
+            slow = take(consumer, 1)
+            (again,) = take(consumer, 1, timeout_s=20)
+            assert (again.message.body, again.delivery_count) == (b"slow", 1)
+            consumer.settle(slow)
+            with pytest.raises(BrokerError, match="delivered again"):
+                consumer.flush()
+            consumer.settle([again])
+            consumer.flush()
+        assert replies(reply_queue, 1) == [b"read late"]
+        broker.publish(reply_queue.name, Message(b"more", "text/plain"))
+        assert replies(reply_queue, 1) == [b"more"]
+        assert broker.reconnects == 0
+        assert broker.depths()[queue].ready == 0
+    finally:
+        place.node.evaluate(
+            "application:set_env(rabbit, consumer_timeout, 1800000), "
+            "application:set_env(rabbit, channel_tick_interval, 60000)."
+        )
+
+
+@contextlib.contextmanager
+def at_a_standstill(node: RabbitNode) -> Iterator[None]:
+    """Stops the node without its connections being lost, as an overloaded machine or an alarm would."""
+    os.kill(node.pid, signal.SIGSTOP)
+    os.waitpid(node.pid, os.WUNTRACED)  # until all of its threads have stopped
+    try:
+        yield
+    finally:
+        os.kill(node.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("how", ["settled", "deferred"])
+def test_a_flush_waits_until_the_broker_has_what_was_done(place: Place, how: str) -> None:
+    """What a process that is killed has just sent may be lost with it, and then its message comes again."""
+    assert place.node is not None
+    broker = place.open()
+    queue = place.topology.predictions
+    broker.publish(queue, Message(b"work", "text/plain"))
+    with broker.consume([queue], 1) as consumer:
+        (delivery,) = take(consumer, 1)
+        with at_a_standstill(place.node):
+            if how == "settled":
+                consumer.settle([delivery])
+            else:
+                consumer.defer(delivery, 0)
+            with pytest.raises(BrokerError, match="did not confirm"):
+                consumer.flush(0.2)
+        consumer.flush()
+
+
+def test_a_broker_that_answers_too_late_is_left_no_channel_open(place: Place) -> None:
+    assert place.node is not None
+    node, broker = place.node, place.open()
+
+    def channels() -> int:
+        return int(node.evaluate("length(rabbit_channel:list_local())."))
+
+    assert broker.ping()
+    before = channels()
+    with at_a_standstill(node):
+        assert [broker.ping(timeout_s=0.05) for _ in range(20)] == [False] * 20
+    assert broker.ping(timeout_s=10)
+    eventually(lambda: channels() <= before, 15, "the channels of late answers are closed")
+    assert broker.reconnects == 0
+
+
+def test_where_so_many_answers_are_late_that_no_channel_is_free_it_says_so(place: Place) -> None:
+    assert place.node is not None
+    with open_broker(f"{place.url}?channel_max=10", place.topology) as broker:
+        with at_a_standstill(place.node):
+            assert [broker.ping(timeout_s=0.05) for _ in range(10)] == [False] * 10
+            with pytest.raises(BrokerError, match="no channel is free"):
+                broker.depths()
+        eventually(broker.ping, 15, "the broker answers again")
+        assert broker.reconnects == 0
+
+
+def test_nothing_that_was_confirmed_is_lost_when_the_broker_dies_in_the_middle(place: Place) -> None:
+    assert place.node is not None
+    publisher, _worker = start_publisher_and_worker(place)
+    place.node.kill()
+    place.node.start()
+    confirmed = wait_for_number(publisher, 1500)  # both processes live through it
+    assert set(collect(place.open(), place.topology.shards, numbers(confirmed))) >= numbers(confirmed)
 
 
 @dataclass
@@ -62,8 +180,8 @@ def empty_answers(node: RabbitNode) -> int:
 
 
 @pytest.fixture(scope="module")
-def story(rabbitmq: RabbitNode) -> Iterator[Story]:
-    place = Place(rabbitmq.url, rabbitmq)
+def story(node: RabbitNode) -> Iterator[Story]:
+    place = Place(node.url, node)
     bugs = _Bugs()
     logging.getLogger("shared.broker").addHandler(bugs)
     broker = place.open()
@@ -89,7 +207,7 @@ def story(rabbitmq: RabbitNode) -> Iterator[Story]:
     pulling = threading.Thread(target=pull)
     pulling.start()
 
-    rabbitmq.stop()
+    node.stop()
     try:
         slowest = 0.0
         for number in range(50):
@@ -118,13 +236,13 @@ def story(rabbitmq: RabbitNode) -> Iterator[Story]:
         across = threading.Thread(target=publish_across)
         across.start()
     finally:
-        rabbitmq.start()
+        node.start()
     across.join(60)
-    eventually(lambda: empty_answers(rabbitmq), 60, "the queues are asked again")
-    asked = -empty_answers(rabbitmq)
+    eventually(lambda: empty_answers(node), 60, "the queues are asked again")
+    asked = -empty_answers(node)
     began = time.monotonic()
     pulling.join(2)
-    asked += empty_answers(rabbitmq)
+    asked += empty_answers(node)
     looks_per_s = asked / (time.monotonic() - began)
     broker.publish(topology.datasets, Message(b"pulled", "text/plain"), timeout_s=60)
     pulling.join(60)

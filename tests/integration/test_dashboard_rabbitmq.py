@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 
 from shared.broker.base import Message
-from tests.rabbitmq_node import RabbitNode
+from tests.rabbitmq_shared import SharedNode
 from tests.services import Installation, Service, eventually
 
 pytestmark = pytest.mark.rabbitmq
 
 
 @pytest.fixture
-def installation(rabbitmq: RabbitNode, tmp_path: Path) -> Iterator[Installation]:
+def installation(rabbitmq: SharedNode, tmp_path: Path) -> Iterator[Installation]:
     made = Installation(tmp_path, rabbitmq.url, {"GENDERLINE_WORKERS": "1", "GENDERLINE_THREADS": "1"})
     yield made
     made.close()

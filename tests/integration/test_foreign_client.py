@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from shared.faces.synthetic import draw_sample
-from tests.rabbitmq_node import RabbitNode
+from tests.rabbitmq_shared import SharedNode
 from tests.services import Installation
 
 CLIENT_S = 180
@@ -29,7 +29,7 @@ def script() -> str:
 
 @pytest.mark.rabbitmq
 def test_the_foreign_client_trains_by_value_and_reference_and_gets_every_prediction(
-    rabbitmq: RabbitNode, tmp_path: Path
+    rabbitmq: SharedNode, tmp_path: Path
 ) -> None:
     installation = Installation(tmp_path, rabbitmq.url, prefix="genderline")
     allowed = tmp_path / "allowed"

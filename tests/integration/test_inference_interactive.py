@@ -24,7 +24,7 @@ from shared.topology import MODEL_PROMOTED
 from tests import model_builder as build
 from tests.inference_loops import Loops, open_loops, replies
 from tests.model_builder import brightness_answer, brightness_model, constant_model, image_of
-from tests.rabbitmq_node import RabbitNode
+from tests.rabbitmq_shared import SharedNode
 from tests.services import eventually
 
 
@@ -313,7 +313,7 @@ class Held(Predictor):
 
 @pytest.mark.rabbitmq
 def test_images_that_were_waiting_are_answered_with_those_that_come_in_a_moment(
-    rabbitmq: RabbitNode, tmp_path: Path
+    rabbitmq: SharedNode, tmp_path: Path
 ) -> None:
     with open_loops(tmp_path, rabbitmq.url) as loops, loops.broker.reply_queue() as inbox:
         serving(loops)
@@ -440,7 +440,7 @@ def lose_connection(broker: Broker) -> None:
 
 
 @pytest.mark.rabbitmq
-def test_connections_that_are_lost_again_and_again_bury_nothing(rabbitmq: RabbitNode, tmp_path: Path) -> None:
+def test_connections_that_are_lost_again_and_again_bury_nothing(rabbitmq: SharedNode, tmp_path: Path) -> None:
     """Quorum queues count each loss for every message that was prefetched, though nobody had begun with it."""
     with open_loops(tmp_path, rabbitmq.url) as loops, loops.broker.reply_queue() as inbox:
         serving(loops)

@@ -29,7 +29,7 @@ from shared.worker import retry as failures
 from shared.worker.retry import FailurePolicy
 from tests.inference_loops import Loops, open_loops
 from tests.model_builder import brightness_answer, brightness_model, constant_model, image_of
-from tests.rabbitmq_node import RabbitNode
+from tests.rabbitmq_shared import SharedNode
 from tests.services import eventually
 
 Entries = Sequence[tuple[str, bytes]]
@@ -573,7 +573,7 @@ def test_a_final_reply_is_sent_again_where_its_worker_died_before_it_was_out(
 
 
 @pytest.mark.rabbitmq
-def test_a_job_that_was_only_held_when_connections_went_is_not_given_up(rabbitmq: RabbitNode, tmp_path: Path) -> None:
+def test_a_job_that_was_only_held_when_connections_went_is_not_given_up(rabbitmq: SharedNode, tmp_path: Path) -> None:
     with open_loops(tmp_path, rabbitmq.url) as loops, loops.broker.reply_queue() as inbox:
         serving(loops)
         job_id = send(loops, Message(zip_of(faces(3)), ZIP, "job", reply_to=inbox.name))

@@ -186,3 +186,24 @@ def test_images_unlike_the_training_faces_raise_the_drift_of_all_workers(either_
         assert metrics(service, "genderline_drift_window_images")[""] >= 512
         told = [beat["drift"] for beat in beats(client, lambda beat: beat["version"] == 1)]
         assert max(drift["scores"].get("luma", 0) for drift in told) > 0.25
+
+
+def test_a_champion_that_kills_its_process_is_refused_and_the_one_before_serves_also_after_a_restart(
+    installation: Installation,
+) -> None:
+    with installation.client() as client:
+        builder = builder_of(client)
+        builder.register(constant_model(0.9))
+        service = installation.start("inference")
+        killer = builder.register(constant_model(0.2, build.kills_its_process), promote=False)
+        client.promote(killer, "nobody knew")
+        for restart in (False, True):
+            if restart:
+                assert service.stop() == 0
+                service = installation.start("inference")
+            for beat in beats(client, lambda beat: beat["version"] == 1 and bool(beat["refused"])):
+                why = f"version {killer}: its float32 file killed the process that tried it"
+                assert beat["refused"] == {"version": killer, "message": why}
+            assert {reply["model"]["version"] for reply in predict_packs(client, 4)} == {1}
+            assert metrics(service, "genderline_model_swaps_total")['outcome="crashed"'] >= WORKERS
+        assert client.broker.dead_letters() == []

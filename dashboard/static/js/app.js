@@ -6,6 +6,8 @@
 import { listen } from "./events.js";
 import { logIn } from "./login.js";
 
+// The path under which a proxy shows the dashboard; none by default.
+export const root = document.body.dataset.root ?? "";
 const LEAST_PAUSE_MS = 700;
 
 export function csrfToken() {
@@ -159,7 +161,7 @@ function concerns(topic) {
 
 async function fetchPage(url) {
   const answer = await fetch(url, { headers: { Accept: "text/html" } });
-  if (answer.redirected && new URL(answer.url).pathname === "/login") {
+  if (answer.redirected && new URL(answer.url).pathname === `${root}/login`) {
     location.reload();
     return null;
   }

@@ -1,4 +1,5 @@
 // Plots, by BokehJS: hover for values, click the legend, zoom; saved by the buttons beside each.
+import { root } from "./app.js";
 import { json } from "./json.js";
 import { addSaving } from "./save.js";
 import { followThreshold, showThreshold } from "./threshold.js";
@@ -100,7 +101,7 @@ function columnsOf(rows, keys) {
 async function history(place) {
   const { runId, series } = place.dataset;
   const { keys, label, format } = SERIES[series];
-  const fetched = async () => (await json(`/api/v1/runs/${runId}`)).history;
+  const fetched = async () => (await json(`${root}/api/v1/runs/${runId}`)).history;
   const rows = await fetched();
   if (!rows.length) return wait(place, "Appears after the first epoch.", async () => (await fetched()).length);
   const source = new Bokeh.ColumnDataSource({ data: columnsOf(rows, ["epoch", ...keys]) });
@@ -162,7 +163,7 @@ function diagonal(plot) {
 }
 
 async function curve(place, key, words) {
-  const { evaluation } = await json(`/api/v1/runs/${place.dataset.runId}`);
+  const { evaluation } = await json(`${root}/api/v1/runs/${place.dataset.runId}`);
   const points = evaluation[key];
   const source = new Bokeh.ColumnDataSource({ data: { x: points.x, y: points.y } });
   const plot = figure({ x_axis_label: words[0], y_axis_label: words[1], ...UNIT_SQUARE });
@@ -183,7 +184,7 @@ async function curve(place, key, words) {
 }
 
 async function reliability(place) {
-  const { evaluation } = await json(`/api/v1/runs/${place.dataset.runId}`);
+  const { evaluation } = await json(`${root}/api/v1/runs/${place.dataset.runId}`);
   const keys = ["mean_probability", "share_female", "count"];
   const data = columnsOf(evaluation.reliability, keys);
   const source = new Bokeh.ColumnDataSource({ data });
@@ -309,7 +310,7 @@ function withLone(data, names) {
 
 async function compare(place) {
   const key = place.dataset.series;
-  const runs = await Promise.all(JSON.parse(place.dataset.runs).map((id) => json(`/api/v1/runs/${id}`)));
+  const runs = await Promise.all(JSON.parse(place.dataset.runs).map((id) => json(`${root}/api/v1/runs/${id}`)));
   const height = 270 + LEGEND_LINE * runs.length;
   const plot = figure({ height, x_axis_label: "epoch", y_axis_label: place.dataset.label });
   runs.forEach((run, i) => {

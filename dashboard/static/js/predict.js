@@ -1,5 +1,5 @@
 // The predict page: sends a face through the queue and shows the answer; then, if asked, a map of the areas that mattered.
-import { get, post } from "./app.js";
+import { get, post, root } from "./app.js";
 
 // A face whose archive was removed has no original any more.
 for (const image of document.querySelectorAll("img[data-may-fail]")) {
@@ -37,7 +37,7 @@ async function predict(blob, { name, given, gender, page }) {
   // The server looks at the content, and says of a file that is no image what it is.
   const options = { body: blob, headers: { "Content-Type": "image/jpeg" } };
   try {
-    const answer = await post(`/predict/image?${query({ name })}`, options);
+    const answer = await post(`${root}/predict/image?${query({ name })}`, options);
     const [entry] = answer.reply.predictions;
     const truth = gender ?? answer.true_gender;
     at("seen").src = answer.seen;
@@ -72,7 +72,7 @@ async function look(item, at, options) {
   at("look").disabled = true;
   at("look").textContent = "Explaining…";
   try {
-    const map = await post(`/predict/occlusion?${query()}`, options);
+    const map = await post(`${root}/predict/occlusion?${query()}`, options);
     paint(item.querySelector("canvas"), map);
     const points = (100 * Math.max(0, ...map.drop.flat())).toFixed(0);
     at("map-words").textContent = `Red: covering this area lowers confidence by up to ${points} points (occlusion map).`;

@@ -1,5 +1,5 @@
 // Drop zones: archives are sent as they are, with the true number of bytes, and then followed through the queue.
-import { STAGES, changedParameters, csrfToken, duration, get, refresh, toast } from "./app.js";
+import { STAGES, changedParameters, csrfToken, duration, get, refresh, root, toast } from "./app.js";
 import { logIn } from "./login.js";
 
 const ENDED = ["registered", "finished", "rejected", "failed", "cancelled"];
@@ -127,7 +127,7 @@ function follow(task, kind, id, show) {
     if (payload[`${kind}_id`] === id && ENDED.includes(state)) end(state, payload.error);
   };
   const look = async () => {
-    const record = await get(`/api/v1/${kind}s/${id}`).catch(() => null);
+    const record = await get(`${root}/api/v1/${kind}s/${id}`).catch(() => null);
     if (record && ENDED.includes(record.state)) end(record.state, record.error);
     else if (record && record.state in STAGES && !(task.dataset.state in STAGES)) show("stage", STAGES[record.state]);
   };

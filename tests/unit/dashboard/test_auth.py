@@ -10,7 +10,7 @@ from urllib.parse import unquote
 import pytest
 from flask.testing import FlaskClient
 
-from dashboard.auth import CSRF_COOKIE
+from dashboard import auth
 from dashboard.login_throttle import ADDRESS_BURST, ADDRESS_EVERY_S
 from shared.records.registry import Registry
 from tests.dashboard_app import Site, error_of, open_site
@@ -40,6 +40,15 @@ def csrf_of(web: FlaskClient, path: str = "/") -> str:
 def log_in(web: FlaskClient, token: str = TOKEN, target: str = "/") -> int:
     csrf = csrf_of(web, "/login")
     return web.post("/login", data={"token": token, "csrf": csrf, "next": target}).status_code
+
+
+def session_cookie(site: Site) -> str:
+    return str(site.app.config["SESSION_COOKIE_NAME"])
+
+
+def csrf_cookie(site: Site) -> str:
+    with site.app.app_context():
+        return auth.csrf_cookie()
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/static/style.css", "/login"])
@@ -174,16 +183,16 @@ def test_a_reader_who_logs_in_gets_pages_without_what_changes_something_and_can_
 
 
 def test_a_login_outlasts_a_restart_and_ends_with_the_token(tmp_path: Path) -> None:
-    with open_site(tmp_path / "one", token=TOKEN) as site:
+    with open_site(tmp_path, token=TOKEN) as site:
         web = site.web
         log_in(web)
-        cookie = web.get_cookie("genderline_session")
+        cookie = web.get_cookie(session_cookie(site))
     assert cookie is not None
     states = []
-    for name, token in (("two", TOKEN), ("three", "another token")):
-        with open_site(tmp_path / name, token=token) as site:
+    for token in (TOKEN, "another token"):
+        with open_site(tmp_path, token=token) as site:
             web = site.web
-            web.set_cookie("genderline_session", cookie.value)
+            web.set_cookie(cookie.key, cookie.value)
             states.append(web.get("/").status_code)
 
     assert states == [200, 303]
@@ -204,11 +213,25 @@ def test_the_login_leads_nowhere_else(guarded: Site, target: str) -> None:
 def test_cookies_are_out_of_reach_of_scripts_and_other_sites(guarded: Site) -> None:
     web = guarded.web
     log_in(web)
-    for name in ("genderline_session", CSRF_COOKIE):
+    for name in (session_cookie(guarded), csrf_cookie(guarded)):
         cookie = web.get_cookie(name)
         assert cookie is not None
         assert cookie.http_only
         assert cookie.same_site == "Strict"
+        assert not cookie.secure
+
+
+def test_over_https_cookies_stay_on_https(guarded: Site) -> None:
+    web = guarded.web
+    csrf = csrf_of(web, "/login")
+    answer = web.post("/login", data={"token": TOKEN, "csrf": csrf}, base_url="https://faces.example")
+    assert "Secure" in answer.headers["Set-Cookie"]
+
+
+def test_two_dashboards_on_one_host_have_cookies_of_their_own(guarded: Site, tmp_path: Path) -> None:
+    with open_site(tmp_path / "other", token=TOKEN) as other:
+        assert session_cookie(guarded) != session_cookie(other)
+        assert csrf_cookie(guarded) != csrf_cookie(other)
 
 
 @pytest.mark.parametrize("origin", ["http://[", "http://[::1", "//["])
@@ -236,6 +259,8 @@ def test_a_program_without_cookies_needs_no_csrf_token(free: Site) -> None:
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
         {"Origin": "http://localhost:9999"},
+        {"Origin": "http://["},
+        {"Origin": "https://evil.example", "Sec-Fetch-Site": "none"},
     ],
 )
 def test_another_site_can_change_nothing_even_without_cookies(free: Site, headers: dict[str, str]) -> None:
@@ -247,10 +272,11 @@ def test_another_site_can_change_nothing_even_without_cookies(free: Site, header
     assert Registry(free.store).aliases().champion is None
 
 
-def test_our_own_pages_pass(free: Site) -> None:
+@pytest.mark.parametrize("origin", ["http://localhost", "https://what-the-browser-calls.example:8443"])
+def test_our_own_pages_pass(free: Site, origin: str) -> None:
     web = free.web
     csrf = csrf_of(web)
-    headers = {"Sec-Fetch-Site": "same-origin", "Origin": "http://localhost", "X-CSRF-Token": csrf}
+    headers = {"Sec-Fetch-Site": "same-origin", "Origin": origin, "X-CSRF-Token": csrf}
 
     assert web.post("/api/v1/models/rollback", headers=headers).status_code == 409
 
@@ -269,7 +295,7 @@ def test_a_cookie_without_its_csrf_token_is_refused(free: Site, given: str) -> N
 def test_a_login_cookie_alone_changes_nothing(guarded: Site) -> None:
     web = guarded.web
     log_in(web)
-    web.delete_cookie(CSRF_COOKIE)
+    web.delete_cookie(csrf_cookie(guarded))
 
     assert web.post("/api/v1/models/rollback").status_code == 403
 

@@ -18,7 +18,7 @@ FOR_GPUS = any(package.name == "onnxruntime-gpu" for package in importlib.metada
         (8, 3, None, (3, 2)),
         (8, 16, None, (16, 1)),
         (16, 0, 80 * GPU_BYTES, (16, 1)),
-        (64, 0, 16 * GPU_BYTES, (16, 4)),  # as many as the GPU has room for
+        (64, 0, 17 * GPU_BYTES, (16, 4)),  # as many as the GPU has room for
         (8, 0, GPU_BYTES // 2, (1, 8)),
         (64, 20, 16 * GPU_BYTES, (20, 3)),  # who asks for more knows better
     ],

@@ -1,0 +1,97 @@
+"""Opens a model in a child process first: a file that kills its process takes no worker with it.
+
+ONNX Runtime, CUDA and cuDNN are native code: a file can end the process that opens it, and no exception says so.
+`python -m inference.model.probe PROVIDER` reads a model file from its standard input, opens it, warms it up and probes
+it, as a worker does. Exit code 0 says that the process survived, whether or not the model is any good: the worker then
+opens it itself, and meets the error where there is one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+from inference.model.loader import ProviderChoice, open_file
+from shared.errors import Retryable
+
+_TIMEOUT_S: Final = 120
+"""Opening a model takes a second or two, on a GPU and under load some more."""
+_LOG = logging.getLogger(__name__)
+
+
+class ModelProber:
+    """Finds out which model files a process survives. Each file is tried once for all workers of a service.
+
+    Args:
+        folder: shared by the workers of one service, and gone when that ends. Verdicts are empty files in it, named
+            after the model file's SHA-256.
+        provider: as the settings say.
+    """
+
+    def __init__(self, folder: Path, provider: ProviderChoice) -> None:
+        self._folder = folder
+        self._provider = provider
+
+    def survives(self, data: bytes) -> bool:
+        """Returns whether a process survives opening, warming up and probing a model file.
+
+        A death may be the fault of something else, such as the kernel's OOM killer: the file is tried again at the
+        next call, but for callers that waited for this verdict.
+
+        Raises:
+            Retryable: no child process can be started now.
+        """
+        name = hashlib.sha256(data).hexdigest()
+        survived, died = (self._folder / f"{name}.{verdict}" for verdict in ("survived", "died"))
+        asked_at = time.time()
+        with (self._folder / "probe.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+            if survived.exists():
+                return True
+            if died.exists() and died.stat().st_mtime >= asked_at:
+                return False
+            survives = self._try(data)
+            (survived if survives else died).touch()
+            return survives
+
+    def _try(self, data: bytes) -> bool:
+        try:
+            child = subprocess.run(  # noqa: S603 - this file
+                [sys.executable, "-m", __name__, self._provider],
+                input=data,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for the worker
+                check=False,
+            )
+        except OSError as error:
+            raise Retryable(f"cannot start a process to try a model in: {error.strerror}") from error
+        if child.returncode:
+            _LOG.error("a model file killed the process that opened it (%s)", _describe_exit(child.returncode))
+        return child.returncode == 0
+
+
+def _describe_exit(code: int) -> str:
+    if code == -signal.SIGALRM:
+        return f"no end after {_TIMEOUT_S} s"
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def main(provider: ProviderChoice) -> int:
+    """Opens the model file on the standard input. Returns 0 if it is alive afterwards."""
+    signal.alarm(_TIMEOUT_S)  # whatever native code does, and whether or not anybody still waits
+    try:
+        open_file(sys.stdin.buffer.read(), provider, "the model")
+    except Exception as error:
+        _LOG.debug("the worker will say why: %s", error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))  # type: ignore[arg-type]  # from `ModelProber`
