@@ -8,19 +8,19 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BufferedWriter
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from shared.broker.base import Broker, HeaderValue, Message, Outgoing
 from shared.errors import Conflict, GenderlineError
 from shared.messages import PACK_LIMIT, PROBE, by_reference, fit_name, job_id_of, pack_message, run_id_of
 from shared.params import TrainingParams
-from shared.records import jobs, runs
-from shared.records.jobs import Jobs
+from shared.records.jobs import Job, JobProgress, Jobs
+from shared.records.record import Record
 from shared.records.registry import Registry
-from shared.records.runs import Runs
+from shared.records.runs import Progress, Run, Runs
 from shared.records.shadow import ShadowFigures, shadow_figures
 from shared.store.base import STORE_SCHEME, Store, sha256_of
 from shared.topology import MODEL_CHALLENGED, MODEL_PROMOTED
@@ -32,6 +32,8 @@ _PACK_BYTES: Final = 8 * 2**20
 """Images beyond this go into the next pack; RabbitMQ 4 takes no message above 16 MiB."""
 _POLL_S: Final = 1.0
 """How often a follower reads the record besides listening to events, which may be lost."""
+
+R = TypeVar("R", bound=Record)
 
 
 class Client:
@@ -91,17 +93,20 @@ class Client:
         message = by_reference(f"{STORE_SCHEME}{key}", name=name, sha256=sha256, params=checked, message_id=message_id)
         self.broker.publish(self.broker.topology.datasets, message)
         # Last, so that a refused message leaves no run that waits forever. A trainer that was faster made the same.
-        self.runs.create(run_id, message_id=message_id, name=name, params=checked, state=runs.QUEUED)
+        self.runs.create(run_id, message_id=message_id, name=name, params=checked)
         return run_id
 
-    def follow_run(self, run_id: str, timeout_s: float | None = None) -> Iterator[dict[str, Any]]:
+    def follow_run(self, run_id: str, timeout_s: float | None = None) -> Iterator[Run]:
         """Yields the run's record whenever something happened, and last the final one.
 
         Raises:
             NotFound: there is no such run.
             GenderlineError: code `timeout`, after `timeout_s`; the run goes on.
         """
-        return self._follow("run.*", "run_id", run_id, self.runs.get, runs.FINAL_STATES, timeout_s)
+        for run, event in self._follow("run.*", "run_id", run_id, self.runs.get, timeout_s):
+            # Events are fresher than the record, which is written less often; until the next stage begins.
+            fresher = Progress.model_validate(event) if event else None
+            yield run.changed(progress=fresher) if fresher and fresher.stage == run.state else run
 
     # -- jobs
 
@@ -124,17 +129,18 @@ class Client:
         self.broker.publish(
             self.broker.topology.jobs, by_reference(f"{STORE_SCHEME}{key}", name=name, message_id=message_id)
         )
-        self.jobs.create(job_id, message_id=message_id, name=name, state=jobs.QUEUED)
+        self.jobs.create(job_id, message_id=message_id, name=name)
         return job_id
 
-    def follow_job(self, job_id: str, timeout_s: float | None = None) -> Iterator[dict[str, Any]]:
-        """Yields the job's record, with `done` images, whenever something happened, and last the final one."""
+    def follow_job(self, job_id: str, timeout_s: float | None = None) -> Iterator[tuple[Job, JobProgress]]:
+        """Yields the job's record and how far it is, whenever something happened, and last the final one.
 
-        def look(job_id: str) -> dict[str, Any]:
-            record = self.jobs.get(job_id)
-            return {**record, "done": self.jobs.progress(record)[0]}
-
-        return self._follow("job.*", "job_id", job_id, look, jobs.FINAL_STATES, timeout_s)
+        Raises:
+            NotFound: there is no such job.
+            GenderlineError: code `timeout`, after `timeout_s`; the job goes on.
+        """
+        for job, event in self._follow("job.*", "job_id", job_id, self.jobs.get, timeout_s):
+            yield job, JobProgress.model_validate(event) if event else self.jobs.progress(job)
 
     # -- predictions
 
@@ -268,31 +274,24 @@ class Client:
             self.store.put_file(key, copy)
 
     def _follow(
-        self,
-        pattern: str,
-        key: str,
-        wanted: str,
-        look: Callable[[str], dict[str, Any]],
-        final: Iterable[str],
-        timeout_s: float | None,
-    ) -> Iterator[dict[str, Any]]:
+        self, pattern: str, key: str, wanted: str, look: Callable[[str], R], timeout_s: float | None
+    ) -> Iterator[tuple[R, dict[str, Any] | None]]:
+        """Yields a record, with the newest progress that an event told of; last the final one, without any."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self.broker.subscribe([pattern]) as events:
             record = look(wanted)
             newest: dict[str, Any] | None = None
-            yield record
-            while record["state"] not in final:
+            yield record, None
+            while not record.state.is_final:
                 if deadline is not None and time.monotonic() > deadline:
                     raise GenderlineError(
-                        f"{wanted} is still {record['state']} after {timeout_s:g} s; it goes on", code="timeout"
+                        f"{wanted} is still {record.state} after {timeout_s:g} s; it goes on", code="timeout"
                     )
                 for event in events.receive(_POLL_S):
                     if event.payload.get(key) == wanted:
                         newest = event.payload.get("progress", newest)
                 record = look(wanted)
-                # Events are fresher than the record, which is written less often; until the next stage begins.
-                stage = newest and newest.get("stage")
-                yield {**record, "progress": newest} if newest and stage in {None, record["state"]} else record
+                yield record, None if record.state.is_final else newest
 
 
 def _packs(images: Sequence[bytes]) -> Iterator[list[tuple[str | int | None, bytes]]]:

@@ -33,6 +33,7 @@ CODES: dict[str, str] = {
     "invalid_model": "The registered model failed verification.",
     "expired": "The deadline had passed before the image was computed.",
     "cancelled": "A user cancelled it.",
+    "damaged_record": "A file in the store does not hold what it should; the message names it.",
     "conflict": "The request contradicts the present state.",
     "not_found": "No such run, model, job, dataset or dead letter.",
     "unauthorized": "The token is missing or wrong.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from flask import Blueprint, Response, jsonify, request, send_file, url_for
 from werkzeug.datastructures import Headers
@@ -13,11 +13,13 @@ from werkzeug.datastructures import Headers
 from dashboard.api.document import document, query_parameters
 from dashboard.api.uploads import parse_number, receive_archive, receive_images
 from dashboard.context import dashboard
+from shared.archives.archive import ArchiveLimits
 from shared.client import Client
 from shared.errors import Conflict, InvalidMessage, NotFound, short_repr
 from shared.messages import SCHEMA
 from shared.params import TrainingParams
 from shared.records.jobs import Jobs
+from shared.records.record import Listing
 
 ANSWER_S: Final = 30.0
 """How long a request waits for predictions unless it says otherwise."""
@@ -26,6 +28,8 @@ _LONGEST_ANSWER_S: Final = 120.0
 _PAGE: Final = 1000
 _SAMPLE_IMAGES: Final = 1500
 _REASON_LENGTH: Final = 500
+
+_T = TypeVar("_T")
 
 blueprint = Blueprint("api", __name__, url_prefix="/api/v1")
 
@@ -48,7 +52,7 @@ def _refuse_unknown_parameters() -> None:
 def submit_dataset() -> tuple[Response, int]:
     """Takes an archive to train on."""
     parts = dashboard()
-    with receive_archive(parts.settings.max_archive_bytes) as archive:
+    with receive_archive(ArchiveLimits.from_settings(parts.settings)) as archive:
         params = TrainingParams.parse(_read_field("params") or None)
         run_id = parts.client.submit_dataset(
             archive.path, name=archive.name, params=params.as_dict(), message_id=_idempotency_key(), move=True
@@ -75,7 +79,8 @@ def get_sample() -> Response:
 def list_runs() -> Response:
     """Lists runs, newest first."""
     found = dashboard().store_cache.runs()
-    return jsonify({"runs": _page(found), "total": len(found)})
+    page = [run.as_dict() for run in _page(found.records)]
+    return jsonify({"runs": page, "total": len(found.records), "damaged": _damaged(found)})
 
 
 @blueprint.get("/runs/<run_id>")
@@ -84,7 +89,11 @@ def get_run(run_id: str) -> Response:
     parts = dashboard()
     record = parts.store_cache.run(run_id)
     return jsonify(
-        {**record, "history": parts.client.runs.history(run_id), "evaluation": parts.client.runs.evaluation(run_id)}
+        {
+            **record.as_dict(),
+            "history": parts.client.runs.history(run_id),
+            "evaluation": parts.client.runs.evaluation(run_id),
+        }
     )
 
 
@@ -129,7 +138,7 @@ def predict_images(
 def submit_job() -> tuple[Response, int]:
     """Takes an archive of images to predict."""
     parts = dashboard()
-    with receive_archive(parts.settings.max_archive_bytes) as archive:
+    with receive_archive(ArchiveLimits.from_settings(parts.settings)) as archive:
         job_id = parts.client.submit_job(archive.path, name=archive.name, message_id=_idempotency_key(), move=True)
     return _accepted_answer({"job_id": job_id}, url_for("api.get_job", job_id=job_id))
 
@@ -138,7 +147,8 @@ def submit_job() -> tuple[Response, int]:
 def list_jobs() -> Response:
     """Lists jobs, newest first."""
     found = dashboard().store_cache.jobs()
-    return jsonify({"jobs": _page(found), "total": len(found)})
+    page = [job.as_dict() for job in _page(found.records)]
+    return jsonify({"jobs": page, "total": len(found.records), "damaged": _damaged(found)})
 
 
 @blueprint.get("/jobs/<job_id>")
@@ -146,8 +156,8 @@ def get_job(job_id: str) -> Response:
     """Returns a job's record and how many of its images are done."""
     parts = dashboard()
     record = parts.store_cache.job(job_id)
-    done, total = parts.client.jobs.progress(record)
-    return jsonify({**record, "progress": {"done": done, "total": total}})
+    progress = parts.client.jobs.progress(record).model_dump(include={"done", "total"})
+    return jsonify({**record.as_dict(), "progress": progress})
 
 
 @blueprint.post("/jobs/<job_id>/cancel")
@@ -164,7 +174,7 @@ def job_results(job_id: str) -> Response:
     record = parts.store_cache.job(job_id)
     key = Jobs.results_key(job_id)
     if not parts.store.exists(key):
-        raise Conflict(f"job {job_id} is {record['state']}; it has no results")
+        raise Conflict(f"job {job_id} is {record.state}; it has no results")
     return _send_stored_file(key, "text/csv", f"{job_id}.csv")
 
 
@@ -360,10 +370,14 @@ def _idempotency_key() -> str | None:
     return key
 
 
-def _page(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _page(items: list[_T]) -> list[_T]:
     limit = int(parse_number(request.args.get("limit"), "limit", 1, _PAGE) or _PAGE)
     offset = int(parse_number(request.args.get("offset"), "offset", 0, 10**9) or 0)
     return items[offset : offset + limit]
+
+
+def _damaged(found: Listing[Any]) -> list[dict[str, Any]]:
+    return [{"file": damage.key, "error": damage.as_dict()} for damage in found.damaged]
 
 
 def _accepted_answer(body: dict[str, Any], location: str) -> tuple[Response, int]:

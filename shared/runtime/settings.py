@@ -52,6 +52,9 @@ class Settings(BaseSettings):
     allowed_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
         (Path("data/inbox"),), description="Folders that `file://` may read from, separated by `:`"
     )
+    allowed_buckets: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Buckets that `s3://` references may read from, separated by `,`"
+    )
     host: str = Field("127.0.0.1", description="The address that the dashboard and metrics bind to")
     port: int = Field(8080, ge=0, le=65535, description="The dashboard's port; 0 takes a free one")
     metrics_port: int | None = Field(
@@ -118,6 +121,11 @@ class Settings(BaseSettings):
     @classmethod
     def _split_roots(cls, value: object) -> object:
         return tuple(Path(part) for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
+
+    @field_validator("allowed_buckets", mode="before")
+    @classmethod
+    def _split_buckets(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("trusted_proxies", mode="before")
     @classmethod

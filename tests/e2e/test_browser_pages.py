@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Dialog, FilePayload, Locator, expect
 from waitress.server import create_server
 
 from shared.broker.base import Message
-from shared.records import runs
+from shared.records.runs import RunState
 from tests.browser import DESK, PHONE, Visit, chromium
 from tests.dashboard_app import Site, open_site
 from tests.store_builder import HOSTILE_NAMES
@@ -55,9 +55,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         site.parts.client.promote(1, "first")
         site.parts.client.promote(2, "second " * 60)
         progress = {"stage": "training", "done": 2, "total": 10, "rate": 400.0, "eta_s": 75, "epoch": 3, "epochs": 9}
-        builder.run("run-000000000003", name="live", state=runs.TRAINING, dataset=sha256, epochs=2, progress=progress)
+        builder.run(
+            "run-000000000003", name="live", state=RunState.TRAINING, dataset=sha256, epochs=2, progress=progress
+        )
         error = {"code": "single_gender", "message": "all faces are male " * 20}
-        builder.run("run-000000000004", name=HOSTILE_NAMES[2], state=runs.REJECTED, error=error)
+        builder.run("run-000000000004", name=HOSTILE_NAMES[2], state=RunState.REJECTED, error=error)
         builder.job(name=HOSTILE_NAMES[2])
         queue = site.broker.topology.jobs
         site.broker.publish(queue, Message(b'{"uri": "' + b"x" * 900 + b'"}', "application/json"))
@@ -159,7 +161,7 @@ def test_hostile_names_are_shown_as_they_are_and_run_nothing(
 
 
 def test_progress_and_curves_move_with_the_events(site: Site, base: str, browser: Browser) -> None:
-    run_id = site.builder.run("run-000000000009", name="moving", state=runs.TRAINING, epochs=1)
+    run_id = site.builder.run("run-000000000009", name="moving", state=RunState.TRAINING, epochs=1)
     visit = Visit(browser, base)
     visit.go(f"/runs/{run_id}")
     chart = visit.page.locator("[data-series=loss]")
@@ -171,7 +173,7 @@ def test_progress_and_curves_move_with_the_events(site: Site, base: str, browser
         expect(chart).to_have_attribute("data-points", str(epoch), timeout=2000)
         expect(visit.page.locator("[data-show=share]")).to_have_text(f"{10 * epoch} %", timeout=2000)
 
-    site.builder.runs.update(run_id, state=runs.FAILED, error={"code": "internal", "message": "the disk was full"})
+    site.builder.runs.update(run_id, state=RunState.FAILED, error={"code": "internal", "message": "the disk was full"})
     site.broker.emit("run.failed", {"run_id": run_id, "status": "failed"})
 
     expect(visit.page.locator("#state .alert")).to_have_text("the disk was full", timeout=5000)
@@ -436,7 +438,7 @@ def test_what_waits_in_the_queue_says_so_and_shows_curves_once_it_has_epochs(
         expect(charts.nth(i)).to_have_attribute("data-points", "1", timeout=5000)
     visit.check()
     visit.close()
-    site.builder.runs.update(run_id, state=runs.CANCELLED)
+    site.builder.runs.update(run_id, state=RunState.CANCELLED)
 
 
 PLOTS = """() => Object.fromEntries([...document.querySelectorAll("[data-chart]")].map((place) => {
@@ -565,6 +567,6 @@ def test_several_archives_are_dropped_at_once_and_each_is_followed(site: Site, b
         site.broker.emit("run.rejected", {"run_id": run_id, "status": "rejected", "error": error})
         visit.page.evaluate(REFRESH)
         expect(task.locator("[data-show=stage]")).to_have_text("found no zip, expected one")
-        site.builder.runs.update(str(run_id), state=runs.REJECTED, error=error)
+        site.builder.runs.update(str(run_id), state=RunState.REJECTED, error=error)
     visit.check()
     visit.close()

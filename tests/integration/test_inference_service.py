@@ -206,7 +206,11 @@ def test_images_that_kill_the_only_worker_take_no_job_along(
         entries = faces(4000)
         client.broker.publish(client.broker.topology.jobs, Message(zip_of(entries), ZIP, "job", reply_to=inbox.name))
         # By then its own message is gone, and nothing of it is said twice.
-        eventually(lambda: (client.jobs.find(job_id_of("job")) or {}).get("handed_out"), 20, "a job that is handed out")
+        eventually(
+            lambda: (job := client.jobs.find(job_id_of("job"))) and job.shards_published,
+            20,
+            "a job whose shards are published",
+        )
         for number in range(2):
             deadly = Message(DEADLY, "image/png", f"deadly {number}")
             client.broker.publish(client.broker.topology.predictions, deadly)
@@ -267,7 +271,7 @@ def test_a_job_survives_the_death_of_a_worker_in_the_middle_of_it(either_install
         client.broker.publish(client.broker.topology.jobs, Message(zip_of(entries), ZIP, "job", reply_to=inbox.name))
         eventually(lambda: len(client.jobs.parts(job_id)) >= 5, 30, "five parts")
         os.kill(workers(service)[0], signal.SIGKILL)
-        assert client.jobs.get(job_id)["state"] == "accepted"
+        assert client.jobs.get(job_id).state == "accepted"
         _, finished = job_replies(inbox, "accepted", "finished")
         assert finished["counts"] == {"images": 1500, "errors": 0}
         text = client.store.get(Jobs.results_key(job_id)).decode()

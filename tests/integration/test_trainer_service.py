@@ -19,7 +19,7 @@ from shared.client import Client
 from shared.faces.synthetic import draw_sample
 from shared.messages import ZIP, by_reference, run_id_of
 from shared.params import TrainingParams
-from shared.records import runs
+from shared.records.runs import RunState
 from shared.runtime.settings import Settings
 from shared.store.base import sha256_of
 from shared.store.files import FileStore
@@ -94,9 +94,9 @@ def test_a_dataset_by_reference_trains_and_what_is_no_better_becomes_the_challen
         client.broker.publish(client.broker.topology.datasets, message)
         eventually(lambda: client.runs.find(run_id_of("ref")), 20, "the run")
         record = finished(client, run_id_of("ref"))
-        assert record["state"] == runs.REGISTERED
+        assert record.state == RunState.REGISTERED
         assert path.exists()
-        version = record["model"]["version"]
+        version = record.model.version
         assert (client.registry.aliases().champion, client.registry.aliases().challenger) == (champion, version)
         (told,) = events.receive(10)
         assert told.payload["version"] == version
@@ -118,8 +118,8 @@ def test_a_champion_that_cannot_be_run_costs_the_new_model_nothing_but_its_promo
             record = finished(client, client.submit_dataset(sample_zip, params={**FAST, "seed": 1}))
         finally:
             client.store.put(key, sound)
-        assert record["state"] == runs.REGISTERED, record["error"]
-        version = record["model"]["version"]
+        assert record.state == RunState.REGISTERED, record.error
+        version = record.model.version
         assert (client.registry.aliases().champion, client.registry.aliases().challenger) == (champion, version)
         entry = client.registry.history()[-1]
         assert (entry["action"], entry["version"]) == ("challenge", version)
@@ -150,7 +150,7 @@ def test_a_dead_letter_sent_back_is_worked_on_again(with_trainer: Installation, 
         client.broker.publish(client.broker.topology.datasets, message)
         eventually(lambda: client.runs.find(run_id_of("late")), 20, "the run")
         record = finished(client, run_id_of("late"))
-        assert (record["state"], record["error"]["code"]) == (runs.REJECTED, "uri_not_found")
+        assert (record.state, record.error.code) == (RunState.REJECTED, "uri_not_found")
 
         def buried() -> list[DeadLetter]:
             return [letter for letter in client.broker.dead_letters() if letter.message.message_id == "late"]
@@ -158,8 +158,8 @@ def test_a_dead_letter_sent_back_is_worked_on_again(with_trainer: Installation, 
         (dead,) = eventually(buried, 10, "its dead letter")
         shutil.copy(sample_zip, path)
         assert client.broker.retry_dead([dead.dead_id]) == 1
-        eventually(lambda: client.runs.get(run_id_of("late"))["state"] == runs.REGISTERED, 90, "a model")
-        assert client.runs.get(run_id_of("late"))["error"] is None
+        eventually(lambda: client.runs.get(run_id_of("late")).state == RunState.REGISTERED, 90, "a model")
+        assert client.runs.get(run_id_of("late")).error is None
         assert not client.store.exists(f"runs/{run_id_of('late')}/checkpoint.pt")
         path.unlink()
 
@@ -177,7 +177,7 @@ def test_a_store_that_is_away_for_longer_than_the_retries_costs_no_run_and_no_tr
         eventually(lambda: "cannot be recorded" in trainer.log.read_text(), 30, "the end of all retries")
         records.unlink()
         eventually(lambda: client.runs.find(run_id_of("away")), 30, "the run")
-        assert finished(client, run_id_of("away"))["state"] == runs.REGISTERED
+        assert finished(client, run_id_of("away")).state == RunState.REGISTERED
         assert trainer.process.poll() is None
         assert client.broker.dead_letters() == []
 
@@ -219,11 +219,11 @@ def test_an_archive_that_changes_while_it_is_copied_is_stored_under_the_hash_of_
             message = by_reference(path.as_uri(), params=TrainingParams.model_validate(SLOW), message_id="changing")
             broker.publish(broker.topology.datasets, message)
             run_id = run_id_of("changing")
-            eventually(lambda: (client.runs.find(run_id) or {}).get("dataset"), 30, "the run is accepted")
+            eventually(lambda: (run := client.runs.find(run_id)) and run.dataset, 30, "the run is accepted")
         finally:
             stop.set()
             service.join()
-    assert client.runs.get(run_id)["dataset"] == sha256_of(next_version)
+    assert client.runs.get(run_id).dataset == sha256_of(next_version)
     assert store.children("datasets") == [sha256_of(next_version)]
     assert store.get(f"datasets/{sha256_of(next_version)}/archive.zip") == next_version.read_bytes()
 
@@ -234,13 +234,13 @@ def test_a_cancelled_run_ends_so_while_it_waits_and_while_it_trains(
     with with_trainer.client() as client:
         training = client.submit_dataset(sample_zip, params=SLOW)
         waiting = client.submit_dataset(sample_zip, params=FAST)
-        eventually(lambda: client.runs.get(training)["state"] == runs.TRAINING, 60, "training")
+        eventually(lambda: client.runs.get(training).state == RunState.TRAINING, 60, "training")
         client.runs.request_cancel(waiting)
-        assert client.runs.get(waiting)["state"] == runs.QUEUED
+        assert client.runs.get(waiting).state == RunState.QUEUED
         client.runs.request_cancel(training)
         for run_id in (training, waiting):
             record = finished(client, run_id)
-            assert (record["state"], record["error"]["code"]) == (runs.CANCELLED, "cancelled")
+            assert (record.state, record.error.code) == (RunState.CANCELLED, "cancelled")
             assert models_of(client, run_id) == []
             assert not client.store.exists(f"runs/{run_id}/checkpoint.pt")
 
@@ -249,12 +249,12 @@ def test_a_zip_that_lands_in_the_inbox_becomes_a_model(with_trainer: Installatio
     inbox = with_trainer.folder / "inbox"
     shutil.copy(sample_zip, inbox / "dropped.zip")
     with with_trainer.client() as client:
-        eventually(lambda: any(run["name"] == "dropped" for run in client.runs.all()), 30, "a run")
-        (record,) = (run for run in client.runs.all() if run["name"] == "dropped")
+        eventually(lambda: any(run.name == "dropped" for run in client.runs.all().records), 30, "a run")
+        (record,) = (run for run in client.runs.all().records if run.name == "dropped")
         eventually((inbox / "submitted" / "dropped.zip").exists, 10, "the file is put aside")
-        eventually(lambda: client.runs.get(record["run_id"])["state"] == runs.TRAINING, 60, "training")
-        client.runs.request_cancel(record["run_id"])
-        finished(client, record["run_id"])
+        eventually(lambda: client.runs.get(record.run_id).state == RunState.TRAINING, 60, "training")
+        client.runs.request_cancel(record.run_id)
+        finished(client, record.run_id)
 
 
 BAD_MESSAGES = {
@@ -304,7 +304,7 @@ def test_what_cannot_be_trained_is_rejected_with_the_reason(with_trainer: Instal
             assert answers[name]["status"] == "rejected", name
             assert answers[name]["error"]["code"] == code, name
             assert words in answers[name]["error"]["message"], name
-            assert client.runs.get(answers[name]["run_id"])["state"] == runs.REJECTED
+            assert client.runs.get(answers[name]["run_id"]).state == RunState.REJECTED
         # The messages at fault are kept as dead letters; an archive at fault is not its message's fault.
         dead = [letter for letter in client.broker.dead_letters() if inbox.name in letter.message.message_id]
         assert sorted(letter.reason for letter in dead) == sorted(

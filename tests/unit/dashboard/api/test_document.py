@@ -16,7 +16,8 @@ from werkzeug.test import TestResponse
 
 from dashboard.api.document import document
 from shared.broker.base import Event, Message
-from shared.records import jobs, runs
+from shared.records.jobs import JobState
+from shared.records.runs import RunState
 from tests.dashboard_app import Site, open_site
 from tests.unit.dashboard.api.test_routes import archive
 
@@ -35,11 +36,11 @@ def site(tmp_path: Path) -> Iterator[Site]:
         site.parts.client.promote(1, "first")
         site.parts.client.promote(2, "second")
         error = {"code": "single_gender", "message": "all faces are male"}
-        site.builder.run("run-rejected", state=runs.REJECTED, error=error)
+        site.builder.run("run-rejected", state=RunState.REJECTED, error=error)
         progress = {"stage": "training", "done": 2, "total": 10, "epoch": 1, "epochs": 8}
-        site.builder.run("run-going", state=runs.TRAINING, epochs=2, progress=progress)
+        site.builder.run("run-going", state=RunState.TRAINING, epochs=2, progress=progress)
         site.builder.job(JOB)
-        site.builder.jobs.create("job-going", message_id="j", name="j", state=jobs.QUEUED)
+        site.builder.jobs.create("job-going", message_id="j", name="j", state=JobState.QUEUED)
         site.parts.workers.on_event(
             Event("worker.heartbeat", {"service": "inference", "worker": "here:1", "version": 1})
         )

@@ -16,7 +16,7 @@ import pytest
 from dashboard.face_grid import FaceFilter, select_faces
 from shared.broker.base import Delivery
 from shared.faces.labels import GENDERS
-from shared.records import runs
+from shared.records.runs import RunState
 from tests.dashboard_app import Site
 from tests.unit.dashboard.pages.helpers import RUN, csrf_of, sha_of
 
@@ -31,14 +31,14 @@ def test_a_dataset_that_is_not_read_yet_says_so(site: Site) -> None:
 def test_an_archive_that_was_rejected_says_why_and_by_which_run(site: Site) -> None:
     site.store.put("datasets/abc/archive.zip", b"PK")
     error = {"code": "too_few_faces", "message": "found 3 faces, expected at least 50"}
-    site.builder.run("run-1", state=runs.REJECTED, dataset="abc", error=error)
+    site.builder.run("run-1", state=RunState.REJECTED, dataset="abc", error=error)
 
     for path in ("/datasets", "/datasets/abc"):
         text = site.web.get(path).text
         assert "found 3 faces, expected at least 50" in text
         assert 'href="/runs/run-1"' in text
         assert "ot read yet" not in text
-    site.builder.run("run-2", state=runs.INGESTING, dataset="abc")
+    site.builder.run("run-2", state=RunState.INGESTING, dataset="abc")
     assert "not read yet" in site.web.get("/datasets").text
 
 
@@ -183,7 +183,7 @@ def test_a_face_is_sent_without_loss_and_may_be_kept_for_good(filled: Site) -> N
     assert image is not None
     assert np.array_equal(image, filled.parts.store_cache.dataset(sha256).faces[3])
     assert "immutable" in answer.headers["Cache-Control"]
-    assert cv2.imdecode(np.frombuffer(small.data, np.uint8), cv2.IMREAD_UNCHANGED).shape == (32, 32)  # type: ignore[union-attr]
+    assert cv2.imdecode(np.frombuffer(small.data, np.uint8), cv2.IMREAD_UNCHANGED).shape == (32, 32)
     assert filled.web.get(f"/datasets/{sha256}/faces/150.png").status_code == 404
 
 

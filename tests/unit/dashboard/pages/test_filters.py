@@ -7,7 +7,8 @@ import pytest
 from dashboard.errors import STATUSES
 from dashboard.pages.filters import count, counted, duration, number, percent, progress_view, short, size, state_class
 from shared.errors import CODES
-from shared.records import jobs, runs
+from shared.records.jobs import JobState
+from shared.records.runs import Progress, RunState
 
 NBSP = "\N{NO-BREAK SPACE}"
 NOTHING = "\N{EN DASH}"
@@ -46,17 +47,17 @@ def test_values_read_with_their_digits() -> None:
 
 
 def test_a_progress_reads_as_the_script_writes_it() -> None:
-    progress = {
-        "stage": "training",
-        "done": 333,
-        "total": 1000,
-        "rate": 1412.4,
-        "eta_s": 75,
-        "epoch": 3,
-        "epochs": 9,
-        "loss": 0.3124,
-        "accuracy": 0.861,
-    }
+    progress = Progress(
+        stage=RunState.TRAINING,
+        done=333,
+        total=1000,
+        rate=1412.4,
+        eta_s=75,
+        epoch=3,
+        epochs=9,
+        loss=0.3124,
+        accuracy=0.861,
+    )
 
     view = progress_view(progress)
 
@@ -68,13 +69,17 @@ def test_a_progress_reads_as_the_script_writes_it() -> None:
 
 def test_no_progress_yet_is_an_empty_bar() -> None:
     assert progress_view(None) == {"share": 0.0, "percent": "", "text": "", "eta": ""}
-    assert progress_view(None, runs.QUEUED)["text"] == "In the queue"
+    assert progress_view(None, RunState.QUEUED)["text"] == "In the queue"
 
 
 def test_states_are_coloured_by_how_they_ended() -> None:
-    assert [state_class(state) for state in (runs.REGISTERED, jobs.FINISHED)] == ["good", "good"]
-    assert [state_class(state) for state in (runs.FAILED, runs.REJECTED)] == ["bad", "bad"]
-    assert [state_class(state) for state in (runs.TRAINING, runs.QUEUED, runs.CANCELLED)] == ["live", "", ""]
+    assert [state_class(state) for state in (RunState.REGISTERED, JobState.FINISHED)] == ["good", "good"]
+    assert [state_class(state) for state in (RunState.FAILED, RunState.REJECTED)] == ["bad", "bad"]
+    assert [state_class(state) for state in (RunState.TRAINING, RunState.QUEUED, RunState.CANCELLED)] == [
+        "live",
+        "",
+        "",
+    ]
 
 
 def test_every_error_code_has_a_status() -> None:

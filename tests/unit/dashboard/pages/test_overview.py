@@ -103,4 +103,4 @@ def test_the_sample_button_starts_a_sample(site: Site) -> None:
 
     assert answer.status_code == 303
     site.parts.samples.wait(30)
-    assert site.parts.store_cache.runs()[0]["name"] == "sample"
+    assert site.parts.store_cache.runs().records[0].name == "sample"

@@ -6,7 +6,7 @@ import re
 
 from shared.faces.labels import GENDERS
 from shared.params import TrainingParams
-from shared.records import runs
+from shared.records.runs import RunState
 from tests.dashboard_app import Site
 from tests.unit.dashboard.pages.helpers import RUN, csrf_of, sha_of
 
@@ -56,14 +56,16 @@ def test_a_parameter_left_open_says_what_became_of_it(filled: Site) -> None:
 
 
 def test_the_epochs_of_a_training_under_way_are_known(site: Site) -> None:
-    site.builder.run(RUN, state=runs.TRAINING, params=TrainingParams().as_dict(), progress={"epochs": 49, "epoch": 1})
+    progress = Progress(stage=RunState.TRAINING, done=1, total=49, epoch=1, epochs=49)
+    site.builder.run(RUN, state=RunState.TRAINING, params=TrainingParams(), progress=progress)
 
     assert '<dt>epochs</dt><dd class="mono">auto → 49</dd>' in site.web.get(f"/runs/{RUN}").text
 
 
 def test_runs_side_by_side_show_what_their_parameters_became(filled: Site) -> None:
-    filled.builder.runs.update(RUN, params=TrainingParams(network="small").as_dict())
-    filled.builder.runs.update("run-000000000002", params=TrainingParams(epochs=12).as_dict())
+    for run_id, params in ((RUN, TrainingParams(network="small")), ("run-000000000002", TrainingParams(epochs=12))):
+        run = filled.builder.runs.get(run_id).changed(params=params)
+        filled.store.put_json(filled.builder.runs.key(run_id), run.as_dict())
 
     text = filled.web.get(f"/runs/compare?run={RUN}&run=run-000000000002").text
 
