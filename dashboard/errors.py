@@ -112,7 +112,7 @@ def status_of(error: GenderlineError) -> int:
 
 
 def reads_json() -> bool:
-    """Returns whether the request comes from a program, or from a script of a page of ours, rather than from a person."""
+    """Returns whether the request comes from a program, or from a script of one of our pages, and not from a person."""
     accepted = request.accept_mimetypes
     prefers_json = accepted["application/json"] > accepted["text/html"]
     return prefers_json or request.path.startswith("/api/") or request.path == "/metrics"
@@ -153,5 +153,7 @@ def _answer(error: GenderlineError, status: int) -> tuple[Response | str, int]:
     next_step = _NEXT_STEPS.get(error.code, CODES[error.code])
     title = "Page not found" if status == 404 and request.endpoint is None else _TITLES.get(error.code, "Error")
     message = str(error)
-    message = message[:1].upper() + message[1:] + ("" if message.endswith((".", "…")) else ".")
+    if message.partition(" ")[0].isalpha():  # a name of a file stays as it is
+        message = message[:1].upper() + message[1:]
+    message += "" if message.endswith((".", "…")) else "."
     return render_template("error.html", status=status, title=title, message=message, next_step=next_step), status

@@ -193,7 +193,7 @@ _CALLS: Final = (
         query=_REASON,
     ),
     _Call("DELETE", "/models/{version}/challenge", "dismiss_model", "End that", views.AliasesNow, query=_REASON),
-    _Call("POST", "/models/rollback", "roll_back_model", "Promote the previous champion", views.AliasesNow, query=_REASON),
+    _Call("POST", "/models/rollback", "roll_back_model", "Promote the one before", views.AliasesNow, query=_REASON),
     _Call("GET", "/dead", "list_dead", "Failed messages", views.DeadLetters),
     _Call("POST", "/dead/retry", "retry_dead", "Re-queue failed messages", views.Count, query=_SELECTED),
     _Call("POST", "/dead/drop", "drop_dead", "Delete failed messages", views.Count, query=_SELECTED),

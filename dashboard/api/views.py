@@ -92,7 +92,7 @@ HistoryRow = create_model("HistoryRow", __base__=View, **dict.fromkeys(HISTORY_C
 class RunDetails(RunRecord):
     """A run with its curves, a row an epoch, and its evaluation."""
 
-    history: list[HistoryRow]  # type: ignore[valid-type]  # made from the columns
+    history: list[HistoryRow]
     evaluation: Evaluation | None
 
 
@@ -173,7 +173,7 @@ class Prediction(View):
     """The prediction for one image."""
 
     id: str | None
-    gender: Gender  # type: ignore[valid-type]
+    gender: Gender
     probability_female: Share
     confidence: Annotated[float, Field(ge=0.5, le=1)]
 

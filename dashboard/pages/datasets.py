@@ -12,9 +12,10 @@ from flask import Blueprint, Response, jsonify, redirect, render_template, reque
 from numpy.typing import NDArray
 from werkzeug.wrappers import Response as WsgiResponse
 
+from dashboard.api.faces import requested_filter
 from dashboard.api.uploads import parse_number
 from dashboard.context import dashboard
-from dashboard.face_grid import RESULTS, SORTS, FaceFilter, encode_png, face_view, predict_female, select_faces
+from dashboard.face_grid import RESULTS, SORTS, encode_png, face_view, predict_female, select_faces
 from dashboard.pages.originals import send_original
 from dashboard.pages.train_fields import parameter_fields, read_parameters
 from dashboard.store_cache import Dataset
@@ -70,7 +71,7 @@ def show_dataset(sha256: str) -> str:
             raise NotFound(f"dataset {sha256[:12]} does not exist")
         return render_template("dataset_waiting.html", sha256=sha256, runs=found_runs, unread=_unread(found_runs))
     data = cache.dataset(sha256)
-    wanted, probabilities = _filter_and_predictions(sha256)
+    wanted, probabilities = requested_filter(sha256)
     found = select_faces(data, probabilities, wanted)
     pages = max(1, -(-len(found) // _PAGE))
     page = min(max(1, request.args.get("page", 1, int)), pages)
@@ -141,7 +142,7 @@ def show_face(sha256: str, index: int) -> str:
     """Shows one face: its label beside each model's prediction, and the way to its neighbours in the filtered view."""
     cache = dashboard().store_cache
     data = _with_face(sha256, index)
-    wanted, probabilities = _filter_and_predictions(sha256)
+    wanted, probabilities = requested_filter(sha256)
     found = select_faces(data, probabilities, wanted)
     places = np.flatnonzero(found == index)
     position = int(places[0]) if len(places) else None
@@ -205,22 +206,6 @@ def _with_face(sha256: str, index: int) -> Dataset:
     if index >= len(data):
         raise NotFound(f"face {index} does not exist: dataset {sha256[:12]} has {len(data):,} faces, numbered from 0")
     return data
-
-
-def _filter_and_predictions(sha256: str) -> tuple[FaceFilter, NDArray[np.float32] | None]:
-    """Returns the request's filter, with the model in it whose predictions count, and that model's predictions.
-
-    Where the request names no model, one whose predictions are there is taken, the champion before others.
-    """
-    parts = dashboard()
-    wanted = FaceFilter.from_query(request.args)
-    version = wanted.version
-    if version not in [card["version"] for card in parts.store_cache.cards()]:
-        predicting = parts.store_cache.predicting_versions(sha256)
-        champion = parts.client.registry.aliases().champion
-        version = champion if champion in predicting else next(iter(predicting), None)
-    probabilities = None if version is None else parts.store_cache.predictions(sha256, version)
-    return wanted.with_version(version), probabilities
 
 
 def _warnings(

@@ -56,7 +56,7 @@ def find_issues(
             found.append(Issue(words, f"Start one: python -m {service}", overview))
     for run in runs.records:
         if parts.workers.abandoned(run.run_id) and not run.state.is_final:
-            words = f"The trainer of run {run.name[:60]} does not respond. Another trainer continues from the checkpoint."
+            words = f"The trainer of run {run.name[:60]} does not respond. Another one continues from the checkpoint."
             found.append(Issue(words, "See the run", url_for("runs.show_run", run_id=run.run_id)))
     for damage in (*runs.damaged, *jobs.damaged):
         page = "runs.list_runs" if damage.key.startswith("runs/") else "jobs.list_jobs"
@@ -107,7 +107,8 @@ def _failed(noun: str, records: Sequence[Any], dismissed: frozenset[str]) -> lis
         times = f" {len(group)} times" if len(group) > 1 else ""
         words = f"{noun} {name[:60]} {verb}{times}: {problem(group[0]) or 'no reason given'}"
         lower = noun.lower()
-        href = url_for(f"{lower}s.show_{lower}", **{f"{lower}_id": _id(group[0])})
+        ids: dict[str, Any] = {f"{lower}_id": _id(group[0])}
+        href = url_for(f"{lower}s.show_{lower}", **ids)
         found.append(Issue(words, f"See the {lower}", href, tuple(_key(record) for record in group)))
     return found
 

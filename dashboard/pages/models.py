@@ -46,7 +46,7 @@ def show_model(version: int) -> str:
 @blueprint.post("/models/<int:version>/promote")
 def promote(version: int) -> Response:
     """Makes a version the champion."""
-    dashboard().client.promote(version, read_reason(), by=current_user())
+    dashboard().client.promote(version, read_reason(), user=current_user())
     flash(f"Model {version} is the champion now. Workers switch to it between two batches.")
     return redirect("/models", 303)
 
@@ -54,6 +54,6 @@ def promote(version: int) -> Response:
 @blueprint.post("/models/rollback")
 def roll_back() -> Response:
     """Makes the previous champion the champion again."""
-    version = dashboard().client.rollback(read_reason(), by=current_user())
+    version = dashboard().client.rollback(read_reason(), user=current_user())
     flash(f"Rolled back: model {version} is the champion again.")
     return redirect("/models", 303)

@@ -77,7 +77,7 @@ def generate_sample() -> WsgiResponse:
 @blueprint.post("/issues/dismiss")
 def dismiss_issue() -> WsgiResponse:
     """Takes an issue off the list."""
-    dismiss(dashboard(), request.form.getlist("key")[:_SHOWN * 20])
+    dismiss(dashboard(), request.form.getlist("key")[: _SHOWN * 20])
     return redirect(url_for("overview.overview"), 303)
 
 

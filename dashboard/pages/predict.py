@@ -178,5 +178,5 @@ def _chosen_face(data: Dataset) -> tuple[int, str]:
             return now, "No file name contains that. Try a shorter part of it."
         return int(found[0]), f"First of {len(found):,} faces whose file name contains it."
     if now != asked:
-        return now, f"Face {asked} does not exist: the dataset has {len(data):,} faces, numbered from 0. This is face {now}."
+        return now, f"Face {asked} does not exist: the dataset has {len(data):,}, numbered from 0. This is face {now}."
     return now, ""

@@ -78,7 +78,7 @@ def show_run(run_id: str) -> str:
             "suspects": _suspects(data, probabilities),
         }
 
-    def faces_url(**filters: str) -> str:
+    def faces_url(**filters: Any) -> str:
         query = FaceFilter(version=version, split="test", threshold=threshold, **filters).as_query()
         return url_for("datasets.show_dataset", sha256=run.dataset, **query) + "#faces"
 
@@ -191,7 +191,7 @@ def _parameters(run: Run) -> dict[str, str]:
 
 
 def _scored_dataset(run: Run) -> tuple[Dataset, NDArray[np.float32]] | None:
-    """Returns a run's dataset and its model's predictions for it; None where one of them is not, or no longer, there."""
+    """Returns a run's dataset and its model's predictions for it; None where one of them is not there."""
     cache = dashboard().store_cache
     if run.dataset is None or run.model is None:
         return None

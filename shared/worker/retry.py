@@ -154,4 +154,4 @@ def _made(replies: Callable[[GenderlineError], Sequence[Outgoing]], error: Gende
 
 def internal_error() -> GenderlineError:
     """Returns what a client is told of a bug: nothing but that there is one."""
-    return GenderlineError("a bug on our side; the service's log has the details", code="internal")
+    return GenderlineError("internal error; the service's log has the details", code="internal")

@@ -12,6 +12,7 @@ import pytest
 
 from dashboard import http_server
 from dashboard.http_server import SMALL_BODY_BYTES, serve
+from tests.archives import zipped
 from tests.dashboard_app import Site, open_site
 
 TOKEN = "correct horse"
@@ -60,11 +61,11 @@ POST = "POST /api/v1/datasets HTTP/1.1\nHost: localhost\nContent-Type: applicati
         ("Transfer-Encoding: chunked\n", 401),
         ("Content-Length: 1000000000\nAuthorization: Bearer wrong horse\n", 401),
         ("Content-Length: 1000000000\nSec-Fetch-Site: cross-site\n", 403),
-        ("Content-Length: 1000000000\nCookie: genderline_csrf=x\n", 403),
+        ("Content-Length: 1000000000\nCookie: CSRF=x\n", 403),
     ],
 )
 def test_a_large_body_is_refused_before_it_is_taken_in(port: int, site: Site, more: str, status: int) -> None:
-    found, body = answer_to(port, POST + more)
+    found, body = answer_to(port, POST + more.replace("CSRF", site.app.config["GENDERLINE_CSRF_COOKIE"]))
 
     assert found == status
     assert json.loads(body)["error"]["code"] == "unauthorized"
@@ -72,7 +73,7 @@ def test_a_large_body_is_refused_before_it_is_taken_in(port: int, site: Site, mo
 
 
 def test_a_large_body_with_the_token_is_taken(port: int, site: Site) -> None:
-    body = b"PK\x03\x04".ljust(SMALL_BODY_BYTES + 1, b"\0")
+    body = zipped([("30_1_0.jpg", bytes(SMALL_BODY_BYTES))])
     head = f"{POST}Content-Length: {len(body)}\nAuthorization: Bearer {TOKEN}\nConnection: close\n"
 
     assert answer_to(port, head, body)[0] == 202
@@ -83,9 +84,7 @@ def test_a_small_body_gets_the_apps_own_answer(port: int) -> None:
     assert answer_to(port, f"{POST}Content-Length: 2\nConnection: close\n", b"PK")[0] == 401
 
 
-def test_connections_that_finish_no_headers_leave_room_for_others(
-    port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_connections_that_finish_no_headers_leave_room_for_others(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_server, "WAITING_CONNECTIONS", 20)
     half_open = [connect(port) for _ in range(60)]
     try:
