@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from shared.archives.entry import Entry, EntryReader
 from shared.errors import InvalidImage
-from shared.faces.decode import SIZE, Face, ImageLimits, decode_face, luma_stats
+from shared.faces.decode import SIZE, Face, ImageLimits, PixelBudget, decode_face, luma_stats
 from shared.faces.labels import Label, parse_label
 from shared.faces.rejects import Reject, reject_for
 from trainer.data.near_duplicates import dhash
@@ -89,7 +89,8 @@ class Decoder:
         The rows of rejects are left out: nobody reads them, and an archive of nothing else is not to fill the disk.
         """
         reader = self._reader.prefetched(chunk.entries)
-        outcomes = [self._decode(reader, entry) for entry in chunk.entries]
+        budget = PixelBudget(self._limits, sum(entry.size_bytes for entry in chunk.entries))
+        outcomes = [self._decode(reader, entry, budget) for entry in chunk.entries]
         decoded = [(row, outcome[1]) for row, outcome in enumerate(outcomes, chunk.row) if isinstance(outcome, tuple)]
         if not decoded:
             return [outcome for outcome in outcomes if isinstance(outcome, Reject)]
@@ -112,11 +113,11 @@ class Decoder:
                 start = stop
         self._faces.flush()
 
-    def _decode(self, reader: EntryReader, entry: Entry) -> tuple[Label, Face] | Reject:
+    def _decode(self, reader: EntryReader, entry: Entry, budget: PixelBudget) -> tuple[Label, Face] | Reject:
         if entry.reject is not None:  # it says more than that its name has no label
             return entry.reject
         try:
-            return parse_label(entry.name), decode_face(reader.read(entry), self._limits)
+            return parse_label(entry.name), decode_face(reader.read(entry), self._limits, budget)
         except InvalidImage as error:
             return reject_for(error)
 

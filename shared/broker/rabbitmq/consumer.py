@@ -23,7 +23,15 @@ from pika.channel import Channel
 from pika.exceptions import ChannelClosedByBroker
 from pika.spec import Basic
 
-from shared.broker.base import BrokerClosed, BrokerError, Consumer, Delivery, Outgoing, stamped
+from shared.broker.base import (
+    BrokerClosed,
+    BrokerError,
+    Consumer,
+    Delivery,
+    Outgoing,
+    stamped,
+    without_forged_reply_to,
+)
 from shared.broker.rabbitmq.codec import delivery_count_of, message_of, properties_of, shrink_headers
 from shared.broker.rabbitmq.connection import Connection, ConnectionLost
 from shared.broker.rabbitmq.publisher import Batch, Publisher
@@ -151,7 +159,7 @@ class RabbitConsumer(Consumer):
                 for source in self._sources:
                     if source.ready:
                         taken = [source.ready.popleft() for _ in range(min(limit, len(source.ready)))]
-                        return [_delivery(source, *each) for each in taken]
+                        return [self._delivery(source, *each) for each in taken]
                 remaining = None if deadline is None else deadline - time.monotonic()
                 if remaining is not None and remaining <= 0:
                     break
@@ -160,6 +168,12 @@ class RabbitConsumer(Consumer):
                     self._connection.call(functools.partial(self._pull, 0))
                 self._changed.wait(remaining)
         return []
+
+    def _delivery(
+        self, source: QueueChannel, epoch: int, tag: int, properties: BasicProperties, body: bytes
+    ) -> Delivery:
+        message = without_forged_reply_to(message_of(properties, body), self._own_queues)
+        return Delivery(source.queue, message, delivery_count_of(properties), _Token(source, epoch, tag))
 
     def settle(self, deliveries: Sequence[Delivery], outgoing: Sequence[Outgoing] = ()) -> None:
         tokens = [delivery.token for delivery in deliveries]
@@ -468,9 +482,3 @@ class RabbitConsumer(Consumer):
             self._reset(source)
         if not open_channels:
             returned.set()
-
-
-def _delivery(source: QueueChannel, epoch: int, tag: int, properties: BasicProperties, body: bytes) -> Delivery:
-    return Delivery(
-        source.queue, message_of(properties, body), delivery_count_of(properties), _Token(source, epoch, tag)
-    )

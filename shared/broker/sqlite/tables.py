@@ -96,6 +96,19 @@ def _messages(db: sqlite3.Connection, where: str, values: Sequence[object]) -> l
     ]
 
 
+def dead_letters_beyond(db: sqlite3.Connection, queue: str, letters: int, size_bytes: int) -> list[int]:
+    """Returns the rows of the oldest dead letters, without which there are no more than so many, of no more bytes."""
+    return [
+        row
+        for (row,) in db.execute(
+            "SELECT id FROM (SELECT m.id, row_number() OVER newer AS n, sum(length(p.body)) OVER newer AS b "
+            "FROM messages m JOIN payloads p ON p.id = m.id WHERE m.queue = ? WINDOW newer AS (ORDER BY m.id DESC)) "
+            "WHERE n > ? OR b > ?",
+            (queue, letters, size_bytes),
+        )
+    ]
+
+
 def delete_rows(db: sqlite3.Connection, rows: Sequence[int]) -> None:
     """Deletes messages, whoever holds them."""
     for start in range(0, len(rows), _MAX_VARIABLES):
