@@ -305,10 +305,17 @@ class Held(Predictor):
     has_some: threading.Event = field(default_factory=threading.Event)
     may_go_on: threading.Event = field(default_factory=threading.Event)
 
-    def predict(self, model: ServedModel, images: Sequence[bytes], *, probe: bool = False) -> list[Result]:
+    def predict(
+        self,
+        model: ServedModel,
+        images: Sequence[bytes],
+        owners: Sequence[int] | None = None,
+        *,
+        probe: bool = False,
+    ) -> list[Result]:
         self.has_some.set()
         assert self.may_go_on.wait(30)
-        return Predictor.predict(self, model, images, probe=probe)
+        return Predictor.predict(self, model, images, owners, probe=probe)
 
 
 @pytest.mark.rabbitmq
@@ -374,10 +381,17 @@ POISON = image_of(77)
 class Stumbling(Predictor):
     """A predictor with a bug that one image provokes."""
 
-    def predict(self, model: ServedModel, images: Sequence[bytes], *, probe: bool = False) -> list[Result]:
+    def predict(
+        self,
+        model: ServedModel,
+        images: Sequence[bytes],
+        owners: Sequence[int] | None = None,
+        *,
+        probe: bool = False,
+    ) -> list[Result]:
         if POISON in images:
             raise RuntimeError("a bug that this image provokes: secret detail")
-        return Predictor.predict(self, model, images, probe=probe)
+        return Predictor.predict(self, model, images, owners, probe=probe)
 
 
 def stumbling(loops: Loops) -> Loops:

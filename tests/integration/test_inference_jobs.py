@@ -422,13 +422,20 @@ class Halting(Predictor):
     go_on: threading.Event = None  # type: ignore[assignment]
     fail: bool = False
 
-    def predict(self, model: ServedModel, images: Sequence[bytes], *, probe: bool = False) -> list[Result]:
+    def predict(
+        self,
+        model: ServedModel,
+        images: Sequence[bytes],
+        owners: Sequence[int] | None = None,
+        *,
+        probe: bool = False,
+    ) -> list[Result]:
         if self.metrics.batch_size._sum.get() > 0 and not self.go_on.is_set():
             self.reached.set()
             self.go_on.wait(20)
         if self.fail and self.reached.is_set():
             raise RuntimeError("a bug")
-        return Predictor.predict(self, model, images, probe=probe)
+        return Predictor.predict(self, model, images, owners, probe=probe)
 
 
 def halting(loops: Loops, *, fail: bool = False) -> tuple[Loops, Halting]:
