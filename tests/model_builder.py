@@ -20,7 +20,15 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from shared.params import TrainingParams
-from shared.records.model_card import CardDataset, CardFile, ModelCard, ServedPrecision, Variant, VariantPrecision
+from shared.records.model_card import (
+    CardDataset,
+    CardFile,
+    GateResult,
+    ModelCard,
+    ServedPrecision,
+    Variant,
+    VariantPrecision,
+)
 from shared.records.registry import Registry
 from shared.store.files import FileStore
 from tests.once_a_run import made_once_a_run
@@ -73,9 +81,9 @@ def constant_model(probability: float, *changes: Change) -> bytes:
     return _model(0.0, math.log(probability / (1 - probability)), *changes)
 
 
-def brightness_model(*changes: Change) -> bytes:
-    """Returns a model to which bright images are female and dark ones male."""
-    return _model(STEEPNESS, -STEEPNESS / 2, *changes)
+def brightness_model(*changes: Change, threshold: float = 127.5, steepness: float = STEEPNESS) -> bytes:
+    """Returns a model that predicts female for images whose mean luma, 0-255, is above the threshold."""
+    return _model(steepness, -steepness * threshold / 255, *changes)
 
 
 def brightness_answer(level: int) -> float:
@@ -224,6 +232,7 @@ class ModelBuilder:
         faces: NDArray[np.uint8] | None = None,
         probability: NDArray[np.float32] | None = None,
         dataset: str = "0" * 64,
+        gate: GateResult | None = None,
     ) -> int:
         """Registers a model file with a card that fits it, and returns its version.
 
@@ -236,6 +245,7 @@ class ModelBuilder:
             faces: uint8 (N, 128, 128), what the card says of the training faces; two gray ones without.
             probability: float32 (M,), what the card says of the held-out faces; 20 from 0 to 1 without.
             dataset: the SHA-256 of the archive that the card names.
+            gate: the comparison that the card holds.
         """
         version = self.registry.claim(f"run-{hashlib.sha256(data).hexdigest()[:8]}-{len(self.registry.versions())}")
         with tempfile.TemporaryDirectory(dir=self.store.root) as name:
@@ -254,6 +264,7 @@ class ModelBuilder:
                     files[file].write_bytes(content)
                     variants[precision] = _variant(content if kept else None)
             card = _card(version, files["model.onnx"], variants, faces, probability, dataset)
+            card = card.model_copy(update={"gate": gate})
             self.registry.register(version, card.model_dump(mode="json"), "# a model for tests\n", files)
         if promote:
             self.registry.promote(version, "a test needs it")
@@ -294,6 +305,8 @@ def _card(
         network_cost=Cost(2, 1),
         inputs=measure_inputs(faces, np.arange(len(faces))),
         device="a test",
+        warnings=[],
+        gate=GateResult(passed=True, reason="a test needs no gate", champion=None),
     )
 
 
