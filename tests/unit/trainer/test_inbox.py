@@ -73,7 +73,7 @@ def test_a_zip_is_submitted_at_the_second_look_and_moved_aside(
     (message,) = messages(broker)
     moved = inbox / "submitted" / "faces.ZIP"
     assert json.loads(message.body)["sha256"] == sha256_of(moved)
-    assert [run["name"] for run in client.runs.all()] == ["faces"]
+    assert [run.name for run in client.runs.all().records] == ["faces"]
     assert not (inbox / "faces.ZIP").exists()
 
 
@@ -150,7 +150,7 @@ def test_a_crash_between_submitting_and_moving_does_not_submit_another_run(
     again.look()
     first, second = messages(broker)
     assert first.message_id == second.message_id
-    assert len(client.runs.all()) == 1
+    assert len(client.runs.all().records) == 1
 
 
 def test_a_second_archive_of_the_same_name_is_another_run_and_keeps_the_first(
@@ -160,7 +160,7 @@ def test_a_second_archive_of_the_same_name_is_another_run_and_keeps_the_first(
         (inbox / "faces.zip").write_bytes(content)
         watcher.look()
         watcher.look()
-    assert len(client.runs.all()) == 2
+    assert len(client.runs.all().records) == 2
     assert sorted(file.stat().st_size for file in (inbox / "submitted").iterdir()) == [len(ZIP), len(ZIP) + 1]
 
 
@@ -264,7 +264,7 @@ def test_a_tar_gz_is_submitted_once_it_is_whole(
     watcher.look()
     watcher.look()
     assert len(messages(broker)) == 1
-    assert [run["name"] for run in client.runs.all()] == ["UTKFace"]
+    assert [run.name for run in client.runs.all().records] == ["UTKFace"]
     assert (inbox / "submitted" / "UTKFace.tar.gz").read_bytes() == data
 
 
