@@ -107,7 +107,7 @@ class JobHandler(Handler[_Asked]):
         if job.accepted is not None and job.shards_published:  # a duplicate of a job that is under way
             return Done(json_reply(message, job.reply()))
         if self._jobs.cancel_requested(job_id):
-            error = Fault.of(GenderlineError("a user cancelled the job", code="cancelled"))
+            error = Fault.of(GenderlineError("cancelled by a user", code="cancelled"))
             return Done(self._finisher.end(job_id, JobState.CANCELLED, message, error=error))
         if job.accepted is None:
             try:

@@ -134,7 +134,7 @@ class ShardHandler(Handler[_Asked]):
         if self._jobs.cancel_requested(job_id):
             if not self._finisher.claim(job_id, request.shard):
                 return Done()
-            error = Fault.of(GenderlineError("a user cancelled the job", code="cancelled"))
+            error = Fault.of(GenderlineError("cancelled by a user", code="cancelled"))
             return self._finished(job_id, self._finisher.end(job_id, JobState.CANCELLED, error=error))
         if not self._store.exists(Jobs.part_key(job_id, request.shard)):
             if not self._write_part(job, request, context):
