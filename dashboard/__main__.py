@@ -41,6 +41,7 @@ def _serve(settings: Settings, stop: threading.Event) -> int:
                 connection_limit=1000,
                 # So that a stream is told when its reader is gone.
                 channel_request_lookahead=1,
+                clear_untrusted_proxy_headers=False,  # `BehindProxies` decides whose headers count
                 max_request_body_size=settings.max_archive_bytes + 2**20,
                 ident="genderline",
             )
