@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import NotFound
-from shared.records import jobs, runs
 from shared.records.dataset import (
     FACES_CSV,
     FACES_NPY,
@@ -27,20 +26,19 @@ from shared.records.dataset import (
     read_faces_csv,
     read_rejects_csv,
 )
-from shared.records.jobs import Jobs
+from shared.records.jobs import Job, Jobs
+from shared.records.record import Listing, Record, list_records
 from shared.records.registry import Registry
-from shared.records.runs import Runs
+from shared.records.runs import Run, Runs
 from shared.store.base import Store
 
 _DATASETS_CACHED: Final = 4
 _PREDICTIONS_CACHED: Final = 16
 _SMALL_CACHED: Final = 2000
-# Sent back from the dead letters, what has failed or was rejected goes on: its record may change yet.
-_DONE_RUNS: Final = runs.FINAL_STATES - {runs.FAILED, runs.REJECTED}
-_DONE_JOBS: Final = jobs.FINAL_STATES - {jobs.FAILED, jobs.REJECTED}
 
 _K = TypeVar("_K", bound=Hashable)
 _V = TypeVar("_V")
+_R = TypeVar("_R", bound=Record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +122,8 @@ class StoreCache:
         self._runs = Runs(store)
         self._jobs = Jobs(store)
         self._registry = Registry(store)
-        self._ended_runs: LruCache[str, dict[str, Any]] = LruCache(self._runs.get, _SMALL_CACHED)
-        self._ended_jobs: LruCache[str, dict[str, Any]] = LruCache(self._jobs.get, _SMALL_CACHED)
+        self._ended_runs: LruCache[str, Run] = LruCache(self._runs.get, _SMALL_CACHED)
+        self._ended_jobs: LruCache[str, Job] = LruCache(self._jobs.get, _SMALL_CACHED)
         self._cards: LruCache[int, dict[str, Any]] = LruCache(self._registry.card, _SMALL_CACHED)
         self._summaries: LruCache[str, DatasetSummary] = LruCache(self._load_summary, _SMALL_CACHED)
         self._datasets: LruCache[str, Dataset] = LruCache(self._load_dataset, _DATASETS_CACHED)
@@ -135,29 +133,27 @@ class StoreCache:
 
     # -- runs and jobs
 
-    def runs(self) -> list[dict[str, Any]]:
-        """Returns every run's record, newest first."""
-        found = [self.find_run(run_id) for run_id in self._store.children("runs")]
-        return sorted((run for run in found if run), key=lambda run: str(run["created"]), reverse=True)
+    def runs(self) -> Listing[Run]:
+        """Returns every run's record, newest first, and what is wrong with those that cannot be read."""
+        return list_records(self._store.children("runs"), self.find_run)
 
-    def find_run(self, run_id: str) -> dict[str, Any] | None:
+    def find_run(self, run_id: str) -> Run | None:
         """Returns a run's record, or None."""
-        return _read_unless_final(self._ended_runs, self._runs.find, run_id, _DONE_RUNS)
+        return _read_unless_final(self._ended_runs, self._runs.find, run_id)
 
-    def run(self, run_id: str) -> dict[str, Any]:
+    def run(self, run_id: str) -> Run:
         """Returns a run's record, or raises `NotFound`."""
         return self.find_run(run_id) or self._runs.get(run_id)
 
-    def jobs(self) -> list[dict[str, Any]]:
-        """Returns every job's record, newest first."""
-        found = [self.find_job(job_id) for job_id in self._store.children("jobs")]
-        return sorted((job for job in found if job), key=lambda job: str(job["created"]), reverse=True)
+    def jobs(self) -> Listing[Job]:
+        """Returns every job's record, newest first, and what is wrong with those that cannot be read."""
+        return list_records(self._store.children("jobs"), self.find_job)
 
-    def find_job(self, job_id: str) -> dict[str, Any] | None:
+    def find_job(self, job_id: str) -> Job | None:
         """Returns a job's record, or None."""
-        return _read_unless_final(self._ended_jobs, self._jobs.find, job_id, _DONE_JOBS)
+        return _read_unless_final(self._ended_jobs, self._jobs.find, job_id)
 
-    def job(self, job_id: str) -> dict[str, Any]:
+    def job(self, job_id: str) -> Job:
         """Returns a job's record, or raises `NotFound`."""
         return self.find_job(job_id) or self._jobs.get(job_id)
 
@@ -258,14 +254,10 @@ def predictions_key(sha256: str, version: int) -> str:
     return f"datasets/{sha256}/predictions/{version}.csv"
 
 
-def _read_unless_final(
-    ended: LruCache[str, dict[str, Any]],
-    find: Callable[[str], dict[str, Any] | None],
-    key: str,
-    final: frozenset[str],
-) -> dict[str, Any] | None:
+def _read_unless_final(ended: LruCache[str, _R], find: Callable[[str], _R | None], key: str) -> _R | None:
     """Returns a record, read again for as long as it can change."""
     record = ended.find(key) or find(key)
-    if record and record["state"] in final:
+    # Sent back from the dead letters, what has failed or was rejected goes on: its record may change yet.
+    if record and record.state.is_final and not record.state.is_retryable:
         ended.put(key, record)
     return record

@@ -18,8 +18,9 @@ import msgpack
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import to_json
 
-from shared.broker.base import Delivery, HeaderValue, Message, Outgoing
+from shared.broker.base import HeaderValue, Message, Outgoing
 from shared.errors import GenderlineError, InvalidMessage, short_repr
+from shared.faces.file_type import describe
 from shared.faces.labels import GENDERS
 from shared.params import TrainingParams
 
@@ -27,12 +28,55 @@ SCHEMA: Final = 1
 JSON: Final = "application/json"
 MSGPACK: Final = "application/msgpack"
 ZIP: Final = "application/zip"
+TAR: Final = "application/x-tar"
+GZIP: Final = "application/gzip"
+ARCHIVES: Final = (ZIP, TAR, GZIP)
+"""Content types of an archive sent by value; a tar.gz is a file of gzip."""
 PROBE: Final = "probe"
 """Header of a prediction that only tests the model."""
-IMAGES: Final = ("image/jpeg", "image/png", "image/webp", "image/bmp")
+IMAGES: Final = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/avif", "image/heic")
+_ALIASES: Final = {
+    "application/x-zip": ZIP,
+    "application/x-zip-compressed": ZIP,
+    "application/tar": TAR,
+    "application/x-gtar": TAR,
+    "application/x-gzip": GZIP,
+    "application/x-compressed-tar": GZIP,
+    "application/x-gtar-compressed": GZIP,
+    "application/x-tgz": GZIP,
+    "application/x-msgpack": MSGPACK,
+    "application/vnd.msgpack": MSGPACK,
+    "image/jpg": "image/jpeg",
+    "image/jpe": "image/jpeg",
+    "image/pjpeg": "image/jpeg",
+    "image/x-png": "image/png",
+    "image/x-bmp": "image/bmp",
+    "image/x-ms-bmp": "image/bmp",
+    "image/heif": "image/heic",
+    "image/avif-sequence": "image/avif",
+    "image/heic-sequence": "image/heic",
+}
+"""Other names that programs give to content types."""
+_UNSPECIFIC: Final = frozenset({"", "application/octet-stream", "binary/octet-stream", "application/x-download"})
+"""Content types that say nothing: there the content decides."""
+_KINDS: Final = {
+    "a zip archive": ZIP,
+    "an empty zip archive": ZIP,
+    "a tar archive": TAR,
+    "a gzip file": GZIP,
+    "a JPEG image": "image/jpeg",
+    "a PNG image": "image/png",
+    "a WebP image": "image/webp",
+    "a BMP image": "image/bmp",
+    "an AVIF image": "image/avif",
+    "a HEIC image": "image/heic",
+}
+"""Content types by the words of `describe`."""
 PACK_LIMIT: Final = 256
 NAME_LIMIT: Final = 200
 """Characters of an archive's name."""
+_FAR_FUTURE: Final = 1e11
+"""Unix time in seconds, in the year 5138: a deadline beyond it is in milliseconds or finer."""
 _VERSION: Final = re.compile("[0-9]{1,9}")
 
 
@@ -136,18 +180,39 @@ def parse_job(message: Message) -> ArchiveRequest:
     return _archive_request(message, takes_params=False)
 
 
+def find_content_type(content_type: str, head: bytes) -> str:
+    """Returns the content type that a body is taken as: without parameters, by its usual name.
+
+    Where the given one says nothing, or names a kind of image that is not known, the content decides.
+
+    Args:
+        content_type: as the sender gave it.
+        head: the body's first bytes; 512 are plenty.
+    """
+    given = content_type.partition(";")[0].strip().lower()
+    given = _ALIASES.get(given, given)
+    if given in _UNSPECIFIC or (given.startswith("image/") and given not in IMAGES):
+        if kind := _KINDS.get(describe(head)):
+            return kind
+        if head.lstrip().startswith(b"{"):
+            return JSON
+        is_small_map = b"\x80" <= head[:1] <= b"\x8f"
+        return MSGPACK if is_small_map else given
+    return given
+
+
 def _archive_request(message: Message, *, takes_params: bool) -> ArchiveRequest:
     name: object
     params: object
     kind = _content_type(message)
-    if kind == ZIP:
+    if kind in ARCHIVES:
         name, params = message.headers.get("name"), message.headers.get("params")
         body, uri, sha256 = message.body, None, None
     elif kind == JSON:
         parsed = _validated(_ByReference, _json(message.body))
         name, params, body, uri, sha256 = parsed.name, parsed.params, None, parsed.uri, parsed.sha256
     else:
-        raise _wrong_type(message, (ZIP, JSON))
+        raise _wrong_type(message, (*ARCHIVES, JSON))
     if params is not None and not takes_params:
         raise InvalidMessage("a job takes no params; they belong to datasets", code="invalid_params")
     return ArchiveRequest(
@@ -204,7 +269,12 @@ def _deadline(message: Message) -> float | None:
         return None
     with contextlib.suppress(ValueError, OverflowError):
         if not isinstance(given, bool) and math.isfinite(seconds := float(given)):
-            return seconds
+            if seconds < _FAR_FUTURE:
+                return seconds
+            raise InvalidMessage(
+                f"header deadline is {short_repr(given)}, which seems to be in milliseconds; "
+                "expected Unix time in seconds"
+            )
     raise InvalidMessage(f"header deadline is {short_repr(given)}; expected Unix time in seconds")
 
 
@@ -218,7 +288,7 @@ def _probe(message: Message) -> bool:
 
 
 def _content_type(message: Message) -> str:
-    return message.content_type.partition(";")[0].strip().lower()
+    return find_content_type(message.content_type, bytes(message.body[:512]))
 
 
 def _wrong_type(message: Message, expected: Sequence[str]) -> InvalidMessage:
@@ -355,15 +425,15 @@ def prediction_error(key: str | int | None, error: GenderlineError) -> dict[str,
     return {"id": key, "error": error.as_dict()}
 
 
-def json_reply(delivery: Delivery, body: Mapping[str, Any]) -> list[Outgoing]:
-    """Returns the JSON reply to a delivery: one, or none where it asked for none."""
-    if not delivery.message.reply_to:
+def json_reply(message: Message, body: Mapping[str, Any]) -> list[Outgoing]:
+    """Returns the JSON reply to a message: one, or none where it asked for none."""
+    if not message.reply_to:
         return []
-    return delivery.reply(json.dumps({"schema": SCHEMA, **body}).encode(), JSON)
+    return message.reply(json.dumps({"schema": SCHEMA, **body}).encode(), JSON)
 
 
 def prediction_reply(
-    delivery: Delivery, model: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]
+    message: Message, model: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]
 ) -> list[Outgoing]:
     """Returns the reply to a prediction: one, or none where it asked for none.
 
@@ -371,10 +441,10 @@ def prediction_reply(
     is for all other replies, since it alone can write every text that may stand in a message of JSON.
 
     Args:
-        delivery: the request.
+        message: the request.
         model: the identity of the model that answered.
         entries: as `prediction` and `prediction_error` make them, in the request's order.
     """
-    if not delivery.message.reply_to:
+    if not message.reply_to:
         return []
-    return delivery.reply(to_json({"schema": SCHEMA, "model": model, "predictions": entries}), JSON)
+    return message.reply(to_json({"schema": SCHEMA, "model": model, "predictions": entries}), JSON)

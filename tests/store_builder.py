@@ -6,7 +6,7 @@ import hashlib
 import io
 import math
 import zipfile
-from typing import Any
+from typing import Any, get_args
 
 import cv2
 import numpy as np
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from shared.clock import now_iso
 from shared.faces.labels import ETHNICITIES, GENDERS, label_or_none
 from shared.params import TrainingParams
-from shared.records import jobs, runs
 from shared.records.dataset import (
     AGE_BANDS,
     FACES_CSV,
@@ -31,11 +30,20 @@ from shared.records.dataset import (
     write_faces_csv,
     write_rejects_csv,
 )
-from shared.records.evaluation import Confusion, Curve, Evaluation, Group, ReliabilityBin
-from shared.records.jobs import RESULT_COLUMNS, Jobs
+from shared.records.evaluation import (
+    Confusion,
+    Curve,
+    Evaluation,
+    Group,
+    GroupKind,
+    Rate,
+    ReliabilityBin,
+    Spread,
+)
+from shared.records.jobs import RESULT_COLUMNS, Jobs, JobState
 from shared.records.model_card import CardDataset, CardFile, InputStatistics, ModelCard, Variant
 from shared.records.registry import Registry
-from shared.records.runs import Runs
+from shared.records.runs import Runs, RunState
 from shared.store.base import Store
 
 HOSTILE_NAMES = (
@@ -118,14 +126,14 @@ class StoreBuilder:
         run_id: str = "run-000000000001",
         *,
         name: str = "faces",
-        state: str = runs.QUEUED,
+        state: RunState = RunState.QUEUED,
         dataset: str | None = None,
         epochs: int = 0,
         **changes: Any,
     ) -> str:
         """Writes a run with `epochs` rows of history and returns its id."""
         params = TrainingParams(epochs=max(epochs, 8))
-        self.runs.create(run_id, message_id=run_id, name=name, params=params, state=runs.QUEUED)
+        self.runs.create(run_id, message_id=run_id, name=name, params=params, state=RunState.QUEUED)
         if epochs:
             self.runs.write_history(run_id, [self.epoch(i + 1) for i in range(epochs)])
         self.runs.update(run_id, state=state, dataset=dataset, **changes)
@@ -157,7 +165,7 @@ class StoreBuilder:
             "test_auc": 0.981,
             "test_ece": evaluation.ece,
         }
-        self.run(run_id, name=name, state=runs.EXPORTING, dataset=sha256, epochs=epochs)
+        self.run(run_id, name=name, state=RunState.EXPORTING, dataset=sha256, epochs=epochs)
         self.store.put_json(f"runs/{run_id}/evaluation.json", evaluation.model_dump(mode="json"))
         self.store.put(f"runs/{run_id}/predictions.csv", self._predictions(sha256, accuracy))
         version = self.registry.claim(run_id)
@@ -204,12 +212,14 @@ class StoreBuilder:
         for file in ("model.onnx", "model_int8.onnx", "model_float16.onnx"):
             self.store.put(f"{folder}/{file}", b"onnx")
         self.registry.register(version, card.model_dump(mode="json"), f"# gender {version}\n", {})
-        self.runs.update(run_id, state=runs.REGISTERED, model={"name": "gender", "version": version}, metrics=metrics)
+        self.runs.update(
+            run_id, state=RunState.REGISTERED, model={"name": "gender", "version": version}, metrics=metrics
+        )
         return version
 
     def job(self, job_id: str = "job-000000000001", *, name: str = "photos", images: int = 40) -> str:
         """Writes a finished job with results and returns its id."""
-        self.jobs.create(job_id, message_id=job_id, name=name, state=jobs.QUEUED)
+        self.jobs.create(job_id, message_id=job_id, name=name, state=JobState.QUEUED)
         lines = [",".join(RESULT_COLUMNS)]
         for i in range(images):
             p = float(self._random.beta(0.4, 0.4))
@@ -225,7 +235,7 @@ class StoreBuilder:
         self.store.put(Jobs.archive_key(job_id), _zipped(pictures, job_id))
         self.jobs.update(
             job_id,
-            state=jobs.FINISHED,
+            state=JobState.FINISHED,
             images=images + 1,
             shards=1,
             shard_images=512,
@@ -276,7 +286,13 @@ class StoreBuilder:
                 accuracy=rate,
                 low=max(0.0, rate - 1.5 / math.sqrt(size)),
                 high=min(1.0, rate + 1.0 / math.sqrt(size)),
+                false_positive_rate=None if name == GENDERS[1] else rate_of(size // 20, size // 2 or 1),
+                false_negative_rate=None if name == GENDERS[0] else rate_of(size // 15, size // 2 or 1),
             )
+
+        def rate_of(part: int, whole: int) -> Rate:
+            low, high = max(0.0, part / whole - 0.05), min(1.0, part / whole + 0.05)
+            return Rate(share=part / whole, count=part, total=whole, low=low, high=high)
 
         wrong = round(count * (1 - accuracy))
         half = count // 2
@@ -290,6 +306,8 @@ class StoreBuilder:
             accuracy_low=accuracy - 0.02,
             accuracy_high=accuracy + 0.015,
             balanced_accuracy=accuracy - 0.002,
+            recall_male=rate_of(half - wrong // 2, half),
+            recall_female=rate_of(count - half - (wrong - wrong // 2), count - half),
             auc=0.981,
             f1_male=accuracy + 0.003,
             f1_female=accuracy - 0.003,
@@ -314,6 +332,10 @@ class StoreBuilder:
             groups=groups,
             worst_group=groups[-1],
             gap=0.06,
+            spreads={
+                kind: Spread(accuracy=0.06, false_positive_rate=0.05, false_negative_rate=0.07)
+                for kind in get_args(GroupKind)
+            },
             histogram=[count // (abs(10 - i) + 1) % 97 + 5 * abs(10 - i) for i in range(20)],
         )
 

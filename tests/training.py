@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from shared.client import Client
+from shared.records.runs import Run
 from tests.services import eventually
 
 # In steps so small that an epoch takes a while even on the fastest machine.
 SLOW = {"network": "reference", "batch_size": 4, "epochs": 400, "patience": 400, "quantize": False, "augment": False}
 
 
-def finished(client: Client, run_id: str, timeout_s: float = 90) -> dict[str, Any]:
+def finished(client: Client, run_id: str, timeout_s: float = 90) -> Run:
     """Waits for a run's end, and returns its record."""
     *_, record = client.follow_run(run_id, timeout_s)
     return record

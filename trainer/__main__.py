@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import torch
 
+from shared.archives.archive import ArchiveLimits
 from shared.broker.base import Broker
 from shared.client import Client
 from shared.connect import open_broker_for
@@ -81,9 +82,9 @@ def _run_main_process(
         return {"ready": broker.ping() and store.ping(), "busy": service.busy, "device": str(device)}
 
     port = PORT if settings.metrics_port is None else settings.metrics_port
-    status = StatusServer(registry, readiness, host=settings.host, port=port, token=settings.token)
+    status = StatusServer(registry, readiness, host=settings.host, port=port, tokens=settings.access_tokens)
     _LOG.info("ready on %s with %d threads; metrics on port %d", device, torch.get_num_threads(), status.port)
-    inbox = InboxWatcher(Client(broker, store), settings.inbox, settings.max_members)
+    inbox = InboxWatcher(Client(broker, store), settings.inbox, ArchiveLimits.from_settings(settings))
     helpers = [
         threading.Thread(target=Heartbeat(broker, "trainer", state).run, args=[stop], name="heartbeat"),
         threading.Thread(target=inbox.run, args=[stop], name="inbox"),

@@ -13,9 +13,9 @@ from shared.archives.fetch import fetch_archive
 from shared.broker.base import RETRIED_AT, Broker, BrokerError, Consumer, Delivery, Outgoing
 from shared.errors import Cancelled, GenderlineError, InvalidDataset, InvalidMessage, Retryable
 from shared.messages import ArchiveRequest, by_reference, json_reply, parse_dataset, run_id_of
-from shared.records import runs
+from shared.records.record import DamagedRecord, Fault, ModelRef, RecordEnded
 from shared.records.registry import Registry
-from shared.records.runs import Runs
+from shared.records.runs import Progress, Run, Runs, RunState
 from shared.runtime.settings import Settings
 from shared.runtime.tempdir import temp_folder
 from shared.store.base import STORE_SCHEME, Store, sha256_of
@@ -31,13 +31,12 @@ from shared.topology import (
 )
 from shared.worker.retry import FailurePolicy
 from trainer.pipeline import Pipeline, Steps
-from trainer.release.promotion_gate import Verdict, judge
+from trainer.release.promotion_gate import compare_registered
 from trainer.training.train import Interrupted
 
 _WAIT_S: Final = 0.5
 _EVENT_EVERY_S: Final = 1.0
 _RECORD_EVERY_S: Final = 3.0
-_REOPENED: Final = frozenset({runs.FAILED, runs.REJECTED})
 _LOG = logging.getLogger(__name__)
 
 
@@ -94,7 +93,7 @@ class TrainerService:
         lease = Lease(self._store, f"runs/{run_id}", self._settings.lease_s)
 
         def end(error: GenderlineError) -> list[Outgoing]:
-            state = runs.REJECTED if isinstance(error, InvalidMessage) else runs.FAILED
+            state = RunState.REJECTED if isinstance(error, InvalidMessage) else RunState.FAILED
             return self._end(delivery, run_id, state, error)
 
         try:
@@ -103,24 +102,24 @@ class TrainerService:
                 return
             request = parse_dataset(delivery.message)
             self._runs.create(
-                run_id, message_id=request.message_id, name=request.name, params=request.params, state=runs.QUEUED
+                run_id, message_id=request.message_id, name=request.name, params=request.params, state=RunState.QUEUED
             )
             self._reopen(delivery, run_id)
-            if self._runs.get(run_id)["state"] not in runs.FINAL_STATES and not lease.acquire():
+            if not self._runs.get(run_id).state.is_final and not lease.acquire():
                 # Somebody trains it right now: a duplicate, or a message that the broker gave out again too early.
                 consumer.defer(delivery, self._settings.lease_s / 2)
                 return
             record = self._runs.get(run_id)  # now that nobody else can end it
-            if record["state"] in runs.FINAL_STATES:
-                _LOG.info("%s came again; it is %s", run_id, record["state"])
+            if record.state.is_final:
+                _LOG.info("%s came again; it is %s", run_id, record.state)
                 self._announce(record)
-                consumer.settle([delivery], json_reply(delivery, Runs.reply(record)))
+                consumer.settle([delivery], json_reply(delivery.message, record.reply()))
             else:
                 self.busy = run_id
                 self._work(consumer, delivery, request, lease, stop)
         except BrokerError:
             raise
-        except LeaseLost as error:
+        except (LeaseLost, RecordEnded) as error:  # another trainer works on it, or has ended it
             _LOG.warning("%s: %s", run_id, error)
             consumer.defer(delivery, self._settings.lease_s / 2)
         except Exception as error:
@@ -136,9 +135,9 @@ class TrainerService:
         """Opens a run again whose message became a dead letter and was sent back, once for each time."""
         retried_at = delivery.message.headers.get(RETRIED_AT)
         record = self._runs.get(run_id)
-        if record["state"] not in _REOPENED or retried_at in (None, record.get(RETRIED_AT)):
+        if retried_at is None or not record.state.is_retryable or record.retried_at == retried_at:
             return
-        record = self._runs.update(run_id, state=runs.QUEUED, error=None, **{RETRIED_AT: retried_at})
+        record = self._runs.reopen(run_id, retried_at)
         _LOG.info("%s opened again: it was sent back from the dead letters", run_id)
         self._announce(record)
 
@@ -156,7 +155,7 @@ class TrainerService:
         with _Guard(lease, self._runs, run_id, self._settings, stop) as guard:
             try:
                 if self._runs.cancel_requested(run_id):
-                    raise Cancelled("a user cancelled the run")
+                    raise Cancelled("cancelled by a user")
                 sha256 = self._accept(consumer, delivery, request)
                 watcher = _Watcher(self._broker, self._runs, run_id)
                 steps = Steps(
@@ -177,16 +176,16 @@ class TrainerService:
                 lease.release()
                 consumer.settle([delivery], self._continuation(delivery, request, sha256))
             except Cancelled as error:
-                consumer.settle([delivery], self._end(delivery, run_id, runs.CANCELLED, error))
+                consumer.settle([delivery], self._end(delivery, run_id, RunState.CANCELLED, error))
             except InvalidDataset as error:
-                consumer.settle([delivery], self._end(delivery, run_id, runs.REJECTED, error))
+                consumer.settle([delivery], self._end(delivery, run_id, RunState.REJECTED, error))
 
     def _accept(self, consumer: Consumer, delivery: Delivery, request: ArchiveRequest) -> str:
         """Makes sure that the archive lies in the store, and says so, once. Returns its SHA-256."""
         run_id = run_id_of(request.message_id)
         record = self._runs.get(run_id)
-        if record["dataset"]:
-            return str(record["dataset"])
+        if record.dataset:
+            return record.dataset
         with (
             temp_folder() as folder,
             fetch_archive(request, self._store, self._settings, folder) as path,
@@ -194,26 +193,20 @@ class TrainerService:
             sha256 = request.sha256 or sha256_of(path)
             key = f"datasets/{sha256}/archive.zip"
             if not self._store.exists(key):
-                copy = folder / "copy.zip"
-                shutil.copyfile(path, copy)
-                if (copied := sha256_of(copy)) != sha256:  # a file of the user's, who may write to it at any time
-                    raise Retryable(
-                        f"the archive changed while it was copied: found SHA-256 {copied}, expected {sha256}",
-                        code="conflict",
-                    )
-                self._store.put_file(key, copy)
-        consumer.settle([], json_reply(delivery, Runs.reply(record, runs.ACCEPTED)))
+                is_ours = path.is_relative_to(folder)  # and may be moved into the store
+                self._store.put_file(key, path if is_ours else shutil.copyfile(path, folder / "copy.zip"))
+        consumer.settle([], json_reply(delivery.message, record.reply(RunState.ACCEPTED)))
         record = self._runs.update(
-            run_id, state=runs.ACCEPTED, dataset=sha256, params=request.params.as_dict(), name=request.name
+            run_id, state=RunState.ACCEPTED, dataset=sha256, params=request.params, name=request.name
         )
         self._announce(record)
         _LOG.info("%s accepted: %s", run_id, request.name)
         return sha256
 
-    def _enter(self, run_id: str, state: str) -> None:
+    def _enter(self, run_id: str, state: RunState) -> None:
         record = self._runs.get(run_id)
-        if record["state"] != state:
-            timings = {**record["timings"], f"{state}_at": round(time.time(), 3)}
+        if record.state != state:
+            timings = record.timings.changed(**{f"{state}_at": round(time.time(), 3)})
             record = self._runs.update(run_id, state=state, timings=timings, progress=None)
             _LOG.info("%s %s", run_id, state)
         self._announce(record)
@@ -234,37 +227,34 @@ class TrainerService:
         record = self._runs.get(run_id)
         record = self._runs.update(
             run_id,
-            state=runs.REGISTERED,
-            model={"name": "gender", "version": version},
+            state=RunState.REGISTERED,
+            model=ModelRef(version=version),
             metrics=metrics,
             progress=None,
-            timings={**record["timings"], "registered_at": round(time.time(), 3)},
+            timings=record.timings.changed(registered_at=round(time.time(), 3)),
         )
-        self._metrics.datasets.labels(runs.REGISTERED).inc()
+        self._metrics.datasets.labels(RunState.REGISTERED).inc()
         _LOG.info("%s registered as version %d", run_id, version)
         self._announce(record)
-        consumer.settle([delivery], json_reply(delivery, Runs.reply(record)))
+        consumer.settle([delivery], json_reply(delivery.message, record.reply()))
 
     def _pass_gate(self, version: int) -> None:
         """Promotes a version, or makes it the challenger."""
-        verdict = self._judged(version)
-        while verdict.passed and not self._registry.promote_over(verdict.champion, version, f"gate: {verdict.reason}"):
-            verdict = self._judged(version)  # another version has become the champion meanwhile
-        reason = f"gate: {verdict.reason}"
-        _LOG.info("version %d %s: %s", version, "promoted" if verdict.passed else "not promoted", verdict.reason)
-        if verdict.passed:
-            self._broker.emit(MODEL_PROMOTED, {"schema": 1, "version": version, "reason": reason})
-        elif self._registry.challenge(version, reason, by="gate").challenger == version:
+        gate = compare_registered(self._store, version)
+        promotes = self._settings.auto_promote
+        while promotes and gate.passed:
+            if self._registry.promote_over(gate.champion, version, f"gate: {gate.reason}"):
+                _LOG.info("version %d promoted: %s", version, gate.reason)
+                promoted = {"schema": 1, "version": version, "reason": f"gate: {gate.reason}"}
+                self._broker.emit(MODEL_PROMOTED, promoted)
+                return
+            gate = compare_registered(self._store, version)  # another version has become the champion meanwhile
+        reason = f"gate: {gate.reason}" if not gate.passed else f"gate: a person has to promote it; {gate.reason}"
+        _LOG.info("version %d not promoted: %s", version, reason)
+        if gate.champion in (None, version):
+            return
+        if self._registry.challenge(version, reason, by="gate").challenger == version:
             self._broker.emit(MODEL_CHALLENGED, {"schema": 1, "version": version, "reason": reason})
-
-    def _judged(self, version: int) -> Verdict:
-        try:
-            return judge(self._store, version)
-        except Retryable:
-            raise
-        except Exception as error:  # a champion that cannot be run, say: the new model is none the worse for it
-            _LOG.exception("version %d cannot be compared to the champion", version)
-            return Verdict(False, f"it cannot be compared to the champion: {error}", None)
 
     def _continuation(self, delivery: Delivery, request: ArchiveRequest, sha256: str | None) -> list[Outgoing]:
         """Returns the message with which any trainer carries the run on; until it is confirmed, this one is ours."""
@@ -282,24 +272,29 @@ class TrainerService:
         )
         return [Outgoing(self._broker.topology.continuations, message)]
 
-    def _end(self, delivery: Delivery, run_id: str, state: str, error: GenderlineError) -> list[Outgoing]:
+    def _end(self, delivery: Delivery, run_id: str, state: RunState, error: GenderlineError) -> list[Outgoing]:
         """Ends a run without a model. Returns the reply."""
         self._runs.create(
-            run_id, message_id=delivery.message.message_id, name="archive", params=None, state=runs.QUEUED
+            run_id, message_id=delivery.message.message_id, name="archive", params=None, state=RunState.QUEUED
         )
-        record = self._runs.get(run_id)
-        if record["state"] in runs.FINAL_STATES:  # of an earlier message with the same id, which this one cannot undo
-            return json_reply(delivery, {"run_id": run_id, "status": state, "error": error.as_dict()})
-        if state != runs.FAILED:  # a failed run goes on from it once its dead letter is sent back
+        reply = {"run_id": run_id, "status": state.value, "error": error.as_dict()}
+        try:
+            record = self._runs.get(run_id)
+        except DamagedRecord as damage:  # nothing can be noted there; the asker gets a reply all the same
+            _LOG.error("%s %s: %s; %s", run_id, state, error, damage)
+            return json_reply(delivery.message, reply)
+        if record.state.is_final:  # of an earlier message with the same id, which this one cannot undo
+            return json_reply(delivery.message, reply)
+        if state != RunState.FAILED:  # a failed run goes on from it once its dead letter is sent back
             self._store.delete(f"runs/{run_id}/checkpoint.pt")
-        record = self._runs.update(run_id, state=state, error=error.as_dict(), progress=None)
+        record = self._runs.update(run_id, state=state, error=Fault.of(error), progress=None)
         self._metrics.datasets.labels(state).inc()
         _LOG.warning("%s %s: %s", run_id, state, error)
         self._announce(record)
-        return json_reply(delivery, Runs.reply(record))
+        return json_reply(delivery.message, record.reply())
 
-    def _announce(self, record: dict[str, Any]) -> None:
-        self._broker.emit(run_state_topic(record["state"]), {"schema": 1, **Runs.reply(record)})
+    def _announce(self, record: Run) -> None:
+        self._broker.emit(run_state_topic(record.state), {"schema": 1, **record.reply()})
 
 
 class _Guard:
@@ -331,7 +326,7 @@ class _Guard:
                     self._lease.renew()
                     renewed = time.monotonic()
                 if self._runs.cancel_requested(self._run_id):
-                    self._reason = Cancelled("a user cancelled the run")
+                    self._reason = Cancelled("cancelled by a user")
             except LeaseLost as error:
                 self._reason = error
                 return
@@ -367,13 +362,13 @@ class _Watcher:
         self._stage: str | None = None
         self._emitted = self._recorded = -float("inf")
 
-    def on_progress(self, progress: dict[str, Any]) -> None:
+    def on_progress(self, progress: Progress) -> None:
         now = self._clock()
-        new_stage, self._stage = progress["stage"] != self._stage, progress["stage"]
-        done = progress["done"] == progress["total"]
+        new_stage, self._stage = progress.stage != self._stage, progress.stage
+        done = progress.done == progress.total
         if new_stage or done or now - self._emitted >= _EVENT_EVERY_S:
             self._emitted = now
-            self._broker.emit(RUN_PROGRESS, {"schema": 1, "run_id": self._run_id, "progress": progress})
+            self._broker.emit(RUN_PROGRESS, {"schema": 1, "run_id": self._run_id, "progress": progress.as_dict()})
         if new_stage or now - self._recorded >= _RECORD_EVERY_S:
             self._recorded = now
             self._runs.update(self._run_id, progress=progress)

@@ -1,18 +1,22 @@
-"""The watched folder: a zip that lands there is submitted as a dataset and moved aside."""
+"""The watched folder: an archive that lands there is submitted as a dataset and moved aside."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import os
+import shutil
 import stat
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
-from shared.archives.central_directory import read_directory
+from shared.archives.archive import SUFFIXES, ArchiveLimits, archive_stem, check_archive
+from shared.archives.fetch import open_below
+from shared.archives.tar import GZIP_SIGNATURE, gunzip
 from shared.client import Client
 from shared.errors import GenderlineError, InvalidDataset
 
@@ -29,17 +33,17 @@ _Signature = tuple[int, int, int]
 
 
 class InboxWatcher:
-    """Looks into a folder each second and submits every zip that is there whole.
+    """Looks into a folder each second and submits every archive that is there whole.
 
-    A file counts as whole when its size and time of change are the same in two looks and its directory, the last part
-    of a zip, can be read: a copy may pause. One that cannot be read is submitted all the same once it has been quiet
-    for long, so that its run says what is wrong with it. Its message's id is derived from the file itself, so that a
+    A file counts as whole when its size and time of change are the same in two looks and it can be read to its end: a
+    copy may pause. One that cannot be read is submitted all the same once it has been quiet for long, so that its run
+    says what is wrong with it. Its message's id is derived from the file itself, so that a
     crash between submitting and moving it, or a second watcher, cannot train it twice.
 
     Args:
         client: who submits.
         folder: the watched folder; it is made.
-        max_members: the most entries that are looked at; what has more is whole, and rejected by whoever trains.
+        limits: an archive that breaks them is whole, and rejected by the trainer.
         clock: seconds that never go back.
     """
 
@@ -47,14 +51,15 @@ class InboxWatcher:
         self,
         client: Client,
         folder: Path,
-        max_members: int = 1_000_000,
+        limits: ArchiveLimits,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
         self._folder = folder
-        self._max_members = max_members
+        self._limits = limits
         self._clock = clock
         self._seen: dict[str, tuple[_Signature, float]] = {}  # and since when
+        self._cut_short: dict[str, _Signature] = {}  # looked at once, for a large tar.gz takes a while
         self._said: dict[str, str] = {}
 
     def run(self, stop: threading.Event) -> None:
@@ -68,11 +73,12 @@ class InboxWatcher:
         """Submits what is whole by now. Trouble is logged, once each, and met again at the next look."""
         try:
             (self._folder / SUBMITTED).mkdir(parents=True, exist_ok=True)
-            found = self._zips()
+            found = self._archives()
         except OSError as error:
             self._say_once(self._folder.name, f"cannot watch {self._folder}: {error.strerror}")
             return
         self._said = {name: said for name, said in self._said.items() if name in found}
+        self._cut_short = {name: signature for name, signature in self._cut_short.items() if name in found}
         now = self._clock()
         before, self._seen = self._seen, {}
         for name, signature in found.items():
@@ -81,26 +87,41 @@ class InboxWatcher:
             if last == signature:
                 self._submit(name, signature, broken=now - since >= QUIET_S)
 
-    def _zips(self) -> dict[str, _Signature]:
-        """Returns the signature of every zip; links, which may lead anywhere, are left alone."""
+    def _archives(self) -> dict[str, _Signature]:
+        """Returns the signature of every archive; links, which may lead anywhere, are left alone."""
         found = {}
         with os.scandir(self._folder) as entries:
             for entry in entries:
-                if entry.name.lower().endswith(".zip") and not entry.name.startswith("."):
+                if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith("."):
                     status = entry.stat(follow_symlinks=False)
                     if stat.S_ISREG(status.st_mode):
-                        found[entry.name] = (status.st_size, status.st_mtime_ns, status.st_ino)
+                        found[entry.name] = _signature(status)
         return found
 
     def _submit(self, name: str, signature: _Signature, *, broken: bool) -> None:
-        """Submits a zip that has not changed; only if it can be read, unless it counts as `broken` if it cannot."""
+        """Submits an archive that has not changed; only if it can be read, unless it counts as `broken` if it cannot.
+
+        The file is opened once, without following links: what was looked at is what is submitted, whatever takes its
+        name in the meantime.
+        """
         path = self._folder / name
         identity = "\0".join([name, *map(str, signature)])
         message_id = "inbox-" + hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         try:
-            if not broken and not self._readable(path):
-                return
-            run_id = self._client.submit_dataset(path, message_id=message_id)
+            with (
+                open_below(self._folder, Path(name)) as file,
+                tempfile.TemporaryDirectory(prefix="genderline-") as folder,
+            ):
+                if _signature(os.fstat(file.fileno())) != signature:
+                    return
+                if not broken and (self._cut_short.get(name) == signature or not self._is_whole(file)):
+                    self._cut_short[name] = signature
+                    return
+                copy = Path(folder) / "archive.zip"
+                file.seek(0)
+                with copy.open("wb") as copied:
+                    shutil.copyfileobj(file, copied, 2**20)
+                run_id = self._client.submit_dataset(copy, name=archive_stem(name), message_id=message_id, move=True)
             target = self._folder / SUBMITTED / name
             if target.exists():
                 target = target.with_name(f"{path.stem}.{run_id}{path.suffix}")
@@ -114,10 +135,13 @@ class InboxWatcher:
         else:
             _LOG.info("%s: submitted as %s", path, run_id)
 
-    def _readable(self, path: Path) -> bool:
+    def _is_whole(self, file: BinaryIO) -> bool:
         try:
-            with path.open("rb") as file:
-                read_directory(file, self._max_members)
+            if file.read(2) == GZIP_SIGNATURE:
+                with Path(os.devnull).open("wb") as nothing:
+                    gunzip(file, nothing, self._limits.max_bytes, self._limits.max_ratio)
+            else:
+                check_archive(file, self._limits)
         except InvalidDataset as error:
             return error.code == "archive_too_large"
         return True
@@ -126,3 +150,7 @@ class InboxWatcher:
         if self._said.get(name) != text:
             self._said[name] = text
             _LOG.warning("%s", text)
+
+
+def _signature(status: os.stat_result) -> _Signature:
+    return (status.st_size, status.st_mtime_ns, status.st_ino)

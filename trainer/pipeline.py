@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,7 +20,6 @@ from shared.archives.archive import ArchiveLimits
 from shared.faces.decode import ImageLimits
 from shared.faces.labels import GENDERS
 from shared.params import TrainingParams
-from shared.records import runs
 from shared.records.dataset import (
     FACES_CSV,
     FACES_NPY,
@@ -31,7 +31,7 @@ from shared.records.dataset import (
 from shared.records.evaluation import Evaluation
 from shared.records.model_card import CardDataset, ModelCard, Variant, VariantPrecision
 from shared.records.registry import MODEL_NAME, Registry
-from shared.records.runs import Runs
+from shared.records.runs import Progress, Runs, RunState
 from shared.runtime.settings import Settings
 from shared.store.base import Store
 from shared.telemetry.metrics import TrainerMetrics
@@ -40,7 +40,9 @@ from trainer.data.ingest import ingest
 from trainer.release.card import build_card, measure_inputs, render_card
 from trainer.release.evaluate import evaluate
 from trainer.release.export import build_variants, export_onnx, verify_parity
+from trainer.release.promotion_gate import compare
 from trainer.training import checkpoint
+from trainer.training.balance import warn_of_imbalance
 from trainer.training.calibrate import fit_temperature
 from trainer.training.checkpoint import Checkpoint, CheckpointError
 from trainer.training.device import DeviceFaces
@@ -48,8 +50,10 @@ from trainer.training.distributed import ProcessGroup, train_distributed
 from trainer.training.model import build_network, cost
 from trainer.training.recipe import Recipe, decide
 from trainer.training.throughput import measure_throughput
-from trainer.training.train import EpochRow, Hooks, Progress, Trained, predict_logits
+from trainer.training.train import EpochRow, Hooks, Trained, predict_logits
+from trainer.training.train import Progress as TrainingProgress
 
+_LOG = logging.getLogger(__name__)
 _PARITY_FACES: Final = 256
 _CALIBRATION_FACES: Final = 512
 _COMPARED_FACES: Final = 20_000
@@ -62,15 +66,15 @@ class Steps:
 
     Attributes:
         on_state: told each new state.
-        on_progress: told, as often as it likes to be, a stage's progress: JSON types.
+        on_progress: told, as often as it likes to be, a stage's progress.
         on_epoch: told each finished epoch: a row of `history.csv`.
         should_yield: asked before every training step: whether to leave the rest to a later call.
         checkpoint: called everywhere else; raises where the run must not go on. What it ends outside of training is
             done again from the start of its step, so it should not end what would only end there again.
     """
 
-    on_state: Callable[[str], None]
-    on_progress: Callable[[dict[str, Any]], None]
+    on_state: Callable[[RunState], None]
+    on_progress: Callable[[Progress], None]
     on_epoch: Callable[[dict[str, Any]], None]
     should_yield: Callable[[], bool]
     checkpoint: Callable[[], None]
@@ -128,6 +132,7 @@ class Pipeline:
         folder = f"datasets/{sha256}"
         self._ingest(folder, sha256, steps)
         with open_dataset(self._store, sha256) as dataset:
+            self._warn(run_id, dataset)
             trained, recipe = self._train(run_id, dataset, params, steps)
             return self._finish(run_id, name, dataset, recipe, trained, steps)
 
@@ -136,13 +141,13 @@ class Pipeline:
     def _ingest(self, folder: str, sha256: str, steps: Steps) -> None:
         if self._store.exists(f"{folder}/{SUMMARY_JSON}"):
             return
-        steps.on_state(runs.INGESTING)
+        steps.on_state(RunState.INGESTING)
         started = time.monotonic()
 
         def on_progress(done: int, total: int) -> None:
             steps.checkpoint()
             rate = done / max(time.monotonic() - started, 1e-3)
-            steps.on_progress(_progress("ingesting", done, total, rate))
+            steps.on_progress(_progress(RunState.INGESTING, done, total, rate))
 
         with (
             tempfile.TemporaryDirectory(prefix="genderline-") as work,
@@ -163,10 +168,17 @@ class Pipeline:
         for reason, count in summary.rejects.items():
             self._metrics.rejected.labels(reason).inc(count)
 
+    def _warn(self, run_id: str, dataset: Dataset) -> None:
+        """Tells of a dataset that is hard to learn from, in the log and in the run's record."""
+        if warnings := _find_warnings(dataset):
+            for warning in warnings:
+                _LOG.warning("%s: %s", run_id, warning)
+            self._runs.update(run_id, warnings=warnings)
+
     # -- train
 
     def _train(self, run_id: str, dataset: Dataset, params: TrainingParams, steps: Steps) -> tuple[Trained, Recipe]:
-        steps.on_state(runs.TRAINING)
+        steps.on_state(RunState.TRAINING)
         key = f"runs/{run_id}/checkpoint.pt"
         resume = self._checkpoint(key, params, dataset.sha256)
         if resume is not None:  # decided on another machine, perhaps
@@ -195,22 +207,22 @@ class Pipeline:
                 self._metrics.accuracy.labels(split).set(accuracy)
             steps.on_epoch(asdict(row))
 
-        def on_step(progress: Progress) -> None:
+        def on_step(progress: TrainingProgress) -> None:
             self._metrics.epoch.set(progress.epoch)
             self._metrics.images_per_second.set(progress.images_per_second)
             done = (progress.epoch - 1) * progress.steps + progress.step
             steps.on_progress(
-                {
-                    "stage": "training",
-                    "done": done,
-                    "total": progress.epochs * progress.steps,
-                    "rate": round(progress.images_per_second, 1),
-                    "eta_s": round(progress.eta_s, 1),
-                    "epoch": progress.epoch,
-                    "epochs": progress.epochs,
-                    "loss": progress.loss,
-                    "accuracy": progress.accuracy,
-                }
+                Progress(
+                    stage=RunState.TRAINING,
+                    done=done,
+                    total=progress.epochs * progress.steps,
+                    rate=round(progress.images_per_second, 1),
+                    eta_s=round(progress.eta_s, 1),
+                    epoch=progress.epoch,
+                    epochs=progress.epochs,
+                    loss=progress.loss,
+                    accuracy=progress.accuracy,
+                )
             )
 
         hooks = Hooks(
@@ -244,7 +256,7 @@ class Pipeline:
     def _finish(
         self, run_id: str, name: str, dataset: Dataset, recipe: Recipe, trained: Trained, steps: Steps
     ) -> ModelCard:
-        steps.on_state(runs.EVALUATING)
+        steps.on_state(RunState.EVALUATING)
         network = build_network(recipe.network, dropout=recipe.dropout, mirror=recipe.mirror)
         network.load_state_dict(trained.weights)
         logits = self._logits(network.to(self._device), dataset, steps)
@@ -262,7 +274,7 @@ class Pipeline:
         self._write_predictions(run_id, probability)
         steps.checkpoint()
 
-        steps.on_state(runs.EXPORTING)
+        steps.on_state(RunState.EXPORTING)
         version = self._registry.claim(run_id)
         with tempfile.TemporaryDirectory(prefix="genderline-") as work:
             model = Path(work) / "model.onnx"
@@ -270,10 +282,13 @@ class Pipeline:
             export_onnx(network, temperature, model, metadata)
             sample = _spread(dataset.part("test"), _PARITY_FACES)
             parity = verify_parity(model, network, temperature, np.array(dataset.faces[sample]))
-            steps.on_progress(_progress("exporting", 1, 3))
+            steps.on_progress(_progress(RunState.EXPORTING, 1, 3))
             steps.checkpoint()
             variants = _build_variants(network, temperature, model, metadata, dataset) if recipe.quantize else {}
-            steps.on_progress(_progress("exporting", 2, 3))
+            steps.on_progress(_progress(RunState.EXPORTING, 2, 3))
+            champion = self._registry.aliases().champion
+            gate = compare(self._store, dataset, name, model, figures, champion=champion)
+            steps.checkpoint()
             card = build_card(
                 model_version=version,
                 run_id=run_id,
@@ -290,6 +305,8 @@ class Pipeline:
                 network_cost=cost(network),
                 inputs=measure_inputs(dataset.faces, dataset.part("train")),
                 device=str(self._device),
+                warnings=_find_warnings(dataset),
+                gate=gate,
             )
             steps.checkpoint()  # the last moment at which an owner that lost its lease must not write
             files = {path.name: path for path in Path(work).iterdir()}
@@ -308,7 +325,7 @@ class Pipeline:
             logits.append(predict_logits(network, source, indices))
             done += len(indices)
             rate = done / max(time.monotonic() - started, 1e-3)
-            steps.on_progress(_progress("evaluating", done, len(everything), rate))
+            steps.on_progress(_progress(RunState.EVALUATING, done, len(everything), rate))
         return np.concatenate(logits)
 
     def _write_predictions(self, run_id: str, probability: NDArray[np.float32]) -> None:
@@ -320,6 +337,12 @@ class Pipeline:
                 writer.writerow(("index", "probability_female"))
                 writer.writerows((index, f"{value:.6f}") for index, value in enumerate(probability))
             self._store.put_file(f"runs/{run_id}/predictions.csv", path)
+
+
+def _find_warnings(dataset: Dataset) -> list[str]:
+    """Returns what the user should know about the dataset, in sentences."""
+    warning = warn_of_imbalance(dataset.labels[dataset.part("train")])
+    return [] if warning is None else [warning]
 
 
 def _build_variants(
@@ -352,15 +375,9 @@ def _metadata(version: int, run_id: str, sha256: str, figures: Evaluation) -> di
     }
 
 
-def _progress(stage: str, done: int, total: int, rate: float | None = None) -> dict[str, Any]:
+def _progress(stage: RunState, done: int, total: int, rate: float | None = None) -> Progress:
     eta_s = None if not rate else round((total - done) / rate, 1)
-    return {
-        "stage": stage,
-        "done": done,
-        "total": total,
-        "rate": None if rate is None else round(rate, 1),
-        "eta_s": eta_s,
-    }
+    return Progress(stage=stage, done=done, total=total, rate=None if rate is None else round(rate, 1), eta_s=eta_s)
 
 
 def _spread(indices: NDArray[np.intp], count: int) -> NDArray[np.intp]:

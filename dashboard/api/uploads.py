@@ -12,9 +12,9 @@ from typing import Final
 from flask import request
 from werkzeug.datastructures import FileStorage
 
-from shared.errors import InvalidImage, InvalidMessage
-from shared.faces.file_type import describe
-from shared.messages import IMAGES, ZIP
+from shared.archives.archive import ArchiveLimits, archive_stem, check_archive
+from shared.errors import InvalidImage, InvalidMessage, short_repr
+from shared.messages import ARCHIVES, IMAGES, find_content_type
 
 _PIECE: Final = 2**20
 _PACKS_BYTES: Final = 256 * 2**20
@@ -30,36 +30,35 @@ class UploadedArchive:
 
 
 @contextlib.contextmanager
-def receive_archive(max_bytes: int) -> Iterator[UploadedArchive]:
-    """Gives the request's archive: a raw `application/zip` body, or the multipart field `file`.
+def receive_archive(limits: ArchiveLimits) -> Iterator[UploadedArchive]:
+    """Gives the request's archive: a raw body of one of `ARCHIVES`, or the multipart field `file`.
 
     Its name is the field or query argument `name`, else the uploaded file's.
 
     Raises:
         GenderlineError: code `too_large`.
-        InvalidMessage: there is none, or it is no zip.
+        InvalidDataset: what came is no archive, as from `check_archive`.
+        InvalidMessage: nothing came, or its content type is another one.
     """
-    request.max_content_length = max_bytes
+    request.max_content_length = limits.max_bytes
     with tempfile.TemporaryDirectory(prefix="genderline-") as folder:
         path = Path(folder) / "archive.zip"
         if request.mimetype == "multipart/form-data":
             file = _files()[0]
             file.save(path)
-            name = request.form.get("name") or Path(file.filename or "archive").stem
-        elif request.mimetype in {ZIP, "application/x-zip-compressed"}:
+            name = request.form.get("name") or archive_stem(file.filename or "archive")
+        elif (kind := find_content_type(request.mimetype, b"")) in ARCHIVES or kind == "application/octet-stream":
             with path.open("wb") as target:
                 while piece := request.stream.read(_PIECE):
                     target.write(piece)
             name = request.args.get("name", "archive")
         else:
             raise InvalidMessage(
-                f"content type is {request.mimetype!r}; expected {ZIP} or multipart/form-data",
+                f"content type is {request.mimetype!r}; expected {', '.join(ARCHIVES)} or multipart/form-data",
                 code="unsupported_content_type",
             )
         with path.open("rb") as archive:
-            found = describe(archive.read(512))
-        if found != "a zip archive":
-            raise InvalidMessage(f"found {found}, expected a zip archive", code="invalid_archive")
+            check_archive(archive, limits)
         yield UploadedArchive(path, name[:200] or "archive")
 
 
@@ -74,7 +73,8 @@ def receive_images(max_image_bytes: int) -> tuple[list[str | None], list[bytes]]
         InvalidMessage: there are none, or the content type is another one.
     """
     request.max_content_length = _PACKS_BYTES
-    if request.mimetype in IMAGES:
+    kind = find_content_type(request.mimetype, b"")
+    if kind.startswith("image/") or kind == "application/octet-stream":
         if (request.content_length or 0) > max_image_bytes:
             raise InvalidImage(
                 f"found an image of {request.content_length:,} bytes, expected at most {max_image_bytes:,}",
@@ -93,7 +93,8 @@ def receive_images(max_image_bytes: int) -> tuple[list[str | None], list[bytes]]
 def _files() -> list[FileStorage]:
     files = request.files.getlist("file")
     if not files or not any(file.filename for file in files):
-        fields = ", ".join(sorted(request.files)) or "none"
+        # A part may lack a name, and has the name None then.
+        fields = ", ".join(sorted(short_repr(name) for name in request.files)) or "none"
         raise InvalidMessage(f"files in the fields: {fields}; expected some in the field 'file'")
     return files
 

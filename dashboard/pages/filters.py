@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from flask import Flask, url_for
+from flask import Flask, request, url_for
 
-from shared.records import jobs, runs
+from dashboard.event_stream import TOPICS
+from shared.records.jobs import Job, JobState
+from shared.records.runs import Progress, Run, RunState
 
 _NOTHING: Final = "\N{EN DASH}"
-_STAGES: Final = {
+_STAGES: Final[dict[str, str]] = {
     "ingesting": "Reading faces",
     "training": "Training",
     "evaluating": "Evaluating",
@@ -22,6 +24,8 @@ def register_formats(app: Flask) -> None:
     """Gives the templates their filters."""
     app.jinja_env.filters.update(
         percent=percent,
+        percent_range=percent_range,
+        problem=problem,
         count=count,
         counted=counted,
         size=size,
@@ -31,7 +35,9 @@ def register_formats(app: Flask) -> None:
         number=number,
         parameter=parameter,
     )
+    app.jinja_env.globals["event_topics"] = lambda: TOPICS
     app.jinja_env.globals["static_url"] = lambda name: url_for("static", filename=name)
+    app.context_processor(lambda: {"root": request.script_root})
     app.jinja_env.trim_blocks = True
     app.jinja_env.lstrip_blocks = True
 
@@ -39,6 +45,25 @@ def register_formats(app: Flask) -> None:
 def percent(share: float | None, digits: int = 1) -> str:
     """Returns a share as `93.1 %`."""
     return _NOTHING if share is None else f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def percent_range(low: float | None, high: float | None, digits: int = 1) -> str:
+    """Returns two shares as `74.8-83.8 %`, with an en dash."""
+    if low is None or high is None:
+        return _NOTHING
+    return f"{100 * low:.{digits}f}\N{EN DASH}{percent(high, digits)}"
+
+
+def problem(record: Run | Job) -> str:
+    """Returns why a run or job ended without success, for people; empty where it did not."""
+    if record.error is None:
+        return ""
+    if record.error.code == "internal":
+        service, key = ("trainer", record.run_id) if isinstance(record, Run) else ("inference", record.job_id)
+        return f"Internal error. Look for {key} in the {service} service's log."
+    if record.error.code == "cancelled":
+        return "Cancelled by a user."
+    return record.error.message
 
 
 def count(value: float | None) -> str:
@@ -107,38 +132,39 @@ def parameters(asked: Mapping[str, Any] | None, done: Mapping[str, Any] | None) 
 
 def state_class(state: str) -> str:
     """Returns how a state is coloured."""
-    if state in {runs.REGISTERED, jobs.FINISHED}:
+    if state in {RunState.REGISTERED, JobState.FINISHED}:
         return "good"
-    if state in {runs.FAILED, runs.REJECTED}:
+    if state in {RunState.FAILED, RunState.REJECTED, "damaged"}:
         return "bad"
-    return "" if state in {runs.CANCELLED, runs.QUEUED} else "live"
+    return "" if state in {RunState.CANCELLED, RunState.QUEUED} else "live"
 
 
-def progress_view(progress: Mapping[str, Any] | None, state: str | None = None) -> dict[str, Any]:
+def progress_view(progress: Progress | None, state: RunState, *, abandoned: bool = False) -> dict[str, Any]:
     """Returns what a progress bar shows, as the script that moves it on does.
 
     Args:
-        progress: of a record: `stage`, `done`, `total`, `rate`, `eta_s`, `epoch`, `epochs`, `loss`, `accuracy`.
-        state: of a run: what stands in the queue has no progress, and says that.
+        progress: of a run's record; one of an earlier stage is over.
+        state: of the run.
+        abandoned: whether the trainer that worked on it does not respond.
     """
-    given = progress or {}
-    total = given.get("total") or 0
-    share = given.get("done", 0) / total if total else 0.0
-    words = ["In the queue"] if state == runs.QUEUED else []
-    if stage := given.get("stage"):
-        words.append(_STAGES.get(stage, stage))
-    if given.get("epochs"):
-        words.append(f"epoch {given['epoch']} of {given['epochs']}")
-    if given.get("rate"):
-        words.append(f"{given['rate']:,.0f} images/s")
-    if given.get("loss") is not None:
-        words.append(f"loss {given['loss']:.3f}")
-    if given.get("accuracy") is not None:
-        words.append(f"accuracy {percent(given['accuracy'])}")
-    eta_s = given.get("eta_s")
+    nothing = {"share": 0.0, "percent": "", "eta": ""}
+    if abandoned:
+        return {**nothing, "text": "Waiting for a trainer"}
+    if progress is None or progress.stage != state:
+        return {**nothing, "text": "Queued" if state is RunState.QUEUED else _STAGES.get(state, "")}
+    share = progress.done / progress.total if progress.total else 0.0
+    words = [_STAGES.get(progress.stage, progress.stage)]
+    if progress.epochs:
+        words.append(f"epoch {progress.epoch} of {progress.epochs}")
+    if progress.rate:
+        words.append(f"{progress.rate:,.0f} images/s")
+    if progress.loss is not None:
+        words.append(f"loss {progress.loss:.3f}")
+    if progress.accuracy is not None:
+        words.append(f"accuracy {percent(progress.accuracy)}")
     return {
         "share": round(share, 4),
-        "percent": f"{int(100 * share)} %" if total else "",
+        "percent": f"{int(100 * share)} %" if progress.total else "",
         "text": " · ".join(words),
-        "eta": f"{duration(eta_s)} left" if eta_s is not None else "",
+        "eta": f"{duration(progress.eta_s)} left" if progress.eta_s is not None else "",
     }

@@ -15,8 +15,7 @@ from dashboard.face_grid import encode_png
 from dashboard.pages.originals import read_original
 from shared.errors import NotFound
 from shared.faces.decode import ImageLimits, decode_face
-from shared.records import jobs
-from shared.records.jobs import Jobs
+from shared.records.jobs import Job, Jobs, JobState
 
 _PAGE: Final = 50
 _THUMB: Final = 64
@@ -28,13 +27,14 @@ blueprint = Blueprint("jobs", __name__)
 def list_jobs() -> str:
     """Shows all jobs, newest first."""
     parts = dashboard()
-    found = parts.store_cache.jobs()
+    listing = parts.store_cache.jobs()
+    found = listing.records
     page = max(1, request.args.get("page", 1, int))
     shown = found[(page - 1) * _PAGE : page * _PAGE]
     return render_template(
         "jobs.html",
         jobs=[(job, _progress(job)) for job in shown],
-        final=jobs.FINAL_STATES,
+        damaged=listing.damaged,
         page=page,
         pages=-(-len(found) // _PAGE),
         link=lambda number: url_for("jobs.list_jobs", page=number),
@@ -46,7 +46,7 @@ def show_job(job_id: str) -> str:
     """Shows a job and, once there are any, its results."""
     parts = dashboard()
     job = parts.store_cache.job(job_id)
-    rows = _results(job_id) if job["state"] == jobs.FINISHED else []
+    rows = _results(job_id) if job.state is JobState.FINISHED else []
     kind = request.args.get("show", "")
     wanted = {"wrong": lambda row: row["correct"] in {"False", "false", "0"}, "errors": lambda row: bool(row["error"])}
     chosen = [row for row in rows if kind not in wanted or wanted[kind](row)]
@@ -56,7 +56,8 @@ def show_job(job_id: str) -> str:
         "job.html",
         job=job,
         progress=_progress(job),
-        ended=job["state"] in jobs.FINAL_STATES,
+        ended=job.state.is_final,
+        retry=job.state is JobState.FAILED,
         rows=chosen[(page - 1) * _PAGE : page * _PAGE],
         pictures=parts.store.exists(Jobs.archive_key(job_id)),
         kind=kind,
@@ -70,7 +71,14 @@ def show_job(job_id: str) -> str:
 def cancel_job(job_id: str) -> WsgiResponse:
     """Asks for a job to stop."""
     dashboard().client.jobs.request_cancel(job_id)
-    flash("Asked to stop. The workers leave the rest of the job.")
+    flash("Cancelling… The workers stop after the slices they are working on.")
+    return redirect(url_for("jobs.show_job", job_id=job_id), 303)
+
+
+@blueprint.post("/jobs/<job_id>/retry")
+def retry_job(job_id: str) -> WsgiResponse:
+    """Sends a failed job back to its queue."""
+    dashboard().client.retry_job(job_id)
     return redirect(url_for("jobs.show_job", job_id=job_id), 303)
 
 
@@ -95,8 +103,9 @@ def _results(job_id: str) -> list[dict[str, Any]]:
     return [{**row, "row": i} for i, row in enumerate(csv.DictReader(io.StringIO(text, newline="")))]
 
 
-def _progress(job: dict[str, Any]) -> dict[str, Any]:
-    done, total = dashboard().client.jobs.progress(job)
+def _progress(job: Job) -> dict[str, Any]:
+    progress = dashboard().client.jobs.progress(job)
+    done, total = progress.done, progress.total
     share = done / total if total else 0.0
-    words = f"{done:,} of {total:,} images" if total else ("In the queue" if job["state"] == jobs.QUEUED else "")
+    words = f"{done:,} of {total:,} images" if total else ("Queued" if job.state is JobState.QUEUED else "")
     return {"share": round(share, 4), "percent": f"{int(100 * share)} %" if total else "", "text": words, "eta": ""}

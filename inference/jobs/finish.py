@@ -15,8 +15,7 @@ from typing import Any
 from shared.broker.base import RETRIED_AT, Broker, Consumer, Delivery, Outgoing
 from shared.errors import NotFound
 from shared.messages import json_message, json_reply
-from shared.records import jobs
-from shared.records.jobs import Jobs
+from shared.records.jobs import Job, Jobs, JobState
 from shared.records.results import assemble
 from shared.runtime.tempdir import temp_folder
 from shared.store.base import STORE_SCHEME, Store
@@ -57,7 +56,7 @@ class JobEnds:
             self._store.put_file(Jobs.results_key(job_id), results)
         return self.end(
             job_id,
-            jobs.FINISHED,
+            JobState.FINISHED,
             counts=counts,
             accuracy=accuracy,
             results=f"{STORE_SCHEME}{Jobs.results_key(job_id)}",
@@ -67,11 +66,11 @@ class JobEnds:
         for shard in self._jobs.parts(job_id):
             yield self._store.get(Jobs.part_key(job_id, shard)).decode()
 
-    def reopened(self, delivery: Delivery, record: dict[str, Any]) -> dict[str, Any]:
+    def reopened(self, delivery: Delivery, record: Job) -> Job:
         """Returns a job's record, opened again where `delivery` is a dead letter of it that somebody sent back."""
-        job_id = record["job_id"]
+        job_id = record.job_id
         retried_at = delivery.message.headers.get(RETRIED_AT)
-        if retried_at is None or record["state"] not in jobs.UNLUCKY_STATES or record.get(RETRIED_AT) == retried_at:
+        if retried_at is None or not record.state.is_retryable or record.retried_at == retried_at:
             return record
         # First of all: an open job whose finisher is of the past could never end.
         self._store.delete(_finisher_key(job_id))
@@ -80,29 +79,29 @@ class JobEnds:
         self.announce(record)
         return record
 
-    def end(self, job_id: str, state: str, delivery: Delivery | None = None, **changes: Any) -> list[Outgoing]:
+    def end(self, job_id: str, state: JobState, delivery: Delivery | None = None, **changes: Any) -> list[Outgoing]:
         """Ends a job. Returns the final reply: to `delivery`, or to whom the job's record names."""
         record = self._jobs.end(job_id, state, **changes)
         if record is None:  # it had ended already
-            return json_reply(delivery, Jobs.reply(self._jobs.get(job_id))) if delivery else []
-        _LOG.info("%s %s%s", job_id, state, f": {record['error']['message']}" if record["error"] else "")
+            return json_reply(delivery.message, self._jobs.get(job_id).reply()) if delivery else []
+        _LOG.info("%s %s%s", job_id, state, f": {record.error.message}" if record.error else "")
         return self.tell(record, delivery)
 
-    def tell(self, record: dict[str, Any], delivery: Delivery | None = None) -> list[Outgoing]:
+    def tell(self, record: Job, delivery: Delivery | None = None) -> list[Outgoing]:
         """Announces a job's end and clears away what nobody needs any more. Returns the final reply."""
-        self._store.delete(f"jobs/{record['job_id']}/parts")
+        self._store.delete(f"jobs/{record.job_id}/parts")
         self.announce(record)
-        return json_reply(delivery, Jobs.reply(record)) if delivery else self._final_reply(record)
+        return json_reply(delivery.message, record.reply()) if delivery else self._final_reply(record)
 
-    def announce(self, record: dict[str, Any]) -> None:
+    def announce(self, record: Job) -> None:
         """Tells all who listen of the state that a job is in."""
-        self._broker.emit(job_state_topic(record["state"]), {"schema": 1, **Jobs.reply(record)})
+        self._broker.emit(job_state_topic(record.state), {"schema": 1, **record.reply()})
 
-    def _final_reply(self, record: dict[str, Any]) -> list[Outgoing]:
-        if not record["reply_to"]:
+    def _final_reply(self, record: Job) -> list[Outgoing]:
+        if not record.reply_to:
             return []
-        correlation = record["correlation_id"] or record["message_id"]
-        return [Outgoing(record["reply_to"], json_message(Jobs.reply(record), correlation_id=correlation))]
+        correlation = record.correlation_id or record.message_id
+        return [Outgoing(record.reply_to, json_message(record.reply(), correlation_id=correlation))]
 
     def note(self, consumer: Consumer, job_id: str, **confirmed: bool) -> None:
         """Notes in the job's record that what was just settled is confirmed.
@@ -111,7 +110,7 @@ class JobEnds:
         """
         consumer.flush()
         try:
-            self._jobs.note(job_id, **confirmed)
+            self._jobs.mark_confirmed(job_id, **confirmed)
         except Exception as error:
             _LOG.warning("%s: may be said once more: %s", job_id, error)
 

@@ -16,13 +16,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from inference.jobs.finish import JobEnds
 from inference.model.champion import Models
 from inference.model.predictor import Predictor
 from inference.monitoring.throughput import ThroughputMeter
-from inference.turns import Turns
 from shared.archives.archive import Archive, ArchiveLimits
 from shared.archives.entry import EntryError
 from shared.archives.fetch import fetch_archive
@@ -37,8 +36,8 @@ from shared.messages import (
     parse_job,
     parse_shard,
 )
-from shared.records import jobs
-from shared.records.jobs import Jobs, shard_bounds
+from shared.records.jobs import Job, Jobs, JobState, shard_bounds
+from shared.records.record import DamagedRecord, Fault
 from shared.records.results import result_row
 from shared.runtime.settings import Settings
 from shared.runtime.tempdir import temp_folder
@@ -67,7 +66,6 @@ class BulkLoop:
         predictor: decodes and predicts.
         policy: what becomes of messages that fail.
         throughput: told of images, for the heartbeat.
-        turns: keeps what it works on apart from messages that may kill the worker.
         interactive_lately: whether the interactive loop has had work a moment ago.
     """
 
@@ -80,7 +78,6 @@ class BulkLoop:
         predictor: Predictor,
         policy: FailurePolicy,
         throughput: ThroughputMeter,
-        turns: Turns,
         *,
         interactive_lately: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -94,7 +91,6 @@ class BulkLoop:
         self._predictor = predictor
         self._policy = policy
         self._throughput = throughput
-        self._turns = turns
         self._interactive_lately = interactive_lately
         self._archives = _OpenArchive(store, self._limits)
         self._lost: str | None = None
@@ -113,9 +109,7 @@ class BulkLoop:
                     with self._broker.consume([topology.jobs, topology.shards], 1) as consumer:
                         while not stop.is_set():
                             for delivery in consumer.receive(1, _WAIT_S):
-                                with self._turns.at_work():
-                                    if not stop.is_set():  # else closing gives it back
-                                        self._handle(consumer, delivery)
+                                self._handle(consumer, delivery)
                         consumer.flush()
                 except Retryable as error:
                     _LOG.warning("what is at hand will come again: %s", error)
@@ -124,16 +118,11 @@ class BulkLoop:
     def _handle(self, consumer: Consumer, delivery: Delivery) -> None:
         is_job = delivery.queue == self._broker.topology.jobs
         work, fail = (self._open, self._job_failed) if is_job else (self._compute, self._shard_failed)
-        begun = self._policy.begin(consumer, delivery)
-        if begun is None:
-            return
-        delivery = begun
         try:
             if self._policy.exhausted(delivery):
                 self._policy.bury_exhausted(consumer, delivery, lambda error: fail(delivery, error))
             else:
                 work(consumer, delivery)
-                self._policy.end(delivery)
         except Exception as error:
             # Where the broker is away everything comes again; what a full queue refused is tried again in a while.
             if isinstance(error, BrokerError) and not isinstance(error, BrokerFull):
@@ -148,36 +137,37 @@ class BulkLoop:
         """Turns a job into shards, accepts it and settles its message, all in one step."""
         request = parse_job(delivery.message)
         job_id = self.busy = job_id_of(request.message_id)
-        self._jobs.create(job_id, message_id=request.message_id, name=request.name, state=jobs.QUEUED)
+        self._jobs.create(job_id, message_id=request.message_id, name=request.name, state=JobState.QUEUED)
         record = self._ends.reopened(delivery, self._jobs.get(job_id))
-        if record["state"] in jobs.FINAL_STATES:
-            _LOG.info("%s came again; it is %s", job_id, record["state"])
-            consumer.settle([delivery], json_reply(delivery, Jobs.reply(record)))
+        if record.state.is_final:
+            _LOG.info("%s came again; it is %s", job_id, record.state)
+            consumer.settle([delivery], json_reply(delivery.message, record.reply()))
             return
-        accepted = record["state"] == jobs.ACCEPTED
+        accepted = record.state == JobState.ACCEPTED
         if accepted and delivery.message.reply_to:
             # Who asked last is who still listens.
             asker = {"reply_to": delivery.message.reply_to, "correlation_id": delivery.message.correlation_id}
             record = self._jobs.update(job_id, **asker)
-        if accepted and record.get("handed_out"):  # a duplicate of a job that is under way
-            consumer.settle([delivery], json_reply(delivery, Jobs.reply(record)))
+        if accepted and record.shards_published:  # a duplicate of a job that is under way
+            consumer.settle([delivery], json_reply(delivery.message, record.reply()))
             return
         if self._jobs.cancel_requested(job_id):
-            consumer.settle([delivery], self._ends.end(job_id, jobs.CANCELLED, delivery, error=_cancelled().as_dict()))
+            final = self._ends.end(job_id, JobState.CANCELLED, delivery, error=Fault.of(_cancelled()))
+            consumer.settle([delivery], final)
             return
         if not accepted:
             try:
                 record = self._accepted(job_id, request, delivery)
             except InvalidDataset as error:
-                consumer.settle([delivery], self._ends.end(job_id, jobs.REJECTED, delivery, error=error.as_dict()))
+                consumer.settle([delivery], self._ends.end(job_id, JobState.REJECTED, delivery, error=Fault.of(error)))
                 return
-        shards = [] if record["state"] in jobs.FINAL_STATES else self._shards(record)
-        consumer.settle([delivery], [*shards, *json_reply(delivery, Jobs.reply(record))])
-        self._ends.note(consumer, job_id, handed_out=True)
+        shards = [] if record.state.is_final else self._shards(record)
+        consumer.settle([delivery], [*shards, *json_reply(delivery.message, record.reply())])
+        self._ends.note(consumer, job_id, shards_published=True)
         self._ends.announce(record)
-        _LOG.info("%s %s: %d images in %d shards", job_id, record["state"], record["images"], record["shards"])
+        _LOG.info("%s %s: %d images in %d shards", job_id, record.state, record.images, record.shards)
 
-    def _accepted(self, job_id: str, request: ArchiveRequest, delivery: Delivery) -> dict[str, Any]:
+    def _accepted(self, job_id: str, request: ArchiveRequest, delivery: Delivery) -> Job:
         """Looks into the archive and accepts the job. Returns its record."""
         with (
             temp_folder() as folder,
@@ -199,8 +189,8 @@ class BulkLoop:
             shard_images=size,
         )
 
-    def _shards(self, record: dict[str, Any]) -> list[Outgoing]:
-        job_id = record["job_id"]
+    def _shards(self, record: Job) -> list[Outgoing]:
+        job_id = record.job_id
         return [
             Outgoing(
                 self._broker.topology.shards,
@@ -208,7 +198,7 @@ class BulkLoop:
                     {"job_id": job_id, "shard": shard, "start": start, "stop": stop}, message_id=f"{job_id}.{shard}"
                 ),
             )
-            for shard, (start, stop) in enumerate(pairwise(shard_bounds(record["images"], record["shard_images"])))
+            for shard, (start, stop) in enumerate(pairwise(record.bounds))
         ]
 
     def _looked_into(self, job_id: str, uri: str | None, path: Path, folder: Path) -> tuple[int, str]:
@@ -226,9 +216,13 @@ class BulkLoop:
 
     def _job_failed(self, delivery: Delivery, error: GenderlineError) -> list[Outgoing]:
         job_id = job_id_of(delivery.message.message_id)
-        self._jobs.create(job_id, message_id=delivery.message.message_id, name="archive", state=jobs.QUEUED)
-        state = jobs.REJECTED if isinstance(error, InvalidMessage) else jobs.FAILED
-        return self._ends.end(job_id, state, delivery, error=error.as_dict())
+        self._jobs.create(job_id, message_id=delivery.message.message_id, name="archive", state=JobState.QUEUED)
+        state = JobState.REJECTED if isinstance(error, InvalidMessage) else JobState.FAILED
+        try:
+            return self._ends.end(job_id, state, delivery, error=Fault.of(error))
+        except DamagedRecord as damage:  # nothing can be noted there; the asker gets a reply all the same
+            _LOG.error("%s %s: %s; %s", job_id, state, error, damage)
+            return json_reply(delivery.message, {"job_id": job_id, "status": state.value, "error": error.as_dict()})
 
     # -- a shard
 
@@ -236,7 +230,7 @@ class BulkLoop:
         request = parse_shard(delivery.message)
         job_id = request.job_id
         record = self._jobs.find(job_id)
-        if record is None or record["accepted"] is None:
+        if record is None or record.accepted is None:
             # A store that is being mounted, say, shows nothing for a while, or what was there before the job. One of
             # its shards finds out for all.
             last = delivery.delivery_count + 1 >= self._settings.delivery_limit
@@ -251,43 +245,45 @@ class BulkLoop:
         if self._opened_by(delivery, record):
             # The other shards went when the job failed, and the rows of all of them.
             consumer.settle([delivery], self._shards(record))
-            self._ends.note(consumer, job_id, handed_out=True)
+            self._ends.note(consumer, job_id, shards_published=True)
             return
-        if record["state"] in jobs.FINAL_STATES:
+        if record.state.is_final:
             # Whoever ended it may have died, or lost the broker, before that was said.
-            ends = not record.get("told") and self._ends.finisher(job_id) == request.shard
+            ends = not record.final_reply_sent and self._ends.finisher(job_id) == request.shard
             self._settle_shard(consumer, delivery, self._ends.tell(record) if ends else None)
             return
         self.busy = job_id
         outgoing: list[Outgoing] | None = None
         if self._jobs.cancel_requested(job_id):
             if self._ends.may_end(job_id, request.shard):
-                outgoing = self._ends.end(job_id, jobs.CANCELLED, error=_cancelled().as_dict())
+                outgoing = self._ends.end(job_id, JobState.CANCELLED, error=Fault.of(_cancelled()))
         else:
             if not self._store.exists(Jobs.part_key(job_id, request.shard)):
                 self._write_part(record, request)
                 self._progress(record)
-            if len(self._jobs.parts(job_id)) == record["shards"] and self._ends.may_end(job_id, request.shard):
+            if len(self._jobs.parts(job_id)) == record.shards and self._ends.may_end(job_id, request.shard):
                 outgoing = self._ends.finish(job_id)
         self._settle_shard(consumer, delivery, outgoing)
 
     @staticmethod
-    def _opened_by(delivery: Delivery, record: dict[str, Any]) -> bool:
+    def _opened_by(delivery: Delivery, record: Job) -> bool:
         """Returns whether a shard that was sent back has opened its job again, and the job is not handed out yet."""
         retried_at = delivery.message.headers.get(RETRIED_AT)
-        opened = retried_at is not None and record.get(RETRIED_AT) == retried_at
-        return opened and record["state"] == jobs.ACCEPTED and not record.get("handed_out")
+        opened = retried_at is not None and record.retried_at == retried_at
+        return opened and record.state == JobState.ACCEPTED and not record.shards_published
 
     def _settle_shard(self, consumer: Consumer, delivery: Delivery, final: list[Outgoing] | None) -> None:
         """Settles a shard, and with the one that ends its job the final reply, of which there may be none to send."""
         consumer.settle([delivery], final or ())
         if final is not None:
-            self._ends.note(consumer, parse_shard(delivery.message).job_id, told=True)
+            self._ends.note(consumer, parse_shard(delivery.message).job_id, final_reply_sent=True)
 
-    def _write_part(self, record: dict[str, Any], request: ShardRequest) -> None:
+    def _write_part(self, record: Job, request: ShardRequest) -> None:
         """Predicts the shard's images and writes their rows."""
-        model = self._models.get(record["model"]["version"])
-        archive = self._archives.get(record["job_id"], record["archive"])
+        assert record.model is not None  # noqa: S101 - an accepted job has one, and an archive
+        assert record.archive is not None  # noqa: S101
+        model = self._models.get(record.model.version)
+        archive = self._archives.get(record.job_id, record.archive)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         start = request.start
@@ -308,14 +304,16 @@ class BulkLoop:
                 time.sleep(_LETTING_GO_S)
         self._store.put(Jobs.part_key(request.job_id, request.shard), text.getvalue().encode())
 
-    def _progress(self, record: dict[str, Any]) -> None:
-        done, total = self._jobs.progress(record)
-        if not done:
+    def _progress(self, record: Job) -> None:
+        progress = self._jobs.progress(record)
+        if not progress.done:
             return  # the job has ended meanwhile, and its parts are gone
-        seconds = (datetime.now(UTC) - datetime.fromisoformat(record["accepted"])).total_seconds()
-        rate = done / max(seconds, 0.001)
-        progress = {"done": done, "total": total, "rate": round(rate, 1), "eta_s": round((total - done) / rate, 1)}
-        self._broker.emit(JOB_PROGRESS, {"schema": 1, "job_id": record["job_id"], "progress": progress})
+        assert record.accepted is not None  # noqa: S101 - else it would have no shards
+        seconds = (datetime.now(UTC) - datetime.fromisoformat(record.accepted)).total_seconds()
+        rate = progress.done / max(seconds, 0.001)
+        left = progress.total - progress.done
+        progress = progress.changed(rate=round(rate, 1), eta_s=round(left / rate, 1))
+        self._broker.emit(JOB_PROGRESS, {"schema": 1, "job_id": record.job_id, "progress": progress.as_dict()})
 
     def _shard_failed(self, delivery: Delivery, error: GenderlineError) -> list[Outgoing]:
         """A job without one of its shards cannot be finished."""
@@ -325,10 +323,13 @@ class BulkLoop:
             return []  # nobody knows whose it is
         if isinstance(error, InvalidMessage):
             return []  # the job has no such shard, and lacks none
-        record = self._jobs.find(request.job_id)
-        if record is None or record["accepted"] is None or not self._ends.may_end(request.job_id, request.shard):
+        try:
+            record = self._jobs.find(request.job_id)
+        except DamagedRecord:
+            return []  # nobody knows to whom it should be replied
+        if record is None or record.accepted is None or not self._ends.may_end(request.job_id, request.shard):
             return []
-        return self._ends.end(request.job_id, jobs.FAILED, error=error.as_dict())
+        return self._ends.end(request.job_id, JobState.FAILED, error=Fault.of(error))
 
 
 class _OpenArchive:
@@ -358,9 +359,9 @@ class _OpenArchive:
         self._archive = None
 
 
-def _check_shard(record: dict[str, Any], request: ShardRequest) -> None:
+def _check_shard(record: Job, request: ShardRequest) -> None:
     """Raises InvalidMessage where the job has no such shard."""
-    bounds = shard_bounds(record["images"], record["shard_images"])
+    bounds = record.bounds
     if (request.start, request.stop) not in pairwise(bounds[request.shard : request.shard + 2]):
         raise InvalidMessage(
             f"{request.job_id} has no shard {request.shard} from {request.start} to {request.stop}; "
@@ -369,4 +370,4 @@ def _check_shard(record: dict[str, Any], request: ShardRequest) -> None:
 
 
 def _cancelled() -> GenderlineError:
-    return GenderlineError("a user cancelled the job", code="cancelled")
+    return GenderlineError("cancelled by a user", code="cancelled")

@@ -156,6 +156,13 @@ class Archive:
         return contents
 
 
+def archive_stem(name: str) -> str:
+    """Returns an archive's file name without folders and the suffix that says what kind of archive it is."""
+    base = base_name(name)
+    suffix = next((suffix for suffix in SUFFIXES if base.lower().endswith(suffix)), "")
+    return base.removesuffix(base[len(base) - len(suffix) :]) if suffix else Path(base).stem
+
+
 def check_archive(file: BinaryIO, limits: ArchiveLimits) -> None:
     """Looks at an archive before it is kept: the one rule for every door through which archives come.
 

@@ -158,7 +158,7 @@ def _find(file: BinaryIO, size: int) -> _Found:
             except InvalidDataset as error:
                 last = last or error
             else:
-                if found.start == found.end or _read(file, found.start, len(_SIGNATURE)) == _SIGNATURE:
+                if _read(file, found.start, len(_SIGNATURE)) == _SIGNATURE:
                     return found
                 last = last or found
             at = tail.rfind(_END_SIGNATURE, 0, at)

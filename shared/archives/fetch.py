@@ -4,35 +4,44 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO, Final
 from urllib.parse import unquote, urlsplit
 
+from shared.archives.archive import ArchiveLimits, check_archive
 from shared.errors import InvalidMessage, NotFound, Retryable, short_repr
 from shared.messages import ArchiveRequest
 from shared.runtime.settings import Settings
 from shared.store.base import STORE_SCHEME, Store, sha256_of
 
+_PIECE: Final = 2**20
+
 
 @contextlib.contextmanager
 def fetch_archive(request: ArchiveRequest, store: Store, settings: Settings, folder: Path) -> Iterator[Path]:
-    """Gives the request's archive as a local file, checked against the size limit and, if it names one, its `sha256`.
+    """Gives the request's archive as a local file, checked before it is copied or kept.
+
+    Its size, that it is an archive at all, and, where the request names one, its `sha256` are checked.
 
     Args:
         request: by value or by reference.
         store: for `store:` URIs.
-        settings: the allowed roots and the limit.
-        folder: for temporary copies.
+        settings: the allowed roots, the allowed buckets and the limits.
+        folder: for a temporary copy, which every archive gets that does not lie in the store.
 
     Yields:
         The file, only to be read.
 
     Raises:
         InvalidMessage: code `uri_not_allowed`, `uri_not_found`, `sha256_mismatch` or `archive_too_large`.
-        Retryable: the store or the bucket is away.
+        InvalidDataset: code `invalid_archive` or `archive_too_large`, as from `check_archive`.
+        Retryable: the store or the bucket is away, or the disk is full.
     """
     with _local(request, store, settings, folder) as path:
-        _check_size(path.stat().st_size, settings.max_archive_bytes)
+        with path.open("rb") as file:
+            _check(file, settings)
         if request.sha256 and request.sha256 != (found := sha256_of(path)):
             raise InvalidMessage(
                 f"the archive's SHA-256 is {found}; the message says {request.sha256}", code="sha256_mismatch"
@@ -56,9 +65,12 @@ def _local(request: ArchiveRequest, store: Store, settings: Settings, folder: Pa
         except NotFound as error:
             raise InvalidMessage(f"uri: {error}", code="uri_not_found") from None
     elif request.uri.startswith("file://"):
-        yield _allowed_file(request.uri, settings)
+        with _open_allowed(request.uri, settings.allowed_roots) as source:
+            _check(source, settings)  # before the copy: what is no archive must not fill the disk first
+            _copy(source, copy)
+        yield copy
     elif request.uri.startswith("s3://"):
-        _download(request.uri, copy, settings.max_archive_bytes)
+        _download(request.uri, copy, settings)
         yield copy
     else:
         raise InvalidMessage(
@@ -67,8 +79,17 @@ def _local(request: ArchiveRequest, store: Store, settings: Settings, folder: Pa
         )
 
 
-def _allowed_file(uri: str, settings: Settings) -> Path:
-    """Returns the path of a `file://` URI where it lies, links resolved, inside an allowed root."""
+def _check(file: BinaryIO, settings: Settings) -> None:
+    _check_size(os.fstat(file.fileno()).st_size, settings.max_archive_bytes)
+    check_archive(file, ArchiveLimits.from_settings(settings))
+
+
+def _open_allowed(uri: str, allowed_roots: tuple[Path, ...]) -> BinaryIO:
+    """Opens the file of a `file://` URI where it lies, links resolved, inside an allowed root.
+
+    What is checked is what is opened: after the links are resolved none is followed any more, so that a file or folder
+    that is swapped for a link in the meantime leads nowhere.
+    """
     try:
         parts = urlsplit(uri)
         path = Path(unquote(parts.path)).resolve()
@@ -78,20 +99,65 @@ def _allowed_file(uri: str, settings: Settings) -> Path:
         ) from None
     if parts.netloc not in {"", "localhost"}:
         raise InvalidMessage(f"uri names the host {parts.netloc!r}; expected file:///PATH", code="uri_not_allowed")
-    roots = [root.resolve() for root in settings.allowed_roots]
-    if not any(path.is_relative_to(root) for root in roots):
+    roots = [root.resolve() for root in allowed_roots]
+    root = next((root for root in roots if path.is_relative_to(root)), None)
+    if root is None:
         # Whether the file exists is none of the sender's business.
         allowed = os.pathsep.join(map(str, roots)) or "there are none"
         raise InvalidMessage(
             f"{short_repr(uri)} lies outside the allowed roots, GENDERLINE_ALLOWED_ROOTS: {allowed}",
             code="uri_not_allowed",
         )
-    if not os.access(path, os.R_OK) or not path.is_file():
-        raise InvalidMessage(f"there is no file that can be read at {short_repr(uri)}", code="uri_not_found")
-    return path
+    try:
+        return open_below(root, path.relative_to(root))
+    except OSError:
+        raise InvalidMessage(f"there is no file that can be read at {short_repr(uri)}", code="uri_not_found") from None
 
 
-def _download(uri: str, path: Path, limit: int) -> None:
+def open_below(root: Path, path: Path) -> BinaryIO:
+    """Opens a plain file below a folder for reading, without following a link on the way from there.
+
+    Args:
+        root: the folder; it may be reached by links.
+        path: relative to it, without `..`.
+
+    Raises:
+        OSError: there is no such file, or a link, or another kind of file in its place.
+    """
+    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for part in path.parts[:-1]:
+            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+            os.close(folder)
+            folder = below
+        # A pipe would be waited for; opened without waiting, it is found out below.
+        file = os.open(path.name or ".", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    finally:
+        os.close(folder)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(f"{path} is not a plain file")
+    return os.fdopen(file, "rb")
+
+
+def _copy(source: BinaryIO, path: Path) -> None:
+    try:
+        source.seek(0)
+        with path.open("wb") as target:
+            while piece := source.read(_PIECE):
+                target.write(piece)
+    except OSError as error:
+        raise Retryable(f"cannot write {path}: {error.strerror}") from error
+
+
+def _download(uri: str, path: Path, settings: Settings) -> None:
+    bucket = uri.removeprefix("s3://").partition("/")[0]
+    if bucket not in settings.allowed_buckets:
+        allowed = ", ".join(settings.allowed_buckets) or "there are none"
+        raise InvalidMessage(
+            f"{short_repr(uri)} lies outside the allowed buckets, GENDERLINE_ALLOWED_BUCKETS: {allowed}",
+            code="uri_not_allowed",
+        )
     try:
         from shared.store.s3 import S3Object  # noqa: PLC0415 - needs the extra `s3`
     except ImportError:
@@ -101,7 +167,7 @@ def _download(uri: str, path: Path, limit: int) -> None:
     try:
         found = S3Object(uri)
         # Before the download: what is too large must not fill the disk first.
-        _check_size(found.size(), limit)
+        _check_size(found.size(), settings.max_archive_bytes)
         found.download(path)
     except NotFound as error:
         raise InvalidMessage(f"uri: {error}", code="uri_not_found") from None

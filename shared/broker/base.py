@@ -9,16 +9,19 @@ harmless.
 from __future__ import annotations
 
 import abc
+import logging
 import os
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, ClassVar, Final, Self
 
-from shared.errors import Retryable
+from shared.errors import Retryable, short_repr
 from shared.topology import Topology
+
+_LOG: Final = logging.getLogger(__name__)
 
 HeaderValue = str | int | float | bool
 REASON: Final = "reason"
@@ -29,6 +32,12 @@ RETRIED_AT: Final = "retried_at"
 """Header of a dead letter that was sent back: when. Sent back anew, it has another."""
 ENQUEUED_AT: Final = "enqueued_at"
 """Header with the Unix time, in seconds, at which our own clients published; foreign ones need not set it."""
+DEAD_LETTERS_KEPT: Final = 100_000
+"""The most dead letters; beyond, the oldest are dropped, so that a flood of bad messages cannot fill the disk."""
+DEAD_BYTES_KEPT: Final = 4 * 2**30
+"""The most bytes of their bodies."""
+PREFETCH_BYTES: Final = 64 * 2**20
+"""Bytes of message bodies that a consumer holds of one queue, unless it is told otherwise."""
 _LONGEST_WAIT_S: Final = 365 * 86400.0
 _CLOCKS_DIFFER_S: Final = 86400.0
 
@@ -63,6 +72,16 @@ class Message:
     reply_to: str | None = None
     headers: Mapping[str, HeaderValue] = field(default_factory=dict)
 
+    def reply(self, body: bytes, content_type: str) -> list[Outgoing]:
+        """Returns the reply that this message asked for: one, or none where it named no `reply_to`.
+
+        The reply carries the message's `correlation_id`, or its `message_id` where it has none.
+        """
+        if not self.reply_to:
+            return []
+        correlation = self.correlation_id or self.message_id
+        return [Outgoing(self.reply_to, Message(body, content_type, correlation_id=correlation))]
+
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
@@ -86,17 +105,6 @@ class Delivery:
     message: Message
     delivery_count: int
     token: Any = field(repr=False)
-
-    def reply(self, body: bytes, content_type: str) -> list[Outgoing]:
-        """Returns the reply that this message asked for: one, or none where it named no `reply_to`.
-
-        The reply carries the message's `correlation_id`, or its `message_id` where it has none.
-        """
-        asked = self.message
-        if not asked.reply_to:
-            return []
-        correlation = asked.correlation_id or asked.message_id
-        return [Outgoing(asked.reply_to, Message(body, content_type, correlation_id=correlation))]
 
     def waited_s(self, now: float | None = None) -> float | None:
         """Returns how long the message waited in its queue, in seconds; None where its sender did not say when.
@@ -171,7 +179,7 @@ class Consumer(abc.ABC):
         """Takes up to `limit` messages of one queue, the first of this consumer's queues that has any.
 
         Messages come in the order in which they were accepted, except those delivered again. Never waits for more
-        once there is one.
+        once there is one. A `reply_to` that names a queue of the topology is left out: an answer is no work.
 
         Args:
             limit: the most messages to return; what is held unsettled is bounded by the prefetch besides.
@@ -307,8 +315,10 @@ class Broker(abc.ABC):
         self.publish_many([Outgoing(queue, message)], timeout_s)
 
     @abc.abstractmethod
-    def consume(self, queues: Sequence[str], prefetch: int) -> Consumer:
+    def consume(self, queues: Sequence[str], prefetch: int, prefetch_bytes: int = PREFETCH_BYTES) -> Consumer:
         """Opens a consumer of `queues`, most urgent first, that holds up to `prefetch` unsettled messages of each.
+
+        Their bodies come to hardly more than `prefetch_bytes`, but there may always be one.
 
         With a prefetch of 0 it holds nothing but what `receive` has returned: slower, and right where one message is
         hours of work that anybody else may do meanwhile.
@@ -366,6 +376,15 @@ class Broker(abc.ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def without_forged_reply_to(message: Message, own_queues: Collection[str]) -> Message:
+    """Returns the message, without a `reply_to` by which its sender would have us publish to a queue of our own."""
+    if message.reply_to not in own_queues:
+        return message
+    asker = short_repr(message.message_id)
+    _LOG.warning("not answered: message %s names our own queue %s as reply_to", asker, message.reply_to)
+    return replace(message, reply_to=None)
 
 
 def requeued_copy(message: Message) -> Message:

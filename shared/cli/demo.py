@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from shared.cli.follow import follow_job, follow_run, place_of
 from shared.cli.output import Output, Steps, percent
@@ -21,8 +21,8 @@ from shared.connect import open_client
 from shared.faces.synthetic import draw_sample
 from shared.records.dataset import FACES_CSV, read_faces_csv
 from shared.records.evaluation import Evaluation
-from shared.records.jobs import FINISHED, Jobs
-from shared.records.runs import REGISTERED
+from shared.records.jobs import Jobs
+from shared.records.runs import Run
 from shared.runtime.settings import Settings
 from shared.runtime.supervisor import Supervisor
 from shared.telemetry.liveness import HeartbeatListener
@@ -109,30 +109,30 @@ class Demo:
                 continue
             raise _Unsuccessful(f"{' and '.join(sorted(missing))} did not come up within {_START_S:g} s")
 
-    def _train(self, client: Client, archive: Path) -> dict[str, Any]:
+    def _train(self, client: Client, archive: Path) -> Run:
         self._title(f"training on {archive}")
         run_id = client.submit_dataset(archive, params={"epochs": self._epochs} if self._epochs else None)
         with self._output.steps() as steps:
-            record = follow_run(client, run_id, steps)
-        if record["state"] != REGISTERED:
-            raise _Unsuccessful("{run_id} {state}: {error[message]}".format(**record))
+            run = follow_run(client, run_id, steps)
+        if run.model is None:
+            raise _Unsuccessful(f"{run_id} {run.state}: {run.error.message if run.error else 'no reason given'}")
         evaluation = Evaluation.model_validate(client.runs.evaluation(run_id))
-        version = record["model"]["version"]
+        version = run.model.version
         self._output.line(
             f"{run_id} is registered as version {version}: accuracy {percent(evaluation.accuracy)} "
             f"({percent(evaluation.accuracy_low)} to {percent(evaluation.accuracy_high)}) on {evaluation.count:,} "
             f"held-out faces; {place_of(client, version)}",
             "green",
         )
-        return record
+        return run
 
-    def _predict(self, client: Client, archive: Path, run: Mapping[str, Any]) -> None:
+    def _predict(self, client: Client, archive: Path, run: Run) -> None:
         self._title(f"predicting {archive} as a batch job")
         job_id = client.submit_job(archive)
         with self._output.steps() as steps:
             job = follow_job(client, job_id, steps)
-        if job["state"] != FINISHED:
-            raise _Unsuccessful("{job_id} {state}: {error[message]}".format(**job))
+        if job.counts is None or job.model is None:
+            raise _Unsuccessful(f"{job_id} {job.state}: {job.error.message if job.error else 'no reason given'}")
         rows = list(read_rows(client.store.get(Jobs.results_key(job_id)).decode()))
         shown = rows[:_ROWS_SHOWN]
         self._output.table(
@@ -151,19 +151,19 @@ class Demo:
         )
         if len(rows) > len(shown):
             self._output.line(f"… and {len(rows) - len(shown):,} more in data/store/{Jobs.results_key(job_id)}")
-        counts, version = job["counts"], job["model"]["version"]
+        counts, version = job.counts, job.model.version
         self._output.line(
-            f"{job_id} by version {version}: {counts['images']:,} images, {counts['errors']:,} errors, "
+            f"{job_id} by version {version}: {counts.images:,} images, {counts.errors:,} errors, "
             f"{sum(row['gender'] == 'female' for row in rows):,} female, "
-            f"{sum(row['gender'] == 'male' for row in rows):,} male, accuracy {percent(job['accuracy']) or 'unknown'}",
+            f"{sum(row['gender'] == 'male' for row in rows):,} male, accuracy {percent(job.accuracy) or 'unknown'}",
             "green",
         )
         if self._dataset is not None:
             self._judge_unseen(client, rows, run)
 
-    def _judge_unseen(self, client: Client, rows: list[Row], run: Mapping[str, Any]) -> None:
+    def _judge_unseen(self, client: Client, rows: list[Row], run: Run) -> None:
         """Says how the job did on those faces of the same archive that the model was not trained on."""
-        text = client.store.get(f"datasets/{run['dataset']}/{FACES_CSV}").decode()
+        text = client.store.get(f"datasets/{run.dataset}/{FACES_CSV}").decode()
         unseen = {face.name for face in read_faces_csv(io.StringIO(text, newline="")) if face.split == "test"}
         judged = [row["correct"] for row in rows if row["name"] in unseen and row["correct"] is not None]
         if judged:

@@ -6,75 +6,75 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 from shared.cli.output import Steps
 from shared.client import Client
-from shared.records.runs import FINAL_STATES
+from shared.records.jobs import Job, JobState
+from shared.records.runs import Progress, Run, RunState
 from shared.telemetry.liveness import HeartbeatListener
 
 _SERVICE_UP_S: Final = 3.0
 """A service that is up is heard within this time: it beats every two seconds."""
 
-_WORDS: Final = {"accepted": "ingesting"}
+_WORDS: Final[dict[str, str]] = {RunState.ACCEPTED: RunState.INGESTING}
 """A run that was just accepted is about to be ingested: no step of its own."""
 
 
-def follow_run(client: Client, run_id: str, steps: Steps, timeout_s: float | None = None) -> dict[str, Any]:
+def follow_run(client: Client, run_id: str, steps: Steps, timeout_s: float | None = None) -> Run:
     """Shows a run's stages and epochs until it ends, and returns its final record.
 
     Raises:
         NotFound: there is no such run.
         GenderlineError: code `timeout`, after `timeout_s`; the run goes on.
     """
-    record: dict[str, Any] = {}
     epochs = _Epochs(client, run_id, steps)
+    run = client.runs.get(run_id)
     with _Waiting(client, "trainer", run_id, steps) as waiting:
-        for record in client.follow_run(run_id, timeout_s):
-            waiting.look(record["state"])
-            progress = record["progress"] or {}
-            epochs.look(progress.get("epoch"), progress.get("epochs"), ended=record["state"] in FINAL_STATES)
-            if record["state"] in FINAL_STATES:
+        for run in client.follow_run(run_id, timeout_s):
+            waiting.look(run.state)
+            progress = run.progress
+            epochs.look(progress, ended=run.state.is_final)
+            if run.state.is_final:
                 break
-            state = record["state"]
-            stage = progress.get("stage") if state not in {"queued", "accepted"} else None
+            if progress is None or run.state in {RunState.QUEUED, RunState.ACCEPTED}:
+                steps.step(_WORDS.get(run.state, run.state))
+                continue
             steps.step(
-                stage or _WORDS.get(state, state),
-                progress.get("done") or 0 if stage else 0,
-                progress.get("total") if stage else None,
-                rate=progress.get("rate") if stage else None,
-                eta_s=progress.get("eta_s") if stage else None,
-                detail=f"epoch {progress['epoch']}/{progress['epochs']}" if progress.get("epoch") else "",
+                progress.stage,
+                progress.done,
+                progress.total,
+                rate=progress.rate,
+                eta_s=progress.eta_s,
+                detail=f"epoch {progress.epoch}/{progress.epochs}" if progress.epoch else "",
             )
-    if record["state"] == "registered":
+    if run.state is RunState.REGISTERED:
         steps.finish()
         epochs.tell_end()
-    return record
+    return run
 
 
-def follow_job(client: Client, job_id: str, steps: Steps, timeout_s: float | None = None) -> dict[str, Any]:
+def follow_job(client: Client, job_id: str, steps: Steps, timeout_s: float | None = None) -> Job:
     """Shows a job's progress until it ends, and returns its final record.
 
     Raises:
         NotFound: there is no such job.
         GenderlineError: code `timeout`, after `timeout_s`; the job goes on.
     """
-    record: dict[str, Any] = {}
+    job = client.jobs.get(job_id)
     with _Waiting(client, "inference", job_id, steps) as waiting:
-        for record in client.follow_job(job_id, timeout_s):
-            waiting.look(record["state"])
-            progress = record.get("progress") or {}
-            name = "queued" if record["state"] == "queued" else "predicting"
+        for job, progress in client.follow_job(job_id, timeout_s):
+            waiting.look(job.state)
             steps.step(
-                name,
-                progress.get("done") or record["done"],
-                progress.get("total") or record["images"],
-                rate=progress.get("rate"),
-                eta_s=progress.get("eta_s"),
+                "queued" if job.state is JobState.QUEUED else "predicting",
+                progress.done,
+                progress.total or None,
+                rate=progress.rate,
+                eta_s=progress.eta_s,
             )
-    if record["state"] == "finished":
+    if job.state is JobState.FINISHED:
         steps.finish()
-    return record
+    return job
 
 
 def place_of(client: Client, version: int) -> str:
@@ -122,9 +122,10 @@ class _Epochs:
                 f"stopped early, after {self._printed} of {self._planned} epochs: the validation loss fell no further"
             )
 
-    def look(self, epoch: object, planned: int | None, *, ended: bool) -> None:
+    def look(self, progress: Progress | None, *, ended: bool) -> None:
         """Reads the history where it may have grown: when the epoch has changed, and at the end."""
-        self._planned = planned or self._planned
+        epoch = progress.epoch if progress else None
+        self._planned = (progress.epochs if progress else None) or self._planned
         if epoch == self._seen and not ended:
             return
         self._seen = epoch

@@ -16,7 +16,7 @@ from shared.cli.follow import follow_job
 from shared.cli.output import Steps
 from shared.client import Client
 from shared.faces.labels import GENDERS, label_or_none
-from shared.records.jobs import FINISHED, RESULT_COLUMNS, Jobs
+from shared.records.jobs import RESULT_COLUMNS, Job, Jobs, JobState
 
 DIRECT_LIMIT: Final = 512
 """More images than this make a job: it survives this command, and leaves interactive predictions their place."""
@@ -38,7 +38,7 @@ class Predictions:
 
     rows: list[Row] = field(default_factory=list)
     models: list[dict[str, Any]] = field(default_factory=list)
-    jobs: list[dict[str, Any]] = field(default_factory=list)
+    jobs: list[Job] = field(default_factory=list)
 
     @property
     def errors(self) -> int:
@@ -52,9 +52,9 @@ class Predictions:
         return sum(judged) / len(judged) if judged else None
 
     @property
-    def failed(self) -> dict[str, Any] | None:
+    def failed(self) -> Job | None:
         """The first job that did not finish."""
-        return next((job for job in self.jobs if job["state"] != FINISHED), None)
+        return next((job for job in self.jobs if job.state is not JobState.FINISHED), None)
 
 
 def found_inputs(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
@@ -176,10 +176,10 @@ def _by_job(
     steps.line(f"{job_id}: {archive if not names else f'{len(names):,} images'}")
     job = follow_job(client, job_id, steps, timeout_s)
     result.jobs.append(job)
-    if job["state"] != FINISHED:
+    if job.state is not JobState.FINISHED:
         return
-    if job["model"] and job["model"] not in result.models:
-        result.models.append(job["model"])
+    if job.model and (model := job.model.as_dict()) not in result.models:
+        result.models.append(model)
     for row in read_rows(client.store.get(Jobs.results_key(job_id)).decode()):
         result.rows.append({**row, "name": names.get(row["name"], row["name"])})
 

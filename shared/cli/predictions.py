@@ -65,7 +65,7 @@ def _tell_predictions(output: Output, found: Any, out: Path | None) -> None:
             {
                 "schema": 1,
                 "models": found.models,
-                "jobs": [job["job_id"] for job in found.jobs],
+                "jobs": [job.job_id for job in found.jobs],
                 "counts": {"images": len(found.rows), "errors": found.errors},
                 "accuracy": found.accuracy,
                 "predictions": found.rows,
@@ -74,8 +74,9 @@ def _tell_predictions(output: Output, found: Any, out: Path | None) -> None:
         return
     if found.rows or not found.failed:
         _show_predictions(output, found, out)
-    if found.failed:
-        output.error("{job_id} {state}: {error[code]}: {error[message]}".format(**found.failed))
+    if job := found.failed:
+        fault = job.error
+        output.error(f"{job.job_id} {job.state}" + (f": {fault.code}: {fault.message}" if fault else ""))
 
 
 def _show_predictions(output: Output, found: Any, out: Path | None) -> None:
@@ -135,5 +136,5 @@ def jobs(ctx: click.Context, job_id: str | None, follow: bool, cancel: bool, out
         if out is not None:
             out.write_bytes(client.store.get(client.jobs.results_key(job_id)))
             output.remark(f"written to {out}")
-        if follow and record["state"] != "finished":
+        if follow and record.state != "finished":
             ctx.exit(1)

@@ -2,71 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any, Final
 
 from shared.broker.base import Broker, DeadLetter
 from shared.cli.output import Output, moment, percent
 from shared.client import Client
 from shared.records.evaluation import Evaluation
+from shared.records.jobs import Job
+from shared.records.record import DamagedRecord, Listing, Record
 from shared.records.registry import Aliases, Registry
-from shared.records.runs import FINAL_STATES
+from shared.records.runs import Run
 from shared.telemetry.liveness import HeartbeatListener
 
+_DAMAGED: Final = "damaged"
 LISTEN_S: Final = 2.5
 """How long `status` listens: a service that is up beats every two seconds."""
-
-Record = Mapping[str, Any]
 
 
 # -- runs
 
 
-def show_runs(output: Output, records: list[dict[str, Any]]) -> None:
+def show_runs(output: Output, found: Listing[Run]) -> None:
     """Prints a line a run."""
     if output.as_json:
-        output.document(records)
+        output.document([run.as_dict() for run in found.records] + _damaged_entries(found, "run_id"))
         return
-    if not records:
+    if not found.records and not found.damaged:
         output.remark("no runs yet; make one with `genderline train ZIP`")
         return
     output.table(
         ["RUN", "STATE", "MODEL", "VALIDATION", "CREATED (UTC)", "NAME"],
         [
             (
-                record["run_id"],
-                record["state"],
-                _version(record),
-                percent((record["metrics"] or {}).get("val_accuracy")) or _progress(record),
-                moment(record["created"]),
-                record["name"],
+                run.run_id,
+                run.state,
+                _version(run),
+                percent((run.metrics or {}).get("val_accuracy")) or _progress(run),
+                moment(run.created),
+                run.name,
             )
-            for record in records
-        ],
+            for run in found.records
+        ]
+        + [(error.record_id, _DAMAGED, None, None, None, None) for error in found.damaged],
         right=[2, 3],
     )
+    _name_damaged(output, found.damaged)
 
 
-def show_run(output: Output, client: Client, record: dict[str, Any]) -> None:
+def show_run(output: Output, client: Client, record: Run) -> None:
     """Prints all about one run."""
-    run_id = record["run_id"]
+    run_id = record.run_id
     history = client.runs.history(run_id)
     evaluation = client.runs.evaluation(run_id)
+    params = record.params.as_dict() if record.params else {}
     if output.as_json:
-        output.document({**record, "history": history, "evaluation": evaluation})
+        output.document({**record.as_dict(), "history": history, "evaluation": evaluation})
         return
     _facts(
         output,
         [
             ("run", run_id),
-            ("name", record["name"]),
-            ("state", record["state"]),
-            ("progress", None if record["state"] in FINAL_STATES else _progress(record)),
+            ("name", record.name),
+            ("state", record.state),
+            ("progress", _progress(record)),
             ("model", _version(record)),
-            ("created", moment(record["created"])),
-            ("updated", moment(record["updated"])),
-            ("dataset", record["dataset"]),
-            ("params", ", ".join(f"{key}={value}" for key, value in (record["params"] or {}).items())),
+            ("created", moment(record.created)),
+            ("updated", moment(record.updated)),
+            ("dataset", record.dataset),
+            ("params", ", ".join(f"{key}={value}" for key, value in params.items())),
             ("error", _error(record)),
         ],
     )
@@ -165,54 +169,55 @@ def show_model(output: Output, client: Client, version: int) -> None:
 # -- jobs
 
 
-def show_jobs(output: Output, client: Client, records: list[dict[str, Any]]) -> None:
+def show_jobs(output: Output, client: Client, found: Listing[Job]) -> None:
     """Prints a line a job."""
     if output.as_json:
-        output.document(records)
+        output.document([job.as_dict() for job in found.records] + _damaged_entries(found, "job_id"))
         return
-    if not records:
+    if not found.records and not found.damaged:
         output.remark("no jobs yet; make one with `genderline predict ARCHIVE.zip`")
         return
     output.table(
         ["JOB", "STATE", "DONE", "IMAGES", "ERRORS", "ACCURACY", "MODEL", "CREATED (UTC)", "NAME"],
         [
             (
-                record["job_id"],
-                record["state"],
-                f"{client.jobs.progress(record)[0]:,}",
-                None if record["images"] is None else f"{record['images']:,}",
-                (record["counts"] or {}).get("errors"),
-                percent(record["accuracy"]),
-                _version(record),
-                moment(record["created"]),
-                record["name"],
+                job.job_id,
+                job.state,
+                f"{client.jobs.progress(job).done:,}",
+                None if job.images is None else f"{job.images:,}",
+                job.counts and job.counts.errors,
+                percent(job.accuracy),
+                _version(job),
+                moment(job.created),
+                job.name,
             )
-            for record in records
-        ],
+            for job in found.records
+        ]
+        + [(error.record_id, _DAMAGED, *[None] * 7) for error in found.damaged],
         right=[2, 3, 4, 5, 6],
     )
+    _name_damaged(output, found.damaged)
 
 
-def show_job(output: Output, client: Client, record: dict[str, Any]) -> None:
+def show_job(output: Output, client: Client, record: Job) -> None:
     """Prints all about one job."""
-    done, images = client.jobs.progress(record)
+    progress = client.jobs.progress(record)
     if output.as_json:
-        output.document({**record, "done": done})
+        output.document({**record.as_dict(), "done": progress.done})
         return
-    counts = record["counts"] or {}
     _facts(
         output,
         [
-            ("job", record["job_id"]),
-            ("name", record["name"]),
-            ("state", record["state"]),
-            ("images", f"{done:,} of {images:,}"),
-            ("errors", counts.get("errors")),
-            ("accuracy", percent(record["accuracy"])),
+            ("job", record.job_id),
+            ("name", record.name),
+            ("state", record.state),
+            ("images", f"{progress.done:,} of {progress.total:,}"),
+            ("errors", record.counts and record.counts.errors),
+            ("accuracy", percent(record.accuracy)),
             ("model", _version(record)),
-            ("created", moment(record["created"])),
-            ("updated", moment(record["updated"])),
-            ("results", record["results"]),
+            ("created", moment(record.created)),
+            ("updated", moment(record.updated)),
+            ("results", record.results),
             ("error", _error(record)),
         ],
     )
@@ -258,7 +263,9 @@ def show_status(output: Output, client: Client) -> None:
         workers = heartbeats.workers()
     depths = broker.depths()
     champion = client.registry.aliases().champion
-    running = [record for record in client.runs.all() if record["state"] not in FINAL_STATES]
+    runs, jobs = client.runs.all(), client.jobs.all()
+    running = [run for run in runs.records if not run.state.is_final]
+    damaged = runs.damaged + jobs.damaged
     if output.as_json:
         output.document(
             {
@@ -268,7 +275,8 @@ def show_status(output: Output, client: Client) -> None:
                     for queue, depth in depths.items()
                 },
                 "champion": champion,
-                "runs": running,
+                "runs": [run.as_dict() for run in running],
+                "damaged": [{"file": error.key, "error": error.as_dict()} for error in damaged],
             }
         )
         return
@@ -299,8 +307,9 @@ def show_status(output: Output, client: Client) -> None:
     )
     output.line()
     output.line("no model serves yet" if champion is None else f"champion: version {champion}")
-    for record in running:
-        output.line(f"{record['run_id']} ({record['name']}): {_progress(record)}")
+    for run in running:
+        output.line(f"{run.run_id} ({run.name}): {_progress(run)}")
+    _name_damaged(output, damaged)
 
 
 # -- pieces
@@ -313,24 +322,36 @@ def _facts(output: Output, facts: list[tuple[str, object]]) -> None:
             output.line(f"{name:<10}{value}")
 
 
+def _damaged_entries(found: Listing[Any], key: str) -> list[dict[str, Any]]:
+    """Returns what a list in JSON says of damaged records."""
+    return [{key: error.record_id, "state": _DAMAGED, "error": error.as_dict()} for error in found.damaged]
+
+
+def _name_damaged(output: Output, damaged: Sequence[DamagedRecord]) -> None:
+    for error in damaged:
+        output.error(str(error))
+
+
 def _version(record: Record) -> int | None:
-    return record["model"]["version"] if record["model"] else None
+    return record.model.version if record.model else None
 
 
 def _error(record: Record) -> str | None:
-    return "{code}: {message}".format(**record["error"]) if record["error"] else None
+    return f"{record.error.code}: {record.error.message}" if record.error else None
 
 
-def _progress(record: Record) -> str | None:
+def _progress(run: Run) -> str | None:
     """Returns how far a run is, such as `training, epoch 3/20, 41 %`; None once it has ended."""
-    if record["state"] in FINAL_STATES:
+    if run.state.is_final:
         return None
-    progress = record["progress"] or {}
-    parts = [str(progress.get("stage") or record["state"])]
-    if progress.get("epoch"):
-        parts.append(f"epoch {progress['epoch']}/{progress['epochs']}")
-    if progress.get("total"):
-        parts.append(f"{progress['done'] / progress['total']:.0%}")
+    progress = run.progress
+    if progress is None:
+        return run.state
+    parts = [str(progress.stage)]
+    if progress.epoch:
+        parts.append(f"epoch {progress.epoch}/{progress.epochs}")
+    if progress.total:
+        parts.append(f"{progress.done / progress.total:.0%}")
     return ", ".join(parts)
 
 

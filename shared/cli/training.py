@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from shared.errors import GenderlineError
 if TYPE_CHECKING:
     from shared.cli.output import Output
     from shared.client import Client
+    from shared.records.runs import Run
 
 
 def _parameters(_ctx: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:
@@ -77,28 +77,28 @@ def _follow_run(
     _tell_run(ctx, output, client, record)
 
 
-def _tell_run(ctx: click.Context, output: Output, client: Client, record: Mapping[str, Any]) -> None:
+def _tell_run(ctx: click.Context, output: Output, client: Client, run: Run) -> None:
     """Prints how a run stands, and ends with an exit code that fits."""
     from shared.cli.follow import place_of  # noqa: PLC0415
     from shared.cli.output import percent  # noqa: PLC0415
-    from shared.records.runs import Runs  # noqa: PLC0415
 
-    state, run_id = record["state"], record["run_id"]
     if output.as_json:
-        output.document({"schema": 1, **Runs.reply(record)})
-    elif state == "registered":
-        version = record["model"]["version"]
-        accuracy = percent(record["metrics"].get("test_accuracy") or record["metrics"].get("val_accuracy"))
+        output.document({"schema": 1, **run.reply()})
+    elif run.model:
+        metrics = run.metrics or {}
+        accuracy = percent(metrics.get("test_accuracy") or metrics.get("val_accuracy"))
         output.line(
-            f"{run_id}: registered as version {version}, accuracy {accuracy} on held-out faces; "
-            f"{place_of(client, version)}",
+            f"{run.run_id}: registered as version {run.model.version}, accuracy {accuracy} on held-out faces; "
+            f"{place_of(client, run.model.version)}",
             "green",
         )
-    elif record["error"]:
-        output.error("{run_id} {state}: {error[code]}: {error[message]}".format(**record))
+        for warning in run.warnings:
+            output.line(f"warning: {warning}", "yellow")
+    elif run.error:
+        output.error(f"{run.run_id} {run.state}: {run.error.code}: {run.error.message}")
     else:
-        output.line(f"{run_id}: {state}")
-    if state in {"rejected", "failed", "cancelled"}:
+        output.line(f"{run.run_id}: {run.state}")
+    if run.state.is_final and run.state != "registered":
         ctx.exit(1)
 
 
@@ -129,4 +129,4 @@ def runs(ctx: click.Context, run_id: str | None, follow: bool, cancel: bool) -> 
         elif not cancel:
             show_run(output, client, record)
         elif output.as_json:
-            output.document(record)
+            output.document(record.as_dict())

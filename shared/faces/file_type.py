@@ -26,6 +26,9 @@ _MAGIC: Final = (
     (b"\x93NUMPY", "a NumPy array"),
 )
 
+_AVIF_BRANDS: Final = frozenset({b"avif", b"avis"})
+_HEIC_BRANDS: Final = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"})
+
 
 def describe(head: bytes) -> str:
     """Names the kind of a file.
@@ -44,7 +47,10 @@ def describe(head: bytes) -> str:
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "a WebP image"
     if head[4:8] == b"ftyp":
-        return "an AVIF or HEIC image, or a video"
+        brands = {head[at : at + 4] for at in (8, *range(16, min(int.from_bytes(head[:4], "big"), 128), 4))}
+        if brands & _AVIF_BRANDS:
+            return "an AVIF image"
+        return "a HEIC image" if brands & _HEIC_BRANDS else "a video"
     if head[257:262] == b"ustar":
         return "a tar archive"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()

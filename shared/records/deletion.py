@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from shared.errors import Conflict, NotFound
-from shared.records import jobs, runs
 from shared.records.jobs import Jobs
+from shared.records.record import DamagedRecord
 from shared.records.registry import Registry
 from shared.records.runs import Runs
 from shared.store.base import Store
@@ -36,12 +38,10 @@ class Deletion:
         """
         if sha256 not in self._store.children("datasets"):
             raise NotFound(f"there is no dataset {sha256!r}")
-        for run in self._runs.all():
+        for run in self._runs.all().records:  # one whose record is damaged cannot go on
             # Before it is accepted, a run's record does not say of which dataset it is.
-            if run["state"] not in runs.FINAL_STATES and run["dataset"] in {None, sha256}:
-                raise Conflict(
-                    f"run {run['run_id']} is {run['state']} and may need the dataset; expected it to have ended"
-                )
+            if not run.state.is_final and run.dataset in {None, sha256}:
+                raise Conflict(f"run {run.run_id} is {run.state} and may need the dataset; expected it to have ended")
         for alias, version in self._in_use().items():
             if self._registry.card(version)["dataset"]["sha256"] == sha256:
                 raise Conflict(
@@ -56,9 +56,9 @@ class Deletion:
             NotFound: there is no such run.
             Conflict: it has not ended, or its model is in use.
         """
-        record = self._runs.get(run_id)
-        if record["state"] not in runs.FINAL_STATES:
-            raise Conflict(f"run {run_id} is {record['state']}; expected one that has ended, so cancel it first")
+        with contextlib.suppress(DamagedRecord):  # deleting it is the way to be rid of it
+            if not (state := self._runs.get(run_id).state).is_final:
+                raise Conflict(f"run {run_id} is {state}; expected one that has ended, so cancel it first")
         for alias, version in self._in_use().items():
             if self._registry.card(version)["run_id"] == run_id:
                 raise Conflict(f"version {version}, the {alias}, came of it; expected one that is not in use")
@@ -71,9 +71,9 @@ class Deletion:
             NotFound: there is no such job.
             Conflict: it has not ended.
         """
-        state = self._jobs.get(job_id)["state"]
-        if state not in jobs.FINAL_STATES:
-            raise Conflict(f"job {job_id} is {state}; expected one that has ended, so cancel it first")
+        with contextlib.suppress(DamagedRecord):  # deleting it is the way to be rid of it
+            if not (state := self._jobs.get(job_id).state).is_final:
+                raise Conflict(f"job {job_id} is {state}; expected one that has ended, so cancel it first")
         self._store.delete(f"jobs/{job_id}")
 
     def _in_use(self) -> dict[str, int]:

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
-from shared.broker.base import RETRIED_AT, HeaderValue
+from shared.broker.base import HeaderValue
 from shared.clock import now_iso
-from shared.errors import Conflict, NotFound
+from shared.records.record import Record, Records, State, StoredModel, Timestamp
 from shared.store.base import STORE_SCHEME, Store
-
-QUEUED: Final = "queued"
-ACCEPTED: Final = "accepted"
-FINISHED: Final = "finished"
-REJECTED: Final = "rejected"
-FAILED: Final = "failed"
-CANCELLED: Final = "cancelled"
-FINAL_STATES: Final = frozenset({FINISHED, REJECTED, FAILED, CANCELLED})
-UNLUCKY_STATES: Final = frozenset({REJECTED, FAILED})
-"""Those in which the job's message, or one of its shards, may be a dead letter."""
 
 _LEAST_SHARD: Final = 64
 _SHARE_OF_THE_REST: Final = 4
@@ -54,81 +42,169 @@ def shard_bounds(images: int, size: int) -> list[int]:
     return bounds
 
 
-class Jobs:
-    """All jobs in a store."""
+class JobState(State):
+    """Where a job stands."""
+
+    QUEUED = "queued"
+    ACCEPTED = "accepted"
+    FINISHED = "finished"
+    REJECTED = "rejected"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the job has ended."""
+        return self not in {JobState.QUEUED, JobState.ACCEPTED}
+
+    @property
+    def is_retryable(self) -> bool:
+        """Whether the job has ended in such a way that its message, or a shard, may be a dead letter."""
+        return self in {JobState.REJECTED, JobState.FAILED}
+
+
+class Counts(StoredModel):
+    """What a finished job's results hold.
+
+    Attributes:
+        images: rows of the results.
+        errors: rows without a prediction.
+    """
+
+    images: int
+    errors: int
+
+
+class JobProgress(StoredModel):
+    """How far a job is.
+
+    Attributes:
+        done: images with a row, out of `total`.
+        rate: images a second since the job was accepted; None where nobody measured it.
+        eta_s: seconds left.
+    """
+
+    done: int
+    total: int
+    rate: float | None = None
+    eta_s: float | None = None
+
+
+class Job(Record):
+    """`job.json`.
+
+    Attributes:
+        job_id: the job.
+        state: where it stands.
+        reply_to: where the final reply goes.
+        correlation_id: what the final reply carries.
+        accepted: when it was accepted, ISO 8601 in UTC; this and what follows is None until then.
+        archive: store key of the archive.
+        images: how many it holds.
+        shards: how many slices it is cut into.
+        shard_images: the most images in a slice.
+        counts: what the results hold; this and what follows is None until it is finished.
+        accuracy: over the images with a label and a prediction; None where there are none.
+        results: `store:` address of the results.
+        shards_published: whether the broker has confirmed all shards.
+        final_reply_sent: whether the broker has confirmed the final reply.
+    """
+
+    job_id: str
+    state: JobState
+    reply_to: str | None = None
+    correlation_id: str | None = None
+    accepted: Timestamp | None = None
+    archive: str | None = None
+    images: int | None = None
+    shards: int | None = None
+    shard_images: int | None = None
+    counts: Counts | None = None
+    accuracy: float | None = None
+    results: str | None = None
+    shards_published: bool = False
+    final_reply_sent: bool = False
+
+    def reply(self, status: str | None = None) -> dict[str, Any]:
+        """Returns the body of the reply and event that tell of the job's state."""
+        body: dict[str, Any] = {"job_id": self.job_id, "status": status or self.state.value, "name": self.name}
+        if self.state is JobState.FINISHED:
+            body |= {
+                "results": f"{STORE_SCHEME}{Jobs.results_key(self.job_id)}",
+                "counts": self.counts and self.counts.as_dict(),
+                "accuracy": self.accuracy,
+                "model": self.model and self.model.as_dict(),
+            }
+        if self.error:
+            body["error"] = self.error.as_dict()
+        return body
+
+    @property
+    def bounds(self) -> list[int]:
+        """Where each shard starts, and last of all where the last one ends; `[0]` before the job is accepted."""
+        return shard_bounds(self.images or 0, self.shard_images or 1)
+
+
+class Jobs(Records[Job]):
+    """All jobs in a store.
+
+    Args:
+        store: where they lie.
+    """
+
+    noun: ClassVar[str] = "job"
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        super().__init__(store, Job)
 
-    def create(self, job_id: str, *, message_id: str, name: str, state: str) -> bool:
+    def create(self, job_id: str, *, message_id: str, name: str, state: JobState = JobState.QUEUED) -> bool:
         """Writes a new job's record. Returns False, changing nothing, where the job is known already."""
-        record = {
-            "schema": 1,
-            "job_id": job_id,
-            "message_id": message_id,
-            "name": name,
-            "state": state,
-            "created": now_iso(),
-            "updated": now_iso(),
-            "reply_to": None,
-            "correlation_id": None,
-            "model": None,
-            "accepted": None,
-            "images": None,
-            "shards": None,
-            "shard_images": None,
-            "counts": None,
-            "accuracy": None,
-            "results": None,
-            "error": None,
-            "handed_out": False,
-            "told": False,
-        }
-        return self._store.create(f"jobs/{job_id}/job.json", json.dumps(record, indent=2).encode())
+        now = now_iso()
+        job = Job(job_id=job_id, message_id=message_id, name=name, state=state, created=now, updated=now)
+        return self._create(job_id, job)
 
-    def update(self, job_id: str, **changes: Any) -> dict[str, Any]:
-        """Changes some of the record's fields, in one atomic step, and returns the whole."""
-
-        def change(record: dict[str, Any]) -> dict[str, Any]:
-            return {**_known(record, job_id), **changes, "updated": now_iso()}
-
-        return self._store.update_json(f"jobs/{job_id}/job.json", change)
-
-    def accept(self, job_id: str, **fields: Any) -> dict[str, Any]:
+    def accept(self, job_id: str, **fields: Any) -> Job:
         """Makes a job accepted, in one atomic step, and returns its record.
 
         Of several callers the first one's fields hold, so that all of the job is one thing. What has ended stays so.
         """
 
-        def change(record: dict[str, Any]) -> dict[str, Any]:
-            if _known(record, job_id)["state"] in FINAL_STATES or record["accepted"] is not None:
-                return record
+        def change(job: Job) -> Job | None:
+            if job.state.is_final or job.accepted is not None:
+                return None
             now = now_iso()
-            return {**record, **fields, "state": ACCEPTED, "accepted": now, "updated": now}
+            return job.changed(**fields, state=JobState.ACCEPTED, accepted=now, updated=now)
 
-        return self._store.update_json(f"jobs/{job_id}/job.json", change)
+        return self._change(job_id, change)
 
-    def note(self, job_id: str, **confirmed: bool) -> None:
-        """Notes what the broker has confirmed: the shards as `handed_out`, the final reply as `told`.
+    def mark_confirmed(self, job_id: str, *, shards_published: bool = False, final_reply_sent: bool = False) -> None:
+        """Notes what the broker has confirmed.
 
-        Who comes again to a job without such a note says it once more: harmless, and nothing is lost. The job itself
-        does not change, nor does the time of its last change.
+        The next worker that comes to a job without such a note publishes once more: harmless, and nothing is lost. The
+        job itself does not change, nor does the time of its last change; so this is right for an ended job, too.
         """
-        self._store.update_json(f"jobs/{job_id}/job.json", lambda record: {**_known(record, job_id), **confirmed})
 
-    def end(self, job_id: str, state: str, **changes: Any) -> dict[str, Any] | None:
+        def change(job: Job) -> Job:
+            return job.changed(
+                shards_published=job.shards_published or shards_published,
+                final_reply_sent=job.final_reply_sent or final_reply_sent,
+            )
+
+        self._change(job_id, change)
+
+    def end(self, job_id: str, state: JobState, **changes: Any) -> Job | None:
         """Ends a job, in one atomic step, and returns its record; None where it had ended before."""
         ended_here = False
 
-        def change(record: dict[str, Any]) -> dict[str, Any]:
+        def change(job: Job) -> Job | None:
             nonlocal ended_here
-            ended_here = _known(record, job_id)["state"] not in FINAL_STATES
-            return {**record, **changes, "state": state, "updated": now_iso()} if ended_here else record
+            ended_here = not job.state.is_final
+            return job.changed(**changes, state=state, updated=now_iso()) if ended_here else None
 
-        record = self._store.update_json(f"jobs/{job_id}/job.json", change)
-        return record if ended_here else None
+        job = self._change(job_id, change)
+        return job if ended_here else None
 
-    def reopen(self, job_id: str, retried_at: HeaderValue) -> dict[str, Any]:
+    def reopen(self, job_id: str, retried_at: HeaderValue) -> Job:
         """Opens a failed or rejected job again, in one atomic step, and returns its record; any other stays as it is.
 
         Where it had been accepted, it is so again, with the same model and shards: rows that are there still hold.
@@ -138,44 +214,19 @@ class Jobs:
             retried_at: when somebody sent its dead letter back; the job is opened once for each time.
         """
 
-        def change(record: dict[str, Any]) -> dict[str, Any]:
-            if _known(record, job_id)["state"] not in UNLUCKY_STATES or record.get(RETRIED_AT) == retried_at:
-                return record
-            state = QUEUED if record["accepted"] is None else ACCEPTED
-            anew = {"state": state, "error": None, "handed_out": False, "told": False, RETRIED_AT: retried_at}
-            return {**record, **anew, "updated": now_iso()}
+        def change(job: Job) -> Job | None:
+            if not job.state.is_retryable or job.retried_at == retried_at:
+                return None
+            return job.changed(
+                state=JobState.QUEUED if job.accepted is None else JobState.ACCEPTED,
+                error=None,
+                shards_published=False,
+                final_reply_sent=False,
+                retried_at=retried_at,
+                updated=now_iso(),
+            )
 
-        return self._store.update_json(f"jobs/{job_id}/job.json", change)
-
-    def get(self, job_id: str) -> dict[str, Any]:
-        """Returns the record, or raises `NotFound`."""
-        record = self._store.find_json(f"jobs/{job_id}/job.json")
-        return _known(record, job_id)
-
-    def find(self, job_id: str) -> dict[str, Any] | None:
-        """Returns the record, or None."""
-        return self._store.find_json(f"jobs/{job_id}/job.json")
-
-    def all(self) -> list[dict[str, Any]]:
-        """Returns every job's record, newest first."""
-        records = (self.find(job_id) for job_id in self._store.children("jobs"))
-        return sorted((record for record in records if record), key=lambda record: str(record["created"]), reverse=True)
-
-    def request_cancel(self, job_id: str) -> None:
-        """Asks the workers to leave the rest of the job.
-
-        Raises:
-            NotFound: there is no such job.
-            Conflict: it has ended already.
-        """
-        state = self.get(job_id)["state"]
-        if state in FINAL_STATES:
-            raise Conflict(f"job {job_id} has ended: it is {state}")
-        self._store.create(f"jobs/{job_id}/cancel", b"")
-
-    def cancel_requested(self, job_id: str) -> bool:
-        """Returns whether somebody asked for the job to stop."""
-        return self._store.exists(f"jobs/{job_id}/cancel")
+        return self._change(job_id, change)
 
     @staticmethod
     def archive_key(job_id: str) -> str:
@@ -196,31 +247,10 @@ class Jobs:
         """Returns the shards whose rows are written, in order."""
         return [int(name.removesuffix(".csv")) for name in self._store.children(f"jobs/{job_id}/parts")]
 
-    def progress(self, record: Mapping[str, Any]) -> tuple[int, int]:
-        """Returns (images done, images in all); (0, 0) before the job was accepted."""
-        images, size = record["images"] or 0, record["shard_images"] or 0
-        if record["state"] == FINISHED:
-            return images, images
-        bounds = shard_bounds(images, size) if size else []
-        return sum(bounds[shard + 1] - bounds[shard] for shard in self.parts(record["job_id"])), images
-
-    @staticmethod
-    def reply(record: Mapping[str, Any], status: str | None = None) -> dict[str, Any]:
-        """Returns the body of the reply and event that tell of the job's state."""
-        body = {"job_id": record["job_id"], "status": status or record["state"], "name": record["name"]}
-        if record["state"] == FINISHED:
-            body |= {
-                "results": f"{STORE_SCHEME}{Jobs.results_key(record['job_id'])}",
-                "counts": record["counts"],
-                "accuracy": record["accuracy"],
-                "model": record["model"],
-            }
-        if record["error"]:
-            body["error"] = record["error"]
-        return body
-
-
-def _known(record: dict[str, Any] | None, job_id: str) -> dict[str, Any]:
-    if not record:
-        raise NotFound(f"there is no job {job_id!r}")
-    return record
+    def progress(self, job: Job) -> JobProgress:
+        """Returns how far a job is, by the shards whose rows are written; 0 of 0 before the job was accepted."""
+        total = job.images or 0
+        if job.state is JobState.FINISHED:
+            return JobProgress(done=total, total=total)
+        bounds = job.bounds
+        return JobProgress(done=sum(bounds[i + 1] - bounds[i] for i in self.parts(job.job_id)), total=total)

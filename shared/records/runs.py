@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
+from shared.broker.base import HeaderValue
 from shared.clock import now_iso
-from shared.errors import Conflict, NotFound
+from shared.errors import NotFound
 from shared.params import TrainingParams
+from shared.records.record import Record, Records, State, StoredModel
 from shared.store.base import Store
 
-QUEUED: Final = "queued"
-ACCEPTED: Final = "accepted"
-INGESTING: Final = "ingesting"
-TRAINING: Final = "training"
-EVALUATING: Final = "evaluating"
-EXPORTING: Final = "exporting"
-REGISTERED: Final = "registered"
-REJECTED: Final = "rejected"
-FAILED: Final = "failed"
-CANCELLED: Final = "cancelled"
-
-FINAL_STATES: Final = frozenset({REGISTERED, REJECTED, FAILED, CANCELLED})
 HISTORY_COLUMNS: Final = (
     "epoch",
     "train_loss",
@@ -37,69 +26,142 @@ HISTORY_COLUMNS: Final = (
 )
 
 
-class Runs:
-    """All runs in a store."""
+class RunState(State):
+    """Where a run stands, in the order in which a good run goes through them."""
+
+    QUEUED = "queued"
+    ACCEPTED = "accepted"
+    INGESTING = "ingesting"
+    TRAINING = "training"
+    EVALUATING = "evaluating"
+    EXPORTING = "exporting"
+    REGISTERED = "registered"
+    REJECTED = "rejected"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the run has ended."""
+        return self in {RunState.REGISTERED, RunState.REJECTED, RunState.FAILED, RunState.CANCELLED}
+
+    @property
+    def is_retryable(self) -> bool:
+        """Whether the run has ended in such a way that its message may be a dead letter, and can be sent back."""
+        return self in {RunState.REJECTED, RunState.FAILED}
+
+
+class Progress(StoredModel):
+    """How far a stage of a run is.
+
+    Attributes:
+        stage: the state that the run is in meanwhile.
+        done: out of `total`; what is counted depends on the stage.
+        rate: images a second; None where nobody measured it.
+        eta_s: seconds left in this stage.
+        epoch: the one under way, from 1; this and what follows is there while training.
+        epochs: the most there will be.
+        loss: of the last training step.
+        accuracy: likewise.
+    """
+
+    stage: RunState
+    done: int
+    total: int
+    rate: float | None = None
+    eta_s: float | None = None
+    epoch: int | None = None
+    epochs: int | None = None
+    loss: float | None = None
+    accuracy: float | None = None
+
+
+class Timings(StoredModel):
+    """When a run entered its states, Unix time in seconds."""
+
+    ingesting_at: float | None = None
+    training_at: float | None = None
+    evaluating_at: float | None = None
+    exporting_at: float | None = None
+    registered_at: float | None = None
+
+
+class Run(Record):
+    """`run.json`.
+
+    Attributes:
+        run_id: the run.
+        state: where it stands.
+        params: the training parameters asked for; None where the message that asked could not be read.
+        dataset: SHA-256 of the archive, which names the dataset; None until the run is accepted.
+        progress: how far the present stage is; None between stages and at the end.
+        metrics: of the model: `val_accuracy`, `test_accuracy`, …
+        warnings: what the user should know about the dataset, in sentences.
+        timings: when it entered its states.
+    """
+
+    run_id: str
+    state: RunState
+    params: TrainingParams | None
+    dataset: str | None = None
+    progress: Progress | None = None
+    metrics: dict[str, float] | None = None
+    warnings: tuple[str, ...] = ()
+    timings: Timings = Timings()
+
+    def reply(self, status: str | None = None) -> dict[str, Any]:
+        """Returns the body of the reply and event that tell of the run's state."""
+        body: dict[str, Any] = {"run_id": self.run_id, "status": status or self.state.value, "name": self.name}
+        if self.model:
+            body["model"] = self.model.as_dict()
+            body["metrics"] = self.metrics
+        if self.warnings:
+            body["warnings"] = self.warnings
+        if self.error:
+            body["error"] = self.error.as_dict()
+        return body
+
+
+class Runs(Records[Run]):
+    """All runs in a store.
+
+    Args:
+        store: where they lie.
+    """
+
+    noun: ClassVar[str] = "run"
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        super().__init__(store, Run)
 
-    def create(self, run_id: str, *, message_id: str, name: str, params: TrainingParams | None, state: str) -> bool:
+    def create(
+        self,
+        run_id: str,
+        *,
+        message_id: str,
+        name: str,
+        params: TrainingParams | None,
+        state: RunState = RunState.QUEUED,
+    ) -> bool:
         """Writes a new run's record. Returns False, changing nothing, where the run is known already."""
-        record = {
-            "schema": 1,
-            "run_id": run_id,
-            "message_id": message_id,
-            "name": name,
-            "state": state,
-            "created": now_iso(),
-            "updated": now_iso(),
-            "params": None if params is None else params.as_dict(),
-            "dataset": None,
-            "progress": None,
-            "model": None,
-            "metrics": None,
-            "error": None,
-            "timings": {},
-        }
-        return self._store.create(f"runs/{run_id}/run.json", json.dumps(record, indent=2).encode())
+        now = now_iso()
+        run = Run(run_id=run_id, message_id=message_id, name=name, state=state, created=now, updated=now, params=params)
+        return self._create(run_id, run)
 
-    def update(self, run_id: str, **changes: Any) -> dict[str, Any]:
-        """Changes some of the record's fields and returns the whole; only the run's owner calls this."""
-        record = {**self.get(run_id), **changes, "updated": now_iso()}
-        self._store.put_json(f"runs/{run_id}/run.json", record)
-        return record
+    def reopen(self, run_id: str, retried_at: HeaderValue) -> Run:
+        """Opens a failed or rejected run again, in one atomic step, and returns its record; any other stays as it is.
 
-    def get(self, run_id: str) -> dict[str, Any]:
-        """Returns the record, or raises `NotFound`."""
-        record = self._store.find_json(f"runs/{run_id}/run.json")
-        if record is None:
-            raise NotFound(f"there is no run {run_id!r}")
-        return record
-
-    def find(self, run_id: str) -> dict[str, Any] | None:
-        """Returns the record, or None."""
-        return self._store.find_json(f"runs/{run_id}/run.json")
-
-    def all(self) -> list[dict[str, Any]]:
-        """Returns every run's record, newest first."""
-        records = (self.find(run_id) for run_id in self._store.children("runs"))
-        return sorted((record for record in records if record), key=lambda record: str(record["created"]), reverse=True)
-
-    def request_cancel(self, run_id: str) -> None:
-        """Asks whoever trains the run, now or later, to stop.
-
-        Raises:
-            NotFound: there is no such run.
-            Conflict: it has ended already.
+        Args:
+            run_id: the run.
+            retried_at: when somebody sent its dead letter back; the run is opened once for each time.
         """
-        state = self.get(run_id)["state"]
-        if state in FINAL_STATES:
-            raise Conflict(f"run {run_id} has ended: it is {state}")
-        self._store.create(f"runs/{run_id}/cancel", b"")
 
-    def cancel_requested(self, run_id: str) -> bool:
-        """Returns whether somebody asked for the run to stop."""
-        return self._store.exists(f"runs/{run_id}/cancel")
+        def change(run: Run) -> Run | None:
+            if not run.state.is_retryable or run.retried_at == retried_at:
+                return None
+            return run.changed(state=RunState.QUEUED, error=None, retried_at=retried_at, updated=now_iso())
+
+        return self._change(run_id, change)
 
     def write_history(self, run_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes `history.csv`, a row an epoch."""
@@ -120,14 +182,3 @@ class Runs:
     def evaluation(self, run_id: str) -> dict[str, Any] | None:
         """Returns the evaluation on the held-out faces, or None before there is one."""
         return self._store.find_json(f"runs/{run_id}/evaluation.json")
-
-    @staticmethod
-    def reply(record: Mapping[str, Any], status: str | None = None) -> dict[str, Any]:
-        """Returns the body of the reply and event that tell of the run's state."""
-        body = {"run_id": record["run_id"], "status": status or record["state"], "name": record["name"]}
-        if record["model"]:
-            body["model"] = record["model"]
-            body["metrics"] = record["metrics"]
-        if record["error"]:
-            body["error"] = record["error"]
-        return body

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from shared.access import ADMIN, AccessToken, check_secret, parse_tokens
 from shared.errors import short_repr
 from shared.runtime.resources import available_cores
 from shared.runtime.supervisor import SUPERVISED
@@ -22,7 +23,7 @@ from shared.runtime.supervisor import SUPERVISED
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 URL_PREFIX: Final = r"(/[A-Za-z0-9._~-]+)*"
 Network = IPv4Network | IPv6Network
-_SECRETS: Final = frozenset({"token", "broker_url"})
+SECRETS: Final = frozenset({"token", "tokens", "broker_url"})
 _OF_KUBERNETES: Final = re.compile("_SERVICE_(HOST|PORT)|_PORT_[0-9]+_(TCP|UDP)")
 """In the names of variables that Kubernetes sets for each of its services, one of which may begin with our name."""
 
@@ -51,6 +52,9 @@ class Settings(BaseSettings):
     allowed_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
         (Path("data/inbox"),), description="Folders that `file://` may read from, separated by `:`"
     )
+    allowed_buckets: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Buckets that `s3://` references may read from, separated by `,`"
+    )
     host: str = Field("127.0.0.1", description="The address that the dashboard and metrics bind to")
     port: int = Field(8080, ge=0, le=65535, description="The dashboard's port; 0 takes a free one")
     metrics_port: int | None = Field(
@@ -61,9 +65,14 @@ class Settings(BaseSettings):
     )
     token: str | None = Field(
         None,
-        min_length=8,
         repr=False,
-        description="Guards every page and call; needed to bind the dashboard beyond loopback",
+        description="Guards every page and call, 8 characters or more; needed to bind the dashboard beyond loopback",
+    )
+    tokens: Annotated[tuple[AccessToken, ...], NoDecode] = Field(
+        (),
+        repr=False,
+        description="More tokens, as `NAME:full:TOKEN` or `NAME:read:TOKEN`, separated by commas; `read` may change "
+        "nothing, and NAME stands in the history of promotions",
     )
     url_prefix: str = Field(
         "",
@@ -86,7 +95,7 @@ class Settings(BaseSettings):
         0.0, ge=0, le=1, description="Share of interactive traffic that the challenger sees too; 0 is off"
     )
     shard_images: int = Field(1024, ge=1, le=100_000, description="The most images in one slice of a job")
-    delivery_limit: int = Field(5, ge=1, le=100, description="Deliveries of a message before it is a dead letter")
+    delivery_limit: int = Field(20, ge=1, le=100, description="Deliveries of a message before it is a dead letter")
     lease_s: float = Field(15.0, ge=0.2, le=3600, description="Seconds after which a dead process's work is taken over")
     handover_s: float = Field(
         600.0,
@@ -105,6 +114,9 @@ class Settings(BaseSettings):
         0, ge=0, le=1024, description="Threads that train, and processes that decode an archive; 0 takes one a core"
     )
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="Where training runs")
+    auto_promote: bool = Field(
+        True, description="Let the gate promote a new model that is better; `false`: only a person promotes"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged")
     log_format: Literal["text", "json"] = Field("text", description="Log lines for people or for programs")
 
@@ -112,6 +124,11 @@ class Settings(BaseSettings):
     @classmethod
     def _split_roots(cls, value: object) -> object:
         return tuple(Path(part) for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
+
+    @field_validator("allowed_buckets", mode="before")
+    @classmethod
+    def _split_buckets(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("trusted_proxies", mode="before")
     @classmethod
@@ -147,20 +164,27 @@ class Settings(BaseSettings):
 
     @field_validator("token")
     @classmethod
-    def _fit_for_a_header(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch("[!-~][ -~]*[!-~]", value):
-            # It travels in an HTTP header, which holds no more and loses spaces at the ends.
-            raise ValueError("expected ASCII characters, with no space at either end")
-        return value
+    def _check_token(cls, value: str | None) -> str | None:
+        return None if value is None else check_secret(value)
+
+    @field_validator("tokens", mode="before")
+    @classmethod
+    def _parse_tokens(cls, value: object) -> object:
+        return parse_tokens(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _token_beyond_loopback(self) -> Self:
-        if self.host not in LOOPBACK and not self.token:
+        if self.host not in LOOPBACK and not self.access_tokens:
             raise ValueError(
                 f"GENDERLINE_HOST is {self.host}, which others can reach: set GENDERLINE_TOKEN (8 characters or more), "
                 "or bind to 127.0.0.1"
             )
         return self
+
+    @property
+    def access_tokens(self) -> tuple[AccessToken, ...]:
+        """Every token that opens the dashboard; none where nothing is guarded."""
+        return (*([AccessToken(ADMIN, "full", self.token)] if self.token else []), *self.tokens)
 
     @property
     def cores(self) -> int:
@@ -183,7 +207,7 @@ def load_settings() -> Settings:
             field = str(fault["loc"][0]) if fault["loc"] else None
             if field is None:
                 lines.append(expected)
-            elif field in _SECRETS:
+            elif field in SECRETS:
                 lines.append(f"{variable(field)}: {expected} (what was found is not shown: it may be a secret)")
             else:
                 lines.append(f"{variable(field)}: {expected} (found {short_repr(fault['input'])})")

@@ -58,8 +58,14 @@ class Store(ABC):
         """Deletes an object, or everything below a prefix. Deleting nothing is no error."""
 
     @abstractmethod
-    def update_json(self, key: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
-        """Replaces a JSON object by what `change` makes of it (of `{}` where there is none), as one atomic step."""
+    def update(self, key: str, change: Callable[[bytes | None], bytes | None]) -> None:
+        """Replaces an object by what `change` makes of its bytes, as one atomic step.
+
+        Args:
+            key: of the object.
+            change: given the present bytes, None where there is no object; returns those to write, None to leave the
+                object as it is. It may be called more than once, where another process writes meanwhile.
+        """
 
     @abstractmethod
     def local(self, key: str) -> contextlib.AbstractContextManager[Path]:
@@ -68,6 +74,18 @@ class Store(ABC):
     @abstractmethod
     def ping(self) -> bool:
         """Returns whether the store answers."""
+
+    def update_json(self, key: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+        """Replaces a JSON object by what `change` makes of it (of `{}` where there is none), as one atomic step."""
+        value: dict[str, Any] = {}
+
+        def change_bytes(data: bytes | None) -> bytes:
+            nonlocal value
+            value = change({} if data is None else json.loads(data))
+            return json_bytes(value)
+
+        self.update(key, change_bytes)
+        return value
 
     def put_json(self, key: str, value: Mapping[str, Any]) -> None:
         """Writes a JSON object, indented for the person who opens it."""

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Final
 
 from shared.errors import NotFound, Retryable
 from shared.store.base import Store, checked_key
@@ -96,11 +96,14 @@ class FileStore(Store):
             else:
                 path.unlink(missing_ok=True)
 
-    def update_json(self, key: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:  # noqa: D102
+    def update(self, key: str, change: Callable[[bytes | None], bytes | None]) -> None:  # noqa: D102
         with self._exclusive(key):
-            value = change(self.find_json(key) or {})
-            self.put_json(key, value)
-        return value
+            try:
+                before = self.get(key)
+            except NotFound:
+                before = None
+            if (after := change(before)) is not None:
+                self.put(key, after)
 
     @contextlib.contextmanager
     def local(self, key: str) -> Iterator[Path]:  # noqa: D102

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import re
 import shutil
 import tempfile
@@ -30,7 +29,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.asyn import sync
 
 from shared.errors import InvalidMessage, NotFound, Retryable, short_repr
-from shared.store.base import Store, checked_key, json_bytes
+from shared.store.base import Store, checked_key
 
 _CHANGED: Final = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 """What S3 answers to a conditional write that came too late, or at the same time as another."""
@@ -104,18 +103,18 @@ class S3Store(Store):
             if errors := self._call("delete_objects", key, Delete=part).get("Errors"):
                 raise Retryable(f"the store failed on {key}: {errors[0].get('Message', errors[0]['Code'])}")
 
-    def update_json(self, key: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:  # noqa: D102
+    def update(self, key: str, change: Callable[[bytes | None], bytes | None]) -> None:  # noqa: D102
         while True:
             try:
                 before, etag = self._get(key)
             except NotFound:
-                value = change({})
-                done = self.create(key, json_bytes(value))
+                after = change(None)
+                done = after is None or self.create(key, after)
             else:
-                value = change(json.loads(before))
-                done = self._put_if(key, json_bytes(value), IfMatch=etag)
+                after = change(before)
+                done = after is None or self._put_if(key, after, IfMatch=etag)
             if done:
-                return value
+                return
 
     @contextlib.contextmanager
     def local(self, key: str) -> Iterator[Path]:  # noqa: D102

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flask import Flask
 
-from shared.records import runs
+from shared.records.runs import RunState
 from tests.dashboard_app import Site, open_site
 
 FACES, RUNS, MODELS = 25_000, 200, 100
@@ -28,7 +28,7 @@ def fill(site: Site) -> str:
     card = site.builder.registry.card(1)
     for i in range(1, RUNS):
         run_id = f"run-{i:012d}"
-        site.builder.run(run_id, state=runs.REGISTERED, dataset=sha256, epochs=20, metrics=card["metrics"])
+        site.builder.run(run_id, state=RunState.REGISTERED, dataset=sha256, epochs=20, metrics=card["metrics"])
         site.store.put(f"runs/{run_id}/evaluation.json", evaluation)
         if i < MODELS:
             site.store.put(f"runs/{run_id}/predictions.csv", predictions)

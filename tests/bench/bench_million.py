@@ -33,7 +33,7 @@ import numpy as np
 from shared.faces.decode import configure_opencv
 from shared.faces.labels import Label
 from shared.faces.synthetic import draw_face
-from shared.records import runs
+from shared.records.runs import Progress, Runs, RunState
 from shared.runtime.settings import Settings
 
 MEMORY_BYTES: Final = 8 * 2**30
@@ -126,7 +126,7 @@ def _train(archive: Path) -> int:
     sha256 = sha256_of(archive)
     store.put_file(f"datasets/{sha256}/archive.zip", archive)
     params = TrainingParams.parse(PARAMS)
-    runs.Runs(store).create("run-million", message_id="bench", name="drawn faces", params=params, state=runs.TRAINING)
+    Runs(store).create("run-million", message_id="bench", name="drawn faces", params=params, state=RunState.TRAINING)
     told = _Told()
     steps = Steps(told.state, told.progress, told.epoch, should_yield=lambda: False, checkpoint=lambda: None)
     pipeline = Pipeline(store, settings, TrainerMetrics(CollectorRegistry()), torch.device("cpu"))
@@ -147,15 +147,15 @@ class _Told:
 
     def state(self, state: str) -> None:
         now = time.monotonic()
-        if self._state == runs.INGESTING:
+        if self._state == RunState.INGESTING:
             _say(f"near-duplicates, split and files: {now - self._decoded:,.1f} s")
         if self._state:
             _say(f"{self._state}: {now - self._since:,.1f} s in all")
         self._state, self._since = state, now
 
-    def progress(self, progress: dict[str, Any]) -> None:
-        if progress["stage"] in {"ingesting", "evaluating"} and progress["done"] == progress["total"]:
-            _say(f"{progress['stage']}: {progress['total']:,} faces, {progress['rate']:,.0f} a second")
+    def progress(self, progress: Progress) -> None:
+        if progress.stage in {RunState.INGESTING, RunState.EVALUATING} and progress.done == progress.total:
+            _say(f"{progress.stage}: {progress.total:,} faces, {progress.rate:,.0f} a second")
             self._decoded = time.monotonic()
 
     def epoch(self, row: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ import itertools
 import threading
 import time
 
-from shared.records.jobs import FINAL_STATES
 from tests.bench.bare import BareLoops
 from tests.bench.load import Saturation, at_rate, one_by_one
 from tests.bench.rows import Row, at_most, quantile
@@ -66,13 +65,13 @@ def beside_a_job(stage: Stage) -> list[Row]:
             ended = threading.Event()
 
             def watch(served: Served = served, job_id: str = job_id, ended: threading.Event = ended) -> None:
-                while served.client.jobs.get(job_id)["state"] not in FINAL_STATES:
+                while not served.client.jobs.get(job_id).state.is_final:
                     time.sleep(0.2)
                 ended.set()
 
             watcher = threading.Thread(target=watch)
             watcher.start()
-            while not served.client.jobs.progress(served.client.jobs.get(job_id))[0]:
+            while not served.client.jobs.progress(served.client.jobs.get(job_id)).done:
                 time.sleep(0.05)
             beside: list[float] = []
             endless = itertools.cycle(stage.material.images)

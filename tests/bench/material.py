@@ -27,7 +27,7 @@ from shared.faces.synthetic import draw_face
 from shared.params import TrainingParams
 from shared.records.model_card import ModelCard
 from shared.records.registry import Registry
-from shared.records.runs import TRAINING, Runs
+from shared.records.runs import Runs, RunState
 from shared.runtime.settings import Settings
 from shared.store.base import sha256_of
 from shared.store.files import FileStore
@@ -119,7 +119,7 @@ def train_model(name: str, archive: Path, store: FileStore) -> None:
     store.root.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(archive, copy)
     store.put_file(f"datasets/{sha256}/archive.zip", copy)
-    Runs(store).create("run-bench", message_id="bench", name="drawn faces", params=params, state=TRAINING)
+    Runs(store).create("run-bench", message_id="bench", name="drawn faces", params=params, state=RunState.TRAINING)
     steps = Steps(
         on_state=lambda _: None,
         on_progress=lambda _: None,

@@ -10,7 +10,6 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from shared.records.jobs import FINISHED
 from tests.bench.bare import BareLoops, Lap
 from tests.bench.load import Saturation
 from tests.bench.rows import Pairs, Row, at_least, at_most
@@ -181,8 +180,8 @@ def run_job(served: Served, archive: Path) -> tuple[Lap, float]:
     started, cpu = time.perf_counter(), served.cpu_s()
     job_id = served.client.submit_job(archive)
     handed_over = time.perf_counter()
-    *_, record = served.client.follow_job(job_id, JOB_TIMEOUT_S)
+    *_, (job, _) = served.client.follow_job(job_id, JOB_TIMEOUT_S)
     took = time.perf_counter() - started
-    if record["state"] != FINISHED or record["counts"]["errors"]:
-        raise RuntimeError(f"the job did not finish well: {record}")
-    return Lap(record["counts"]["images"], took, served.cpu_s() - cpu), handed_over - started
+    if job.counts is None or job.counts.errors:
+        raise RuntimeError(f"the job did not finish well: {job}")
+    return Lap(job.counts.images, took, served.cpu_s() - cpu), handed_over - started

@@ -8,7 +8,7 @@ import time
 
 from shared.broker.base import Broker, Message
 from tests.contract.conftest import Place
-from tests.contract.test_broker_messages import bodies, numbered, take, to
+from tests.contract.test_broker_messages import assert_nothing_else, bodies, numbered, take, to
 
 
 def line(child: subprocess.Popen[str]) -> str:
@@ -91,7 +91,7 @@ def test_a_consumer_that_stalled_may_settle_late_without_harm(place: Place) -> N
 
     with broker.consume([queue], 10) as other:
         assert bodies(take(other, 1)) == [b"second"]
-        assert other.receive(1, timeout_s=0.2) == []
+        assert_nothing_else(broker, other, queue)
 
 
 def test_every_one_of_a_thousand_messages_is_accounted_for_when_one_of_two_workers_is_killed(place: Place) -> None:
@@ -110,7 +110,7 @@ def test_every_one_of_a_thousand_messages_is_accounted_for_when_one_of_two_worke
     survivor.kill()
     survivor.wait()
     with broker.consume([topology.predictions], 10) as consumer:
-        assert consumer.receive(1, timeout_s=1) == []
+        assert_nothing_else(broker, consumer, topology.predictions)
     assert broker.dead_letters() == []
 
 

@@ -21,13 +21,14 @@ from shared.broker.base import (
     Outgoing,
 )
 from tests.contract.conftest import Place
-from tests.contract.test_broker_messages import bodies, fill, numbered, take, to
+from tests.contract.test_broker_messages import assert_nothing_else, bodies, fill, numbered, take, to
 
 
-def is_empty(place: Place, queue: str) -> bool:
-    """Returns whether the queue holds nothing, neither ready nor held by a consumer that is closed by now."""
-    with place.brokers[0].consume([queue], 10) as consumer:
-        return not consumer.receive(1, timeout_s=0.4)
+def assert_empty(place: Place, queue: str) -> None:
+    """Fails where the queue holds anything, be it ready or held by a consumer that is closed by now."""
+    broker = place.brokers[0]
+    with broker.consume([queue], 10) as consumer:
+        assert_nothing_else(broker, consumer, queue)
 
 
 def test_settled_work_is_gone_and_its_results_are_there(place: Place) -> None:
@@ -40,7 +41,7 @@ def test_settled_work_is_gone_and_its_results_are_there(place: Place) -> None:
             consumer.settle(taken, to(topology.shards, [Message(b"result of " + bodies(taken)[0], "text/plain")]))
         consumer.flush()
         assert broker.depths()[topology.shards].ready == 30
-    assert is_empty(place, topology.jobs)
+    assert_empty(place, topology.jobs)
     with broker.consume([topology.shards], 30) as results:
         assert bodies(take(results, 30)) == [f"result of {number}".encode() for number in range(30)]
 
@@ -56,7 +57,7 @@ def test_work_settled_out_of_order_is_acknowledged_one_by_one(place: Place) -> N
         consumer.flush()
     with place.open().consume([queue], 10) as other:
         assert sorted(bodies(take(other, 3))) == [b"0", b"3", b"5"]
-        assert other.receive(1, timeout_s=0.2) == []
+        assert_nothing_else(broker, other, queue)
 
 
 def test_work_stays_unsettled_where_its_results_are_refused(place: Place) -> None:
@@ -69,14 +70,14 @@ def test_work_stays_unsettled_where_its_results_are_refused(place: Place) -> Non
     with pytest.raises(BrokerFull, match=topology.shards):
         settle_and_flush(consumer, held, [Outgoing(topology.shards, Message(b"result", "text/plain"))])
     consumer.flush()  # the refusal was told once
-    assert consumer.receive(1, timeout_s=0.2) == []
+    assert broker.depths()[topology.predictions].ready == 0  # it is held as before
 
     with broker.consume([topology.shards], 10) as shards:
         shards.settle(take(shards, 2))
         shards.flush()
     settle_and_flush(consumer, held, [Outgoing(topology.shards, Message(b"result", "text/plain"))])
     consumer.close()
-    assert is_empty(place, topology.predictions)
+    assert_empty(place, topology.predictions)
 
 
 def settle_and_flush(consumer: Consumer, held: list[Delivery], outgoing: list[Outgoing]) -> None:
@@ -101,9 +102,9 @@ def test_a_reply_to_a_queue_that_is_gone_is_dropped_and_the_work_settled(place: 
     broker.publish(queue, Message(b"", "text/plain", reply_to=gone))
     with broker.consume([queue], 1) as consumer:
         (asked,) = take(consumer, 1)
-        consumer.settle([asked], asked.reply(b"answer", "text/plain"))
+        consumer.settle([asked], asked.message.reply(b"answer", "text/plain"))
         consumer.flush()
-    assert is_empty(place, queue)
+    assert_empty(place, queue)
 
 
 def test_publishing_to_a_reply_queue_that_is_gone_is_dropped_quietly(broker: Broker) -> None:
@@ -125,7 +126,7 @@ def test_settling_twice_does_no_harm(place: Place) -> None:
         consumer.defer(first, 0)
     with place.open().consume([queue], 10) as other:
         assert bodies(take(other, 1)) == [b"1"]
-        assert other.receive(1, timeout_s=0.2) == []
+        assert_nothing_else(broker, other, queue)
 
 
 def test_a_retried_delivery_comes_again_with_its_count_raised(broker: Broker) -> None:
@@ -168,7 +169,7 @@ def test_a_deferd_delivery_comes_after_its_delay_with_its_count_as_it_was(broker
         assert again.message == delivery.message
         consumer.settle([again])
         consumer.flush()
-        assert consumer.receive(1, timeout_s=0.2) == []
+        assert_nothing_else(broker, consumer, queue)
 
 
 def bury_one(broker: Broker, message: Message, outgoing: tuple[Outgoing, ...] = ()) -> None:
@@ -196,7 +197,7 @@ def test_a_buried_message_is_a_dead_letter_with_its_story(place: Place) -> None:
     assert dead.message.headers[ORIGIN] == place.topology.jobs
     assert dead.message.headers[DELIVERY_COUNT] == 1
     assert (dead.message.headers["name"], dead.message.headers["fraction"]) == ("faces", 0.5)
-    assert is_empty(place, place.topology.jobs)
+    assert_empty(place, place.topology.jobs)
 
 
 def test_a_burial_can_send_an_error_reply_beside_it(broker: Broker) -> None:
@@ -240,7 +241,7 @@ def test_only_the_dead_letters_named_are_sent_back_or_dropped(broker: Broker) ->
     assert [dead.message.body for dead in broker.dead_letters()] == [b"0", b"3"]
     with broker.consume([broker.topology.jobs], 10) as consumer:
         assert bodies(take(consumer, 1)) == [b"1"]
-        assert consumer.receive(1, timeout_s=0.2) == []
+        assert_nothing_else(broker, consumer, broker.topology.jobs)
 
 
 @pytest.mark.parametrize("how", ["retry_dead", "drop_dead"])
@@ -267,3 +268,43 @@ def test_a_dead_letter_of_unknown_origin_is_not_sent_back_but_can_be_dropped(bro
     assert broker.retry_dead() == 0
     assert broker.drop_dead(["stray"]) == 1
     assert broker.dead_letters() == []
+
+
+def test_a_reply_to_that_names_a_work_queue_is_left_out(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+    """Otherwise whoever may ask for a prediction could have a worker publish work."""
+    queues = broker.topology
+    for reply_to in (queues.shards, queues.dead, "somebody.elses"):
+        broker.publish(queues.predictions, Message(b"", "image/png", "asked", reply_to=reply_to))
+    with broker.consume([queues.predictions], 3) as consumer:
+        asked = [consumer.receive(1, 10)[0].message.reply_to for _ in range(3)]
+    assert asked == [None, None, "somebody.elses"]
+    assert f"names our own queue {queues.shards} as reply_to" in caplog.text
+
+
+def test_what_a_consumer_holds_is_bounded_in_bytes_too(broker: Broker) -> None:
+    queue = broker.topology.predictions
+    large = [bytes([number]) * 1_000_000 for number in range(20)]
+    small = [bytes([number]) for number in range(100)]
+    broker.publish_many([Outgoing(queue, Message(body, "text/plain")) for body in large])
+    with broker.consume([queue], 30, prefetch_bytes=3_000_000) as consumer:
+        found: list[bytes] = []
+        while len(found) < len(large):
+            held = consumer.receive(30, 10)
+            held += consumer.receive(30, 0.1)  # and no more, for as long as these are not settled
+            assert 1 <= len(held) <= 4
+            found += [delivery.message.body for delivery in held]
+            consumer.settle(held)
+            consumer.flush()
+        assert found == large
+        broker.publish_many([Outgoing(queue, Message(body, "text/plain")) for body in small])
+        found, most = [], 0
+        while len(found) < len(small):
+            held = []
+            while more := consumer.receive(30, 0.3):
+                held += more
+            assert 1 <= len(held) <= 30
+            most = max(most, len(held))
+            found += [delivery.message.body for delivery in held]
+            consumer.settle(held)
+        assert found == small
+        assert most == 30

@@ -167,7 +167,7 @@ def test_a_reply_that_cannot_be_sent_is_dropped_and_the_work_settled_with_its_ne
         broker.publish(queue, Message(b"good", "text/plain", reply_to=reply_queue.name))
         with broker.consume([queue], 2) as consumer:
             deliveries = take(consumer, 2)
-            answers = [answer for delivery in deliveries for answer in delivery.reply(b"answer", "text/plain")]
+            answers = [answer for delivery in deliveries for answer in delivery.message.reply(b"answer", "text/plain")]
             assert len(answers) == 2
             consumer.settle(deliveries, answers)
             consumer.flush()
@@ -248,30 +248,28 @@ def test_a_foreign_client_gets_its_reply_at_its_direct_reply_address(place: Plac
     foreign.basic_publish("", place.topology.predictions, b"", asked)
     with broker.consume([place.topology.predictions], 1) as consumer:
         (delivery,) = take(consumer, 1)
-        consumer.settle([], delivery.reply(b"answer", "text/plain"))
+        consumer.settle([], delivery.message.reply(b"answer", "text/plain"))
         while not answers:
             foreign.connection.process_data_events(0.1)
         foreign.close()
-        consumer.settle([delivery], delivery.reply(b"too late", "text/plain"))
+        consumer.settle([delivery], delivery.message.reply(b"too late", "text/plain"))
         consumer.flush()
-        broker.publish_many(delivery_reply := delivery.reply(b"too late", "text/plain"))
+        broker.publish_many(delivery_reply := delivery.message.reply(b"too late", "text/plain"))
     assert delivery_reply
     assert answers == [(b"answer", "c")]
     assert broker.reconnects == 0
 
 
-def test_a_message_that_kills_every_consumer_ends_as_a_dead_letter_of_the_broker(
-    place: Place, eventually: Eventually
-) -> None:
+def test_a_message_that_kills_every_consumer_ends_as_a_dead_letter_of_the_broker(place: Place) -> None:
     broker = place.open(delivery_limit=1)
     queue = place.topology.datasets
     broker.publish(queue, Message(b"poison", "application/zip", "m", headers={"name": "faces", "fraction": 0.5}))
     deliveries = 0
     with broker.consume([queue], 1) as consumer:
-        while taken := consumer.receive(1, timeout_s=1):
-            deliveries += 1
-            consumer.requeue(taken[0])
-        eventually(lambda: broker.depths()[place.topology.dead].ready == 1)
+        while broker.depths()[place.topology.dead].ready == 0:
+            for taken in consumer.receive(1, timeout_s=0.05):
+                deliveries += 1
+                consumer.requeue(taken)
 
         (dead,) = broker.dead_letters()
         assert (dead.reason, dead.origin, dead.delivery_count) == ("delivery_limit", queue, deliveries)
@@ -536,3 +534,38 @@ def test_queues_declared_with_other_arguments_are_told_at_once_with_what_to_do(p
 def test_a_malformed_url_is_a_mistake_that_is_named() -> None:
     with pytest.raises(ValueError, match="port"):
         open_broker("amqp://localhost:notaport/", Topology())
+
+
+def test_an_event_that_is_nested_without_end_costs_a_line_in_the_log(
+    place: Place, foreign: BlockingChannel, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = place.open()
+    with broker.subscribe() as events:
+        for body in (b"[" * 50_000, b'{"a": ' * 50_000, b'{"good": true}'):
+            foreign.basic_publish(place.topology.events, "run.progress", body)
+        assert [event.payload for event in events.receive(10)] == [{"good": True}]
+    assert broker.reconnects == 0
+    assert caplog.text.count("ignored an event on run.progress") == 2
+
+
+def test_delivery_counts_that_a_client_made_up_are_ignored(place: Place, foreign: BlockingChannel) -> None:
+    broker = place.open()
+    queue = place.topology.predictions
+    forged: list[dict[str, object]] = [
+        {"x-earlier-deliveries": 50},
+        {"x-earlier-deliveries": "50"},
+        {"x-earlier-deliveries": f"50 {'0' * 32}"},
+        {"x-delivery-count": 50},
+    ]
+    for number, headers in enumerate(forged):
+        properties = pika.BasicProperties(message_id=str(number), headers=headers)
+        foreign.basic_publish("", queue, b"", properties)
+    with broker.consume([queue], 10) as consumer:
+        found = [delivery for _ in forged for delivery in consumer.receive(1, 10)]
+        assert [delivery.delivery_count for delivery in found] == [0] * len(forged)
+        for delivery in found:
+            consumer.requeue(delivery)
+        found = [delivery for _ in forged for delivery in consumer.receive(1, 10)]
+        assert [delivery.delivery_count for delivery in found] == [1] * len(forged)
+        consumer.settle(found)
+        consumer.flush()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shared.broker.base import Message
 from shared.messages import ZIP, run_id_of
-from shared.records import runs
+from shared.records.runs import RunState
 from tests.services import Installation, collect, eventually
 from tests.training import SLOW, finished, models_of, until_checkpoint
 
@@ -28,10 +28,10 @@ def test_a_trainer_killed_in_mid_epoch_loses_nothing_and_trains_nothing_twice(
         eventually(lambda: client.runs.history(run_id), 60, "a first epoch")
         first.kill()
         before = client.runs.history(run_id)
-        assert client.runs.get(run_id)["state"] == runs.TRAINING
+        assert client.runs.get(run_id).state == RunState.TRAINING
         second = either_installation.start("trainer")
         record = finished(client, run_id)
-        assert record["state"] == runs.REGISTERED, record["error"]
+        assert record.state == RunState.REGISTERED, record.error
         assert models_of(client, run_id) == [1]
         after = client.runs.history(run_id)
         assert [row["epoch"] for row in after] == [1, 2, 3]
@@ -73,7 +73,7 @@ def test_a_trainer_told_to_stop_hands_its_run_over_and_of_two_others_one_finishe
         assert client.broker.depths()[client.broker.topology.continuations].ready == 1
         for _ in range(2):
             installation.start("trainer", wait=False)
-        assert finished(client, run_id)["state"] == runs.REGISTERED
+        assert finished(client, run_id).state == RunState.REGISTERED
         eventually(
             lambda: not any(d.ready + (d.unacknowledged or 0) for d in client.broker.depths().values()), 30, "idle"
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from shared.client import Client
-from shared.records import runs
+from shared.records.runs import RunState
 from tests.services import Installation, eventually
 from tests.store_process import ROOT
 from tests.training import finished, until_checkpoint
@@ -40,7 +40,7 @@ threading.Event().wait()
 def trained(client: Client, run_id: str) -> list[dict[str, float]]:
     """Waits for a run's model, and returns the run's history."""
     record = finished(client, run_id)
-    assert record["state"] == runs.REGISTERED, record
+    assert record.state == RunState.REGISTERED, record
     return client.runs.history(run_id)
 
 
@@ -60,7 +60,7 @@ def test_two_processes_killed_in_mid_run_and_started_again_train_what_one_trains
             run_id = client.submit_dataset(sample_zip, params=EXACT)
             until_checkpoint(client, run_id)
             group.kill_with_children()
-            assert client.runs.get(run_id)["state"] == runs.TRAINING
+            assert client.runs.get(run_id).state == RunState.TRAINING
 
             again = installation.start("trainer", launcher=TWO)
             found = trained(client, run_id)
@@ -85,7 +85,7 @@ def test_a_run_that_diverges_fails_in_every_member_and_the_group_trains_the_next
     group = installation.start("tests.faulty_trainer", launcher=TWO, FAULT="diverging")
     with installation.client() as client:
         record = finished(client, client.submit_dataset(sample_zip, params=EXACT))
-        assert (record["state"], record["error"]["code"]) == (runs.FAILED, "training_diverged")
+        assert (record.state, record.error.code) == (RunState.FAILED, "training_diverged")
         trained(client, client.submit_dataset(sample_zip, params=NEXT))
         assert len(group.children()) == 2
 

@@ -20,6 +20,9 @@ from pika.channel import Channel
 from pika.exchange_type import ExchangeType
 
 from shared.broker.base import (
+    DEAD_BYTES_KEPT,
+    DEAD_LETTERS_KEPT,
+    PREFETCH_BYTES,
     Broker,
     BrokerClosed,
     BrokerError,
@@ -43,7 +46,7 @@ from shared.topology import Topology
 
 _CONNECT_TIMEOUT_S: Final = 10.0
 _ADMIN_TIMEOUT_S: Final = 10.0
-_LAST_RESORT_MARGIN: Final = 95
+_LAST_RESORT_MARGIN: Final = 80
 """Deliveries beyond our own limit before the broker itself gives a message up: our code buries what it can, and the
 broker would strike those that were only held when others killed their worker, or connections went."""
 _UNLIMITED: Final = 1_000_000_000
@@ -69,7 +72,7 @@ class RabbitBroker(Broker):
     prefers_batches = True  # it syncs what it has at the moment, and wakes a thread for each step
 
     def __init__(
-        self, url: str, topology: Topology | None = None, *, delivery_limit: int = 5, queue_limit: int = 1_000_000
+        self, url: str, topology: Topology | None = None, *, delivery_limit: int = 20, queue_limit: int = 1_000_000
     ) -> None:
         self.topology = topology or Topology()
         self._last_resort = delivery_limit + _LAST_RESORT_MARGIN
@@ -101,7 +104,13 @@ class RabbitBroker(Broker):
                 "x-dead-letter-strategy": "at-least-once",
             }
             channel.queue_declare(queue, durable=True, arguments=arguments)
-        dead = {"x-queue-type": "quorum", "x-delivery-limit": _UNLIMITED}
+        dead = {
+            "x-queue-type": "quorum",
+            "x-delivery-limit": _UNLIMITED,
+            "x-max-length": DEAD_LETTERS_KEPT,
+            "x-max-length-bytes": DEAD_BYTES_KEPT,
+            "x-overflow": "drop-head",
+        }
         channel.queue_declare(self.topology.dead, durable=True, arguments=dead, callback=lambda _: declared())
 
     # -- publishing
@@ -137,12 +146,20 @@ class RabbitBroker(Broker):
 
     # -- consuming
 
-    def consume(self, queues: Sequence[str], prefetch: int) -> Consumer:
+    def consume(self, queues: Sequence[str], prefetch: int, prefetch_bytes: int = PREFETCH_BYTES) -> Consumer:
         unknown = [queue for queue in queues if queue not in self.topology.queues]
         if unknown:
             raise ValueError(f"unknown queues {unknown}; expected some of {self.topology.queues}")
         self._check_open()
-        consumer = RabbitConsumer(self._connection, self._publisher, self.topology, queues, prefetch, self._forget)
+        consumer = RabbitConsumer(
+            self._connection,
+            self._publisher,
+            self.topology,
+            queues,
+            prefetch=prefetch,
+            prefetch_bytes=prefetch_bytes,
+            on_close=self._forget,
+        )
         self._keep(consumer)
         self._connection.call(functools.partial(self._connection.attach, consumer))
         return consumer

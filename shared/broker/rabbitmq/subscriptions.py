@@ -259,7 +259,7 @@ class RabbitSubscription(_PrivateQueue[Event], Subscription):
     def _on_message(self, _: Channel, method: Basic.Deliver, __: BasicProperties, body: bytes) -> None:
         try:
             payload = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter of 50,000 opening brackets
             payload = None
         if isinstance(payload, dict):
             self._arrived(Event(str(method.routing_key), payload))

@@ -13,18 +13,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import sqlite3
 import threading
-import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from shared.broker.base import (
+    DEAD_BYTES_KEPT,
     DEAD_ID,
+    DEAD_LETTERS_KEPT,
     DELIVERY_COUNT,
     ORIGIN,
+    PREFETCH_BYTES,
     REASON,
     Broker,
     BrokerError,
@@ -37,10 +40,12 @@ from shared.broker.base import (
     Subscription,
     requeued_copy,
 )
-from shared.broker.sqlite.database import BUSY_TIMEOUT_S, QueueFile
-from shared.broker.sqlite.readers import SqliteConsumer, SqliteReplyQueue, SqliteSubscription
-from shared.broker.sqlite.tables import delete_reply_queue, delete_rows, insert, messages_in
+from shared.broker.sqlite.database import BUSY_TIMEOUT_S, QueueFile, now
+from shared.broker.sqlite.readers import REPLY_QUEUE_EXPIRY_S, SqliteConsumer, SqliteReplyQueue, SqliteSubscription
+from shared.broker.sqlite.tables import dead_letters_beyond, delete_reply_queue, delete_rows, insert, messages_in
 from shared.topology import Topology
+
+log = logging.getLogger(__name__)
 
 _EVENTS_KEPT_S: Final = 60.0
 
@@ -79,7 +84,7 @@ class SqliteBroker(Broker):
 
     # -- consuming
 
-    def consume(self, queues: Sequence[str], prefetch: int) -> Consumer:
+    def consume(self, queues: Sequence[str], prefetch: int, prefetch_bytes: int = PREFETCH_BYTES) -> Consumer:
         unknown = [queue for queue in queues if queue not in self.topology.queues]
         if unknown:
             raise ValueError(f"unknown queues {unknown}; expected some of {self.topology.queues}")
@@ -88,6 +93,7 @@ class SqliteBroker(Broker):
             self.topology,
             queues,
             prefetch=prefetch,
+            prefetch_bytes=prefetch_bytes,
             lease_s=self.lease_s,
             queue_limit=self._queue_limit,
             forget=self._forget,
@@ -116,18 +122,35 @@ class SqliteBroker(Broker):
                 continue  # a busy moment; the next turn comes well before a lease runs out
 
     def _sweep(self) -> None:
-        """Deletes old events and the reply queues that nobody has read for long."""
-        now = time.time()
+        """Deletes old events, reply queues that nobody has read for long, and dead letters beyond their limit."""
         with self._file.read() as db:
-            stale = [name for (name,) in db.execute("SELECT name FROM reply_queues WHERE expires_at < ?", (now,))]
+            excess = dead_letters_beyond(db, self.topology.dead, DEAD_LETTERS_KEPT, DEAD_BYTES_KEPT)
+        if excess:
+            with self._file.write() as db:
+                delete_rows(db, excess)
+            log.warning("dropped the %d oldest dead letters: there were too many", len(excess))
+        # What lies in the future is of the time before the machine was restarted, which started the clock anew.
+        time_now = now()
+        with self._file.read() as db:
+            stale = [
+                name
+                for (name,) in db.execute(
+                    "SELECT name FROM reply_queues WHERE expires_at < ? OR expires_at > ?",
+                    (time_now, time_now + REPLY_QUEUE_EXPIRY_S),
+                )
+            ]
             (old,) = db.execute(
-                "SELECT count(*) FROM (SELECT 1 FROM events WHERE happened_at < ? LIMIT 1)", (now - _EVENTS_KEPT_S,)
+                "SELECT EXISTS (SELECT 1 FROM events WHERE happened_at < ? OR happened_at > ?)",
+                (time_now - _EVENTS_KEPT_S, time_now),
             ).fetchone()
         if stale or old:
             with self._file.write() as db:
                 for name in stale:
                     delete_reply_queue(db, name)
-                db.execute("DELETE FROM events WHERE happened_at < ?", (now - _EVENTS_KEPT_S,))
+                db.execute(
+                    "DELETE FROM events WHERE happened_at < ? OR happened_at > ?",
+                    (time_now - _EVENTS_KEPT_S, time_now),
+                )
 
     # -- events
 
@@ -135,7 +158,7 @@ class SqliteBroker(Broker):
         with contextlib.suppress(BrokerError), self._file.write(timeout_s=2.0) as db:
             db.execute(
                 "INSERT INTO events (happened_at, topic, payload) VALUES (?, ?, ?)",
-                (time.time(), topic, json.dumps(payload)),
+                (now(), topic, json.dumps(payload)),
             )
 
     def subscribe(self, patterns: Sequence[str] = ("#",)) -> Subscription:
@@ -205,7 +228,7 @@ class SqliteBroker(Broker):
 
     @property
     def reconnects(self) -> int:
-        return 0  # a file is not reconnected to
+        return self._file.reopened
 
     def ping(self, timeout_s: float = 2.0) -> bool:  # noqa: ARG002 - a file answers at once
         try:

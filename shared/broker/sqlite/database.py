@@ -1,8 +1,13 @@
-"""The file of the embedded broker: its tables, a connection for each thread, transactions, and waiting for changes."""
+"""The file of the embedded broker: its tables, a connection for each thread, transactions, and waiting for changes.
+
+Times in the file are those of `now`, a clock that no one sets and that all processes of the machine share.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import logging
 import os
 import random
 import sqlite3
@@ -16,31 +21,44 @@ from typing import Final
 from shared.broker.base import BrokerClosed, BrokerError
 
 _SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS messages (
+CREATE TABLE messages (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     queue TEXT NOT NULL,
     visible_at REAL NOT NULL DEFAULT 0,   -- 0: ready; later: when its lease or its pause ends
+    set_at REAL NOT NULL DEFAULT 0,       -- when `visible_at` was set
     lease TEXT,                           -- the holder's token; NULL while nobody holds it
     deliveries INTEGER NOT NULL DEFAULT 0
 );
-CREATE INDEX IF NOT EXISTS messages_by_queue ON messages (queue, visible_at, id);
-CREATE TABLE IF NOT EXISTS payloads (
+CREATE INDEX messages_by_queue ON messages (queue, visible_at, id);
+CREATE TABLE payloads (
     id INTEGER PRIMARY KEY,
     message_id TEXT NOT NULL, content_type TEXT NOT NULL, correlation_id TEXT, reply_to TEXT,
     headers TEXT NOT NULL, body BLOB NOT NULL
 );
-CREATE TABLE IF NOT EXISTS reply_queues (name TEXT PRIMARY KEY, expires_at REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS events (
+CREATE TABLE reply_queues (name TEXT PRIMARY KEY, expires_at REAL NOT NULL);
+CREATE TABLE events (
     id INTEGER PRIMARY KEY AUTOINCREMENT, happened_at REAL NOT NULL, topic TEXT NOT NULL, payload TEXT NOT NULL
 );
 """
 BUSY_TIMEOUT_S: Final = 30.0
+_FORMAT: Final = 1
+"""`PRAGMA user_version` of a file with these tables."""
 _SHORTEST_POLL_S: Final = 0.0005
 _CHECKPOINT_PAGES: Final = 4000
 """Written before they are moved from the log to the file, which costs a sync: 16 MB, some dozens of packs of images."""
 _CACHE_KIB: Final = 8000
 
+_LOG: Final = logging.getLogger(__name__)
+
+now: Final = time.monotonic
+"""Seconds since some moment before the machine started. A wall clock that is set would end leases and pauses early, or
+late by as much; this clock only starts anew with the machine, when nobody holds anything any more."""
+
 _sync_data: Final[Callable[[int], None]] = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
+
+
+_Identity = tuple[tuple[int, int] | None, ...]
+"""Device and inode number of the database, its log and its shared memory; None for one that is not there."""
 
 
 class _Owned:
@@ -49,12 +67,14 @@ class _Owned:
     The connection alone would stay open until the garbage is collected, since it and its cache hold one another.
 
     Attributes:
+        identity: of the file that it has open.
         in_use: held by the thread while it uses the connection. Whoever closes it from another thread must hold this
             too: Python's `sqlite3` crashes where a connection is closed in the midst of a statement.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
+        self.identity: _Identity = ()
         self.in_use = threading.RLock()
 
     def __del__(self) -> None:
@@ -64,11 +84,17 @@ class _Owned:
 class QueueFile:
     """One SQLite file that several threads and processes read and write.
 
+    A file that was deleted or replaced while it was in use is noticed by every process before its next transaction, and
+    opened anew: a message confirmed from then on is in the file that the path names.
+
     Args:
         path: the file; it and its folder are made.
 
+    Attributes:
+        reopened: how often the file had been deleted or replaced.
+
     Raises:
-        BrokerError: it cannot be opened as a database.
+        BrokerError: it cannot be opened as a database, or has another format.
     """
 
     def __init__(self, path: Path) -> None:
@@ -77,13 +103,9 @@ class QueueFile:
         self._owned: weakref.WeakSet[_Owned] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with self.write() as db:
-                for statement in _SCHEMA.split(";\n"):
-                    db.execute(statement)
-        except (sqlite3.DatabaseError, OSError) as error:
-            raise BrokerError(f"cannot open the embedded broker at {path}: {error}") from error
+        self._noticed: set[_Identity] = set()
+        self.reopened = 0
+        self._own()
 
     def close(self) -> None:
         """Closes every thread's connection once it is not in use; from here on, using the file raises BrokerClosed."""
@@ -109,26 +131,81 @@ class QueueFile:
     def _own(self) -> _Owned:
         self._check_open()
         owned: _Owned | None = getattr(self._local, "owned", None)
+        if owned is not None and not owned.connection.in_transaction and not self._is_in_place(owned):
+            self._notice_replaced(owned.identity)
+            owned = None
         if owned is None:
             try:
-                connection = sqlite3.connect(
-                    self._path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=256
-                )
-                owned = _Owned(connection)
-                # Setting the mode needs the file for itself for a moment; other processes may be at the same step.
-                _until_free(lambda: connection.execute("PRAGMA journal_mode = WAL"), BUSY_TIMEOUT_S)
-                connection.execute("PRAGMA synchronous = NORMAL")
-                connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
-                connection.execute(f"PRAGMA cache_size = {-_CACHE_KIB}")
-                # Debian's SQLite, for one, writes zeros over whatever is deleted: every image twice.
-                connection.execute("PRAGMA secure_delete = OFF")
-            except sqlite3.Error as error:
+                owned = self._open()
+            except (sqlite3.Error, OSError) as error:
                 raise BrokerError(f"cannot open the embedded broker at {self._path}: {error}") from error
             with self._lock:
                 self._check_open()  # else it would be missing among those that are being closed
                 self._owned.add(owned)
             self._local.owned = owned
         return owned
+
+    def _is_in_place(self, owned: _Owned) -> bool:
+        """Returns whether the path still names the file that a connection has open."""
+        return _identity(self._path) == owned.identity[0]
+
+    def _notice_replaced(self, identity: _Identity) -> None:
+        with self._lock:
+            if identity in self._noticed:
+                return  # another thread has said so
+            self._noticed.add(identity)
+            self.reopened += 1
+        _LOG.error("%s was deleted or replaced while in use: what it held is lost to us; opening it anew", self._path)
+        # What is left of the old file beside the path is not the new one's: SQLite would read one with the other.
+        with _lock_folder(self._path):
+            for file, old in zip(_files(self._path)[1:], identity[1:], strict=True):
+                if old is not None and _identity(file) == old:
+                    file.unlink()
+
+    def _open(self) -> _Owned:
+        """Opens a connection; makes the file, with its tables, where there is none."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with _lock_folder(self._path):  # so that one process makes the file, and the others find it whole
+            if not self._path.exists():
+                for left_over in _files(self._path)[1:]:
+                    left_over.unlink(missing_ok=True)
+            connection = sqlite3.connect(
+                self._path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=256
+            )
+            owned = _Owned(connection)  # which closes it, whatever happens here
+            # Setting the mode needs the file for itself for a moment; other processes may be at the same step.
+            _until_free(lambda: connection.execute("PRAGMA journal_mode = WAL"), BUSY_TIMEOUT_S)
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+            connection.execute(f"PRAGMA cache_size = {-_CACHE_KIB}")
+            # Debian's SQLite, for one, writes zeros over whatever is deleted: every image twice.
+            connection.execute("PRAGMA secure_delete = OFF")
+            (found,) = connection.execute("PRAGMA user_version").fetchone()
+            (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+            if not tables:
+                connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_FORMAT}; COMMIT;")
+            elif found != _FORMAT:
+                raise BrokerError(
+                    f"the embedded broker at {self._path} has format {found}; this release reads format {_FORMAT}. "
+                    "Finish its work with the release that wrote it, or move the file away"
+                )
+            else:
+                self._end_leases_before_restart(connection)
+            owned.identity = tuple(map(_identity, _files(self._path)))
+            return owned
+
+    @staticmethod
+    def _end_leases_before_restart(connection: sqlite3.Connection) -> None:
+        """Makes due what was held or postponed before the machine was restarted, which started the clock anew."""
+        later = (now(),)
+        (any_later,) = connection.execute("SELECT EXISTS (SELECT 1 FROM messages WHERE set_at > ?)", later).fetchone()
+        if any_later:
+            _until_free(
+                lambda: connection.execute(
+                    "UPDATE messages SET visible_at = 0, set_at = 0, lease = NULL WHERE set_at > ?", later
+                ),
+                BUSY_TIMEOUT_S,
+            )
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -166,6 +243,8 @@ class QueueFile:
             raise BrokerError(f"the embedded broker at {self._path} failed: {error}") from error
         if durable:
             self._sync()
+            if not self._is_in_place(self._local.owned):
+                raise BrokerError(f"{self._path} was deleted or replaced while it was written to; nothing is confirmed")
 
     def _sync(self) -> None:
         """Waits until the log is on disk.
@@ -199,6 +278,30 @@ class QueueFile:
         while self.version() == seen and (remaining := deadline - time.monotonic()) > 0 and not stopped():
             time.sleep(min(pause_s, remaining))
             pause_s = min(pause_s * 1.3, waiting.longest_s)
+
+
+def _files(path: Path) -> tuple[Path, ...]:
+    """Returns the database, its log and its shared memory."""
+    return path, Path(f"{path}-wal"), Path(f"{path}-shm")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)  # noqa: PTH116 - before every transaction: `Path.stat` takes twice as long
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+@contextlib.contextmanager
+def _lock_folder(path: Path) -> Iterator[None]:
+    """Keeps other processes from opening a file of this folder; those that have it open go on."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 class Waiting:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import math
 import sqlite3
 import threading
 import time
@@ -21,8 +23,9 @@ from shared.broker.base import (
     ReplyQueue,
     Subscription,
     topic_matches,
+    without_forged_reply_to,
 )
-from shared.broker.sqlite.database import QueueFile, Waiting
+from shared.broker.sqlite.database import QueueFile, Waiting, now
 from shared.broker.sqlite.tables import (
     delete_held,
     delete_reply_queue,
@@ -30,10 +33,11 @@ from shared.broker.sqlite.tables import (
     insert,
     messages_by_id,
     messages_in,
+    sizes_by_id,
 )
 from shared.topology import Topology
 
-_REPLY_QUEUE_EXPIRY_S: Final = 600.0
+REPLY_QUEUE_EXPIRY_S: Final = 600.0
 _LONGEST_POLL_S: Final = 0.003
 _LONGEST_WORK_POLL_S: Final = 0.02
 """Datasets and jobs take seconds: who waits for them need not look at each of the thousands of predictions beside."""
@@ -49,6 +53,7 @@ class SqliteConsumer(Consumer):
         topology: their names.
         queues: those to take from, in this order.
         prefetch: deliveries held at once of each queue; 0: any number.
+        prefetch_bytes: bytes of their bodies.
         lease_s: seconds that a claim holds unless it is renewed.
         queue_limit: messages that a queue of work may hold.
         forget: told when this consumer is closed.
@@ -61,6 +66,7 @@ class SqliteConsumer(Consumer):
         queues: Sequence[str],
         *,
         prefetch: int,
+        prefetch_bytes: int,
         lease_s: float,
         queue_limit: int,
         forget: Callable[[SqliteConsumer], None],
@@ -72,9 +78,10 @@ class SqliteConsumer(Consumer):
         self._forget = forget
         self._queues = tuple(queues)
         self._prefetch = prefetch
+        self._prefetch_bytes = prefetch_bytes
         interactive = topology.predictions in queues
         self._longest_poll_s = _LONGEST_POLL_S if interactive else _LONGEST_WORK_POLL_S
-        self._held: dict[str, set[tuple[int, str]]] = {queue: set() for queue in queues}
+        self._held: dict[str, dict[tuple[int, str], int]] = {queue: {} for queue in queues}  # tokens: bytes
         self._lock = threading.Lock()
         self._closed = threading.Event()
 
@@ -104,36 +111,51 @@ class SqliteConsumer(Consumer):
 
     def _claim(self, queue: str, limit: int) -> list[Delivery]:
         with self._lock:
-            room = min(limit, self._prefetch - len(self._held[queue])) if self._prefetch else limit
-        if room < 1:
+            held = self._held[queue]
+            room = min(limit, self._prefetch - len(held)) if self._prefetch else limit
+            room_bytes = self._prefetch_bytes - sum(held.values()) if self._prefetch else math.inf
+        if room < 1 or room_bytes <= 0:
             return []
-        now = time.time()
+        time_now = now()
         with self._file.read() as db:
             # A read first: an empty queue must not cost a write transaction each time somebody else writes.
             (due,) = db.execute(
-                "SELECT EXISTS (SELECT 1 FROM messages WHERE queue = ? AND visible_at <= ?)", (queue, now)
+                "SELECT EXISTS (SELECT 1 FROM messages WHERE queue = ? AND visible_at <= ?)", (queue, time_now)
             ).fetchone()
         if not due:
             return []
         lease = uuid.uuid4().hex
         with self._file.write() as db:
             db.execute(
-                "UPDATE messages SET visible_at = 0, lease = NULL "
+                "UPDATE messages SET visible_at = 0, set_at = 0, lease = NULL "
                 "WHERE queue = ? AND visible_at > 0 AND visible_at <= ?",
-                (queue, now),
+                (queue, time_now),
             )
             claimed = db.execute(
-                "UPDATE messages SET visible_at = ?, lease = ?, deliveries = deliveries + 1 WHERE id IN "
+                "UPDATE messages SET visible_at = ?, set_at = ?, lease = ?, deliveries = deliveries + 1 WHERE id IN "
                 "(SELECT id FROM messages WHERE queue = ? AND visible_at = 0 ORDER BY id LIMIT ?) RETURNING id",
-                (now + self._lease_s, lease, queue, room),
+                (time_now + self._lease_s, time_now, lease, queue, room),
             ).fetchall()
+            sizes = sizes_by_id(db, [row for (row,) in claimed])
+            reached = itertools.accumulate(sizes.values(), initial=0)
+            excess = [row for row, before in zip(sizes, reached, strict=False) if before >= room_bytes]
+            for row in excess:
+                db.execute(
+                    "UPDATE messages SET visible_at = 0, set_at = 0, lease = NULL, deliveries = deliveries - 1 "
+                    "WHERE id = ?",
+                    (row,),
+                )
+                del sizes[row]
             with self._lock:
-                self._held[queue].update((row, lease) for (row,) in claimed)
-        if not claimed:
+                self._held[queue].update(((row, lease), size) for row, size in sizes.items())
+        if not sizes:
             return []
         with self._file.read() as db:
-            rows = messages_by_id(db, [row for (row,) in claimed])
-        return [Delivery(queue, message, count - 1, (row, lease)) for row, message, count in rows]
+            rows = messages_by_id(db, list(sizes))
+        return [
+            Delivery(queue, without_forged_reply_to(message, self._topology.queues), count - 1, (row, lease))
+            for row, message, count in rows
+        ]
 
     def settle(self, deliveries: Sequence[Delivery], outgoing: Sequence[Outgoing] = ()) -> None:
         # One transaction: the results are in exactly when the work is out. Only results that leave the system for
@@ -157,19 +179,19 @@ class SqliteConsumer(Consumer):
 
     def _give_back(self, delivery: Delivery, delay_s: float, counted: int) -> None:
         row, lease = delivery.token
-        visible_at = time.time() + delay_s if delay_s > 0 else 0
+        set_at = now() if delay_s > 0 else 0
         with self._file.write() as db:
             db.execute(
-                "UPDATE messages SET visible_at = ?, lease = NULL, deliveries = deliveries - 1 + ? "
+                "UPDATE messages SET visible_at = ?, set_at = ?, lease = NULL, deliveries = deliveries - 1 + ? "
                 "WHERE id = ? AND lease = ?",
-                (visible_at, counted, row, lease),
+                (set_at + max(0.0, delay_s), set_at, counted, row, lease),
             )
         self._release([delivery])
 
     def _release(self, deliveries: Sequence[Delivery]) -> None:
         with self._lock:
             for delivery in deliveries:
-                self._held[delivery.queue].discard(delivery.token)
+                self._held[delivery.queue].pop(delivery.token, None)
 
     def flush(self, timeout_s: float = 30.0) -> None:
         """Nothing is ever pending: `settle` returns when it is done."""
@@ -179,10 +201,11 @@ class SqliteConsumer(Consumer):
         with self._lock:
             held = [token for tokens in self._held.values() for token in tokens]
         if held:
-            until = time.time() + self._lease_s
+            time_now = now()
             with self._file.write() as db:
                 db.executemany(
-                    "UPDATE messages SET visible_at = ? WHERE id = ? AND lease = ?", [(until, *token) for token in held]
+                    "UPDATE messages SET visible_at = ?, set_at = ? WHERE id = ? AND lease = ?",
+                    [(time_now + self._lease_s, time_now, *token) for token in held],
                 )
 
     def close(self) -> None:
@@ -195,7 +218,7 @@ class SqliteConsumer(Consumer):
         if held:
             with self._file.write() as db:
                 db.executemany(
-                    "UPDATE messages SET visible_at = 0, lease = NULL, deliveries = deliveries - 1 "
+                    "UPDATE messages SET visible_at = 0, set_at = 0, lease = NULL, deliveries = deliveries - 1 "
                     "WHERE id = ? AND lease = ?",
                     held,
                 )
@@ -214,14 +237,16 @@ class SqliteReplyQueue(ReplyQueue):
         self._file = file
         self._forget = forget
         self._closed = threading.Event()
-        self._expires_at = 0.0
+        self._expires_at = -math.inf
+        self._reopened = file.reopened
         self.name = name
         self._touch()
 
     def _touch(self) -> None:
         """Says that somebody still reads here, once a minute at the most."""
-        if self._expires_at - time.time() < _REPLY_QUEUE_EXPIRY_S - 60:
-            self._expires_at = time.time() + _REPLY_QUEUE_EXPIRY_S
+        reopened = self._file.reopened
+        if self._expires_at - now() < REPLY_QUEUE_EXPIRY_S - 60 or reopened != self._reopened:
+            self._expires_at, self._reopened = now() + REPLY_QUEUE_EXPIRY_S, reopened
             with self._file.write() as db:
                 db.execute("INSERT OR REPLACE INTO reply_queues VALUES (?, ?)", (self.name, self._expires_at))
 
@@ -274,6 +299,7 @@ class SqliteSubscription(Subscription):
             # The sequence, not the table: old events may all have been swept.
             row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'events'").fetchone()
         self._seen: int = row[0] if row else 0
+        self._reopened = file.reopened
 
     def receive(self, timeout_s: float) -> list[Event]:
         with _ended_by(self._closed):
@@ -285,6 +311,8 @@ class SqliteSubscription(Subscription):
         waiting = Waiting(_LONGEST_EVENT_POLL_S)
         while not self._closed.is_set():
             seen = self._file.version()
+            if self._file.reopened != self._reopened:
+                self._reopened, self._seen = self._file.reopened, 0  # another file counts from the beginning
             with self._file.read() as db:
                 rows = db.execute(
                     "SELECT id, topic, payload FROM events WHERE id > ? ORDER BY id LIMIT 1000", (self._seen,)

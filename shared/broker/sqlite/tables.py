@@ -83,6 +83,11 @@ def messages_by_id(db: sqlite3.Connection, rows: Sequence[int]) -> list[tuple[in
     return _messages(db, f"m.id IN ({_marks(rows)}) ORDER BY m.id", rows)
 
 
+def sizes_by_id(db: sqlite3.Connection, rows: Sequence[int]) -> dict[int, int]:
+    """Returns the bytes of the rows' bodies, in their order in the queue."""
+    return dict(db.execute(f"SELECT id, length(body) FROM payloads WHERE id IN ({_marks(rows)}) ORDER BY id", rows))  # noqa: S608 - marks
+
+
 def _messages(db: sqlite3.Connection, where: str, values: Sequence[object]) -> list[tuple[int, Message, int]]:
     """Returns (row id, message, deliveries) of the rows that match; `where` is a constant of this file."""
     rows = db.execute(
@@ -93,6 +98,19 @@ def _messages(db: sqlite3.Connection, where: str, values: Sequence[object]) -> l
     return [
         (row, Message(body, content_type, message_id, correlation_id, reply_to, json.loads(headers)), deliveries)
         for row, deliveries, message_id, content_type, correlation_id, reply_to, headers, body in rows
+    ]
+
+
+def dead_letters_beyond(db: sqlite3.Connection, queue: str, letters: int, size_bytes: int) -> list[int]:
+    """Returns the rows of the oldest dead letters, without which there are no more than so many, of no more bytes."""
+    return [
+        row
+        for (row,) in db.execute(
+            "SELECT id FROM (SELECT m.id, row_number() OVER newer AS n, sum(length(p.body)) OVER newer AS b "
+            "FROM messages m JOIN payloads p ON p.id = m.id WHERE m.queue = ? WINDOW newer AS (ORDER BY m.id DESC)) "
+            "WHERE n > ? OR b > ?",
+            (queue, letters, size_bytes),
+        )
     ]
 
 

@@ -19,7 +19,9 @@ from shared.client import Client
 from shared.connect import open_client
 from shared.errors import Conflict, GenderlineError, InvalidMessage, NotFound
 from shared.messages import job_id_of, json_reply, parse_dataset, parse_job, parse_prediction, prediction, run_id_of
-from shared.records import jobs, runs
+from shared.records.jobs import JobState
+from shared.records.record import ModelRef
+from shared.records.runs import RunState
 from shared.runtime.settings import Settings
 from shared.store.files import FileStore
 
@@ -59,7 +61,7 @@ def test_a_dataset_is_stored_under_its_hash_and_its_message_names_it(client: Cli
     assert archive.exists()
     record = client.runs.get(run_id)
     assert run_id == run_id_of("m1") == run_id_of(message.message_id)
-    assert (record["state"], record["name"], record["params"]["epochs"]) == (runs.QUEUED, "my faces", 3)
+    assert (record.state, record.name, record.params.epochs) == (RunState.QUEUED, "my faces", 3)
 
 
 @pytest.mark.parametrize(("name", "called"), [("n" * 201, "n" * 200), ("bad \udcff", "bad ?")])
@@ -70,7 +72,7 @@ def test_a_name_that_a_message_does_not_take_is_made_to_fit(
     (dataset,) = waiting(client, client.broker.topology.datasets)
     (job,) = waiting(client, client.broker.topology.jobs)
     assert (parse_dataset(dataset).name, parse_job(job).name) == (called, called)
-    assert (client.runs.get(run_id)["name"], client.jobs.get(job_id)["name"]) == (called, called)
+    assert (client.runs.get(run_id).name, client.jobs.get(job_id).name) == (called, called)
 
 
 def test_copying_is_told_piece_by_piece_and_done_once_for_the_same_archive(client: Client, archive: Path) -> None:
@@ -81,7 +83,7 @@ def test_copying_is_told_piece_by_piece_and_done_once_for_the_same_archive(clien
     second = client.submit_dataset(archive, name="again", on_copied=copied.append)
     assert sum(copied) == len(CONTENT)
     assert first != second
-    assert client.runs.get(second)["name"] == "again"
+    assert client.runs.get(second).name == "again"
 
 
 def test_a_file_may_be_given_away(client: Client, archive: Path) -> None:
@@ -107,7 +109,7 @@ def test_a_file_that_changes_while_it_is_copied_does_not_poison_the_store(client
     with pytest.raises(Conflict, match=r"my faces\.zip changed while it was copied"):
         client.submit_dataset(archive, on_copied=change)
     assert client.store.children("datasets") == []
-    assert client.runs.all() == []
+    assert client.runs.all().records == []
 
 
 def test_a_message_that_the_broker_refuses_leaves_no_run_that_waits_forever(tmp_path: Path, archive: Path) -> None:
@@ -118,14 +120,14 @@ def test_a_message_that_the_broker_refuses_leaves_no_run_that_waits_forever(tmp_
         for submit in (client.submit_dataset, client.submit_job):
             with pytest.raises(BrokerFull):
                 submit(archive)
-        assert (len(client.runs.all()), len(client.jobs.all())) == (1, 1)
+        assert (len(client.runs.all().records), len(client.jobs.all().records)) == (1, 1)
 
 
 def test_a_run_that_a_trainer_took_at_once_is_not_set_back_to_queued(client: Client, archive: Path) -> None:
     run_id = run_id_of("m1")
-    client.runs.create(run_id, message_id="m1", name="x", params=None, state=runs.TRAINING)
+    client.runs.create(run_id, message_id="m1", name="x", params=None, state=RunState.TRAINING)
     client.submit_dataset(archive, message_id="m1")
-    assert client.runs.get(run_id)["state"] == runs.TRAINING
+    assert client.runs.get(run_id).state == RunState.TRAINING
 
 
 # -- following
@@ -135,19 +137,23 @@ def test_a_run_is_followed_by_events_to_its_end(client: Client, archive: Path) -
     run_id = client.submit_dataset(archive)
 
     def train() -> None:
-        client.runs.update(run_id, state=runs.TRAINING)
-        client.broker.emit("run.progress", {"run_id": "another", "progress": {"stage": "training", "done": 99}})
-        client.broker.emit("run.progress", {"run_id": run_id, "progress": {"stage": "training", "done": 5}})
+        client.runs.update(run_id, state=RunState.TRAINING)
+        client.broker.emit(
+            "run.progress", {"run_id": "another", "progress": {"stage": "training", "done": 99, "total": 99}}
+        )
+        client.broker.emit(
+            "run.progress", {"run_id": run_id, "progress": {"stage": "training", "done": 5, "total": 99}}
+        )
 
     followed = client.follow_run(run_id, timeout_s=20)
-    assert next(followed)["state"] == runs.QUEUED
+    assert next(followed).state == RunState.QUEUED
     train()
     record = next(followed)
-    assert (record["state"], record["progress"]["done"]) == (runs.TRAINING, 5)
-    client.runs.update(run_id, state=runs.REGISTERED, model=MODEL)
+    assert (record.state, record.progress.done) == (RunState.TRAINING, 5)
+    client.runs.update(run_id, state=RunState.REGISTERED, model=MODEL)
     client.broker.emit("run.registered", {"run_id": run_id})
     rest = list(followed)
-    assert (rest[-1]["state"], rest[-1]["model"]) == (runs.REGISTERED, MODEL)
+    assert (rest[-1].state, rest[-1].model) == (RunState.REGISTERED, ModelRef.model_validate(MODEL))
 
 
 def test_an_end_without_an_event_is_found_all_the_same(
@@ -156,15 +162,15 @@ def test_an_end_without_an_event_is_found_all_the_same(
     monkeypatch.setattr(client_module, "_POLL_S", 0.01)
     run_id = client.submit_dataset(archive)
     followed = client.follow_run(run_id, timeout_s=20)
-    assert next(followed)["state"] == runs.QUEUED
-    client.runs.update(run_id, state=runs.FAILED)
-    assert list(followed)[-1]["state"] == runs.FAILED
+    assert next(followed).state == RunState.QUEUED
+    client.runs.update(run_id, state=RunState.FAILED)
+    assert list(followed)[-1].state == RunState.FAILED
 
 
 def test_a_run_that_has_ended_is_told_once(client: Client, archive: Path) -> None:
     run_id = client.submit_dataset(archive)
-    client.runs.update(run_id, state=runs.REJECTED)
-    assert [record["state"] for record in client.follow_run(run_id)] == [runs.REJECTED]
+    client.runs.update(run_id, state=RunState.REJECTED)
+    assert [record.state for record in client.follow_run(run_id)] == [RunState.REJECTED]
 
 
 def test_following_ends_with_a_time_out_that_says_the_state(
@@ -193,7 +199,7 @@ def test_a_job_is_stored_and_its_message_names_it(client: Client, archive: Path)
     request = parse_job(message)
     assert (job_id, request.name, request.uri) == (job_id_of("m1"), "batch", f"store:jobs/{job_id}/archive.zip")
     assert client.store.get(f"jobs/{job_id}/archive.zip") == CONTENT
-    assert client.jobs.get(job_id)["state"] == jobs.QUEUED
+    assert client.jobs.get(job_id).state == JobState.QUEUED
 
 
 def test_a_job_is_followed_with_the_images_done_to_its_end(
@@ -201,13 +207,13 @@ def test_a_job_is_followed_with_the_images_done_to_its_end(
 ) -> None:
     monkeypatch.setattr(client_module, "_POLL_S", 0.01)
     job_id = client.submit_job(archive)
-    client.jobs.update(job_id, state=jobs.ACCEPTED, images=15, shards=2, shard_images=10)
+    client.jobs.update(job_id, state=JobState.ACCEPTED, images=15, shards=2, shard_images=10)
     client.store.put(client.jobs.part_key(job_id, 1), b"")
     followed = client.follow_job(job_id, timeout_s=20)
-    assert next(followed)["done"] == 5
-    client.jobs.update(job_id, state=jobs.FINISHED)
-    rest = list(followed)
-    assert (rest[-1]["state"], rest[-1]["done"]) == (jobs.FINISHED, 15)
+    assert next(followed)[1].done == 5
+    client.jobs.update(job_id, state=JobState.FINISHED)
+    *_, (job, progress) = followed
+    assert (job.state, progress.done) == (JobState.FINISHED, 15)
 
 
 # -- predictions
@@ -224,7 +230,7 @@ def worker(client: Client, answer: Callable[[Delivery], dict[str, Any]]) -> Iter
             while not stop.is_set():
                 for delivery in consumer.receive(1, timeout_s=0.1):
                     taken.append(delivery)
-                    consumer.settle([delivery], json_reply(delivery, answer(delivery)))
+                    consumer.settle([delivery], json_reply(delivery.message, answer(delivery)))
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.broker.base import Delivery, HeaderValue, Message
+from shared.broker.base import HeaderValue, Message
 from shared.clock import now_iso
 from shared.errors import InvalidImage, InvalidMessage
 from shared.messages import (
     PACK_LIMIT,
     by_reference,
+    find_content_type,
     job_id_of,
     json_message,
     json_reply,
@@ -122,9 +123,12 @@ def test_a_shard_is_what_the_workers_build() -> None:
 @pytest.mark.parametrize(
     ("parse", "expected"),
     [
-        (parse_dataset, "application/zip, application/json"),
-        (parse_job, "application/zip, application/json"),
-        (parse_prediction, "image/jpeg, image/png, image/webp, image/bmp, application/msgpack"),
+        (parse_dataset, "application/zip, application/x-tar, application/gzip, application/json"),
+        (parse_job, "application/zip, application/x-tar, application/gzip, application/json"),
+        (
+            parse_prediction,
+            "image/jpeg, image/png, image/webp, image/bmp, image/avif, image/heic, application/msgpack",
+        ),
         (parse_shard, "application/json"),
     ],
 )
@@ -134,6 +138,49 @@ def test_an_unknown_content_type_is_refused_with_those_that_are_taken(
     error = refused(parse, Message(b"x", "text/html"))
     assert error.code == "unsupported_content_type"
     assert str(error) == f"content type is 'text/html'; expected one of {expected}"
+
+
+@pytest.mark.parametrize(
+    ("content_type", "head", "taken_as"),
+    [
+        ("image/jpg", b"", "image/jpeg"),
+        ("image/pjpeg; q=1", b"", "image/jpeg"),
+        ("image/x-ms-bmp", b"", "image/bmp"),
+        ("IMAGE/X-PNG", b"", "image/png"),
+        ("application/x-zip", b"", "application/zip"),
+        ("application/x-zip-compressed", b"", "application/zip"),
+        ("application/x-gzip", b"", "application/gzip"),
+        ("application/octet-stream", b"PK\x03\x04", "application/zip"),
+        ("application/octet-stream", b"\x1f\x8b\x08", "application/gzip"),
+        ("application/octet-stream", b"\xff\xd8\xff\xe0", "image/jpeg"),
+        ("application/octet-stream", b'{"schema": 1}', "application/json"),
+        ("application/octet-stream", b"\x82\xa6schema\x01", "application/msgpack"),
+        ("", b"\x89PNG\r\n\x1a\n", "image/png"),
+        ("image/png-or-so", b"\xff\xd8\xff\xe0", "image/jpeg"),
+        ("image/gif", b"GIF89a", "image/gif"),
+        ("application/octet-stream", b"%PDF-1.7", "application/octet-stream"),
+        ("text/html", b"\xff\xd8\xff\xe0", "text/html"),
+    ],
+)
+def test_a_content_type_is_taken_by_its_usual_name_and_by_the_content_where_it_says_nothing(
+    content_type: str, head: bytes, taken_as: str
+) -> None:
+    assert find_content_type(content_type, head) == taken_as
+
+
+def test_an_image_and_an_archive_may_come_under_other_names_of_their_types() -> None:
+    assert parse_prediction(Message(b"x", "image/jpg")).images == [b"x"]
+    assert parse_prediction(Message(b"\x89PNG\r\n\x1a\n", "application/octet-stream")).ids == [None]
+    assert parse_job(Message(b"PK\x03\x04", "application/x-zip")).body == b"PK\x03\x04"
+    assert parse_dataset(Message(b"\x1f\x8b\x08", "application/octet-stream", headers={"name": "a"})).name == "a"
+
+
+@pytest.mark.parametrize("deadline", [1_764_403_200_000, "1764403200000", 1.7e15])
+def test_a_deadline_in_milliseconds_is_refused_with_what_was_found(deadline: HeaderValue) -> None:
+    error = refused(parse_prediction, Message(b"x", "image/jpeg", headers={"deadline": deadline}))
+    assert str(error) == (
+        f"header deadline is {deadline!r}, which seems to be in milliseconds; expected Unix time in seconds"
+    )
 
 
 @pytest.mark.parametrize(
@@ -323,10 +370,9 @@ def test_whatever_comes_in_a_parser_takes_it_or_calls_it_invalid(
 @given(keys=st.lists(st.none() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=20), min_size=1, max_size=5))
 def test_whatever_id_an_image_may_have_comes_back_in_the_reply(keys: list[str | int | None]) -> None:
     request = pack_message([(key, b"") for key in keys], reply_to="somewhere")
-    delivery = Delivery("predictions", request, 0, None)
     good, bad = prediction(None, 0.971), prediction_error(None, InvalidImage("found \x00ü☃, expected a face"))
     entries = [{**entry, "id": key} for key, entry in zip(parse_prediction(request).ids, (good, bad) * 3, strict=False)]
-    (reply,) = prediction_reply(delivery, {"name": "gender", "version": 3}, entries)
+    (reply,) = prediction_reply(request, {"name": "gender", "version": 3}, entries)
     model = {"name": "gender", "version": 3}
     assert json.loads(reply.message.body) == {"schema": 1, "model": model, "predictions": entries}
     assert [entry["id"] for entry in entries] == keys
@@ -355,19 +401,19 @@ def test_an_image_without_a_prediction_carries_its_error() -> None:
 
 def test_a_reply_goes_where_it_was_asked_for_under_its_correlation() -> None:
     asked = Message(b"", "x", "m1", reply_to="inbox")
-    (reply,) = json_reply(Delivery("q", asked, 0, None), {"status": "accepted"})
+    (reply,) = json_reply(asked, {"status": "accepted"})
     assert (reply.queue, reply.message.correlation_id, reply.message.content_type) == (
         "inbox",
         "m1",
         "application/json",
     )
     assert json.loads(reply.message.body) == {"schema": 1, "status": "accepted"}
-    correlated = Delivery("q", Message(b"", "x", "m1", correlation_id="c1", reply_to="inbox"), 0, None)
+    correlated = Message(b"", "x", "m1", correlation_id="c1", reply_to="inbox")
     assert json_reply(correlated, {})[0].message.correlation_id == "c1"
 
 
 def test_nobody_is_answered_who_did_not_ask() -> None:
-    assert json_reply(Delivery("q", Message(b"", "x"), 0, None), {"status": "accepted"}) == []
+    assert json_reply(Message(b"", "x"), {"status": "accepted"}) == []
 
 
 def test_times_are_utc_to_the_millisecond_and_in_the_order_of_text() -> None:

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
+import os
+import tarfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from shared.archives.archive import ArchiveLimits
 from shared.broker.base import Broker, Message
 from shared.broker.sqlite.broker import SqliteBroker
 from shared.client import Client
 from shared.faces.synthetic import draw_sample
+from shared.runtime.settings import Settings
 from shared.store.base import sha256_of
 from shared.store.files import FileStore
 from shared.topology import Topology
+from tests.archives import labelled_faces, zipped
 from trainer.inbox import InboxWatcher
 
-ZIP = b"PK\x05\x06" + bytes(18)
+ZIP = zipped(labelled_faces(1))
+LIMITS = ArchiveLimits.from_settings(Settings())
 
 
 @pytest.fixture
@@ -40,7 +49,7 @@ def inbox(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def watcher(client: Client, inbox: Path) -> InboxWatcher:
-    watcher = InboxWatcher(client, inbox)
+    watcher = InboxWatcher(client, inbox, LIMITS)
     watcher.look()
     return watcher
 
@@ -64,7 +73,7 @@ def test_a_zip_is_submitted_at_the_second_look_and_moved_aside(
     (message,) = messages(broker)
     moved = inbox / "submitted" / "faces.ZIP"
     assert json.loads(message.body)["sha256"] == sha256_of(moved)
-    assert [run["name"] for run in client.runs.all()] == ["faces"]
+    assert [run.name for run in client.runs.all().records] == ["faces"]
     assert not (inbox / "faces.ZIP").exists()
 
 
@@ -102,7 +111,7 @@ def test_a_broken_zip_is_submitted_once_it_has_been_quiet_for_a_minute(
     client: Client, broker: Broker, inbox: Path
 ) -> None:
     now = 1000.0
-    watcher = InboxWatcher(client, inbox, clock=lambda: now)
+    watcher = InboxWatcher(client, inbox, LIMITS, clock=lambda: now)
     watcher.look()
     (inbox / "faces.zip").write_bytes(b"PK\x03\x04")
     for seconds in (0.0, 30.0, 29.0):
@@ -120,7 +129,7 @@ def test_a_broken_zip_is_submitted_once_it_has_been_quiet_for_a_minute(
 
 
 def test_a_zip_with_too_many_entries_is_whole_all_the_same(client: Client, broker: Broker, inbox: Path) -> None:
-    watcher = InboxWatcher(client, inbox, max_members=3)
+    watcher = InboxWatcher(client, inbox, replace(LIMITS, max_members=3))
     watcher.look()
     draw_sample(inbox / "faces.zip", 4, seed=7)
     watcher.look()
@@ -136,12 +145,12 @@ def test_a_crash_between_submitting_and_moving_does_not_submit_another_run(
     watcher.look()
     # As if the move had not happened; the inode stays the same.
     (inbox / "submitted" / "faces.zip").rename(inbox / "faces.zip")
-    again = InboxWatcher(client, inbox)
+    again = InboxWatcher(client, inbox, LIMITS)
     again.look()
     again.look()
     first, second = messages(broker)
     assert first.message_id == second.message_id
-    assert len(client.runs.all()) == 1
+    assert len(client.runs.all().records) == 1
 
 
 def test_a_second_archive_of_the_same_name_is_another_run_and_keeps_the_first(
@@ -151,7 +160,7 @@ def test_a_second_archive_of_the_same_name_is_another_run_and_keeps_the_first(
         (inbox / "faces.zip").write_bytes(content)
         watcher.look()
         watcher.look()
-    assert len(client.runs.all()) == 2
+    assert len(client.runs.all().records) == 2
     assert sorted(file.stat().st_size for file in (inbox / "submitted").iterdir()) == [len(ZIP), len(ZIP) + 1]
 
 
@@ -180,7 +189,7 @@ def test_trouble_is_said_once_and_the_file_is_tried_again(
             full.publish(full.topology.datasets, Message(b"", "text/plain"))
         else:
             (tmp_path / "store" / "datasets").write_text("in the way")
-        watcher = InboxWatcher(Client(full, store), inbox)
+        watcher = InboxWatcher(Client(full, store), inbox, LIMITS)
         watcher.look()
         (inbox / "faces.zip").write_bytes(ZIP)
         with caplog.at_level(logging.WARNING):
@@ -213,7 +222,7 @@ def test_a_folder_that_cannot_be_made_is_said_once(
     client: Client, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
-    watcher = InboxWatcher(client, tmp_path / "file" / "inbox")
+    watcher = InboxWatcher(client, tmp_path / "file" / "inbox", LIMITS)
     watcher.look()
     watcher.look()
     assert [record.getMessage() for record in caplog.records] == [
@@ -225,7 +234,7 @@ def test_run_watches_until_it_is_told_to_stop(broker: Broker, client: Client, in
     inbox.mkdir(parents=True)
     (inbox / "faces.zip").write_bytes(ZIP)
     stop = threading.Event()
-    thread = threading.Thread(target=InboxWatcher(client, inbox).run, args=[stop])
+    thread = threading.Thread(target=InboxWatcher(client, inbox, LIMITS).run, args=[stop])
     thread.start()
     try:
         with broker.consume([broker.topology.datasets], prefetch=1) as consumer:
@@ -233,3 +242,51 @@ def test_run_watches_until_it_is_told_to_stop(broker: Broker, client: Client, in
     finally:
         stop.set()
         thread.join()
+
+
+def test_a_tar_gz_is_submitted_once_it_is_whole(
+    watcher: InboxWatcher, broker: Broker, client: Client, inbox: Path, tmp_path: Path
+) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, data in labelled_faces(30):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    data = buffer.getvalue()
+    with (inbox / "UTKFace.tar.gz").open("wb") as file:
+        file.write(data[: len(data) // 2])
+        file.flush()
+        for _ in range(3):
+            watcher.look()
+        assert messages(broker) == []
+        file.write(data[len(data) // 2 :])
+    watcher.look()
+    watcher.look()
+    assert len(messages(broker)) == 1
+    assert [run.name for run in client.runs.all().records] == ["UTKFace"]
+    assert (inbox / "submitted" / "UTKFace.tar.gz").read_bytes() == data
+
+
+def test_a_file_that_is_swapped_for_a_link_after_it_was_looked_at_is_not_followed(
+    watcher: InboxWatcher, broker: Broker, inbox: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "secret.zip").write_bytes(ZIP)
+    (inbox / "faces.zip").write_bytes(ZIP)
+    watcher.look()
+    rename = os.scandir
+
+    def swap(folder: Path) -> object:
+        # What the watcher lists is the plain file; before it opens it, a link has taken the name.
+        entries = list(rename(folder))
+        for entry in entries:
+            entry.stat(follow_symlinks=False)
+        (inbox / "faces.zip").unlink()
+        (inbox / "faces.zip").symlink_to(tmp_path / "secret.zip")
+        return contextlib.nullcontext(entries)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "scandir", swap)
+        watcher.look()
+    assert messages(broker) == []
+    assert (tmp_path / "secret.zip").exists()

@@ -16,7 +16,8 @@ from shared.broker.base import Message, Outgoing
 from shared.errors import CODES
 from shared.messages import parse_dataset, parse_job, run_id_of
 from shared.params import TrainingParams
-from shared.records import jobs, runs
+from shared.records.jobs import JobState
+from shared.records.runs import RunState
 from shared.records.shadow import ShadowFigures, add_shadow_figures
 from tests.archives import zipped
 from tests.dashboard_app import Site, error_of, open_site
@@ -48,7 +49,7 @@ def test_a_raw_archive_is_stored_and_queued(site: Site) -> None:
     assert message.name == "mine"
     assert message.uri is not None
     assert site.store.get(message.uri.removeprefix("store:")) == archive()
-    assert site.parts.client.runs.get(run_id)["state"] == runs.QUEUED
+    assert site.parts.client.runs.get(run_id).state == RunState.QUEUED
 
 
 def test_a_multipart_archive_carries_name_and_params(site: Site) -> None:
@@ -107,19 +108,20 @@ def test_an_archive_over_the_limit_is_refused(tmp_path: Path) -> None:
 
 
 class Flowing(io.RawIOBase):
-    """A body of `size` bytes that begins like a zip and is never in memory as a whole."""
+    """A body of `size` bytes that ends as a zip and is never in memory as a whole."""
 
     def __init__(self, size: int) -> None:
         self._left = size
-        self._head = b"PK\x03\x04"
+        self._end = archive()
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        count = min(len(buffer), self._left)
-        buffer[:count] = self._head.ljust(count, b"\0")[:count]
-        self._head = b""
+        in_front = self._left - len(self._end)
+        count = min(len(buffer), in_front) if in_front > 0 else min(len(buffer), self._left)
+        start = len(self._end) - self._left
+        buffer[:count] = bytes(count) if in_front > 0 else self._end[start : start + count]
         self._left -= count
         return count
 
@@ -149,6 +151,14 @@ def test_an_empty_multipart_names_the_field_it_expects(site: Site) -> None:
     assert "'file'" in error_of(answer.data)[1]
 
 
+def test_a_part_of_a_form_without_a_name_is_refused(site: Site) -> None:
+    body = b'--b\r\nContent-Disposition: form-data; filename="a.zip"\r\n\r\nPK\x03\x04\r\n--b--\r\n'
+    for path in ("/api/v1/datasets", "/api/v1/predictions"):
+        answer = site.web.post(path, data=body, content_type="multipart/form-data; boundary=b")
+
+        assert (answer.status_code, error_of(answer.data)[0]) == (400, "invalid_message")
+
+
 def test_runs_are_listed_newest_first_and_paged(site: Site) -> None:
     for i in range(3):
         site.builder.run(f"run-{i}", created=f"2026-01-0{i + 1}T00:00:00.000Z")
@@ -176,18 +186,18 @@ def test_a_run_shows_params_history_and_evaluation(site: Site) -> None:
 
 def test_a_record_that_still_changes_is_read_again(site: Site) -> None:
     web = site.web
-    site.builder.run("run-a", state=runs.TRAINING)
+    site.builder.run("run-a", state=RunState.TRAINING)
     before = web.get("/api/v1/runs/run-a").json
-    site.builder.runs.update("run-a", state=runs.EVALUATING)
+    site.builder.runs.update("run-a", state=RunState.EVALUATING)
 
     after = web.get("/api/v1/runs/run-a").json
 
-    assert (before or {})["state"] == runs.TRAINING
-    assert (after or {})["state"] == runs.EVALUATING
+    assert (before or {})["state"] == RunState.TRAINING
+    assert (after or {})["state"] == RunState.EVALUATING
 
 
 def test_cancelling_a_run_leaves_word_for_its_trainer(site: Site) -> None:
-    site.builder.run("run-a", state=runs.TRAINING)
+    site.builder.run("run-a", state=RunState.TRAINING)
 
     answer = site.web.post("/api/v1/runs/run-a/cancel")
 
@@ -196,7 +206,7 @@ def test_cancelling_a_run_leaves_word_for_its_trainer(site: Site) -> None:
 
 
 def test_cancelling_what_has_ended_is_a_conflict(site: Site) -> None:
-    site.builder.run("run-a", state=runs.FAILED)
+    site.builder.run("run-a", state=RunState.FAILED)
 
     answer = site.web.post("/api/v1/runs/run-a/cancel")
 
@@ -287,7 +297,7 @@ def test_a_job_is_stored_and_queued_and_tells_its_progress(site: Site) -> None:
     assert answer.status_code == 202
     job_id = (answer.json or {})["job_id"]
     assert parse_job(taken(site, site.broker.topology.jobs)).name == "photos"
-    site.builder.jobs.update(job_id, state=jobs.ACCEPTED, images=10, shards=3, shard_images=4)
+    site.builder.jobs.update(job_id, state=JobState.ACCEPTED, images=10, shards=3, shard_images=4)
     site.store.put(site.builder.jobs.part_key(job_id, 0), b"rows")
     job = web.get(f"/api/v1/jobs/{job_id}").json
     assert (job or {})["progress"] == {"done": 4, "total": 10}
@@ -296,7 +306,7 @@ def test_a_job_is_stored_and_queued_and_tells_its_progress(site: Site) -> None:
 
 def test_results_come_as_csv_once_there_are_any(site: Site) -> None:
     site.builder.job("job-a")
-    site.builder.jobs.create("job-b", message_id="b", name="b", state=jobs.QUEUED)
+    site.builder.jobs.create("job-b", message_id="b", name="b", state=JobState.QUEUED)
 
     done, waiting = (
         site.web.get("/api/v1/jobs/job-a/results.csv", buffered=True),
@@ -310,7 +320,7 @@ def test_results_come_as_csv_once_there_are_any(site: Site) -> None:
 
 
 def test_cancelling_a_job_leaves_word_for_its_workers(site: Site) -> None:
-    site.builder.jobs.create("job-b", message_id="b", name="b", state=jobs.QUEUED)
+    site.builder.jobs.create("job-b", message_id="b", name="b", state=JobState.QUEUED)
 
     assert site.web.post("/api/v1/jobs/job-b/cancel").status_code == 202
     assert site.builder.jobs.cancel_requested("job-b")
@@ -453,14 +463,17 @@ def test_openapi_refers_only_to_what_it_defines(site: Site) -> None:
     assert document["components"]["schemas"]["Fault"]["properties"]["code"]["enum"] == list(CODES)
 
 
-def test_a_bug_says_nothing_of_its_details(site: Site, caplog: pytest.LogCaptureFixture) -> None:
-    site.store.put("runs/run-a/run.json", b"not json")
+def test_a_bug_says_nothing_of_its_details(
+    site: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site.parts.client, "runs", None)
+    site.builder.run("run-a")
 
     answer = site.web.get("/api/v1/runs/run-a")
 
     assert answer.status_code == 500
-    assert error_of(answer.data) == ("internal", "a bug on our side; the service's log has the details")
-    assert "JSONDecodeError" in caplog.text
+    assert error_of(answer.data) == ("internal", "internal error; the service's log has the details")
+    assert "AttributeError" in caplog.text
 
 
 def test_the_sample_dataset_is_drawn_and_submitted(site: Site) -> None:
@@ -473,7 +486,7 @@ def test_the_sample_dataset_is_drawn_and_submitted(site: Site) -> None:
     assert (state["running"], state["error"], state["done"]) == (False, None, 40)
     message = parse_dataset(taken(site, site.broker.topology.datasets))
     assert message.params == TrainingParams(epochs=2)
-    assert site.parts.client.runs.get(state["run_id"])["name"] == "sample"
+    assert site.parts.client.runs.get(state["run_id"]).name == "sample"
 
 
 def test_two_sample_datasets_at_once_are_a_conflict(site: Site) -> None:
@@ -529,7 +542,11 @@ def test_every_query_parameter_that_is_described_is_taken(site: Site) -> None:
             query = [item["name"] for item in operation.get("parameters", []) if item["in"] == "query"]
             if path == "/events" or not query:
                 continue
-            answer = site.web.open(f"/api/v1{path.format(version=1)}", method=method, query_string=dict.fromkeys(query))
+            answer = site.web.open(
+                f"/api/v1{path.format(version=1, sha256='abc', run_id='run-a', job_id='job-a')}",
+                method=method,
+                query_string=dict.fromkeys(query),
+            )
             assert "in the query" not in answer.text, path
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.records import runs
+from shared.records.runs import RunState
 from tests.dashboard_app import Site, open_site
 from tests.store_builder import HOSTILE_NAMES
 from tests.unit.dashboard.pages.helpers import RUN
@@ -28,8 +28,8 @@ def filled(site: Site) -> Site:
     site.parts.client.promote(1, "first")
     site.parts.client.promote(2, "newer")
     progress = {"stage": "training", "done": 5, "total": 10, "rate": 400.0, "eta_s": 75, "epoch": 3, "epochs": 6}
-    site.builder.run("run-000000000003", name="going", state=runs.TRAINING, epochs=2, progress=progress)
+    site.builder.run("run-000000000003", name="going", state=RunState.TRAINING, epochs=2, progress=progress)
     error = {"code": "single_gender", "message": "all faces are male"}
-    site.builder.run("run-000000000004", name=HOSTILE_NAMES[0], state=runs.REJECTED, error=error)
+    site.builder.run("run-000000000004", name=HOSTILE_NAMES[0], state=RunState.REJECTED, error=error)
     site.builder.job()
     return site

@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from shared.records import jobs, runs
+from shared.records.jobs import JobState
+from shared.records.runs import RunState
 from tests.dashboard_app import Site, error_of
 from tests.unit.dashboard.pages.helpers import RUN, bury, sha_of
 
@@ -109,10 +110,10 @@ def test_hostile_names_are_shown_as_text(filled: Site) -> None:
         ("/datasets", "No datasets yet"),
         ("/runs", "No runs yet"),
         ("/models", "No models yet"),
-        ("/predict", "There is no model yet"),
+        ("/predict", "Predictions need a trained model."),
         ("/jobs", "No jobs yet"),
-        ("/dead", "No dead letters"),
-        ("/runs/compare", "Choose two runs or more"),
+        ("/dead", "No failed messages"),
+        ("/runs/compare", "Select two runs or more"),
     ],
 )
 def test_every_empty_list_says_what_to_do(site: Site, path: str, words: str) -> None:
@@ -133,26 +134,43 @@ def test_what_is_not_there_gets_a_page_with_a_next_step(site: Site, path: str) -
 
 
 def test_what_had_failed_and_goes_on_is_shown_as_it_is(site: Site) -> None:
-    error = {"code": "internal", "message": "the disk was full"}
-    site.builder.run("run-1", state=runs.FAILED, error=error)
-    site.builder.jobs.create("job-1", message_id="1", name="one", state=jobs.QUEUED)
-    site.builder.jobs.update("job-1", state=jobs.REJECTED, error=error)
+    error = {"code": "unavailable", "message": "the disk was full"}
+    site.builder.run("run-1", state=RunState.FAILED, error=error)
+    site.builder.jobs.create("job-1", message_id="1", name="one", state=JobState.QUEUED)
+    site.builder.jobs.update("job-1", state=JobState.REJECTED, error=error)
     for path in ("/runs/run-1", "/jobs/job-1"):
         assert "the disk was full" in site.web.get(path).text
 
-    site.builder.runs.update("run-1", state=runs.TRAINING, error=None)
-    site.builder.jobs.update("job-1", state=jobs.ACCEPTED, error=None)
+    site.builder.runs.reopen("run-1", 1.5)
+    site.builder.jobs.reopen("job-1", 1.5)
 
     for path in ("/runs/run-1", "/jobs/job-1"):
         assert "the disk was full" not in site.web.get(path).text
 
 
-def test_a_bug_in_a_page_is_a_page(filled: Site, caplog: pytest.LogCaptureFixture) -> None:
-    filled.store.put("runs/run-x/run.json", b"{")
+def test_a_bug_in_a_page_is_a_page(
+    filled: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filled.parts, "store_cache", None)
 
     answer = filled.web.get("/runs")
 
     assert (answer.status_code, answer.mimetype) == (500, "text/html")
-    assert "a bug on our side" in answer.text
-    assert "JSONDecodeError" in caplog.text
+    assert "Internal error; the service" in answer.text
+    assert "AttributeError" in caplog.text
     assert error_of(filled.web.get("/api/v1/runs").data)[0] == "internal"
+
+
+def test_damaged_records_are_named_on_their_lists_and_cost_the_pages_nothing_else(filled: Site) -> None:
+    filled.store.put("runs/run-x/run.json", b"")
+    filled.store.put("jobs/job-x/job.json", b"{}")
+
+    for page, name in (("/runs", "runs/run-x/run.json"), ("/jobs", "jobs/job-x/job.json")):
+        text = filled.web.get(page).text
+        assert f"{name} in the store is damaged" in text
+        assert "faces" in text or "photos" in text
+        assert f"{name} in the store is damaged" in filled.web.get("/").text
+        assert f"{name} in the store is damaged" in filled.web.get(f"/{name.rpartition('/')[0]}").text
+        api = filled.web.get(f"/api/v1{page}").json or {}
+        assert [damaged["file"] for damaged in api["damaged"]] == [name]
+        assert api["total"] == len(api[page[1:]]) > 0

@@ -7,7 +7,8 @@ import pytest
 from dashboard.errors import STATUSES
 from dashboard.pages.filters import count, counted, duration, number, percent, progress_view, short, size, state_class
 from shared.errors import CODES
-from shared.records import jobs, runs
+from shared.records.jobs import JobState
+from shared.records.runs import Progress, RunState
 
 NBSP = "\N{NO-BREAK SPACE}"
 NOTHING = "\N{EN DASH}"
@@ -46,19 +47,19 @@ def test_values_read_with_their_digits() -> None:
 
 
 def test_a_progress_reads_as_the_script_writes_it() -> None:
-    progress = {
-        "stage": "training",
-        "done": 333,
-        "total": 1000,
-        "rate": 1412.4,
-        "eta_s": 75,
-        "epoch": 3,
-        "epochs": 9,
-        "loss": 0.3124,
-        "accuracy": 0.861,
-    }
+    progress = Progress(
+        stage=RunState.TRAINING,
+        done=333,
+        total=1000,
+        rate=1412.4,
+        eta_s=75,
+        epoch=3,
+        epochs=9,
+        loss=0.3124,
+        accuracy=0.861,
+    )
 
-    view = progress_view(progress)
+    view = progress_view(progress, RunState.TRAINING)
 
     assert view["share"] == 0.333
     assert view["percent"] == "33 %"
@@ -67,14 +68,33 @@ def test_a_progress_reads_as_the_script_writes_it() -> None:
 
 
 def test_no_progress_yet_is_an_empty_bar() -> None:
-    assert progress_view(None) == {"share": 0.0, "percent": "", "text": "", "eta": ""}
-    assert progress_view(None, runs.QUEUED)["text"] == "In the queue"
+    nothing = {"share": 0.0, "percent": "", "eta": ""}
+    assert progress_view(None, RunState.ACCEPTED) == {**nothing, "text": ""}
+    assert progress_view(None, RunState.QUEUED) == {**nothing, "text": "Queued"}
+
+
+def test_progress_of_a_stage_that_is_over_is_not_shown() -> None:
+    last = Progress(stage=RunState.TRAINING, done=98, total=100, eta_s=1, epoch=4, epochs=4)
+
+    assert progress_view(last, RunState.EVALUATING) == {"share": 0.0, "percent": "", "text": "Evaluating", "eta": ""}
+
+
+def test_a_run_whose_trainer_does_not_respond_promises_no_time() -> None:
+    last = Progress(stage=RunState.TRAINING, done=1, total=100, eta_s=780, epoch=1, epochs=4)
+
+    view = progress_view(last, RunState.TRAINING, abandoned=True)
+
+    assert (view["text"], view["eta"]) == ("Waiting for a trainer", "")
 
 
 def test_states_are_coloured_by_how_they_ended() -> None:
-    assert [state_class(state) for state in (runs.REGISTERED, jobs.FINISHED)] == ["good", "good"]
-    assert [state_class(state) for state in (runs.FAILED, runs.REJECTED)] == ["bad", "bad"]
-    assert [state_class(state) for state in (runs.TRAINING, runs.QUEUED, runs.CANCELLED)] == ["live", "", ""]
+    assert [state_class(state) for state in (RunState.REGISTERED, JobState.FINISHED)] == ["good", "good"]
+    assert [state_class(state) for state in (RunState.FAILED, RunState.REJECTED)] == ["bad", "bad"]
+    assert [state_class(state) for state in (RunState.TRAINING, RunState.QUEUED, RunState.CANCELLED)] == [
+        "live",
+        "",
+        "",
+    ]
 
 
 def test_every_error_code_has_a_status() -> None:

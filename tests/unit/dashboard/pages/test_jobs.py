@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.records import jobs
+from shared.records.jobs import JobState
 from tests.dashboard_app import Site
 from tests.unit.dashboard.pages.helpers import csrf_of
 
@@ -23,10 +23,10 @@ def test_a_job_shows_rows_pictures_and_only_the_wrong_ones_if_asked(filled: Site
 
 
 def test_a_job_is_cancelled_from_its_page(filled: Site) -> None:
-    filled.builder.jobs.create("job-b", message_id="b", name="b", state=jobs.QUEUED)
+    filled.builder.jobs.create("job-b", message_id="b", name="b", state=JobState.QUEUED)
     web = filled.web
 
     answer = web.post("/jobs/job-b/cancel", data={"csrf": csrf_of(web)}, follow_redirects=True)
 
-    assert "Asked to stop" in answer.text
+    assert "Cancelling…" in answer.text
     assert filled.builder.jobs.cancel_requested("job-b")

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from shared.archives.fetch import fetch_archive
-from shared.errors import InvalidMessage, Retryable
+from shared.errors import InvalidDataset, InvalidMessage, Retryable
 from shared.messages import ArchiveRequest
 from shared.runtime.settings import Settings
 from shared.store.files import FileStore
+from tests.archives import zipped
 
-CONTENT = b"PK an archive"
+CONTENT = zipped([("30_0_0.jpg", b"a face")])
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -33,7 +34,7 @@ class Place:
     def fetch(
         self, uri: str | None = None, *, body: bytes | None = None, sha256: str | None = None, limit: int = 1000
     ) -> Path:
-        settings = Settings(allowed_roots=(self.allowed,), max_archive_bytes=limit)
+        settings = Settings(allowed_roots=(self.allowed,), allowed_buckets=("bucket",), max_archive_bytes=limit)
         request = ArchiveRequest("m1", "faces", body=body, uri=uri, sha256=sha256)
         with fetch_archive(request, self.store, settings, self.copies) as path:
             assert path.read_bytes() == CONTENT
@@ -62,8 +63,8 @@ def test_an_archive_in_the_store_is_read_where_it_lies(place: Place) -> None:
     assert path == place.store.path("datasets/x/archive.zip")
 
 
-def test_an_archive_in_an_allowed_folder_is_read_where_it_lies(place: Place) -> None:
-    assert place.fetch(f"file://{place.allowed}/faces.zip") == place.allowed / "faces.zip"
+def test_an_archive_in_an_allowed_folder_is_copied(place: Place) -> None:
+    assert place.fetch(f"file://{place.allowed}/faces.zip").parent == place.copies
     place.fetch(f"file://localhost{place.allowed}/faces.zip")
 
 
@@ -100,7 +101,7 @@ def test_that_no_folder_is_allowed_is_said(place: Place) -> None:
 
 def test_a_link_inside_the_allowed_folder_is_followed(place: Place) -> None:
     (place.allowed / "newest.zip").symlink_to(place.allowed / "faces.zip")
-    assert place.fetch(f"file://{place.allowed}/newest.zip") == place.allowed / "faces.zip"
+    place.fetch(f"file://{place.allowed}/newest.zip")
 
 
 def test_a_file_on_another_host_is_refused(place: Place) -> None:
@@ -119,8 +120,9 @@ def test_a_pipe_is_no_file(place: Place) -> None:
     assert place.refusal(f"file://{place.allowed}/pipe.zip").code == "uri_not_found"
 
 
-def test_a_file_that_may_not_be_read_is_not_found(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "access", lambda *_: False)  # for who runs the tests as root
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_not_found(place: Place) -> None:
+    (place.allowed / "faces.zip").chmod(0)
     error = place.refusal(f"file://{place.allowed}/faces.zip")
     assert error.code == "uri_not_found"
     assert "there is no file that can be read at" in str(error)
@@ -153,6 +155,42 @@ def test_a_key_without_an_object_is_not_found(place: Place) -> None:
     assert str(error) == "uri: there is no object 'datasets/none/archive.zip' in the store"
 
 
+@pytest.mark.parametrize("swapped", ["faces.zip", "folder"])
+def test_a_file_or_folder_that_is_swapped_for_a_link_after_the_check_leads_nowhere(place: Place, swapped: str) -> None:
+    (place.allowed / "folder").mkdir()
+    (place.allowed / "folder" / "secret.zip").write_bytes(CONTENT)
+    path = place.allowed / "faces.zip" if swapped == "faces.zip" else place.allowed / "folder" / "secret.zip"
+    resolve = Path.resolve
+
+    def swap(self: Path, strict: bool = False) -> Path:
+        resolved = resolve(self, strict)
+        if self == path:  # the path is checked by what it resolves to; now a link takes its place
+            (place.allowed / swapped).rename(place.allowed / "away")
+            (place.allowed / swapped).symlink_to(place.outside / ("secret.zip" if swapped == "faces.zip" else ""))
+        return resolved
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "resolve", swap)
+        error = place.refusal(f"file://{path}")
+    assert error.code == "uri_not_found"
+
+
+def test_what_is_no_archive_is_refused_before_it_is_copied(place: Place) -> None:
+    with (place.allowed / "sparse.zip").open("wb") as file:
+        file.truncate(2 * 2**30)
+    with pytest.raises(InvalidDataset, match="found unknown data, expected a zip, tar or"):
+        place.fetch(f"file://{place.allowed}/sparse.zip", limit=2**40)
+    assert list(place.copies.iterdir()) == []
+
+
+def test_an_s3_reference_leads_to_allowed_buckets_only(place: Place) -> None:
+    for allowed, said in ((), "there are none"), (("faces", "more"), "faces, more"):
+        request = ArchiveRequest("m1", "faces", uri="s3://secrets/faces.zip")
+        with pytest.raises(InvalidMessage, match=f"the allowed buckets, GENDERLINE_ALLOWED_BUCKETS: {said}") as caught:
+            fetch_archive(request, place.store, Settings(allowed_buckets=allowed), place.copies).__enter__()
+        assert caught.value.code == "uri_not_allowed"
+
+
 def test_s3_without_its_extra_is_refused_with_its_name(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(sys.modules, "shared.store.s3", raising=False)
@@ -173,8 +211,10 @@ def test_an_archive_over_the_limit_is_refused_with_both_sizes(place: Place) -> N
     place.store.put("a.zip", CONTENT)
     for uri, body in (("store:a.zip", None), (f"file://{place.allowed}/faces.zip", None), (None, CONTENT)):
         place.fetch(uri, body=body, limit=len(CONTENT))
-        with pytest.raises(InvalidMessage, match="has 13 bytes; at most 12 are taken") as caught:
-            place.fetch(uri, body=body, limit=12)
+        with pytest.raises(
+            InvalidMessage, match=f"has {len(CONTENT)} bytes; at most {len(CONTENT) - 1} are taken"
+        ) as caught:
+            place.fetch(uri, body=body, limit=len(CONTENT) - 1)
         assert caught.value.code == "archive_too_large"
 
 

@@ -26,7 +26,8 @@ from shared.messages import (
     prediction_error,
     run_id_of,
 )
-from shared.records.jobs import RESULT_COLUMNS, Jobs
+from shared.records.jobs import RESULT_COLUMNS, Jobs, JobState
+from shared.records.runs import RunState
 from shared.telemetry.heartbeat import Heartbeat
 from shared.topology import job_state_topic, run_state_topic
 from tests.store_builder import StoreBuilder
@@ -99,12 +100,12 @@ def trains(client: Client, **final: Any) -> Handle:
         run_id = run_id_of(request.message_id)
         # Whoever is first makes the record: the client, or the trainer that took the message.
         client.runs.create(
-            run_id, message_id=request.message_id, name=request.name, params=request.params, state="accepted"
+            run_id, message_id=request.message_id, name=request.name, params=request.params, state=RunState.ACCEPTED
         )
 
         def tell(**changes: Any) -> None:
             record = client.runs.update(run_id, **changes)
-            client.broker.emit(run_state_topic(record["state"]), {"schema": 1, **client.runs.reply(record)})
+            client.broker.emit(run_state_topic(record.state), {"schema": 1, **record.reply()})
 
         tell(state="ingesting")
         progress = {"done": 30, "total": 60, "rate": 70.0, "eta_s": 1.0, "epoch": 1, "epochs": 2}
@@ -135,7 +136,7 @@ def answers(delivery: Delivery) -> list[Outgoing]:
         for key, data in zip(request.ids, request.images, strict=True)
     ]
     model = {"name": "gender", "version": request.model_version or 7}
-    return json_reply(delivery, {"model": model, "predictions": entries})
+    return json_reply(delivery.message, {"model": model, "predictions": entries})
 
 
 def works_off(client: Client, **final: Any) -> Handle:
@@ -144,7 +145,7 @@ def works_off(client: Client, **final: Any) -> Handle:
     def handle(delivery: Delivery) -> list[Outgoing]:
         request = parse_job(delivery.message)
         job_id = job_id_of(request.message_id)
-        client.jobs.create(job_id, message_id=request.message_id, name=request.name, state="accepted")
+        client.jobs.create(job_id, message_id=request.message_id, name=request.name, state=JobState.ACCEPTED)
         with client.store.local(Jobs.archive_key(job_id)) as path, zipfile.ZipFile(path) as archive:
             names = archive.namelist()
         lines = [",".join(RESULT_COLUMNS), *(f"{name},female,0.9,0.9,female,true," for name in names)]
@@ -157,7 +158,7 @@ def works_off(client: Client, **final: Any) -> Handle:
             **final,
         }
         record = client.jobs.update(job_id, **changes)
-        client.broker.emit(job_state_topic(record["state"]), {"schema": 1, **Jobs.reply(record)})
+        client.broker.emit(job_state_topic(record.state), {"schema": 1, **record.reply()})
         return []
 
     return handle

@@ -12,7 +12,7 @@ def test_a_job_is_deleted_and_what_is_in_use_is_refused(builder: StoreBuilder, c
     client.promote(builder.model(sha256, "run-a"), "first")
     assert run("delete", "job", builder.job("job-a")).stdout == "deleted job job-a\n"
     assert document("delete", "job", builder.job("job-b")) == {"deleted": "job-b"}
-    assert client.jobs.all() == []
+    assert client.jobs.all().records == []
     for kind, which in (("dataset", sha256), ("run", "run-a")):
         refused = run("delete", kind, which)
         assert (refused.exit_code, refused.stdout) == (1, "")

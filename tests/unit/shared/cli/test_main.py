@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from shared.cli import main
+from tests.store_builder import StoreBuilder
 from tests.unit.shared.cli.helpers import REPOSITORY, ZIP, document, run
 
 
@@ -143,3 +144,21 @@ def test_a_reader_that_goes_away_ends_the_command_quietly() -> None:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, env=environment)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_damaged_records_are_named_and_cost_the_lists_nothing_else(builder: StoreBuilder) -> None:
+    builder.run("run-1", name="whole")
+    builder.job("job-1", name="whole")
+    for kind in ("run", "job"):
+        key = f"{kind}s/{kind}-x/{kind}.json"
+        builder.store.put(key, b"")
+        listed = run(f"{kind}s")
+        assert (listed.exit_code, "whole" in listed.stdout) == (0, True)
+        assert re.search(rf"^{kind}-x +damaged", listed.stdout, flags=re.MULTILINE)
+        assert f"{key} in the store is damaged" in listed.stderr
+        assert {entry["state"] for entry in document(f"{kind}s")} >= {"damaged"}
+        shown = run(f"{kind}s", f"{kind}-x")
+        assert (shown.exit_code, f"{key} in the store is damaged" in shown.stderr) == (1, True)
+    status = run("status")
+    assert (status.exit_code, "run-1 (whole): queued" in status.stdout) == (0, True)
+    assert status.stderr.count("in the store is damaged") == 2

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from shared.client import Client
-from shared.records.jobs import Jobs
+from shared.records.jobs import Jobs, JobState
 from tests.store_builder import StoreBuilder
 from tests.unit.shared.cli.helpers import PNG, ZIP, answers, beating, document, image_folder, run, serving, works_off
 
@@ -52,8 +52,8 @@ def test_many_images_become_a_job_and_keep_their_names(client: Client, folder: P
     images = image_folder(folder / "faces", 513)
     with serving(client, client.broker.topology.jobs, works_off(client)):
         found = document("predict", images)
-    (job,) = client.jobs.all()
-    assert found["jobs"] == [job["job_id"]]
+    (job,) = client.jobs.all().records
+    assert found["jobs"] == [job.job_id]
     assert found["counts"]["images"] == 513
     assert found["predictions"][512]["name"] == (images / "24_1_0_0512.png").as_posix()
     assert found["accuracy"] == 1.0
@@ -105,7 +105,7 @@ def test_an_archive_becomes_a_job(client: Client, folder: Path) -> None:
         result = run("predict", "photos.zip")
     assert result.exit_code == 0, result.output
     assert re.search(r"a/24_1_0\.jpg +female +0\.900 +90\.0 % +female", result.stdout)
-    assert client.jobs.all()[0]["name"] == "photos"
+    assert client.jobs.all().records[0].name == "photos"
     assert run("predict", "photos.zip", "--model-version", "1").exit_code == 2
 
 
@@ -118,7 +118,7 @@ def test_a_job_that_came_to_nothing_is_exit_code_1(client: Client, folder: Path)
     assert "rejected: invalid_archive: found an empty archive" in result.stderr
     assert result.stdout == ""
     assert "0 images" not in result.stderr
-    job_id = client.jobs.all()[0]["job_id"]
+    job_id = client.jobs.all().records[0].job_id
     assert run("jobs", job_id, "--follow").exit_code == 1
 
 
@@ -149,7 +149,7 @@ def test_a_folder_without_images_is_wrong_usage(folder: Path) -> None:
 def test_jobs_lists_shows_follows_and_cancels_jobs(builder: StoreBuilder, client: Client, folder: Path) -> None:
     assert "no jobs yet" in run("jobs").stderr
     done = builder.job()
-    client.jobs.create("job-2", message_id="2", name="waits", state="queued")
+    client.jobs.create("job-2", message_id="2", name="waits", state=JobState.QUEUED)
     assert re.search(rf"^{done} +finished +41 +41 +1 +90\.0 %", run("jobs").stdout, flags=re.MULTILINE)
     assert {record["job_id"] for record in document("jobs")} == {done, "job-2"}
     assert run("jobs", done, "--follow", "--out", "results.csv").exit_code == 0

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from shared.client import Client
+from shared.records.runs import RunState
 from tests.store_builder import StoreBuilder
 from tests.unit.shared.cli.helpers import REPOSITORY, ZIP, beating, document, registered, run, serving, trains
 
@@ -22,9 +23,9 @@ def test_train_follows_a_run_to_its_model(client: Client, folder: Path) -> None:
     with serving(client, client.broker.topology.datasets, trains(client, **registered())):
         result = run("train", "faces.zip", "--param", "epochs=2", "--name", "mine")
     assert result.exit_code == 0, result.output
-    (record,) = client.runs.all()
-    assert (record["name"], record["params"]["epochs"]) == ("mine", 2)
-    assert f"{record['run_id']}: registered as version 1, accuracy 93.1 % on held-out faces" in result.stdout
+    (record,) = client.runs.all().records
+    assert (record.name, record.params.epochs) == ("mine", 2)
+    assert f"{record.run_id}: registered as version 1, accuracy 93.1 % on held-out faces" in result.stdout
     assert "epoch   train loss  accuracy   val loss  accuracy" in result.stderr
     assert len(re.findall(r"^    [12]  ", result.stderr, flags=re.MULTILINE)) == 2
 
@@ -37,7 +38,7 @@ def test_a_run_that_came_to_nothing_is_exit_code_1(client: Client, folder: Path,
         result = run("train", "faces.zip")
     assert result.exit_code == 1
     assert f"{state}: too_few_faces: found 3 faces, expected 20" in result.stderr
-    run_id = client.runs.all()[0]["run_id"]
+    run_id = client.runs.all().records[0].run_id
     assert document("runs", run_id, "--follow", exit_code=1)["error"] == error
 
 
@@ -55,9 +56,9 @@ def test_a_run_may_be_called_after_any_file(client: Client, folder: Path, stem: 
     archive.write_bytes(ZIP)
     with serving(client, client.broker.topology.datasets, trains(client, **registered())):
         assert document("train", archive, "--detach")["status"]
-        run_id = client.runs.all()[0]["run_id"]
+        run_id = client.runs.all().records[0].run_id
         assert document("runs", run_id, "--follow")["status"] == "registered"
-    assert client.runs.get(run_id)["name"] == ("n" * 200 if stem.startswith(b"n") else "faces ?")
+    assert client.runs.get(run_id).name == ("n" * 200 if stem.startswith(b"n") else "faces ?")
 
 
 def test_a_detached_run_can_be_followed_cancelled_and_shown(client: Client, folder: Path) -> None:
@@ -77,7 +78,7 @@ def test_a_run_that_takes_longer_than_the_timeout_goes_on(client: Client, folder
     result = run("train", "faces.zip", "--timeout", "0.1")
     assert result.exit_code == 1
     assert "it goes on" in result.stderr
-    assert client.runs.all()[0]["state"] == "queued"
+    assert client.runs.all().records[0].state == "queued"
 
 
 def test_ctrl_c_says_how_to_follow_the_run_again(client: Client, folder: Path) -> None:
@@ -93,7 +94,7 @@ def test_ctrl_c_says_how_to_follow_the_run_again(client: Client, folder: Path) -
                 break
         process.send_signal(signal.SIGINT)
         said = process.stderr.read()
-    run_id = client.runs.all()[0]["run_id"]
+    run_id = client.runs.all().records[0].run_id
     assert f"{run_id} goes on; follow it again with: genderline runs {run_id} --follow" in said
     assert process.returncode == 130
 
@@ -116,7 +117,7 @@ def test_a_run_that_ends_before_its_last_epoch_is_said_to_have_stopped_early(
     client: Client, builder: StoreBuilder
 ) -> None:
     progress = {"stage": "training", "done": 30, "total": 60, "epoch": 2, "epochs": 5}
-    run_id = builder.run(state="training", epochs=2, progress=progress)
+    run_id = builder.run(state=RunState.TRAINING, epochs=2, progress=progress)
     ending = threading.Timer(1.0, client.runs.update, [run_id], {**registered(), "progress": None})
     ending.start()
     result = run("runs", run_id, "--follow")
@@ -139,9 +140,11 @@ def test_a_version_that_the_gate_did_not_promote_is_told_with_the_one_that_serve
 def test_runs_lists_and_shows_runs(builder: StoreBuilder) -> None:
     assert "no runs yet" in run("runs").stderr
     builder.model(builder.dataset(), "run-000000000001", name="first")
-    builder.run("run-000000000002", name="\x1b[2Jevil", state="failed", error={"code": "internal", "message": "a bug"})
+    builder.run(
+        "run-000000000002", name="\x1b[2Jevil", state=RunState.FAILED, error={"code": "internal", "message": "a bug"}
+    )
     progress = {"stage": "training", "done": 1, "total": 4, "epoch": 3, "epochs": 8}
-    builder.run("run-000000000003", state="training", epochs=2, progress=progress)
+    builder.run("run-000000000003", state=RunState.TRAINING, epochs=2, progress=progress)
     listed = run("runs").stdout
     assert "registered" in listed
     assert "training, epoch 3/8, 25%" in listed

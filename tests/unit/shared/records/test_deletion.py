@@ -8,8 +8,9 @@ import pytest
 
 from shared.errors import Conflict, InvalidMessage, NotFound
 from shared.params import TrainingParams
-from shared.records import jobs, runs
 from shared.records.deletion import Deletion
+from shared.records.jobs import JobState
+from shared.records.runs import RunState
 from shared.store.files import FileStore
 from tests.store_builder import StoreBuilder
 
@@ -65,8 +66,8 @@ def test_what_has_not_ended_is_refused_and_so_is_every_dataset_that_it_may_need(
     store: FileStore, builder: StoreBuilder
 ) -> None:
     free = dataset_of(builder, 1)
-    builder.runs.create("run-q", message_id="q", name="q", params=TrainingParams(), state=runs.QUEUED)
-    builder.jobs.create("job-q", message_id="q", name="q", state=jobs.QUEUED)
+    builder.runs.create("run-q", message_id="q", name="q", params=TrainingParams(), state=RunState.QUEUED)
+    builder.jobs.create("job-q", message_id="q", name="q", state=JobState.QUEUED)
     deletion = Deletion(store)
     with pytest.raises(Conflict, match="run run-q is queued; expected one that has ended"):
         deletion.run("run-q")
@@ -74,7 +75,7 @@ def test_what_has_not_ended_is_refused_and_so_is_every_dataset_that_it_may_need(
         deletion.job("job-q")
     with pytest.raises(Conflict, match="run run-q is queued and may need the dataset"):
         deletion.dataset(free)
-    builder.runs.update("run-q", state=runs.TRAINING, dataset=dataset_of(builder, 2))
+    builder.runs.update("run-q", state=RunState.TRAINING, dataset=dataset_of(builder, 2))
     deletion.dataset(free)
 
 

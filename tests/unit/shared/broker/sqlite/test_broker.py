@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +15,11 @@ import pytest
 
 from shared.broker import open_broker
 from shared.broker.base import Broker, BrokerClosed, BrokerError, Message, Outgoing
-from shared.broker.sqlite import database
+from shared.broker.sqlite import broker as sqlite_broker
+from shared.broker.sqlite import database, readers
 from shared.broker.sqlite.broker import SqliteBroker
 from shared.broker.sqlite.database import QueueFile
+from tests.services import eventually
 
 
 @pytest.fixture
@@ -128,6 +134,7 @@ import sys, threading
 from pathlib import Path
 from shared.broker.base import BrokerClosed
 from shared.broker.sqlite.database import QueueFile
+from tests.services import eventually
 
 def use(file, using):
     try:
@@ -178,3 +185,108 @@ def test_a_full_disk_is_said_and_what_was_not_written_is_written_once_there_is_r
         db.execute("PRAGMA max_page_count = 100000")
     write()
     file.close()
+
+
+@pytest.mark.parametrize("how", ["deleted", "deleted with its log", "replaced"])
+def test_a_file_that_goes_while_in_use_is_noticed_and_what_is_confirmed_then_is_in_the_new_one(
+    how: str, broker: Broker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "broker.db"
+    queue = broker.topology.predictions
+    with (
+        broker.consume([queue], 1) as consumer,
+        broker.reply_queue() as reply_queue,
+        broker.subscribe(["run.*"]) as events,
+        SqliteBroker(path) as other,
+    ):
+        broker.publish_many([Outgoing(queue, Message(b"lost", "text/plain"))] * 5)
+        held = consumer.receive(1, 5)
+        for name in ("run.training", "run.failed"):
+            broker.emit(name, {})
+        events.receive(1)
+        if how == "replaced":
+            with SqliteBroker(tmp_path / "backup.db") as backup:
+                backup.publish(queue, Message(b"of the backup", "text/plain"))
+            (tmp_path / "backup.db").replace(path)
+        else:
+            for name in ("broker.db", "broker.db-wal", "broker.db-shm")[: 1 if how == "deleted" else 3]:
+                (tmp_path / name).unlink()
+        other.publish(queue, Message(b"work", "text/plain"))
+        consumer.settle(held, [Outgoing(broker.topology.shards, Message(b"done", "text/plain"))])
+        received = [delivery for _ in range(2 if how == "replaced" else 1) for delivery in consumer.receive(1, 5)]
+        expected = [b"of the backup", b"work"] if how == "replaced" else [b"work"]
+        assert [delivery.message.body for delivery in received[:1]] == expected[:1]
+        assert reply_queue.receive(0) == []  # its reader is in the new file from here on
+        consumer.settle(received, [Outgoing(reply_queue.name, Message(b"answer", "text/plain"))])
+        other.emit("run.registered", {})
+        assert [event.topic for event in events.receive(5)] == ["run.registered"]
+        assert reply_queue.receive(5)
+    assert broker.reconnects == 1
+    assert "broker.db was deleted or replaced while in use" in caplog.text
+    with SqliteBroker(path) as fresh:  # a process that starts now sees what the others confirmed
+        assert fresh.depths()[fresh.topology.shards].ready == 1
+
+
+def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "broker.db"
+    SqliteBroker(path).close()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 7")
+    with pytest.raises(BrokerError, match=r"broker\.db has format 7; this release reads format 1\."):
+        SqliteBroker(path)
+
+
+@pytest.mark.parametrize("step_s", [-3600.0, 3600.0], ids=["back", "ahead"])
+def test_leases_and_pauses_keep_to_time_when_the_clock_is_set(
+    step_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wall_clock = time.time
+    with SqliteBroker(tmp_path / "broker.db", lease_s=0.4) as broker:
+        queue = broker.topology.predictions
+        broker.publish_many(
+            [Outgoing(queue, Message(b"held", "text/plain")), Outgoing(queue, Message(b"late", "text/plain"))]
+        )
+        with broker.consume([queue], 2) as living:
+            held, late = living.receive(2, 5)
+            living.defer(late, 1.0)
+            deferred_at = time.monotonic()
+            monkeypatch.setattr(time, "time", lambda: wall_clock() + step_s)
+            with broker.consume([queue], 2) as other:
+                (delivery,) = other.receive(2, 10)
+                assert delivery.message.body == b"late"  # and not what a living consumer holds
+                assert 0.9 < time.monotonic() - deferred_at < 5
+            living.settle([held])
+
+
+def test_what_was_held_when_the_machine_was_restarted_is_due_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock of leases starts anew with the machine."""
+    path = tmp_path / "broker.db"
+    before = SqliteBroker(path, lease_s=3600)
+    queue = before.topology.predictions
+    before.publish(queue, Message(b"held", "text/plain"))
+    before.consume([queue], 1).receive(1, 5)
+    for name in ("broker.db", "broker.db-wal"):
+        shutil.copy(tmp_path / name, tmp_path / f"copy-{name}")
+    before.close()
+    for name in ("broker.db", "broker.db-wal"):
+        (tmp_path / f"copy-{name}").rename(tmp_path / name)
+    started = time.monotonic()
+    for module in (database, readers):
+        monkeypatch.setattr(module, "now", lambda: time.monotonic() - started)
+    with SqliteBroker(path, lease_s=3600) as after, after.consume([queue], 1) as consumer:
+        assert [delivery.delivery_count for delivery in consumer.receive(1, 5)] == [1]
+
+
+def test_the_oldest_dead_letters_go_where_there_are_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_broker, "DEAD_LETTERS_KEPT", 3)
+    monkeypatch.setattr(sqlite_broker, "DEAD_BYTES_KEPT", 250)
+    with SqliteBroker(tmp_path / "broker.db", lease_s=0.2) as broker:
+        queue, dead = broker.topology.jobs, broker.topology.dead
+        broker.publish_many([Outgoing(queue, Message(bytes(100), "text/plain", f"m{number}")) for number in range(5)])
+        with broker.consume([queue], 5) as consumer:
+            for delivery in consumer.receive(5, 5):
+                consumer.dead_letter(delivery, "invalid_message")
+        eventually(lambda: broker.depths()[dead].ready == 2, 10, "the oldest are gone")
+        assert [letter.message.message_id for letter in broker.dead_letters()] == ["m3", "m4"]

@@ -1,0 +1,288 @@
+"""What the records of runs and jobs have in common: a type, a file of JSON in the store, one way to change it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+
+from shared.clock import now_iso
+from shared.errors import Conflict, GenderlineError, NotFound, short_repr
+from shared.store.base import Store, json_bytes
+
+Timestamp = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
+"""A time as `shared.clock` writes it."""
+
+
+class StoredModel(BaseModel):
+    """A record in the store, or a part of one: immutable and checked."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        allow_inf_nan=False,
+        validate_by_name=True,
+        serialize_by_alias=True,
+        json_schema_serialization_defaults_required=True,
+    )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns it as JSON types, under the names that its file has."""
+        return self.model_dump(mode="json")
+
+    def changed(self, **changes: Any) -> Self:
+        """Returns a copy with other values, which are checked as those of a new one are."""
+        fields = type(self).model_fields.keys()
+        if unknown := changes.keys() - fields:
+            raise TypeError(f"{type(self).__name__} has no field {', '.join(sorted(unknown))}")
+        return type(self).model_validate({name: getattr(self, name) for name in fields} | changes)
+
+
+class State(StrEnum):
+    """Where a run or a job stands."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the record has ended."""
+        raise NotImplementedError
+
+    @property
+    def is_retryable(self) -> bool:
+        """Whether the record has ended in such a way that its message may be a dead letter, and can be sent back."""
+        raise NotImplementedError
+
+
+class Fault(StoredModel):
+    """Why a run or a job ended without success.
+
+    Attributes:
+        code: one of `shared.errors.CODES`.
+        message: for people.
+    """
+
+    code: str
+    message: str
+
+    @classmethod
+    def of(cls, error: GenderlineError) -> Self:
+        """Returns what a record keeps of an error."""
+        return cls(code=error.code, message=str(error))
+
+
+class ModelRef(StoredModel):
+    """Names a registered model."""
+
+    name: str = "gender"
+    version: int
+
+
+class Record(StoredModel):
+    """What the records of runs and jobs have in common.
+
+    Attributes:
+        message_id: of the message that asked for the work.
+        name: what its sender called it.
+        state: where it stands.
+        created: when the record was made, ISO 8601 in UTC.
+        updated: when it changed last.
+        model: the model that a run made, or that a job uses.
+        error: why it ended without success.
+        retried_at: when its dead letter was sent back last, as the message's header says; None where it never was.
+    """
+
+    schema_version: Literal[1] = Field(1, alias="schema")
+    message_id: str
+    name: str
+    state: State
+    created: Timestamp
+    updated: Timestamp
+    model: ModelRef | None = None
+    error: Fault | None = None
+    retried_at: str | int | float | bool | None = None
+
+
+class DamagedRecord(GenderlineError):
+    """A file in the store that does not hold what it should.
+
+    Args:
+        key: of the file in the store.
+        found: what is wrong with it.
+    """
+
+    default_code = "damaged_record"
+
+    def __init__(self, key: str, found: str) -> None:
+        super().__init__(f"{key} in the store is damaged: {found}. Put it back from a backup, or delete it")
+        self.key = key
+
+    @property
+    def record_id(self) -> str:
+        """The run, job or version that the file belongs to: the name of its folder."""
+        return self.key.split("/")[-2]
+
+
+class RecordEnded(Conflict):
+    """The record is in a final state, and stays as it is."""
+
+
+T = TypeVar("T", bound=StoredModel)
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True, slots=True)
+class Listing(Generic[T]):
+    """All records of one kind.
+
+    Attributes:
+        records: those that can be read, newest first.
+        damaged: what is wrong with the others.
+    """
+
+    records: list[T]
+    damaged: list[DamagedRecord]
+
+
+def parse_record(data: bytes, key: str, kind: type[T]) -> T:
+    """Returns the record that a file holds.
+
+    Args:
+        data: the file's content.
+        key: of the file in the store, to name it.
+        kind: the record's type.
+
+    Raises:
+        DamagedRecord: the content is not such a record.
+    """
+    if not data.strip():
+        raise DamagedRecord(key, f"found {len(data)} bytes without content, expected JSON")
+    try:
+        return kind.model_validate_json(data, strict=True)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = f"{'.'.join(map(str, fault['loc']))}: " if fault["loc"] else ""
+        found = "" if fault["type"] in {"missing", "json_invalid"} else f"found {short_repr(fault['input'])}: "
+        raise DamagedRecord(key, f"{where}{found}{fault['msg']}") from None
+
+
+def find_record(store: Store, key: str, kind: type[T]) -> T | None:
+    """Returns the record under a key, or None where there is none; raises `DamagedRecord`."""
+    try:
+        data = store.get(key)
+    except NotFound:
+        return None
+    return parse_record(data, key, kind)
+
+
+class Records(Generic[R]):
+    """All records of one kind in a store.
+
+    Args:
+        store: where they lie.
+    """
+
+    noun: ClassVar[str]
+    """What a record is about: `run` or `job`. It names the folder, `runs/`, and the file, `run.json`."""
+
+    def __init__(self, store: Store, kind: type[R]) -> None:
+        self._store = store
+        self._kind = kind
+
+    def key(self, record_id: str) -> str:
+        """Returns the store key of a record's file."""
+        return f"{self.noun}s/{record_id}/{self.noun}.json"
+
+    def find(self, record_id: str) -> R | None:
+        """Returns the record, or None where there is none.
+
+        Raises:
+            DamagedRecord: its file cannot be read.
+        """
+        return find_record(self._store, self.key(record_id), self._kind)
+
+    def get(self, record_id: str) -> R:
+        """Returns the record.
+
+        Raises:
+            NotFound: there is none.
+            DamagedRecord: its file cannot be read.
+        """
+        return self._known(self.find(record_id), record_id)
+
+    def all(self) -> Listing[R]:
+        """Returns every record, newest first, and what is wrong with those that cannot be read."""
+        return list_records(self._store.children(f"{self.noun}s"), self.find)
+
+    def update(self, record_id: str, **changes: Any) -> R:
+        """Changes some of the record's fields, in one atomic step, and returns the whole.
+
+        Raises:
+            NotFound: there is no such record.
+            RecordEnded: it is in a final state.
+            DamagedRecord: its file cannot be read.
+        """
+
+        def change(record: R) -> R:
+            if record.state.is_final:
+                raise RecordEnded(f"{self.noun} {record_id} has ended: it is {record.state}")
+            return record.changed(**changes, updated=now_iso())
+
+        return self._change(record_id, change)
+
+    def request_cancel(self, record_id: str) -> None:
+        """Asks the owner of the work, now or later, to stop.
+
+        Raises:
+            NotFound: there is no such record.
+            Conflict: it has ended already.
+        """
+        state = self.get(record_id).state
+        if state.is_final:
+            raise Conflict(f"{self.noun} {record_id} has ended: it is {state}")
+        self._store.create(f"{self.noun}s/{record_id}/cancel", b"")
+
+    def cancel_requested(self, record_id: str) -> bool:
+        """Returns whether somebody asked for the work to stop."""
+        return self._store.exists(f"{self.noun}s/{record_id}/cancel")
+
+    def _create(self, record_id: str, record: R) -> bool:
+        """Writes a new record. Returns False, changing nothing, where there is one already."""
+        return self._store.create(self.key(record_id), json_bytes(record.as_dict()))
+
+    def _change(self, record_id: str, change: Callable[[R], R | None]) -> R:
+        """Replaces a record by what `change` makes of it, in one atomic step; None leaves it as it is."""
+        key = self.key(record_id)
+        result: R | None = None
+
+        def change_file(data: bytes | None) -> bytes | None:
+            nonlocal result
+            before = self._known(None if data is None else parse_record(data, key, self._kind), record_id)
+            after = change(before)
+            result = after or before
+            return None if after is None else json_bytes(after.as_dict())
+
+        self._store.update(key, change_file)
+        return self._known(result, record_id)
+
+    def _known(self, record: R | None, record_id: str) -> R:
+        if record is None:
+            raise NotFound(f"there is no {self.noun} {record_id!r}")
+        return record
+
+
+def list_records(record_ids: list[str], find: Callable[[str], R | None]) -> Listing[R]:
+    """Returns the records of some ids, newest first; folders without a record are passed over."""
+    records: list[R] = []
+    damaged: list[DamagedRecord] = []
+    for record_id in record_ids:
+        try:
+            record = find(record_id)
+        except DamagedRecord as error:
+            damaged.append(error)
+        else:
+            if record is not None:
+                records.append(record)
+    records.sort(key=lambda record: record.created, reverse=True)
+    return Listing(records, damaged)
