@@ -24,7 +24,7 @@ from tests.services import Installation, Service, eventually
 TOKEN = "correct horse"
 
 # What each configuration adds to the server, and to the location, of nginx; and to the dashboard's settings.
-CONFIGURATIONS = {
+CONFIGURATIONS: dict[str, tuple[str, str, dict[str, str]]] = {
     "proxy_pass alone": ("", "location / { proxy_pass http://UPSTREAM; }", {}),
     "TLS and forwarded headers": (
         "ssl_certificate CERTIFICATE; ssl_certificate_key KEY;",
@@ -130,8 +130,8 @@ def browser(
 ) -> Iterator[tuple[Browser, Service]]:
     """A browser before nginx before a dashboard."""
     server, location, settings = CONFIGURATIONS[request.param]
-    installation = Installation(tmp_path, f"sqlite:///{tmp_path / 'broker.db'}")
-    dashboard = installation.start("dashboard", GENDERLINE_TOKEN=TOKEN, **settings)
+    installation = Installation(tmp_path, f"sqlite:///{tmp_path / 'broker.db'}", extra=settings)
+    dashboard = installation.start("dashboard", GENDERLINE_TOKEN=TOKEN)
     port = free_port()
     names = {
         "UPSTREAM": f"127.0.0.1:{dashboard.port}",
