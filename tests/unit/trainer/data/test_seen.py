@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -19,6 +17,11 @@ def hashes(count: int, seed: int = 0) -> NDArray[np.uint64]:
 def flipped(values: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
     """Returns hashes that differ in so many bits of the horizontal part."""
     return values ^ np.array([[(1 << bits) - 1, 0]], np.uint64)
+
+
+def parts_of(*, train: int, validation: int, test: int) -> list[Split]:
+    counts: dict[Split, int] = {"train": train, "validation": validation, "test": test}
+    return [part for part, count in counts.items() for _ in range(count)]
 
 
 @pytest.fixture
@@ -52,12 +55,12 @@ def test_seen_faces_of_the_held_out_parts_train_with_their_near_duplicates(start
     values = hashes(10)
     values[8] = starter_hashes[0]  # seen, and held out
     values[9] = flipped(starter_hashes[:1], 2)[0]  # its near-duplicate
-    parts: Sequence[Split] = ["train"] * 4 + ["validation"] * 2 + ["test"] * 4
+    parts = parts_of(train=4, validation=2, test=4)
     moved = train_on_seen(parts, near_duplicates(values), values)
-    assert moved == ["train"] * 4 + ["validation"] * 2 + ["test"] * 2 + ["train"] * 2
+    assert moved == [*parts[:8], "train", "train"]
 
 
 def test_where_most_were_seen_the_parts_stay(starter_hashes: NDArray[np.uint64]) -> None:
-    parts: Sequence[Split] = ["train"] * 7 + ["validation"] + ["test"] * 2
+    parts = parts_of(train=7, validation=1, test=2)
     values = starter_hashes[:10]
     assert train_on_seen(parts, near_duplicates(values), values) == parts

@@ -28,17 +28,19 @@ def faces() -> NDArray[np.uint8]:
 
 @pytest.fixture(scope="module")
 def predicted(faces: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """What the starter says of the faces; ordered so that half of them are above the middle, for drawings are no photos."""
+    """The genders that the starter gives the faces: drawings, so not those in their names."""
     network = build_network(STARTER_NETWORK, dropout=0.0)
     network.load_state_dict(load_starter().weights)
     return (predict_logits(network, DeviceFaces(faces, CPU), np.arange(FACES)) >= 0).astype(np.uint8)
 
 
 def dataset(faces: NDArray[np.uint8], genders: NDArray[np.uint8]) -> Dataset:
-    splits: list[Split] = ["train"] * (FACES - 20) + ["validation"] * 10 + ["test"] * 10
+    def part(index: int) -> Split:
+        return "train" if index < FACES - 20 else "validation" if index < FACES - 10 else "test"
+
     rows = [
-        FaceRow(index=i, name=f"{i}.jpg", age=30, gender=int(genders[i]), ethnicity=0, split=splits[i], width=128, height=128)
-        for i in range(FACES)
+        FaceRow(index, f"{index}.jpg", 30, int(gender), 0, part(index), width=200, height=200)
+        for index, gender in enumerate(genders)
     ]
     return Dataset("a" * 64, faces, rows)
 
