@@ -15,8 +15,10 @@ from typing import Any, Final, TypeVar
 
 from shared.broker.base import Broker, HeaderValue, Message, Outgoing
 from shared.errors import Conflict, GenderlineError
+from shared.faces.labelling import LabelSpec
 from shared.messages import PACK_LIMIT, PROBE, by_reference, fit_name, job_id_of, pack_message, run_id_of
 from shared.params import TrainingParams
+from shared.records.dataset import dataset_id
 from shared.records.jobs import Job, JobProgress, Jobs
 from shared.records.record import Record
 from shared.records.registry import Registry
@@ -59,6 +61,7 @@ class Client:
         *,
         name: str | None = None,
         params: Mapping[str, Any] | None = None,
+        labels: Mapping[str, Any] | None = None,
         message_id: str | None = None,
         on_copied: Callable[[int], None] | None = None,
         move: bool = False,
@@ -69,6 +72,7 @@ class Client:
             archive: a local zip; it is copied.
             name: what the run is called, cut to 200 characters; by default the file's name.
             params: training parameters.
+            labels: where the labels stand, as in a message.
             message_id: makes a second submission with the same id harmless.
             on_copied: called with the number of bytes copied, piece by piece.
             move: give the file to the store instead of copying it.
@@ -77,7 +81,7 @@ class Client:
             The run's id.
 
         Raises:
-            InvalidMessage: a parameter is unknown or out of range.
+            InvalidMessage: a parameter or a field of `labels` is unknown or out of range.
             Conflict: the file changed while it was copied.
             Retryable: broker or store are away.
             OSError: the file cannot be read.
@@ -87,10 +91,13 @@ class Client:
         message_id = message_id or uuid.uuid4().hex
         run_id = run_id_of(message_id)
         sha256 = sha256_of(archive)
-        key = f"datasets/{sha256}/archive.zip"
+        spec = LabelSpec.parse(None if labels is None else dict(labels))
+        key = f"datasets/{dataset_id(sha256, spec)}/archive.zip"
         if not self.store.exists(key):
             self._upload(archive, key, on_copied, move=move, sha256=sha256)
-        message = by_reference(f"{STORE_SCHEME}{key}", name=name, sha256=sha256, params=checked, message_id=message_id)
+        message = by_reference(
+            f"{STORE_SCHEME}{key}", name=name, sha256=sha256, params=checked, labels=spec, message_id=message_id
+        )
         self.broker.publish(self.broker.topology.datasets, message)
         # Last, so that a refused message leaves no run that waits forever. A trainer that was faster made the same.
         self.runs.create(run_id, message_id=message_id, name=name, params=checked)

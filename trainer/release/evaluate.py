@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.faces.labels import ETHNICITIES, GENDERS
+from shared.faces.labels import ETHNICITIES, GENDERS, UNKNOWN
 from shared.records.dataset import AGE_BANDS, age_band
 from shared.records.evaluation import MIN_GROUP, Confusion, Curve, Evaluation, Group, GroupKind, ReliabilityBin
 
@@ -30,8 +30,8 @@ def evaluate(
     Args:
         probability_female: float32 (N,), calibrated.
         labels: uint8 (N,), 1 where the label is female.
-        ages: (N,), in years.
-        ethnicities: (N,), indices into `ETHNICITIES`.
+        ages: (N,), in years, or `UNKNOWN`.
+        ethnicities: (N,), indices into `ETHNICITIES`, or `UNKNOWN`.
 
     Raises:
         ValueError: there are no faces, the lengths differ, or a probability is not one.
@@ -129,12 +129,15 @@ def _groups(
         ("age", AGE_BANDS, bands),
     ]
     for kind, names, column in columns:
-        for value in np.unique(column):
+        for value in np.unique(column[column != UNKNOWN]):
             yield _group(kind, names[value], correct[column == value])
-    codes, members = np.unique(np.stack([labels, ethnicities, bands]), axis=1, return_inverse=True)
+    known = (ethnicities != UNKNOWN) & (bands != UNKNOWN)
+    if not known.any():
+        return
+    codes, members = np.unique(np.stack([labels, ethnicities, bands])[:, known], axis=1, return_inverse=True)
     for number, (gender, ethnicity, band) in enumerate(codes.T):
         name = f"{GENDERS[gender]}, {ETHNICITIES[ethnicity]}, {AGE_BANDS[band]}"
-        yield _group("intersection", name, correct[members == number])
+        yield _group("intersection", name, correct[known][members == number])
 
 
 def _group(kind: GroupKind, name: str, correct: NDArray[np.bool_]) -> Group:

@@ -12,6 +12,7 @@ import pytest
 from shared.archives.archive import Archive, ArchiveLimits
 from shared.errors import Cancelled
 from shared.faces.decode import ImageLimits
+from shared.faces.labels import parse_label
 from shared.runtime.settings import Settings
 from tests.archives import labelled_faces, zipped
 from trainer.data.decode import Chunk, DecodedFace
@@ -83,6 +84,11 @@ def test_a_cancelled_ingest_leaves_neither_process_nor_file(tmp_path: Path, larg
     assert list((tmp_path / "d").iterdir()) == []
 
 
+def chunk_of(archive: Archive, start: int, stop: int) -> Chunk:
+    entries = archive.entries[start:stop]
+    return Chunk(start, entries, [parse_label(entry.name) for entry in entries])
+
+
 def test_a_decoding_process_that_dies_at_its_work_says_so(tmp_path: Path, large_archive: Path) -> None:
     faces = tmp_path / "faces"
     faces.touch()
@@ -92,7 +98,7 @@ def test_a_decoding_process_that_dies_at_its_work_says_so(tmp_path: Path, large_
         Decoders(large_archive, faces, 0, IMAGE_LIMITS, processes=3) as processes,
         Archive(large_archive, ARCHIVE_LIMITS) as archive,
     ):
-        chunks = (Chunk(start, archive.entries[start : start + 32]) for start in range(0, 400, 32))
+        chunks = (chunk_of(archive, start, min(start + 32, 400)) for start in range(0, 400, 32))
         *_, victim = (child for child in children() if child not in before)
         os.kill(victim, signal.SIGSTOP)  # so that it cannot be done before it is killed
         with pytest.raises(RuntimeError, match="a decoding process ended with -9"):  # noqa: PT012
@@ -112,7 +118,7 @@ def test_a_decoding_process_that_died_before_it_was_asked_says_so(tmp_path: Path
             os.kill(pid, signal.SIGKILL)
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         with pytest.raises(RuntimeError, match="a decoding process ended with -9"):
-            list(processes.decode([Chunk(0, [])]))
+            list(processes.decode([Chunk(0, [], [])]))
 
 
 def test_no_decoding_process_outlives_a_killed_trainer(tmp_path: Path, large_archive: Path) -> None:
@@ -147,5 +153,5 @@ def test_signals_meant_for_the_trainer_do_not_end_its_decoding_processes(tmp_pat
         Archive(large_archive, ARCHIVE_LIMITS) as archive,
     ):
         stop(set(children()) - set(before))  # before they can have said that they ignore it
-        ((_, outcomes),) = processes.decode([Chunk(0, archive.entries[:1])])
+        ((_, outcomes),) = processes.decode([chunk_of(archive, 0, 1)])
     assert isinstance(outcomes[0], DecodedFace)
