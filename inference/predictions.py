@@ -96,7 +96,8 @@ class PredictionHandler(Handler[_Asked]):
             together.setdefault((version, request.probe), []).append(index)
         for (version, probe), indices in together.items():
             images = [image for index in indices for image in requests[index].request.images]
-            results = iter(self._predictor.predict(models[version], images, probe=probe))
+            owners = [index for index in indices for _ in requests[index].request.images]
+            results = iter(self._predictor.predict(models[version], images, owners, probe=probe))
             for index in indices:
                 asked = requests[index]
                 entries = list(_entries(asked, results))

@@ -19,12 +19,12 @@ def killing_environment(folder: Path) -> dict[str, str]:
     (folder / "killers" / "sitecustomize.py").write_text(
         "import os, shared.faces.decode\n"
         "decode = shared.faces.decode.decode_face\n"
-        "def decode_or_die(data, limits):\n"
+        "def decode_or_die(data, *rest):\n"
         "    if bytes(data).endswith(b'deadly'):\n"
         "        os.abort()\n"
         "    if bytes(data).endswith(b'buggy'):\n"
         "        raise RuntimeError('a bug that this image provokes: secret detail')\n"
-        "    return decode(data, limits)\n"
+        "    return decode(data, *rest)\n"
         "shared.faces.decode.decode_face = decode_or_die\n"
     )
     return {"PYTHONPATH": f"{folder / 'killers'}:{Path(__file__).parents[1]}"}

@@ -13,6 +13,7 @@ import os
 import tempfile
 import threading
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -22,11 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import GenderlineError, InvalidImage, internal_error
-from shared.faces.decode import SIZE, ImageLimits, configure_opencv, decode_face
+from shared.faces.decode import SIZE, ImageLimits, PixelBudget, configure_opencv, decode_face
 from shared.worker.batches import batch_by_size
 from shared.worker.child import Child, ForkServer
 from shared.worker.sandbox import Sandbox
 
+_Owned = tuple[bytes, int]
+"""An image, and the message that it belongs to."""
 Decoded = NDArray[np.uint8] | GenderlineError
 """A face, uint8 (128, 128), or why there is none."""
 
@@ -65,20 +68,26 @@ class Decoder:
     ) -> None:
         self.close()
 
-    def decode(self, images: Sequence[bytes]) -> list[Decoded]:
+    def decode(self, images: Sequence[bytes], owners: Sequence[int] | None = None) -> list[Decoded]:
         """Returns what each image is, in order.
 
         An image that kills a child twice has the error `killed_worker`, one that provokes a bug `internal`.
+
+        Args:
+            images: encoded images.
+            owners: the message that each image belongs to, by any number; those of one message share a `PixelBudget`.
+                None where all of them belong together.
 
         Raises:
             Retryable: the machine has no room for a child.
         """
         parts = max(1, min(len(self._children), len(images) // _WORTH_A_CHILD))
         share = -(-len(images) // parts)
+        owned = list(zip(images, owners or [0] * len(images), strict=True))
         requests = [
             request
-            for start in range(0, len(images), max(1, share))
-            for request in batch_by_size(images[start : start + share], len, _REQUEST_BYTES)
+            for start in range(0, len(owned), max(1, share))
+            for request in batch_by_size(owned[start : start + share], lambda image: len(image[0]), _REQUEST_BYTES)
         ]
         decoded: list[Decoded] = []
         with self._lock:
@@ -101,7 +110,7 @@ class Decoder:
             child.close()
 
 
-class _DecodingChild(Sandbox[Sequence[bytes], Decoded]):
+class _DecodingChild(Sandbox[Sequence[_Owned], Decoded]):
     """A child and the memory shared with it: the faces of a request first, and then its images, one after the other."""
 
     def __init__(self, server: ForkServer, limits: ImageLimits, niceness: int) -> None:
@@ -120,26 +129,26 @@ class _DecodingChild(Sandbox[Sequence[bytes], Decoded]):
         child.send(self._start)
         return child
 
-    def _send(self, child: Child, request: Sequence[bytes]) -> None:
-        needed = len(request) * _FACE_BYTES + sum(map(len, request))
+    def _send(self, child: Child, request: Sequence[_Owned]) -> None:
+        needed = len(request) * _FACE_BYTES + sum(len(image) for image, _ in request)
         if needed > len(self._memory) or len(self._memory) > _KEPT_BYTES:
             self._resize(max(needed, 2**20))
         position = len(request) * _FACE_BYTES
-        for image in request:
+        for image, _ in request:
             self._memory[position : position + len(image)] = image
             position += len(image)
-        child.send((len(self._memory), [len(image) for image in request]))
+        child.send((len(self._memory), [(len(image), owner) for image, owner in request]))
 
-    def _receive(self, child: Child, request: Sequence[bytes]) -> list[Decoded]:
+    def _receive(self, child: Child, request: Sequence[_Owned]) -> list[Decoded]:
         answers: list[InvalidImage | str | None] = child.receive()
         faces = np.frombuffer(self._memory, np.uint8, len(request) * _FACE_BYTES).reshape(-1, SIZE, SIZE).copy()
         return [face if answer is None else _error(answer) for face, answer in zip(faces, answers, strict=True)]
 
-    def _split(self, request: Sequence[bytes]) -> Sequence[Sequence[bytes]]:
+    def _split(self, request: Sequence[_Owned]) -> Sequence[Sequence[_Owned]]:
         return [[image] for image in request]
 
-    def _blame(self, single: Sequence[bytes]) -> Decoded:
-        _LOG.error("an image of %d bytes killed two processes that decoded it", len(single[0]))
+    def _blame(self, single: Sequence[_Owned]) -> Decoded:
+        _LOG.error("an image of %d bytes killed two processes that decoded it", len(single[0][0]))
         return GenderlineError("decoding this image killed the process that did it, twice", code="killed_worker")
 
     def _resize(self, size: int) -> None:
@@ -170,19 +179,26 @@ def serve(pipe: Connection, file: int) -> None:
     os.nice(niceness)
     memory = mmap.mmap(-1, 1)
     while True:
-        size, lengths = pipe.recv()
+        size, lengths_and_owners = pipe.recv()
         if len(memory) != size:
             memory = mmap.mmap(file, size)
-        pipe.send(list(_decode_all(memory, lengths, limits)))
+        pipe.send(list(_decode_all(memory, lengths_and_owners, limits)))
 
 
-def _decode_all(memory: mmap.mmap, lengths: Sequence[int], limits: ImageLimits) -> Iterator[InvalidImage | str | None]:
+def _decode_all(
+    memory: mmap.mmap, lengths_and_owners: Sequence[tuple[int, int]], limits: ImageLimits
+) -> Iterator[InvalidImage | str | None]:
     """Yields None for each image that has become a face; else what is wrong with it, or a bug's traceback."""
-    faces = np.frombuffer(memory, np.uint8, len(lengths) * _FACE_BYTES).reshape(-1, SIZE, SIZE)
-    images = memoryview(memory)[len(lengths) * _FACE_BYTES :]
-    for face, length in zip(faces, lengths, strict=True):
+    count = len(lengths_and_owners)
+    faces = np.frombuffer(memory, np.uint8, count * _FACE_BYTES).reshape(-1, SIZE, SIZE)
+    images = memoryview(memory)[count * _FACE_BYTES :]
+    total_bytes: Counter[int] = Counter()
+    for length, owner in lengths_and_owners:
+        total_bytes[owner] += length
+    budgets = {owner: PixelBudget(limits, total) for owner, total in total_bytes.items()}
+    for face, (length, owner) in zip(faces, lengths_and_owners, strict=True):
         try:
-            face[:] = decode_face(images[:length], limits).pixels
+            face[:] = decode_face(images[:length], limits, budgets[owner]).pixels
             yield None
         except InvalidImage as error:
             yield error

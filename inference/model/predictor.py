@@ -42,12 +42,20 @@ class Predictor:
     metrics: InferenceMetrics
     observers: Sequence[Observer] = ()
 
-    def predict(self, model: ServedModel, images: Sequence[bytes], *, probe: bool = False) -> list[Result]:
+    def predict(
+        self,
+        model: ServedModel,
+        images: Sequence[bytes],
+        owners: Sequence[int] | None = None,
+        *,
+        probe: bool = False,
+    ) -> list[Result]:
         """Returns a result an image, in order; an image that is broken, or that we fail on, costs only its own.
 
         Args:
             model: the model, the same for all of them.
             images: encoded images.
+            owners: as for `Decoder.decode`.
             probe: whether they are a test of the model, of which no observer is told, nor the counts of genders.
 
         Raises:
@@ -55,13 +63,16 @@ class Predictor:
         """
         results: list[Result] = []
         for start in range(0, len(images), self.batch_size):
-            results += self._batch(model, images[start : start + self.batch_size], probe=probe)
+            batch = slice(start, start + self.batch_size)
+            results += self._batch(model, images[batch], owners and owners[batch], probe=probe)
         self._count(results, probe=probe)
         return results
 
-    def _batch(self, model: ServedModel, images: Sequence[bytes], *, probe: bool) -> list[Result]:
+    def _batch(
+        self, model: ServedModel, images: Sequence[bytes], owners: Sequence[int] | None, *, probe: bool
+    ) -> list[Result]:
         started = time.perf_counter()
-        decoded = self.decoder.decode(images)
+        decoded = self.decoder.decode(images, owners)
         self.metrics.decode.observe(time.perf_counter() - started)
         faces = np.empty((len(images), SIZE, SIZE), np.uint8)
         good = 0

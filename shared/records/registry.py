@@ -65,9 +65,10 @@ class Registry:
         return _aliases(self._store.find_json(f"{_ROOT}/aliases.json") or {})
 
     def history(self) -> list[dict[str, Any]]:
-        """Returns what became of the aliases, newest last: `{"at", "action", "version", "from", "reason"}`.
+        """Returns what became of the aliases, newest last: `{"at", "action", "version", "from", "reason", "by"}`.
 
-        `action` is `promote`, `rollback`, `challenge` or `dismiss`; with the last two `from` is null.
+        `action` is `promote`, `rollback`, `challenge` or `dismiss`; with the last two `from` is null. `by` is the name
+        of the access token that somebody came with, and null where none was asked for.
         """
         return list((self._store.find_json(f"{_ROOT}/aliases.json") or {}).get("history", []))
 
@@ -132,8 +133,8 @@ class Registry:
         self._store.put(self.card_text_key(version), card_text.encode())
         self._store.put_json(f"{_ROOT}/{version}/card.json", card)
 
-    def promote(self, version: int, reason: str) -> Aliases:
-        """Makes `version` the champion. Promoting the champion again changes nothing.
+    def promote(self, version: int, reason: str, *, user: str | None = None) -> Aliases:
+        """Makes `version` the champion, by `user`. Promoting the champion again changes nothing.
 
         Raises:
             NotFound: there is no such version.
@@ -144,7 +145,7 @@ class Registry:
             before = now.get("champion")
             if before == version:
                 return now
-            return _changed(now, "promote", version, before, reason)
+            return _changed(now, "promote", version, before, reason, user)
 
         return _aliases(self._store.update_json(f"{_ROOT}/aliases.json", change))
 
@@ -166,8 +167,8 @@ class Registry:
 
         return bool(self._store.update_json(f"{_ROOT}/aliases.json", change).get("champion") == version)
 
-    def rollback(self, reason: str) -> Aliases:
-        """Makes the previous champion the champion again.
+    def rollback(self, reason: str, *, user: str | None = None) -> Aliases:
+        """Makes the previous champion the champion again, by `user`.
 
         Raises:
             Conflict: there is no previous champion.
@@ -179,11 +180,13 @@ class Registry:
             if previous is None:
                 raise Conflict("there is no previous champion to roll back to")
             self.card(previous)
-            return _changed(now, "rollback", previous, champion, reason)
+            return _changed(now, "rollback", previous, champion, reason, user)
 
         return _aliases(self._store.update_json(f"{_ROOT}/aliases.json", change))
 
-    def challenge(self, version: int, reason: str, *, by: Literal["hand", "gate"] = "hand") -> Aliases:
+    def challenge(
+        self, version: int, reason: str, *, by: Literal["hand", "gate"] = "hand", user: str | None = None
+    ) -> Aliases:
         """Makes `version` the challenger, in place of any other.
 
         The gate leaves things as they are where a person chose the challenger, or where `version` already serves.
@@ -206,11 +209,11 @@ class Registry:
             alias = {"challenger": version, "challenged_by": by}
             if challenger == version:
                 return {**now, **alias}
-            return {**now, **alias, "history": _with_entry(now, "challenge", version, None, reason)}
+            return {**now, **alias, "history": _with_entry(now, "challenge", version, None, reason, user)}
 
         return _aliases(self._store.update_json(f"{_ROOT}/aliases.json", change))
 
-    def dismiss(self, reason: str, version: int | None = None) -> int:
+    def dismiss(self, reason: str, version: int | None = None, *, user: str | None = None) -> int:
         """Takes the challenger's alias away and returns its version.
 
         Raises:
@@ -226,7 +229,7 @@ class Registry:
             if version not in {None, challenger}:
                 raise Conflict(f"version {version} is not the challenger; version {challenger} is")
             dismissed = challenger
-            history = _with_entry(now, "dismiss", challenger, None, reason)
+            history = _with_entry(now, "dismiss", challenger, None, reason, user)
             return {**now, "challenger": None, "challenged_by": None, "history": history}
 
         self._store.update_json(f"{_ROOT}/aliases.json", change)
@@ -245,7 +248,9 @@ def _aliases(content: dict[str, Any]) -> Aliases:
     return Aliases(content.get("champion"), content.get("previous"), content.get("challenger"))
 
 
-def _changed(now: dict[str, Any], action: str, champion: int, before: int | None, reason: str) -> dict[str, Any]:
+def _changed(
+    now: dict[str, Any], action: str, champion: int, before: int | None, reason: str, user: str | None = None
+) -> dict[str, Any]:
     """Returns the aliases with another champion.
 
     A challenger that a person chose stays; one that the gate set was declined in favour of a champion that is no more.
@@ -257,10 +262,12 @@ def _changed(now: dict[str, Any], action: str, champion: int, before: int | None
         "previous": before,
         "challenger": challenger if stays else None,
         "challenged_by": "hand" if stays else None,
-        "history": _with_entry(now, action, champion, before, reason),
+        "history": _with_entry(now, action, champion, before, reason, user),
     }
 
 
-def _with_entry(now: dict[str, Any], action: str, version: int, before: int | None, reason: str) -> list[Any]:
-    entry = {"at": now_iso(), "action": action, "version": version, "from": before, "reason": reason}
+def _with_entry(
+    now: dict[str, Any], action: str, version: int, before: int | None, reason: str, user: str | None
+) -> list[Any]:
+    entry = {"at": now_iso(), "action": action, "version": version, "from": before, "reason": reason, "by": user}
     return [*now.get("history", []), entry][-_HISTORY_KEPT:]

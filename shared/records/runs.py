@@ -98,6 +98,7 @@ class Run(Record):
         labels: what was recognised of the labels; None until the run is accepted.
         progress: how far the present stage is; None between stages and at the end.
         metrics: of the model: `val_accuracy`, `test_accuracy`, …
+        warnings: what the user should know about the dataset, in sentences.
         timings: when it entered its states.
     """
 
@@ -108,6 +109,7 @@ class Run(Record):
     labels: LabelReport | None = None
     progress: Progress | None = None
     metrics: dict[str, float] | None = None
+    warnings: tuple[str, ...] = ()
     timings: Timings = Timings()
 
     def reply(self, status: str | None = None) -> dict[str, Any]:
@@ -118,6 +120,8 @@ class Run(Record):
             body["metrics"] = self.metrics
         if self.labels:
             body["labels"] = self.labels.model_dump(mode="json")
+        if self.warnings:
+            body["warnings"] = self.warnings
         if self.error:
             body["error"] = self.error.as_dict()
         return body

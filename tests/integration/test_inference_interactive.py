@@ -305,10 +305,17 @@ class Held(Predictor):
     has_some: threading.Event = field(default_factory=threading.Event)
     may_go_on: threading.Event = field(default_factory=threading.Event)
 
-    def predict(self, model: ServedModel, images: Sequence[bytes], *, probe: bool = False) -> list[Result]:
+    def predict(
+        self,
+        model: ServedModel,
+        images: Sequence[bytes],
+        owners: Sequence[int] | None = None,
+        *,
+        probe: bool = False,
+    ) -> list[Result]:
         self.has_some.set()
         assert self.may_go_on.wait(30)
-        return Predictor.predict(self, model, images, probe=probe)
+        return Predictor.predict(self, model, images, owners, probe=probe)
 
 
 @pytest.mark.rabbitmq
@@ -374,10 +381,17 @@ POISON = image_of(77)
 class Stumbling(Predictor):
     """A predictor with a bug that one image provokes."""
 
-    def predict(self, model: ServedModel, images: Sequence[bytes], *, probe: bool = False) -> list[Result]:
+    def predict(
+        self,
+        model: ServedModel,
+        images: Sequence[bytes],
+        owners: Sequence[int] | None = None,
+        *,
+        probe: bool = False,
+    ) -> list[Result]:
         if POISON in images:
             raise RuntimeError("a bug that this image provokes: secret detail")
-        return Predictor.predict(self, model, images, probe=probe)
+        return Predictor.predict(self, model, images, owners, probe=probe)
 
 
 def stumbling(loops: Loops) -> Loops:
@@ -395,7 +409,7 @@ def test_a_message_that_provokes_a_bug_takes_no_neighbour_with_it(either: Loops)
             (letter,) = dead(loops)
     assert found.pop("poison")["error"] == {
         "code": "internal",
-        "message": "a bug on our side; the service's log has the details",
+        "message": "internal error; the service's log has the details",
     }
     assert {body["predictions"][0]["gender"] for body in found.values()} == {"female"}
     assert (letter.message.message_id, letter.reason, letter.delivery_count) == ("poison", "internal", 1)
