@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final
 from shared.broker.base import HeaderValue
 from shared.clock import now_iso
 from shared.errors import NotFound
+from shared.faces.labelling import LabelReport
 from shared.params import TrainingParams
 from shared.records.record import Record, Records, State, StoredModel
 from shared.store.base import Store
@@ -94,6 +95,7 @@ class Run(Record):
         state: where it stands.
         params: the training parameters asked for; None where the message that asked could not be read.
         dataset: SHA-256 of the archive, which names the dataset; None until the run is accepted.
+        labels: what was recognised of the labels; None until the run is accepted.
         progress: how far the present stage is; None between stages and at the end.
         metrics: of the model: `val_accuracy`, `test_accuracy`, …
         warnings: what the user should know about the dataset, in sentences.
@@ -104,6 +106,7 @@ class Run(Record):
     state: RunState
     params: TrainingParams | None
     dataset: str | None = None
+    labels: LabelReport | None = None
     progress: Progress | None = None
     metrics: dict[str, float] | None = None
     warnings: tuple[str, ...] = ()
@@ -115,6 +118,8 @@ class Run(Record):
         if self.model:
             body["model"] = self.model.as_dict()
             body["metrics"] = self.metrics
+        if self.labels:
+            body["labels"] = self.labels.model_dump(mode="json")
         if self.warnings:
             body["warnings"] = self.warnings
         if self.error:
