@@ -1,4 +1,4 @@
-"""Three separately started services on a real RabbitMQ node: what the dashboard shows, and what a foreign client gets."""
+"""Separately started services on a real RabbitMQ node: what the dashboard shows, and what a foreign client gets."""
 
 from __future__ import annotations
 
