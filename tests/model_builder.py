@@ -22,12 +22,13 @@ from torch import nn
 from shared.params import TrainingParams
 from shared.records.model_card import CardDataset, CardFile, ModelCard, ServedPrecision, Variant, VariantPrecision
 from shared.records.registry import Registry
+from shared.records.runs import EpochRow
 from shared.store.files import FileStore
 from trainer.release.card import build_card, measure_inputs
 from trainer.release.evaluate import evaluate
 from trainer.release.export import OUTPUT, export_onnx
 from trainer.training.model import Cost
-from trainer.training.train import EpochRow, Trained
+from trainer.training.train import Trained
 
 STEEPNESS = 20.0
 """The logit of `brightness_model` is this times (mean luma / 255 - 1/2)."""
@@ -249,7 +250,7 @@ class ModelBuilder:
                     files[file].write_bytes(content)
                     variants[precision] = _variant(content if kept else None)
             card = _card(version, files["model.onnx"], variants, faces, probability, dataset)
-            self.registry.register(version, card.model_dump(mode="json"), "# a model for tests\n", files)
+            self.registry.register(card, "# a model for tests\n", files)
         if promote:
             self.registry.promote(version, "a test needs it")
         return version
@@ -262,6 +263,17 @@ class ModelBuilder:
 def _variant(content: bytes | None) -> Variant:
     file = None if content is None else CardFile(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
     return Variant(faces=20, accuracy_float32=0.9, accuracy=0.9, file=file)
+
+_EPOCH: Final = EpochRow(
+    epoch=1,
+    train_loss=0.5,
+    train_accuracy=0.7,
+    val_loss=0.4,
+    val_accuracy=0.9,
+    learning_rate=0.001,
+    seconds=60.0,
+    images_per_second=90.0,
+)
 
 
 def _card(
@@ -280,7 +292,7 @@ def _card(
         run_id=f"run-{version}",
         dataset=CardDataset(sha256=dataset, name="a dataset", counts={"train": 2, "validation": 1, "test": 20}),
         params=TrainingParams(),
-        trained=Trained({"weight": torch.zeros(1)}, [EpochRow(1, 0.5, 0.7, 0.4, 0.9, 0.001, 60.0, 90.0)], 1, 1.0),
+        trained=Trained({"weight": torch.zeros(1)}, [_EPOCH], 1, 1.0),
         evaluation=evaluate(probability, labels, np.full(len(labels), 30), np.zeros(len(labels), np.int64)),
         temperature=1.0,
         parity=0.0,

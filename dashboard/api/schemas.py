@@ -62,6 +62,7 @@ def schemas() -> dict[str, Any]:
                 "shadow": _maybe(_ref("Shadow")),
                 "models": _many(_ref("ModelSummary")),
                 "total": _WHOLE,
+                "damaged": _many(_ref("Damaged")),
             }
         ),
         "Shadow": fields(

@@ -72,7 +72,7 @@ def show_dataset(sha256: str) -> str:
         summary=summary,
         runs=found_runs,
         rejects=_rejects(sha256),
-        versions=[card["version"] for card in cache.cards()],
+        versions=[card.version for card in cache.cards().records],
         version=version,
         predicted=probabilities is not None,
         scoring=dashboard().scoring.state,
@@ -157,9 +157,9 @@ def _version(predicting: list[int]) -> int | None:
     """Returns the version that the request chose; else one whose predictions are there, the champion before others."""
     parts = dashboard()
     chosen = request.args.get("version", None, int)
-    if chosen in [card["version"] for card in parts.store_cache.cards()]:
+    if chosen in [card.version for card in parts.store_cache.cards().records]:
         return chosen
-    champion = parts.client.registry.aliases().champion
+    champion = parts.client.registry.find_aliases()[0].champion
     return champion if champion in predicting else next(iter(predicting), None)
 
 

@@ -15,7 +15,7 @@ from dashboard.workers import Speed, WorkerStates
 from shared.broker.base import Depth
 from shared.errors import Retryable
 from shared.records.jobs import Job
-from shared.records.record import Listing
+from shared.records.record import DamagedRecord
 from shared.records.runs import Run
 
 _SHOWN = 6
@@ -28,8 +28,10 @@ def overview() -> str:
     """Shows models, trainings, workers, queues and what wants attention."""
     parts = dashboard()
     all_runs, all_jobs = parts.store_cache.runs(), parts.store_cache.jobs()
-    aliases = parts.client.registry.aliases()
-    champion = None if aliases.champion is None else parts.store_cache.card(aliases.champion)
+    aliases, damaged = parts.client.registry.find_aliases()
+    cards = parts.store_cache.cards()
+    damaged += [*cards.damaged, *all_runs.damaged, *all_jobs.damaged]
+    champion = next((card for card in cards.records if card.version == aliases.champion), None)
     return render_template(
         "overview.html",
         champion=champion,
@@ -40,7 +42,7 @@ def overview() -> str:
         speed=parts.workers.speed(),
         lately=_lately(parts.workers),
         depths=_depths(parts),
-        attention=_attention(parts, all_runs, all_jobs),
+        attention=_attention(parts, all_runs.records, all_jobs.records, damaged),
         sample=parts.samples.state,
         is_new=not all_runs.records and champion is None,
         predictions=_newest_predictions(parts),
@@ -77,7 +79,9 @@ def _depths(parts: Dashboard) -> dict[str, Depth] | None:
     return {parts.broker.topology.short(queue): depth for queue, depth in found.items()}
 
 
-def _attention(parts: Dashboard, all_runs: Listing[Run], all_jobs: Listing[Job]) -> list[tuple[str, str, str]]:
+def _attention(
+    parts: Dashboard, all_runs: list[Run], all_jobs: list[Job], damaged: list[DamagedRecord]
+) -> list[tuple[str, str, str]]:
     """Returns (what is wrong, what to do, where) for each thing that wants a person."""
     found = []
     depths = _depths(parts)
@@ -86,15 +90,12 @@ def _attention(parts: Dashboard, all_runs: Listing[Run], all_jobs: Listing[Job])
     elif dead := depths["dead"].ready:
         words = "One message" if dead == 1 else f"{dead:,} messages"
         found.append((f"{words} could not be processed.", "Look at why, then retry or drop.", "/dead"))
-    found += [
-        (str(damage), "See the list.", f"/{damage.key.split('/')[0]}")
-        for damage in (*all_runs.damaged, *all_jobs.damaged)
-    ]
-    for run in all_runs.records[:20]:
+    found += [(str(damage), "See the list.", f"/{damage.key.split('/')[0]}") for damage in damaged]
+    for run in all_runs[:20]:
         if run.state.is_retryable:
             error = run.error.message if run.error else "no reason given"
             found.append((f"Run {run.name[:60]} was {run.state}: {error}", "See the run.", f"/runs/{run.run_id}"))
-    for job in all_jobs.records[:20]:
+    for job in all_jobs[:20]:
         if job.state.is_retryable:
             error = job.error.message if job.error else "no reason given"
             found.append((f"Job {job.name[:60]} was {job.state}: {error}", "See the job.", f"/jobs/{job.job_id}"))

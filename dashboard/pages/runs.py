@@ -122,7 +122,7 @@ def _parameters(run: Run) -> dict[str, str]:
     """Returns a run's parameters, and what became of those left to the recipe: its model's card says all of them."""
     asked = run.params.as_dict() if run.params else None
     if run.model:
-        return parameters(asked, dashboard().store_cache.card(run.model.version)["params"])
+        return parameters(asked, dashboard().store_cache.card(run.model.version).params)
     epochs = run.progress.epochs if run.progress else None  # of a training under way
     return parameters(asked, {"epochs": epochs} if epochs else None)
 

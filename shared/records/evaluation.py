@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict
+from shared.records.record import StoredModel
 
 GroupKind = Literal["gender", "ethnicity", "age", "intersection"]
 MIN_GROUP: Final = 10
 """Faces that a group needs to be named the worst: below that, chance alone makes one bad."""
 
 
-class _Figures(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-class Group(_Figures):
+class Group(StoredModel):
     """The accuracy within one group of faces.
 
     Attributes:
@@ -37,7 +33,7 @@ class Group(_Figures):
     high: float
 
 
-class Confusion(_Figures):
+class Confusion(StoredModel):
     """Faces by their label and their prediction."""
 
     male_as_male: int
@@ -46,7 +42,7 @@ class Confusion(_Figures):
     female_as_female: int
 
 
-class ReliabilityBin(_Figures):
+class ReliabilityBin(StoredModel):
     """Faces of similar probability.
 
     Attributes:
@@ -64,14 +60,14 @@ class ReliabilityBin(_Figures):
     share_female: float
 
 
-class Curve(_Figures):
+class Curve(StoredModel):
     """Points of a curve, thinned for drawing, from left to right."""
 
     x: list[float]
     y: list[float]
 
 
-class Evaluation(_Figures):
+class Evaluation(StoredModel):
     """What `trainer.release.evaluate.evaluate` measures; *female* is the positive class.
 
     Attributes:

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.records.dataset import FACES_NPY
-from shared.records.model_card import ModelCard
 from shared.records.registry import Registry
 from shared.store.base import Store
 from trainer.data.dataset import Dataset, open_dataset
@@ -53,7 +52,7 @@ def judge(store: Store, version: int) -> Verdict:
         return Verdict(True, "the first model", None)
     if champion == version:
         return Verdict(True, "it is the champion already", champion)
-    card, their_card = (ModelCard.model_validate(registry.card(number)) for number in (version, champion))
+    card, their_card = (registry.card(number) for number in (version, champion))
     with (
         open_dataset(store, card.dataset.sha256) as dataset,
         store.local(Registry.model_key(version)) as model,
