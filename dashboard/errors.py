@@ -9,8 +9,7 @@ from flask import Flask, Response, jsonify, make_response, render_template, requ
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.wrappers import Response as WsgiResponse
 
-from shared.errors import CODES, GenderlineError
-from shared.worker.retry import internal_error
+from shared.errors import CODES, GenderlineError, internal_error
 
 STATUSES: Final[dict[str, int]] = {
     "unsupported_content_type": 415,

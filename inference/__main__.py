@@ -90,11 +90,10 @@ def _work(settings: Settings, stop: threading.Event, status_file: Path) -> int:
     from shared.faces.decode import configure_opencv  # noqa: PLC0415
 
     configure_opencv()
-    decode_threads = plan_for(settings).decode_threads
+    decode_processes = plan_for(settings).decode_processes
     with open_broker_for(settings) as broker:
-        worker = Worker(
-            broker, open_store(settings.store_url), settings, decode_threads=decode_threads, status_file=status_file
-        )
+        store = open_store(settings.store_url)
+        worker = Worker(broker, store, settings, decode_processes=decode_processes, status_file=status_file)
         try:
             worker.run(stop)
         except ProviderUnavailable as error:

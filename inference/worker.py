@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,22 +16,23 @@ from prometheus_client import CollectorRegistry
 
 from inference.jobs.open import BulkLoop
 from inference.model.champion import Models
+from inference.model.decoder import Decoder
 from inference.model.predictor import Predictor
 from inference.model.probe import ModelProber
 from inference.monitoring.drift import Drift
 from inference.monitoring.recent_predictions import RecentPredictions
 from inference.monitoring.shadow import Shadow
 from inference.monitoring.throughput import ThroughputMeter
-from inference.predictions import InteractiveLoop
-from inference.turns import Turns
+from inference.predictions import PredictionHandler
 from shared.broker.base import Broker
 from shared.faces.decode import ImageLimits
 from shared.runtime.settings import Settings
 from shared.store.base import Store
 from shared.telemetry.heartbeat import Heartbeat
 from shared.telemetry.metrics import InferenceMetrics
-from shared.worker.attempts import Attempts
-from shared.worker.retry import FailurePolicy
+from shared.worker.child import ForkServer
+from shared.worker.loop import ConsumerLoop
+from shared.worker.retry import FailurePolicy, RetryPolicy
 
 _BULK_NICENESS: Final = 10
 _READY_EVERY_S: Final = 1.0
@@ -46,53 +46,44 @@ class Worker:
         broker: where work comes from.
         store: where models and jobs lie.
         settings: as the environment has them.
-        decode_threads: threads that decode one batch; 1 where every core has a process of its own.
+        decode_processes: children that decode one batch; 1 where every core has a worker of its own.
         status_file: kept up to date with `{"pid", "ready", "version", "provider"}` for the parent process.
     """
 
     def __init__(
-        self, broker: Broker, store: Store, settings: Settings, *, decode_threads: int, status_file: Path
+        self, broker: Broker, store: Store, settings: Settings, *, decode_processes: int, status_file: Path
     ) -> None:
         self._broker = broker
         self._status_file = status_file
         metrics = InferenceMetrics(CollectorRegistry())
-        policy = FailurePolicy(settings.delivery_limit, metrics.dead_letters, Attempts(store))
         limits = ImageLimits.from_settings(settings)
         self._models = Models(
             store, settings.provider, metrics, ModelProber(status_file.parent, settings.provider).survives
         )
         self._drift = Drift(metrics, lambda: self._models.champion)
         self._shadow = Shadow(store, settings, self._models, metrics)
-        # A pool for each loop: threads inherit the niceness of the loop that starts them.
-        self._pools = [ThreadPoolExecutor(decode_threads, name) for name in ("decode", "decode bulk")]
-        predictor, bulk_predictor = (
-            Predictor(
-                limits,
-                settings.batch_size,
-                metrics,
-                pool if decode_threads > 1 else None,
-                observers=[self._drift.observe],
-            )
-            for pool in self._pools
-        )
+        self._fork_server = ForkServer(Decoder.TARGET)
+        self._decoder = Decoder(self._fork_server, limits, decode_processes)
+        self._bulk_decoder = Decoder(self._fork_server, limits, decode_processes, niceness=_BULK_NICENESS)
+        predictor = Predictor(self._decoder, settings.batch_size, metrics, observers=[self._drift.observe])
+        bulk_predictor = replace(predictor, decoder=self._bulk_decoder)
         if self._shadow.wanted:
-            predictor = dataclasses.replace(predictor, observers=[*predictor.observers, self._shadow.observe])
+            predictor = replace(predictor, observers=[*predictor.observers, self._shadow.observe])
         self._throughput = ThroughputMeter()
         self._recent_predictions = RecentPredictions()
-        turns = Turns()
-        self._interactive = InteractiveLoop(
+        self._predictions = PredictionHandler(
+            self._models, predictor, metrics, self._throughput, self._recent_predictions
+        )
+        self._interactive = ConsumerLoop(
             broker,
-            self._models,
-            predictor,
-            policy,
-            metrics,
-            self._throughput,
-            self._recent_predictions,
-            turns,
+            {broker.topology.predictions: self._predictions},
+            RetryPolicy(settings.delivery_limit, metrics.dead_letters),
             prefetch=settings.prefetch,
             batch_size=settings.batch_size,
-            batch_delay_s=settings.batch_delay_ms / 1000,
+            gather_s=settings.batch_delay_ms / 1000,
+            wait_until_ready=self._models.wait_for_champion,
             on_idle=self._shadow.on_idle,
+            queue_wait=metrics.queue_wait,
         )
         self._bulk = BulkLoop(
             broker,
@@ -100,10 +91,9 @@ class Worker:
             settings,
             self._models,
             bulk_predictor,
-            policy,
+            FailurePolicy(settings.delivery_limit, metrics.dead_letters),
             self._throughput,
-            turns,
-            interactive_lately=lambda: self._interactive.lately,
+            interactive_lately=lambda: self._predictions.active_recently,
         )
         self._heartbeat = Heartbeat(broker, "inference", self._state)
 
@@ -143,8 +133,7 @@ class Worker:
             stop.set()
             for thread in threads:
                 thread.join()
-            for pool in self._pools:
-                pool.shutdown()
+            self._fork_server.close()
         if failures:
             raise failures[0]
 
@@ -161,7 +150,7 @@ class Worker:
             "provider": champion.provider if champion else None,
             "device": champion.precision if champion else None,
             "busy": self._bulk.busy,
-            "refused": None if refused is None else dataclasses.asdict(refused),
+            "refused": None if refused is None else asdict(refused),
             "drift": self._drift.summary(),
             "challenger": self._shadow.summary(),
             **self._throughput.summary(),

@@ -1,4 +1,4 @@
-"""How many worker processes a machine runs, and how many decoding threads each has."""
+"""How many worker processes a machine runs, and how many decoding processes each has."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class WorkerLayout(NamedTuple):
     """How the cores are used.
 
     Attributes:
-        workers: number of processes.
-        decode_threads: number of threads in each process that decode images.
+    workers: number of processes.
+        decode_processes: number of children of each that decode images.
     """
 
     workers: int
-    decode_threads: int
+    decode_processes: int
 
 
 def plan_for(settings: Settings) -> WorkerLayout:

@@ -22,12 +22,13 @@ CODES: dict[str, str] = {
     "uri_not_allowed": "The `uri` lies outside the allowed roots, or its scheme is not supported.",
     "uri_not_found": "Nothing can be read at the `uri`.",
     "sha256_mismatch": "The archive's SHA-256 is not the one the message gave.",
-    "invalid_archive": "The archive is not a readable zip: not a zip at all, empty, truncated, encrypted or crafted.",
+    "invalid_archive": "The archive is no readable zip, tar or tar.gz, or empty, cut short, encrypted or crafted.",
     "archive_too_large": "The archive breaks a limit on members or bytes.",
     "too_few_faces": "Fewer usable faces than training needs.",
     "single_gender": "All usable faces carry the same gender.",
     "training_diverged": "The loss stopped being a finite number; the message names the learning rate.",
-    "invalid_image": "The bytes cannot be decoded as a JPEG, PNG, WebP or BMP image.",
+    "invalid_image": "The bytes cannot be decoded as a JPEG, PNG, WebP, BMP, AVIF or HEIC image.",
+    "killed_worker": "Decoding the image killed the process that did it, twice.",
     "image_too_large": "The image breaks a limit on pixels or bytes.",
     "unknown_model_version": "`model_version` names a model that is not registered.",
     "invalid_model": "The registered model failed verification.",
@@ -113,6 +114,11 @@ class Retryable(GenderlineError):
     """Store or broker away, or full: the same work may succeed later."""
 
     default_code = "unavailable"
+
+
+def internal_error() -> GenderlineError:
+    """Returns what a client is told of a bug: nothing but that there is one."""
+    return GenderlineError("a bug on our side; the service's log has the details", code="internal")
 
 
 def short_repr(value: object) -> str:

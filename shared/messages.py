@@ -18,7 +18,7 @@ import msgpack
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import to_json
 
-from shared.broker.base import Delivery, HeaderValue, Message, Outgoing
+from shared.broker.base import HeaderValue, Message, Outgoing
 from shared.errors import GenderlineError, InvalidMessage, short_repr
 from shared.faces.file_type import describe
 from shared.faces.labels import GENDERS
@@ -425,15 +425,15 @@ def prediction_error(key: str | int | None, error: GenderlineError) -> dict[str,
     return {"id": key, "error": error.as_dict()}
 
 
-def json_reply(delivery: Delivery, body: Mapping[str, Any]) -> list[Outgoing]:
-    """Returns the JSON reply to a delivery: one, or none where it asked for none."""
-    if not delivery.message.reply_to:
+def json_reply(message: Message, body: Mapping[str, Any]) -> list[Outgoing]:
+    """Returns the JSON reply to a message: one, or none where it asked for none."""
+    if not message.reply_to:
         return []
-    return delivery.reply(json.dumps({"schema": SCHEMA, **body}).encode(), JSON)
+    return message.reply(json.dumps({"schema": SCHEMA, **body}).encode(), JSON)
 
 
 def prediction_reply(
-    delivery: Delivery, model: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]
+    message: Message, model: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]
 ) -> list[Outgoing]:
     """Returns the reply to a prediction: one, or none where it asked for none.
 
@@ -441,10 +441,10 @@ def prediction_reply(
     is for all other replies, since it alone can write every text that may stand in a message of JSON.
 
     Args:
-        delivery: the request.
+        message: the request.
         model: the identity of the model that answered.
         entries: as `prediction` and `prediction_error` make them, in the request's order.
     """
-    if not delivery.message.reply_to:
+    if not message.reply_to:
         return []
-    return delivery.reply(to_json({"schema": SCHEMA, "model": model, "predictions": entries}), JSON)
+    return message.reply(to_json({"schema": SCHEMA, "model": model, "predictions": entries}), JSON)

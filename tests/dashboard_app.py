@@ -50,7 +50,7 @@ class Site:
                 while not stop.is_set():
                     for delivery in consumer.receive(10, 0.05):
                         taken.append(delivery)
-                        consumer.settle([delivery], json_reply(delivery, (answer or by_length)(delivery)))
+                        consumer.settle([delivery], json_reply(delivery.message, (answer or by_length)(delivery)))
 
         thread = threading.Thread(target=work)
         thread.start()

@@ -16,12 +16,12 @@ from prometheus_client import CollectorRegistry
 
 from inference.jobs.open import BulkLoop
 from inference.model.champion import Models
+from inference.model.decoder import Decoder
 from inference.model.predictor import Predictor
 from inference.monitoring.recent_predictions import RecentPredictions
 from inference.monitoring.shadow import Shadow
 from inference.monitoring.throughput import ThroughputMeter
-from inference.predictions import InteractiveLoop
-from inference.turns import Turns
+from inference.predictions import PredictionHandler
 from shared.broker import open_broker
 from shared.broker.base import Broker, ReplyQueue
 from shared.faces.decode import ImageLimits
@@ -29,8 +29,9 @@ from shared.runtime.settings import Settings
 from shared.store.files import FileStore
 from shared.telemetry.metrics import InferenceMetrics
 from shared.topology import Topology
-from shared.worker.attempts import Attempts
-from shared.worker.retry import FailurePolicy
+from shared.worker.child import ForkServer
+from shared.worker.loop import ConsumerLoop
+from shared.worker.retry import FailurePolicy, RetryPolicy
 from tests.model_builder import ModelBuilder
 
 Work = Callable[[threading.Event], None]
@@ -50,33 +51,36 @@ class Loops:
     registry: CollectorRegistry
     metrics: InferenceMetrics
     models: Models
-    policy: FailurePolicy
     throughput: ThroughputMeter
     recent_predictions: RecentPredictions
     shadow: Shadow
     predictor: Predictor
-    turns: Turns
+    policy: FailurePolicy
 
     @property
     def builder(self) -> ModelBuilder:
         return ModelBuilder(self.store)
 
+    def predictions(self) -> PredictionHandler:
+        return PredictionHandler(self.models, self.predictor, self.metrics, self.throughput, self.recent_predictions)
+
     def interactive(
-        self, *, batch_delay_s: float = 0.0, on_idle: Callable[[bool], None] | None = None
-    ) -> InteractiveLoop:
-        return InteractiveLoop(
+        self,
+        handler: PredictionHandler | None = None,
+        *,
+        batch_delay_s: float = 0.0,
+        on_idle: Callable[[bool], None] | None = None,
+    ) -> ConsumerLoop:
+        return ConsumerLoop(
             self.broker,
-            self.models,
-            self.predictor,
-            self.policy,
-            self.metrics,
-            self.throughput,
-            self.recent_predictions,
-            self.turns,
+            {self.broker.topology.predictions: handler or self.predictions()},
+            RetryPolicy(self.settings.delivery_limit, self.metrics.dead_letters),
             prefetch=self.settings.prefetch,
             batch_size=self.settings.batch_size,
-            batch_delay_s=batch_delay_s,
+            gather_s=batch_delay_s,
+            wait_until_ready=self.models.wait_for_champion,
             on_idle=on_idle or self.shadow.on_idle,
+            queue_wait=self.metrics.queue_wait,
         )
 
     def bulk(self, *, interactive_lately: Callable[[], bool] = lambda: False) -> BulkLoop:
@@ -88,7 +92,6 @@ class Loops:
             self.predictor,
             self.policy,
             self.throughput,
-            self.turns,
             interactive_lately=interactive_lately,
         )
 
@@ -148,20 +151,20 @@ def open_loops(folder: Path, broker_url: str, **settings: Any) -> Iterator[Loops
         models = Models(store, "cpu", metrics)
         shadow = Shadow(store, chosen, models, metrics)
         observers = [shadow.observe] if shadow.wanted else []
-        yield Loops(
-            broker,
-            store,
-            chosen,
-            registry,
-            metrics,
-            models,
-            FailurePolicy(chosen.delivery_limit, metrics.dead_letters, Attempts(store)),
-            ThroughputMeter(),
-            RecentPredictions(),
-            shadow,
-            Predictor(ImageLimits.from_settings(chosen), chosen.batch_size, metrics, observers=observers),
-            Turns(),
-        )
+        with ForkServer(Decoder.TARGET) as server, Decoder(server, ImageLimits.from_settings(chosen)) as decoder:
+            yield Loops(
+                broker,
+                store,
+                chosen,
+                registry,
+                metrics,
+                models,
+                ThroughputMeter(),
+                RecentPredictions(),
+                shadow,
+                Predictor(decoder, chosen.batch_size, metrics, observers=observers),
+                FailurePolicy(chosen.delivery_limit, metrics.dead_letters),
+            )
 
 
 def replies(inbox: ReplyQueue, count: int, timeout_s: float = 30.0) -> dict[str, dict[str, Any]]:

@@ -113,7 +113,7 @@ class TrainerService:
             if record.state.is_final:
                 _LOG.info("%s came again; it is %s", run_id, record.state)
                 self._announce(record)
-                consumer.settle([delivery], json_reply(delivery, record.reply()))
+                consumer.settle([delivery], json_reply(delivery.message, record.reply()))
             else:
                 self.busy = run_id
                 self._work(consumer, delivery, request, lease, stop)
@@ -195,7 +195,7 @@ class TrainerService:
             if not self._store.exists(key):
                 is_ours = path.is_relative_to(folder)  # and may be moved into the store
                 self._store.put_file(key, path if is_ours else shutil.copyfile(path, folder / "copy.zip"))
-        consumer.settle([], json_reply(delivery, record.reply(RunState.ACCEPTED)))
+        consumer.settle([], json_reply(delivery.message, record.reply(RunState.ACCEPTED)))
         record = self._runs.update(
             run_id, state=RunState.ACCEPTED, dataset=sha256, params=request.params, name=request.name
         )
@@ -236,7 +236,7 @@ class TrainerService:
         self._metrics.datasets.labels(RunState.REGISTERED).inc()
         _LOG.info("%s registered as version %d", run_id, version)
         self._announce(record)
-        consumer.settle([delivery], json_reply(delivery, record.reply()))
+        consumer.settle([delivery], json_reply(delivery.message, record.reply()))
 
     def _pass_gate(self, version: int) -> None:
         """Promotes a version, or makes it the challenger."""
@@ -285,16 +285,16 @@ class TrainerService:
             record = self._runs.get(run_id)
         except DamagedRecord as damage:  # nothing can be noted there; the asker gets a reply all the same
             _LOG.error("%s %s: %s; %s", run_id, state, error, damage)
-            return json_reply(delivery, reply)
+            return json_reply(delivery.message, reply)
         if record.state.is_final:  # of an earlier message with the same id, which this one cannot undo
-            return json_reply(delivery, reply)
+            return json_reply(delivery.message, reply)
         if state != RunState.FAILED:  # a failed run goes on from it once its dead letter is sent back
             self._store.delete(f"runs/{run_id}/checkpoint.pt")
         record = self._runs.update(run_id, state=state, error=Fault.of(error), progress=None)
         self._metrics.datasets.labels(state).inc()
         _LOG.warning("%s %s: %s", run_id, state, error)
         self._announce(record)
-        return json_reply(delivery, record.reply())
+        return json_reply(delivery.message, record.reply())
 
     def _announce(self, record: Run) -> None:
         self._broker.emit(run_state_topic(record.state), {"schema": 1, **record.reply()})

@@ -16,6 +16,8 @@ _TYPES: Final = {
     "a PNG image": "image/png",
     "a WebP image": "image/webp",
     "a BMP image": "image/bmp",
+    "an AVIF image": "image/avif",
+    "a HEIC image": "image/heic",
 }
 
 

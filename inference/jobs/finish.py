@@ -83,7 +83,7 @@ class JobEnds:
         """Ends a job. Returns the final reply: to `delivery`, or to whom the job's record names."""
         record = self._jobs.end(job_id, state, **changes)
         if record is None:  # it had ended already
-            return json_reply(delivery, self._jobs.get(job_id).reply()) if delivery else []
+            return json_reply(delivery.message, self._jobs.get(job_id).reply()) if delivery else []
         _LOG.info("%s %s%s", job_id, state, f": {record.error.message}" if record.error else "")
         return self.tell(record, delivery)
 
@@ -91,7 +91,7 @@ class JobEnds:
         """Announces a job's end and clears away what nobody needs any more. Returns the final reply."""
         self._store.delete(f"jobs/{record.job_id}/parts")
         self.announce(record)
-        return json_reply(delivery, record.reply()) if delivery else self._final_reply(record)
+        return json_reply(delivery.message, record.reply()) if delivery else self._final_reply(record)
 
     def announce(self, record: Job) -> None:
         """Tells all who listen of the state that a job is in."""

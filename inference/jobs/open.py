@@ -22,7 +22,6 @@ from inference.jobs.finish import JobEnds
 from inference.model.champion import Models
 from inference.model.predictor import Predictor
 from inference.monitoring.throughput import ThroughputMeter
-from inference.turns import Turns
 from shared.archives.archive import Archive, ArchiveLimits
 from shared.archives.entry import EntryError
 from shared.archives.fetch import fetch_archive
@@ -67,7 +66,6 @@ class BulkLoop:
         predictor: decodes and predicts.
         policy: what becomes of messages that fail.
         throughput: told of images, for the heartbeat.
-        turns: keeps what it works on apart from messages that may kill the worker.
         interactive_lately: whether the interactive loop has had work a moment ago.
     """
 
@@ -80,7 +78,6 @@ class BulkLoop:
         predictor: Predictor,
         policy: FailurePolicy,
         throughput: ThroughputMeter,
-        turns: Turns,
         *,
         interactive_lately: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -94,7 +91,6 @@ class BulkLoop:
         self._predictor = predictor
         self._policy = policy
         self._throughput = throughput
-        self._turns = turns
         self._interactive_lately = interactive_lately
         self._archives = _OpenArchive(store, self._limits)
         self._lost: str | None = None
@@ -113,9 +109,7 @@ class BulkLoop:
                     with self._broker.consume([topology.jobs, topology.shards], 1) as consumer:
                         while not stop.is_set():
                             for delivery in consumer.receive(1, _WAIT_S):
-                                with self._turns.at_work():
-                                    if not stop.is_set():  # else closing gives it back
-                                        self._handle(consumer, delivery)
+                                self._handle(consumer, delivery)
                         consumer.flush()
                 except Retryable as error:
                     _LOG.warning("what is at hand will come again: %s", error)
@@ -124,16 +118,11 @@ class BulkLoop:
     def _handle(self, consumer: Consumer, delivery: Delivery) -> None:
         is_job = delivery.queue == self._broker.topology.jobs
         work, fail = (self._open, self._job_failed) if is_job else (self._compute, self._shard_failed)
-        begun = self._policy.begin(consumer, delivery)
-        if begun is None:
-            return
-        delivery = begun
         try:
             if self._policy.exhausted(delivery):
                 self._policy.bury_exhausted(consumer, delivery, lambda error: fail(delivery, error))
             else:
                 work(consumer, delivery)
-                self._policy.end(delivery)
         except Exception as error:
             # Where the broker is away everything comes again; what a full queue refused is tried again in a while.
             if isinstance(error, BrokerError) and not isinstance(error, BrokerFull):
@@ -152,7 +141,7 @@ class BulkLoop:
         record = self._ends.reopened(delivery, self._jobs.get(job_id))
         if record.state.is_final:
             _LOG.info("%s came again; it is %s", job_id, record.state)
-            consumer.settle([delivery], json_reply(delivery, record.reply()))
+            consumer.settle([delivery], json_reply(delivery.message, record.reply()))
             return
         accepted = record.state == JobState.ACCEPTED
         if accepted and delivery.message.reply_to:
@@ -160,7 +149,7 @@ class BulkLoop:
             asker = {"reply_to": delivery.message.reply_to, "correlation_id": delivery.message.correlation_id}
             record = self._jobs.update(job_id, **asker)
         if accepted and record.shards_published:  # a duplicate of a job that is under way
-            consumer.settle([delivery], json_reply(delivery, record.reply()))
+            consumer.settle([delivery], json_reply(delivery.message, record.reply()))
             return
         if self._jobs.cancel_requested(job_id):
             final = self._ends.end(job_id, JobState.CANCELLED, delivery, error=Fault.of(_cancelled()))
@@ -173,7 +162,7 @@ class BulkLoop:
                 consumer.settle([delivery], self._ends.end(job_id, JobState.REJECTED, delivery, error=Fault.of(error)))
                 return
         shards = [] if record.state.is_final else self._shards(record)
-        consumer.settle([delivery], [*shards, *json_reply(delivery, record.reply())])
+        consumer.settle([delivery], [*shards, *json_reply(delivery.message, record.reply())])
         self._ends.note(consumer, job_id, shards_published=True)
         self._ends.announce(record)
         _LOG.info("%s %s: %d images in %d shards", job_id, record.state, record.images, record.shards)
@@ -233,7 +222,7 @@ class BulkLoop:
             return self._ends.end(job_id, state, delivery, error=Fault.of(error))
         except DamagedRecord as damage:  # nothing can be noted there; the asker gets a reply all the same
             _LOG.error("%s %s: %s; %s", job_id, state, error, damage)
-            return json_reply(delivery, {"job_id": job_id, "status": state.value, "error": error.as_dict()})
+            return json_reply(delivery.message, {"job_id": job_id, "status": state.value, "error": error.as_dict()})
 
     # -- a shard
 

@@ -13,7 +13,7 @@ def open_broker(
     topology: Topology | None = None,
     *,
     lease_s: float = 15.0,
-    delivery_limit: int = 5,
+    delivery_limit: int = 20,
     queue_limit: int = 1_000_000,
 ) -> Broker:
     """Opens the broker that `url` names.

@@ -70,6 +70,16 @@ class Message:
     reply_to: str | None = None
     headers: Mapping[str, HeaderValue] = field(default_factory=dict)
 
+    def reply(self, body: bytes, content_type: str) -> list[Outgoing]:
+        """Returns the reply that this message asked for: one, or none where it named no `reply_to`.
+
+        The reply carries the message's `correlation_id`, or its `message_id` where it has none.
+        """
+        if not self.reply_to:
+            return []
+        correlation = self.correlation_id or self.message_id
+        return [Outgoing(self.reply_to, Message(body, content_type, correlation_id=correlation))]
+
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
@@ -93,17 +103,6 @@ class Delivery:
     message: Message
     delivery_count: int
     token: Any = field(repr=False)
-
-    def reply(self, body: bytes, content_type: str) -> list[Outgoing]:
-        """Returns the reply that this message asked for: one, or none where it named no `reply_to`.
-
-        The reply carries the message's `correlation_id`, or its `message_id` where it has none.
-        """
-        asked = self.message
-        if not asked.reply_to:
-            return []
-        correlation = asked.correlation_id or asked.message_id
-        return [Outgoing(asked.reply_to, Message(body, content_type, correlation_id=correlation))]
 
     def waited_s(self, now: float | None = None) -> float | None:
         """Returns how long the message waited in its queue, in seconds; None where its sender did not say when.

@@ -89,7 +89,7 @@ class Settings(BaseSettings):
         0.0, ge=0, le=1, description="Share of interactive traffic that the challenger sees too; 0 is off"
     )
     shard_images: int = Field(1024, ge=1, le=100_000, description="The most images in one slice of a job")
-    delivery_limit: int = Field(5, ge=1, le=100, description="Deliveries of a message before it is a dead letter")
+    delivery_limit: int = Field(20, ge=1, le=100, description="Deliveries of a message before it is a dead letter")
     lease_s: float = Field(15.0, ge=0.2, le=3600, description="Seconds after which a dead process's work is taken over")
     handover_s: float = Field(
         600.0,

@@ -66,7 +66,7 @@ def main() -> int:
         loops.models.refresh()
         model = loops.models.champion
         assert model is not None
-        faces = np.stack([face for face in map(loops.predictor._decoded, images) if isinstance(face, np.ndarray)])
+        faces = np.stack([face for face in loops.predictor.decoder.decode(images) if isinstance(face, np.ndarray)])
         answers = model.predict(faces).tolist()
         drift, shadow = Drift(loops.metrics, lambda: model), loops.shadow
         predictor = replace(loops.predictor, observers=[])

@@ -109,7 +109,7 @@ def layouts(stage: Stage) -> list[Row]:
         with stage.served("embedded", "default", workers=workers, provider="cuda") as served:
             run_job(served, archive)
             rate = statistics.median(run_job(served, archive)[0].rate for _ in range(1 if stage.quick else 3))
-        threads = plan(cores, wanted=workers, gpu_bytes=None).decode_threads
+        threads = plan(cores, wanted=workers, gpu_bytes=None).decode_processes
         what = f"champion, jobs, embedded, {workers} workers that decode in {threads} threads each"
         rows.append(Row(what, f"{rate:,.0f} images/s", None, "", None))
     return rows

@@ -115,7 +115,7 @@ def test_a_request_gets_its_reply_with_its_correlation_id(place: Place) -> None:
             client.publish(queue, request)
         for asked in take(consumer, 3):
             consumer.settle(
-                [asked], asked.reply(json.dumps({"to": asked.message.message_id}).encode(), "application/json")
+                [asked], asked.message.reply(json.dumps({"to": asked.message.message_id}).encode(), "application/json")
             )
         found: list[Message] = []
         while len(found) < 3:

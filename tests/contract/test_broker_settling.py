@@ -102,7 +102,7 @@ def test_a_reply_to_a_queue_that_is_gone_is_dropped_and_the_work_settled(place: 
     broker.publish(queue, Message(b"", "text/plain", reply_to=gone))
     with broker.consume([queue], 1) as consumer:
         (asked,) = take(consumer, 1)
-        consumer.settle([asked], asked.reply(b"answer", "text/plain"))
+        consumer.settle([asked], asked.message.reply(b"answer", "text/plain"))
         consumer.flush()
     assert_empty(place, queue)
 

@@ -167,7 +167,7 @@ def test_a_reply_that_cannot_be_sent_is_dropped_and_the_work_settled_with_its_ne
         broker.publish(queue, Message(b"good", "text/plain", reply_to=reply_queue.name))
         with broker.consume([queue], 2) as consumer:
             deliveries = take(consumer, 2)
-            answers = [answer for delivery in deliveries for answer in delivery.reply(b"answer", "text/plain")]
+            answers = [answer for delivery in deliveries for answer in delivery.message.reply(b"answer", "text/plain")]
             assert len(answers) == 2
             consumer.settle(deliveries, answers)
             consumer.flush()
@@ -248,13 +248,13 @@ def test_a_foreign_client_gets_its_reply_at_its_direct_reply_address(place: Plac
     foreign.basic_publish("", place.topology.predictions, b"", asked)
     with broker.consume([place.topology.predictions], 1) as consumer:
         (delivery,) = take(consumer, 1)
-        consumer.settle([], delivery.reply(b"answer", "text/plain"))
+        consumer.settle([], delivery.message.reply(b"answer", "text/plain"))
         while not answers:
             foreign.connection.process_data_events(0.1)
         foreign.close()
-        consumer.settle([delivery], delivery.reply(b"too late", "text/plain"))
+        consumer.settle([delivery], delivery.message.reply(b"too late", "text/plain"))
         consumer.flush()
-        broker.publish_many(delivery_reply := delivery.reply(b"too late", "text/plain"))
+        broker.publish_many(delivery_reply := delivery.message.reply(b"too late", "text/plain"))
     assert delivery_reply
     assert answers == [(b"answer", "c")]
     assert broker.reconnects == 0

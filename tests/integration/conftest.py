@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from shared.faces.synthetic import draw_sample
+from tests.rabbitmq_shared import SharedNode
 from tests.services import Installation
 
 
@@ -19,32 +20,45 @@ def installation(tmp_path: Path) -> Iterator[Installation]:
     made.close()
 
 
-EITHER = ["sqlite", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)]
-
-
-def _installation(request: pytest.FixtureRequest, folder: Path) -> Installation:
-    if request.param == "rabbitmq":
-        return Installation(folder, request.getfixturevalue("rabbitmq").url)
-    return Installation(folder, f"sqlite:///{folder / 'broker.db'}")
-
-
-@pytest.fixture(params=EITHER)
+@pytest.fixture(params=["sqlite", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
 def either_installation(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Installation]:
-    """An installation on the embedded broker, and one on RabbitMQ."""
-    made = _installation(request, tmp_path)
+    """An installation on the embedded broker, and one on RabbitMQ, where the broker is what a test is about."""
+    url = f"sqlite:///{tmp_path / 'broker.db'}"
+    if request.param == "rabbitmq":
+        url = request.getfixturevalue("rabbitmq").url
+    made = Installation(tmp_path, url)
     yield made
     made.close()
 
 
-@pytest.fixture(scope="module", params=EITHER)
-def with_trainer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    """An installation on either broker with one trainer, which all tests of a file share: torch takes long to load."""
-    made = _installation(request, tmp_path_factory.mktemp("trainer"))
+@pytest.fixture(scope="module")
+def with_trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """An installation with one trainer, which all tests of a file share: torch takes long to load."""
+    folder = tmp_path_factory.mktemp("trainer")
+    made = Installation(folder, f"sqlite:///{folder / 'broker.db'}")
     try:
         made.start("trainer")
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture(scope="module")
+def with_trainer_on_rabbitmq(rabbitmq: SharedNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """The same on RabbitMQ."""
+    made = Installation(tmp_path_factory.mktemp("trainer"), rabbitmq.url)
+    try:
+        made.start("trainer")
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(params=["with_trainer", pytest.param("with_trainer_on_rabbitmq", marks=pytest.mark.rabbitmq)])
+def with_either_trainer(request: pytest.FixtureRequest) -> Installation:
+    """Each of the two in turn, where the broker is what a test is about."""
+    found: Installation = request.getfixturevalue(request.param)
+    return found
 
 
 @pytest.fixture(scope="session")

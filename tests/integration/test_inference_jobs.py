@@ -17,9 +17,8 @@ import pytest
 
 from inference.jobs.finish import JobEnds
 from inference.model.loader import ServedModel
-from inference.model.predictor import Outcome, Predictor
-from inference.turns import Turns
-from shared.broker.base import Depth, Message, ReplyQueue
+from inference.model.predictor import Predictor, Result
+from shared.broker.base import Message, ReplyQueue
 from shared.client import Client
 from shared.messages import ZIP, by_reference, job_id_of, json_message
 from shared.records.jobs import RESULT_COLUMNS, Jobs, JobState
@@ -415,23 +414,6 @@ def test_there_is_no_progress_of_a_job_whose_parts_are_gone(loops: Loops) -> Non
         assert events.receive(0.1) == []
 
 
-def test_what_waits_for_its_turn_is_given_back_when_the_worker_stops(loops: Loops) -> None:
-    send(loops, Message(zip_of(faces(7)), ZIP))
-    stop = threading.Event()
-    loops.turns = Turns(work_waits_s=60)
-    loops.turns.begin_trials()
-    bulk = threading.Thread(target=loops.bulk().run, args=(stop,))
-    bulk.start()
-    queue = loops.broker.topology.jobs
-    eventually(lambda: loops.broker.depths()[queue].unacknowledged == 1, 10, "a job at hand")
-    stop.set()
-    loops.turns.end_trials()
-    bulk.join(20)
-    assert not bulk.is_alive()
-    assert loops.broker.depths()[queue] == Depth(1, 0)
-    assert loops.store.children("jobs") == []
-
-
 @dataclass(frozen=True, slots=True)
 class Halting(Predictor):
     """A predictor that waits at its second batch for leave to go on."""
@@ -440,17 +422,24 @@ class Halting(Predictor):
     go_on: threading.Event = None  # type: ignore[assignment]
     fail: bool = False
 
-    def predict(self, model: ServedModel, images: Sequence[bytes], *, probe: bool = False) -> list[Outcome]:
+    def predict(
+        self,
+        model: ServedModel,
+        images: Sequence[bytes],
+        owners: Sequence[int] | None = None,
+        *,
+        probe: bool = False,
+    ) -> list[Result]:
         if self.metrics.batch_size._sum.get() > 0 and not self.go_on.is_set():
             self.reached.set()
             self.go_on.wait(20)
         if self.fail and self.reached.is_set():
             raise RuntimeError("a bug")
-        return Predictor.predict(self, model, images, probe=probe)
+        return Predictor.predict(self, model, images, owners, probe=probe)
 
 
 def halting(loops: Loops, *, fail: bool = False) -> tuple[Loops, Halting]:
-    predictor = Halting(loops.predictor.limits, 64, loops.metrics, None, (), threading.Event(), threading.Event(), fail)
+    predictor = Halting(loops.predictor.decoder, 64, loops.metrics, (), threading.Event(), threading.Event(), fail)
     return replace(loops, predictor=predictor), predictor
 
 
@@ -582,14 +571,13 @@ def test_a_job_that_was_only_held_when_connections_went_is_not_given_up(rabbitmq
         serving(loops)
         job_id = send(loops, Message(zip_of(faces(3)), ZIP, "job", reply_to=inbox.name))
         with loops.broker.consume([loops.broker.topology.jobs], 1) as holding:
-            for _ in range(loops.settings.delivery_limit + 3):
+            for _ in range(8):
                 holding.requeue(holding.receive(1, 10)[0])
         with loops.running(loops.bulk().run):
             job_replies(inbox, "accepted", "finished")
             assert len(rows_of(loops, job_id)) == 3
             queues_empty(loops)
         assert loops.broker.dead_letters() == []
-        assert loops.store.children("attempts") == []
 
 
 def test_a_bug_in_one_shard_fails_the_job_once_and_buries_the_shard(loops: Loops) -> None:

@@ -25,6 +25,7 @@ from shared.records.jobs import Jobs
 from shared.runtime.environment import SINGLE_CORE_ENV
 from tests.inference_loops import replies
 from tests.integration.test_inference_jobs import faces, job_replies, zip_of
+from tests.killers import KILLER, killing_environment
 from tests.model_builder import ModelBuilder, brightness_model, constant_model, image_of
 from tests.services import Installation, Service, eventually
 
@@ -144,82 +145,24 @@ def test_a_killed_worker_is_started_again_and_nothing_is_lost(either_installatio
         assert client.broker.dead_letters() == []
 
 
-DEADLY = image_of(66) + b"deadly"
-
-
-@pytest.fixture
-def killing(tmp_path: Path) -> dict[str, str]:
-    """Settings with which one image kills each worker that decodes it, as a crash in C would.
-
-    Python imports `sitecustomize` at its start.
-    """
-    (tmp_path / "deadly").mkdir()
-    (tmp_path / "deadly" / "sitecustomize.py").write_text(
-        "import os, signal, shared.faces.decode\n"
-        "decode = shared.faces.decode.decode_face\n"
-        "def decode_or_die(data, limits):\n"
-        "    if bytes(data).endswith(b'deadly'):\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return decode(data, limits)\n"
-        "shared.faces.decode.decode_face = decode_or_die\n"
-    )
-    return {"PYTHONPATH": f"{tmp_path / 'deadly'}:{Path(__file__).parents[2]}", "GENDERLINE_LEASE_S": "1"}
-
-
-def test_an_image_that_kills_every_worker_is_buried_and_all_others_are_answered(
-    either_installation: Installation, killing: dict[str, str]
+def test_images_that_kill_the_process_that_decodes_them_kill_no_worker(
+    installation: Installation, tmp_path: Path
 ) -> None:
-    with either_installation.client() as client, client.broker.reply_queue() as inbox:
-        with_model(either_installation, client)
-        service = either_installation.start("inference", wait=True, **killing)
+    with installation.client() as client, client.broker.reply_queue() as inbox:
+        with_model(installation, client)
+        service = installation.start("inference", wait=True, **killing_environment(tmp_path))
+        eventually(lambda: serves(service, 1, 2), 20, "both workers serve")
+        before = workers(service)
         queue = client.broker.topology.predictions
         messages = [Message(image_of(230), "image/png", f"m{number}", reply_to=inbox.name) for number in range(200)]
         for number in (50, 150):
-            messages[number] = Message(DEADLY, "image/png", f"deadly {number}", reply_to=inbox.name)
+            messages[number] = Message(KILLER, "image/png", f"m{number}", reply_to=inbox.name)
         client.broker.publish_many([Outgoing(queue, message) for message in messages])
-        answers: dict[str | None, list[Any]] = {}
-
-        def all_answered() -> bool:
-            for message in inbox.receive(0.2):
-                answers.setdefault(message.correlation_id, []).append(json.loads(message.body))
-            return len(answers) == 200
-
-        eventually(all_answered, 60, "an answer to every message")
-        letters = eventually(client.broker.dead_letters, 10, "dead letters")
-        assert service.log.read_text().count("SIGKILL") >= 5
-    failed = {key for key, bodies in answers.items() if any("error" in body for body in bodies)}
-    assert failed == {"deadly 50", "deadly 150"}
-    assert sorted(str(letter.message.message_id) for letter in letters) == ["deadly 150", "deadly 50"]
-    assert {(letter.reason, letter.delivery_count) for letter in letters} == {("delivery_limit", 5)}
-    # A record goes once its message is settled, so after the answer.
-    eventually(lambda: client.store.children("attempts") == [], 10, "no record of attempts is left")
-
-
-def test_images_that_kill_the_only_worker_take_no_job_along(
-    either_installation: Installation, killing: dict[str, str]
-) -> None:
-    """Whenever the worker starts again, such an image and a shard of the job are there at the same time."""
-    either_installation.delivery_limit = 3
-    with either_installation.client() as client, client.broker.reply_queue() as inbox:
-        with_model(either_installation, client)
-        service = either_installation.start("inference", wait=True, GENDERLINE_WORKERS="1", **killing)
-        entries = faces(4000)
-        client.broker.publish(client.broker.topology.jobs, Message(zip_of(entries), ZIP, "job", reply_to=inbox.name))
-        # By then its own message is gone, and nothing of it is said twice.
-        eventually(
-            lambda: (job := client.jobs.find(job_id_of("job"))) and job.shards_published,
-            20,
-            "a job whose shards are published",
-        )
-        for number in range(2):
-            deadly = Message(DEADLY, "image/png", f"deadly {number}")
-            client.broker.publish(client.broker.topology.predictions, deadly)
-        _, finished = job_replies(inbox, "accepted", "finished")
-        assert finished["counts"] == {"images": 4000, "errors": 0}
-        eventually(lambda: len(client.broker.dead_letters()) >= 2, 60, "two dead letters")
-        letters = client.broker.dead_letters()
-        assert sorted(str(letter.message.message_id) for letter in letters) == ["deadly 0", "deadly 1"]
-        assert service.log.read_text().count("SIGKILL") >= 3
+        answers = replies(inbox, 200, 60)
+        assert workers(service) == before
+    failed = {key: body["predictions"][0]["error"]["code"] for key, body in answers.items() if "error" in str(body)}
+    assert failed == {"m50": "killed_worker", "m150": "killed_worker"}
+    assert client.broker.dead_letters() == []
 
 
 def test_a_worker_has_the_environment_of_a_process_with_a_core_to_itself(installation: Installation) -> None:
@@ -240,10 +183,10 @@ def test_workers_end_by_themselves_when_their_parent_is_killed(installation: Ins
     eventually(lambda: not any(is_alive(pid) for pid in pids), 20, "no worker left")
 
 
-def test_two_workers_share_a_jobs_shards_and_one_of_them_assembles_it_once(either_installation: Installation) -> None:
-    with either_installation.client() as client, client.broker.reply_queue() as inbox:
-        with_model(either_installation, client)
-        service = either_installation.start("inference", GENDERLINE_SHARD_IMAGES="10")
+def test_two_workers_share_a_jobs_shards_and_one_of_them_assembles_it_once(installation: Installation) -> None:
+    with installation.client() as client, client.broker.reply_queue() as inbox:
+        with_model(installation, client)
+        service = installation.start("inference", GENDERLINE_SHARD_IMAGES="10")
         eventually(lambda: serves(service, 1, 2), 20, "both workers serve")
         entries = faces(995)
         client.broker.publish(client.broker.topology.jobs, Message(zip_of(entries), ZIP, "job", reply_to=inbox.name))

@@ -69,12 +69,12 @@ def challenges(version: int) -> Callable[[dict[str, Any]], bool]:
 
 
 def test_a_challenger_sees_the_traffic_of_all_workers_and_every_reply_names_the_champion(
-    either_installation: Installation,
+    installation: Installation,
 ) -> None:
-    with either_installation.client() as client:
+    with installation.client() as client:
         builder = builder_of(client)
         builder.register(brightness_model())
-        service = either_installation.start("inference")
+        service = installation.start("inference")
         client.challenge(builder.register(constant_model(0.1), promote=False), "a test")
         beats(client, challenges(2))
         eventually(lambda: "challenges, with 1 of the" in service.log.read_text(), 10, "a loaded challenger")
@@ -94,13 +94,13 @@ def test_a_challenger_sees_the_traffic_of_all_workers_and_every_reply_names_the_
         assert client.registry.aliases().champion == 1
 
 
-def test_a_broken_challenger_costs_the_champion_nothing(either_installation: Installation) -> None:
-    with either_installation.client() as client:
+def test_a_broken_challenger_costs_the_champion_nothing(installation: Installation) -> None:
+    with installation.client() as client:
         builder = builder_of(client)
         builder.register(brightness_model())
         broken = builder.register(constant_model(0.9, build.not_a_number), promote=False)
         failing = builder.register(brightness_model(build.fails_in_the_dark), promote=False)
-        service = either_installation.start("inference")
+        service = installation.start("inference")
         client.challenge(broken, "a test")
         beats(client, lambda beat: "answered [nan" in str((beat["challenger"] or {}).get("problem")))
         assert {reply["model"]["version"] for reply in predict_packs(client, 20)} == {1}
@@ -122,12 +122,12 @@ def test_a_broken_challenger_costs_the_champion_nothing(either_installation: Ins
         assert client.broker.dead_letters() == []
 
 
-def test_a_challenger_is_promoted_in_the_midst_of_its_traffic(either_installation: Installation) -> None:
-    with either_installation.client() as client:
+def test_a_challenger_is_promoted_in_the_midst_of_its_traffic(installation: Installation) -> None:
+    with installation.client() as client:
         builder = builder_of(client)
         builder.register(constant_model(0.9))
         challenger = builder.register(constant_model(0.2), promote=False)
-        either_installation.start("inference")
+        installation.start("inference")
         client.challenge(challenger, "a test")
         beats(client, challenges(challenger))
         versions: list[int] = []
@@ -161,18 +161,18 @@ def test_without_a_share_a_challenger_sees_nothing(installation: Installation) -
         assert client.shadow() == ShadowFigures()
 
 
-def test_images_unlike_the_training_faces_raise_the_drift_of_all_workers(either_installation: Installation) -> None:
+def test_images_unlike_the_training_faces_raise_the_drift_of_all_workers(installation: Installation) -> None:
     random = np.random.default_rng(0)
     dark = np.clip(
         random.normal(60, 20, (400, 1, 1)) + random.uniform(5, 40, (400, 1, 1)) * random.normal(0, 1, (400, 128, 128)),
         0,
         255,
     ).astype(np.uint8)
-    with either_installation.client() as client:
+    with installation.client() as client:
         builder_of(client).register(
             brightness_model(), faces=dark, probability=random.uniform(0, 0.4, 400).astype(np.float32)
         )
-        service = either_installation.start("inference")
+        service = installation.start("inference")
         eventually(lambda: metrics(service, "genderline_model_info").values(), 20, "a model")
 
         def enough() -> bool:

@@ -16,7 +16,7 @@ def test_a_worker_serves_on_while_it_cannot_write_its_state(tmp_path: Path) -> N
     with open_loops(tmp_path, f"sqlite:///{tmp_path / 'broker.db'}") as loops:
         loops.builder.register(brightness_model())
         status = tmp_path / "gone" / "worker.json"
-        worker = Worker(loops.broker, loops.store, loops.settings, decode_threads=1, status_file=status)
+        worker = Worker(loops.broker, loops.store, loops.settings, decode_processes=1, status_file=status)
         with loops.broker.reply_queue() as inbox, loops.running(worker.run):
             request = Message(image_of(250), "image/png", "m", reply_to=inbox.name)
             loops.broker.publish(loops.broker.topology.predictions, request)

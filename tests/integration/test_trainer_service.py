@@ -33,9 +33,9 @@ FAST = {"epochs": 1, "quantize": False, "augment": False}
 
 
 def test_a_dataset_by_value_sent_twice_becomes_one_model_with_replies_and_metrics(
-    with_trainer: Installation, sample_zip: Path
+    with_either_trainer: Installation, sample_zip: Path
 ) -> None:
-    with with_trainer.client() as client, client.broker.reply_queue() as inbox:
+    with with_either_trainer.client() as client, client.broker.reply_queue() as inbox:
         headers = {"name": "by value", "params": json.dumps(FAST)}
         message = Message(sample_zip.read_bytes(), ZIP, "m1", "c1", inbox.name, headers)
         client.broker.publish_many([Outgoing(client.broker.topology.datasets, message)] * 2)
@@ -62,7 +62,7 @@ def test_a_dataset_by_value_sent_twice_becomes_one_model_with_replies_and_metric
 
         dataset = hashlib.sha256(sample_zip.read_bytes()).hexdigest()
         rejects = client.store.get_json(f"datasets/{dataset}/summary.json")["rejects"]
-    status, text = with_trainer.services[0].get("/metrics")
+    status, text = with_either_trainer.services[0].get("/metrics")
     assert status == 200
     for line in (
         'genderline_datasets_total{outcome="registered"}',
@@ -142,11 +142,11 @@ def test_a_later_message_with_the_same_id_changes_nothing_about_a_run_that_has_e
         assert client.runs.get(run_id_of("twice")) == record
 
 
-def test_a_dead_letter_sent_back_is_worked_on_again(with_trainer: Installation, sample_zip: Path) -> None:
-    path = with_trainer.folder / "allowed" / "late.zip"
+def test_a_dead_letter_sent_back_is_worked_on_again(with_either_trainer: Installation, sample_zip: Path) -> None:
+    path = with_either_trainer.folder / "allowed" / "late.zip"
     path.parent.mkdir(exist_ok=True)
     message = by_reference(path.as_uri(), params=TrainingParams.model_validate(FAST), message_id="late")
-    with with_trainer.client() as client:
+    with with_either_trainer.client() as client:
         client.broker.publish(client.broker.topology.datasets, message)
         eventually(lambda: client.runs.find(run_id_of("late")), 20, "the run")
         record = finished(client, run_id_of("late"))

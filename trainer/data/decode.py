@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self, TypeAlias
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 
 from shared.archives.entry import Entry, EntryReader
 from shared.errors import InvalidImage
-from shared.faces.decode import SIZE, Face, ImageLimits, decode_face, luma_stats
+from shared.faces.decode import SIZE, Face, ImageLimits, PixelBudget, configure_opencv, decode_face, luma_stats
 from shared.faces.labels import Label, parse_label
 from shared.faces.rejects import Reject, reject_for
 from trainer.data.near_duplicates import dhash
@@ -89,7 +91,8 @@ class Decoder:
         The rows of rejects are left out: nobody reads them, and an archive of nothing else is not to fill the disk.
         """
         reader = self._reader.prefetched(chunk.entries)
-        outcomes = [self._decode(reader, entry) for entry in chunk.entries]
+        budget = PixelBudget(self._limits, sum(entry.size_bytes for entry in chunk.entries))
+        outcomes = [self._decode(reader, entry, budget) for entry in chunk.entries]
         decoded = [(row, outcome[1]) for row, outcome in enumerate(outcomes, chunk.row) if isinstance(outcome, tuple)]
         if not decoded:
             return [outcome for outcome in outcomes if isinstance(outcome, Reject)]
@@ -112,15 +115,36 @@ class Decoder:
                 start = stop
         self._faces.flush()
 
-    def _decode(self, reader: EntryReader, entry: Entry) -> tuple[Label, Face] | Reject:
+    def _decode(self, reader: EntryReader, entry: Entry, budget: PixelBudget) -> tuple[Label, Face] | Reject:
         if entry.reject is not None:  # it says more than that its name has no label
             return entry.reject
         try:
-            return parse_label(entry.name), decode_face(reader.read(entry), self._limits)
+            return parse_label(entry.name), decode_face(reader.read(entry), self._limits, budget)
         except InvalidImage as error:
             return reject_for(error)
+        except (OSError, MemoryError):
+            raise  # of the machine: no entry is at fault
+        except Exception:
+            traceback.print_exc()  # where the log goes
+            return Reject("internal", "decoding this image met a bug on our side; the trainer's log has the traceback")
 
 
 def _traits(label: Label, face: Face, phash: NDArray[np.uint64]) -> DecodedFace:
     digest = hashlib.sha256(face.pixels.data).digest()
     return DecodedFace(label, face.width, face.height, digest, phash.tobytes(), *luma_stats(face.pixels))
+
+
+def serve(pipe: Connection) -> None:
+    """Answers chunks with their outcomes; the work of a child of `DecodePool`.
+
+    The first message has the arguments of the `Decoder`.
+    """
+    configure_opencv()
+    with Decoder(*pipe.recv()) as decoder:
+        while True:
+            chunk = pipe.recv()
+            try:
+                answer: Outcomes | Exception = decoder.decode(chunk)
+            except Exception as error:  # a full disk, say: the trainer is to raise it
+                answer = error
+            pipe.send(answer)

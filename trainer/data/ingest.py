@@ -38,7 +38,7 @@ from shared.records.dataset import (
 )
 from shared.store.base import sha256_of
 from trainer.data.decode import Chunk
-from trainer.data.decode_pool import Decoders
+from trainer.data.decode_pool import DecodePool
 from trainer.data.dedupe import Deduplicator, FaceEntry
 from trainer.data.face_file import FacesWriter, replacing
 from trainer.data.near_duplicates import near_duplicates
@@ -73,7 +73,7 @@ def ingest(
         folder: made if need be; afterwards holds the four files of `shared.records.dataset`.
         archive_limits: bounds on the archive and its entries.
         image_limits: bounds on one image.
-        threads: how many unpack and decode side by side: processes, where the archive is worth them.
+        threads: how many processes unpack and decode side by side, where the archive is worth more than one.
         archive_sha256: hexadecimal, where the caller knows it; computed otherwise.
         on_progress: called with the entries done and their total, from this thread, after every few dozen entries, and
             after the last while faces are compared. What it raises ends the work, which is the way to cancel.
@@ -91,12 +91,12 @@ def ingest(
         _uncollected(),
         FacesWriter(folder / FACES_NPY) as face_file,
         # Started first: while they start, the archive is looked through.
-        Decoders(archive, face_file.temp_path, face_file.first_byte, image_limits, processes=threads) as decoders,
+        DecodePool(archive, face_file.temp_path, face_file.first_byte, image_limits, processes=threads) as pool,
         Archive(archive, archive_limits) as opened,
     ):
         images_seen = len(opened.entries)
         deduplicator = Deduplicator()
-        for chunk, outcomes in decoders.decode(_chunks(opened)):
+        for chunk, outcomes in pool.decode(_chunks(opened)):
             for index, (entry, outcome) in enumerate(zip(chunk.entries, outcomes, strict=True), start=chunk.row):
                 if isinstance(outcome, Reject):
                     deduplicator.reject(index, entry.name, outcome)

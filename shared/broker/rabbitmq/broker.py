@@ -45,7 +45,7 @@ from shared.topology import Topology
 
 _CONNECT_TIMEOUT_S: Final = 10.0
 _ADMIN_TIMEOUT_S: Final = 10.0
-_LAST_RESORT_MARGIN: Final = 95
+_LAST_RESORT_MARGIN: Final = 80
 """Deliveries beyond our own limit before the broker itself gives a message up: our code buries what it can, and the
 broker would strike those that were only held when others killed their worker, or connections went."""
 _UNLIMITED: Final = 1_000_000_000
@@ -71,7 +71,7 @@ class RabbitBroker(Broker):
     prefers_batches = True  # it syncs what it has at the moment, and wakes a thread for each step
 
     def __init__(
-        self, url: str, topology: Topology | None = None, *, delivery_limit: int = 5, queue_limit: int = 1_000_000
+        self, url: str, topology: Topology | None = None, *, delivery_limit: int = 20, queue_limit: int = 1_000_000
     ) -> None:
         self.topology = topology or Topology()
         self._last_resort = delivery_limit + _LAST_RESORT_MARGIN

@@ -232,7 +232,7 @@ def worker(client: Client, answer: Callable[[Delivery], dict[str, Any]]) -> Iter
             while not stop.is_set():
                 for delivery in consumer.receive(1, timeout_s=0.1):
                     taken.append(delivery)
-                    consumer.settle([delivery], json_reply(delivery, answer(delivery)))
+                    consumer.settle([delivery], json_reply(delivery.message, answer(delivery)))
 
     thread = threading.Thread(target=work)
     thread.start()

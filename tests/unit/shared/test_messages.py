@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.broker.base import Delivery, HeaderValue, Message
+from shared.broker.base import HeaderValue, Message
 from shared.clock import now_iso
 from shared.errors import InvalidImage, InvalidMessage
 from shared.messages import (
@@ -370,10 +370,9 @@ def test_whatever_comes_in_a_parser_takes_it_or_calls_it_invalid(
 @given(keys=st.lists(st.none() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=20), min_size=1, max_size=5))
 def test_whatever_id_an_image_may_have_comes_back_in_the_reply(keys: list[str | int | None]) -> None:
     request = pack_message([(key, b"") for key in keys], reply_to="somewhere")
-    delivery = Delivery("predictions", request, 0, None)
     good, bad = prediction(None, 0.971), prediction_error(None, InvalidImage("found \x00ü☃, expected a face"))
     entries = [{**entry, "id": key} for key, entry in zip(parse_prediction(request).ids, (good, bad) * 3, strict=False)]
-    (reply,) = prediction_reply(delivery, {"name": "gender", "version": 3}, entries)
+    (reply,) = prediction_reply(request, {"name": "gender", "version": 3}, entries)
     model = {"name": "gender", "version": 3}
     assert json.loads(reply.message.body) == {"schema": 1, "model": model, "predictions": entries}
     assert [entry["id"] for entry in entries] == keys
@@ -402,19 +401,19 @@ def test_an_image_without_a_prediction_carries_its_error() -> None:
 
 def test_a_reply_goes_where_it_was_asked_for_under_its_correlation() -> None:
     asked = Message(b"", "x", "m1", reply_to="inbox")
-    (reply,) = json_reply(Delivery("q", asked, 0, None), {"status": "accepted"})
+    (reply,) = json_reply(asked, {"status": "accepted"})
     assert (reply.queue, reply.message.correlation_id, reply.message.content_type) == (
         "inbox",
         "m1",
         "application/json",
     )
     assert json.loads(reply.message.body) == {"schema": 1, "status": "accepted"}
-    correlated = Delivery("q", Message(b"", "x", "m1", correlation_id="c1", reply_to="inbox"), 0, None)
+    correlated = Message(b"", "x", "m1", correlation_id="c1", reply_to="inbox")
     assert json_reply(correlated, {})[0].message.correlation_id == "c1"
 
 
 def test_nobody_is_answered_who_did_not_ask() -> None:
-    assert json_reply(Delivery("q", Message(b"", "x"), 0, None), {"status": "accepted"}) == []
+    assert json_reply(Message(b"", "x"), {"status": "accepted"}) == []
 
 
 def test_times_are_utc_to_the_millisecond_and_in_the_order_of_text() -> None:

@@ -1,19 +1,15 @@
-import itertools
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from inference.model.loader import ServedModel
-from inference.model.predictor import grouped
 from inference.monitoring.throughput import ThroughputMeter
-from shared.errors import InvalidImage, InvalidModel
+from shared.errors import GenderlineError, InvalidImage, InvalidModel
 from tests import model_builder as build
 from tests.inference_loops import Loops, open_loops
 from tests.model_builder import brightness_answer, brightness_model, image_of
@@ -54,15 +50,6 @@ def test_no_images_are_no_outcomes(loops: Loops, model: ServedModel) -> None:
     assert loops.predictor.predict(model, []) == []
 
 
-def test_a_decode_pool_gives_the_same(loops: Loops, model: ServedModel) -> None:
-    images = [image_of(level, kind) for level in LEVELS for kind in ("png", "jpg")] + [b"no image"]
-    alone = loops.predictor.predict(model, images)
-    with ThreadPoolExecutor(3) as pool:
-        pooled = replace(loops.predictor, pool=pool).predict(model, images)
-    assert pooled[:-1] == alone[:-1]
-    assert str(pooled[-1]) == str(alone[-1])
-
-
 def test_an_answer_that_is_no_number_is_that_images_error_and_never_nan_in_a_reply(loops: Loops) -> None:
     model = loops.models.get(loops.builder.register(brightness_model(build.dark_is_not_a_number)))
     outcomes = loops.predictor.predict(model, [image_of(200), image_of(0), image_of(100)])
@@ -84,12 +71,34 @@ def test_times_sizes_and_outcomes_are_counted(loops: Loops, model: ServedModel) 
     assert loops.value("genderline_model_run_seconds_count") == 2
 
 
-@given(st.lists(st.integers(1, 300), max_size=40), st.integers(1, 300))
-def test_groups_keep_all_items_in_order_and_only_a_lone_one_is_above_the_limit(sizes: list[int], limit: int) -> None:
-    groups = list(grouped(sizes, lambda size: size, limit))
-    assert [size for group in groups for size in group] == sizes
-    assert all(sum(group) <= limit or len(group) == 1 for group in groups)
-    assert all(sum(left) + right[0] > limit for left, right in itertools.pairwise(groups))
+class Failing:
+    """A model that fails on some faces: those of one level; or on all of them."""
+
+    version = 1
+
+    def __init__(self, level: int | None) -> None:
+        self._level = level
+
+    def predict(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if self._level is None or (faces == self._level).any():
+            raise RuntimeError("a bug that a face provokes")
+        return (faces[:, 0, 0] / 255).astype(np.float32)
+
+
+def test_a_face_that_the_model_fails_on_costs_its_own_entry_only(loops: Loops) -> None:
+    model = cast(ServedModel, Failing(200))
+    results = loops.predictor.predict(model, [image_of(51), image_of(200), image_of(102)])
+    assert results[0] == pytest.approx(0.2)
+    assert results[2] == pytest.approx(0.4)
+    assert isinstance(results[1], GenderlineError)
+    assert results[1].code == "internal"
+    (alone,) = loops.predictor.predict(model, [image_of(200)])
+    assert isinstance(alone, GenderlineError)
+
+
+def test_a_model_that_fails_on_any_face_is_nobodys_fault_but_its_own(loops: Loops) -> None:
+    with pytest.raises(RuntimeError, match="a bug"):
+        loops.predictor.predict(cast(ServedModel, Failing(None)), [image_of(51), image_of(200)])
 
 
 def test_speed_tells_of_the_last_ten_seconds() -> None:

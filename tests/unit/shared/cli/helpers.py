@@ -136,7 +136,7 @@ def answers(delivery: Delivery) -> list[Outgoing]:
         for key, data in zip(request.ids, request.images, strict=True)
     ]
     model = {"name": "gender", "version": request.model_version or 7}
-    return json_reply(delivery, {"model": model, "predictions": entries})
+    return json_reply(delivery.message, {"model": model, "predictions": entries})
 
 
 def works_off(client: Client, **final: Any) -> Handle:

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import struct
 import subprocess
 import sys
+import time
 import tracemalloc
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -15,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shared.errors import InvalidImage
-from shared.faces.decode import SIZE, Face, ImageLimits, configure_opencv, decode_face
+from shared.faces.decode import SIZE, Face, ImageLimits, PixelBudget, configure_opencv, decode_face
 from shared.runtime.settings import Settings
 from tests.archives import face_jpeg, face_pixels, png_header_only, saved
 
@@ -286,3 +289,152 @@ for data in (b"\\xff\\xd8\\xff" + bytes(50), open(0, "rb").read()[:3000]):
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     configure_opencv(1)
+
+
+# -- what people really have
+
+
+def png_chunk(kind: bytes, content: bytes, crc: int | None = None) -> bytes:
+    crc = zlib.crc32(kind + content) if crc is None else crc
+    return struct.pack(">L", len(content)) + kind + content + struct.pack(">L", crc)
+
+
+LARGE_TEXT = zlib.compress(b"x" * 1_400_000)
+
+
+@pytest.mark.parametrize("at", [33, -12], ids=["in front of the pixels", "behind them"])
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        png_chunk(b"zTXt", b"Comment\0\0" + LARGE_TEXT),
+        png_chunk(b"iTXt", b"Comment\0\1\0\0\0" + LARGE_TEXT),
+        png_chunk(b"iCCP", b"Profile\0\0" + LARGE_TEXT),
+        png_chunk(b"tEXt", b"Comment\0hello", crc=7),
+        png_chunk(b"iTXt", b"Comment\0\0\0\0\0hello", crc=7),
+        png_chunk(b"pHYs", bytes(9), crc=7),
+    ],
+    ids=["large zTXt", "large iTXt", "large iCCP", "damaged tEXt", "damaged iTXt", "damaged pHYs"],
+)
+def test_a_png_is_whole_if_its_pixels_are(photo: Image.Image, chunk: bytes, at: int) -> None:
+    data = saved(photo, "PNG")
+    with_chunk = data[:at] + chunk + data[at:]
+    np.testing.assert_array_equal(decode(with_chunk).pixels, decode(data).pixels)
+    damaged = bytearray(with_chunk)
+    damaged[with_chunk.index(b"IDAT") + 100] ^= 0xFF
+    with pytest.raises(InvalidImage, match="found a PNG image that cannot be decoded"):
+        decode(bytes(damaged))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_blocks": 1}])
+@pytest.mark.parametrize("missing", [1, 2])
+def test_a_jpeg_that_lacks_only_its_end_marker_is_taken(
+    photo: Image.Image, options: dict[str, object], missing: int
+) -> None:
+    for image in (photo, photo.resize((97, 131)), photo.convert("L")):
+        data = saved(image, "JPEG", quality=90, **options)
+        assert difference(decode(data[:-missing]).pixels, decode(data).pixels) < 1.0
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.6])
+def test_a_jpeg_that_ends_properly_but_lacks_rows_is_refused(
+    photo: Image.Image, share: float, progressive: bool
+) -> None:
+    data = saved(photo, "JPEG", quality=90, progressive=progressive)
+    if progressive:  # its first scan holds the rough picture of all rows
+        first, second = (found.start() for found in list(re.finditer(b"\xff\xda", data))[:2])
+        cut = first + int((second - first) * share)
+    else:
+        cut = int(len(data) * share)
+    with pytest.raises(InvalidImage, match="cut short"):
+        decode(data[:cut] + b"\xff\xd9")
+
+
+def test_a_jpeg_whose_last_rows_are_mid_gray_is_taken(photo: Image.Image) -> None:
+    framed = Image.new("RGB", (240, 240), (128, 128, 128))
+    framed.paste(photo.resize((200, 200)), (20, 20))
+    data = saved(framed, "JPEG", quality=90)
+    assert (decode(data).pixels[-1] == 128).all()
+
+
+def test_a_few_hundred_bytes_that_claim_a_large_jpeg_are_refused_before_they_are_decoded() -> None:
+    data = bytearray(saved(Image.new("L", (8, 8), 77), "JPEG"))
+    struct.pack_into(">2H", data, data.index(b"\xff\xc0") + 5, 7100, 7000)
+    started = time.process_time()
+    with pytest.raises(InvalidImage, match=r"a JPEG image of 7000x7100 pixels in \d+ bytes, which cannot fill it"):
+        decode(bytes(data))
+    assert time.process_time() - started < 0.1
+
+
+@pytest.mark.parametrize("junk", [b"", b"\xff\xff\xff"], ids=["plain", "filled between segments"])
+def test_a_jpeg_with_thousands_of_scans_is_refused_before_they_are_decoded(photo: Image.Image, junk: bytes) -> None:
+    data = saved(photo, "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    bomb = data[:2] + junk + data[2:-2] + last * 3000 + b"\xff\xd9"
+    with pytest.raises(InvalidImage, match=r"found a JPEG image of 3,0\d\d scans, expected at most 100") as caught:
+        decode(bomb)
+    assert caught.value.code == "image_too_large"
+    assert decode(data[:-2] + last + b"\xff\xd9").pixels.shape == (128, 128)
+
+
+def test_images_of_one_message_share_their_pixels() -> None:
+    limits = ImageLimits(10**7, 1_000_000)
+    claims = [saved(Image.new("1", (1000, 1000)), "PNG")] * 8
+    budget = PixelBudget(limits, sum(map(len, claims)))
+    outcomes = []
+    for data in claims:
+        try:
+            outcomes.append(decode_face(data, limits, budget).width)
+        except InvalidImage as error:
+            outcomes.append(error.code)  # type: ignore[arg-type]
+    assert outcomes == [1000, 1000] + ["image_too_large"] * 6
+    photos = [face_jpeg(seed) for seed in range(256)]
+    budget = PixelBudget(limits, sum(map(len, photos)))
+    assert all(decode_face(data, limits, budget).width == 200 for data in photos)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("size", [(4032, 3024), (3024, 4032), (4001, 3003)])
+def test_a_large_photo_is_decoded_at_a_quarter_with_the_same_pixels(size: tuple[int, int], orientation: int) -> None:
+    pixels = cv2.resize(face_pixels(1), (1024, 1024), interpolation=cv2.INTER_CUBIC)
+    large = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    face = decode(saved(large, "JPEG", quality=90, exif=exif.tobytes()))
+    assert (face.width, face.height) == size
+    whole = decode(saved(large.rotate({1: 0, 3: 180, 6: -90, 8: 90}[orientation], expand=True), "PNG"))
+    apart = np.abs(face.pixels.astype(int) - whole.pixels.astype(int))
+    assert apart.mean() < 1.0
+    assert np.percentile(apart, 99) <= 2.0
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+def test_photos_of_phones_are_decoded(photo: Image.Image, kind: str) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif") if kind == "HEIF" else None
+    if pillow_heif:
+        pillow_heif.register_heif_opener()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(photo, kind, quality=90)
+    turned = saved(photo.transpose(Image.Transpose.ROTATE_90), kind, quality=90, exif=exif.tobytes())
+    for image in (data, turned):
+        assert difference(decode(image).pixels, expected(photo)) < 4.0
+    for share in (0.3, 0.9):
+        with pytest.raises(InvalidImage):
+            decode(data[: int(len(data) * share)])
+
+
+def test_without_its_extra_heic_is_refused_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+import sys
+import time
+sys.modules["pillow_heif"] = None
+from shared.faces.decode import ImageLimits, decode_face, reads_heic
+assert not reads_heic()
+try:
+    decode_face(bytes.fromhex("0000001c") + b"ftypheic" + bytes(40), ImageLimits(1000, 1000))
+except Exception as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "found a HEIC image, which needs the extra `heic` of the services; expected a JPEG, say\n"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import subprocess
@@ -9,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from shared.archives.archive import Archive, ArchiveLimits
+from shared.archives.archive import ArchiveLimits
 from shared.errors import Cancelled
 from shared.faces.decode import ImageLimits
 from shared.runtime.settings import Settings
 from tests.archives import labelled_faces, zipped
-from trainer.data.decode import Chunk, DecodedFace
-from trainer.data.decode_pool import WORTH_PROCESSES, Decoders
+from tests.killers import BUGGY, KILLER, killing_environment
+from trainer.data.decode_pool import WORTH_PROCESSES
 from trainer.data.ingest import ingest
 
 ARCHIVE_LIMITS = ArchiveLimits.from_settings(Settings())
@@ -35,14 +36,17 @@ ingest(Path(sys.argv[1]), Path(sys.argv[2]), ARCHIVE_LIMITS, IMAGE_LIMITS, threa
 """
 
 
-def children() -> list[int]:
-    """Returns the ids of this process's children."""
-    return [int(child) for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
-
-
 def decoders() -> list[int]:
-    """Returns the ids of those that decode, and have got so far that one sees it."""
-    return [child for child in children() if b"trainer.data.decode_pool" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    """Returns the ids of the processes that decode for this one: children of the one that forks them."""
+    return [pid for server in _children("self") for pid in _children(server)]
+
+
+def _children(pid: int | str) -> list[int]:
+    task = os.getpid() if pid == "self" else pid
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 @pytest.fixture
@@ -68,13 +72,13 @@ def test_processes_write_what_one_alone_writes(tmp_path: Path, large_archive: Pa
         )
         written.append([(folder / name).read_bytes() for name in ("faces.npy", "faces.csv", "rejects.csv")])
     assert written[0] == written[1]
-    assert seen == [0] * 13 + [2] * 13
+    assert seen == [1] * 13 + [3] * 13
     assert decoders() == []
 
 
 def test_a_cancelled_ingest_leaves_neither_process_nor_file(tmp_path: Path, large_archive: Path) -> None:
     def cancel(_done: int, _total: int) -> None:
-        assert len(decoders()) == 2
+        assert len(decoders()) == 3
         raise Cancelled("enough")
 
     with pytest.raises(Cancelled):
@@ -83,43 +87,51 @@ def test_a_cancelled_ingest_leaves_neither_process_nor_file(tmp_path: Path, larg
     assert list((tmp_path / "d").iterdir()) == []
 
 
-def test_a_decoding_process_that_dies_at_its_work_says_so(tmp_path: Path, large_archive: Path) -> None:
-    faces = tmp_path / "faces"
-    faces.touch()
-    answered = 0
-    before = children()
-    with (
-        Decoders(large_archive, faces, 0, IMAGE_LIMITS, processes=3) as processes,
-        Archive(large_archive, ARCHIVE_LIMITS) as archive,
-    ):
-        chunks = (Chunk(start, archive.entries[start : start + 32]) for start in range(0, 400, 32))
-        *_, victim = (child for child in children() if child not in before)
-        os.kill(victim, signal.SIGSTOP)  # so that it cannot be done before it is killed
-        with pytest.raises(RuntimeError, match="a decoding process ended with -9"):  # noqa: PT012
-            for _ in processes.decode(chunks):
-                answered += 1
-                os.kill(victim, signal.SIGKILL)
-    assert 0 < answered < 13
+def test_a_decoding_process_that_is_killed_at_its_work_costs_nothing(tmp_path: Path, large_archive: Path) -> None:
+    killed: set[int] = set()
+
+    def kill(done: int, _total: int) -> None:
+        if done % 128 == 0:
+            victim = decoders()[0]
+            killed.add(victim)
+            os.kill(victim, signal.SIGKILL)
+
+    summary = ingest(large_archive, tmp_path / "d", ARCHIVE_LIMITS, IMAGE_LIMITS, threads=2, on_progress=kill)
+    assert len(killed) == 3
+    assert (summary.faces, summary.rejects) == (400, {"no_label": 1})
     assert decoders() == []
 
 
-def test_a_decoding_process_that_died_before_it_was_asked_says_so(tmp_path: Path, large_archive: Path) -> None:
-    faces = tmp_path / "faces"
-    faces.touch()
-    before = children()
-    with Decoders(large_archive, faces, 0, IMAGE_LIMITS, processes=2) as processes:
-        for pid in set(children()) - set(before):
-            os.kill(pid, signal.SIGKILL)
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        with pytest.raises(RuntimeError, match="a decoding process ended with -9"):
-            list(processes.decode([Chunk(0, [])]))
+@pytest.mark.parametrize(("image", "reason"), [(KILLER, "killed_worker"), (BUGGY, "internal")], ids=["killer", "bug"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_in_a_dataset_of_300_an_entry_that_kills_or_provokes_a_bug_is_the_only_reject(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    image: bytes,
+    reason: str,
+    threads: int,
+) -> None:
+    for name, value in killing_environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    entries = labelled_faces(300)
+    entries[123] = ("30_1_0_culprit.png", image)
+    archive = tmp_path / "faces.zip"
+    archive.write_bytes(zipped(entries))
+    summary = ingest(archive, tmp_path / "d", ARCHIVE_LIMITS, IMAGE_LIMITS, threads=threads)
+    assert (summary.faces, summary.rejects) == (299, {reason: 1})
+    with (tmp_path / "d" / "rejects.csv").open(newline="") as file:
+        (reject,) = csv.DictReader(file)
+    assert (reject["name"], reject["reason"]) == ("30_1_0_culprit.png", reason)
+    deaths = caplog.text.count("a child process died") + caplog.text.count("killed two processes")
+    assert deaths == (2 if image is KILLER else 0)
 
 
 def test_no_decoding_process_outlives_a_killed_trainer(tmp_path: Path, large_archive: Path) -> None:
     command = [sys.executable, "-c", INGEST_AND_WAIT, str(large_archive), str(tmp_path / "d")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as trainer:
         assert trainer.stdout is not None
-        assert len(trainer.stdout.readline().split()) == 2
+        assert len(trainer.stdout.readline().split()) == 3
         trainer.kill()
         trainer.communicate(timeout=10)  # returns when nobody holds its output any more; they inherited it
 
@@ -139,13 +151,3 @@ def test_signals_meant_for_the_trainer_do_not_end_its_decoding_processes(tmp_pat
         on_progress=lambda _done, _total: stop(decoders()),
     )
     assert done.faces == 400
-    faces = tmp_path / "faces"
-    faces.touch()
-    before = children()
-    with (
-        Decoders(large_archive, faces, 0, IMAGE_LIMITS, processes=2) as processes,
-        Archive(large_archive, ARCHIVE_LIMITS) as archive,
-    ):
-        stop(set(children()) - set(before))  # before they can have said that they ignore it
-        ((_, outcomes),) = processes.decode([Chunk(0, archive.entries[:1])])
-    assert isinstance(outcomes[0], DecodedFace)
