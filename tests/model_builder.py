@@ -264,7 +264,8 @@ def _variant(content: bytes | None) -> Variant:
     file = None if content is None else CardFile(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
     return Variant(faces=20, accuracy_float32=0.9, accuracy=0.9, file=file)
 
-_EPOCH: Final = EpochRow(
+
+_EPOCH = EpochRow(
     epoch=1,
     train_loss=0.5,
     train_accuracy=0.7,

@@ -24,9 +24,9 @@ from shared.records.record import ModelRef
 from shared.records.runs import RunState
 from shared.runtime.settings import Settings
 from shared.store.files import FileStore
+from tests.cards import card_of
 
 CONTENT = b"PK" + b"x" * 3_000_000
-from tests.cards import card_of
 
 MODEL = {"name": "gender", "version": 3}
 

@@ -187,14 +187,8 @@ def test_a_damaged_file_of_aliases_is_named_and_costs_the_pages_nothing_else(fil
 
     for page in ("/", "/models"):
         assert "models/gender/aliases.json in the store is damaged" in filled.web.get(page).text
-    for page in (
-        "/datasets",
-        "/runs",
-        "/jobs",
-        "/predict",
-        "/models/1",
-        f"/datasets/{filled.builder.registry.card(1).dataset.sha256}",
-    ):
+    dataset = filled.builder.registry.card(1).dataset.sha256
+    for page in ("/datasets", "/runs", "/jobs", "/predict", "/models/1", f"/datasets/{dataset}"):
         assert filled.web.get(page).status_code == 200, page
     found = filled.web.get("/api/v1/models").json or {}
     assert [damaged["file"] for damaged in found["damaged"]] == ["models/gender/aliases.json"]
