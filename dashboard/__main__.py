@@ -7,10 +7,9 @@ import sys
 import threading
 from typing import Any, Final
 
-from waitress.server import create_server
-
 from dashboard import STREAMS, create_app
 from dashboard.context import EXTENSION, Dashboard
+from dashboard.http_server import serve
 from shared.connect import open_broker_for
 from shared.errors import Retryable
 from shared.runtime.service import run_service
@@ -32,17 +31,12 @@ def _serve(settings: Settings, stop: threading.Event) -> int:
         app = create_app(broker, store, settings)
         parts: Dashboard = app.extensions[EXTENSION]
         try:
-            server = create_server(
+            server = serve(
                 app,
                 host=settings.host,
                 port=settings.port,
-                # Each open event stream holds a thread.
-                threads=STREAMS + _REQUEST_THREADS,
-                connection_limit=1000,
-                # So that a stream is told when its reader is gone.
-                channel_request_lookahead=1,
-                max_request_body_size=settings.max_archive_bytes + 2**20,
-                ident="genderline",
+                threads=STREAMS + _REQUEST_THREADS,  # each open event stream holds a thread
+                max_body_bytes=settings.max_archive_bytes + 2**20,
             )
         except OSError as error:
             raise Retryable(

@@ -1,4 +1,4 @@
-"""Who may: the token, the login cookie, and proof that a request comes from a page of ours.
+"""Who may: the access tokens, the login cookie, and proof that a request comes from one of our pages.
 
 A browser attaches cookies, and reaches loopback, on behalf of any site it has open. So a request that changes
 something is refused where the browser says that it comes from elsewhere (`Sec-Fetch-Site` or, without that, `Origin`),
@@ -13,6 +13,7 @@ import hashlib
 import hmac
 import math
 import secrets
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
 from urllib.parse import urlsplit
@@ -23,12 +24,14 @@ from werkzeug.wrappers import Response as WsgiResponse
 
 from dashboard.errors import Forbidden, TooManyAttempts, reads_json
 from dashboard.login_throttle import LoginThrottle
+from shared.access import AccessToken, find_token
 from shared.errors import GenderlineError
 from shared.runtime.settings import LOOPBACK, Settings
-from shared.telemetry.token import authorised
 
 CSRF_FIELD: Final = "csrf"
 CSRF_HEADER: Final = "X-CSRF-Token"
+_TOKENS: Final = "GENDERLINE_TOKENS"
+_THROTTLE: Final = "GENDERLINE_LOGIN_THROTTLE"
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _OPEN: Final = frozenset({"/healthz", "/readyz", "/login"})
 _LOGIN_LASTS: Final = timedelta(days=30)
@@ -39,21 +42,20 @@ blueprint = Blueprint("auth", __name__)
 def register_auth(app: Flask, settings: Settings, throttle: LoginThrottle | None = None) -> None:
     """Guards every request of `app`; `throttle` counts wrong tokens, by default from none on."""
     app.config.update(
-        SECRET_KEY=_session_key(settings.token),
+        SECRET_KEY=_derive_session_key(settings.access_tokens),
         SESSION_COOKIE_NAME=f"genderline_session_{_installation(settings)}",
         GENDERLINE_CSRF_COOKIE=f"genderline_csrf_{_installation(settings)}",
         SESSION_COOKIE_HTTPONLY=True,
         SESSION_COOKIE_SAMESITE="Strict",
         PERMANENT_SESSION_LIFETIME=_LOGIN_LASTS,
-        GENDERLINE_TOKEN=settings.token,
-        GENDERLINE_LOGIN_THROTTLE=throttle or LoginThrottle(),
     )
+    app.config[_TOKENS] = settings.access_tokens
+    app.config[_THROTTLE] = throttle or LoginThrottle()
     app.session_interface = _SessionCookie()
     app.register_blueprint(blueprint)
     app.before_request(_guard)
-    app.after_request(_with_headers)
-    app.context_processor(lambda: {"csrf_token": csrf_token, "logged_in": bool(session.get("in"))})
-    app.context_processor(lambda: {"csp_nonce": csp_nonce})
+    app.after_request(_add_headers)
+    app.context_processor(_describe_visitor)
 
 
 class _SessionCookie(SecureCookieSessionInterface):
@@ -88,52 +90,116 @@ def csp_nonce() -> str:
     return str(g.csp_nonce)
 
 
-def _session_key(token: str | None) -> bytes:
-    """Derives the key that signs login cookies, so that they outlast a restart and end with the token.
+def current_user() -> str | None:
+    """Returns the name of the token that this request came with; None where nothing is guarded."""
+    token = _current_token()
+    return token.name if token else None
 
-    Slow on purpose: whoever has a cookie could otherwise guess short tokens at leisure.
+
+def refusal_by_headers() -> GenderlineError | None:
+    """Returns why this request will be refused, as far as its headers say; None where it may be answered.
+
+    The server asks this before it takes in a large body.
     """
-    if token is None:
+    try:
+        _check_origin()
+        if request.method not in _SAFE and _bearer() is None:
+            _check_csrf(request.headers.get(CSRF_HEADER, ""))
+        return None if _is_admitted() else _login_needed()
+    except GenderlineError as error:
+        return error
+
+
+def _describe_visitor() -> dict[str, object]:
+    """Returns what every page knows of who looks at it."""
+    token = _current_token()
+    return {
+        "csrf_token": csrf_token,
+        "csp_nonce": csp_nonce,
+        "guarded": bool(_all_tokens()),
+        "logged_in": bool(session.get("name")),
+        "may_change": token is None or token.may_change,
+        "user": token.name if token and len(_all_tokens()) > 1 else None,
+    }
+
+
+def _derive_session_key(tokens: Sequence[AccessToken]) -> bytes:
+    """Derives the key that signs login cookies, so that they outlast a restart and end with the tokens.
+
+    Slow on purpose: the holder of a cookie could otherwise guess short tokens at leisure.
+    """
+    if not tokens:
         return secrets.token_bytes(32)  # nobody logs in
-    return hashlib.scrypt(token.encode(), salt=b"genderline login cookie", n=2**14, r=8, p=1, dklen=32)
+    text = "\n".join(f"{token.name}:{token.role}:{token.secret}" for token in tokens)
+    return hashlib.scrypt(text.encode(), salt=b"genderline login cookie", n=2**14, r=8, p=1, dklen=32)
+
+
+def _all_tokens() -> tuple[AccessToken, ...]:
+    tokens: tuple[AccessToken, ...] = current_app.config[_TOKENS]
+    return tokens
+
+
+def _bearer() -> AccessToken | None:
+    """Returns the token in the `Authorization` header, if it is a right one."""
+    return find_token(request.headers.get("Authorization"), _all_tokens())
+
+
+def _current_token() -> AccessToken | None:
+    """Returns the token in the header, or the one that this browser has logged in with."""
+    name = session.get("name")
+    return _bearer() or next((token for token in _all_tokens() if token.name == name), None)
 
 
 def _guard() -> WsgiResponse | None:
-    token: str | None = current_app.config["GENDERLINE_TOKEN"]
-    header = request.headers.get("Authorization")
-    bearer = token is not None and header is not None and _is_token(header, token)
-    if token is None and _host_name(f"//{request.host}") not in LOOPBACK:
-        raise Forbidden(f"found the host name {request.host!r}, expected a loopback name such as localhost")
-    if request.method not in _SAFE and not bearer:
-        _refuse_foreign()
-    if token is None or bearer or session.get("in") or request.path in _OPEN or request.endpoint == "static":
-        return None
-    if reads_json():
-        raise GenderlineError("expected Authorization: Bearer TOKEN, or a login", code="unauthorized")
-    return redirect(url_for("auth.login", next=request.full_path.rstrip("?")), 303)
+    _check_origin()
+    token = _bearer()
+    if token is None:
+        _count_wrong_token()
+        if request.method not in _SAFE:
+            # The form is looked at last: reading it takes in a whole upload.
+            _check_csrf(
+                request.headers.get(CSRF_HEADER) or (request.form.get(CSRF_FIELD, "") if _has_cookies() else "")
+            )
+    if not _is_admitted():
+        if reads_json():
+            raise _login_needed()
+        return redirect(url_for("auth.login", next=request.full_path.rstrip("?")), 303)
+    visitor = _current_token()
+    if visitor and not visitor.may_change and request.method not in _SAFE and request.endpoint not in _OWN_LOGIN:
+        raise Forbidden(f"the token {visitor.name!r} may only read; log in with one that may make changes")
+    return None
 
 
-def _is_token(header: str, token: str) -> bool:
-    """Returns whether a program's `Authorization` header carries the token.
+def _is_admitted() -> bool:
+    return not _all_tokens() or _current_token() is not None or request.path in _OPEN or request.endpoint == "static"
 
-    Strangers elsewhere cannot shut programs out: of all wrong guesses only those from the same address count here.
+
+def _login_needed() -> GenderlineError:
+    if _has_cookies() or "Sec-Fetch-Site" in request.headers:
+        return GenderlineError("Your login has expired. Log in again.", code="unauthorized")
+    return GenderlineError("expected Authorization: Bearer TOKEN, or a login", code="unauthorized")
+
+
+def _count_wrong_token() -> None:
+    """Counts a wrong `Authorization: Bearer` header; a right one never comes here, so it is never locked out.
 
     Raises:
-        TooManyAttempts: that address was wrong too often, so this was not even looked at.
+        TooManyAttempts: this address was wrong too often.
     """
-    if not header.lower().startswith("bearer"):
-        return False  # some proxy's own, and no guess
-    throttle: LoginThrottle = current_app.config["GENDERLINE_LOGIN_THROTTLE"]
+    if not _all_tokens() or not request.headers.get("Authorization", "").lower().startswith("bearer"):
+        return  # some proxy's own, and no guess
+    throttle: LoginThrottle = current_app.config[_THROTTLE]
     if wait_s := math.ceil(throttle.wait_s(request.remote_addr, alone=True)):
-        raise TooManyAttempts(f"too many wrong tokens; the next one is looked at in {wait_s} seconds", wait_s=wait_s)
-    if authorised(header, token):
-        return True
+        raise TooManyAttempts(f"wrong token, and too many before it; wait {wait_s} seconds", wait_s=wait_s)
     throttle.record_failure(request.remote_addr)
-    return False
 
 
-def _refuse_foreign() -> None:
-    """Raises `Forbidden` for a request that another site made the browser send."""
+def _check_origin() -> None:
+    """Raises `Forbidden` for a request that another site made the browser send, or that came by a foreign name."""
+    if not _all_tokens() and _host_name(f"//{request.host}") not in LOOPBACK:
+        raise Forbidden(f"found the host name {request.host!r}, expected a loopback name such as localhost")
+    if request.method in _SAFE or _bearer() is not None:
+        return
     site = request.headers.get("Sec-Fetch-Site")
     if site not in {None, "same-origin", "none"}:
         raise Forbidden(f"found a request from another site (Sec-Fetch-Site: {site}), expected one of our own pages")
@@ -144,13 +210,26 @@ def _refuse_foreign() -> None:
             f"found a request from a page of {origin}, expected one of http://{request.host}. Behind a reverse proxy, "
             "let it pass on the header Host, or use HTTPS: docs/proxy.md"
         )
+
+
+def _has_cookies() -> bool:
+    return csrf_cookie() in request.cookies or bool(session)
+
+
+def _check_csrf(given: str) -> None:
+    """Raises `Forbidden` where a browser of ours sends the cookie without the matching token."""
+    if not _has_cookies():
+        return  # nothing that could be borrowed
     cookie = request.cookies.get(csrf_cookie())
-    if cookie is None and not session:
-        return  # no browser of ours: nothing that could be borrowed
-    # The form is looked at last: reading it would take in a whole upload.
-    given = request.headers.get(CSRF_HEADER) or request.form.get(CSRF_FIELD, "")
     if cookie is None or not hmac.compare_digest(cookie.encode(), given.encode()):
         raise Forbidden("the page's CSRF token is missing or old; reload the page and try again")
+
+
+def _host_name(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
 
 
 def _host(url: str) -> str | None:
@@ -161,14 +240,7 @@ def _host(url: str) -> str | None:
         return None
 
 
-def _host_name(url: str) -> str | None:
-    try:
-        return urlsplit(url).hostname
-    except ValueError:
-        return None
-
-
-def _with_headers(response: Response) -> Response:
+def _add_headers(response: Response) -> Response:
     nonce = f" 'nonce-{g.csp_nonce}'" if "csp_nonce" in g else ""
     response.headers["Content-Security-Policy"] = (
         "default-src 'self'; img-src 'self' blob: data:; "
@@ -188,28 +260,32 @@ def _with_headers(response: Response) -> Response:
 
 @blueprint.get("/login")
 def login() -> str | WsgiResponse:
-    """The page that asks for the token."""
-    if current_app.config["GENDERLINE_TOKEN"] is None or session.get("in"):
+    """Shows the page that asks for the token."""
+    if not _all_tokens() or session.get("name"):
         return redirect(request.script_root + _own_page(request.args.get("next")), 303)
     return render_template("login.html", next=_own_page(request.args.get("next")))
 
 
 @blueprint.post("/login")
 def log_in() -> tuple[str, int, dict[str, str]] | WsgiResponse:
-    """Takes the token and gives a cookie for it."""
-    given = request.form.get("token", "")
+    """Takes the token and gives a cookie for it; a script gets JSON instead of a page."""
     target = _own_page(request.form.get("next"))
-    throttle: LoginThrottle = current_app.config["GENDERLINE_LOGIN_THROTTLE"]
+    token = find_token(f"Bearer {request.form.get('token', '')}", _all_tokens())
+    if token is not None:
+        session.clear()
+        session.permanent = True
+        session["name"] = token.name
+        return Response(status=204) if reads_json() else redirect(request.script_root + target, 303)
+    throttle: LoginThrottle = current_app.config[_THROTTLE]
     if wait_s := math.ceil(throttle.wait_s(request.remote_addr)):
+        if reads_json():
+            raise TooManyAttempts(f"Wrong token, and too many before it. Wait {wait_s} seconds.", wait_s=wait_s)
         page = render_template("login.html", next=target, wait_s=wait_s)
         return page, 429, {"Retry-After": str(wait_s)}
-    if not authorised(f"Bearer {given}", current_app.config["GENDERLINE_TOKEN"]):
-        throttle.record_failure(request.remote_addr)
-        return render_template("login.html", next=target, wrong=True), 401, {}
-    session.clear()
-    session.permanent = True
-    session["in"] = True
-    return redirect(request.script_root + target, 303)
+    throttle.record_failure(request.remote_addr)
+    if reads_json():
+        raise GenderlineError("Wrong token. Check it and try again.", code="unauthorized")
+    return render_template("login.html", next=target, wrong=True), 401, {}
 
 
 @blueprint.post("/logout")
@@ -217,6 +293,9 @@ def log_out() -> WsgiResponse:
     """Forgets the login of this browser."""
     session.clear()
     return redirect(url_for("auth.login"), 303)
+
+
+_OWN_LOGIN: Final = frozenset({"auth.log_in", "auth.log_out"})
 
 
 def _own_page(target: str | None) -> str:

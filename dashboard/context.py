@@ -16,6 +16,7 @@ from dashboard.tasks.scoring import ScoringTask
 from dashboard.workers import WorkerStates
 from shared.broker.base import Broker
 from shared.client import Client
+from shared.errors import Retryable
 from shared.runtime.settings import Settings
 from shared.store.base import Store
 from shared.telemetry.heartbeat import Heartbeat
@@ -50,6 +51,13 @@ class Dashboard:
         heartbeat = Heartbeat(self.broker, "dashboard", lambda: {"version": None, "provider": None, "busy": None})
         self._beats = threading.Thread(target=heartbeat.run, args=(self._stop,), name="heartbeat", daemon=True)
         self._beats.start()
+
+    def runs_ahead(self) -> int:
+        """Returns how many runs wait in the queue before a new one; 0 while the broker is away."""
+        try:
+            return self.broker.depths()[self.broker.topology.datasets].ready
+        except Retryable:
+            return 0
 
     def close(self) -> None:
         """Ends all event streams and threads; broker and store stay open. Idempotent."""

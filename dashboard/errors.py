@@ -53,15 +53,25 @@ _CODE_OF_HTTP_STATUS: Final = {
 }
 
 _NEXT_STEPS: Final = {
-    "not_found": "It may have been removed, or the address is mistyped. Start again from the overview.",
+    "not_found": "It may have been deleted, or the address is wrong. Start again from the overview.",
     "unauthorized": "Go back, reload the page and try again.",
     "too_many_attempts": "Wait a moment, then try again with the right token.",
     "damaged_record": "Put the file back from a backup, or delete it. All else works meanwhile.",
     "conflict": "Reload the page to see the present state.",
-    "unavailable": "Wait a moment and reload. If it stays like this, check that the broker and the store are up.",
-    "timeout": "Check on the overview that an inference worker is alive and that there is a model, then try again.",
-    "too_large": "Send it in smaller parts, or put it where the services can read it and send its address.",
-    "internal": "The dashboard's log has the details. Reloading may help; if it does not, please report it.",
+    "unavailable": "Wait a moment and reload. If it stays like this, check that the broker and the store are running.",
+    "timeout": "Check on the overview that an inference service is running and that there is a model, then try again.",
+    "too_large": "Send it in smaller parts, or put it where the services can read it and submit its address.",
+    "internal": "Reloading may help. If it does not, look into the dashboard's log and report what it says.",
+}
+_TITLES: Final = {
+    "not_found": "Not found",
+    "unauthorized": "Not allowed",
+    "too_many_attempts": "Too many attempts",
+    "conflict": "Not possible now",
+    "unavailable": "Not available now",
+    "timeout": "No answer in time",
+    "too_large": "Too large",
+    "internal": "Internal error",
 }
 _LOG = logging.getLogger(__name__)
 
@@ -101,7 +111,7 @@ def status_of(error: GenderlineError) -> int:
 
 
 def reads_json() -> bool:
-    """Returns whether whoever asks is a program, or a script of a page of ours, rather than a person."""
+    """Returns whether the request comes from a program, or from a script of one of our pages, and not from a person."""
     accepted = request.accept_mimetypes
     prefers_json = accepted["application/json"] > accepted["text/html"]
     return prefers_json or request.path.startswith("/api/") or request.path == "/metrics"
@@ -121,7 +131,7 @@ def _answer_http_error(error: HTTPException) -> WsgiResponse | tuple[Response | 
     code = _CODE_OF_HTTP_STATUS.get(status, "invalid_message" if status < 500 else "internal")
     words = error.description or error.name
     if status == 404:
-        words = f"there is no page {request.path!r}"
+        words = f"Page {request.path} does not exist."
     elif isinstance(error, MethodNotAllowed):
         allowed = sorted({*(error.valid_methods or ())} - {"HEAD", "OPTIONS"})
         words = f"found the method {request.method}, expected {' or '.join(allowed)} for {request.path}"
@@ -140,4 +150,9 @@ def _answer(error: GenderlineError, status: int) -> tuple[Response | str, int]:
             answer.headers["WWW-Authenticate"] = "Bearer"
         return answer, status
     next_step = _NEXT_STEPS.get(error.code, CODES[error.code])
-    return render_template("error.html", status=status, message=str(error), next_step=next_step), status
+    title = "Page not found" if status == 404 and request.endpoint is None else _TITLES.get(error.code, "Error")
+    message = str(error)
+    if message.partition(" ")[0].isalpha():  # a name of a file stays as it is
+        message = message[:1].upper() + message[1:]
+    message += "" if message.endswith((".", "…")) else "."
+    return render_template("error.html", status=status, title=title, message=message, next_step=next_step), status

@@ -1,8 +1,8 @@
-"""Faces of a dataset: choosing some of them, and what a page says of each."""
+"""Faces of a dataset: selecting some of them, and what a page says of each."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final
 
 import cv2
@@ -15,31 +15,36 @@ from shared.faces.labels import ETHNICITIES, GENDERS
 from shared.records.dataset import AGE_BANDS, SPLITS
 
 SORTS: Final = {
-    "order": "In archive order",
-    "wrong": "Most wrong first",
-    "unsure": "Least sure first",
-    "sure": "Surest first",
-    "age": "Youngest first",
+    "archive": "Archive order",
+    "largest_error": "Largest error",
+    "least_confident": "Least confident",
+    "most_confident": "Most confident",
+    "youngest": "Youngest",
 }
+RESULTS: Final = ("correct", "wrong")
+THRESHOLD: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class FaceFilter:
-    """Which faces to show; an empty text or None leaves that open.
+    """Which faces to show; an empty text or None leaves that open. It stands in the address of every page with faces.
 
     Attributes:
-        gender: the true label.
-        predicted: what the model says.
+        version: the model whose predictions count.
+        gender: the label.
+        predicted: the model's prediction.
         ethnicity: of `shared.faces.labels.ETHNICITIES`.
         age: of `shared.records.dataset.AGE_BANDS`.
         split: of `shared.records.dataset.SPLITS`.
-        result: `right` or `wrong`.
+        result: `correct` or `wrong`.
         low: lowest confidence.
         high: highest confidence.
-        search: a part of the name, in any case.
+        threshold: the probability from which a face is predicted female.
+        search: a part of the file name, in any case.
         sort: a key of `SORTS`.
     """
 
+    version: int | None = None
     gender: str = ""
     predicted: str = ""
     ethnicity: str = ""
@@ -48,8 +53,9 @@ class FaceFilter:
     result: str = ""
     low: float | None = None
     high: float | None = None
+    threshold: float = THRESHOLD
     search: str = ""
-    sort: str = "order"
+    sort: str = "archive"
 
     @classmethod
     def from_query(cls, query: MultiDict[str, str]) -> FaceFilter:
@@ -60,17 +66,49 @@ class FaceFilter:
             return value if value in known else ""
 
         return cls(
+            version=query.get("version", None, int),
             gender=one_of("gender", GENDERS),
             predicted=one_of("predicted", GENDERS),
             ethnicity=one_of("ethnicity", ETHNICITIES),
             age=one_of("age", AGE_BANDS),
             split=one_of("split", SPLITS),
-            result=one_of("result", ("right", "wrong")),
+            result=one_of("result", RESULTS),
             low=query.get("low", None, float),
             high=query.get("high", None, float),
+            threshold=read_threshold(query),
             search=query.get("search", "").strip()[:200],
-            sort=one_of("sort", tuple(SORTS)) or "order",
+            sort=one_of("sort", tuple(SORTS)) or "archive",
         )
+
+    def with_version(self, version: int | None) -> FaceFilter:
+        """Returns the same filter over another model's predictions."""
+        return replace(self, version=version)
+
+    def as_query(self) -> dict[str, Any]:
+        """Returns the query of an address that shows the same faces: only what differs from the defaults."""
+        values = asdict(self)
+        return {field.name: values[field.name] for field in fields(self) if values[field.name] != field.default}
+
+    @property
+    def is_open(self) -> bool:
+        """Whether every face fits."""
+        return not self.as_query().keys() - {"version", "threshold", "sort"}
+
+
+def read_threshold(query: MultiDict[str, str]) -> float:
+    """Returns the decision threshold that an address names, from 0 to 1; 1/2 where it names none."""
+    threshold = query.get("threshold", THRESHOLD, float)
+    return threshold if 0 <= threshold <= 1 else THRESHOLD
+
+
+def predict_female(probabilities: NDArray[np.float32], threshold: float = THRESHOLD) -> NDArray[np.bool_]:
+    """Returns bool (N,): who is predicted female. The one place where a probability becomes a prediction.
+
+    Args:
+        probabilities: float32 (N,), of female.
+        threshold: predicted female from here on.
+    """
+    return probabilities >= np.float32(threshold)
 
 
 def select_faces(data: Dataset, probabilities: NDArray[np.float32] | None, wanted: FaceFilter) -> NDArray[np.intp]:
@@ -89,38 +127,44 @@ def select_faces(data: Dataset, probabilities: NDArray[np.float32] | None, wante
     if wanted.split:
         fits &= data.split == SPLITS.index(wanted.split)
     if wanted.age:
-        band = AGE_BANDS.index(wanted.age)
-        fits &= np.minimum(data.age // 10, len(AGE_BANDS) - 1) == band
+        fits &= age_band_indices(data) == AGE_BANDS.index(wanted.age)
     if wanted.search:
         needle = wanted.search.casefold()
         fits &= np.fromiter((needle in name.casefold() for name in data.names), bool, len(data))
     if probabilities is None:
         found = np.flatnonzero(fits)
-        return found[np.argsort(data.age[found], kind="stable")] if wanted.sort == "age" else found
-    female = probabilities >= 0.5
+        return found[np.argsort(data.age[found], kind="stable")] if wanted.sort == "youngest" else found
+    female = predict_female(probabilities, wanted.threshold)
     confidence = np.where(female, probabilities, 1.0 - probabilities)
-    right = female == (data.gender == 1)
+    correct = female == (data.gender == 1)
     if wanted.predicted:
         fits &= female == bool(GENDERS.index(wanted.predicted))
     if wanted.result:
-        fits &= right if wanted.result == "right" else ~right
+        fits &= correct if wanted.result == "correct" else ~correct
     if wanted.low is not None:
         fits &= confidence >= wanted.low
     if wanted.high is not None:
         fits &= confidence <= wanted.high
     found = np.flatnonzero(fits)
     keys = {
-        "wrong": np.where(right, confidence, -confidence),
-        "unsure": confidence,
-        "sure": -confidence,
-        "age": data.age,
+        "largest_error": np.where(correct, confidence, -confidence),
+        "least_confident": confidence,
+        "most_confident": -confidence,
+        "youngest": data.age,
     }
     if wanted.sort in keys:
         found = found[np.argsort(keys[wanted.sort][found], kind="stable")]
     return found
 
 
-def face_view(data: Dataset, probabilities: NDArray[np.float32] | None, index: int) -> dict[str, Any]:
+def age_band_indices(data: Dataset) -> NDArray[np.intp]:
+    """Returns (N,), each face's index into `shared.records.dataset.AGE_BANDS`."""
+    return np.minimum(data.age // 10, len(AGE_BANDS) - 1).astype(np.intp)
+
+
+def face_view(
+    data: Dataset, probabilities: NDArray[np.float32] | None, index: int, threshold: float = THRESHOLD
+) -> dict[str, Any]:
     """Returns what a page says of one face."""
     view: dict[str, Any] = {
         "sha256": data.sha256,
@@ -136,10 +180,11 @@ def face_view(data: Dataset, probabilities: NDArray[np.float32] | None, index: i
     }
     if probabilities is not None:
         p = float(probabilities[index])
-        view["predicted"] = GENDERS[p >= 0.5]
+        female = bool(predict_female(probabilities[index : index + 1], threshold)[0])
+        view["predicted"] = GENDERS[female]
         view["probability_female"] = p
-        view["confidence"] = max(p, 1 - p)
-        view["right"] = view["predicted"] == view["gender"]
+        view["confidence"] = p if female else 1 - p
+        view["correct"] = view["predicted"] == view["gender"]
     return view
 
 

@@ -86,6 +86,11 @@ class WorkerStates:
             found = [WorkerState(payload, now - heard) for heard, payload in self._workers.values()]
         return sorted(found, key=lambda worker: (str(worker.state.get("service")), str(worker.state.get("worker"))))
 
+    def abandoned(self, run_id: str) -> bool:
+        """Returns whether the trainer that worked on a run does not respond, and no other has taken the run over."""
+        busy = [worker for worker in self.states() if worker.state.get("busy") == run_id]
+        return bool(busy) and not any(worker.alive for worker in busy)
+
     def recent_predictions(self) -> list[dict[str, Any]]:
         """Returns the workers' last answers, newest first; see `recent_predictions` in docs/messages.md."""
         told = [entry for worker in self.states() for entry in worker.state.get("recent_predictions") or []]

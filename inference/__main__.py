@@ -72,7 +72,7 @@ def _supervise(settings: Settings, stop: threading.Event) -> int:
             return {"ready": len(ready) == workers and all(ready), "workers": states}
 
         port = PORT if settings.metrics_port is None else settings.metrics_port
-        status = StatusServer(registry, readiness, host=settings.host, port=port, token=settings.token)
+        status = StatusServer(registry, readiness, host=settings.host, port=port, tokens=settings.access_tokens)
         _LOG.info("%d workers; metrics on port %d", workers, status.port)
         try:
             with supervisor:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from shared.broker.base import Broker, HeaderValue, Message, Outgoing
-from shared.errors import Conflict, GenderlineError
+from shared.errors import Conflict, GenderlineError, NotFound
 from shared.messages import PACK_LIMIT, PROBE, by_reference, fit_name, job_id_of, pack_message, run_id_of
 from shared.params import TrainingParams
 from shared.records.jobs import Job, JobProgress, Jobs
@@ -30,6 +30,8 @@ Entry = dict[str, Any]
 
 _PACK_BYTES: Final = 8 * 2**20
 """Images beyond this go into the next pack; RabbitMQ 4 takes no message above 16 MiB."""
+_LETTERS: Final = 10_000
+"""Failed messages that are searched for the one of a run or job."""
 _POLL_S: Final = 1.0
 """How often a follower reads the record besides listening to events, which may be lost."""
 
@@ -83,18 +85,81 @@ class Client:
             OSError: the file cannot be read.
         """
         checked = TrainingParams.parse(dict(params or {}))
-        name = fit_name(name or archive.stem)
-        message_id = message_id or uuid.uuid4().hex
-        run_id = run_id_of(message_id)
         sha256 = sha256_of(archive)
-        key = f"datasets/{sha256}/archive.zip"
+        key = _dataset_key(sha256)
         if not self.store.exists(key):
             self._upload(archive, key, on_copied, move=move, sha256=sha256)
-        message = by_reference(f"{STORE_SCHEME}{key}", name=name, sha256=sha256, params=checked, message_id=message_id)
+        return self._queue_run(sha256, name or archive.stem, checked, message_id)
+
+    def train_dataset(
+        self,
+        sha256: str,
+        *,
+        name: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        message_id: str | None = None,
+    ) -> str:
+        """Puts a new run on the queue for a dataset whose archive is in the store already.
+
+        Args:
+            sha256: the dataset.
+            name: what the run is called; by default as the dataset's newest run.
+            params: training parameters.
+            message_id: makes a second submission with the same id harmless.
+
+        Returns:
+            The run's id.
+
+        Raises:
+            NotFound: there is no such dataset, or its archive was deleted.
+            InvalidMessage: a parameter is unknown or out of range.
+            Retryable: broker or store are away.
+        """
+        checked = TrainingParams.parse(dict(params or {}))
+        if not self.store.exists(_dataset_key(sha256)):
+            raise NotFound(f"the archive of dataset {sha256[:12]} is not in the store; upload it again")
+        if name is None:
+            name = next((run.name for run in self.runs.all().records if run.dataset == sha256), sha256[:12])
+        return self._queue_run(sha256, name, checked, message_id)
+
+    def retry_run(self, run_id: str) -> str:
+        """Sends a failed run's message back to its queue; where that is gone, a new run like it takes its place.
+
+        Returns:
+            The id of the run that goes on.
+
+        Raises:
+            NotFound: there is no such run, or its archive was deleted.
+            Conflict: it has not failed.
+        """
+        run = self.runs.get(run_id)
+        if not run.state.is_retryable:
+            raise Conflict(f"run {run_id} is {run.state}; only a run that failed or was rejected can be retried")
+        if self._requeue(run.message_id):
+            return run_id
+        if run.dataset is None:
+            raise Conflict(f"the message of run {run_id} is gone, and its dataset is not known; upload it again")
+        return self.train_dataset(run.dataset, name=run.name, params=run.params.as_dict() if run.params else None)
+
+    def _queue_run(self, sha256: str, name: str, params: TrainingParams, message_id: str | None) -> str:
+        message_id = message_id or uuid.uuid4().hex
+        name, run_id = fit_name(name), run_id_of(message_id)
+        uri = f"{STORE_SCHEME}{_dataset_key(sha256)}"
+        message = by_reference(uri, name=name, sha256=sha256, params=params, message_id=message_id)
         self.broker.publish(self.broker.topology.datasets, message)
         # Last, so that a refused message leaves no run that waits forever. A trainer that was faster made the same.
-        self.runs.create(run_id, message_id=message_id, name=name, params=checked)
+        self.runs.create(run_id, message_id=message_id, name=name, params=params)
         return run_id
+
+    def _requeue(self, message_id: str, shards_of: str | None = None) -> bool:
+        """Sends the failed messages of a run or job back to their queues. Returns whether there were any."""
+        wanted = [
+            letter.dead_id
+            for letter in self.broker.dead_letters(_LETTERS)
+            if letter.message.message_id == message_id
+            or (shards_of is not None and letter.message.message_id.startswith(f"{shards_of}."))
+        ]
+        return bool(wanted) and self.broker.retry_dead(wanted) > 0
 
     def follow_run(self, run_id: str, timeout_s: float | None = None) -> Iterator[Run]:
         """Yields the run's record whenever something happened, and last the final one.
@@ -130,6 +195,20 @@ class Client:
             self.broker.topology.jobs, by_reference(f"{STORE_SCHEME}{key}", name=name, message_id=message_id)
         )
         self.jobs.create(job_id, message_id=message_id, name=name)
+        return job_id
+
+    def retry_job(self, job_id: str) -> str:
+        """Sends a failed job's messages back to their queues. Returns its id.
+
+        Raises:
+            NotFound: there is no such job.
+            Conflict: it has not failed, or its messages are gone.
+        """
+        job = self.jobs.get(job_id)
+        if not job.state.is_retryable:
+            raise Conflict(f"job {job_id} is {job.state}; only a job that failed or was rejected can be retried")
+        if not self._requeue(job.message_id, shards_of=job_id):
+            raise Conflict(f"the message of job {job_id} is gone; upload its images again")
         return job_id
 
     def follow_job(self, job_id: str, timeout_s: float | None = None) -> Iterator[tuple[Job, JobProgress]]:
@@ -209,26 +288,26 @@ class Client:
 
     # -- models
 
-    def promote(self, version: int, reason: str) -> None:
+    def promote(self, version: int, reason: str, *, user: str | None = None) -> None:
         """Makes a version the champion, for good reason, and tells the workers."""
-        self.registry.promote(version, reason)
+        self.registry.promote(version, reason, user=user)
         self.broker.emit(MODEL_PROMOTED, {"version": version, "reason": reason})
 
-    def rollback(self, reason: str) -> int:
+    def rollback(self, reason: str, *, user: str | None = None) -> int:
         """Makes the previous champion the champion again and tells the workers. Returns its version."""
-        champion = self.registry.rollback(reason).champion
+        champion = self.registry.rollback(reason, user=user).champion
         assert champion is not None  # noqa: S101 - a rollback always ends at a version
         self.broker.emit(MODEL_PROMOTED, {"version": champion, "reason": reason})
         return champion
 
-    def challenge(self, version: int, reason: str) -> None:
+    def challenge(self, version: int, reason: str, *, user: str | None = None) -> None:
         """Makes a version the challenger, and tells the workers."""
-        self.registry.challenge(version, reason)
+        self.registry.challenge(version, reason, user=user)
         self.broker.emit(MODEL_CHALLENGED, {"version": version, "reason": reason})
 
-    def dismiss(self, reason: str, version: int | None = None) -> int:
+    def dismiss(self, reason: str, version: int | None = None, *, user: str | None = None) -> int:
         """Takes the challenger's alias away, where it is `version` if one is given. Returns which it was."""
-        dismissed = self.registry.dismiss(reason, version)
+        dismissed = self.registry.dismiss(reason, version, user=user)
         self.broker.emit(MODEL_CHALLENGED, {"version": None, "reason": reason})
         return dismissed
 
@@ -292,6 +371,11 @@ class Client:
                         newest = event.payload.get("progress", newest)
                 record = look(wanted)
                 yield record, None if record.state.is_final else newest
+
+
+def _dataset_key(sha256: str) -> str:
+    """Returns the store key of a dataset's archive."""
+    return f"datasets/{sha256}/archive.zip"
 
 
 def _packs(images: Sequence[bytes]) -> Iterator[list[tuple[str | int | None, bytes]]]:

@@ -42,7 +42,7 @@ CODES: dict[str, str] = {
     "too_large": "The request's body is over the limit.",
     "timeout": "No answer in time; the work goes on.",
     "unavailable": "The broker or the store is away, or the queue is full; try again later.",
-    "internal": "A bug on our side; the log has the traceback.",
+    "internal": "Internal error: a bug of ours; the log has the traceback.",
 }
 """Every error code there is, with its meaning; docs/reference.md is tested against it."""
 
@@ -118,7 +118,7 @@ class Retryable(GenderlineError):
 
 def internal_error() -> GenderlineError:
     """Returns what a client is told of a bug: nothing but that there is one."""
-    return GenderlineError("a bug on our side; the service's log has the details", code="internal")
+    return GenderlineError("internal error; the service's log has the details", code="internal")
 
 
 def short_repr(value: object) -> str:

@@ -82,7 +82,7 @@ def _run_main_process(
         return {"ready": broker.ping() and store.ping(), "busy": service.busy, "device": str(device)}
 
     port = PORT if settings.metrics_port is None else settings.metrics_port
-    status = StatusServer(registry, readiness, host=settings.host, port=port, token=settings.token)
+    status = StatusServer(registry, readiness, host=settings.host, port=port, tokens=settings.access_tokens)
     _LOG.info("ready on %s with %d threads; metrics on port %d", device, torch.get_num_threads(), status.port)
     inbox = InboxWatcher(Client(broker, store), settings.inbox, ArchiveLimits.from_settings(settings))
     helpers = [

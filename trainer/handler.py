@@ -155,7 +155,7 @@ class TrainerService:
         with _Guard(lease, self._runs, run_id, self._settings, stop) as guard:
             try:
                 if self._runs.cancel_requested(run_id):
-                    raise Cancelled("a user cancelled the run")
+                    raise Cancelled("cancelled by a user")
                 sha256 = self._accept(consumer, delivery, request)
                 watcher = _Watcher(self._broker, self._runs, run_id)
                 steps = Steps(
@@ -329,7 +329,7 @@ class _Guard:
                     self._lease.renew()
                     renewed = time.monotonic()
                 if self._runs.cancel_requested(self._run_id):
-                    self._reason = Cancelled("a user cancelled the run")
+                    self._reason = Cancelled("cancelled by a user")
             except LeaseLost as error:
                 self._reason = error
                 return

@@ -1,21 +1,226 @@
-"""The API's description, `openapi.json`, made from the same tables as the API where there are any."""
+"""The API's description, `openapi.json`: made from the types of its answers and one table of its calls."""
 
 from __future__ import annotations
 
 import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-from dashboard.api.schemas import schemas
+from pydantic import TypeAdapter
+
+from dashboard.api import views
+from dashboard.face_grid import RESULTS, SORTS
+from dashboard.tasks.samples import SampleState
+from dashboard.tasks.scoring import ScoringState
 from shared.errors import CODES
+from shared.faces.labels import ETHNICITIES, GENDERS
 from shared.messages import IMAGES, ZIP
+from shared.params import TrainingParams
+from shared.records.dataset import AGE_BANDS, SPLITS
+from shared.records.model_card import ModelCard
 
-_RUN_ID: Final = {"name": "run_id", "in": "path", "required": True, "schema": {"type": "string"}}
-_JOB_ID: Final = {"name": "job_id", "in": "path", "required": True, "schema": {"type": "string"}}
-_VERSION: Final = {"name": "version", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 1}}
+_REF: Final = "#/components/schemas/{model}"
+_CSV: Final = "text/csv"
+_FILE: Final = {"type": "string", "format": "binary"}
+
+Schema = dict[str, Any]
+_Query = Mapping[str, tuple[str, Schema]]
+"""Parameters of a query by name: their meaning and their values."""
 
 
+@dataclass(frozen=True)
+class _Call:
+    """One call.
+
+    Attributes:
+        method: of HTTP.
+        path: below `/api/v1`; what stands in braces is a parameter.
+        name: of the view that answers, and the `operationId`.
+        summary: what it does.
+        answer: the type of its JSON, or a media type.
+        status: of the answer.
+        query: its parameters.
+        body: what it takes, by media type.
+        headers: which it looks at, with their meaning.
+    """
+
+    method: str
+    path: str
+    name: str
+    summary: str
+    answer: type[Any] | str
+    status: int = 200
+    query: _Query = field(default_factory=dict)
+    body: Schema = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def _text(meaning: str, *choices: str) -> tuple[str, Schema]:
+    return meaning, {"type": "string", **({"enum": list(choices)} if choices else {})}
+
+
+def _number(meaning: str, low: float, high: float, kind: str = "integer") -> tuple[str, Schema]:
+    return meaning, {"type": kind, "minimum": low, "maximum": high}
+
+
+def _archive(*fields: str) -> Schema:
+    properties: Schema = {"file": _FILE, **{name: {"type": "string"} for name in fields}}
+    return {ZIP: _FILE, "multipart/form-data": {"type": "object", "properties": properties, "required": ["file"]}}
+
+
+_PARAMS: Final = _text("Training parameters as JSON; see the schema TrainingParams")
+_PAGING: Final = {
+    "limit": _number("The most items to return", 1, 1000),
+    "offset": _number("Items to pass over", 0, 10**9),
+}
+_REASON: Final = {"reason": _text("Why; it is recorded")}
+_SELECTED: Final[_Query] = {
+    "dead_id": ("A message; may be given several times", {"type": "array", "items": {"type": "string"}}),
+    "all": ("`true` for all messages", {"type": "boolean"}),
+}
+_FACES: Final = {
+    "version": _number("The model whose predictions count; the champion by default", 1, 10**9),
+    "gender": _text("The label", *GENDERS),
+    "predicted": _text("The prediction", *GENDERS),
+    "ethnicity": _text("The label", *ETHNICITIES),
+    "age": _text("A band of ages", *AGE_BANDS),
+    "split": _text("A part of the dataset", *SPLITS),
+    "result": _text("Whether prediction and label agree", *RESULTS),
+    "low": _number("The lowest confidence", 0, 1, "number"),
+    "high": _number("The highest confidence", 0, 1, "number"),
+    "threshold": _number("Predicted female from this probability on; 0.5 by default", 0, 1, "number"),
+    "search": _text("A part of the file name"),
+    "sort": _text("The order", *SORTS),
+}
+_ONCE: Final = {"Idempotency-Key": "The same key twice makes one run or job"}
+
+_CALLS: Final = (
+    _Call("GET", "/datasets", "list_datasets", "Datasets, newest first", views.Datasets, query=_PAGING),
+    _Call(
+        "POST",
+        "/datasets",
+        "submit_dataset",
+        "Train on an archive of labelled faces",
+        views.RunAccepted,
+        202,
+        {"name": _text("The name of the run"), "params": _PARAMS},
+        _archive("name", "params"),
+        _ONCE,
+    ),
+    _Call(
+        "POST",
+        "/datasets/{sha256}/runs",
+        "train_dataset",
+        "Train on a dataset that is here already",
+        views.RunAccepted,
+        202,
+        {"name": _text("The name of the run"), "params": _PARAMS},
+        headers=_ONCE,
+    ),
+    _Call("GET", "/datasets/{sha256}/faces.csv", "dataset_faces", "Faces with their predictions", _CSV, query=_FACES),
+    _Call("GET", "/datasets/{sha256}/rejects.csv", "dataset_rejects", "Rejected files with their reasons", _CSV),
+    _Call(
+        "POST",
+        "/datasets/{sha256}/predictions",
+        "score_dataset",
+        "Predict all faces by a model that was trained on others",
+        ScoringState,
+        202,
+        {"version": _number("The model; the champion by default", 1, 10**9)},
+    ),
+    _Call("GET", "/scoring", "get_scoring", "How far that prediction is", ScoringState),
+    _Call(
+        "POST",
+        "/samples",
+        "generate_sample",
+        "Generate a synthetic dataset and train on it",
+        SampleState,
+        202,
+        {"images": _number("How many faces", 40, 20000), "params": _PARAMS},
+    ),
+    _Call("GET", "/samples", "get_sample", "How far the synthetic dataset is", SampleState),
+    _Call("GET", "/runs", "list_runs", "Runs, newest first", views.Runs, query=_PAGING),
+    _Call("GET", "/runs/{run_id}", "get_run", "A run with its history and evaluation", views.RunDetails),
+    _Call("POST", "/runs/{run_id}/cancel", "cancel_run", "Ask for a run to stop", views.RunCancelled, 202),
+    _Call("POST", "/runs/{run_id}/retry", "retry_run", "Send a failed run back to its queue", views.RunAccepted, 202),
+    _Call(
+        "POST",
+        "/predictions",
+        "predict",
+        "Predict one image or several",
+        views.Predictions,
+        query={
+            "model_version": _number("A version; the champion by default", 1, 10**9),
+            "timeout_s": _number("How long to wait, in seconds", 0.05, 120, "number"),
+        },
+        body={
+            **dict.fromkeys(IMAGES, _FILE),
+            "multipart/form-data": {
+                "type": "object",
+                "properties": {"file": {"type": "array", "items": _FILE}},
+                "required": ["file"],
+            },
+        },
+    ),
+    _Call(
+        "POST",
+        "/jobs",
+        "submit_job",
+        "Predict an archive of images",
+        views.JobAccepted,
+        202,
+        {"name": _text("The name of the job")},
+        _archive("name"),
+        _ONCE,
+    ),
+    _Call("GET", "/jobs", "list_jobs", "Jobs, newest first", views.Jobs, query=_PAGING),
+    _Call("GET", "/jobs/{job_id}", "get_job", "A job and its progress", views.JobDetails),
+    _Call("POST", "/jobs/{job_id}/cancel", "cancel_job", "Ask for a job to stop", views.JobAccepted, 202),
+    _Call("POST", "/jobs/{job_id}/retry", "retry_job", "Send a failed job back to its queue", views.JobAccepted, 202),
+    _Call("GET", "/jobs/{job_id}/results.csv", "job_results", "A finished job's results, a row an image", _CSV),
+    _Call("GET", "/models", "list_models", "Versions and aliases", views.Models, query=_PAGING),
+    _Call("GET", "/models/{version}", "get_model", "A version's card", ModelCard),
+    _Call("GET", "/models/{version}/model.onnx", "get_model_file", "A version's file", "application/octet-stream"),
+    _Call("POST", "/models/{version}/promote", "promote_model", "Promote a version", views.AliasesNow, query=_REASON),
+    _Call(
+        "POST",
+        "/models/{version}/challenge",
+        "challenge_model",
+        "Let a version predict beside the champion, unseen",
+        views.AliasesNow,
+        query=_REASON,
+    ),
+    _Call("DELETE", "/models/{version}/challenge", "dismiss_model", "End that", views.AliasesNow, query=_REASON),
+    _Call("POST", "/models/rollback", "roll_back_model", "Promote the one before", views.AliasesNow, query=_REASON),
+    _Call("GET", "/dead", "list_dead", "Failed messages", views.DeadLetters),
+    _Call("POST", "/dead/retry", "retry_dead", "Re-queue failed messages", views.Count, query=_SELECTED),
+    _Call("POST", "/dead/drop", "drop_dead", "Delete failed messages", views.Count, query=_SELECTED),
+    _Call("GET", "/status", "status", "Services, queues and speed", views.Status),
+    _Call(
+        "GET",
+        "/events",
+        "events",
+        "Server-sent events: the topic as `event`, the payload as JSON in `data`; `away` says that the broker does not "
+        "answer, `resync` that events were missed",
+        "text/event-stream",
+        query={
+            "topics": _text("Topic patterns, separated by commas, such as run.*"),
+            "last_event_id": _text("The last id seen, for clients that cannot send the header"),
+        },
+        headers={"Last-Event-ID": "The last id seen"},
+    ),
+    _Call("GET", "/openapi.json", "openapi", "This document", views.OpenApi),
+)
+
+
+@functools.cache
 def document() -> dict[str, Any]:
     """Returns the OpenAPI 3.1 document."""
+    paths: dict[str, Any] = {}
+    for call in _CALLS:
+        paths.setdefault(call.path, {})[call.method.lower()] = _operation(call)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -28,277 +233,57 @@ def document() -> dict[str, Any]:
         "security": [{}, {"token": []}],
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
-            "schemas": schemas(),
-            "responses": {
-                "Error": {"description": "What went wrong", "content": _json("Error")},
-            },
+            "schemas": _schemas(),
+            "responses": {"Error": _answer(views.Error, "What went wrong")},
         },
-        "paths": _paths(),
+        "paths": paths,
     }
 
 
 @functools.cache
 def query_parameters() -> dict[str, tuple[str, ...]]:
     """Returns the names that each call takes in its query, by the call's `operationId`."""
-    return {
-        operation["operationId"]: tuple(
-            parameter["name"] for parameter in operation.get("parameters", []) if parameter["in"] == "query"
-        )
-        for operations in _paths().values()
-        for operation in operations.values()
-    }
+    return {call.name: tuple(call.query) for call in _CALLS}
 
 
-def _paths() -> dict[str, Any]:
-    return {
-        "/datasets": {
-            "post": _operation(
-                "submit_dataset",
-                "Train on an archive of labelled faces",
-                {"202": _answer("RunAccepted", "The run is queued")},
-                parameters=[
-                    _query("name", "What the run is called"),
-                    _query("params", "Training parameters as JSON; see the schema TrainingParams"),
-                    _idempotency(),
-                ],
-                body=_archive_body(with_params=True),
-            )
-        },
-        "/samples": {
-            "post": _operation(
-                "draw_sample",
-                "Draw a synthetic dataset and train on it",
-                {"202": _answer("Sample", "It is being drawn")},
-                parameters=[
-                    _query("images", "How many faces", {"type": "integer", "minimum": 40, "maximum": 20000}),
-                    _query("params", "Training parameters as JSON; see the schema TrainingParams"),
-                ],
-            ),
-            "get": _operation("get_sample", "How far the drawing is", {"200": _answer("Sample", "How far it is")}),
-        },
-        "/runs": {
-            "get": _operation("list_runs", "Runs, newest first", {"200": _answer("Runs", "Runs")}, parameters=_paging())
-        },
-        "/runs/{run_id}": {
-            "get": _operation(
-                "get_run",
-                "A run with its parameters, history and evaluation",
-                {"200": _answer("Run", "The run")},
-                parameters=[_RUN_ID],
-            )
-        },
-        "/runs/{run_id}/cancel": {
-            "post": _operation(
-                "cancel_run",
-                "Ask for a run to stop",
-                {"202": _answer("RunAccepted", "It will stop")},
-                parameters=[_RUN_ID],
-            )
-        },
-        "/predictions": {
-            "post": _operation(
-                "predict",
-                "Predict one image or several",
-                {"200": _answer("Predictions", "An entry an image, in order")},
-                parameters=[
-                    _query("model_version", "A version; the champion by default", {"type": "integer", "minimum": 1}),
-                    _query("timeout_s", "How long to wait, in seconds", {"type": "number", "maximum": 120}),
-                ],
-                body={
-                    "required": True,
-                    "content": {
-                        **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in IMAGES},
-                        "multipart/form-data": {
-                            "schema": {
-                                "type": "object",
-                                "required": ["file"],
-                                "properties": {
-                                    "file": {"type": "array", "items": {"type": "string", "format": "binary"}}
-                                },
-                            }
-                        },
-                    },
-                },
-            )
-        },
-        "/jobs": {
-            "post": _operation(
-                "submit_job",
-                "Predict an archive of images",
-                {"202": _answer("JobAccepted", "The job is queued")},
-                parameters=[_query("name", "What the job is called"), _idempotency()],
-                body=_archive_body(with_params=False),
-            ),
-            "get": _operation(
-                "list_jobs", "Jobs, newest first", {"200": _answer("Jobs", "Jobs")}, parameters=_paging()
-            ),
-        },
-        "/jobs/{job_id}": {
-            "get": _operation(
-                "get_job", "A job and its progress", {"200": _answer("Job", "The job")}, parameters=[_JOB_ID]
-            )
-        },
-        "/jobs/{job_id}/cancel": {
-            "post": _operation(
-                "cancel_job",
-                "Ask for a job to stop",
-                {"202": _answer("JobAccepted", "It will stop")},
-                parameters=[_JOB_ID],
-            )
-        },
-        "/jobs/{job_id}/results.csv": {
-            "get": _operation(
-                "job_results",
-                "A finished job's results, a row an image",
-                {"200": {"description": "The table", "content": {"text/csv": {"schema": {"type": "string"}}}}},
-                parameters=[_JOB_ID],
-            )
-        },
-        "/models": {
-            "get": _operation(
-                "list_models", "Versions and aliases", {"200": _answer("Models", "Models")}, parameters=_paging()
-            )
-        },
-        "/models/{version}": {
-            "get": _operation(
-                "get_model", "A version's card", {"200": _answer("ModelCard", "The card")}, parameters=[_VERSION]
-            )
-        },
-        "/models/{version}/model.onnx": {
-            "get": _operation(
-                "get_model_file",
-                "A version's ONNX file",
-                {"200": {"description": "The file", "content": {"application/octet-stream": {}}}},
-                parameters=[_VERSION],
-            )
-        },
-        "/models/{version}/promote": {
-            "post": _operation(
-                "promote_model",
-                "Make a version the champion",
-                {"200": _answer("Aliases", "What serves now")},
-                parameters=[_VERSION, _query("reason", "Why; it is kept")],
-            )
-        },
-        "/models/{version}/challenge": {
-            "post": _operation(
-                "challenge_model",
-                "Let a version shadow the champion",
-                {"200": _answer("Aliases", "What serves now, and what challenges it")},
-                parameters=[_VERSION, _query("reason", "Why; it is kept")],
-            ),
-            "delete": _operation(
-                "dismiss_model",
-                "Let it challenge no longer",
-                {"200": _answer("Aliases", "What serves now")},
-                parameters=[_VERSION, _query("reason", "Why; it is kept")],
-            ),
-        },
-        "/models/rollback": {
-            "post": _operation(
-                "roll_back_model",
-                "Make the previous champion the champion again",
-                {"200": _answer("Aliases", "What serves now")},
-                parameters=[_query("reason", "Why; it is kept")],
-            )
-        },
-        "/dead": {"get": _operation("list_dead", "Dead letters", {"200": _answer("DeadLetters", "The letters")})},
-        "/dead/retry": {
-            "post": _operation(
-                "retry_dead",
-                "Send dead letters back",
-                {"200": _answer("Count", "How many")},
-                parameters=_chosen_dead(),
-            )
-        },
-        "/dead/drop": {
-            "post": _operation(
-                "drop_dead", "Delete dead letters", {"200": _answer("Count", "How many")}, parameters=_chosen_dead()
-            )
-        },
-        "/status": {"get": _operation("status", "Workers, queues and speed", {"200": _answer("Status", "All that")})},
-        "/events": {
-            "get": _operation(
-                "events",
-                "Server-sent events: the topic as `event`, the payload as JSON in `data`; "
-                "`away` says that the broker does not answer, `resync` that events were missed",
-                {"200": {"description": "The stream", "content": {"text/event-stream": {}}}},
-                parameters=[
-                    _query("topics", "Topic patterns, separated by commas, such as run.*"),
-                    _query("last_event_id", "The last id seen, for clients that cannot send the header"),
-                    {"name": "Last-Event-ID", "in": "header", "schema": {"type": "string"}},
-                ],
-            )
-        },
-        "/openapi.json": {
-            "get": _operation("openapi", "This document", {"200": _answer("OpenApi", "OpenAPI 3.1")}),
-        },
-    }
+def _schemas() -> dict[str, Any]:
+    """Returns the schema of every answer, and of what they refer to, by name."""
+    answers = {call.answer for call in _CALLS if not isinstance(call.answer, str)} | {views.Error, TrainingParams}
+    adapters = [(kind.__name__, "serialization", TypeAdapter(kind)) for kind in answers]
+    _, found = TypeAdapter.json_schemas(adapters, ref_template=_REF)  # type: ignore[arg-type]  # invariant tuples
+    schemas: dict[str, Any] = dict(sorted(found["$defs"].items()))
+    schemas["Fault"]["properties"]["code"]["enum"] = list(CODES)
+    return schemas
 
 
-def _operation(
-    name: str,
-    summary: str,
-    answers: dict[str, Any],
-    *,
-    parameters: list[dict[str, Any]] | None = None,
-    body: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    operation: dict[str, Any] = {
-        "operationId": name,
-        "summary": summary,
-        "responses": {**answers, "default": {"$ref": "#/components/responses/Error"}},
-    }
-    if parameters:
-        operation["parameters"] = parameters
-    if body:
-        operation["requestBody"] = body
-    return operation
-
-
-def _archive_body(*, with_params: bool) -> dict[str, Any]:
-    properties: dict[str, Any] = {"file": {"type": "string", "format": "binary"}, "name": {"type": "string"}}
-    if with_params:
-        properties["params"] = {"type": "string", "description": "Training parameters as JSON"}
-    return {
-        "required": True,
-        "content": {
-            ZIP: {"schema": {"type": "string", "format": "binary"}},
-            "multipart/form-data": {"schema": {"type": "object", "properties": properties, "required": ["file"]}},
-        },
-    }
-
-
-def _answer(schema: str, description: str) -> dict[str, Any]:
-    return {"description": description, "content": _json(schema)}
-
-
-def _json(schema: str) -> dict[str, Any]:
-    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
-
-
-def _query(name: str, description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
-    return {"name": name, "in": "query", "description": description, "schema": schema or {"type": "string"}}
-
-
-def _paging() -> list[dict[str, Any]]:
-    return [
-        _query("limit", "The most items to return", {"type": "integer", "minimum": 1, "maximum": 1000}),
-        _query("offset", "Items to pass over", {"type": "integer", "minimum": 0}),
+def _operation(call: _Call) -> Schema:
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "integer" if name == "version" else "string"}}
+        for name in re.findall(r"{(\w+)}", call.path)
     ]
-
-
-def _chosen_dead() -> list[dict[str, Any]]:
-    return [
-        _query("dead_id", "A letter; may be given several times", {"type": "array", "items": {"type": "string"}}),
-        _query("all", "`true` for all letters", {"type": "boolean"}),
+    parameters += [
+        {"name": name, "in": "query", "description": meaning, "schema": schema}
+        for name, (meaning, schema) in call.query.items()
     ]
-
-
-def _idempotency() -> dict[str, Any]:
+    parameters += [
+        {"name": name, "in": "header", "description": meaning, "schema": {"type": "string"}}
+        for name, meaning in call.headers.items()
+    ]
+    body = {"required": True, "content": {kind: {"schema": schema} for kind, schema in call.body.items()}}
     return {
-        "name": "Idempotency-Key",
-        "in": "header",
-        "description": "The same key twice makes one run or job",
-        "schema": {"type": "string", "maxLength": 200},
+        "operationId": call.name,
+        "summary": call.summary,
+        "responses": {
+            str(call.status): _answer(call.answer, call.summary),
+            "default": {"$ref": "#/components/responses/Error"},
+        },
+        **({"parameters": parameters} if parameters else {}),
+        **({"requestBody": body} if call.body else {}),
     }
+
+
+def _answer(answer: type[Any] | str, description: str) -> Schema:
+    if isinstance(answer, str):
+        return {"description": description, "content": {answer: {}}}
+    schema = {"$ref": _REF.format(model=answer.__name__)}
+    return {"description": description, "content": {"application/json": {"schema": schema}}}

@@ -11,7 +11,9 @@ from flask import Blueprint, Response, jsonify, request, send_file, url_for
 from werkzeug.datastructures import Headers
 
 from dashboard.api.document import document, query_parameters
+from dashboard.api.faces import send_faces, send_rejects
 from dashboard.api.uploads import parse_number, receive_archive, receive_images
+from dashboard.auth import current_user
 from dashboard.context import dashboard
 from shared.archives.archive import ArchiveLimits
 from shared.client import Client
@@ -49,21 +51,83 @@ def _refuse_unknown_parameters() -> None:
 # -- datasets and runs
 
 
+@blueprint.get("/datasets")
+def list_datasets() -> Response:
+    """Lists datasets, those with the newest runs first."""
+    cache = dashboard().store_cache
+    names: dict[str, str] = {}
+    for run in cache.runs().records:
+        if run.dataset:
+            names.setdefault(run.dataset, run.name)
+    stored = cache.dataset_ids()
+    found = [*(sha256 for sha256 in names if sha256 in stored), *(sha256 for sha256 in stored if sha256 not in names)]
+    page = [
+        {
+            "sha256": sha256,
+            "name": names.get(sha256),
+            "summary": summary.model_dump(mode="json") if (summary := cache.summary(sha256)) else None,
+        }
+        for sha256 in _page(found)
+    ]
+    return jsonify({"datasets": page, "total": len(found)})
+
+
 @blueprint.post("/datasets")
 def submit_dataset() -> tuple[Response, int]:
     """Takes an archive to train on."""
     parts = dashboard()
+    ahead = parts.runs_ahead()
     with receive_archive(ArchiveLimits.from_settings(parts.settings)) as archive:
         params = TrainingParams.parse(_read_field("params") or None)
         run_id = parts.client.submit_dataset(
             archive.path, name=archive.name, params=params.as_dict(), message_id=_idempotency_key(), move=True
         )
-    return _accepted_answer({"run_id": run_id}, url_for("api.get_run", run_id=run_id))
+    return _accept_run(run_id, ahead)
+
+
+@blueprint.post("/datasets/<sha256>/runs")
+def train_dataset(sha256: str) -> tuple[Response, int]:
+    """Starts a run on a dataset that is here already."""
+    parts = dashboard()
+    ahead = parts.runs_ahead()
+    params = TrainingParams.parse(_read_field("params") or None)
+    name = _read_field("name") or None
+    run_id = parts.client.train_dataset(sha256, name=name, params=params.as_dict(), message_id=_idempotency_key())
+    return _accept_run(run_id, ahead)
+
+
+@blueprint.get("/datasets/<sha256>/faces.csv")
+def dataset_faces(sha256: str) -> Response:
+    """Sends faces with their predictions."""
+    return send_faces(sha256)
+
+
+@blueprint.get("/datasets/<sha256>/rejects.csv")
+def dataset_rejects(sha256: str) -> Response:
+    """Sends the rejected files with their reasons."""
+    return send_rejects(sha256)
+
+
+@blueprint.post("/datasets/<sha256>/predictions")
+def score_dataset(sha256: str) -> tuple[Response, int]:
+    """Starts predicting all faces of a dataset."""
+    parts = dashboard()
+    version = parse_number(_read_field("version"), "version", 1, 10**9) or parts.client.registry.aliases().champion
+    if version is None:
+        raise Conflict("there is no model yet; train one first")
+    parts.scoring.score(sha256, int(version))
+    return _accepted_answer(dataclasses.asdict(parts.scoring.state), url_for("api.get_scoring"))
+
+
+@blueprint.get("/scoring")
+def get_scoring() -> Response:
+    """Tells how far the prediction of a dataset's faces is."""
+    return jsonify(dataclasses.asdict(dashboard().scoring.state))
 
 
 @blueprint.post("/samples")
-def draw_sample() -> tuple[Response, int]:
-    """Starts drawing the sample dataset, which is then submitted."""
+def generate_sample() -> tuple[Response, int]:
+    """Starts generating the sample dataset, which is then submitted."""
     images = parse_number(_read_field("images"), "images", 40, 20_000) or _SAMPLE_IMAGES
     params = TrainingParams.parse(_read_field("params") or None)
     dashboard().samples.generate(int(images), params.as_dict())
@@ -103,6 +167,14 @@ def cancel_run(run_id: str) -> tuple[Response, int]:
     """Asks for a run to stop."""
     dashboard().client.runs.request_cancel(run_id)
     return _accepted_answer({"run_id": run_id}, url_for("api.get_run", run_id=run_id))
+
+
+@blueprint.post("/runs/<run_id>/retry")
+def retry_run(run_id: str) -> tuple[Response, int]:
+    """Sends a failed run back to its queue."""
+    parts = dashboard()
+    ahead = parts.runs_ahead()
+    return _accept_run(parts.client.retry_run(run_id), ahead)
 
 
 # -- predictions
@@ -168,6 +240,13 @@ def cancel_job(job_id: str) -> tuple[Response, int]:
     return _accepted_answer({"job_id": job_id}, url_for("api.get_job", job_id=job_id))
 
 
+@blueprint.post("/jobs/<job_id>/retry")
+def retry_job(job_id: str) -> tuple[Response, int]:
+    """Sends a failed job back to its queue."""
+    dashboard().client.retry_job(job_id)
+    return _accepted_answer({"job_id": job_id}, url_for("api.get_job", job_id=job_id))
+
+
 @blueprint.get("/jobs/<job_id>/results.csv")
 def job_results(job_id: str) -> Response:
     """Sends a finished job's results."""
@@ -175,7 +254,7 @@ def job_results(job_id: str) -> Response:
     record = parts.store_cache.job(job_id)
     key = Jobs.results_key(job_id)
     if not parts.store.exists(key):
-        raise Conflict(f"job {job_id} is {record.state}; it has no results")
+        raise Conflict(f"job {job_id} is {record.state}, so it has no results")
     return _send_stored_file(key, "text/csv", f"{job_id}.csv")
 
 
@@ -221,7 +300,7 @@ def get_model_file(version: int) -> Response:
 def promote_model(version: int) -> Response:
     """Makes a version the champion."""
     parts = dashboard()
-    parts.client.promote(version, read_reason())
+    parts.client.promote(version, read_reason(), user=current_user())
     return jsonify({"aliases": parts.client.registry.aliases().as_dict()})
 
 
@@ -229,7 +308,7 @@ def promote_model(version: int) -> Response:
 def challenge_model(version: int) -> Response:
     """Makes a version the challenger."""
     parts = dashboard()
-    parts.client.challenge(version, read_reason())
+    parts.client.challenge(version, read_reason(), user=current_user())
     return jsonify({"aliases": parts.client.registry.aliases().as_dict()})
 
 
@@ -237,7 +316,7 @@ def challenge_model(version: int) -> Response:
 def dismiss_model(version: int) -> Response:
     """Takes the challenger's alias away from a version."""
     parts = dashboard()
-    parts.client.dismiss(read_reason(), version)
+    parts.client.dismiss(read_reason(), version, user=current_user())
     return jsonify({"aliases": parts.client.registry.aliases().as_dict()})
 
 
@@ -245,7 +324,7 @@ def dismiss_model(version: int) -> Response:
 def roll_back_model() -> Response:
     """Makes the previous champion the champion again."""
     parts = dashboard()
-    parts.client.rollback(read_reason())
+    parts.client.rollback(read_reason(), user=current_user())
     return jsonify({"aliases": parts.client.registry.aliases().as_dict()})
 
 
@@ -257,30 +336,30 @@ def read_reason() -> str:
     return text or "by hand, over HTTP"
 
 
-# -- dead letters and events
+# -- failed messages and events
 
 
 @blueprint.get("/dead")
 def list_dead() -> Response:
-    """Lists the oldest dead letters, without their bodies."""
+    """Lists the oldest failed messages, without their bodies."""
     letters = dashboard().broker.dead_letters(_PAGE)
     return jsonify({"dead_letters": [letter.summary() for letter in letters]})
 
 
 @blueprint.post("/dead/retry")
 def retry_dead() -> Response:
-    """Sends dead letters back to their queues: those named `dead_id`, or all."""
+    """Re-queues failed messages: those named `dead_id`, or all."""
     return jsonify({"count": dashboard().broker.retry_dead(read_dead_ids())})
 
 
 @blueprint.post("/dead/drop")
 def drop_dead() -> Response:
-    """Deletes dead letters: those named `dead_id`, or all."""
+    """Deletes failed messages: those named `dead_id`, or all."""
     return jsonify({"count": dashboard().broker.drop_dead(read_dead_ids())})
 
 
 def read_dead_ids() -> list[str] | None:
-    """Returns the dead letters that the request names; None for all, which it must say.
+    """Returns the failed messages that the request names; None for all, which it must say.
 
     Raises:
         InvalidMessage: it names none, and does not say `all=true`.
@@ -380,6 +459,10 @@ def _damaged(found: list[DamagedRecord]) -> list[dict[str, Any]]:
     return [{"file": damage.key, "error": damage.as_dict()} for damage in found]
 
 
+def _accept_run(run_id: str, ahead: int) -> tuple[Response, int]:
+    return _accepted_answer({"run_id": run_id, "ahead": ahead}, url_for("api.get_run", run_id=run_id))
+
+
 def _accepted_answer(body: dict[str, Any], location: str) -> tuple[Response, int]:
     answer = jsonify(body)
     answer.headers["Location"] = location
@@ -389,7 +472,7 @@ def _accepted_answer(body: dict[str, Any], location: str) -> tuple[Response, int
 def _send_stored_file(key: str, mimetype: str, name: str) -> Response:
     store = dashboard().store
     if not store.exists(key):
-        raise NotFound(f"there is no {key} in the store")
+        raise NotFound(f"{key} does not exist in the store")
     with store.local(key) as path:
         # Opened while the context lasts: an open file outlives a temporary copy.
         return send_file(path.open("rb"), mimetype=mimetype, as_attachment=True, download_name=name)

@@ -13,7 +13,7 @@ from flask import request
 from werkzeug.datastructures import FileStorage
 
 from shared.archives.archive import ArchiveLimits, archive_stem, check_archive
-from shared.errors import InvalidImage, InvalidMessage
+from shared.errors import InvalidImage, InvalidMessage, short_repr
 from shared.messages import ARCHIVES, IMAGES, find_content_type
 
 _PIECE: Final = 2**20
@@ -93,7 +93,8 @@ def receive_images(max_image_bytes: int) -> tuple[list[str | None], list[bytes]]
 def _files() -> list[FileStorage]:
     files = request.files.getlist("file")
     if not files or not any(file.filename for file in files):
-        fields = ", ".join(sorted(request.files)) or "none"
+        # A part may lack a name, and has the name None then.
+        fields = ", ".join(sorted(short_repr(name) for name in request.files)) or "none"
         raise InvalidMessage(f"files in the fields: {fields}; expected some in the field 'file'")
     return files
 

@@ -1,4 +1,4 @@
-"""Datasets: the list, what one holds, its faces with their predictions, and a page for each face."""
+"""Datasets: the list, what one holds, its faces with their predictions, a page for each face, and training on it."""
 
 from __future__ import annotations
 
@@ -7,24 +7,37 @@ from collections import defaultdict
 from typing import Any, Final
 
 import cv2
+import numpy as np
 from flask import Blueprint, Response, jsonify, redirect, render_template, request, url_for
+from numpy.typing import NDArray
 from werkzeug.wrappers import Response as WsgiResponse
 
+from dashboard.api.faces import requested_filter
 from dashboard.api.uploads import parse_number
 from dashboard.context import dashboard
-from dashboard.face_grid import SORTS, FaceFilter, encode_png, face_view, select_faces
+from dashboard.face_grid import RESULTS, SORTS, encode_png, face_view, predict_female, select_faces
 from dashboard.pages.originals import send_original
+from dashboard.pages.train_fields import parameter_fields, read_parameters
 from dashboard.store_cache import Dataset
 from shared.errors import InvalidMessage, NotFound
 from shared.faces.labels import ETHNICITIES, GENDERS
 from shared.faces.rejects import REJECT_REASONS
-from shared.records.dataset import AGE_BANDS, SPLITS
+from shared.records.dataset import AGE_BANDS, SPLITS, DatasetSummary
 from shared.records.runs import Run
 
 _PAGE: Final = 60
 _EXAMPLES: Final = 5
 _VERSIONS: Final = 8
 _FOREVER: Final = "private, max-age=31536000, immutable"
+_ROLES: Final = {
+    "train": "trained on this face",
+    "validation": "tuned on this face",
+    "test": "tested on this face",
+}
+_UNBALANCED: Final = 0.3
+_MANY: Final = 0.2
+_FEW_FACES: Final = 500
+_REVERSED: Final = 0.35
 
 blueprint = Blueprint("datasets", __name__)
 
@@ -44,7 +57,7 @@ def list_datasets() -> str:
         items.append({"sha256": sha256, "summary": summary, "runs": found, "unread": _unread(found)})
     # The newest run says when a dataset was last used.
     items.sort(key=lambda item: item["runs"][0].created if item["runs"] else "", reverse=True)
-    return render_template("datasets.html", datasets=items)
+    return render_template("datasets.html", datasets=items, fields=parameter_fields())
 
 
 @blueprint.get("/datasets/<sha256>")
@@ -55,39 +68,54 @@ def show_dataset(sha256: str) -> str:
     summary = cache.summary(sha256)
     if summary is None:
         if sha256 not in cache.dataset_ids():
-            raise NotFound(f"there is no dataset {sha256[:12]!r}")
+            raise NotFound(f"dataset {sha256[:12]} does not exist")
         return render_template("dataset_waiting.html", sha256=sha256, runs=found_runs, unread=_unread(found_runs))
     data = cache.dataset(sha256)
-    predicting = cache.predicting_versions(sha256)
-    version = _version(predicting)
-    probabilities = None if version is None else cache.predictions(sha256, version)
-    wanted = FaceFilter.from_query(request.args)
+    wanted, probabilities = requested_filter(sha256)
     found = select_faces(data, probabilities, wanted)
     pages = max(1, -(-len(found) // _PAGE))
     page = min(max(1, request.args.get("page", 1, int)), pages)
     shown = found[(page - 1) * _PAGE : page * _PAGE]
+    query = wanted.as_query()
+    like = next((run for run in found_runs if run.run_id == request.args.get("like")), None)
     return render_template(
         "dataset.html",
         data=data,
         summary=summary,
+        warnings=_warnings(data, summary, probabilities, wanted.version),
         runs=found_runs,
         rejects=_rejects(sha256),
         versions=[card.version for card in cache.cards().records],
-        version=version,
+        version=wanted.version,
         predicted=probabilities is not None,
         scoring=dashboard().scoring.state,
         wanted=wanted,
-        faces=[face_view(data, probabilities, int(i)) for i in shown],
+        query=query,
+        csv_url=url_for("api.dataset_faces", sha256=sha256, **query),
+        faces=[face_view(data, probabilities, int(i), wanted.threshold) for i in shown],
         found=len(found),
         page=page,
         pages=pages,
-        link=lambda number: _link(sha256, page=number),
+        link=lambda number: url_for("datasets.show_dataset", sha256=sha256, page=number, **query) + "#faces",
         genders=GENDERS,
         ethnicities=ETHNICITIES,
         bands=AGE_BANDS,
         splits=SPLITS,
+        results=RESULTS,
         sorts=SORTS,
+        fields=parameter_fields(like.params if like else None),
+        open_form=like is not None,
+        ahead=dashboard().runs_ahead(),
     )
+
+
+@blueprint.post("/datasets/<sha256>/train")
+def train(sha256: str) -> WsgiResponse:
+    """Starts a training run on a dataset that is here already."""
+    params = read_parameters(request.form)
+    name = request.form.get("name", "").strip() or None
+    run_id = dashboard().client.train_dataset(sha256, name=name, params=params.as_dict())
+    return redirect(url_for("runs.show_run", run_id=run_id), 303)
 
 
 @blueprint.post("/datasets/<sha256>/predict")
@@ -105,18 +133,45 @@ def summary_json(sha256: str) -> Response:
     """Returns what a dataset holds, for the plots."""
     summary = dashboard().store_cache.summary(sha256)
     if summary is None:
-        raise NotFound(f"there is no decoded dataset {sha256[:12]!r}")
+        raise NotFound(f"dataset {sha256[:12]} does not exist, or is not processed yet")
     return jsonify(summary.model_dump(mode="json"))
 
 
 @blueprint.get("/datasets/<sha256>/faces/<int:index>")
 def show_face(sha256: str, index: int) -> str:
-    """Shows one face: its label beside what each model says."""
+    """Shows one face: its label beside each model's prediction, and the way to its neighbours in the filtered view."""
     cache = dashboard().store_cache
     data = _with_face(sha256, index)
-    versions = cache.predicting_versions(sha256)[:_VERSIONS]
-    views = [(number, face_view(data, cache.predictions(sha256, number), index)) for number in versions]
-    return render_template("face.html", data=data, face=face_view(data, None, index), views=views)
+    wanted, probabilities = requested_filter(sha256)
+    found = select_faces(data, probabilities, wanted)
+    places = np.flatnonzero(found == index)
+    position = int(places[0]) if len(places) else None
+    query = wanted.as_query()
+
+    def neighbour(step: int) -> str | None:
+        if position is None or not 0 <= position + step < len(found):
+            return None
+        return url_for("datasets.show_face", sha256=sha256, index=int(found[position + step]), **query)
+
+    views = []
+    for number in cache.predicting_versions(sha256)[:_VERSIONS]:
+        predictions = cache.predictions(sha256, number)
+        if predictions is not None:
+            own = cache.card(number).dataset.sha256 == sha256
+            role = _ROLES[SPLITS[data.split[index]]] if own else "not part of its training"
+            views.append((number, face_view(data, predictions, index, wanted.threshold), role))
+    return render_template(
+        "face.html",
+        data=data,
+        face=face_view(data, None, index),
+        views=views,
+        position=position,
+        matches=len(found),
+        filtered=not wanted.is_open,
+        previous=neighbour(-1),
+        next=neighbour(1),
+        back=url_for("datasets.show_dataset", sha256=sha256, page=(position or 0) // _PAGE + 1, **query) + "#faces",
+    )
 
 
 @blueprint.get("/datasets/<sha256>/faces/<int:index>.png")
@@ -149,18 +204,37 @@ def _unread(found: list[Run]) -> Run | None:
 def _with_face(sha256: str, index: int) -> Dataset:
     data = dashboard().store_cache.dataset(sha256)
     if index >= len(data):
-        raise NotFound(f"dataset {sha256[:12]} has {len(data):,} faces; there is no face {index}")
+        raise NotFound(f"face {index} does not exist: dataset {sha256[:12]} has {len(data):,} faces, numbered from 0")
     return data
 
 
-def _version(predicting: list[int]) -> int | None:
-    """Returns the version that the request chose; else one whose predictions are there, the champion before others."""
-    parts = dashboard()
-    chosen = request.args.get("version", None, int)
-    if chosen in [card.version for card in parts.store_cache.cards().records]:
-        return chosen
-    champion = parts.client.registry.find_aliases()[0].champion
-    return champion if champion in predicting else next(iter(predicting), None)
+def _warnings(
+    data: Dataset, summary: DatasetSummary, probabilities: NDArray[np.float32] | None, version: int | None
+) -> list[str]:
+    """Returns what to look at before training on a dataset."""
+    found = []
+    smaller = min(summary.genders, key=lambda gender: summary.genders[gender])
+    share = summary.genders[smaller] / max(1, summary.faces)
+    if share < _UNBALANCED:
+        found.append(f"Unbalanced labels: only {100 * share:.0f} % of the faces are {smaller}.")
+    if summary.faces < _FEW_FACES:
+        found.append(f"Few faces: with {summary.faces:,} the measured accuracy has a wide interval.")
+    if summary.near_duplicate_faces > _MANY * summary.faces:
+        found.append(
+            f"Many near-duplicates: {summary.near_duplicate_faces:,} of {summary.faces:,} faces look alike. "
+            "They are kept in one split each, so there are fewer people than faces."
+        )
+    if summary.images_seen - summary.faces > _MANY * summary.images_seen:
+        rejected = summary.images_seen - summary.faces
+        found.append(f"Many rejected files: {rejected:,} of {summary.images_seen:,}. See the reasons below.")
+    if probabilities is not None and len(data):
+        accuracy = float((predict_female(probabilities) == (data.gender == 1)).mean())
+        if accuracy < _REVERSED:
+            found.append(
+                f"The labels look reversed: model {version} agrees with only {100 * accuracy:.0f} % of them. "
+                "Expected gender 0 for male and 1 for female in the file names."
+            )
+    return found
 
 
 def _rejects(sha256: str) -> list[dict[str, Any]]:
@@ -173,8 +247,3 @@ def _rejects(sha256: str) -> list[dict[str, Any]]:
         {"reason": reason, "meaning": REJECT_REASONS.get(reason, ""), "count": len(rows), "examples": rows[:_EXAMPLES]}
         for reason, rows in sorted(groups.items(), key=lambda item: -len(item[1]))
     ]
-
-
-def _link(sha256: str, **changes: Any) -> str:
-    query = {key: value for key, value in request.args.items() if value} | changes
-    return url_for("datasets.show_dataset", sha256=sha256, **query) + "#faces"

@@ -1,4 +1,4 @@
-"""Dead letters: why each could not be processed, and what to do with it."""
+"""Failed messages, which lie in the dead-letter queue: why each could not be processed, and what to do with it."""
 
 from __future__ import annotations
 
@@ -38,34 +38,34 @@ def list_dead() -> str:
 @blueprint.post("/dead/retry")
 def retry() -> Response:
     """Sends dead letters back to their queues."""
-    return _done_to_chosen(dashboard().broker.retry_dead, "sent back to where they came from")
+    return _act_on_selected(dashboard().broker.retry_dead, "re-queued")
 
 
 @blueprint.post("/dead/drop")
 def drop() -> Response:
     """Deletes dead letters."""
-    return _done_to_chosen(dashboard().broker.drop_dead, "dropped for good")
+    return _act_on_selected(dashboard().broker.drop_dead, "deleted")
 
 
-def _done_to_chosen(act: Callable[[Sequence[str] | None], int], words: str) -> Response:
+def _act_on_selected(act: Callable[[Sequence[str] | None], int], words: str) -> Response:
     """Does something to the dead letters that the form names, and leads back to the list."""
     try:
         chosen = read_dead_ids()
-    except InvalidMessage:  # without scripts the buttons can be pressed with nothing chosen
-        flash("No dead letter was chosen. Tick some, then press again.")
+    except InvalidMessage:  # without scripts the buttons can be pressed with nothing selected
+        flash("No message was selected. Tick some, then press again.")
     else:
         flash(f"{act(chosen):,} {words}.")
     return redirect("/dead", 303)
 
 
 def _view(letter: DeadLetter) -> dict[str, Any]:
-    meaning = "It was delivered too often without ever being done." if letter.reason == "delivery_limit" else ""
+    meaning = "It was tried too often without success." if letter.reason == "delivery_limit" else ""
     return {
         "id": letter.dead_id,
         "reason": letter.reason,
         "meaning": CODES.get(letter.reason, meaning),
         "origin": dashboard().broker.topology.short(letter.origin),
-        "delivery_count": letter.delivery_count,
+        "attempts": letter.delivery_count + 1,
         "message": letter.message,
         "model_version": letter.message.headers.get("model_version"),
         "size": len(letter.message.body),
@@ -77,7 +77,7 @@ def _preview(letter: DeadLetter) -> str:
     """Returns the beginning of a body as text that can do no harm."""
     body = letter.message.body
     if letter.message.content_type.startswith(MSGPACK):
-        return _pack_in_words(body)
+        return _describe_pack(body)
     kind = describe(body[:512])
     if kind not in {"a text file", "an HTML page", "an XML or SVG file"}:
         return f"{kind[:1].upper()}{kind[1:]}."
@@ -90,7 +90,7 @@ def _preview(letter: DeadLetter) -> str:
     return text if len(text) <= _PREVIEW else text[:_PREVIEW] + "…"
 
 
-def _pack_in_words(body: bytes) -> str:
+def _describe_pack(body: bytes) -> str:
     """Returns what a body of MessagePack is: its beginning says how many images come, so none of them is read."""
     unpacker = msgpack.Unpacker()
     unpacker.feed(body[:_PREVIEW])
@@ -98,6 +98,6 @@ def _pack_in_words(body: bytes) -> str:
         for _ in range(unpacker.read_map_header()):
             if unpacker.unpack() == "images":
                 images = unpacker.read_array_header()
-                return "A pack of one image." if images == 1 else f"A pack of {images:,} images."
+                return "A batch of one image." if images == 1 else f"A batch of {images:,} images."
             unpacker.skip()
-    return "MessagePack, but no pack of images."
+    return "MessagePack, but not a batch of images."

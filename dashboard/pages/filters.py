@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from flask import Flask, url_for
+from flask import Flask, request, url_for
 
-from shared.records.jobs import JobState
-from shared.records.runs import Progress, RunState
+from dashboard.event_stream import TOPICS
+from shared.records.jobs import Job, JobState
+from shared.records.runs import Progress, Run, RunState
 
 _NOTHING: Final = "\N{EN DASH}"
 _STAGES: Final[dict[str, str]] = {
@@ -23,6 +24,8 @@ def register_formats(app: Flask) -> None:
     """Gives the templates their filters."""
     app.jinja_env.filters.update(
         percent=percent,
+        percent_range=percent_range,
+        problem=problem,
         count=count,
         counted=counted,
         size=size,
@@ -32,7 +35,9 @@ def register_formats(app: Flask) -> None:
         number=number,
         parameter=parameter,
     )
+    app.jinja_env.globals["event_topics"] = lambda: TOPICS
     app.jinja_env.globals["static_url"] = lambda name: url_for("static", filename=name)
+    app.context_processor(lambda: {"root": request.script_root})
     app.jinja_env.trim_blocks = True
     app.jinja_env.lstrip_blocks = True
 
@@ -40,6 +45,25 @@ def register_formats(app: Flask) -> None:
 def percent(share: float | None, digits: int = 1) -> str:
     """Returns a share as `93.1 %`."""
     return _NOTHING if share is None else f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def percent_range(low: float | None, high: float | None, digits: int = 1) -> str:
+    """Returns two shares as `74.8-83.8 %`, with an en dash."""
+    if low is None or high is None:
+        return _NOTHING
+    return f"{100 * low:.{digits}f}\N{EN DASH}{percent(high, digits)}"
+
+
+def problem(record: Run | Job) -> str:
+    """Returns why a run or job ended without success, for people; empty where it did not."""
+    if record.error is None:
+        return ""
+    if record.error.code == "internal":
+        service, key = ("trainer", record.run_id) if isinstance(record, Run) else ("inference", record.job_id)
+        return f"Internal error. Look for {key} in the {service} service's log."
+    if record.error.code == "cancelled":
+        return "Cancelled by a user."
+    return record.error.message
 
 
 def count(value: float | None) -> str:
@@ -115,18 +139,21 @@ def state_class(state: str) -> str:
     return "" if state in {RunState.CANCELLED, RunState.QUEUED} else "live"
 
 
-def progress_view(progress: Progress | None, state: RunState | None = None) -> dict[str, Any]:
+def progress_view(progress: Progress | None, state: RunState, *, abandoned: bool = False) -> dict[str, Any]:
     """Returns what a progress bar shows, as the script that moves it on does.
 
     Args:
-        progress: of a run's record.
-        state: of the run: what stands in the queue has no progress, and says that.
+        progress: of a run's record; one of an earlier stage is over.
+        state: of the run.
+        abandoned: whether the trainer that worked on it does not respond.
     """
-    words = ["In the queue"] if state is RunState.QUEUED else []
-    if progress is None:
-        return {"share": 0.0, "percent": "", "text": " · ".join(words), "eta": ""}
+    nothing = {"share": 0.0, "percent": "", "eta": ""}
+    if abandoned:
+        return {**nothing, "text": "Waiting for a trainer"}
+    if progress is None or progress.stage != state:
+        return {**nothing, "text": "Queued" if state is RunState.QUEUED else _STAGES.get(state, "")}
     share = progress.done / progress.total if progress.total else 0.0
-    words.append(_STAGES.get(progress.stage, progress.stage))
+    words = [_STAGES.get(progress.stage, progress.stage)]
     if progress.epochs:
         words.append(f"epoch {progress.epoch} of {progress.epochs}")
     if progress.rate:

@@ -57,6 +57,7 @@ def show_job(job_id: str) -> str:
         job=job,
         progress=_progress(job),
         ended=job.state.is_final,
+        retry=job.state is JobState.FAILED,
         rows=chosen[(page - 1) * _PAGE : page * _PAGE],
         pictures=parts.store.exists(Jobs.archive_key(job_id)),
         kind=kind,
@@ -70,7 +71,14 @@ def show_job(job_id: str) -> str:
 def cancel_job(job_id: str) -> WsgiResponse:
     """Asks for a job to stop."""
     dashboard().client.jobs.request_cancel(job_id)
-    flash("Asked to stop. The workers leave the rest of the job.")
+    flash("Cancelling… The workers stop after the slices they are working on.")
+    return redirect(url_for("jobs.show_job", job_id=job_id), 303)
+
+
+@blueprint.post("/jobs/<job_id>/retry")
+def retry_job(job_id: str) -> WsgiResponse:
+    """Sends a failed job back to its queue."""
+    dashboard().client.retry_job(job_id)
     return redirect(url_for("jobs.show_job", job_id=job_id), 303)
 
 
@@ -99,5 +107,5 @@ def _progress(job: Job) -> dict[str, Any]:
     progress = dashboard().client.jobs.progress(job)
     done, total = progress.done, progress.total
     share = done / total if total else 0.0
-    words = f"{done:,} of {total:,} images" if total else ("In the queue" if job.state is JobState.QUEUED else "")
+    words = f"{done:,} of {total:,} images" if total else ("Queued" if job.state is JobState.QUEUED else "")
     return {"share": round(share, 4), "percent": f"{int(100 * share)} %" if total else "", "text": words, "eta": ""}

@@ -6,6 +6,7 @@ from flask import Blueprint, flash, redirect, render_template
 from werkzeug.wrappers import Response
 
 from dashboard.api.routes import read_reason
+from dashboard.auth import current_user
 from dashboard.context import dashboard
 from dashboard.workers import summarize_monitoring
 from shared.records.evaluation import MIN_GROUP
@@ -15,7 +16,7 @@ blueprint = Blueprint("models", __name__)
 
 @blueprint.get("/models")
 def list_models() -> str:
-    """Shows all versions and which of them serve."""
+    """Shows all versions and which of them are in use."""
     parts = dashboard()
     aliases, damaged = parts.client.registry.find_aliases()
     cards = parts.store_cache.cards()
@@ -48,14 +49,14 @@ def show_model(version: int) -> str:
 @blueprint.post("/models/<int:version>/promote")
 def promote(version: int) -> Response:
     """Makes a version the champion."""
-    dashboard().client.promote(version, read_reason())
-    flash(f"Model {version} is the champion. Workers swap it in between batches.")
+    dashboard().client.promote(version, read_reason(), user=current_user())
+    flash(f"Model {version} is the champion now. Workers switch to it between two batches.")
     return redirect("/models", 303)
 
 
 @blueprint.post("/models/rollback")
 def roll_back() -> Response:
     """Makes the previous champion the champion again."""
-    version = dashboard().client.rollback(read_reason())
+    version = dashboard().client.rollback(read_reason(), user=current_user())
     flash(f"Rolled back: model {version} is the champion again.")
     return redirect("/models", 303)

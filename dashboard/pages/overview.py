@@ -4,48 +4,53 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from typing import Any
+from typing import Any, Final
 
 from flask import Blueprint, Response, flash, jsonify, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as WsgiResponse
 
 from dashboard.context import Dashboard, dashboard
 from dashboard.pages.filters import progress_view
+from dashboard.pages.issues import dismiss, find_issues
 from dashboard.workers import Speed, WorkerStates
 from shared.broker.base import Depth
 from shared.errors import Retryable
-from shared.records.jobs import Job
-from shared.records.record import DamagedRecord
-from shared.records.runs import Run
 
-_SHOWN = 6
+_SHOWN: Final = 6
+_SAMPLE_IMAGES: Final = 1500
 
 blueprint = Blueprint("overview", __name__)
 
 
 @blueprint.get("/")
 def overview() -> str:
-    """Shows models, trainings, workers, queues and what wants attention."""
+    """Shows the model in use, training runs, services, queues and what needs attention."""
     parts = dashboard()
-    all_runs, all_jobs = parts.store_cache.runs(), parts.store_cache.jobs()
+    runs, jobs = parts.store_cache.runs(), parts.store_cache.jobs()
     aliases, damaged = parts.client.registry.find_aliases()
     cards = parts.store_cache.cards()
-    damaged += [*cards.damaged, *all_runs.damaged, *all_jobs.damaged]
     champion = next((card for card in cards.records if card.version == aliases.champion), None)
+    depths = _depths(parts)
+    issues = find_issues(parts, runs, jobs, depths, damaged + cards.damaged)
     return render_template(
         "overview.html",
         champion=champion,
-        running=[(run, progress_view(run.progress, run.state)) for run in all_runs.records if not run.state.is_final],
-        recent=[run for run in all_runs.records if run.state.is_final][:_SHOWN],
-        jobs=all_jobs.records[:_SHOWN],
+        running=[
+            (run, progress_view(run.progress, run.state, abandoned=parts.workers.abandoned(run.run_id)))
+            for run in runs.records
+            if not run.state.is_final
+        ],
+        recent=[run for run in runs.records if run.state.is_final][:_SHOWN],
+        jobs=jobs.records[:_SHOWN],
         workers=parts.workers.states(),
         speed=parts.workers.speed(),
-        lately=_lately(parts.workers),
-        depths=_depths(parts),
-        attention=_attention(parts, all_runs.records, all_jobs.records, damaged),
+        lately=_summarize_speed(parts.workers),
+        depths=depths,
+        issues=issues[:_SHOWN],
+        more_issues=max(0, len(issues) - _SHOWN),
         sample=parts.samples.state,
-        is_new=not all_runs.records and champion is None,
-        predictions=_newest_predictions(parts),
+        is_new=not runs.records and champion is None,
+        predictions=_recent_predictions(parts),
     )
 
 
@@ -63,10 +68,17 @@ def speed_json() -> Response:
 
 
 @blueprint.post("/samples")
-def draw_sample() -> WsgiResponse:
+def generate_sample() -> WsgiResponse:
     """Starts with the sample dataset."""
-    dashboard().samples.generate(int(request.form.get("images", 1500)))
-    flash("The sample dataset is being drawn; its training starts by itself.")
+    dashboard().samples.generate(int(request.form.get("images", _SAMPLE_IMAGES)))
+    flash("Generating the sample dataset; training starts automatically.")
+    return redirect(url_for("overview.overview"), 303)
+
+
+@blueprint.post("/issues/dismiss")
+def dismiss_issue() -> WsgiResponse:
+    """Takes an issue off the list."""
+    dismiss(dashboard(), request.form.getlist("key")[: _SHOWN * 20])
     return redirect(url_for("overview.overview"), 303)
 
 
@@ -79,37 +91,7 @@ def _depths(parts: Dashboard) -> dict[str, Depth] | None:
     return {parts.broker.topology.short(queue): depth for queue, depth in found.items()}
 
 
-def _attention(
-    parts: Dashboard, all_runs: list[Run], all_jobs: list[Job], damaged: list[DamagedRecord]
-) -> list[tuple[str, str, str]]:
-    """Returns (what is wrong, what to do, where) for each thing that wants a person."""
-    found = []
-    depths = _depths(parts)
-    if depths is None:
-        found.append(("The broker does not answer.", "Check that it runs; this page recovers by itself.", "/"))
-    elif dead := depths["dead"].ready:
-        words = "One message" if dead == 1 else f"{dead:,} messages"
-        found.append((f"{words} could not be processed.", "Look at why, then retry or drop.", "/dead"))
-    found += [(str(damage), "See the list.", f"/{damage.key.split('/')[0]}") for damage in damaged]
-    for run in all_runs[:20]:
-        if run.state.is_retryable:
-            error = run.error.message if run.error else "no reason given"
-            found.append((f"Run {run.name[:60]} was {run.state}: {error}", "See the run.", f"/runs/{run.run_id}"))
-    for job in all_jobs[:20]:
-        if job.state.is_retryable:
-            error = job.error.message if job.error else "no reason given"
-            found.append((f"Job {job.name[:60]} was {job.state}: {error}", "See the job.", f"/jobs/{job.job_id}"))
-    alive = {str(worker.state.get("service")) for worker in parts.workers.states() if worker.alive}
-    if depths is not None:
-        for service, queue in (("trainer", "datasets"), ("inference", "predictions"), ("inference", "jobs")):
-            if depths[queue].ready and service not in alive:
-                found.append(
-                    (f"Work waits in {queue}, and no {service} is alive.", f"Start one: python -m {service}", "/")
-                )
-    return found[:_SHOWN]
-
-
-def _lately(workers: WorkerStates) -> dict[str, float | None]:
+def _summarize_speed(workers: WorkerStates) -> dict[str, float | None]:
     """Returns the mean and highest speed, and the worst latency, of the last ten minutes; None without any."""
     history = [speed for _, speed in workers.speed_history()]
     rates = [speed.images_per_second for speed in history]
@@ -120,7 +102,7 @@ def _lately(workers: WorkerStates) -> dict[str, float | None]:
     }
 
 
-def _newest_predictions(parts: Dashboard) -> list[dict[str, Any]]:
+def _recent_predictions(parts: Dashboard) -> list[dict[str, Any]]:
     """Returns the newest predictions of all clients, newest first; those made here carry the image's name.
 
     A worker tells no names: one of its answers is taken for one made here where model and probability are the same.

@@ -1,4 +1,4 @@
-"""Predict: one face, its label beside the prediction, and where the network looked."""
+"""Predict: one image, its label beside the prediction, and the areas that mattered."""
 
 from __future__ import annotations
 
@@ -32,8 +32,12 @@ blueprint = Blueprint("predict", __name__)
 def predict() -> str:
     """Shows a face of a dataset, or the place to drop images of one's own."""
     cache = dashboard().store_cache
-    decoded = [(sha256, summary) for sha256 in cache.dataset_ids() if (summary := cache.summary(sha256))]
-    names = {run.dataset: run.name for run in reversed(cache.runs().records) if run.dataset}
+    names: dict[str, str] = {}  # in the order of their newest runs
+    for run in cache.runs().records:
+        if run.dataset:
+            names.setdefault(run.dataset, run.name)
+    known = dict.fromkeys([*names, *cache.dataset_ids()])
+    decoded = [(sha256, summary) for sha256 in known if (summary := cache.summary(sha256))]
     chosen = request.args.get("dataset") or (decoded[0][0] if decoded else None)
     face, note = None, ""
     if chosen is not None:
@@ -84,10 +88,10 @@ def predict_image() -> Response:
 
 @blueprint.post("/predict/occlusion")
 def occlusion() -> Response:
-    """Tells where the network looked: how far its answer moves when a patch of the face is covered.
+    """Explains a prediction: how far the answer moves when a patch of the face is covered.
 
     All of it is one pack through the prediction queue. The answer: `{"grid", "drop", "probability_female", "model",
-    "seconds"}`; `drop` holds `grid` rows of as many numbers, each the loss of probability for the gender named.
+    "seconds"}`; `drop` holds `grid` rows of as many numbers, each the loss of probability for the predicted gender.
     """
     parts = dashboard()
     _require_broker()
@@ -136,7 +140,7 @@ def make_occlusions(face: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
 def _require_broker() -> None:
     """Raises `Retryable` at once where the broker is known not to answer: asking it takes seconds."""
     if dashboard().event_hub.away:
-        raise Retryable("the broker does not answer, so nothing is predicted now; try again when it is back")
+        raise Retryable("the broker does not answer, so there are no predictions now; try again when it is back")
 
 
 def _version() -> float | None:
@@ -154,22 +158,25 @@ def _chosen_face(data: Dataset) -> tuple[int, str]:
         return random.randrange(len(data)), ""
     if pick == "wrong":
         cache = dashboard().store_cache
+        chosen = request.args.get("version", None, int)
         champion = dashboard().client.registry.find_aliases()[0].champion
         versions = cache.predicting_versions(data.sha256)
-        version = champion if champion in versions else next(iter(versions), None)
+        version = chosen or (champion if champion in versions else next(iter(versions), None))
         probabilities = None if version is None else cache.predictions(data.sha256, version)
         if probabilities is None:
-            return now, "No model has predicted this dataset yet, so none of its faces is known to be wrong."
+            which = f"Model {chosen}" if chosen else "No model"
+            has = "has not" if chosen else "has"
+            return now, f"{which} {has} predicted this dataset yet. Predict all its faces on the dataset's page first."
         wrong = select_faces(data, probabilities, FaceFilter(result="wrong"))
         later = wrong[wrong > now]
         if len(wrong) == 0:
-            return now, "No face of this dataset is predicted wrongly."
-        return int(later[0] if len(later) else wrong[0]), f"Predicted wrongly by model {version}."
+            return now, f"Model {version} predicts every face of this dataset correctly."
+        return int(later[0] if len(later) else wrong[0]), f"Misclassified by model {version}."
     if search := request.args.get("search", "").strip():
         found = select_faces(data, None, FaceFilter(search=search[:200]))
         if len(found) == 0:
-            return now, "No face's name holds that. Try a shorter part of it."
-        return int(found[0]), f"First of {len(found):,} whose name holds it."
+            return now, "No file name contains that. Try a shorter part of it."
+        return int(found[0]), f"First of {len(found):,} faces whose file name contains it."
     if now != asked:
-        return now, f"There is no face {asked}: the dataset has {len(data):,}, numbered from 0. This is number {now}."
+        return now, f"Face {asked} does not exist: the dataset has {len(data):,}, numbered from 0. This is face {now}."
     return now, ""

@@ -370,4 +370,4 @@ def _check_shard(record: Job, request: ShardRequest) -> None:
 
 
 def _cancelled() -> GenderlineError:
-    return GenderlineError("a user cancelled the job", code="cancelled")
+    return GenderlineError("cancelled by a user", code="cancelled")

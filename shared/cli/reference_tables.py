@@ -62,7 +62,9 @@ def settings_now(settings: Settings) -> Reference:
         tuple(
             (
                 variable(name),
-                _HIDDEN if name == "token" and settings.token else _text(_redacted(getattr(settings, name))),
+                _HIDDEN
+                if name in {"token", "tokens"} and getattr(settings, name)
+                else _text(_redacted(getattr(settings, name))),
                 _text(field.default),
                 (field.description or "").replace("`", ""),
             )

@@ -55,7 +55,8 @@ class AliasChange(StoredModel):
         action: what was done.
         version: to which version.
         from_version: the champion before; None where there was none, and with `challenge` and `dismiss`.
-        reason: why, in the words of whoever did it.
+        reason: why, as the person or the gate put it.
+        by: the name of the access token that somebody came with; None where none was asked for.
     """
 
     at: Timestamp
@@ -63,6 +64,7 @@ class AliasChange(StoredModel):
     version: int
     from_version: int | None = Field(alias="from")
     reason: str
+    by: str | None = None
 
 
 class _AliasesFile(Aliases):
@@ -79,7 +81,9 @@ class _AliasesFile(Aliases):
     def aliases(self) -> Aliases:
         return Aliases(champion=self.champion, previous=self.previous, challenger=self.challenger)
 
-    def with_champion(self, action: Literal["promote", "rollback"], version: int, reason: str) -> _AliasesFile:
+    def with_champion(
+        self, action: Literal["promote", "rollback"], version: int, reason: str, user: str | None
+    ) -> _AliasesFile:
         """Returns the aliases with another champion.
 
         A challenger that a person chose stays; one that the gate set was declined in favour of a champion that is no
@@ -91,22 +95,26 @@ class _AliasesFile(Aliases):
             previous=self.champion,
             challenger=self.challenger if stays else None,
             challenged_by="hand" if stays else None,
-            history=self._history_with(action, version, self.champion, reason),
+            history=self._history_with(action, version, self.champion, reason, user),
         )
 
-    def with_challenger(self, version: int, by: Literal["hand", "gate"], reason: str) -> _AliasesFile:
+    def with_challenger(self, version: int, by: Literal["hand", "gate"], reason: str, user: str | None) -> _AliasesFile:
         """Returns the aliases with another challenger."""
-        history = self.history if self.challenger == version else self._history_with("challenge", version, None, reason)
+        history = (
+            self.history if self.challenger == version else self._history_with("challenge", version, None, reason, user)
+        )
         return self.changed(challenger=version, challenged_by=by, history=history)
 
-    def without_challenger(self, reason: str) -> _AliasesFile:
+    def without_challenger(self, reason: str, user: str | None) -> _AliasesFile:
         """Returns the aliases without a challenger, which must be there."""
         assert self.challenger is not None  # noqa: S101 - the caller has looked
-        history = self._history_with("dismiss", self.challenger, None, reason)
+        history = self._history_with("dismiss", self.challenger, None, reason, user)
         return self.changed(challenger=None, challenged_by=None, history=history)
 
-    def _history_with(self, action: str, version: int, before: int | None, reason: str) -> list[dict[str, Any]]:
-        entry = {"at": now_iso(), "action": action, "version": version, "from": before, "reason": reason}
+    def _history_with(
+        self, action: str, version: int, before: int | None, reason: str, user: str | None
+    ) -> list[dict[str, Any]]:
+        entry = {"at": now_iso(), "action": action, "version": version, "from": before, "reason": reason, "by": user}
         return [*(change.as_dict() for change in self.history), entry][-_HISTORY_KEPT:]
 
 
@@ -231,8 +239,8 @@ class Registry:
         self._store.put(self.card_text_key(card.version), card_text.encode())
         self._store.put_json(self.card_key(card.version), card.as_dict())
 
-    def promote(self, version: int, reason: str) -> Aliases:
-        """Makes `version` the champion. Promoting the champion again changes nothing.
+    def promote(self, version: int, reason: str, *, user: str | None = None) -> Aliases:
+        """Makes `version` the champion, by `user`. Promoting the champion again changes nothing.
 
         Raises:
             NotFound: there is no such version.
@@ -241,7 +249,7 @@ class Registry:
         self.card(version)
 
         def change(now: _AliasesFile) -> _AliasesFile | None:
-            return None if now.champion == version else now.with_champion("promote", version, reason)
+            return None if now.champion == version else now.with_champion("promote", version, reason, user)
 
         return self._change_aliases(change)
 
@@ -260,12 +268,12 @@ class Registry:
         def change(now: _AliasesFile) -> _AliasesFile | None:
             if now.champion != champion or champion == version:
                 return None
-            return now.with_champion("promote", version, reason)
+            return now.with_champion("promote", version, reason, None)
 
         return self._change_aliases(change).champion == version
 
-    def rollback(self, reason: str) -> Aliases:
-        """Makes the previous champion the champion again.
+    def rollback(self, reason: str, *, user: str | None = None) -> Aliases:
+        """Makes the previous champion the champion again, by `user`.
 
         Raises:
             Conflict: there is no previous champion.
@@ -277,11 +285,13 @@ class Registry:
             if now.previous is None:
                 raise Conflict("there is no previous champion to roll back to")
             self.card(now.previous)
-            return now.with_champion("rollback", now.previous, reason)
+            return now.with_champion("rollback", now.previous, reason, user)
 
         return self._change_aliases(change)
 
-    def challenge(self, version: int, reason: str, *, by: Literal["hand", "gate"] = "hand") -> Aliases:
+    def challenge(
+        self, version: int, reason: str, *, by: Literal["hand", "gate"] = "hand", user: str | None = None
+    ) -> Aliases:
         """Makes `version` the challenger, in place of any other.
 
         The gate leaves things as they are where a person chose the challenger, or where `version` already serves.
@@ -301,11 +311,11 @@ class Registry:
                 raise Conflict(f"there is no champion to challenge; promote version {version} instead")
             if now.champion == version:
                 raise Conflict(f"version {version} is the champion; expected another one as its challenger")
-            return now.with_challenger(version, by, reason)
+            return now.with_challenger(version, by, reason, user)
 
         return self._change_aliases(change)
 
-    def dismiss(self, reason: str, version: int | None = None) -> int:
+    def dismiss(self, reason: str, version: int | None = None, *, user: str | None = None) -> int:
         """Takes the challenger's alias away and returns its version.
 
         Raises:
@@ -321,7 +331,7 @@ class Registry:
             if version not in {None, now.challenger}:
                 raise Conflict(f"version {version} is not the challenger; version {now.challenger} is")
             dismissed = now.challenger
-            return now.without_challenger(reason)
+            return now.without_challenger(reason, user)
 
         self._change_aliases(change)
         return dismissed

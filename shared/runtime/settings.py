@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from shared.access import ADMIN, AccessToken, check_secret, parse_tokens
 from shared.errors import short_repr
 from shared.runtime.resources import available_cores
 from shared.runtime.supervisor import SUPERVISED
@@ -22,7 +23,7 @@ from shared.runtime.supervisor import SUPERVISED
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 URL_PREFIX: Final = r"(/[A-Za-z0-9._~-]+)*"
 Network = IPv4Network | IPv6Network
-_SECRETS: Final = frozenset({"token", "broker_url"})
+SECRETS: Final = frozenset({"token", "tokens", "broker_url"})
 _OF_KUBERNETES: Final = re.compile("_SERVICE_(HOST|PORT)|_PORT_[0-9]+_(TCP|UDP)")
 """In the names of variables that Kubernetes sets for each of its services, one of which may begin with our name."""
 
@@ -64,9 +65,14 @@ class Settings(BaseSettings):
     )
     token: str | None = Field(
         None,
-        min_length=8,
         repr=False,
-        description="Guards every page and call; needed to bind the dashboard beyond loopback",
+        description="Guards every page and call, 8 characters or more; needed to bind the dashboard beyond loopback",
+    )
+    tokens: Annotated[tuple[AccessToken, ...], NoDecode] = Field(
+        (),
+        repr=False,
+        description="More tokens, as `NAME:full:TOKEN` or `NAME:read:TOKEN`, separated by commas; `read` may change "
+        "nothing, and NAME stands in the history of promotions",
     )
     url_prefix: str = Field(
         "",
@@ -155,20 +161,27 @@ class Settings(BaseSettings):
 
     @field_validator("token")
     @classmethod
-    def _fit_for_a_header(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch("[!-~][ -~]*[!-~]", value):
-            # It travels in an HTTP header, which holds no more and loses spaces at the ends.
-            raise ValueError("expected ASCII characters, with no space at either end")
-        return value
+    def _check_token(cls, value: str | None) -> str | None:
+        return None if value is None else check_secret(value)
+
+    @field_validator("tokens", mode="before")
+    @classmethod
+    def _parse_tokens(cls, value: object) -> object:
+        return parse_tokens(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _token_beyond_loopback(self) -> Self:
-        if self.host not in LOOPBACK and not self.token:
+        if self.host not in LOOPBACK and not self.access_tokens:
             raise ValueError(
                 f"GENDERLINE_HOST is {self.host}, which others can reach: set GENDERLINE_TOKEN (8 characters or more), "
                 "or bind to 127.0.0.1"
             )
         return self
+
+    @property
+    def access_tokens(self) -> tuple[AccessToken, ...]:
+        """Every token that opens the dashboard; none where nothing is guarded."""
+        return (*([AccessToken(ADMIN, "full", self.token)] if self.token else []), *self.tokens)
 
     @property
     def cores(self) -> int:
@@ -191,7 +204,7 @@ def load_settings() -> Settings:
             field = str(fault["loc"][0]) if fault["loc"] else None
             if field is None:
                 lines.append(expected)
-            elif field in _SECRETS:
+            elif field in SECRETS:
                 lines.append(f"{variable(field)}: {expected} (what was found is not shown: it may be a secret)")
             else:
                 lines.append(f"{variable(field)}: {expected} (found {short_repr(fault['input'])})")

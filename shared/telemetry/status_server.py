@@ -8,7 +8,7 @@ import logging
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -16,8 +16,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import make_wsgi_app
 
+from shared.access import AccessToken, find_token
 from shared.errors import Retryable
-from shared.telemetry.token import authorised
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -38,7 +38,7 @@ class StatusServer:
         readiness: returns the body of `/readyz`; its key `ready` decides between 200 and 503.
         host: the address to bind to.
         port: the port; 0 takes a free one.
-        token: guards `/metrics` where it is set; health stays open.
+        tokens: one of them opens `/metrics`, where there are any; health stays open.
 
     Raises:
         Retryable: the port cannot be bound to, since another process has it for example.
@@ -51,11 +51,11 @@ class StatusServer:
         *,
         host: str,
         port: int,
-        token: str | None = None,
+        tokens: Sequence[AccessToken] = (),
     ) -> None:
         self._metrics: WSGIApplication = make_wsgi_app(registry)
         self._readiness = readiness
-        self._token = token
+        self._tokens = tokens
         family = _ThreadingServerV6 if ":" in host else _ThreadingServer
         try:
             self._server = make_server(host, port, self._answer, server_class=family, handler_class=_QuietHandler)
@@ -70,7 +70,7 @@ class StatusServer:
     def _answer(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "/")
         if path == "/metrics":
-            if authorised(environ.get("HTTP_AUTHORIZATION"), self._token):
+            if not self._tokens or find_token(environ.get("HTTP_AUTHORIZATION"), self._tokens):
                 return self._metrics(environ, start_response)
             error = {"error": {"code": "unauthorized", "message": "expected Authorization: Bearer TOKEN"}}
             return _json_answer(start_response, "401 Unauthorized", error)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Dialog, FilePayload, Locator, expect
-from waitress.server import create_server
 
+from dashboard.http_server import serve
 from shared.broker.base import Message
 from shared.records.runs import RunState
 from tests.browser import DESK, PHONE, Visit, chromium
@@ -33,7 +33,7 @@ def browser() -> Iterator[Browser]:
 @contextlib.contextmanager
 def served(site: Site) -> Iterator[str]:
     """Serves the site as the dashboard's process does; gives its address."""
-    server = create_server(site.app, host="127.0.0.1", port=0, threads=32, channel_request_lookahead=1)
+    server = serve(site.app, host="127.0.0.1", port=0, threads=32, max_body_bytes=2**30)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -80,7 +80,7 @@ def paths(site: Site) -> list[str]:
     return [
         "/",
         "/datasets",
-        f"/datasets/{sha256}?sort=wrong",
+        f"/datasets/{sha256}?sort=largest_error",
         f"/datasets/{sha256}/faces/2",
         "/runs",
         f"/runs/{RUN}",
@@ -142,7 +142,7 @@ def test_hostile_names_are_shown_as_they_are_and_run_nothing(
         for i, name in enumerate(HOSTILE_NAMES):
             visit.go(f"/predict?dataset={sha256}&face={i}")
             expect(visit.page.locator("#results h2").first).to_have_text(name)
-            expect(visit.page.locator("[data-took]").first).to_contain_text("By model")
+            expect(visit.page.locator("[data-took]").first).to_contain_text("Model")
             visit.check()
             visit.go(f"/datasets/{sha256}/faces/{i}")
             shown = visit.page.locator("bdi.name")
@@ -176,7 +176,7 @@ def test_progress_and_curves_move_with_the_events(site: Site, base: str, browser
     site.builder.runs.update(run_id, state=RunState.FAILED, error={"code": "internal", "message": "the disk was full"})
     site.broker.emit("run.failed", {"run_id": run_id, "status": "failed"})
 
-    expect(visit.page.locator("#state .alert")).to_have_text("the disk was full", timeout=5000)
+    expect(visit.page.locator("#state .alert")).to_contain_text(f"Look for {run_id}", timeout=5000)
     visit.check()
     visit.close()
 
@@ -241,9 +241,9 @@ AXES = {
     "compare": ["epoch"],
     "roc": ["true positive rate", "false positive rate"],
     "precision_recall": ["recall", "precision"],
-    "reliability": ["predicted probability of female", "labelled female"],
+    "reliability": ["predicted probability of female", "share with label female"],
     "genders": ["faces", "male", "female"],
-    "rate": ["images a second", "minutes from now"],
+    "rate": ["images per second", "minutes ago"],
     "latency": ["milliseconds", "p50", "p99"],
     "ages": ["faces", "age in years"],
     "ethnicities": ["faces", "Asian"],
@@ -319,7 +319,7 @@ def test_the_threshold_moves_the_confusion_and_the_ring_on_the_curves(base: str,
     visit.page.locator("#threshold").fill("0")
 
     expect(visit.page.locator("[data-cell=male-male] strong")).to_have_text("0")
-    expect(visit.page.locator("#threshold-words")).to_contain_text("recall 1.000")
+    expect(visit.page.locator("#threshold-words")).to_contain_text("recall 100.0 %")
     expect(visit.page.locator("[data-chart=roc]")).to_have_attribute("data-mark", "1.000 1.000")
     visit.page.locator("#threshold").fill("1")
     expect(visit.page.locator("[data-chart=roc]")).to_have_attribute("data-mark", "0.000 0.000")
@@ -406,16 +406,16 @@ def test_on_a_phone_a_row_of_results_says_everything(base: str, browser: Browser
     visit.close()
 
 
-def test_dead_letters_wait_for_a_choice_before_they_can_be_retried(base: str, browser: Browser) -> None:
+def test_failed_messages_wait_for_a_selection_before_they_can_be_retried(base: str, browser: Browser) -> None:
     visit = Visit(browser, base)
     visit.go("/dead")
-    for name in ("Retry the chosen ones", "Drop the chosen ones"):
+    for name in ("Retry selected", "Delete selected"):
         expect(visit.page.get_by_role("button", name=name)).to_be_disabled()
-    visit.page.get_by_label("Choose all shown").check()
+    visit.page.get_by_label("Select all").check()
 
-    expect(visit.page.get_by_role("button", name="Retry the chosen ones")).to_be_enabled()
-    visit.page.get_by_label("Choose all shown").uncheck()
-    expect(visit.page.get_by_role("button", name="Retry the chosen ones")).to_be_disabled()
+    expect(visit.page.get_by_role("button", name="Retry selected")).to_be_enabled()
+    visit.page.get_by_label("Select all").uncheck()
+    expect(visit.page.get_by_role("button", name="Retry selected")).to_be_disabled()
     visit.close()
 
 
@@ -427,10 +427,10 @@ def test_what_waits_in_the_queue_says_so_and_shows_curves_once_it_has_epochs(
     visit.go(f"/runs/{run_id}")
 
     expect(visit.page.locator("#state")).to_contain_text("submitted")
-    expect(visit.page.locator("#state")).to_contain_text("In the queue")
+    expect(visit.page.locator("#state")).to_contain_text("Queued")
     charts = visit.page.locator("[data-chart=history]")
     for i in range(3):
-        expect(charts.nth(i)).to_have_text("Drawn from the first epoch on.")
+        expect(charts.nth(i)).to_have_text("Appears after the first epoch.")
     visit.page.wait_for_timeout(1100)  # an answer is shared between plots for a second
     site.builder.runs.write_history(run_id, [site.builder.epoch(1)])
     site.broker.emit("run.epoch", {"run_id": run_id, "row": site.builder.epoch(1)})
@@ -478,7 +478,7 @@ def test_a_sample_of_latency_between_idle_minutes_is_a_dot_and_none_is_no_plot(
     visit.page.route("**/speed.json", lambda route: route.fulfill(json=speed))
     visit.go("/")
     chart = visit.page.locator("[data-chart=latency]")
-    expect(chart).to_have_text("Nothing was predicted in the last ten minutes.")
+    expect(chart).to_have_text("No predictions in the last ten minutes.")
 
     speed |= {"latency_p50_ms": [None, 4.5], "latency_p99_ms": [8, 9]}
     expect(chart).to_have_attribute("data-points", "2", timeout=10_000)  # with the next refresh
@@ -553,7 +553,7 @@ def test_several_archives_are_dropped_at_once_and_each_is_followed(site: Site, b
 
     tasks = visit.page.locator(".uploads .task")
     expect(tasks).to_have_count(2)
-    expect(visit.page.locator(".toast")).to_contain_text("the rest was left out")
+    expect(visit.page.locator(".toast")).to_contain_text("other files were skipped")
     expect(tasks.locator("a")).to_have_count(2)
     assert any(stage.startswith("Sending · ") and stage.endswith(("of 3.0 MB", "of 2.0 MB")) for stage in stages)
     for task in tasks.all():

@@ -22,7 +22,7 @@ from tests.services import Installation, eventually
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 FACES = 90
-PARAMS = '{"epochs": 20, "batch_size": 16, "quantize": false}'  # so many that some can be watched
+PARAMS = {"epochs": "20", "batch_size": "16", "quantize": "false"}  # so many that some can be watched
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +82,7 @@ def test_from_an_empty_system_to_a_model_that_is_rolled_back(
     # Told on a phone, where there is least room; at each stop the window is made as wide as a desk's, too.
     visit = Visit(browser, base, PHONE)
     page = visit.page
+    page.on("dialog", lambda dialog: dialog.accept())  # every question is answered with yes
     visit.go("/")
     expect(page.get_by_text("Nothing here yet. Start with some faces.")).to_be_visible()
     visit.check_at(DESK)
@@ -89,7 +90,9 @@ def test_from_an_empty_system_to_a_model_that_is_rolled_back(
     # A dataset goes up, and its training is watched.
     visit.go("/datasets")
     page.get_by_text("Training parameters").click()
-    page.get_by_label("As JSON").fill(PARAMS)
+    for name, value in PARAMS.items():
+        field = page.locator(f"[data-param={name}]")
+        field.select_option(value) if name == "quantize" else field.fill(value)
     page.locator("input[type=file]").set_input_files(installation.folder / "faces.zip")
     expect(page.locator(".uploads a")).to_be_visible()
     visit.check_at(DESK)
@@ -106,10 +109,10 @@ def test_from_an_empty_system_to_a_model_that_is_rolled_back(
     page.get_by_role("link", name="Dataset", exact=True).click()
     expect(page.locator("[data-chart=genders]")).to_have_attribute("data-drawn", "yes")
     expect(page.locator("[data-chart=genders]")).to_contain_text("%")
-    expect(page.get_by_text("Left out, and why")).to_be_visible()
+    expect(page.get_by_text("Rejected files")).to_be_visible()
     expect(page.locator(".faces li").first).to_be_visible()
     visit.check_at(DESK)
-    page.get_by_label("Right or wrong").select_option("wrong")
+    page.get_by_label("Correct?").select_option("wrong")
     page.wait_for_url("**result=wrong**")
     wrong = page.locator(".faces li").count()
     assert 0 < wrong < FACES
@@ -122,9 +125,9 @@ def test_from_an_empty_system_to_a_model_that_is_rolled_back(
     visit.check_at(DESK)
     page.get_by_role("link", name="Predict it now").click()
     expect(page.locator("[data-true]").first).to_contain_text(label)
-    expect(page.locator("[data-took]").first).to_contain_text("By model 1")
+    expect(page.locator("[data-took]").first).to_contain_text("Model 1,")
     assert (page.locator("[data-predicted]").first.inner_text()).startswith({"male": "female", "female": "male"}[label])
-    page.get_by_role("button", name="Where did it look?").click()
+    page.get_by_role("button", name="Explain").click()
     expect(page.locator("canvas").first).to_be_visible()
     visit.check_at(DESK)
 
@@ -149,7 +152,7 @@ def test_from_an_empty_system_to_a_model_that_is_rolled_back(
     visit.check_at(DESK)
     page.get_by_label("Reason").fill("newer")
     page.get_by_role("button", name="Promote model 2").click()
-    expect(page.get_by_text("Model 2 is the champion.")).to_be_visible()
+    expect(page.get_by_text("Model 2 is the champion now.")).to_be_visible()
     expect(page.locator("#serving td", has_text="2").first).to_be_visible(timeout=30_000)
     page.get_by_label("Reason").fill("not better")
     page.get_by_role("button", name="Roll back to 1").click()
@@ -165,8 +168,8 @@ def test_from_an_empty_system_to_a_model_that_is_rolled_back(
     expect(page.get_by_text("unsupported content type")).to_be_visible()
     visit.check_at(DESK)
     page.locator("[name=dead_id]").check()
-    page.get_by_role("button", name="Retry the chosen ones").click()
-    expect(page.get_by_text("1 sent back to where they came from.")).to_be_visible()
+    page.get_by_role("button", name="Retry selected").click()
+    expect(page.get_by_text("1 re-queued.")).to_be_visible()
     visit.check_at(DESK)
 
     # And back: the overview and the lists, which now have something to show.

@@ -409,7 +409,7 @@ def test_a_message_that_provokes_a_bug_takes_no_neighbour_with_it(either: Loops)
             (letter,) = dead(loops)
     assert found.pop("poison")["error"] == {
         "code": "internal",
-        "message": "a bug on our side; the service's log has the details",
+        "message": "internal error; the service's log has the details",
     }
     assert {body["predictions"][0]["gender"] for body in found.values()} == {"female"}
     assert (letter.message.message_id, letter.reason, letter.delivery_count) == ("poison", "internal", 1)

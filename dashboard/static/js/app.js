@@ -1,16 +1,14 @@
-// Every page: times in the viewer's zone, live regions and progress, and the state of the connection.
+// Every page: times in the viewer's zone, live regions and progress, the state of the connection, and forms.
 //
-// A region marked `data-live="run.* job.*"` is replaced by its newest self, taken from the same address, when such an
-// event arrives. Progress goes faster: `run.progress` events are written straight into elements of that run.
+// A region marked `data-live="run.* job.*"` is replaced by the server's newest version of it, taken from the same address,
+// when such an event arrives. Progress is faster: `run.progress` events are written straight into elements of that run.
 
+import { listen } from "./events.js";
+import { logIn } from "./login.js";
+
+// The path under which a proxy shows the dashboard; none by default.
+export const root = document.body.dataset.root ?? "";
 const LEAST_PAUSE_MS = 700;
-const AWAY_RETRY_MS = 1500;
-const TOPICS = [
-  "run.queued", "run.accepted", "run.ingesting", "run.training", "run.evaluating", "run.exporting", "run.registered",
-  "run.rejected", "run.failed", "run.cancelled", "run.progress", "run.epoch", "model.registered", "model.promoted",
-  "model.challenged", "job.queued", "job.accepted", "job.finished", "job.rejected", "job.failed", "job.cancelled",
-  "job.progress", "worker.heartbeat",
-];
 
 export function csrfToken() {
   return document.querySelector('meta[name="csrf-token"]').content;
@@ -25,13 +23,26 @@ export function toast(text) {
   setTimeout(() => item.remove(), 6000);
 }
 
-export async function post(url, options = {}) {
+// Fetches JSON, or with `as` something else; asks for the token again where the login has expired.
+async function request(url, options, as) {
   // Errors come as JSON only where that is asked for.
-  const headers = { Accept: "application/json", "X-CSRF-Token": csrfToken(), ...(options.headers ?? {}) };
-  const answer = await fetch(url, { method: "POST", ...options, headers });
+  const headers = { Accept: "application/json", ...(options.headers ?? {}) };
+  const answer = await fetch(url, { ...options, headers });
+  if (answer.status === 401) {
+    await logIn();
+    return request(url, options, as);
+  }
+  if (answer.ok) return answer[as]();
   const body = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error(body.error?.message ?? `The server answered ${answer.status}.`);
-  return body;
+  throw new Error(body.error?.message ?? `The server answered ${answer.status}.`);
+}
+
+export function get(url, as = "json") {
+  return request(url, {}, as);
+}
+
+export function post(url, options = {}) {
+  return request(url, { method: "POST", ...options, headers: { "X-CSRF-Token": csrfToken(), ...(options.headers ?? {}) } }, "json");
 }
 
 const shortTime = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
@@ -59,7 +70,8 @@ export function duration(seconds) {
   return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
 }
 
-const STAGES = { ingesting: "Reading faces", training: "Training", evaluating: "Evaluating", exporting: "Exporting" };
+export const STAGES = { ingesting: "Reading faces", training: "Training", evaluating: "Evaluating", exporting: "Exporting" };
+const ORDER = Object.keys(STAGES);
 
 function describe(progress) {
   const parts = [];
@@ -76,7 +88,7 @@ function share(progress) {
   return progress.done / progress.total;
 }
 
-// What the server has on record lags behind the events: a region that is taken anew must not fall back.
+// The server's record lags behind the events: a region that is taken anew must not fall back.
 const newest = new Map();
 const FRESH_MS = 5000;
 
@@ -92,20 +104,39 @@ function redrawProgress() {
   }
 }
 
+function tasksOf(kind, id) {
+  return document.querySelectorAll(`[data-${kind}="${CSS.escape(id)}"]`);
+}
+
+function show(task, name, text) {
+  const element = task.querySelector(`[data-show="${name}"]`);
+  if (element) element.textContent = text;
+}
+
 function drawProgress(kind, id, progress) {
-  for (const task of document.querySelectorAll(`[data-${kind}="${CSS.escape(id)}"]`)) {
+  for (const task of tasksOf(kind, id)) {
+    // Progress of a stage that is over.
+    if (ORDER.indexOf(progress.stage) < ORDER.indexOf(task.dataset.state)) continue;
     const bar = task.querySelector("progress");
     if (bar) {
       bar.max = 1;
       bar.value = share(progress);
     }
-    const set = (name, text) => {
-      const element = task.querySelector(`[data-show="${name}"]`);
-      if (element) element.textContent = text;
-    };
-    set("stage", describe(progress));
-    set("share", progress.total ? `${Math.floor(100 * share(progress))} %` : "");
-    set("eta", progress.eta_s == null ? "" : `${duration(progress.eta_s)} left`);
+    show(task, "stage", describe(progress));
+    show(task, "share", progress.total ? `${Math.floor(100 * share(progress))} %` : "");
+    show(task, "eta", progress.eta_s == null ? "" : `${duration(progress.eta_s)} left`);
+  }
+}
+
+// A run entered its next stage, of which there is no progress yet.
+function enterStage(id, stage) {
+  if (newest.get(`run ${id}`)?.progress.stage !== stage) newest.delete(`run ${id}`);
+  for (const task of tasksOf("run", id)) {
+    task.dataset.state = stage;
+    task.querySelector("progress")?.removeAttribute("value");
+    show(task, "stage", STAGES[stage]);
+    show(task, "share", "");
+    show(task, "eta", "");
   }
 }
 
@@ -128,8 +159,32 @@ function concerns(topic) {
   );
 }
 
+async function fetchPage(url) {
+  const answer = await fetch(url, { headers: { Accept: "text/html" } });
+  if (answer.redirected && new URL(answer.url).pathname === `${root}/login`) {
+    location.reload();
+    return null;
+  }
+  return answer.ok ? new DOMParser().parseFromString(await answer.text(), "text/html") : null;
+}
+
+// Takes the server's newest content of a region; boxes that were ticked stay ticked.
+export function replaceRegion(region, newer) {
+  served.set(region.id, newer.innerHTML);
+  const ticked = new Set([...region.querySelectorAll("input[type=checkbox]:checked")].map((box) => `${box.name} ${box.value}`));
+  region.replaceChildren(...newer.childNodes);
+  for (const box of region.querySelectorAll("input[type=checkbox]")) box.checked ||= ticked.has(`${box.name} ${box.value}`);
+  showTimes(region);
+}
+
+function isInUse(region) {
+  const active = document.activeElement;
+  return region.contains(active) && !active.matches("input[type=checkbox]");
+}
+
 export async function refresh() {
-  if (refreshing) {
+  // A hidden page is brought up to date when somebody looks at it.
+  if (refreshing || document.hidden) {
     wanted = true;
     return;
   }
@@ -138,45 +193,49 @@ export async function refresh() {
   try {
     await new Promise((done) => setTimeout(done, Math.max(0, lastRefresh + LEAST_PAUSE_MS - Date.now())));
     lastRefresh = Date.now();
-    const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
-    if (answer.redirected && new URL(answer.url).pathname === "/login") return location.reload();
-    if (!answer.ok) return undefined;
-    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const fresh = await fetchPage(location.href);
+    if (!fresh) return;
     for (const region of document.querySelectorAll("[data-live]")) {
       const newer = fresh.getElementById(region.id);
-      // Work that the whole page waits for is done.
+      // The work that the whole page waits for is done.
       if (region.querySelector("[data-reload-after]") && !newer?.querySelector("[data-reload-after]")) location.reload();
-      // What somebody is just using stays as it is.
-      if (!newer || region.contains(document.activeElement) || served.get(region.id) === newer.innerHTML) continue;
-      served.set(region.id, newer.innerHTML);
-      region.replaceChildren(...newer.childNodes);
-      showTimes(region);
+      if (!newer || isInUse(region) || served.get(region.id) === newer.innerHTML) continue;
+      const focused = region.contains(document.activeElement) ? document.activeElement.value : null;
+      replaceRegion(region, newer);
+      if (focused !== null) region.querySelector(`input[value="${CSS.escape(focused)}"]`)?.focus();
     }
     redrawProgress();
+    wakeButtons();
     document.dispatchEvent(new CustomEvent("genderline:refreshed"));
   } catch {
-    // The server is away; the stream's return will bring a refresh.
+    // The server is away; the stream's return brings a refresh.
   } finally {
     refreshing = false;
-    if (wanted) refresh();
+    if (wanted && !document.hidden) refresh();
   }
-  return undefined;
 }
+
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden && wanted) refresh();
+});
 
 // -- events
 
-let source = null;
+const LINKS = { open: ["good", "Live"], away: ["bad", "No broker"], closed: ["bad", "Reconnecting…"], connecting: ["", "Connecting…"] };
 
-function setLink(state, text) {
+function setLink(state) {
   const dot = document.querySelector(".link-state .dot");
   if (!dot) return;
-  dot.className = `dot ${state}`;
-  document.querySelector(".link-state [data-text]").textContent = text;
+  const [look, words] = LINKS[state];
+  dot.className = `dot ${look}`;
+  document.querySelector(".link-state [data-text]").textContent = words;
 }
 
 function handle(topic, payload) {
+  const state = topic.split(".")[1];
   if (topic === "run.progress") showProgress("run", payload.run_id, payload.progress);
   else if (topic === "job.progress") showProgress("job", payload.job_id, payload.progress);
+  else if (topic.startsWith("run.") && state in STAGES) enterStage(payload.run_id, state);
   else if (/\.(registered|finished|rejected|failed|cancelled)$/.test(topic)) {
     // What has ended has no progress any more that a refresh could put back.
     newest.delete(topic.startsWith("run.") ? `run ${payload.run_id}` : `job ${payload.job_id}`);
@@ -185,53 +244,55 @@ function handle(topic, payload) {
   if (!/\.(progress|epoch)$/.test(topic) && concerns(topic)) refresh();
 }
 
-function connect() {
-  if (source || !document.body.dataset.events) return;
-  source = new EventSource(document.body.dataset.events);
-  source.onopen = () => {
-    setLink("good", "Live");
-    // Also the first time: what happened between the page's making and the stream's opening was told to nobody here.
-    refresh();
-  };
-  source.onerror = () => {
-    setLink("bad", "Reconnecting…");
-    // The browser gives up after an answer other than 200, such as a proxy's; we do not.
-    if (source.readyState === EventSource.CLOSED) {
-      source = null;
-      setTimeout(connect, AWAY_RETRY_MS);
-    }
-  };
-  for (const topic of TOPICS) source.addEventListener(topic, (event) => handle(topic, JSON.parse(event.data)));
-  source.addEventListener("away", () => setLink("bad", "No broker"));
-  source.addEventListener("resync", () => {
-    setLink("good", "Live");
+listen((kind, ...rest) => {
+  if (kind === "event") {
+    handle(...rest);
+    return;
+  }
+  const [state] = rest;
+  setLink(state);
+  // Also the first time: what happened between the page's making and the stream's opening reached nobody here.
+  if (state === "open") {
     document.dispatchEvent(new CustomEvent("genderline:resync"));
     refresh();
-  });
-}
-
-// A hidden page needs no stream, and a browser opens only six connections to a server.
-document.addEventListener("visibilitychange", () => {
-  if (document.hidden) {
-    source?.close();
-    source = null;
-  } else connect();
+  }
 });
 
-for (const form of document.querySelectorAll("form[data-confirm]")) {
+// -- forms
+
+document.addEventListener("submit", (event) => {
+  const question = event.submitter?.dataset.confirm ?? event.target.dataset.confirm;
+  if (question && !window.confirm(question)) event.preventDefault();
+});
+
+// A filter shows its faces at once, and leaves the keyboard where it is.
+let latestFilter = 0;
+async function applyFilters(form) {
+  const number = ++latestFilter;
+  const query = new URLSearchParams([...new FormData(form)].filter(([, value]) => value !== ""));
+  const url = `${location.pathname}?${query}`;
+  const fresh = await fetchPage(url).catch(() => null);
+  if (!fresh || number !== latestFilter) return;
+  history.replaceState(null, "", `${url}${location.hash}`);
+  for (const id of [form.dataset.auto, "scoring"]) {
+    const [old, newer] = [document.getElementById(id), fresh.getElementById(id)];
+    if (old && newer) replaceRegion(old, newer);
+  }
+}
+for (const form of document.querySelectorAll("form[data-auto]")) {
+  form.addEventListener("change", () => applyFilters(form));
   form.addEventListener("submit", (event) => {
-    if (!window.confirm(form.dataset.confirm)) event.preventDefault();
+    event.preventDefault();
+    applyFilters(form);
   });
 }
-for (const select of document.querySelectorAll("form[data-auto] select")) {
-  select.addEventListener("change", () => select.form.requestSubmit());
-}
+
 document.addEventListener("change", (event) => {
   if (!event.target.matches("[data-check-all]")) return;
   for (const box of document.querySelectorAll(event.target.dataset.checkAll)) box.checked = event.target.checked;
 });
 
-// A button that acts on what is chosen waits until something is.
+// A button that acts on selected rows waits until some are selected.
 function wakeButtons() {
   for (const button of document.querySelectorAll("[data-needs]")) {
     button.disabled = !document.querySelector(`${button.dataset.needs}:checked`);
@@ -240,8 +301,18 @@ function wakeButtons() {
 document.addEventListener("change", wakeButtons);
 wakeButtons();
 
+// Parameters that somebody changed, by name; the rest keeps its default.
+export function changedParameters(root) {
+  const fields = [...root.querySelectorAll("[data-param]")].filter((field) => field.value !== field.dataset.default);
+  return Object.fromEntries(
+    fields.map(({ dataset, value }) => {
+      if (value === "true" || value === "false") return [dataset.param, value === "true"];
+      return [dataset.param, value.trim() === "" || Number.isNaN(Number(value)) ? value : Number(value)];
+    }),
+  );
+}
+
 showTimes();
 setInterval(showTimes, 30_000);
-connect();
 const every_s = Number(document.body.dataset.refresh);
 if (every_s) setInterval(() => document.hidden || refresh(), 1000 * every_s);

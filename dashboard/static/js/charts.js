@@ -1,4 +1,5 @@
 // Plots, by BokehJS: hover for values, click the legend, zoom; saved by the buttons beside each.
+import { root } from "./app.js";
 import { json } from "./json.js";
 import { addSaving } from "./save.js";
 import { followThreshold, showThreshold } from "./threshold.js";
@@ -100,15 +101,20 @@ function columnsOf(rows, keys) {
 async function history(place) {
   const { runId, series } = place.dataset;
   const { keys, label, format } = SERIES[series];
-  const fetched = async () => (await json(`/api/v1/runs/${runId}`)).history;
+  const fetched = async () => (await json(`${root}/api/v1/runs/${runId}`)).history;
   const rows = await fetched();
-  if (!rows.length) return wait(place, "Drawn from the first epoch on.", async () => (await fetched()).length);
+  if (!rows.length) return wait(place, "Appears after the first epoch.", async () => (await fetched()).length);
   const source = new Bokeh.ColumnDataSource({ data: columnsOf(rows, ["epoch", ...keys]) });
   const plot = figure({
     x_axis_label: "epoch",
     y_axis_label: label,
     ...(series === "learning_rate" ? { y_range: new Bokeh.DataRange1d({ start: 0, default_span: 0.001 }) } : {}),
   });
+  // Epochs that were trained, but lost with the process that trained them.
+  const lost = new Bokeh.ColumnDataSource({ data: columnsOf([], ["epoch", ...keys]) });
+  for (const key of keys) {
+    plot.line({ field: "epoch" }, { field: key }, { source: lost, line_width: 2, color: css("--bad"), line_dash: [3, 4], line_alpha: 0.7 });
+  }
   const colors = [css("--soft"), css("--accent")];
   keys.forEach((key, i) => {
     const color = keys.length === 1 ? colors[1] : colors[i];
@@ -127,11 +133,19 @@ async function history(place) {
   await show(place, plot, () => Object.fromEntries(["epoch", ...keys].map((key) => [key, [...source.data[key]]])));
   place.dataset.points = String(rows.length);
   const add = (row) => {
-    // A run that resumed may tell of an epoch again.
     const known = [...source.data.epoch];
-    if (known.includes(row.epoch)) return;
-    source.stream(Object.fromEntries(["epoch", ...keys].map((key) => [key, [row[key]]])));
-    place.dataset.points = String(known.length + 1);
+    const at = known.indexOf(row.epoch);
+    if (at >= 0 && source.data[keys[0]][at] === row[keys[0]]) return;
+    const columns = ["epoch", ...keys];
+    if (at >= 0) {
+      // The run went back to its checkpoint: epochs from here on are lost, and trained again.
+      const from = (key) => [...source.data[key]].slice(at);
+      lost.stream(Object.fromEntries(columns.map((key) => [key, [...from(key), NaN]])));
+      source.data = Object.fromEntries(columns.map((key) => [key, [...source.data[key]].slice(0, at)]));
+      place.dataset.lost = String(lost.data.epoch.filter((epoch) => !Number.isNaN(epoch)).length);
+    }
+    source.stream(Object.fromEntries(columns.map((key) => [key, [row[key]]])));
+    place.dataset.points = String(source.data.epoch.length);
   };
   place.update = async () => {
     for (const row of await fetched()) add(row);
@@ -149,7 +163,7 @@ function diagonal(plot) {
 }
 
 async function curve(place, key, words) {
-  const { evaluation } = await json(`/api/v1/runs/${place.dataset.runId}`);
+  const { evaluation } = await json(`${root}/api/v1/runs/${place.dataset.runId}`);
   const points = evaluation[key];
   const source = new Bokeh.ColumnDataSource({ data: { x: points.x, y: points.y } });
   const plot = figure({ x_axis_label: words[0], y_axis_label: words[1], ...UNIT_SQUARE });
@@ -170,12 +184,12 @@ async function curve(place, key, words) {
 }
 
 async function reliability(place) {
-  const { evaluation } = await json(`/api/v1/runs/${place.dataset.runId}`);
+  const { evaluation } = await json(`${root}/api/v1/runs/${place.dataset.runId}`);
   const keys = ["mean_probability", "share_female", "count"];
   const data = columnsOf(evaluation.reliability, keys);
   const source = new Bokeh.ColumnDataSource({ data });
   const plot = figure({
-    x_axis_label: "predicted probability of female", y_axis_label: "labelled female", ...UNIT_SQUARE,
+    x_axis_label: "predicted probability of female", y_axis_label: "share with label female", ...UNIT_SQUARE,
   });
   diagonal(plot);
   const style = { source, color: css("--accent"), line_width: 2 };
@@ -183,7 +197,7 @@ async function reliability(place) {
   const dots = plot.scatter({ field: keys[0] }, { field: keys[1] }, { ...style, size: 8 });
   plot.add_tools(new Bokeh.HoverTool({
     renderers: [dots],
-    tooltips: [["predicted", "@mean_probability{0.000}"], ["labelled", "@share_female{0.000}"], ["faces", "@count{0,0}"]],
+    tooltips: [["predicted", "@mean_probability{0.000}"], ["label female", "@share_female{0.000}"], ["faces", "@count{0,0}"]],
   }));
   await show(place, plot, () => data);
 }
@@ -241,7 +255,7 @@ async function genderBars(place, summary) {
 // -- how fast the workers were over the last minutes
 
 const SPEED = {
-  rate: { label: "images a second", keys: { images_per_second: "all workers" }, format: "0,0.0" },
+  rate: { label: "images per second", keys: { images_per_second: "all workers" }, format: "0,0.0" },
   latency: { label: "milliseconds", keys: { latency_p50_ms: "p50", latency_p99_ms: "p99" }, format: "0,0.0" },
 };
 
@@ -256,10 +270,10 @@ async function speed(place) {
   const columns = ["minutes", ...names];
   const any = (data) => names.some((key) => data[key].some((value) => !Number.isNaN(value)));
   const data = await fetched();
-  if (!any(data)) return wait(place, "Nothing was predicted in the last ten minutes.", async () => any(await fetched()));
+  if (!any(data)) return wait(place, "No predictions in the last ten minutes.", async () => any(await fetched()));
   const source = new Bokeh.ColumnDataSource({ data: withLone(data, names) });
   const plot = figure({
-    height: names.length === 1 ? 170 : 195, x_axis_label: "minutes from now", y_axis_label: label, x_range: [-10.2, 0.2],
+    height: names.length === 1 ? 170 : 195, x_axis_label: "minutes ago", y_axis_label: label, x_range: [-10.2, 0.2],
     y_range: new Bokeh.DataRange1d({ start: 0, default_span: 1 }),
   });
   const colors = names.length === 1 ? [css("--accent")] : [css("--soft"), css("--accent")];
@@ -296,7 +310,7 @@ function withLone(data, names) {
 
 async function compare(place) {
   const key = place.dataset.series;
-  const runs = await Promise.all(JSON.parse(place.dataset.runs).map((id) => json(`/api/v1/runs/${id}`)));
+  const runs = await Promise.all(JSON.parse(place.dataset.runs).map((id) => json(`${root}/api/v1/runs/${id}`)));
   const height = 270 + LEGEND_LINE * runs.length;
   const plot = figure({ height, x_axis_label: "epoch", y_axis_label: place.dataset.label });
   runs.forEach((run, i) => {
@@ -336,7 +350,7 @@ async function draw(place) {
   try {
     await KINDS[place.dataset.chart](place);
   } catch (error) {
-    place.textContent = `This plot could not be drawn: ${error.message}. Reload the page to try again.`;
+    place.textContent = `This chart could not be loaded: ${error.message} Reload the page to try again.`;
   }
 }
 

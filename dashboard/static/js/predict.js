@@ -1,6 +1,5 @@
-// The predict page: sends a face through the queue and shows the answer; then, if asked, a map of where the network
-// looked.
-import { post } from "./app.js";
+// The predict page: sends a face through the queue and shows the answer; then, if asked, a map of the areas that mattered.
+import { get, post, root } from "./app.js";
 
 // A face whose archive was removed has no original any more.
 for (const image of document.querySelectorAll("img[data-may-fail]")) {
@@ -38,26 +37,26 @@ async function predict(blob, { name, given, gender, page }) {
   // The server looks at the content, and says of a file that is no image what it is.
   const options = { body: blob, headers: { "Content-Type": "image/jpeg" } };
   try {
-    const answer = await post(`/predict/image?${query({ name })}`, options);
+    const answer = await post(`${root}/predict/image?${query({ name })}`, options);
     const [entry] = answer.reply.predictions;
     const truth = gender ?? answer.true_gender;
     at("seen").src = answer.seen;
     at("predicted").textContent = entry.gender;
     at("predicted").className = `gender-${entry.gender}`;
     const sure = document.createElement("small");
-    sure.textContent = `${(100 * entry.confidence).toFixed(1)} % sure`;
+    sure.textContent = `${(100 * entry.confidence).toFixed(1)} % confidence`;
     at("predicted").append(" ", sure);
     if (truth) {
       at("true").textContent = truth;
       const mark = document.createElement("span");
-      mark.className = `verdict ${truth === entry.gender ? "right" : "wrong"}`;
-      mark.textContent = truth === entry.gender ? " ✓ right" : " ✗ wrong";
+      mark.className = `verdict ${truth === entry.gender ? "correct" : "wrong"}`;
+      mark.textContent = truth === entry.gender ? " ✓ correct" : " ✗ wrong";
       at("true").append(mark);
-    } else at("true").textContent = "none in the name";
+    } else at("true").textContent = "none in the file name";
     at("p").textContent = entry.probability_female.toFixed(3);
     at("bar").value = entry.probability_female;
     at("bar").classList.add(entry.gender);
-    at("took").textContent = `By model ${answer.reply.model.version}, in ${Math.round(1000 * answer.seconds)} ms through the queue.`;
+    at("took").textContent = `Model ${answer.reply.model.version}, ${Math.round(1000 * answer.seconds)} ms including the queue.`;
     at("look").disabled = false;
     at("look").addEventListener("click", () => look(item, at, options));
   } catch (error) {
@@ -71,13 +70,12 @@ async function predict(blob, { name, given, gender, page }) {
 
 async function look(item, at, options) {
   at("look").disabled = true;
-  at("look").textContent = "Looking…";
+  at("look").textContent = "Explaining…";
   try {
-    const map = await post(`/predict/occlusion?${query()}`, options);
+    const map = await post(`${root}/predict/occlusion?${query()}`, options);
     paint(item.querySelector("canvas"), map);
-    at("map-words").textContent =
-      `Marked: covering it makes the answer less sure, by up to ${(100 * Math.max(0, ...map.drop.flat())).toFixed(1)} points. ` +
-      `${map.grid * map.grid + 1} images in one pack, ${map.seconds.toFixed(1)} s.`;
+    const points = (100 * Math.max(0, ...map.drop.flat())).toFixed(0);
+    at("map-words").textContent = `Red: covering this area lowers confidence by up to ${points} points (occlusion map).`;
     at("look").hidden = true;
   } catch (error) {
     at("error").textContent = error.message;
@@ -103,7 +101,7 @@ function paint(canvas, map) {
 
 if (results?.dataset.face && !("noModel" in results.dataset)) {
   const { face, original, name, gender, page } = results.dataset;
-  const blob = await (await fetch(face)).blob();
+  const blob = await get(face, "blob");
   predict(blob, { name, given: original, gender, page });
 }
 
@@ -111,6 +109,7 @@ const drop = document.getElementById("own-drop");
 if (drop) {
   const take = (files) => {
     for (const file of files) predict(file, { name: file.name, given: URL.createObjectURL(file) });
+    results.scrollIntoView({ block: "nearest" });
   };
   drop.addEventListener("dragover", (event) => {
     event.preventDefault();

@@ -1,5 +1,9 @@
 // Drop zones: archives are sent as they are, with the true number of bytes, and then followed through the queue.
-import { csrfToken, duration, refresh, toast } from "./app.js";
+import { STAGES, changedParameters, csrfToken, duration, get, refresh, root, toast } from "./app.js";
+import { logIn } from "./login.js";
+
+const ENDED = ["registered", "finished", "rejected", "failed", "cancelled"];
+let sending = 0;
 
 function size(bytes) {
   const units = ["B", "kB", "MB", "GB"];
@@ -25,17 +29,27 @@ function row(file) {
   return task;
 }
 
+// What an answer other than ours means: a proxy in front of the dashboard has limits of its own.
+function meaning(request) {
+  if (request.response?.error) return request.response.error.message;
+  if (request.status === 413) {
+    return "A proxy in front of the dashboard refused this file as too large (413). Raise its limit (nginx: client_max_body_size), or put the file where the services can read it and submit it by reference.";
+  }
+  return `The server answered ${request.status}. Try again; if it stays like this, check the proxy in front of the dashboard.`;
+}
+
 function send(zone, file) {
   const task = row(file);
   zone.querySelector(".uploads").prepend(task);
   const show = (name, text) => (task.querySelector(`[data-show="${name}"]`).textContent = text);
   const query = new URLSearchParams({ name: file.name.replace(/\.zip$/i, "").slice(0, 200) || "archive" });
-  const params = zone.querySelector("[name=params]")?.value.trim();
-  if (params) query.set("params", params);
+  const params = changedParameters(zone);
+  if (Object.keys(params).length) query.set("params", JSON.stringify(params));
   const request = new XMLHttpRequest();
   const started = performance.now();
   request.open("POST", `${zone.dataset.upload}?${query}`);
   request.setRequestHeader("Content-Type", "application/zip");
+  request.setRequestHeader("Accept", "application/json");
   request.setRequestHeader("X-CSRF-Token", csrfToken());
   request.responseType = "json";
   request.upload.onprogress = (event) => {
@@ -56,9 +70,21 @@ function send(zone, file) {
     words.textContent = message;
     task.querySelector(".task-foot").replaceWith(words);
   };
-  request.onload = () => {
+  request.onload = async () => {
+    if (request.status === 401) {
+      show("stage", "Waiting for you to log in");
+      try {
+        await logIn();
+      } catch (error) {
+        fail(error.message);
+        return;
+      }
+      task.remove();
+      send(zone, file);
+      return;
+    }
     if (request.status !== 202) {
-      fail(request.response?.error?.message ?? `The server answered ${request.status}; try again.`);
+      fail(meaning(request));
       return;
     }
     const id = request.response[zone.dataset.key];
@@ -67,7 +93,8 @@ function send(zone, file) {
     task.querySelector("progress").value = 0;
     show("share", "");
     show("eta", "");
-    show("stage", "In the queue, waiting for a worker");
+    const { ahead } = request.response;
+    show("stage", ahead == null ? "Queued" : `Queued (${ahead} ahead)`);
     const link = document.createElement("a");
     link.href = `${zone.dataset.page}/${id}`;
     link.append(task.querySelector(".name").cloneNode(true));
@@ -75,30 +102,43 @@ function send(zone, file) {
     follow(task, kind, id, show);
     refresh();
   };
-  request.onerror = () => fail("The server went away while the file was on its way. Check that it runs, and drop the file again.");
+  request.onerror = () => fail("The connection to the server was lost. Check that the dashboard is running, then drop the file again.");
+  request.onloadend = () => (sending -= 1);
+  sending += 1;
   request.send(file);
 }
 
+// Leaving the page would end an upload.
+window.addEventListener("beforeunload", (event) => sending && event.preventDefault());
+
+// Shows how a run or job ends: from its event, or from its record where the event was missed.
 function follow(task, kind, id, show) {
-  const listen = (event) => {
-    const { topic, payload } = event.detail;
-    if (payload[`${kind}_id`] !== id || topic.endsWith(".progress") || topic.endsWith(".epoch")) return;
-    const state = topic.split(".")[1];
-    const ended = ["registered", "finished", "rejected", "failed", "cancelled"].includes(state);
-    if (!ended) return;
+  const end = (state, error) => {
     document.removeEventListener("genderline:event", listen);
+    document.removeEventListener("genderline:refreshed", look);
+    task.dataset.state = state;
     task.querySelector("progress").value = state === "registered" || state === "finished" ? 1 : 0;
     show("share", state);
     show("eta", "");
-    show("stage", payload.error?.message ?? "Done");
+    show("stage", error?.message ?? "Done");
+  };
+  const listen = ({ detail: { topic, payload } }) => {
+    const state = topic.split(".")[1];
+    if (payload[`${kind}_id`] === id && ENDED.includes(state)) end(state, payload.error);
+  };
+  const look = async () => {
+    const record = await get(`${root}/api/v1/${kind}s/${id}`).catch(() => null);
+    if (record && ENDED.includes(record.state)) end(record.state, record.error);
+    else if (record && record.state in STAGES && !(task.dataset.state in STAGES)) show("stage", STAGES[record.state]);
   };
   document.addEventListener("genderline:event", listen);
+  document.addEventListener("genderline:refreshed", look);
 }
 
 for (const zone of document.querySelectorAll("[data-upload]")) {
   const take = (files) => {
     const zips = [...files].filter((file) => /\.zip$/i.test(file.name) || file.type.includes("zip"));
-    if (zips.length < files.length) toast("Only .zip archives are taken here; the rest was left out.");
+    if (zips.length < files.length) toast("Only .zip files can be uploaded here; other files were skipped.");
     for (const file of zips) send(zone, file);
   };
   zone.addEventListener("dragover", (event) => {

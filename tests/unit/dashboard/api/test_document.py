@@ -36,7 +36,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
         site.parts.client.promote(1, "first")
         site.parts.client.promote(2, "second")
         error = {"code": "single_gender", "message": "all faces are male"}
-        site.builder.run("run-rejected", state=RunState.REJECTED, error=error)
+        site.builder.run("run-rejected", state=RunState.REJECTED, dataset=sha256, error=error)
         progress = {"stage": "training", "done": 2, "total": 10, "epoch": 1, "epochs": 8}
         site.builder.run("run-going", state=RunState.TRAINING, epochs=2, progress=progress)
         site.builder.job(JOB)
@@ -45,7 +45,9 @@ def site(tmp_path: Path) -> Iterator[Site]:
             Event("worker.heartbeat", {"service": "inference", "worker": "here:1", "version": 1})
         )
         queue = site.broker.topology.jobs
-        site.broker.publish(queue, Message(b"x", "text/plain"))
+        site.builder.jobs.create("job-failed", message_id="f", name="f", state=JobState.QUEUED)
+        site.builder.jobs.update("job-failed", state=JobState.FAILED)
+        site.broker.publish(queue, Message(b"x", "text/plain", message_id="f"))
         with site.broker.consume([queue], 1) as consumer:
             (delivery,) = consumer.receive(1, 1.0)
             consumer.dead_letter(delivery, "unsupported_content_type")
@@ -54,7 +56,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 def answers_of(site: Site) -> dict[tuple[str, str], Callable[[], list[TestResponse]]]:
     """Returns, for each call that answers with JSON, what makes real answers."""
-    web = site.web
+    web, (sha256,) = site.web, site.store.children("datasets")
 
     def get(*paths: str) -> Callable[[], list[TestResponse]]:
         return lambda: [web.get(f"/api/v1{path}") for path in paths]
@@ -65,11 +67,16 @@ def answers_of(site: Site) -> dict[tuple[str, str], Callable[[], list[TestRespon
     zipped = {"content_type": "application/zip"}
     return {
         ("/datasets", "post"): lambda: [web.post("/api/v1/datasets", data=archive(), **zipped)],
+        ("/datasets", "get"): get("/datasets", "/datasets?limit=1"),
+        ("/datasets/{sha256}/runs", "post"): post(f"/datasets/{sha256}/runs?name=again"),
+        ("/datasets/{sha256}/predictions", "post"): post(f"/datasets/{sha256}/predictions?version=1"),
+        ("/scoring", "get"): get("/scoring"),
         ("/samples", "post"): post("/samples?images=40"),
         ("/samples", "get"): get("/samples"),
         ("/runs", "get"): get("/runs", "/runs?limit=1"),
         ("/runs/{run_id}", "get"): get(*(f"/runs/{run}" for run in (RUN, "run-rejected", "run-going"))),
         ("/runs/{run_id}/cancel", "post"): post("/runs/run-going/cancel"),
+        ("/runs/{run_id}/retry", "post"): post("/runs/run-rejected/retry"),
         ("/predictions", "post"): lambda: [
             web.post("/api/v1/predictions", data=b"even", content_type="image/png"),
             web.post("/api/v1/predictions", data={"file": [(io.BytesIO(data), name) for name, data in TWO.items()]}),
@@ -78,6 +85,7 @@ def answers_of(site: Site) -> dict[tuple[str, str], Callable[[], list[TestRespon
         ("/jobs", "get"): get("/jobs"),
         ("/jobs/{job_id}", "get"): get(f"/jobs/{JOB}", "/jobs/job-going"),
         ("/jobs/{job_id}/cancel", "post"): post("/jobs/job-going/cancel"),
+        ("/jobs/{job_id}/retry", "post"): post("/jobs/job-failed/retry"),
         ("/models/{version}/challenge", "post"): post("/models/1/challenge"),
         ("/models", "get"): get("/models"),
         ("/models/{version}/challenge", "delete"): lambda: [web.delete("/api/v1/models/1/challenge")],
@@ -170,7 +178,7 @@ def test_the_page_for_people_names_every_call_and_parameter_and_no_other() -> No
 def test_an_answer_that_lacks_a_field_or_has_one_more_is_noticed(site: Site) -> None:
     run = site.web.get(f"/api/v1/runs/{RUN}").json
     assert run is not None
-    schema = {"$ref": "#/components/schemas/Run"}
+    schema = {"$ref": "#/components/schemas/RunDetails"}
 
     assert faults(schema, {**run, "surprise": 1})
     assert faults(schema, {key: value for key, value in run.items() if key != "state"})

@@ -151,6 +151,14 @@ def test_an_empty_multipart_names_the_field_it_expects(site: Site) -> None:
     assert "'file'" in error_of(answer.data)[1]
 
 
+def test_a_part_of_a_form_without_a_name_is_refused(site: Site) -> None:
+    body = b'--b\r\nContent-Disposition: form-data; filename="a.zip"\r\n\r\nPK\x03\x04\r\n--b--\r\n'
+    for path in ("/api/v1/datasets", "/api/v1/predictions"):
+        answer = site.web.post(path, data=body, content_type="multipart/form-data; boundary=b")
+
+        assert (answer.status_code, error_of(answer.data)[0]) == (400, "invalid_message")
+
+
 def test_runs_are_listed_newest_first_and_paged(site: Site) -> None:
     for i in range(3):
         site.builder.run(f"run-{i}", created=f"2026-01-0{i + 1}T00:00:00.000Z")
@@ -464,7 +472,7 @@ def test_a_bug_says_nothing_of_its_details(
     answer = site.web.get("/api/v1/runs/run-a")
 
     assert answer.status_code == 500
-    assert error_of(answer.data) == ("internal", "a bug on our side; the service's log has the details")
+    assert error_of(answer.data) == ("internal", "internal error; the service's log has the details")
     assert "AttributeError" in caplog.text
 
 
@@ -534,7 +542,11 @@ def test_every_query_parameter_that_is_described_is_taken(site: Site) -> None:
             query = [item["name"] for item in operation.get("parameters", []) if item["in"] == "query"]
             if path == "/events" or not query:
                 continue
-            answer = site.web.open(f"/api/v1{path.format(version=1)}", method=method, query_string=dict.fromkeys(query))
+            answer = site.web.open(
+                f"/api/v1{path.format(version=1, sha256='abc', run_id='run-a', job_id='job-a')}",
+                method=method,
+                query_string=dict.fromkeys(query),
+            )
             assert "in the query" not in answer.text, path
 
 

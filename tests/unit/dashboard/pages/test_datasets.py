@@ -24,8 +24,8 @@ from tests.unit.dashboard.pages.helpers import RUN, csrf_of, sha_of
 def test_a_dataset_that_is_not_read_yet_says_so(site: Site) -> None:
     site.store.put("datasets/abc/archive.zip", b"PK")
 
-    assert "Not read yet" in site.web.get("/datasets/abc").text
-    assert "not read yet" in site.web.get("/datasets").text
+    assert "Not processed yet" in site.web.get("/datasets/abc").text
+    assert "not processed yet" in site.web.get("/datasets").text
 
 
 def test_an_archive_that_was_rejected_says_why_and_by_which_run(site: Site) -> None:
@@ -37,9 +37,9 @@ def test_an_archive_that_was_rejected_says_why_and_by_which_run(site: Site) -> N
         text = site.web.get(path).text
         assert "found 3 faces, expected at least 50" in text
         assert 'href="/runs/run-1"' in text
-        assert "ot read yet" not in text
+        assert "ot processed yet" not in text
     site.builder.run("run-2", state=RunState.INGESTING, dataset="abc")
-    assert "not read yet" in site.web.get("/datasets").text
+    assert "not processed yet" in site.web.get("/datasets").text
 
 
 def test_a_dataset_shows_rejects_with_examples(filled: Site) -> None:
@@ -60,7 +60,7 @@ def test_the_grid_filters_and_sorts_by_the_chosen_models_predictions(filled: Sit
     wrong = np.flatnonzero((p >= 0.5) != (data.gender == 1))
     most = wrong[np.argsort(-np.maximum(p, 1 - p)[wrong], kind="stable")]
 
-    text = filled.web.get(f"/datasets/{sha256}?version=1&result=wrong&sort=wrong").text
+    text = filled.web.get(f"/datasets/{sha256}?version=1&result=wrong&sort=largest_error").text
 
     assert indices(text) == most[:60].tolist()
     assert f"{len(wrong)} of 150" in text
@@ -71,7 +71,7 @@ def test_the_grid_filters_and_sorts_by_the_chosen_models_predictions(filled: Sit
     [
         FaceFilter(gender="female", split="test"),
         FaceFilter(ethnicity="Asian", age="20-29"),
-        FaceFilter(predicted="male", result="right", low=0.7, high=0.9),
+        FaceFilter(predicted="male", result="correct", low=0.7, high=0.9),
         FaceFilter(search="IMG SRC"),
     ],
 )
@@ -89,7 +89,7 @@ def test_a_filter_keeps_exactly_the_faces_that_fit(filled: Site, wanted: FaceFil
             and wanted.ethnicity in {"", view["ethnicity"]}
             and wanted.split in {"", view["split"]}
             and (wanted.age == "" or wanted.age == f"{view['age'] // 10 * 10}-{view['age'] // 10 * 10 + 9}")
-            and (wanted.result == "" or view["right"] == (wanted.result == "right"))
+            and (wanted.result == "" or view["correct"] == (wanted.result == "correct"))
             and (wanted.low or 0) <= view["confidence"] <= (wanted.high or 1)
             and wanted.search.lower() in view["name"].lower()
         )
@@ -100,12 +100,16 @@ def test_a_filter_keeps_exactly_the_faces_that_fit(filled: Site, wanted: FaceFil
     assert found
 
 
-@pytest.mark.parametrize("sort", ["unsure", "sure", "age"])
+@pytest.mark.parametrize("sort", ["least_confident", "most_confident", "youngest"])
 def test_sorting_orders_by_what_it_says(filled: Site, sort: str) -> None:
     data = filled.parts.store_cache.dataset(sha_of(filled))
     p = filled.parts.store_cache.predictions(data.sha256, 1)
     assert p is not None
-    key = {"unsure": np.maximum(p, 1 - p), "sure": -np.maximum(p, 1 - p), "age": data.age.astype(float)}[sort]
+    key = {
+        "least_confident": np.maximum(p, 1 - p),
+        "most_confident": -np.maximum(p, 1 - p),
+        "youngest": data.age.astype(float),
+    }[sort]
 
     assert np.all(np.diff(key[select_faces(data, p, FaceFilter(sort=sort))]) >= 0)
 
@@ -113,7 +117,7 @@ def test_sorting_orders_by_what_it_says(filled: Site, sort: str) -> None:
 def test_without_predictions_the_grid_still_filters_by_label(site: Site) -> None:
     sha256 = site.builder.dataset(50)
 
-    text = site.web.get(f"/datasets/{sha256}?gender=male&sort=age").text
+    text = site.web.get(f"/datasets/{sha256}?gender=male&sort=youngest").text
 
     data = site.parts.store_cache.dataset(sha256)
     assert sorted(indices(text)) == np.flatnonzero(data.gender == 0).tolist()
@@ -124,7 +128,7 @@ def test_without_predictions_the_grid_still_filters_by_label(site: Site) -> None
 def test_any_model_predicts_any_dataset_when_asked(filled: Site) -> None:
     other = filled.builder.dataset(300)
     web = filled.web
-    assert "Predict them all with model 1" in web.get(f"/datasets/{other}?version=1").text
+    assert "Predict all faces with model 1" in web.get(f"/datasets/{other}?version=1").text
 
     with filled.worker() as taken:
         answer = web.post(f"/datasets/{other}/predict", data={"csrf": csrf_of(web), "version": "1"})
@@ -221,7 +225,7 @@ def test_the_grid_stays_fast_at_25000_faces(site: Site) -> None:
     sha256 = site.builder.dataset(25_000)
     site.builder.model(sha256, RUN)
     web = site.web
-    url = f"/datasets/{sha256}?result=wrong&sort=wrong&search=jpg&page="
+    url = f"/datasets/{sha256}?result=wrong&sort=largest_error&search=jpg&page="
     web.get(url + "1")  # reads the files once
 
     seconds = []

@@ -1,4 +1,4 @@
-"""The page of dead letters."""
+"""The page of failed messages."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def test_dead_letters_are_retried_and_dropped_in_bulk(filled: Site) -> None:
     bury(filled, b"d", "text/plain")
     none = web.post("/dead/drop", data={"csrf": csrf}, follow_redirects=True)
 
-    assert "2 sent back" in retried.text
-    assert "dropped for good" in dropped.text
-    assert "No dead letter was chosen" in none.text
+    assert "2 re-queued." in retried.text
+    assert "1 deleted." in dropped.text
+    assert "No message was selected" in none.text
     assert len(filled.broker.dead_letters()) == 1
 
 
@@ -51,8 +51,8 @@ def test_a_dead_letter_says_what_it_held_and_which_model_it_was_for(filled: Site
 
     text = filled.web.get("/dead").text
 
-    assert "A pack of 3 images." in text
-    assert "A pack of one image." in text
-    assert "MessagePack, but no pack of images." in text
+    assert "A batch of 3 images." in text
+    assert "A batch of one image." in text
+    assert "MessagePack, but not a batch of images." in text
     assert re.search(r"for model <bdi[^>]*>7</bdi>", text)
-    assert text.count(">never</td>") == 3
+    assert text.count('data-label="Attempts">1</td>') == 3

@@ -110,10 +110,10 @@ def test_hostile_names_are_shown_as_text(filled: Site) -> None:
         ("/datasets", "No datasets yet"),
         ("/runs", "No runs yet"),
         ("/models", "No models yet"),
-        ("/predict", "There is no model yet"),
+        ("/predict", "Predictions need a trained model."),
         ("/jobs", "No jobs yet"),
-        ("/dead", "No dead letters"),
-        ("/runs/compare", "Choose two runs or more"),
+        ("/dead", "No failed messages"),
+        ("/runs/compare", "Select two runs or more"),
     ],
 )
 def test_every_empty_list_says_what_to_do(site: Site, path: str, words: str) -> None:
@@ -134,7 +134,7 @@ def test_what_is_not_there_gets_a_page_with_a_next_step(site: Site, path: str) -
 
 
 def test_what_had_failed_and_goes_on_is_shown_as_it_is(site: Site) -> None:
-    error = {"code": "internal", "message": "the disk was full"}
+    error = {"code": "unavailable", "message": "the disk was full"}
     site.builder.run("run-1", state=RunState.FAILED, error=error)
     site.builder.jobs.create("job-1", message_id="1", name="one", state=JobState.QUEUED)
     site.builder.jobs.update("job-1", state=JobState.REJECTED, error=error)
@@ -156,7 +156,7 @@ def test_a_bug_in_a_page_is_a_page(
     answer = filled.web.get("/runs")
 
     assert (answer.status_code, answer.mimetype) == (500, "text/html")
-    assert "a bug on our side" in answer.text
+    assert "Internal error; the service" in answer.text
     assert "AttributeError" in caplog.text
     assert error_of(filled.web.get("/api/v1/runs").data)[0] == "internal"
 

@@ -59,7 +59,7 @@ def test_a_progress_reads_as_the_script_writes_it() -> None:
         accuracy=0.861,
     )
 
-    view = progress_view(progress)
+    view = progress_view(progress, RunState.TRAINING)
 
     assert view["share"] == 0.333
     assert view["percent"] == "33 %"
@@ -68,8 +68,23 @@ def test_a_progress_reads_as_the_script_writes_it() -> None:
 
 
 def test_no_progress_yet_is_an_empty_bar() -> None:
-    assert progress_view(None) == {"share": 0.0, "percent": "", "text": "", "eta": ""}
-    assert progress_view(None, RunState.QUEUED)["text"] == "In the queue"
+    nothing = {"share": 0.0, "percent": "", "eta": ""}
+    assert progress_view(None, RunState.ACCEPTED) == {**nothing, "text": ""}
+    assert progress_view(None, RunState.QUEUED) == {**nothing, "text": "Queued"}
+
+
+def test_progress_of_a_stage_that_is_over_is_not_shown() -> None:
+    last = Progress(stage=RunState.TRAINING, done=98, total=100, eta_s=1, epoch=4, epochs=4)
+
+    assert progress_view(last, RunState.EVALUATING) == {"share": 0.0, "percent": "", "text": "Evaluating", "eta": ""}
+
+
+def test_a_run_whose_trainer_does_not_respond_promises_no_time() -> None:
+    last = Progress(stage=RunState.TRAINING, done=1, total=100, eta_s=780, epoch=1, epochs=4)
+
+    view = progress_view(last, RunState.TRAINING, abandoned=True)
+
+    assert (view["text"], view["eta"]) == ("Waiting for a trainer", "")
 
 
 def test_states_are_coloured_by_how_they_ended() -> None:

@@ -28,5 +28,5 @@ def test_a_job_is_cancelled_from_its_page(filled: Site) -> None:
 
     answer = web.post("/jobs/job-b/cancel", data={"csrf": csrf_of(web)}, follow_redirects=True)
 
-    assert "Asked to stop" in answer.text
+    assert "Cancelling…" in answer.text
     assert filled.builder.jobs.cancel_requested("job-b")

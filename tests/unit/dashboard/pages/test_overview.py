@@ -11,7 +11,7 @@ from tests.dashboard_app import Site
 from tests.unit.dashboard.pages.helpers import bury, csrf_of, jpeg
 
 
-def test_the_overview_names_what_wants_attention(filled: Site) -> None:
+def test_the_overview_names_what_needs_attention(filled: Site) -> None:
     bury(filled, b"x", "text/plain")
     filled.broker.publish(filled.broker.topology.datasets, Message(b"x", "application/zip"))
 
@@ -19,7 +19,7 @@ def test_the_overview_names_what_wants_attention(filled: Site) -> None:
 
     assert "One message could not be processed" in text
     assert "was rejected: all faces are male" in text
-    assert "Work waits in datasets, and no trainer is alive" in text
+    assert "Messages are waiting in the queue datasets, but no trainer service is running." in text
 
 
 def test_the_overview_shows_champion_progress_and_workers(filled: Site) -> None:
@@ -52,11 +52,11 @@ def test_the_overview_shows_the_newest_predictions_of_every_client(filled: Site)
 
     text = filled.web.get("/").text
 
-    rows = re.findall(r"<tr><td[^>]*>(.*?)</td></tr>", text.partition("Newest predictions")[2], re.DOTALL)
+    rows = re.findall(r"<tr><td[^>]*>(.*?)</td></tr>", text.partition("Recent predictions")[2], re.DOTALL)
     shown = [re.sub(r"<[^>]*>", " ", row).split() for row in rows]
     assert [row[-4:-2] for row in shown[:3]] == [["2", "2026-01-01"]] * 3
     assert ["91.1" in rows[0], "87.8" in rows[1], "80.0" in rows[2]] == [True] * 3
-    assert "first of 226 in a pack" in rows[1]
+    assert "first of 226 in a batch" in rows[1]
 
 
 def test_a_prediction_made_here_is_shown_once_and_by_its_name(filled: Site) -> None:
@@ -67,10 +67,10 @@ def test_a_prediction_made_here_is_shown_once_and_by_its_name(filled: Site) -> N
     version = body["reply"]["model"]["version"]
     filled.parts.workers.on_event(told("a", answer_at(3, p, version=version), answer_at(2, 0.25)))
 
-    newest = filled.web.get("/").text.partition("Newest predictions")[2]
+    newest = filled.web.get("/").text.partition("Recent predictions")[2]
 
     assert newest.count("mine.jpg</bdi>") == 1
-    assert newest.count("sent to the queue") == 1
+    assert newest.count("via the queue") == 1
 
 
 def test_the_speed_of_the_last_minutes_comes_as_columns(filled: Site) -> None:

@@ -21,7 +21,7 @@ def test_the_next_wrong_face_is_wrong_and_comes_later(filled: Site) -> None:
     text = filled.web.get(f"/predict?dataset={sha256}&face={wrong[0]}&pick=wrong").text
 
     assert f"/datasets/{sha256}/faces/{wrong[1]}.png" in text
-    assert "Predicted wrongly by model 2" in text
+    assert "Misclassified by model 2" in text
 
 
 def test_a_face_is_found_by_a_part_of_its_name_or_at_random(filled: Site) -> None:
@@ -32,7 +32,7 @@ def test_a_face_is_found_by_a_part_of_its_name_or_at_random(filled: Site) -> Non
     assert filled.web.get(f"/predict?dataset={sha256}&pick=random").status_code == 200
     beyond = filled.web.get(f"/predict?dataset={sha256}&face=150")
     assert beyond.status_code == 200
-    assert "There is no face 150: the dataset has 150, numbered from 0. This is number 149." in beyond.text
+    assert "Face 150 does not exist: the dataset has 150, numbered from 0. This is face 149." in beyond.text
 
 
 def test_predicting_an_image_gives_answer_label_and_the_networks_view(filled: Site) -> None:

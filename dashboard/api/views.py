@@ -1,0 +1,241 @@
+"""What the API answers, as types: its description is made from them, and tests hold the answers against it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from dashboard.workers import Speed
+from shared.broker.base import Depth
+from shared.faces.labels import GENDERS
+from shared.records.dataset import DatasetSummary
+from shared.records.evaluation import Evaluation
+from shared.records.jobs import Job
+from shared.records.model_card import CardDataset, CardFile
+from shared.records.record import Fault, ModelRef, Timestamp
+from shared.records.registry import Aliases
+from shared.records.runs import HISTORY_COLUMNS, Run
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Gender = Literal[GENDERS]  # type: ignore[valid-type]  # a tuple of texts is what Literal takes
+
+
+class View(BaseModel):
+    """An answer: all of its fields are always there, and no others."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
+
+
+class Error(View):
+    """Every answer that is not a success."""
+
+    error: Fault
+
+
+class Damaged(View):
+    """A record that cannot be read."""
+
+    file: str
+    error: Fault
+
+
+class RunAccepted(View):
+    """`ahead`: runs that wait in the queue before this one."""
+
+    run_id: str
+    ahead: int
+
+
+class RunCancelled(View):
+    """The run was asked to stop."""
+
+    run_id: str
+
+
+class JobAccepted(View):
+    """The job's id."""
+
+    job_id: str
+
+
+class Count(View):
+    """How many were changed."""
+
+    count: int
+
+
+class DatasetListed(View):
+    """A dataset; `summary` is null until it is processed."""
+
+    sha256: str
+    name: str | None
+    summary: DatasetSummary | None
+
+
+class Datasets(View):
+    """Datasets."""
+
+    datasets: list[DatasetListed]
+    total: int
+
+
+class RunRecord(Run):
+    """A run as the store keeps it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+HistoryRow = create_model("HistoryRow", __base__=View, **dict.fromkeys(HISTORY_COLUMNS, (float, ...)))  # type: ignore[call-overload]
+
+
+class RunDetails(RunRecord):
+    """A run with its curves, a row an epoch, and its evaluation."""
+
+    history: list[HistoryRow]
+    evaluation: Evaluation | None
+
+
+class Runs(View):
+    """Runs."""
+
+    runs: list[RunRecord]
+    total: int
+    damaged: list[Damaged]
+
+
+class JobRecord(Job):
+    """A job as the store keeps it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Done(View):
+    """How many of a job's images have a row."""
+
+    done: int
+    total: int
+
+
+class JobDetails(JobRecord):
+    """A job and how far it is."""
+
+    progress: Done
+
+
+class Jobs(View):
+    """Jobs."""
+
+    jobs: list[JobRecord]
+    total: int
+    damaged: list[Damaged]
+
+
+class AliasesNow(View):
+    """Which versions are in use now."""
+
+    aliases: Aliases
+
+
+class Shadow(View):
+    """How the challenger does beside the champion."""
+
+    images: int
+    failed: int
+    agreement: Share | None
+    mean_difference: Share | None
+    time_ratio: float | None
+
+
+class ModelSummary(View):
+    """What the list says of a version; its card says more."""
+
+    name: str
+    version: int
+    run_id: str
+    created: Timestamp
+    dataset: CardDataset
+    metrics: dict[str, float]
+    params: dict[str, Any]
+    file: CardFile
+
+
+class Models(View):
+    """Versions and aliases."""
+
+    aliases: Aliases
+    shadow: Shadow | None
+    models: list[ModelSummary]
+    total: int
+    damaged: list[Damaged]
+
+
+class Prediction(View):
+    """The prediction for one image."""
+
+    id: str | None
+    gender: Gender
+    probability_female: Share
+    confidence: Annotated[float, Field(ge=0.5, le=1)]
+
+
+class NoPrediction(View):
+    """Why there is none for one image."""
+
+    id: str | None
+    error: Fault
+
+
+class Predictions(View):
+    """An entry an image, in order."""
+
+    schema_version: Literal[1] = Field(alias="schema")
+    model: ModelRef | None
+    predictions: list[Prediction | NoPrediction]
+
+
+class DeadLetter(View):
+    """A message that could not be processed."""
+
+    dead_id: str
+    reason: str
+    origin: str
+    delivery_count: int
+    message_id: str | None
+    content_type: str | None
+    size_bytes: int
+
+
+class DeadLetters(View):
+    """The oldest failed messages."""
+
+    dead_letters: list[DeadLetter]
+
+
+class Worker(BaseModel):
+    """A process as its newest heartbeat describes it; what it tells differs from service to service."""
+
+    model_config = ConfigDict(extra="allow")
+
+    service: str
+    worker: str
+    silent_s: float
+    alive: bool
+
+
+class Status(View):
+    """Services, queues, speed and aliases."""
+
+    workers: list[Worker]
+    queues: dict[str, Depth]
+    speed: Speed
+    aliases: Aliases
+
+
+class OpenApi(BaseModel):
+    """This description."""
+
+    model_config = ConfigDict(extra="allow")
+
+    openapi: str
+    paths: dict[str, Any]

@@ -1,0 +1,138 @@
+"""The HTTP server under the app: waitress, which looks at a request's headers before it takes in a large body.
+
+Without that, a stranger's gigabyte would lie on the disk before anybody looked at the token, and a thousand connections
+that never send a whole request would leave no room for others.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from flask import Flask
+from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser
+from waitress.server import create_server
+from waitress.utilities import Error
+from werkzeug.test import EnvironBuilder
+
+from dashboard.auth import refusal_by_headers
+from dashboard.errors import status_of
+from shared.errors import GenderlineError
+
+SMALL_BODY_BYTES: Final = 64 * 1024
+"""Bodies up to here, such as a form's, are taken in before the request is looked at."""
+
+HEADER_S: Final = 10.0
+"""Seconds in which a request's headers must have come once it has begun."""
+
+CONNECTIONS: Final = 900
+WAITING_CONNECTIONS: Final = 500
+"""Connections that may wait for, or be in the middle of, a request's headers: one more closes the oldest of them."""
+
+Guard = Callable[[HTTPRequestParser], "GenderlineError | None"]
+
+
+class _Refusal(Error):  # type: ignore[misc]  # waitress has no types
+    """An answer in the API's error form, to a request whose body is not wanted."""
+
+    def __init__(self, error: GenderlineError) -> None:
+        super().__init__(str(error))
+        self.code = status_of(error)
+        self.reason = {401: "Unauthorized", 403: "Forbidden"}.get(self.code, "Refused")
+        self._content = json.dumps({"error": error.as_dict()}).encode()
+
+    def to_response(self, ident: str | None = None) -> tuple[str, list[tuple[str, str]], bytes]:
+        """Returns status, headers and body; waitress names itself as `ident`."""
+        del ident
+        headers = [("Content-Type", "application/json"), ("WWW-Authenticate", "Bearer")]
+        return f"{self.code} {self.reason}", headers[: 2 if self.code == 401 else 1], self._content
+
+
+def serve(app: Flask, *, host: str, port: int, threads: int, max_body_bytes: int) -> Any:
+    """Returns a waitress server for the app, bound and not yet running.
+
+    Raises:
+        OSError: the address cannot be bound to.
+    """
+    dispatchers: dict[int, Any] = {}
+    server = create_server(
+        app,
+        map=dispatchers,
+        host=host,
+        port=port,
+        threads=threads,
+        connection_limit=CONNECTIONS,
+        asyncore_use_poll=True,  # `select` takes no descriptor above 1023
+        # So that a stream is told when its reader is gone.
+        channel_request_lookahead=1,
+        max_request_body_size=max_body_bytes,
+        ident="genderline",
+    )
+    channel = _guarded_channel(_make_guard(app))
+    for dispatcher in dispatchers.values():  # `localhost` may be two addresses, with a server each
+        if hasattr(dispatcher, "channel_class"):
+            dispatcher.channel_class = channel
+    return server
+
+
+def _make_guard(app: Flask) -> Guard:
+    """Returns a function that tells why a request is refused, from its headers alone."""
+
+    def guard(parsed: HTTPRequestParser) -> GenderlineError | None:
+        headers = {name.replace("_", "-"): value for name, value in parsed.headers.items() if name != "CONTENT_LENGTH"}
+        with app.request_context(EnvironBuilder(method=parsed.command, path="/", headers=headers).get_environ()):
+            return refusal_by_headers()
+
+    return guard
+
+
+def _guarded_channel(guard: Guard) -> type[HTTPChannel]:
+    """Returns a channel class whose connections are bounded, and whose large bodies are let in by `guard`."""
+
+    class Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress has no types
+        error: Error | None
+
+        def __init__(self, adjustments: Any) -> None:
+            super().__init__(adjustments)
+            self.started = time.monotonic()
+
+        def received(self, data: bytes) -> int:
+            """Takes a piece of the request; returns how many of its bytes belong to it."""
+            in_body = self.headers_finished
+            consumed: int = super().received(data)
+            large = self.chunked or self.content_length > SMALL_BODY_BYTES
+            if in_body or not self.headers_finished or self.error is not None or not large:
+                return consumed
+            if (refusal := guard(self)) is None:
+                return consumed
+            self.error = _Refusal(refusal)
+            self.completed = True
+            self.expect_continue = False
+            return len(data)  # what came of the body is dropped
+
+    class Channel(HTTPChannel):  # type: ignore[misc]  # waitress has no types
+        parser_class = Parser
+
+        def __init__(self, server: Any, *args: Any, **options: Any) -> None:
+            super().__init__(server, *args, **options)
+            waiting = [channel for channel in server.active_channels.values() if channel.is_waiting]
+            if len(waiting) > WAITING_CONNECTIONS:
+                min(waiting, key=lambda channel: channel.last_activity).will_close = True
+
+        @property
+        def is_waiting(self) -> bool:
+            """Whether nobody works on this connection: it is idle, or has not sent all of its headers."""
+            in_headers = self.request is None or not self.request.headers_finished
+            return in_headers and not self.requests and not self.total_outbufs_len and not self.will_close
+
+        def readable(self) -> bool:
+            """Asked every second: closes a connection that does not finish its headers."""
+            request = self.request
+            if request is not None and not request.headers_finished and time.monotonic() - request.started > HEADER_S:
+                self.will_close = True
+            return bool(super().readable())
+
+    return Channel

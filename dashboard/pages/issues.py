@@ -1,0 +1,125 @@
+"""What needs a person's attention: each thing once, and not again once somebody has dismissed it."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from flask import url_for
+
+from dashboard.context import Dashboard
+from dashboard.pages.filters import problem
+from shared.broker.base import Depth
+from shared.records.jobs import Job
+from shared.records.record import DamagedRecord, Listing
+from shared.records.runs import Run
+
+_DISMISSED_KEY: Final = "dashboard/dismissed.json"
+_DISMISSED_KEPT: Final = 1000
+_NEWEST: Final = 20
+"""Runs, and jobs, that are looked at: what failed before them has been overtaken."""
+_LETTERS: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Issue:
+    """Something that is wrong.
+
+    Attributes:
+        text: what.
+        action: what to do, as the words of a link.
+        href: where.
+        keys: of the records behind it; none where it cannot be dismissed, as it ends by itself.
+    """
+
+    text: str
+    action: str
+    href: str
+    keys: tuple[str, ...] = ()
+
+
+def find_issues(
+    parts: Dashboard,
+    runs: Listing[Run],
+    jobs: Listing[Job],
+    depths: dict[str, Depth] | None,
+    damaged: list[DamagedRecord],
+) -> list[Issue]:
+    """Returns everything that needs attention, the most urgent first."""
+    overview = url_for("overview.overview")
+    found: list[Issue] = []
+    if depths is None:
+        found.append(Issue("The broker does not answer.", "Check that it is running", overview))
+    alive = {str(worker.state.get("service")) for worker in parts.workers.states() if worker.alive}
+    for service, queue in (("trainer", "datasets"), ("inference", "predictions"), ("inference", "jobs")):
+        if depths is not None and depths[queue].ready and service not in alive:
+            words = f"Messages are waiting in the queue {queue}, but no {service} service is running."
+            found.append(Issue(words, f"Start one: python -m {service}", overview))
+    for run in runs.records:
+        if parts.workers.abandoned(run.run_id) and not run.state.is_final:
+            words = f"The trainer of run {run.name[:60]} does not respond. Another one continues from the checkpoint."
+            found.append(Issue(words, "See the run", url_for("runs.show_run", run_id=run.run_id)))
+    for damage in (*damaged, *runs.damaged, *jobs.damaged):
+        page = damage.key.split("/")[0]
+        found.append(Issue(f"{damage}.", "See the list", url_for(f"{page}.list_{page}")))
+    failed_runs = [run for run in runs.records[:_NEWEST] if run.state.is_retryable]
+    failed_jobs = [job for job in jobs.records[:_NEWEST] if job.state.is_retryable]
+    if depths is not None and depths["dead"].ready:
+        found += _failed_messages(parts, depths["dead"].ready, [*failed_runs, *failed_jobs])
+    dismissed = _dismissed(parts)
+    found += _failed("Run", failed_runs, dismissed)
+    found += _failed("Job", failed_jobs, dismissed)
+    return found
+
+
+def dismiss(parts: Dashboard, keys: Sequence[str]) -> None:
+    """Keeps the records behind an issue from being named again, unless they fail again."""
+
+    def change(content: bytes | None) -> bytes:
+        known = json.loads(content)["keys"] if content else []
+        return json.dumps({"keys": [*known, *(key for key in keys if key not in known)][-_DISMISSED_KEPT:]}).encode()
+
+    parts.store.update(_DISMISSED_KEY, change)
+
+
+def _dismissed(parts: Dashboard) -> frozenset[str]:
+    return frozenset((parts.store.find_json(_DISMISSED_KEY) or {}).get("keys", []))
+
+
+def _failed_messages(parts: Dashboard, total: int, records: Iterable[Run | Job]) -> list[Issue]:
+    """Returns an issue for the failed messages of which no failed run or job tells already."""
+    told = {record.message_id for record in records}
+    covered = sum(letter.message.message_id in told for letter in parts.broker.dead_letters(_LETTERS))
+    if (count := total - covered) <= 0:
+        return []
+    words = "One message" if count == 1 else f"{count:,} messages"
+    return [Issue(f"{words} could not be processed.", "Retry or delete", url_for("dead.list_dead"))]
+
+
+def _failed(noun: str, records: Sequence[Any], dismissed: frozenset[str]) -> list[Issue]:
+    """Returns an issue for the records of one name that failed for one reason."""
+    alike: dict[tuple[str, str, str], list[Any]] = defaultdict(list)
+    for record in records:
+        if _key(record) not in dismissed:
+            alike[record.name, str(record.state), record.error.message if record.error else ""].append(record)
+    found = []
+    for (name, state, _), group in alike.items():
+        verb = "failed" if state == "failed" else "was rejected"
+        times = f" {len(group)} times" if len(group) > 1 else ""
+        words = f"{noun} {name[:60]} {verb}{times}: {problem(group[0]) or 'no reason given'}"
+        lower = noun.lower()
+        ids: dict[str, Any] = {f"{lower}_id": _id(group[0])}
+        href = url_for(f"{lower}s.show_{lower}", **ids)
+        found.append(Issue(words, f"See the {lower}", href, tuple(_key(record) for record in group)))
+    return found
+
+
+def _id(record: Run | Job) -> str:
+    return record.run_id if isinstance(record, Run) else record.job_id
+
+
+def _key(record: Run | Job) -> str:
+    return f"{_id(record)} {record.updated}"

@@ -1,0 +1,106 @@
+"""The HTTP server: what it decides by the headers alone, and who gets a connection when many are half open."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dashboard import http_server
+from dashboard.http_server import SMALL_BODY_BYTES, serve
+from tests.archives import zipped
+from tests.dashboard_app import Site, open_site
+
+TOKEN = "correct horse"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with open_site(tmp_path, token=TOKEN) as site:
+        yield site
+
+
+@pytest.fixture
+def port(site: Site) -> Iterator[int]:
+    server = serve(site.app, host="127.0.0.1", port=0, threads=4, max_body_bytes=2 * 10**9)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    yield server.effective_port
+    server.task_dispatcher.shutdown()
+    server.asyncore.close_all(server._map)
+    thread.join()
+
+
+def connect(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=10)
+
+
+def answer_to(port: int, head: str, body: bytes = b"") -> tuple[int, bytes]:
+    """Sends a request's headers, and only `body` of what they announce; returns (status, body) of the answer."""
+    with connect(port) as client:
+        client.sendall(head.replace("\n", "\r\n").encode() + b"\r\n" + body)
+        received = b""
+        while piece := client.recv(65536):
+            received += piece
+    headers, _, content = received.partition(b"\r\n\r\n")
+    return int(headers.split()[1]), content
+
+
+POST = "POST /api/v1/datasets HTTP/1.1\nHost: localhost\nContent-Type: application/zip\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "status"),
+    [
+        ("Content-Length: 1000000000\n", 401),
+        ("Content-Length: 1000000000\nExpect: 100-continue\n", 401),
+        ("Transfer-Encoding: chunked\n", 401),
+        ("Content-Length: 1000000000\nAuthorization: Bearer wrong horse\n", 401),
+        ("Content-Length: 1000000000\nSec-Fetch-Site: cross-site\n", 403),
+        ("Content-Length: 1000000000\nCookie: CSRF=x\n", 403),
+    ],
+)
+def test_a_large_body_is_refused_before_it_is_taken_in(port: int, site: Site, more: str, status: int) -> None:
+    found, body = answer_to(port, POST + more.replace("CSRF", site.app.config["GENDERLINE_CSRF_COOKIE"]))
+
+    assert found == status
+    assert json.loads(body)["error"]["code"] == "unauthorized"
+    assert site.store.children("datasets") == []
+
+
+def test_a_large_body_with_the_token_is_taken(port: int, site: Site) -> None:
+    body = zipped([("30_1_0.jpg", bytes(SMALL_BODY_BYTES))])
+    head = f"{POST}Content-Length: {len(body)}\nAuthorization: Bearer {TOKEN}\nConnection: close\n"
+
+    assert answer_to(port, head, body)[0] == 202
+    assert len(site.store.children("datasets")) == 1
+
+
+def test_a_small_body_gets_the_apps_own_answer(port: int) -> None:
+    assert answer_to(port, f"{POST}Content-Length: 2\nConnection: close\n", b"PK")[0] == 401
+
+
+def test_connections_that_finish_no_headers_leave_room_for_others(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "WAITING_CONNECTIONS", 20)
+    half_open = [connect(port) for _ in range(60)]
+    try:
+        for client in half_open:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: local")
+
+        assert answer_to(port, "GET /healthz HTTP/1.1\nHost: localhost\nConnection: close\n")[0] == 200
+        assert half_open[0].recv(1) == b""  # the oldest was closed
+    finally:
+        for client in half_open:
+            client.close()
+
+
+def test_headers_that_do_not_come_to_an_end_close_the_connection(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "HEADER_S", 0.2)
+    with connect(port) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: local")
+
+        assert client.recv(1) == b""
