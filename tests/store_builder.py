@@ -6,7 +6,7 @@ import hashlib
 import io
 import math
 import zipfile
-from typing import Any
+from typing import Any, get_args
 
 import cv2
 import numpy as np
@@ -30,7 +30,16 @@ from shared.records.dataset import (
     write_faces_csv,
     write_rejects_csv,
 )
-from shared.records.evaluation import Confusion, Curve, Evaluation, Group, ReliabilityBin
+from shared.records.evaluation import (
+    Confusion,
+    Curve,
+    Evaluation,
+    Group,
+    GroupKind,
+    Rate,
+    ReliabilityBin,
+    Spread,
+)
 from shared.records.jobs import RESULT_COLUMNS, Jobs, JobState
 from shared.records.model_card import CardDataset, CardFile, InputStatistics, ModelCard, Variant
 from shared.records.registry import Registry
@@ -277,7 +286,13 @@ class StoreBuilder:
                 accuracy=rate,
                 low=max(0.0, rate - 1.5 / math.sqrt(size)),
                 high=min(1.0, rate + 1.0 / math.sqrt(size)),
+                false_positive_rate=None if name == GENDERS[1] else rate_of(size // 20, size // 2 or 1),
+                false_negative_rate=None if name == GENDERS[0] else rate_of(size // 15, size // 2 or 1),
             )
+
+        def rate_of(part: int, whole: int) -> Rate:
+            low, high = max(0.0, part / whole - 0.05), min(1.0, part / whole + 0.05)
+            return Rate(share=part / whole, count=part, total=whole, low=low, high=high)
 
         wrong = round(count * (1 - accuracy))
         half = count // 2
@@ -291,6 +306,8 @@ class StoreBuilder:
             accuracy_low=accuracy - 0.02,
             accuracy_high=accuracy + 0.015,
             balanced_accuracy=accuracy - 0.002,
+            recall_male=rate_of(half - wrong // 2, half),
+            recall_female=rate_of(count - half - (wrong - wrong // 2), count - half),
             auc=0.981,
             f1_male=accuracy + 0.003,
             f1_female=accuracy - 0.003,
@@ -315,6 +332,10 @@ class StoreBuilder:
             groups=groups,
             worst_group=groups[-1],
             gap=0.06,
+            spreads={
+                kind: Spread(accuracy=0.06, false_positive_rate=0.05, false_negative_rate=0.07)
+                for kind in get_args(GroupKind)
+            },
             histogram=[count // (abs(10 - i) + 1) % 97 + 5 * abs(10 - i) for i in range(20)],
         )
 

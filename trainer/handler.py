@@ -31,7 +31,7 @@ from shared.topology import (
 )
 from shared.worker.retry import FailurePolicy
 from trainer.pipeline import Pipeline, Steps
-from trainer.release.promotion_gate import Verdict, judge
+from trainer.release.promotion_gate import compare_registered
 from trainer.training.train import Interrupted
 
 _WAIT_S: Final = 0.5
@@ -240,24 +240,21 @@ class TrainerService:
 
     def _pass_gate(self, version: int) -> None:
         """Promotes a version, or makes it the challenger."""
-        verdict = self._judged(version)
-        while verdict.passed and not self._registry.promote_over(verdict.champion, version, f"gate: {verdict.reason}"):
-            verdict = self._judged(version)  # another version has become the champion meanwhile
-        reason = f"gate: {verdict.reason}"
-        _LOG.info("version %d %s: %s", version, "promoted" if verdict.passed else "not promoted", verdict.reason)
-        if verdict.passed:
-            self._broker.emit(MODEL_PROMOTED, {"schema": 1, "version": version, "reason": reason})
-        elif self._registry.challenge(version, reason, by="gate").challenger == version:
+        gate = compare_registered(self._store, version)
+        promotes = self._settings.auto_promote
+        while promotes and gate.passed:
+            if self._registry.promote_over(gate.champion, version, f"gate: {gate.reason}"):
+                _LOG.info("version %d promoted: %s", version, gate.reason)
+                promoted = {"schema": 1, "version": version, "reason": f"gate: {gate.reason}"}
+                self._broker.emit(MODEL_PROMOTED, promoted)
+                return
+            gate = compare_registered(self._store, version)  # another version has become the champion meanwhile
+        reason = f"gate: {gate.reason}" if not gate.passed else f"gate: a person has to promote it; {gate.reason}"
+        _LOG.info("version %d not promoted: %s", version, reason)
+        if gate.champion in (None, version):
+            return
+        if self._registry.challenge(version, reason, by="gate").challenger == version:
             self._broker.emit(MODEL_CHALLENGED, {"schema": 1, "version": version, "reason": reason})
-
-    def _judged(self, version: int) -> Verdict:
-        try:
-            return judge(self._store, version)
-        except Retryable:
-            raise
-        except Exception as error:  # a champion that cannot be run, say: the new model is none the worse for it
-            _LOG.exception("version %d cannot be compared to the champion", version)
-            return Verdict(False, f"it cannot be compared to the champion: {error}", None)
 
     def _continuation(self, delivery: Delivery, request: ArchiveRequest, sha256: str | None) -> list[Outgoing]:
         """Returns the message with which any trainer carries the run on; until it is confirmed, this one is ours."""

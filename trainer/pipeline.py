@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import tempfile
 import time
 from collections.abc import Callable
@@ -39,7 +40,9 @@ from trainer.data.ingest import ingest
 from trainer.release.card import build_card, measure_inputs, render_card
 from trainer.release.evaluate import evaluate
 from trainer.release.export import build_variants, export_onnx, verify_parity
+from trainer.release.promotion_gate import compare
 from trainer.training import checkpoint
+from trainer.training.balance import warn_of_imbalance
 from trainer.training.calibrate import fit_temperature
 from trainer.training.checkpoint import Checkpoint, CheckpointError
 from trainer.training.device import DeviceFaces
@@ -50,6 +53,7 @@ from trainer.training.throughput import measure_throughput
 from trainer.training.train import Hooks, Trained, predict_logits
 from trainer.training.train import Progress as TrainingProgress
 
+_LOG = logging.getLogger(__name__)
 _PARITY_FACES: Final = 256
 _CALIBRATION_FACES: Final = 512
 _COMPARED_FACES: Final = 20_000
@@ -128,6 +132,7 @@ class Pipeline:
         folder = f"datasets/{sha256}"
         self._ingest(folder, sha256, steps)
         with open_dataset(self._store, sha256) as dataset:
+            self._warn(run_id, dataset)
             trained, recipe = self._train(run_id, dataset, params, steps)
             return self._finish(run_id, name, dataset, recipe, trained, steps)
 
@@ -162,6 +167,13 @@ class Pipeline:
         self._metrics.ingested.inc(summary.faces)
         for reason, count in summary.rejects.items():
             self._metrics.rejected.labels(reason).inc(count)
+
+    def _warn(self, run_id: str, dataset: Dataset) -> None:
+        """Tells of a dataset that is hard to learn from, in the log and in the run's record."""
+        if warnings := _find_warnings(dataset):
+            for warning in warnings:
+                _LOG.warning("%s: %s", run_id, warning)
+            self._runs.update(run_id, warnings=warnings)
 
     # -- train
 
@@ -270,6 +282,9 @@ class Pipeline:
             steps.checkpoint()
             variants = _build_variants(network, temperature, model, metadata, dataset) if recipe.quantize else {}
             steps.on_progress(_progress(RunState.EXPORTING, 2, 3))
+            champion = self._registry.aliases().champion
+            gate = compare(self._store, dataset, name, model, figures, champion=champion)
+            steps.checkpoint()
             card = build_card(
                 model_version=version,
                 run_id=run_id,
@@ -286,6 +301,8 @@ class Pipeline:
                 network_cost=cost(network),
                 inputs=measure_inputs(dataset.faces, dataset.part("train")),
                 device=str(self._device),
+                warnings=_find_warnings(dataset),
+                gate=gate,
             )
             steps.checkpoint()  # the last moment at which an owner that lost its lease must not write
             files = {path.name: path for path in Path(work).iterdir()}
@@ -316,6 +333,12 @@ class Pipeline:
                 writer.writerow(("index", "probability_female"))
                 writer.writerows((index, f"{value:.6f}") for index, value in enumerate(probability))
             self._store.put_file(f"runs/{run_id}/predictions.csv", path)
+
+
+def _find_warnings(dataset: Dataset) -> list[str]:
+    """Returns what the user should know about the dataset, in sentences."""
+    warning = warn_of_imbalance(dataset.labels[dataset.part("train")])
+    return [] if warning is None else [warning]
 
 
 def _build_variants(

@@ -59,7 +59,55 @@ class Variant(StoredModel):
     file: CardFile | None
 
 
+<<<<<<< HEAD
 class InputStatistics(StoredModel):
+=======
+class GroupLoss(_Section):
+    """A group of faces that a new model predicts worse than the champion, by more than chance explains.
+
+    Attributes:
+        name: of the group, as in `Evaluation.groups`.
+        count: faces in the group.
+        champion: the champion's accuracy on them.
+        accuracy: the new model's accuracy on them.
+    """
+
+    name: str
+    count: int
+    champion: float
+    accuracy: float
+
+
+class GateResult(_Section):
+    """The comparison of a new model with the champion on the same faces, by `trainer.release.promotion_gate.compare`.
+
+    Attributes:
+        passed: whether the new model is better, and no gender's recall fell beyond chance.
+        reason: the result in a sentence.
+        champion: the version that it was compared with; None where there was none.
+        faces: how many faces both were compared on.
+        balanced_accuracy: of the new model; None where nothing was compared.
+        champion_balanced_accuracy: of the champion on the same faces; None where nothing was compared.
+        difference_low: lower end of the 95 % interval of their difference.
+        difference_high: its upper end.
+        lost_groups: groups of 100 faces or more that lost accuracy by more than chance, worst first.
+        labels_reversed: whether the labels look reversed.
+    """
+
+    passed: bool
+    reason: str
+    champion: int | None
+    faces: int = 0
+    balanced_accuracy: float | None = None
+    champion_balanced_accuracy: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+    lost_groups: list[GroupLoss] = []
+    labels_reversed: bool = False
+
+
+class InputStatistics(_Section):
+>>>>>>> main
     """What the training faces look like: what drift in the faces to predict is held against.
 
     Attributes:
@@ -92,6 +140,8 @@ class ModelCard(StoredModel):
         params: the training parameters, all of them.
         metrics: the headline figures: `val_accuracy`, `val_loss`, `test_accuracy`, `test_auc`, `test_ece`, ….
         evaluation: everything measured on the held-out part.
+        warnings: what the user should know about the data, in sentences.
+        gate: the comparison with the champion of that time.
         temperature: the calibration inside the graph.
         parity: largest difference of torch's and ONNX Runtime's probability on real faces.
         file: `model.onnx`.
@@ -115,6 +165,8 @@ class ModelCard(StoredModel):
     params: dict[str, Any]
     metrics: dict[str, float]
     evaluation: Evaluation
+    warnings: list[str] = []
+    gate: GateResult | None = None
     temperature: float
     parity: float
     file: CardFile

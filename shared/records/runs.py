@@ -115,6 +115,7 @@ class Run(Record):
         dataset: SHA-256 of the archive, which names the dataset; None until the run is accepted.
         progress: how far the present stage is; None between stages and at the end.
         metrics: of the model: `val_accuracy`, `test_accuracy`, …
+        warnings: what the user should know about the dataset, in sentences.
         timings: when it entered its states.
     """
 
@@ -124,6 +125,7 @@ class Run(Record):
     dataset: str | None = None
     progress: Progress | None = None
     metrics: dict[str, float] | None = None
+    warnings: tuple[str, ...] = ()
     timings: Timings = Timings()
 
     def reply(self, status: str | None = None) -> dict[str, Any]:
@@ -132,6 +134,8 @@ class Run(Record):
         if self.model:
             body["model"] = self.model.as_dict()
             body["metrics"] = self.metrics
+        if self.warnings:
+            body["warnings"] = self.warnings
         if self.error:
             body["error"] = self.error.as_dict()
         return body

@@ -21,6 +21,7 @@ from torch import nn
 from shared.errors import GenderlineError
 from shared.records.runs import EpochRow
 from trainer.data.dataset import Dataset, Targets
+from trainer.training.balance import weigh_genders
 from trainer.training.calibrate import calibrated_loss
 from trainer.training.checkpoint import Checkpoint, CheckpointError, dump
 from trainer.training.device import DeviceFaces, seeded, to_device
@@ -181,9 +182,10 @@ def train(
     recipe = job.recipe
     source = DeviceFaces(job.faces, device)
     targets = targets_to_device(job.targets, device)
+    gender_weights = weigh_genders(job.targets.female[job.training])
     with seeded(device, recipe.seed):
         network = build_network(recipe.network, dropout=recipe.dropout, mirror=recipe.mirror)
-        model = MultiTaskLoss(network, recipe.auxiliary).to(device)
+        model = MultiTaskLoss(network, recipe.auxiliary, gender_weights).to(device)
     take_step = TrainStep(model, recipe, device)
     average = take_step.average
     best: nn.Module = network if average is None else average.module
@@ -301,7 +303,8 @@ def train(
             save()
             raise
         logits, truth = group.all_gather(shard), job.targets.female[job.validation]
-        val_loss, val_accuracy = calibrated_loss(logits, truth), float(np.mean((logits >= 0) == (truth > 0)))
+        val_loss = calibrated_loss(logits, truth, gender_weights)
+        val_accuracy = float(np.mean((logits >= 0) == (truth > 0)))
         _require_finite(loss_sum + val_loss, recipe, epoch)
         if val_loss < best_loss:
             best_epoch, best_loss, best_network = epoch, val_loss, _copy_weights(best)
