@@ -265,12 +265,8 @@ class ModelBuilder:
                     files[file].write_bytes(content)
                     variants[precision] = _variant(content if kept else None)
             card = _card(version, files["model.onnx"], variants, faces, probability, dataset)
-<<<<<<< HEAD
+            card = card.changed(gate=gate)
             self.registry.register(card, "# a model for tests\n", files)
-=======
-            card = card.model_copy(update={"gate": gate})
-            self.registry.register(version, card.model_dump(mode="json"), "# a model for tests\n", files)
->>>>>>> main
         if promote:
             self.registry.promote(version, "a test needs it")
         return version

@@ -11,15 +11,7 @@ MIN_GROUP: Final = 10
 """Faces that a group needs to be ranked: below that, chance alone makes one bad."""
 
 
-<<<<<<< HEAD
-class Group(StoredModel):
-    """The accuracy within one group of faces.
-=======
-class _Figures(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-class Rate(_Figures):
+class Rate(StoredModel):
     """A share of faces with its 95 % Wilson interval.
 
     Attributes:
@@ -37,9 +29,8 @@ class Rate(_Figures):
     high: float
 
 
-class Group(_Figures):
+class Group(StoredModel):
     """The errors within one group of faces.
->>>>>>> main
 
     Attributes:
         kind: what the group is formed by; `intersection` is gender, ethnicity and age band together.
@@ -64,7 +55,7 @@ class Group(_Figures):
     false_negative_rate: Rate | None
 
 
-class Spread(_Figures):
+class Spread(StoredModel):
     """The differences between the highest and the lowest group of one kind.
 
     Groups with fewer than `MIN_GROUP` faces do not count, nor do rates over fewer than `MIN_GROUP` faces.
@@ -114,13 +105,8 @@ class Curve(StoredModel):
     y: list[float]
 
 
-<<<<<<< HEAD
 class Evaluation(StoredModel):
-    """What `trainer.release.evaluate.evaluate` measures; *female* is the positive class.
-=======
-class Evaluation(_Figures):
     """The result of `trainer.release.evaluate.evaluate`; *female* is the positive class.
->>>>>>> main
 
     Attributes:
         count: faces evaluated.

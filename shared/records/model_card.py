@@ -59,10 +59,7 @@ class Variant(StoredModel):
     file: CardFile | None
 
 
-<<<<<<< HEAD
-class InputStatistics(StoredModel):
-=======
-class GroupLoss(_Section):
+class GroupLoss(StoredModel):
     """A group of faces that a new model predicts worse than the champion, by more than chance explains.
 
     Attributes:
@@ -78,7 +75,7 @@ class GroupLoss(_Section):
     accuracy: float
 
 
-class GateResult(_Section):
+class GateResult(StoredModel):
     """The comparison of a new model with the champion on the same faces, by `trainer.release.promotion_gate.compare`.
 
     Attributes:
@@ -102,12 +99,11 @@ class GateResult(_Section):
     champion_balanced_accuracy: float | None = None
     difference_low: float | None = None
     difference_high: float | None = None
-    lost_groups: list[GroupLoss] = []
+    lost_groups: list[GroupLoss] = Field(default_factory=list)
     labels_reversed: bool = False
 
 
-class InputStatistics(_Section):
->>>>>>> main
+class InputStatistics(StoredModel):
     """What the training faces look like: what drift in the faces to predict is held against.
 
     Attributes:
@@ -165,7 +161,7 @@ class ModelCard(StoredModel):
     params: dict[str, Any]
     metrics: dict[str, float]
     evaluation: Evaluation
-    warnings: list[str] = []
+    warnings: list[str] = Field(default_factory=list)
     gate: GateResult | None = None
     temperature: float
     parity: float

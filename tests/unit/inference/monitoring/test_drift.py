@@ -139,13 +139,8 @@ def test_a_new_champion_starts_anew_and_answers_of_other_models_are_left_out(loo
 def test_a_card_without_enough_faces_or_of_an_older_release_gives_no_score_for_what_it_lacks(
     loops: Loops, drift: Drift
 ) -> None:
-<<<<<<< HEAD
-    version = loops.builder.register(brightness_model(), faces=TRAINED_ON)  # 20 held-out faces
-    card = Registry(loops.store).card(version).as_dict()
-=======
     version = loops.builder.register(brightness_model(), faces=trained_on())  # 20 held-out faces
-    card = Registry(loops.store).card(version)
->>>>>>> main
+    card = Registry(loops.store).card(version).as_dict()
     del card["inputs"]["contrast_histogram"]
     loops.store.put(f"models/gender/{version}/card.json", json.dumps(card).encode())
     loops.models.refresh()
