@@ -50,9 +50,9 @@ class Dataset:
         sha256: its id.
         summary: what it holds.
         names: of the archive's entries, by the face's index.
-        age: uint8 (N,), years.
+        age: int16 (N,), years, or `UNKNOWN`.
         gender: uint8 (N,), index into `shared.faces.labels.GENDERS`.
-        ethnicity: uint8 (N,), index into `shared.faces.labels.ETHNICITIES`.
+        ethnicity: int16 (N,), index into `shared.faces.labels.ETHNICITIES`, or `UNKNOWN`.
         split: uint8 (N,), index into `shared.records.dataset.SPLITS`.
         sizes: uint32 (N, 2), width and height of the original image in pixels.
         faces: uint8 (N, 128, 128), luma, mapped from the file.
@@ -62,9 +62,9 @@ class Dataset:
     sha256: str
     summary: DatasetSummary
     names: list[str]
-    age: NDArray[np.uint8]
+    age: NDArray[np.int16]
     gender: NDArray[np.uint8]
-    ethnicity: NDArray[np.uint8]
+    ethnicity: NDArray[np.int16]
     split: NDArray[np.uint8]
     sizes: NDArray[np.uint32]
     faces: NDArray[np.uint8]
@@ -232,9 +232,9 @@ class StoreCache:
                 sha256,
                 summary,
                 [row.name for row in rows],
-                np.array([row.age for row in rows], np.uint8),
+                np.array([row.age for row in rows], np.int16),
                 np.array([row.gender for row in rows], np.uint8),
-                np.array([row.ethnicity for row in rows], np.uint8),
+                np.array([row.ethnicity for row in rows], np.int16),
                 np.array([SPLITS.index(row.split) for row in rows], np.uint8),
                 np.array([(row.width, row.height) for row in rows], np.uint32).reshape(-1, 2),
                 faces,

@@ -6,7 +6,7 @@ import csv
 import logging
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,15 +17,20 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from shared.archives.archive import ArchiveLimits
+from shared.errors import InvalidDataset
 from shared.faces.decode import ImageLimits
+from shared.faces.labelling import LabelSpec
 from shared.faces.labels import GENDERS
 from shared.params import TrainingParams
 from shared.records.dataset import (
     FACES_CSV,
     FACES_NPY,
+    LABELS_JSON,
+    REFUSAL_JSON,
     REJECTS_CSV,
     SPLITS,
     SUMMARY_JSON,
+    DatasetRefusal,
     DatasetSummary,
 )
 from shared.records.evaluation import Evaluation
@@ -153,19 +158,38 @@ class Pipeline:
             tempfile.TemporaryDirectory(prefix="genderline-") as work,
             self._store.local(f"{folder}/archive.zip") as archive,
         ):
-            summary: DatasetSummary = ingest(
-                archive,
-                Path(work),
-                ArchiveLimits.from_settings(self._settings),
-                ImageLimits.from_settings(self._settings),
-                threads=self._settings.threads or self._settings.cores,
-                archive_sha256=sha256,
-                on_progress=on_progress,
-            )
+            labels = None
+            if self._store.exists(f"{folder}/{LABELS_JSON}"):
+                labels = LabelSpec.parse(self._store.get_json(f"{folder}/{LABELS_JSON}"))
+            try:
+                summary: DatasetSummary = ingest(
+                    archive,
+                    Path(work),
+                    ArchiveLimits.from_settings(self._settings),
+                    ImageLimits.from_settings(self._settings),
+                    threads=self._settings.threads or self._settings.cores,
+                    archive_sha256=None if labels else sha256,
+                    labels=labels,
+                    on_progress=on_progress,
+                )
+            except InvalidDataset:
+                self._keep_refusal(folder, Path(work))
+                raise
             for name in _DATASET_FILES:
                 self._store.put_file(f"{folder}/{name}", Path(work) / name)
         self._metrics.ingested.inc(summary.faces)
-        for reason, count in summary.rejects.items():
+        self._count_rejects(summary.rejects)
+
+    def _keep_refusal(self, folder: str, work: Path) -> None:
+        """Keeps what was rejected of an archive that did not become a dataset, so that its page can show it."""
+        if (work / REFUSAL_JSON).exists():
+            refusal = DatasetRefusal.model_validate_json((work / REFUSAL_JSON).read_bytes())
+            for name in (REJECTS_CSV, REFUSAL_JSON):
+                self._store.put_file(f"{folder}/{name}", work / name)
+            self._count_rejects(refusal.rejects)
+
+    def _count_rejects(self, rejects: Mapping[str, int]) -> None:
+        for reason, count in rejects.items():
             self._metrics.rejected.labels(reason).inc(count)
 
     def _warn(self, run_id: str, dataset: Dataset) -> None:

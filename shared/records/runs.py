@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from shared.broker.base import HeaderValue
 from shared.clock import now_iso
 from shared.errors import NotFound
+from shared.faces.labelling import LabelReport
 from shared.params import TrainingParams
 from shared.records.evaluation import Evaluation
 from shared.records.record import DamagedRecord, Record, Records, State, StoredModel, describe_fault, find_record
@@ -113,6 +114,7 @@ class Run(Record):
         state: where it stands.
         params: the training parameters asked for; None where the message that asked could not be read.
         dataset: SHA-256 of the archive, which names the dataset; None until the run is accepted.
+        labels: what was recognised of the labels; None until the run is accepted.
         progress: how far the present stage is; None between stages and at the end.
         metrics: of the model: `val_accuracy`, `test_accuracy`, …
         warnings: what the user should know about the dataset, in sentences.
@@ -123,6 +125,7 @@ class Run(Record):
     state: RunState
     params: TrainingParams | None
     dataset: str | None = None
+    labels: LabelReport | None = None
     progress: Progress | None = None
     metrics: dict[str, float] | None = None
     warnings: tuple[str, ...] = ()
@@ -134,6 +137,8 @@ class Run(Record):
         if self.model:
             body["model"] = self.model.as_dict()
             body["metrics"] = self.metrics
+        if self.labels:
+            body["labels"] = self.labels.model_dump(mode="json")
         if self.warnings:
             body["warnings"] = self.warnings
         if self.error:
