@@ -19,6 +19,7 @@ from shared.clock import now_iso
 from shared.faces.decode import ImageLimits, configure_opencv
 from shared.params import TrainingParams
 from shared.records.dataset import FACES_CSV, FACES_NPY, read_faces_csv
+from shared.records.runs import EpochRow
 from shared.runtime.settings import load_settings
 from shared.store.base import sha256_of
 from trainer.data.dataset import Dataset
@@ -30,7 +31,7 @@ from trainer.training.distributed import ProcessGroup
 from trainer.training.model import build_network
 from trainer.training.recipe import Recipe, decide
 from trainer.training.starter import FOLDER, STARTER_NETWORK, Starter, save_starter
-from trainer.training.train import EpochRow, Hooks, Progress, TrainingJob, predict_logits, train
+from trainer.training.train import Hooks, Progress, TrainingJob, predict_logits, train
 
 _HASHED_AT_ONCE: Final = 64
 PARAMS: Final = TrainingParams(
