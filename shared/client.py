@@ -332,7 +332,7 @@ class Client:
 
     def shadow(self) -> ShadowFigures | None:
         """Returns how the challenger does beside the champion; None where there is none."""
-        aliases = self.registry.aliases()
+        aliases, _ = self.registry.find_aliases()
         if aliases.challenger is None or aliases.champion is None:
             return None
         return shadow_figures(self.store, aliases.challenger, aliases.champion)

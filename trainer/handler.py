@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from shared.archives.archive import Archive, ArchiveLimits
 from shared.archives.fetch import fetch_archive
@@ -17,7 +17,7 @@ from shared.messages import ArchiveRequest, by_reference, json_reply, parse_data
 from shared.records.dataset import LABELS_JSON, dataset_id
 from shared.records.record import DamagedRecord, Fault, ModelRef, RecordEnded
 from shared.records.registry import Registry
-from shared.records.runs import Progress, Run, Runs, RunState
+from shared.records.runs import EpochRow, Progress, Run, Runs, RunState
 from shared.runtime.settings import Settings
 from shared.runtime.tempdir import temp_folder
 from shared.store.base import STORE_SCHEME, Store, sha256_of
@@ -391,5 +391,5 @@ class _Watcher:
             self._recorded = now
             self._runs.update(self._run_id, progress=progress)
 
-    def on_epoch(self, row: dict[str, Any]) -> None:
-        self._broker.emit(RUN_EPOCH, {"schema": 1, "run_id": self._run_id, "row": row})
+    def on_epoch(self, row: EpochRow) -> None:
+        self._broker.emit(RUN_EPOCH, {"schema": 1, "run_id": self._run_id, "row": row.as_dict()})

@@ -7,9 +7,9 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from shared.records.dataset import (
 from shared.records.evaluation import Evaluation
 from shared.records.model_card import CardDataset, ModelCard, Variant, VariantPrecision
 from shared.records.registry import MODEL_NAME, Registry
-from shared.records.runs import Progress, Runs, RunState
+from shared.records.runs import EpochRow, Progress, Runs, RunState
 from shared.runtime.settings import Settings
 from shared.store.base import Store
 from shared.telemetry.metrics import TrainerMetrics
@@ -55,7 +55,7 @@ from trainer.training.distributed import ProcessGroup, train_distributed
 from trainer.training.model import build_network, cost
 from trainer.training.recipe import Recipe, decide
 from trainer.training.throughput import measure_throughput
-from trainer.training.train import EpochRow, Hooks, Trained, predict_logits
+from trainer.training.train import Hooks, Trained, predict_logits
 from trainer.training.train import Progress as TrainingProgress
 
 _LOG = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class Steps:
 
     on_state: Callable[[RunState], None]
     on_progress: Callable[[Progress], None]
-    on_epoch: Callable[[dict[str, Any]], None]
+    on_epoch: Callable[[EpochRow], None]
     should_yield: Callable[[], bool]
     checkpoint: Callable[[], None]
 
@@ -133,7 +133,7 @@ class Pipeline:
             Exception: what `steps.checkpoint` or `steps.on_progress` raises.
         """
         if (version := self._registry.version_of_run(run_id)) is not None:  # and then whoever did it was interrupted
-            return ModelCard.model_validate(self._registry.card(version))
+            return self._registry.card(version)
         folder = f"datasets/{sha256}"
         self._ingest(folder, sha256, steps)
         with open_dataset(self._store, sha256) as dataset:
@@ -214,22 +214,18 @@ class Pipeline:
                 device=self._device,
                 throughput=lambda recipe: measure_throughput(recipe, self._device) * self._group.size,
             )
-        rows: dict[int, dict[str, Any]] = {
-            (epoch := int(row["epoch"])): row | {"epoch": epoch} for row in self._runs.history(run_id)
-        }
+        rows = [] if resume is None else [EpochRow.model_validate(row) for row in resume.history]
 
         def on_epoch(row: EpochRow) -> None:
-            rows[row.epoch] = asdict(row)
-            # A run that resumes from before an epoch's end gives that epoch again; later ones are not there yet.
-            kept = [rows[epoch] for epoch in sorted(rows) if epoch <= row.epoch]
-            self._runs.write_history(run_id, kept)
+            rows.append(row)
+            self._runs.write_history(run_id, rows)
             for split, loss, accuracy in (
                 ("train", row.train_loss, row.train_accuracy),
                 ("validation", row.val_loss, row.val_accuracy),
             ):
                 self._metrics.loss.labels(split).set(loss)
                 self._metrics.accuracy.labels(split).set(accuracy)
-            steps.on_epoch(asdict(row))
+            steps.on_epoch(row)
 
         def on_step(progress: TrainingProgress) -> None:
             self._metrics.epoch.set(progress.epoch)
@@ -294,7 +290,7 @@ class Pipeline:
             np.array([dataset.rows[i].age for i in test]),
             np.array([dataset.rows[i].ethnicity for i in test]),
         )
-        self._store.put_json(f"runs/{run_id}/evaluation.json", figures.model_dump(mode="json"))
+        self._runs.write_evaluation(run_id, figures)
         self._write_predictions(run_id, probability)
         steps.checkpoint()
 
@@ -334,7 +330,7 @@ class Pipeline:
             )
             steps.checkpoint()  # the last moment at which an owner that lost its lease must not write
             files = {path.name: path for path in Path(work).iterdir()}
-            self._registry.register(version, card.model_dump(mode="json"), render_card(card), files)
+            self._registry.register(card, render_card(card), files)
         return card
 
     def _logits(self, network: torch.nn.Module, dataset: Dataset, steps: Steps) -> NDArray[np.float32]:
