@@ -8,7 +8,7 @@ from typing import Final, Literal
 import torch
 
 from shared.errors import InvalidMessage
-from shared.params import Network, Precision, TrainingParams
+from shared.params import EPOCH_LIMIT, Network, Precision, TrainingParams
 from trainer.training.device import computes_bfloat16
 from trainer.training.starter import STARTER_NETWORK
 
@@ -22,6 +22,7 @@ MIN_EPOCHS: Final = 15
 MAX_EPOCHS: Final = 64
 MAX_EPOCHS_FROM_STARTER: Final = 20
 """The starter knows faces already: more epochs make it forget them."""
+PATIENCE: Final = 12
 
 
 class Recipe(TrainingParams):
@@ -31,6 +32,7 @@ class Recipe(TrainingParams):
     network: Network
     learning_rate: float
     epochs: int
+    patience: int
     batch_size: int
     mirror: bool
     precision: Precision
@@ -79,6 +81,8 @@ def decide(
         "batch_size": 256 if device.type == "cuda" and faces >= MANY_FACES else 64 if faces >= FEW_FACES else 32,
         "precision": "bfloat16" if computes_bfloat16(device) else "float32",
         "epochs": min(MAX_EPOCHS_FROM_STARTER if from_starter else MAX_EPOCHS, max(MIN_EPOCHS, FACES_SHOWN // faces)),
+        # A tenth of few faces is too few to tell when to stop.
+        "patience": PATIENCE if faces >= FEW_FACES else EPOCH_LIMIT,
     }
     asked = params.as_dict()
     left = {name: value for name, value in decided.items() if asked[name] == "auto"}
