@@ -13,6 +13,7 @@ from io import BufferedWriter
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from shared.archives.archive import archive_stem
 from shared.broker.base import Broker, HeaderValue, Message, MessageTooLarge, Outgoing
 from shared.errors import Conflict, GenderlineError, InvalidImage, NotFound
 from shared.faces.labelling import LabelSpec
@@ -104,7 +105,7 @@ class Client:
         key = _dataset_key(dataset)
         if not self.store.exists(key):
             self._upload(archive, key, on_copied, move=move, sha256=sha256)
-        return self._queue_run(dataset, name or archive.stem, checked, message_id, spec, sha256)
+        return self._queue_run(dataset, name or archive_stem(archive.name), checked, message_id, spec, sha256)
 
     def train_dataset(
         self,
@@ -213,7 +214,7 @@ class Client:
         move: bool = False,
     ) -> str:
         """Puts an archive of images into the store and a job on the queue. Returns the job's id."""
-        name = fit_name(name or archive.stem)
+        name = fit_name(name or archive_stem(archive.name))
         message_id = message_id or uuid.uuid4().hex
         job_id = job_id_of(message_id)
         key = Jobs.archive_key(job_id)
