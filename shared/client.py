@@ -13,7 +13,7 @@ from io import BufferedWriter
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from shared.broker.base import Broker, HeaderValue, Message, Outgoing
+from shared.broker.base import Broker, HeaderValue, Message, Outgoing, Unconfirmed
 from shared.errors import Conflict, GenderlineError, NotFound
 from shared.messages import PACK_LIMIT, PROBE, by_reference, fit_name, job_id_of, pack_message, run_id_of
 from shared.params import TrainingParams
@@ -146,10 +146,17 @@ class Client:
         name, run_id = fit_name(name), run_id_of(message_id)
         uri = f"{STORE_SCHEME}{_dataset_key(sha256)}"
         message = by_reference(uri, name=name, sha256=sha256, params=params, message_id=message_id)
-        self.broker.publish(self.broker.topology.datasets, message)
+        self._submit(self.broker.topology.datasets, message, f"run {run_id}")
         # Last, so that a refused message leaves no run that waits forever. A trainer that was faster made the same.
         self.runs.create(run_id, message_id=message_id, name=name, params=params)
         return run_id
+
+    def _submit(self, queue: str, message: Message, name: str) -> None:
+        """Publishes a message; without a confirmation, says that the run or job may yet be done."""
+        try:
+            self.broker.publish(queue, message)
+        except Unconfirmed as error:
+            raise Unconfirmed(f"{error}: {name} may yet be done") from error
 
     def _requeue(self, message_id: str, shards_of: str | None = None) -> bool:
         """Sends the failed messages of a run or job back to their queues. Returns whether there were any."""
@@ -191,9 +198,8 @@ class Client:
         key = Jobs.archive_key(job_id)
         if not self.store.exists(key):
             self._upload(archive, key, on_copied, move=move)
-        self.broker.publish(
-            self.broker.topology.jobs, by_reference(f"{STORE_SCHEME}{key}", name=name, message_id=message_id)
-        )
+        message = by_reference(f"{STORE_SCHEME}{key}", name=name, message_id=message_id)
+        self._submit(self.broker.topology.jobs, message, f"job {job_id}")
         self.jobs.create(job_id, message_id=message_id, name=name)
         return job_id
 
