@@ -55,6 +55,7 @@ from trainer.training.device import DeviceFaces
 from trainer.training.distributed import ProcessGroup, train_distributed
 from trainer.training.model import build_network, cost
 from trainer.training.recipe import Recipe, decide
+from trainer.training.starter import starter_helps
 from trainer.training.throughput import measure_throughput
 from trainer.training.train import Hooks, Trained, predict_logits
 from trainer.training.train import Progress as TrainingProgress
@@ -215,6 +216,7 @@ class Pipeline:
                 faces=len(dataset.part("train")),
                 device=self._device,
                 throughput=lambda recipe: measure_throughput(recipe, self._device) * self._group.size,
+                starter_helps=lambda: starter_helps(dataset, self._device),
             )
         rows = [] if resume is None else [EpochRow.model_validate(row) for row in resume.history]
 

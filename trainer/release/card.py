@@ -20,6 +20,7 @@ from shared.records.model_card import (
     LUMA_RANGE,
     CardDataset,
     CardFile,
+    CardStart,
     GateResult,
     InputStatistics,
     ModelCard,
@@ -30,6 +31,7 @@ from shared.records.registry import Registry
 from shared.records.runs import EpochRow
 from shared.store.base import sha256_of
 from trainer.training.model import Cost
+from trainer.training.starter import load_starter
 from trainer.training.train import Trained
 
 LIBRARIES: Final = ("torch", "torchvision", "numpy", "scikit-learn", "onnx", "onnxruntime", "onnxscript")
@@ -82,6 +84,7 @@ def build_card(
         created=now_iso(),
         dataset=dataset,
         params=params.as_dict(),
+        start=CardStart.model_validate(load_starter().card) if params.init == "starter" else None,
         metrics=_headline(best, evaluation),
         evaluation=evaluation,
         warnings=warnings,
@@ -151,7 +154,7 @@ def render_card(card: ModelCard) -> str:
     return f"""\
 # {card.name}, version {card.version}
 
-Trained by run {_text(card.run_id)}, {card.created}.
+Trained by run {_text(card.run_id)}, {card.created}, from {_start(card)}.
 
 ## Model
 
@@ -252,6 +255,12 @@ def _headline(best: EpochRow, evaluation: Evaluation) -> dict[str, float]:
         "test_ece": evaluation.ece,
     }
     return {name: value for name, value in figures.items() if value is not None}
+
+
+def _start(card: ModelCard) -> str:
+    if card.start is None:
+        return "random weights"
+    return f"weights that had seen {card.start.faces:,} faces of {_text(card.start.source)}"
 
 
 def _warnings(card: ModelCard) -> str:
