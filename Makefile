@@ -52,6 +52,10 @@ check: $(VENV)/.developer ## Check style, types and import rules
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+.PHONY: fuzz
+fuzz: $(VENV)/.developer ## Feed mutated archives, images, tables and messages to their readers [MINUTES=5] [SEED=1]
+	@$(BIN)/python -m tests.fuzz $(or $(MINUTES),5) $(or $(SEED),1)
+
 .PHONY: bench
 bench: $(VENV)/.developer ## Measure ours against the bare loop [ARGS='--only packs --quick'] [ARGS=--write]
 	@tests/system-packages.sh
@@ -75,6 +79,10 @@ test-gpu: $(GPU_VENV)/.ready ## Run the tests that need a GPU; needs an NVIDIA o
 .PHONY: bench-recipe
 bench-recipe: $(VENV)/.developer ## Measure what each ingredient of the recipe is worth DATASET=faces.zip [ARGS='--seeds 1']
 	@$(BIN)/python -m tests.bench.bench_recipe '$(DATASET)' $(ARGS)
+
+.PHONY: pretrain
+pretrain: $(VENV)/.services ## Make the weights that training begins from anew DATASET=faces.zip ARGS='--source "…" [--held-out other.zip]'
+	@$(BIN)/python -m trainer.pretrain '$(DATASET)' $(ARGS)
 
 .PHONY: pictures
 pictures: $(VENV)/.developer ## Take the README's pictures anew, of the demo and of every main page

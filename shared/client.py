@@ -13,10 +13,21 @@ from io import BufferedWriter
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from shared.broker.base import Broker, HeaderValue, Message, Outgoing, Unconfirmed
-from shared.errors import Conflict, GenderlineError, NotFound
-from shared.messages import PACK_LIMIT, PROBE, by_reference, fit_name, job_id_of, pack_message, run_id_of
+from shared.broker.base import Broker, HeaderValue, Message, MessageTooLarge, Outgoing, Unconfirmed
+from shared.errors import Conflict, GenderlineError, InvalidImage, NotFound
+from shared.faces.labelling import LabelSpec
+from shared.messages import (
+    PACK_LIMIT,
+    PROBE,
+    by_reference,
+    fit_name,
+    job_id_of,
+    pack_message,
+    prediction_error,
+    run_id_of,
+)
 from shared.params import TrainingParams
+from shared.records.dataset import LABELS_JSON, dataset_id
 from shared.records.jobs import Job, JobProgress, Jobs
 from shared.records.record import Record
 from shared.records.registry import Registry
@@ -61,6 +72,7 @@ class Client:
         *,
         name: str | None = None,
         params: Mapping[str, Any] | None = None,
+        labels: Mapping[str, Any] | None = None,
         message_id: str | None = None,
         on_copied: Callable[[int], None] | None = None,
         move: bool = False,
@@ -71,6 +83,7 @@ class Client:
             archive: a local zip; it is copied.
             name: what the run is called, cut to 200 characters; by default the file's name.
             params: training parameters.
+            labels: where the labels stand, as in a message.
             message_id: makes a second submission with the same id harmless.
             on_copied: called with the number of bytes copied, piece by piece.
             move: give the file to the store instead of copying it.
@@ -79,17 +92,19 @@ class Client:
             The run's id.
 
         Raises:
-            InvalidMessage: a parameter is unknown or out of range.
+            InvalidMessage: a parameter or a field of `labels` is unknown or out of range.
             Conflict: the file changed while it was copied.
             Retryable: broker or store are away.
             OSError: the file cannot be read.
         """
         checked = TrainingParams.parse(dict(params or {}))
         sha256 = sha256_of(archive)
-        key = _dataset_key(sha256)
+        spec = LabelSpec.parse(None if labels is None else dict(labels))
+        dataset = dataset_id(sha256, spec)
+        key = _dataset_key(dataset)
         if not self.store.exists(key):
             self._upload(archive, key, on_copied, move=move, sha256=sha256)
-        return self._queue_run(sha256, name or archive.stem, checked, message_id)
+        return self._queue_run(dataset, name or archive.stem, checked, message_id, spec, sha256)
 
     def train_dataset(
         self,
@@ -120,7 +135,10 @@ class Client:
             raise NotFound(f"the archive of dataset {sha256[:12]} is not in the store; upload it again")
         if name is None:
             name = next((run.name for run in self.runs.all().records if run.dataset == sha256), sha256[:12])
-        return self._queue_run(sha256, name, checked, message_id)
+        labels = f"datasets/{sha256}/{LABELS_JSON}"
+        if self.store.exists(labels):  # then the archive has another SHA-256 than the dataset is called by
+            return self._queue_run(sha256, name, checked, message_id, LabelSpec.parse(self.store.get_json(labels)))
+        return self._queue_run(sha256, name, checked, message_id, archive_sha256=sha256)
 
     def retry_run(self, run_id: str) -> str:
         """Sends a failed run's message back to its queue; where that is gone, a new run like it takes its place.
@@ -141,11 +159,21 @@ class Client:
             raise Conflict(f"the message of run {run_id} is gone, and its dataset is not known; upload it again")
         return self.train_dataset(run.dataset, name=run.name, params=run.params.as_dict() if run.params else None)
 
-    def _queue_run(self, sha256: str, name: str, params: TrainingParams, message_id: str | None) -> str:
+    def _queue_run(
+        self,
+        dataset: str,
+        name: str,
+        params: TrainingParams,
+        message_id: str | None,
+        labels: LabelSpec | None = None,
+        archive_sha256: str | None = None,
+    ) -> str:
         message_id = message_id or uuid.uuid4().hex
         name, run_id = fit_name(name), run_id_of(message_id)
-        uri = f"{STORE_SCHEME}{_dataset_key(sha256)}"
-        message = by_reference(uri, name=name, sha256=sha256, params=params, message_id=message_id)
+        uri = f"{STORE_SCHEME}{_dataset_key(dataset)}"
+        message = by_reference(
+            uri, name=name, sha256=archive_sha256, params=params, labels=labels, message_id=message_id
+        )
         self._submit(self.broker.topology.datasets, message, f"run {run_id}")
         # Last, so that a refused message leaves no run that waits forever. A trainer that was faster made the same.
         self.runs.create(run_id, message_id=message_id, name=name, params=params)
@@ -264,16 +292,13 @@ class Client:
         if not images:
             return [], None
         with self.broker.reply_queue() as reply_queue:
-            self.broker.publish_many(
-                [
-                    Outgoing(
-                        self.broker.topology.predictions,
-                        pack_message(pack, reply_to=reply_queue.name, headers=headers),
-                    )
-                    for pack in _packs(images)
-                ]
-            )
-            for reply in _until(reply_queue.receive, time.monotonic() + timeout_s):
+            for index, entry in self._publish_packs(images, reply_queue.name, headers).items():
+                entries[index] = entry
+                answered += 1
+            if on_done and answered:
+                on_done(answered)
+            deadline = time.monotonic() + timeout_s
+            for reply in () if answered == len(images) else _until(reply_queue.receive, deadline):
                 body = _reply_body(reply)
                 model = body["model"] or model
                 for entry in body["predictions"]:
@@ -291,6 +316,27 @@ class Client:
                 code="timeout",
             )
         return [entry for entry in entries if entry is not None], model
+
+    def _publish_packs(
+        self, images: Sequence[bytes], reply_to: str, headers: Mapping[str, HeaderValue]
+    ) -> dict[int, Entry]:
+        """Publishes images in packs. Returns index → error entry of those that the broker does not take."""
+
+        def outgoing(pack: Sequence[tuple[int, bytes]]) -> Outgoing:
+            message = pack_message(pack, reply_to=reply_to, headers=headers)
+            return Outgoing(self.broker.topology.predictions, message)
+
+        packs = list(_packs(images))
+        large = [pack for pack in packs if len(pack[0][1]) > _PACK_BYTES]  # each one image
+        self.broker.publish_many([outgoing(pack) for pack in packs if len(pack[0][1]) <= _PACK_BYTES])
+        refused: dict[int, Entry] = {}
+        for ((index, image),) in large:
+            try:
+                self.broker.publish_many([outgoing([(index, image)])])
+            except MessageTooLarge:
+                told = f"found an image of {len(image):,} bytes, which the broker takes in no message; expected fewer"
+                refused[index] = prediction_error(index, InvalidImage(told, code="image_too_large"))
+        return refused
 
     # -- models
 
@@ -319,7 +365,7 @@ class Client:
 
     def shadow(self) -> ShadowFigures | None:
         """Returns how the challenger does beside the champion; None where there is none."""
-        aliases = self.registry.aliases()
+        aliases, _ = self.registry.find_aliases()
         if aliases.challenger is None or aliases.champion is None:
             return None
         return shadow_figures(self.store, aliases.challenger, aliases.champion)
@@ -384,9 +430,9 @@ def _dataset_key(sha256: str) -> str:
     return f"datasets/{sha256}/archive.zip"
 
 
-def _packs(images: Sequence[bytes]) -> Iterator[list[tuple[str | int | None, bytes]]]:
+def _packs(images: Sequence[bytes]) -> Iterator[list[tuple[int, bytes]]]:
     """Yields (index, image) pairs in packs that keep to the limit on images and stay far below a message's size."""
-    pack: list[tuple[str | int | None, bytes]] = []
+    pack: list[tuple[int, bytes]] = []
     size = 0
     for index, data in enumerate(images):
         if pack and (len(pack) == PACK_LIMIT or size + len(data) > _PACK_BYTES):

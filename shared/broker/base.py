@@ -61,6 +61,10 @@ class AccessRefused(GenderlineError):
     default_code = "unavailable"
 
 
+class MessageTooLarge(BrokerError):
+    """The message is larger than the broker takes: the others of its batch may not have been accepted either."""
+
+
 class BrokerClosed(BrokerError):
     """This broker object, or the consumer, was closed."""
 
@@ -356,7 +360,8 @@ class Broker(abc.ABC):
         Raises:
             BrokerFull: a queue is at its limit; messages before the refused one may have been accepted.
             Unconfirmed: no confirmation in `timeout_s`. Publishing again with the same `message_id` is harmless.
-            BrokerError: the message is larger than the broker takes, or the queue does not exist.
+            MessageTooLarge: a message is larger than the broker takes.
+            BrokerError: the queue does not exist.
             AccessRefused: the broker's user may not publish there.
         """
 

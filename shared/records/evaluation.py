@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict
+from shared.records.record import StoredModel
 
 GroupKind = Literal["gender", "ethnicity", "age", "intersection"]
 MIN_GROUP: Final = 10
 """Faces that a group needs to be ranked: below that, chance alone makes one bad."""
 
 
-class _Figures(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-class Rate(_Figures):
+class Rate(StoredModel):
     """A share of faces with its 95 % Wilson interval.
 
     Attributes:
@@ -33,7 +29,7 @@ class Rate(_Figures):
     high: float
 
 
-class Group(_Figures):
+class Group(StoredModel):
     """The errors within one group of faces.
 
     Attributes:
@@ -59,7 +55,7 @@ class Group(_Figures):
     false_negative_rate: Rate | None
 
 
-class Spread(_Figures):
+class Spread(StoredModel):
     """The differences between the highest and the lowest group of one kind.
 
     Groups with fewer than `MIN_GROUP` faces do not count, nor do rates over fewer than `MIN_GROUP` faces.
@@ -75,7 +71,23 @@ class Spread(_Figures):
     false_negative_rate: float | None
 
 
-class Confusion(_Figures):
+class Robustness(StoredModel):
+    """The accuracy on held-out faces that were changed, such as blurred.
+
+    Attributes:
+        change: what was done to the faces; `unchanged` for nothing.
+        faces: how many.
+        accuracy: share predicted correctly.
+        balanced_accuracy: mean of both genders' recall.
+    """
+
+    change: str
+    faces: int
+    accuracy: float
+    balanced_accuracy: float
+
+
+class Confusion(StoredModel):
     """Faces by their label and their prediction."""
 
     male_as_male: int
@@ -84,7 +96,7 @@ class Confusion(_Figures):
     female_as_female: int
 
 
-class ReliabilityBin(_Figures):
+class ReliabilityBin(StoredModel):
     """Faces of similar probability.
 
     Attributes:
@@ -102,14 +114,14 @@ class ReliabilityBin(_Figures):
     share_female: float
 
 
-class Curve(_Figures):
+class Curve(StoredModel):
     """Points of a curve, thinned for drawing, from left to right."""
 
     x: list[float]
     y: list[float]
 
 
-class Evaluation(_Figures):
+class Evaluation(StoredModel):
     """The result of `trainer.release.evaluate.evaluate`; *female* is the positive class.
 
     Attributes:
@@ -135,6 +147,7 @@ class Evaluation(_Figures):
         gap: the highest accuracy of these groups less the lowest; None where there is none.
         spreads: the differences between groups, by the kind of group.
         histogram: faces by probability of female, 20 bins of equal width: what drift in production is held against.
+        robustness: the accuracy on some of the faces, changed in several ways; empty where it was not measured.
     """
 
     count: int
@@ -159,3 +172,4 @@ class Evaluation(_Figures):
     gap: float | None
     spreads: dict[GroupKind, Spread]
     histogram: list[int]
+    robustness: tuple[Robustness, ...] = ()

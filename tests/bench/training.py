@@ -20,8 +20,9 @@ from tests.bench.stage import Stage
 if TYPE_CHECKING:  # no other benchmark needs torch
     import torch
 
+    from shared.records.runs import EpochRow
     from trainer.training.recipe import Recipe
-    from trainer.training.train import EpochRow, Progress
+from trainer.training.train import Progress
 
 FACES = 2048
 """In a lap of the bare loop, and in an epoch of the default recipe."""
@@ -52,7 +53,7 @@ def measured(
 
     torch.set_num_threads(Settings().cores)
     device = choose_device("auto")
-    recipe = decide(params, faces=faces, device=device, throughput=lambda _: math.inf)
+    recipe = decide(params, faces=faces, device=device, throughput=lambda _: math.inf, starter_helps=lambda: False)
     bare = _bare_loop(recipe, device, max(FACES, BARE_STEPS * recipe.batch_size))
     bare()
     pairs = Pairs([], [])
