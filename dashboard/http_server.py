@@ -65,6 +65,7 @@ def serve(app: Flask, *, host: str, port: int, threads: int, max_body_bytes: int
         port=port,
         threads=threads,
         connection_limit=CONNECTIONS,
+        clear_untrusted_proxy_headers=False,  # `BehindProxies` decides whose headers count
         asyncore_use_poll=True,  # `select` takes no descriptor above 1023
         # So that a stream is told when its reader is gone.
         channel_request_lookahead=1,

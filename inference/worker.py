@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 
-from inference.jobs.open import BulkLoop
+from inference.jobs.open import JobHandler, OpenArchive
+from inference.jobs.shards import ShardHandler
 from inference.model.champion import Models
 from inference.model.decoder import Decoder
 from inference.model.predictor import Predictor
@@ -24,6 +25,7 @@ from inference.monitoring.recent_predictions import RecentPredictions
 from inference.monitoring.shadow import Shadow
 from inference.monitoring.throughput import ThroughputMeter
 from inference.predictions import PredictionHandler
+from shared.archives.archive import ArchiveLimits
 from shared.broker.base import Broker
 from shared.faces.decode import ImageLimits
 from shared.runtime.settings import Settings
@@ -32,7 +34,7 @@ from shared.telemetry.heartbeat import Heartbeat
 from shared.telemetry.metrics import InferenceMetrics
 from shared.worker.child import ForkServer
 from shared.worker.loop import ConsumerLoop
-from shared.worker.retry import FailurePolicy, RetryPolicy
+from shared.worker.retry import RetryPolicy
 
 _BULK_NICENESS: Final = 10
 _READY_EVERY_S: Final = 1.0
@@ -74,10 +76,12 @@ class Worker:
         self._predictions = PredictionHandler(
             self._models, predictor, metrics, self._throughput, self._recent_predictions
         )
+        retry = RetryPolicy(settings.delivery_limit, metrics.dead_letters)
+        topology = broker.topology
         self._interactive = ConsumerLoop(
             broker,
-            {broker.topology.predictions: self._predictions},
-            RetryPolicy(settings.delivery_limit, metrics.dead_letters),
+            {topology.predictions: self._predictions},
+            retry,
             prefetch=settings.prefetch,
             batch_size=settings.batch_size,
             gather_s=settings.batch_delay_ms / 1000,
@@ -85,15 +89,24 @@ class Worker:
             on_idle=self._shadow.on_idle,
             queue_wait=metrics.queue_wait,
         )
-        self._bulk = BulkLoop(
-            broker,
+        archives = OpenArchive(store, ArchiveLimits.from_settings(settings))
+        self._jobs = JobHandler(store, settings, self._models, archives, broker.emit, topology.shards)
+        self._shards = ShardHandler(
             store,
-            settings,
             self._models,
             bulk_predictor,
-            FailurePolicy(settings.delivery_limit, metrics.dead_letters),
+            archives,
             self._throughput,
-            interactive_lately=lambda: self._predictions.active_recently,
+            broker.emit,
+            topology.shards,
+            interactive_recently=lambda: self._predictions.active_recently,
+        )
+        self._bulk = ConsumerLoop(
+            broker,
+            {topology.jobs: self._jobs, topology.shards: self._shards},
+            retry,
+            prefetch=1,
+            wait_until_ready=self._models.wait_for_champion,
         )
         self._heartbeat = Heartbeat(broker, "inference", self._state)
 
@@ -149,7 +162,7 @@ class Worker:
             "version": champion.version if champion else None,
             "provider": champion.provider if champion else None,
             "device": champion.precision if champion else None,
-            "busy": self._bulk.busy,
+            "busy": self._jobs.busy or self._shards.busy,
             "refused": None if refused is None else asdict(refused),
             "drift": self._drift.summary(),
             "challenger": self._shadow.summary(),

@@ -9,6 +9,7 @@ from typing import Final
 
 import pytest
 
+from tests import once_a_run
 from tests.rabbitmq_node import rabbitmq_server
 from tests.rabbitmq_shared import SharedNode, shared_node
 
@@ -43,14 +44,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in out]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that all processes of this run share; the environment names it too."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each process has a folder of its own in the run's
+        folder = folder.parent
+    os.environ[once_a_run.FOLDER] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
-def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedNode]:
+def rabbitmq(run_folder: Path) -> Iterator[SharedNode]:
     """A RabbitMQ node that all processes of this run share: each test needs a queue prefix of its own.
 
     A test that stops the node, lets it stand still or changes its settings needs a node of its own.
     """
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:  # each process has a folder of its own in the run's
-        folder = folder.parent
-    with shared_node(folder / "rabbitmq", rabbitmq_server()) as node:
+    with shared_node(run_folder / "rabbitmq", rabbitmq_server()) as node:
         yield node

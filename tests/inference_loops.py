@@ -14,7 +14,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from inference.jobs.open import BulkLoop
+from inference.jobs.open import JobHandler, OpenArchive
+from inference.jobs.shards import ShardHandler
 from inference.model.champion import Models
 from inference.model.decoder import Decoder
 from inference.model.predictor import Predictor
@@ -22,6 +23,7 @@ from inference.monitoring.recent_predictions import RecentPredictions
 from inference.monitoring.shadow import Shadow
 from inference.monitoring.throughput import ThroughputMeter
 from inference.predictions import PredictionHandler
+from shared.archives.archive import ArchiveLimits
 from shared.broker import open_broker
 from shared.broker.base import Broker, ReplyQueue
 from shared.faces.decode import ImageLimits
@@ -31,7 +33,7 @@ from shared.telemetry.metrics import InferenceMetrics
 from shared.topology import Topology
 from shared.worker.child import ForkServer
 from shared.worker.loop import ConsumerLoop
-from shared.worker.retry import FailurePolicy, RetryPolicy
+from shared.worker.retry import RetryPolicy
 from tests.model_builder import ModelBuilder
 
 Work = Callable[[threading.Event], None]
@@ -55,7 +57,8 @@ class Loops:
     recent_predictions: RecentPredictions
     shadow: Shadow
     predictor: Predictor
-    policy: FailurePolicy
+    first_pause_s: float = 1.0
+    missing_for_s: float = 60.0
 
     @property
     def builder(self) -> ModelBuilder:
@@ -74,7 +77,7 @@ class Loops:
         return ConsumerLoop(
             self.broker,
             {self.broker.topology.predictions: handler or self.predictions()},
-            RetryPolicy(self.settings.delivery_limit, self.metrics.dead_letters),
+            RetryPolicy(self.settings.delivery_limit, self.metrics.dead_letters, first_pause_s=self.first_pause_s),
             prefetch=self.settings.prefetch,
             batch_size=self.settings.batch_size,
             gather_s=batch_delay_s,
@@ -83,16 +86,37 @@ class Loops:
             queue_wait=self.metrics.queue_wait,
         )
 
-    def bulk(self, *, interactive_lately: Callable[[], bool] = lambda: False) -> BulkLoop:
-        return BulkLoop(
-            self.broker,
+    def shards(
+        self, archives: OpenArchive | None = None, *, interactive_recently: Callable[[], bool] = lambda: False
+    ) -> ShardHandler:
+        return ShardHandler(
             self.store,
-            self.settings,
             self.models,
             self.predictor,
-            self.policy,
+            archives or self.archives(),
             self.throughput,
-            interactive_lately=interactive_lately,
+            self.broker.emit,
+            self.broker.topology.shards,
+            interactive_recently=interactive_recently,
+            missing_for_s=self.missing_for_s,
+        )
+
+    def archives(self) -> OpenArchive:
+        return OpenArchive(self.store, ArchiveLimits.from_settings(self.settings))
+
+    def bulk(self, *, interactive_recently: Callable[[], bool] = lambda: False) -> ConsumerLoop:
+        topology, archives = self.broker.topology, self.archives()
+        return ConsumerLoop(
+            self.broker,
+            {
+                topology.jobs: JobHandler(
+                    self.store, self.settings, self.models, archives, self.broker.emit, topology.shards
+                ),
+                topology.shards: self.shards(archives, interactive_recently=interactive_recently),
+            },
+            RetryPolicy(self.settings.delivery_limit, self.metrics.dead_letters, first_pause_s=self.first_pause_s),
+            prefetch=1,
+            wait_until_ready=self.models.wait_for_champion,
         )
 
     def follow(self, stop: threading.Event) -> None:
@@ -163,7 +187,6 @@ def open_loops(folder: Path, broker_url: str, **settings: Any) -> Iterator[Loops
                 RecentPredictions(),
                 shadow,
                 Predictor(decoder, chosen.batch_size, metrics, observers=observers),
-                FailurePolicy(chosen.delivery_limit, metrics.dead_letters),
             )
 
 

@@ -20,14 +20,24 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from shared.params import TrainingParams
-from shared.records.model_card import CardDataset, CardFile, ModelCard, ServedPrecision, Variant, VariantPrecision
+from shared.records.model_card import (
+    CardDataset,
+    CardFile,
+    GateResult,
+    ModelCard,
+    ServedPrecision,
+    Variant,
+    VariantPrecision,
+)
 from shared.records.registry import Registry
+from shared.records.runs import EpochRow
 from shared.store.files import FileStore
+from tests.once_a_run import made_once_a_run
 from trainer.release.card import build_card, measure_inputs
 from trainer.release.evaluate import evaluate
 from trainer.release.export import OUTPUT, export_onnx
 from trainer.training.model import Cost
-from trainer.training.train import EpochRow, Trained
+from trainer.training.train import Trained
 
 STEEPNESS = 20.0
 """The logit of `brightness_model` is this times (mean luma / 255 - 1/2)."""
@@ -40,7 +50,11 @@ Change = Callable[[onnx.ModelProto], None]
 
 @functools.cache
 def _exported() -> bytes:
-    """Returns the file of a network whose logit is `weight * mean + bias`. Exporting takes seconds: once a process."""
+    """Returns the file of a network whose logit is `weight * mean + bias`."""
+    return made_once_a_run("model.onnx", _export)
+
+
+def _export() -> bytes:
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 1), nn.Flatten(0))
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -68,9 +82,9 @@ def constant_model(probability: float, *changes: Change) -> bytes:
     return _model(0.0, math.log(probability / (1 - probability)), *changes)
 
 
-def brightness_model(*changes: Change) -> bytes:
-    """Returns a model to which bright images are female and dark ones male."""
-    return _model(STEEPNESS, -STEEPNESS / 2, *changes)
+def brightness_model(*changes: Change, threshold: float = 127.5, steepness: float = STEEPNESS) -> bytes:
+    """Returns a model that predicts female for images whose mean luma, 0-255, is above the threshold."""
+    return _model(steepness, -steepness * threshold / 255, *changes)
 
 
 def brightness_answer(level: int) -> float:
@@ -219,6 +233,7 @@ class ModelBuilder:
         faces: NDArray[np.uint8] | None = None,
         probability: NDArray[np.float32] | None = None,
         dataset: str = "0" * 64,
+        gate: GateResult | None = None,
     ) -> int:
         """Registers a model file with a card that fits it, and returns its version.
 
@@ -231,6 +246,7 @@ class ModelBuilder:
             faces: uint8 (N, 128, 128), what the card says of the training faces; two gray ones without.
             probability: float32 (M,), what the card says of the held-out faces; 20 from 0 to 1 without.
             dataset: the SHA-256 of the archive that the card names.
+            gate: the comparison that the card holds.
         """
         version = self.registry.claim(f"run-{hashlib.sha256(data).hexdigest()[:8]}-{len(self.registry.versions())}")
         with tempfile.TemporaryDirectory(dir=self.store.root) as name:
@@ -249,7 +265,8 @@ class ModelBuilder:
                     files[file].write_bytes(content)
                     variants[precision] = _variant(content if kept else None)
             card = _card(version, files["model.onnx"], variants, faces, probability, dataset)
-            self.registry.register(version, card.model_dump(mode="json"), "# a model for tests\n", files)
+            card = card.changed(gate=gate)
+            self.registry.register(card, "# a model for tests\n", files)
         if promote:
             self.registry.promote(version, "a test needs it")
         return version
@@ -262,6 +279,18 @@ class ModelBuilder:
 def _variant(content: bytes | None) -> Variant:
     file = None if content is None else CardFile(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
     return Variant(faces=20, accuracy_float32=0.9, accuracy=0.9, file=file)
+
+
+_EPOCH = EpochRow(
+    epoch=1,
+    train_loss=0.5,
+    train_accuracy=0.7,
+    val_loss=0.4,
+    val_accuracy=0.9,
+    learning_rate=0.001,
+    seconds=60.0,
+    images_per_second=90.0,
+)
 
 
 def _card(
@@ -280,7 +309,7 @@ def _card(
         run_id=f"run-{version}",
         dataset=CardDataset(sha256=dataset, name="a dataset", counts={"train": 2, "validation": 1, "test": 20}),
         params=TrainingParams(),
-        trained=Trained({"weight": torch.zeros(1)}, [EpochRow(1, 0.5, 0.7, 0.4, 0.9, 0.001, 60.0, 90.0)], 1, 1.0),
+        trained=Trained({"weight": torch.zeros(1)}, [_EPOCH], 1, 1.0),
         evaluation=evaluate(probability, labels, np.full(len(labels), 30), np.zeros(len(labels), np.int64)),
         temperature=1.0,
         parity=0.0,
@@ -289,6 +318,8 @@ def _card(
         network_cost=Cost(2, 1),
         inputs=measure_inputs(faces, np.arange(len(faces))),
         device="a test",
+        warnings=[],
+        gate=GateResult(passed=True, reason="a test needs no gate", champion=None),
     )
 
 

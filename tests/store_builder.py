@@ -6,7 +6,7 @@ import hashlib
 import io
 import math
 import zipfile
-from typing import Any
+from typing import Any, get_args
 
 import cv2
 import numpy as np
@@ -30,11 +30,20 @@ from shared.records.dataset import (
     write_faces_csv,
     write_rejects_csv,
 )
-from shared.records.evaluation import Confusion, Curve, Evaluation, Group, ReliabilityBin
+from shared.records.evaluation import (
+    Confusion,
+    Curve,
+    Evaluation,
+    Group,
+    GroupKind,
+    Rate,
+    ReliabilityBin,
+    Spread,
+)
 from shared.records.jobs import RESULT_COLUMNS, Jobs, JobState
 from shared.records.model_card import CardDataset, CardFile, InputStatistics, ModelCard, Variant
 from shared.records.registry import Registry
-from shared.records.runs import Runs, RunState
+from shared.records.runs import EpochRow, Runs, RunState
 from shared.store.base import Store
 
 HOSTILE_NAMES = (
@@ -130,19 +139,19 @@ class StoreBuilder:
         self.runs.update(run_id, state=state, dataset=dataset, **changes)
         return run_id
 
-    def epoch(self, number: int) -> dict[str, float]:
+    def epoch(self, number: int) -> EpochRow:
         """Returns a row of history, of a training that goes well."""
         left = math.exp(-number / 4)
-        return {
-            "epoch": number,
-            "train_loss": 0.12 + 0.57 * left,
-            "train_accuracy": 0.96 - 0.44 * left,
-            "val_loss": 0.19 + 0.5 * left + 0.01 * math.sin(number * 2),
-            "val_accuracy": 0.93 - 0.4 * left + 0.008 * math.sin(number * 3),
-            "learning_rate": 0.001 * 0.93**number,
-            "seconds": 4.2,
-            "images_per_second": 380.0,
-        }
+        return EpochRow(
+            epoch=number,
+            train_loss=0.12 + 0.57 * left,
+            train_accuracy=0.96 - 0.44 * left,
+            val_loss=0.19 + 0.5 * left + 0.01 * math.sin(number * 2),
+            val_accuracy=0.93 - 0.4 * left + 0.008 * math.sin(number * 3),
+            learning_rate=0.001 * 0.93**number,
+            seconds=4.2,
+            images_per_second=380.0,
+        )
 
     def model(self, sha256: str, run_id: str, *, name: str = "faces", accuracy: float = 0.93, epochs: int = 12) -> int:
         """Writes a finished run of a dataset, with its predictions and evaluation, and registers its model."""
@@ -202,7 +211,7 @@ class StoreBuilder:
         folder = f"models/gender/{version}"
         for file in ("model.onnx", "model_int8.onnx", "model_float16.onnx"):
             self.store.put(f"{folder}/{file}", b"onnx")
-        self.registry.register(version, card.model_dump(mode="json"), f"# gender {version}\n", {})
+        self.registry.register(card, f"# gender {version}\n", {})
         self.runs.update(
             run_id, state=RunState.REGISTERED, model={"name": "gender", "version": version}, metrics=metrics
         )
@@ -277,7 +286,13 @@ class StoreBuilder:
                 accuracy=rate,
                 low=max(0.0, rate - 1.5 / math.sqrt(size)),
                 high=min(1.0, rate + 1.0 / math.sqrt(size)),
+                false_positive_rate=None if name == GENDERS[1] else rate_of(size // 20, size // 2 or 1),
+                false_negative_rate=None if name == GENDERS[0] else rate_of(size // 15, size // 2 or 1),
             )
+
+        def rate_of(part: int, whole: int) -> Rate:
+            low, high = max(0.0, part / whole - 0.05), min(1.0, part / whole + 0.05)
+            return Rate(share=part / whole, count=part, total=whole, low=low, high=high)
 
         wrong = round(count * (1 - accuracy))
         half = count // 2
@@ -291,6 +306,8 @@ class StoreBuilder:
             accuracy_low=accuracy - 0.02,
             accuracy_high=accuracy + 0.015,
             balanced_accuracy=accuracy - 0.002,
+            recall_male=rate_of(half - wrong // 2, half),
+            recall_female=rate_of(count - half - (wrong - wrong // 2), count - half),
             auc=0.981,
             f1_male=accuracy + 0.003,
             f1_female=accuracy - 0.003,
@@ -315,6 +332,10 @@ class StoreBuilder:
             groups=groups,
             worst_group=groups[-1],
             gap=0.06,
+            spreads={
+                kind: Spread(accuracy=0.06, false_positive_rate=0.05, false_negative_rate=0.07)
+                for kind in get_args(GroupKind)
+            },
             histogram=[count // (abs(10 - i) + 1) % 97 + 5 * abs(10 - i) for i in range(20)],
         )
 

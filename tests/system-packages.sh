@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Finds or installs what the tests need beside Python: a RabbitMQ server and Chromium; or the packages named.
+# Finds or installs what the tests need beside Python: RabbitMQ, Chromium, nginx, Prometheus, strace; or those named.
 # Where it can't, it says loudly which tests will be skipped; in CI (CI=true) that is a failure.
 set -euo pipefail
 
@@ -7,6 +7,9 @@ installed() {
     case $1 in
         rabbitmq-server) [[ -x /usr/lib/rabbitmq/bin/rabbitmq-server ]] || command -v rabbitmq-server ;;
         chromium) command -v chromium || command -v chromium-browser || command -v google-chrome ;;
+        nginx-light) PATH=$PATH:/usr/sbin command -v nginx ;;
+        prometheus) command -v prometheus && command -v promtool ;;
+        strace) command -v strace ;;
         *) false ;;
     esac > /dev/null
 }
@@ -27,7 +30,7 @@ install() {
 
 missing=()
 wanted=("$@")
-[[ $# -gt 0 ]] || wanted=(rabbitmq-server chromium)
+[[ $# -gt 0 ]] || wanted=(rabbitmq-server chromium nginx-light prometheus strace)
 for package in "${wanted[@]}"; do
     installed "$package" || install "$package" || missing+=("$package")
 done

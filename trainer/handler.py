@@ -7,15 +7,17 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
+from shared.archives.archive import Archive, ArchiveLimits
 from shared.archives.fetch import fetch_archive
 from shared.broker.base import RETRIED_AT, Broker, BrokerError, Consumer, Delivery, Outgoing
 from shared.errors import Cancelled, GenderlineError, InvalidDataset, InvalidMessage, Retryable
 from shared.messages import ArchiveRequest, by_reference, json_reply, parse_dataset, run_id_of
+from shared.records.dataset import LABELS_JSON, dataset_id
 from shared.records.record import DamagedRecord, Fault, ModelRef, RecordEnded
 from shared.records.registry import Registry
-from shared.records.runs import Progress, Run, Runs, RunState
+from shared.records.runs import EpochRow, Progress, Run, Runs, RunState
 from shared.runtime.settings import Settings
 from shared.runtime.tempdir import temp_folder
 from shared.store.base import STORE_SCHEME, Store, sha256_of
@@ -30,8 +32,9 @@ from shared.topology import (
     run_state_topic,
 )
 from shared.worker.retry import FailurePolicy
+from trainer.data.labelling import recognize_labels
 from trainer.pipeline import Pipeline, Steps
-from trainer.release.promotion_gate import Verdict, judge
+from trainer.release.promotion_gate import compare_registered
 from trainer.training.train import Interrupted
 
 _WAIT_S: Final = 0.5
@@ -181,7 +184,11 @@ class TrainerService:
                 consumer.settle([delivery], self._end(delivery, run_id, RunState.REJECTED, error))
 
     def _accept(self, consumer: Consumer, delivery: Delivery, request: ArchiveRequest) -> str:
-        """Makes sure that the archive lies in the store, and says so, once. Returns its SHA-256."""
+        """Makes sure that the archive lies in the store, and says so and what its labels are, once.
+
+        Returns:
+            The dataset's id.
+        """
         run_id = run_id_of(request.message_id)
         record = self._runs.get(run_id)
         if record.dataset:
@@ -190,17 +197,27 @@ class TrainerService:
             temp_folder() as folder,
             fetch_archive(request, self._store, self._settings, folder) as path,
         ):
-            sha256 = request.sha256 or sha256_of(path)
+            with Archive(path, ArchiveLimits.from_settings(self._settings)) as archive:
+                labels = recognize_labels(archive, request.labels).report
+            sha256 = dataset_id(request.sha256 or sha256_of(path), request.labels)
+            if request.labels is not None:
+                self._store.put_json(f"datasets/{sha256}/{LABELS_JSON}", request.labels.as_dict())
             key = f"datasets/{sha256}/archive.zip"
             if not self._store.exists(key):
                 is_ours = path.is_relative_to(folder)  # and may be moved into the store
                 self._store.put_file(key, path if is_ours else shutil.copyfile(path, folder / "copy.zip"))
-        consumer.settle([], json_reply(delivery.message, record.reply(RunState.ACCEPTED)))
+        told = record.changed(labels=labels).reply(RunState.ACCEPTED)
+        consumer.settle([], json_reply(delivery.message, told))
         record = self._runs.update(
-            run_id, state=RunState.ACCEPTED, dataset=sha256, params=request.params, name=request.name
+            run_id,
+            state=RunState.ACCEPTED,
+            dataset=sha256,
+            labels=labels,
+            params=request.params,
+            name=request.name,
         )
         self._announce(record)
-        _LOG.info("%s accepted: %s", run_id, request.name)
+        _LOG.info("%s accepted: %s; %s", run_id, request.name, labels.text)
         return sha256
 
     def _enter(self, run_id: str, state: RunState) -> None:
@@ -240,24 +257,21 @@ class TrainerService:
 
     def _pass_gate(self, version: int) -> None:
         """Promotes a version, or makes it the challenger."""
-        verdict = self._judged(version)
-        while verdict.passed and not self._registry.promote_over(verdict.champion, version, f"gate: {verdict.reason}"):
-            verdict = self._judged(version)  # another version has become the champion meanwhile
-        reason = f"gate: {verdict.reason}"
-        _LOG.info("version %d %s: %s", version, "promoted" if verdict.passed else "not promoted", verdict.reason)
-        if verdict.passed:
-            self._broker.emit(MODEL_PROMOTED, {"schema": 1, "version": version, "reason": reason})
-        elif self._registry.challenge(version, reason, by="gate").challenger == version:
+        gate = compare_registered(self._store, version)
+        promotes = self._settings.auto_promote
+        while promotes and gate.passed:
+            if self._registry.promote_over(gate.champion, version, f"gate: {gate.reason}"):
+                _LOG.info("version %d promoted: %s", version, gate.reason)
+                promoted = {"schema": 1, "version": version, "reason": f"gate: {gate.reason}"}
+                self._broker.emit(MODEL_PROMOTED, promoted)
+                return
+            gate = compare_registered(self._store, version)  # another version has become the champion meanwhile
+        reason = f"gate: {gate.reason}" if not gate.passed else f"gate: a person has to promote it; {gate.reason}"
+        _LOG.info("version %d not promoted: %s", version, reason)
+        if gate.champion in (None, version):
+            return
+        if self._registry.challenge(version, reason, by="gate").challenger == version:
             self._broker.emit(MODEL_CHALLENGED, {"schema": 1, "version": version, "reason": reason})
-
-    def _judged(self, version: int) -> Verdict:
-        try:
-            return judge(self._store, version)
-        except Retryable:
-            raise
-        except Exception as error:  # a champion that cannot be run, say: the new model is none the worse for it
-            _LOG.exception("version %d cannot be compared to the champion", version)
-            return Verdict(False, f"it cannot be compared to the champion: {error}", None)
 
     def _continuation(self, delivery: Delivery, request: ArchiveRequest, sha256: str | None) -> list[Outgoing]:
         """Returns the message with which any trainer carries the run on; until it is confirmed, this one is ours."""
@@ -269,6 +283,7 @@ class TrainerService:
             name=request.name,
             sha256=sha256,
             params=request.params,
+            labels=request.labels,
             message_id=request.message_id,
             reply_to=asked.reply_to,
             correlation_id=asked.correlation_id,
@@ -376,5 +391,5 @@ class _Watcher:
             self._recorded = now
             self._runs.update(self._run_id, progress=progress)
 
-    def on_epoch(self, row: dict[str, Any]) -> None:
-        self._broker.emit(RUN_EPOCH, {"schema": 1, "run_id": self._run_id, "row": row})
+    def on_epoch(self, row: EpochRow) -> None:
+        self._broker.emit(RUN_EPOCH, {"schema": 1, "run_id": self._run_id, "row": row.as_dict()})

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import logging
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -16,21 +17,26 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from shared.archives.archive import ArchiveLimits
+from shared.errors import InvalidDataset
 from shared.faces.decode import ImageLimits
+from shared.faces.labelling import LabelSpec
 from shared.faces.labels import GENDERS
 from shared.params import TrainingParams
 from shared.records.dataset import (
     FACES_CSV,
     FACES_NPY,
+    LABELS_JSON,
+    REFUSAL_JSON,
     REJECTS_CSV,
     SPLITS,
     SUMMARY_JSON,
+    DatasetRefusal,
     DatasetSummary,
 )
 from shared.records.evaluation import Evaluation
 from shared.records.model_card import CardDataset, ModelCard, Variant, VariantPrecision
 from shared.records.registry import MODEL_NAME, Registry
-from shared.records.runs import Progress, Runs, RunState
+from shared.records.runs import EpochRow, Progress, Runs, RunState
 from shared.runtime.settings import Settings
 from shared.store.base import Store
 from shared.telemetry.metrics import TrainerMetrics
@@ -39,7 +45,9 @@ from trainer.data.ingest import ingest
 from trainer.release.card import build_card, measure_inputs, render_card
 from trainer.release.evaluate import evaluate
 from trainer.release.export import build_variants, export_onnx, verify_parity
+from trainer.release.promotion_gate import compare
 from trainer.training import checkpoint
+from trainer.training.balance import warn_of_imbalance
 from trainer.training.calibrate import fit_temperature
 from trainer.training.checkpoint import Checkpoint, CheckpointError
 from trainer.training.device import DeviceFaces
@@ -47,9 +55,10 @@ from trainer.training.distributed import ProcessGroup, train_distributed
 from trainer.training.model import build_network, cost
 from trainer.training.recipe import Recipe, decide
 from trainer.training.throughput import measure_throughput
-from trainer.training.train import EpochRow, Hooks, Trained, predict_logits
+from trainer.training.train import Hooks, Trained, predict_logits
 from trainer.training.train import Progress as TrainingProgress
 
+_LOG = logging.getLogger(__name__)
 _PARITY_FACES: Final = 256
 _CALIBRATION_FACES: Final = 512
 _COMPARED_FACES: Final = 20_000
@@ -71,7 +80,7 @@ class Steps:
 
     on_state: Callable[[RunState], None]
     on_progress: Callable[[Progress], None]
-    on_epoch: Callable[[dict[str, Any]], None]
+    on_epoch: Callable[[EpochRow], None]
     should_yield: Callable[[], bool]
     checkpoint: Callable[[], None]
 
@@ -124,10 +133,11 @@ class Pipeline:
             Exception: what `steps.checkpoint` or `steps.on_progress` raises.
         """
         if (version := self._registry.version_of_run(run_id)) is not None:  # and then whoever did it was interrupted
-            return ModelCard.model_validate(self._registry.card(version))
+            return self._registry.card(version)
         folder = f"datasets/{sha256}"
         self._ingest(folder, sha256, steps)
         with open_dataset(self._store, sha256) as dataset:
+            self._warn(run_id, dataset)
             trained, recipe = self._train(run_id, dataset, params, steps)
             return self._finish(run_id, name, dataset, recipe, trained, steps)
 
@@ -148,20 +158,46 @@ class Pipeline:
             tempfile.TemporaryDirectory(prefix="genderline-") as work,
             self._store.local(f"{folder}/archive.zip") as archive,
         ):
-            summary: DatasetSummary = ingest(
-                archive,
-                Path(work),
-                ArchiveLimits.from_settings(self._settings),
-                ImageLimits.from_settings(self._settings),
-                threads=self._settings.threads or self._settings.cores,
-                archive_sha256=sha256,
-                on_progress=on_progress,
-            )
+            labels = None
+            if self._store.exists(f"{folder}/{LABELS_JSON}"):
+                labels = LabelSpec.parse(self._store.get_json(f"{folder}/{LABELS_JSON}"))
+            try:
+                summary: DatasetSummary = ingest(
+                    archive,
+                    Path(work),
+                    ArchiveLimits.from_settings(self._settings),
+                    ImageLimits.from_settings(self._settings),
+                    threads=self._settings.threads or self._settings.cores,
+                    archive_sha256=None if labels else sha256,
+                    labels=labels,
+                    on_progress=on_progress,
+                )
+            except InvalidDataset:
+                self._keep_refusal(folder, Path(work))
+                raise
             for name in _DATASET_FILES:
                 self._store.put_file(f"{folder}/{name}", Path(work) / name)
         self._metrics.ingested.inc(summary.faces)
-        for reason, count in summary.rejects.items():
+        self._count_rejects(summary.rejects)
+
+    def _keep_refusal(self, folder: str, work: Path) -> None:
+        """Keeps what was rejected of an archive that did not become a dataset, so that its page can show it."""
+        if (work / REFUSAL_JSON).exists():
+            refusal = DatasetRefusal.model_validate_json((work / REFUSAL_JSON).read_bytes())
+            for name in (REJECTS_CSV, REFUSAL_JSON):
+                self._store.put_file(f"{folder}/{name}", work / name)
+            self._count_rejects(refusal.rejects)
+
+    def _count_rejects(self, rejects: Mapping[str, int]) -> None:
+        for reason, count in rejects.items():
             self._metrics.rejected.labels(reason).inc(count)
+
+    def _warn(self, run_id: str, dataset: Dataset) -> None:
+        """Tells of a dataset that is hard to learn from, in the log and in the run's record."""
+        if warnings := _find_warnings(dataset):
+            for warning in warnings:
+                _LOG.warning("%s: %s", run_id, warning)
+            self._runs.update(run_id, warnings=warnings)
 
     # -- train
 
@@ -178,22 +214,18 @@ class Pipeline:
                 device=self._device,
                 throughput=lambda recipe: measure_throughput(recipe, self._device) * self._group.size,
             )
-        rows: dict[int, dict[str, Any]] = {
-            (epoch := int(row["epoch"])): row | {"epoch": epoch} for row in self._runs.history(run_id)
-        }
+        rows = [] if resume is None else [EpochRow.model_validate(row) for row in resume.history]
 
         def on_epoch(row: EpochRow) -> None:
-            rows[row.epoch] = asdict(row)
-            # A run that resumes from before an epoch's end gives that epoch again; later ones are not there yet.
-            kept = [rows[epoch] for epoch in sorted(rows) if epoch <= row.epoch]
-            self._runs.write_history(run_id, kept)
+            rows.append(row)
+            self._runs.write_history(run_id, rows)
             for split, loss, accuracy in (
                 ("train", row.train_loss, row.train_accuracy),
                 ("validation", row.val_loss, row.val_accuracy),
             ):
                 self._metrics.loss.labels(split).set(loss)
                 self._metrics.accuracy.labels(split).set(accuracy)
-            steps.on_epoch(asdict(row))
+            steps.on_epoch(row)
 
         def on_step(progress: TrainingProgress) -> None:
             self._metrics.epoch.set(progress.epoch)
@@ -258,7 +290,7 @@ class Pipeline:
             np.array([dataset.rows[i].age for i in test]),
             np.array([dataset.rows[i].ethnicity for i in test]),
         )
-        self._store.put_json(f"runs/{run_id}/evaluation.json", figures.model_dump(mode="json"))
+        self._runs.write_evaluation(run_id, figures)
         self._write_predictions(run_id, probability)
         steps.checkpoint()
 
@@ -274,6 +306,9 @@ class Pipeline:
             steps.checkpoint()
             variants = _build_variants(network, temperature, model, metadata, dataset) if recipe.quantize else {}
             steps.on_progress(_progress(RunState.EXPORTING, 2, 3))
+            champion = self._registry.aliases().champion
+            gate = compare(self._store, dataset, name, model, figures, champion=champion)
+            steps.checkpoint()
             card = build_card(
                 model_version=version,
                 run_id=run_id,
@@ -290,10 +325,12 @@ class Pipeline:
                 network_cost=cost(network),
                 inputs=measure_inputs(dataset.faces, dataset.part("train")),
                 device=str(self._device),
+                warnings=_find_warnings(dataset),
+                gate=gate,
             )
             steps.checkpoint()  # the last moment at which an owner that lost its lease must not write
             files = {path.name: path for path in Path(work).iterdir()}
-            self._registry.register(version, card.model_dump(mode="json"), render_card(card), files)
+            self._registry.register(card, render_card(card), files)
         return card
 
     def _logits(self, network: torch.nn.Module, dataset: Dataset, steps: Steps) -> NDArray[np.float32]:
@@ -320,6 +357,12 @@ class Pipeline:
                 writer.writerow(("index", "probability_female"))
                 writer.writerows((index, f"{value:.6f}") for index, value in enumerate(probability))
             self._store.put_file(f"runs/{run_id}/predictions.csv", path)
+
+
+def _find_warnings(dataset: Dataset) -> list[str]:
+    """Returns what the user should know about the dataset, in sentences."""
+    warning = warn_of_imbalance(dataset.labels[dataset.part("train")])
+    return [] if warning is None else [warning]
 
 
 def _build_variants(

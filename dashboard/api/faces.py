@@ -36,9 +36,9 @@ def requested_filter(sha256: str) -> tuple[FaceFilter, NDArray[np.float32] | Non
     parts = dashboard()
     wanted = FaceFilter.from_query(request.args)
     version = wanted.version
-    if version not in [card["version"] for card in parts.store_cache.cards()]:
+    if version not in [card.version for card in parts.store_cache.cards().records]:
         predicting = parts.store_cache.predicting_versions(sha256)
-        champion = parts.client.registry.aliases().champion
+        champion = parts.client.registry.find_aliases()[0].champion
         version = champion if champion in predicting else next(iter(predicting), None)
     probabilities = None if version is None else parts.store_cache.predictions(sha256, version)
     return wanted.with_version(version), probabilities

@@ -36,6 +36,8 @@ DEAD_LETTERS_KEPT: Final = 100_000
 """The most dead letters; beyond, the oldest are dropped, so that a flood of bad messages cannot fill the disk."""
 DEAD_BYTES_KEPT: Final = 4 * 2**30
 """The most bytes of their bodies."""
+PREFETCH_BYTES: Final = 64 * 2**20
+"""Bytes of message bodies that a consumer holds of one queue, unless it is told otherwise."""
 _LONGEST_WAIT_S: Final = 365 * 86400.0
 _CLOCKS_DIFFER_S: Final = 86400.0
 
@@ -313,8 +315,10 @@ class Broker(abc.ABC):
         self.publish_many([Outgoing(queue, message)], timeout_s)
 
     @abc.abstractmethod
-    def consume(self, queues: Sequence[str], prefetch: int) -> Consumer:
+    def consume(self, queues: Sequence[str], prefetch: int, prefetch_bytes: int = PREFETCH_BYTES) -> Consumer:
         """Opens a consumer of `queues`, most urgent first, that holds up to `prefetch` unsettled messages of each.
+
+        Their bodies come to hardly more than `prefetch_bytes`, but there may always be one.
 
         With a prefetch of 0 it holds nothing but what `receive` has returned: slower, and right where one message is
         hours of work that anybody else may do meanwhile.

@@ -92,6 +92,8 @@ def _tell_run(ctx: click.Context, output: Output, client: Client, run: Run) -> N
             f"{place_of(client, run.model.version)}",
             "green",
         )
+        for warning in run.warnings:
+            output.line(f"warning: {warning}", "yellow")
     elif run.error:
         output.error(f"{run.run_id} {run.state}: {run.error.code}: {run.error.message}")
     else:

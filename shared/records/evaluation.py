@@ -4,19 +4,33 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict
+from shared.records.record import StoredModel
 
 GroupKind = Literal["gender", "ethnicity", "age", "intersection"]
 MIN_GROUP: Final = 10
-"""Faces that a group needs to be named the worst: below that, chance alone makes one bad."""
+"""Faces that a group needs to be ranked: below that, chance alone makes one bad."""
 
 
-class _Figures(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+class Rate(StoredModel):
+    """A share of faces with its 95 % Wilson interval.
+
+    Attributes:
+        share: `count / total`.
+        count: faces that are counted.
+        total: faces that could be.
+        low: lower end of the interval.
+        high: upper end of the interval.
+    """
+
+    share: float
+    count: int
+    total: int
+    low: float
+    high: float
 
 
-class Group(_Figures):
-    """The accuracy within one group of faces.
+class Group(StoredModel):
+    """The errors within one group of faces.
 
     Attributes:
         kind: what the group is formed by; `intersection` is gender, ethnicity and age band together.
@@ -26,6 +40,8 @@ class Group(_Figures):
         accuracy: `correct / count`.
         low: lower end of the accuracy's 95 % Wilson interval.
         high: its upper end.
+        false_positive_rate: share of the male faces that are classified as female; None where the group has none.
+        false_negative_rate: share of the female faces that are classified as male; None where the group has none.
     """
 
     kind: GroupKind
@@ -35,9 +51,27 @@ class Group(_Figures):
     accuracy: float
     low: float
     high: float
+    false_positive_rate: Rate | None
+    false_negative_rate: Rate | None
 
 
-class Confusion(_Figures):
+class Spread(StoredModel):
+    """The differences between the highest and the lowest group of one kind.
+
+    Groups with fewer than `MIN_GROUP` faces do not count, nor do rates over fewer than `MIN_GROUP` faces.
+
+    Attributes:
+        accuracy: the difference of the accuracies; None where fewer than two groups count.
+        false_positive_rate: the difference of the false-positive rates; None where fewer than two groups count.
+        false_negative_rate: the difference of the false-negative rates; None where fewer than two groups count.
+    """
+
+    accuracy: float | None
+    false_positive_rate: float | None
+    false_negative_rate: float | None
+
+
+class Confusion(StoredModel):
     """Faces by their label and their prediction."""
 
     male_as_male: int
@@ -46,7 +80,7 @@ class Confusion(_Figures):
     female_as_female: int
 
 
-class ReliabilityBin(_Figures):
+class ReliabilityBin(StoredModel):
     """Faces of similar probability.
 
     Attributes:
@@ -64,15 +98,15 @@ class ReliabilityBin(_Figures):
     share_female: float
 
 
-class Curve(_Figures):
+class Curve(StoredModel):
     """Points of a curve, thinned for drawing, from left to right."""
 
     x: list[float]
     y: list[float]
 
 
-class Evaluation(_Figures):
-    """What `trainer.release.evaluate.evaluate` measures; *female* is the positive class.
+class Evaluation(StoredModel):
+    """The result of `trainer.release.evaluate.evaluate`; *female* is the positive class.
 
     Attributes:
         count: faces evaluated.
@@ -80,6 +114,8 @@ class Evaluation(_Figures):
         accuracy_low: lower end of the accuracy's 95 % Wilson interval.
         accuracy_high: its upper end.
         balanced_accuracy: mean of both genders' recall.
+        recall_male: share of the male faces that are classified as male; None where there are none.
+        recall_female: share of the female faces that are classified as female; None where there are none.
         auc: area under the ROC curve; None where all faces have one gender.
         f1_male: harmonic mean of precision and recall for male.
         f1_female: the same for female.
@@ -89,10 +125,11 @@ class Evaluation(_Figures):
         reliability: up to 15 bins of equal counts, by rising probability.
         confusion: the four counts.
         roc: true over false positive rate; empty where all faces have one gender.
-        precision_recall: precision over recall; likewise.
+        precision_recall: precision over recall; empty where all faces have one gender.
         groups: every group that has faces; by gender, ethnicity, age, then intersections.
         worst_group: the lowest accuracy of the groups with at least `MIN_GROUP` faces; None where there is none.
-        gap: the highest accuracy of these groups less the lowest; None likewise.
+        gap: the highest accuracy of these groups less the lowest; None where there is none.
+        spreads: the differences between groups, by the kind of group.
         histogram: faces by probability of female, 20 bins of equal width: what drift in production is held against.
     """
 
@@ -101,6 +138,8 @@ class Evaluation(_Figures):
     accuracy_low: float
     accuracy_high: float
     balanced_accuracy: float
+    recall_male: Rate | None
+    recall_female: Rate | None
     auc: float | None
     f1_male: float
     f1_female: float
@@ -114,4 +153,5 @@ class Evaluation(_Figures):
     groups: list[Group]
     worst_group: Group | None
     gap: float | None
+    spreads: dict[GroupKind, Spread]
     histogram: list[int]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from shared.records.evaluation import Evaluation
+from shared.records.record import StoredModel, Timestamp
 
 VariantPrecision = Literal["int8", "float16"]
 ServedPrecision = Literal["float32", "int8", "float16"]
@@ -17,11 +18,7 @@ CONTRAST_RANGE: Final = (0, 128)
 """The same for `contrast_histogram`: half black and half white is 127.5."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-class CardDataset(_Section):
+class CardDataset(StoredModel):
     """What the model was trained on.
 
     Attributes:
@@ -35,14 +32,14 @@ class CardDataset(_Section):
     counts: dict[str, int]
 
 
-class CardFile(_Section):
+class CardFile(StoredModel):
     """A model file: what a reader compares before it loads it."""
 
     sha256: str
     size_bytes: int
 
 
-class Variant(_Section):
+class Variant(StoredModel):
     """The same network in another precision, compared with float32 on the same faces.
 
     Attributes:
@@ -62,7 +59,51 @@ class Variant(_Section):
     file: CardFile | None
 
 
-class InputStatistics(_Section):
+class GroupLoss(StoredModel):
+    """A group of faces that a new model predicts worse than the champion, by more than chance explains.
+
+    Attributes:
+        name: of the group, as in `Evaluation.groups`.
+        count: faces in the group.
+        champion: the champion's accuracy on them.
+        accuracy: the new model's accuracy on them.
+    """
+
+    name: str
+    count: int
+    champion: float
+    accuracy: float
+
+
+class GateResult(StoredModel):
+    """The comparison of a new model with the champion on the same faces, by `trainer.release.promotion_gate.compare`.
+
+    Attributes:
+        passed: whether the new model is better, and no gender's recall fell beyond chance.
+        reason: the result in a sentence.
+        champion: the version that it was compared with; None where there was none.
+        faces: how many faces both were compared on.
+        balanced_accuracy: of the new model; None where nothing was compared.
+        champion_balanced_accuracy: of the champion on the same faces; None where nothing was compared.
+        difference_low: lower end of the 95 % interval of their difference.
+        difference_high: its upper end.
+        lost_groups: groups of 100 faces or more that lost accuracy by more than chance, worst first.
+        labels_reversed: whether the labels look reversed.
+    """
+
+    passed: bool
+    reason: str
+    champion: int | None
+    faces: int = 0
+    balanced_accuracy: float | None = None
+    champion_balanced_accuracy: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+    lost_groups: list[GroupLoss] = Field(default_factory=list)
+    labels_reversed: bool = False
+
+
+class InputStatistics(StoredModel):
     """What the training faces look like: what drift in the faces to predict is held against.
 
     Attributes:
@@ -80,10 +121,10 @@ class InputStatistics(_Section):
     luma_std: float
     contrast_mean: float
     luma_histogram: list[int]
-    contrast_histogram: list[int] = []
+    contrast_histogram: list[int] = Field(default_factory=list)
 
 
-class ModelCard(_Section):
+class ModelCard(StoredModel):
     """All facts about one registered version.
 
     Attributes:
@@ -95,6 +136,8 @@ class ModelCard(_Section):
         params: the training parameters, all of them.
         metrics: the headline figures: `val_accuracy`, `val_loss`, `test_accuracy`, `test_auc`, `test_ece`, ….
         evaluation: everything measured on the held-out part.
+        warnings: what the user should know about the data, in sentences.
+        gate: the comparison with the champion of that time.
         temperature: the calibration inside the graph.
         parity: largest difference of torch's and ONNX Runtime's probability on real faces.
         file: `model.onnx`.
@@ -113,11 +156,13 @@ class ModelCard(_Section):
     name: Literal["gender"] = "gender"
     version: int
     run_id: str
-    created: str
+    created: Timestamp
     dataset: CardDataset
     params: dict[str, Any]
     metrics: dict[str, float]
     evaluation: Evaluation
+    warnings: list[str] = Field(default_factory=list)
+    gate: GateResult | None = None
     temperature: float
     parity: float
     file: CardFile

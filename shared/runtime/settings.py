@@ -114,6 +114,9 @@ class Settings(BaseSettings):
         0, ge=0, le=1024, description="Threads that train, and processes that decode an archive; 0 takes one a core"
     )
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="Where training runs")
+    auto_promote: bool = Field(
+        True, description="Let the gate promote a new model that is better; `false`: only a person promotes"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged")
     log_format: Literal["text", "json"] = Field("text", description="Log lines for people or for programs")
 

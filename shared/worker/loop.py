@@ -108,6 +108,9 @@ class Handler(abc.ABC, Generic[R]):
             The error replies.
         """
 
+    def close(self) -> None:
+        """Lets go of what was kept from one request to the next; called when the loop ends."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Item:
@@ -159,8 +162,15 @@ class ConsumerLoop:
 
     def run(self, stop: threading.Event) -> None:
         """Works until `stop`. A broker that is away is waited for."""
-        while not stop.is_set() and not self._wait_until_ready(_WAIT_S):
-            pass
+        try:
+            while not stop.is_set() and not self._wait_until_ready(_WAIT_S):
+                pass
+            self._consume(stop)
+        finally:
+            for handler in self._handlers.values():
+                handler.close()
+
+    def _consume(self, stop: threading.Event) -> None:
         while not stop.is_set():
             try:
                 # Closing the consumer gives back whatever is unsettled: after an error, and what `stop` left untouched.

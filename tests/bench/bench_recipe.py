@@ -30,6 +30,7 @@ from shared.archives.archive import ArchiveLimits
 from shared.faces.decode import ImageLimits
 from shared.params import TrainingParams
 from shared.records.dataset import FACES_CSV, FACES_NPY, SPLITS, read_faces_csv
+from shared.records.runs import EpochRow
 from shared.runtime.settings import load_settings
 from trainer.data.dataset import Dataset
 from trainer.data.ingest import ingest
@@ -40,7 +41,7 @@ from trainer.training.distributed import ProcessGroup
 from trainer.training.model import NETWORKS, build_network, cost, residual
 from trainer.training.recipe import Recipe, decide
 from trainer.training.throughput import measure_throughput
-from trainer.training.train import EpochRow, Hooks, TrainingJob, predict_logits, train
+from trainer.training.train import Hooks, TrainingJob, predict_logits, train
 
 PLAIN: Final[dict[str, Any]] = {
     "network": "reference",

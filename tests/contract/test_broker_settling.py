@@ -279,3 +279,32 @@ def test_a_reply_to_that_names_a_work_queue_is_left_out(broker: Broker, caplog: 
         asked = [consumer.receive(1, 10)[0].message.reply_to for _ in range(3)]
     assert asked == [None, None, "somebody.elses"]
     assert f"names our own queue {queues.shards} as reply_to" in caplog.text
+
+
+def test_what_a_consumer_holds_is_bounded_in_bytes_too(broker: Broker) -> None:
+    queue = broker.topology.predictions
+    large = [bytes([number]) * 1_000_000 for number in range(20)]
+    small = [bytes([number]) for number in range(100)]
+    broker.publish_many([Outgoing(queue, Message(body, "text/plain")) for body in large])
+    with broker.consume([queue], 30, prefetch_bytes=3_000_000) as consumer:
+        found: list[bytes] = []
+        while len(found) < len(large):
+            held = consumer.receive(30, 10)
+            held += consumer.receive(30, 0.1)  # and no more, for as long as these are not settled
+            assert 1 <= len(held) <= 4
+            found += [delivery.message.body for delivery in held]
+            consumer.settle(held)
+            consumer.flush()
+        assert found == large
+        broker.publish_many([Outgoing(queue, Message(body, "text/plain")) for body in small])
+        found, most = [], 0
+        while len(found) < len(small):
+            held = []
+            while more := consumer.receive(30, 0.3):
+                held += more
+            assert 1 <= len(held) <= 30
+            most = max(most, len(held))
+            found += [delivery.message.body for delivery in held]
+            consumer.settle(held)
+        assert found == small
+        assert most == 30

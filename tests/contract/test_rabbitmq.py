@@ -546,3 +546,26 @@ def test_an_event_that_is_nested_without_end_costs_a_line_in_the_log(
         assert [event.payload for event in events.receive(10)] == [{"good": True}]
     assert broker.reconnects == 0
     assert caplog.text.count("ignored an event on run.progress") == 2
+
+
+def test_delivery_counts_that_a_client_made_up_are_ignored(place: Place, foreign: BlockingChannel) -> None:
+    broker = place.open()
+    queue = place.topology.predictions
+    forged: list[dict[str, object]] = [
+        {"x-earlier-deliveries": 50},
+        {"x-earlier-deliveries": "50"},
+        {"x-earlier-deliveries": f"50 {'0' * 32}"},
+        {"x-delivery-count": 50},
+    ]
+    for number, headers in enumerate(forged):
+        properties = pika.BasicProperties(message_id=str(number), headers=headers)
+        foreign.basic_publish("", queue, b"", properties)
+    with broker.consume([queue], 10) as consumer:
+        found = [delivery for _ in forged for delivery in consumer.receive(1, 10)]
+        assert [delivery.delivery_count for delivery in found] == [0] * len(forged)
+        for delivery in found:
+            consumer.requeue(delivery)
+        found = [delivery for _ in forged for delivery in consumer.receive(1, 10)]
+        assert [delivery.delivery_count for delivery in found] == [1] * len(forged)
+        consumer.settle(found)
+        consumer.flush()

@@ -92,7 +92,7 @@ def test_a_service_that_cannot_do_what_a_setting_says_ends_all_with_its_message(
 def test_the_demo_trains_predicts_shows_and_ends_by_itself(tmp_path: Path) -> None:
     settings = environment(GENDERLINE_PORT="0", GENDERLINE_WORKERS="1")
     done = subprocess.run(
-        [*GENDERLINE, "demo", "--once", "--images", "80", "--epochs", "1"],
+        [*GENDERLINE, "demo", "--once", "--images", "80", "--epochs", "12"],
         cwd=tmp_path,
         env=settings,
         capture_output=True,

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from inference.jobs.finish import JobEnds
 from inference.model.loader import ServedModel
 from inference.model.predictor import Predictor, Result
 from shared.broker.base import Message, ReplyQueue
@@ -23,8 +22,6 @@ from shared.client import Client
 from shared.messages import ZIP, by_reference, job_id_of, json_message
 from shared.records.jobs import RESULT_COLUMNS, Jobs, JobState
 from shared.store.files import FileStore
-from shared.worker import retry as failures
-from shared.worker.retry import FailurePolicy
 from tests.inference_loops import Loops, open_loops
 from tests.model_builder import brightness_answer, brightness_model, constant_model, image_of
 from tests.rabbitmq_shared import SharedNode
@@ -157,7 +154,7 @@ def test_an_archive_becomes_one_csv_in_archive_order_and_two_replies(either: Loo
 def test_beside_interactive_work_a_job_goes_in_small_steps(loops: Loops) -> None:
     loops = replace(loops, settings=loops.settings.model_copy(update={"shard_images": 100}))
     lately = iter([True, True])
-    bulk = loops.bulk(interactive_lately=lambda: next(lately, False))
+    bulk = loops.bulk(interactive_recently=lambda: next(lately, False))
     with loops.broker.reply_queue() as inbox, loops.running(bulk.run):
         job_id = send(loops, Message(zip_of(faces(50)), ZIP, reply_to=inbox.name))
         _, finished = job_replies(inbox, "accepted", "finished")
@@ -296,16 +293,17 @@ def test_a_malformed_shard_is_buried(loops: Loops) -> None:
 
 @pytest.mark.parametrize("opened", [None, JobState.QUEUED, JobState.FAILED])
 def test_a_shard_whose_job_is_unknown_is_tried_again_and_then_buried(tmp_path: Path, opened: JobState | None) -> None:
-    with open_loops(tmp_path, f"sqlite:///{tmp_path / 'broker.db'}", delivery_limit=2) as loops:
+    with open_loops(tmp_path, f"sqlite:///{tmp_path / 'broker.db'}") as opened_loops:
+        loops = replace(opened_loops, missing_for_s=0.3, first_pause_s=0.1)
         if opened is not None:
             Jobs(loops.store).create(job_id_of("m"), message_id="m", name="a", state=opened)
         shard = {"job_id": job_id_of("m"), "shard": 0, "start": 0, "stop": 1}
         with serving(loops).running(loops.bulk().run):
-            for count in (1, 0):  # what is known of the first one's job need not be found out again
+            for _ in range(2):  # what is known of the first one's job need not be found out again
                 loops.broker.publish(loops.broker.topology.shards, json_message(shard))
                 eventually(loops.broker.dead_letters, 10, "a dead letter")
                 (letter,) = loops.broker.dead_letters()
-                assert (letter.reason, letter.delivery_count) == ("not_found", count)
+                assert letter.reason == "not_found"
                 loops.broker.drop_dead()
         assert getattr(Jobs(loops.store).find(job_id_of("m")), "state", None) == opened
 
@@ -354,16 +352,15 @@ def test_a_damaged_record_costs_its_job_and_not_the_worker(loops: Loops) -> None
     assert [letter.reason for letter in loops.broker.dead_letters()] == ["damaged_record"]
 
 
-def test_a_job_that_outlasts_its_tries_while_the_store_is_away_ends_once_it_is_back(
-    either: Loops, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_job_waits_for_a_store_that_is_away_as_long_as_it_takes(
+    either: Loops, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(failures, "_NO_RECORD_PAUSE_S", 0.1)
-    either = replace(either, policy=FailurePolicy(1, either.metrics.dead_letters))
+    either = replace(either, first_pause_s=0.05)
     away = either.store.path("jobs")
     away.symlink_to("jobs")
     with either.broker.reply_queue() as inbox, either.running(either.bulk().run):
         job_id = send(either, Message(zip_of(faces(7)), ZIP, reply_to=inbox.name))
-        eventually(lambda: caplog.text.count("cannot be recorded") > 7, 30, "tries")
+        eventually(lambda: caplog.text.count("trying again in") > 5, 30, "tries")
         away.unlink()
         job_replies(inbox, "accepted", "finished")
         queues_empty(either)
@@ -394,24 +391,50 @@ def test_progress_tells_how_many_are_done_how_fast_and_how_long_it_will_take(loo
     assert progress[-1]["eta_s"] == 0
 
 
-@pytest.mark.parametrize("record", [None, b"{"], ids=["gone", "damaged"])
-def test_what_is_settled_cannot_fail_any_more_of_what_is_noted(
-    loops: Loops, record: bytes | None, caplog: pytest.LogCaptureFixture
-) -> None:
-    if record is not None:
-        loops.store.put("jobs/job-1/job.json", record)
-    with loops.broker.consume([loops.broker.topology.jobs], 1) as consumer:
-        JobEnds(loops.broker, loops.store).note(consumer, "job-1", handed_out=True)
-    assert "job-1: may be said once more" in caplog.text
+def test_told_to_stop_in_the_midst_of_a_shard_a_worker_gives_it_back_uncounted(loops: Loops) -> None:
+    loops = replace(loops, settings=loops.settings.model_copy(update={"shard_images": 1000}))
+    stop = threading.Event()
+
+    class Stopping(Predictor):
+        def predict(
+            self,
+            model: ServedModel,
+            images: Sequence[bytes],
+            owners: Sequence[int] | None = None,
+            *,
+            probe: bool = False,
+        ) -> list[Result]:
+            stop.set()
+            return Predictor.predict(self, model, images, owners, probe=probe)
+
+    stopping = replace(loops, predictor=Stopping(loops.predictor.decoder, 64, loops.metrics))
+    with loops.broker.reply_queue() as inbox:
+        job_id = send(loops, Message(zip_of(faces(300)), ZIP, reply_to=inbox.name))
+        stopping.bulk().run(stop)
+        assert loops.store.children(f"jobs/{job_id}/parts") == []
+        with loops.broker.consume([loops.broker.topology.shards], 1) as consumer:
+            assert consumer.receive(1, 5)[0].delivery_count == 0
+        with loops.running(loops.bulk().run):
+            job_replies(inbox, "accepted", "finished")
+    assert len(rows_of(loops, job_id)) == 300
 
 
-def test_there_is_no_progress_of_a_job_whose_parts_are_gone(loops: Loops) -> None:
-    records = Jobs(loops.store)
-    records.create("job-1", message_id="m", name="a", state=JobState.QUEUED)
-    record = records.accept("job-1", images=7, shards=3, shard_images=3)
-    with loops.broker.subscribe(["job.#"]) as events:
-        loops.bulk()._progress(record)
-        assert events.receive(0.1) == []
+def test_a_message_that_has_the_id_of_an_accepted_job_and_cannot_be_read_leaves_the_job_alone(loops: Loops) -> None:
+    halted, predictor = halting(loops)
+    with (
+        loops.broker.reply_queue() as inbox,
+        loops.broker.reply_queue() as other,
+        halted.running(halted.bulk().run),
+    ):
+        job_id = send(loops, Message(zip_of(faces(9)), ZIP, "same", reply_to=inbox.name))
+        assert predictor.reached.wait(20)
+        send(loops, Message(b"", "text/plain", "same", reply_to=other.name))
+        predictor.go_on.set()
+        (refused,) = job_replies(other, "rejected")
+        _, finished = job_replies(inbox, "accepted", "finished")
+    assert refused["error"]["code"] == "unsupported_content_type"
+    assert finished["counts"] == {"images": 9, "errors": 0}
+    assert Jobs(loops.store).get(job_id).state == JobState.FINISHED
 
 
 @dataclass(frozen=True, slots=True)
@@ -619,23 +642,6 @@ def test_a_rejected_job_that_is_sent_back_is_tried_anew(either: Loops) -> None:
     assert "error" not in finished
     assert len(rows_of(either, job_id)) == 7
     assert either.broker.dead_letters() == []
-
-
-def test_a_job_that_failed_after_it_was_accepted_is_handed_out_when_requeued_copy(tmp_path: Path) -> None:
-    with open_loops(tmp_path, f"sqlite:///{tmp_path / 'broker.db'}", shard_images=3, queue_limit=3) as loops:
-        impatient = replace(serving(loops), policy=FailurePolicy(1, loops.metrics.dead_letters))
-        shards = loops.broker.topology.shards
-        loops.broker.publish(shards, Message(b"in the way", "text/plain"))
-        with loops.broker.consume([shards], 1) as other, loops.broker.reply_queue() as inbox:
-            in_the_way = other.receive(1, 5)
-            with loops.running(impatient.bulk().run):
-                send(loops, Message(zip_of(faces(7)), ZIP, reply_to=inbox.name))
-                (failed,) = job_replies(inbox, "failed")
-                assert failed["error"]["code"] == "unavailable"
-                other.settle(in_the_way)
-                assert loops.broker.retry_dead() == 1
-                job_replies(inbox, "accepted", "finished")
-                queues_empty(loops)
 
 
 def test_a_job_that_failed_of_a_shard_is_computed_when_the_shard_is_requeued_copy(either: Loops) -> None:

@@ -30,13 +30,15 @@ from trainer.handler import TrainerService
 from trainer.pipeline import Pipeline
 
 FAST = {"epochs": 1, "quantize": False, "augment": False}
+USEFUL = {**FAST, "epochs": 10, "batch_size": 4}
+"""As fast as a model can be trained that tells the genders apart a little, which its promotion needs."""
 
 
 def test_a_dataset_by_value_sent_twice_becomes_one_model_with_replies_and_metrics(
     with_either_trainer: Installation, sample_zip: Path
 ) -> None:
     with with_either_trainer.client() as client, client.broker.reply_queue() as inbox:
-        headers = {"name": "by value", "params": json.dumps(FAST)}
+        headers = {"name": "by value", "params": json.dumps(USEFUL)}
         message = Message(sample_zip.read_bytes(), ZIP, "m1", "c1", inbox.name, headers)
         client.broker.publish_many([Outgoing(client.broker.topology.datasets, message)] * 2)
         replies = collect(inbox, 3, 90)
@@ -50,7 +52,7 @@ def test_a_dataset_by_value_sent_twice_becomes_one_model_with_replies_and_metric
         assert 0 <= registered["metrics"]["val_accuracy"] <= 1
         assert again == registered
         assert models_of(client, run_id) == [version]
-        assert [row["epoch"] for row in client.runs.history(run_id)] == [1]
+        assert [row.epoch for row in client.runs.history(run_id)] == list(range(1, 11))
         assert client.registry.aliases().champion is not None
         assert not client.store.exists(f"runs/{run_id}/checkpoint.pt")
 
@@ -87,10 +89,10 @@ def test_a_dataset_by_reference_trains_and_what_is_no_better_becomes_the_challen
     path = Path(shutil.copy(sample_zip, allowed / "faces ü.zip"))
     with with_trainer.client() as client, client.broker.subscribe(["model.challenged"]) as events:
         if client.registry.aliases().champion is None:  # this test is run alone
-            finished(client, client.submit_dataset(sample_zip, params=FAST))
+            finished(client, client.submit_dataset(sample_zip, params=USEFUL))
         champion = client.registry.aliases().champion
         # The same faces, parameters and seed as in the run before give the same model, which is no better.
-        message = by_reference(path.as_uri(), params=TrainingParams.model_validate(FAST), message_id="ref")
+        message = by_reference(path.as_uri(), params=TrainingParams.model_validate(USEFUL), message_id="ref")
         client.broker.publish(client.broker.topology.datasets, message)
         eventually(lambda: client.runs.find(run_id_of("ref")), 20, "the run")
         record = finished(client, run_id_of("ref"))
@@ -100,7 +102,7 @@ def test_a_dataset_by_reference_trains_and_what_is_no_better_becomes_the_challen
         assert (client.registry.aliases().champion, client.registry.aliases().challenger) == (champion, version)
         (told,) = events.receive(10)
         assert told.payload["version"] == version
-        assert told.payload["reason"].startswith("gate: accuracy ")
+        assert told.payload["reason"].startswith("gate: ")
 
 
 def test_a_champion_that_cannot_be_run_costs_the_new_model_nothing_but_its_promotion(
@@ -108,7 +110,7 @@ def test_a_champion_that_cannot_be_run_costs_the_new_model_nothing_but_its_promo
 ) -> None:
     with with_trainer.client() as client:
         if client.registry.aliases().champion is None:  # this test is run alone
-            finished(client, client.submit_dataset(sample_zip, params=FAST))
+            finished(client, client.submit_dataset(sample_zip, params=USEFUL))
         champion = client.registry.aliases().champion
         assert champion is not None
         key = client.registry.model_key(champion)
@@ -122,8 +124,8 @@ def test_a_champion_that_cannot_be_run_costs_the_new_model_nothing_but_its_promo
         version = record.model.version
         assert (client.registry.aliases().champion, client.registry.aliases().challenger) == (champion, version)
         entry = client.registry.history()[-1]
-        assert (entry["action"], entry["version"]) == ("challenge", version)
-        assert entry["reason"].startswith("gate: it cannot be compared to the champion: ")
+        assert (entry.action, entry.version) == ("challenge", version)
+        assert entry.reason.startswith(f"gate: it cannot be compared with version {champion}: ")
 
 
 def test_a_later_message_with_the_same_id_changes_nothing_about_a_run_that_has_ended(

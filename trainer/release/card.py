@@ -14,21 +14,23 @@ from numpy.typing import NDArray
 from shared.clock import now_iso
 from shared.faces.decode import luma_stats
 from shared.params import TrainingParams
-from shared.records.evaluation import MIN_GROUP, Evaluation, Group
+from shared.records.evaluation import MIN_GROUP, Evaluation, Group, Rate
 from shared.records.model_card import (
     CONTRAST_RANGE,
     LUMA_RANGE,
     CardDataset,
     CardFile,
+    GateResult,
     InputStatistics,
     ModelCard,
     Variant,
     VariantPrecision,
 )
 from shared.records.registry import Registry
+from shared.records.runs import EpochRow
 from shared.store.base import sha256_of
 from trainer.training.model import Cost
-from trainer.training.train import EpochRow, Trained
+from trainer.training.train import Trained
 
 LIBRARIES: Final = ("torch", "torchvision", "numpy", "scikit-learn", "onnx", "onnxruntime", "onnxscript")
 MEASURED_FACES: Final = 4096
@@ -51,6 +53,8 @@ def build_card(
     network_cost: Cost,
     inputs: InputStatistics,
     device: str,
+    warnings: list[str],
+    gate: GateResult,
 ) -> ModelCard:
     """Builds the card of a run's model.
 
@@ -68,6 +72,8 @@ def build_card(
         network_cost: from `model.cost`.
         inputs: from `measure_inputs`.
         device: what it was trained on, in words.
+        warnings: what the user should know about the data.
+        gate: from `promotion_gate.compare`.
     """
     best = trained.history[trained.best_epoch - 1]
     return ModelCard(
@@ -78,6 +84,8 @@ def build_card(
         params=params.as_dict(),
         metrics=_headline(best, evaluation),
         evaluation=evaluation,
+        warnings=warnings,
+        gate=gate,
         temperature=temperature,
         parity=parity,
         file=CardFile(sha256=sha256_of(model_path), size_bytes=model_path.stat().st_size),
@@ -124,6 +132,8 @@ def render_card(card: ModelCard) -> str:
         [
             ("accuracy", _share(evaluation.accuracy, evaluation.accuracy_low, evaluation.accuracy_high)),
             ("balanced accuracy", _percent(evaluation.balanced_accuracy)),
+            ("recall male", _rate(evaluation.recall_male)),
+            ("recall female", _rate(evaluation.recall_female)),
             ("AUC", "undefined: one gender only" if evaluation.auc is None else f"{evaluation.auc:.4f}"),
             ("F1 male", f"{evaluation.f1_male:.4f}"),
             ("F1 female", f"{evaluation.f1_female:.4f}"),
@@ -164,7 +174,8 @@ Archive SHA-256 `{card.dataset.sha256}`.
 
 {data}
 
-Mean luma of the training faces: {inputs.luma_mean:.0f} of 255, with a standard deviation of {inputs.luma_std:.0f}.
+{_warnings(card)}Mean luma of the training faces: {inputs.luma_mean:.0f} of 255, standard deviation
+{inputs.luma_std:.0f}.
 
 ## Figures
 
@@ -179,11 +190,22 @@ and below, are 95 % intervals (Wilson):
 
 {_worst(evaluation)}
 
+The false-positive rate is the share of male faces classified as female, the false-negative rate the share of female
+faces classified as male.
+
 {_group_table(group for group in evaluation.groups if group.kind != "intersection")}
+
+Differences between the highest and the lowest group, of those with at least {MIN_GROUP} faces:
+
+{_spread_table(evaluation)}
 
 Gender, ethnicity and age together, groups of at least {MIN_GROUP} faces, worst first:
 
 {_group_table(sorted(intersections, key=lambda group: group.accuracy))}
+
+## Comparison with the champion
+
+{_gate(card)}
 
 ## Calibration
 
@@ -219,11 +241,17 @@ def _headline(best: EpochRow, evaluation: Evaluation) -> dict[str, float]:
         "val_loss": best.val_loss,
         "test_accuracy": evaluation.accuracy,
         "test_balanced_accuracy": evaluation.balanced_accuracy,
+        "test_recall_male": evaluation.recall_male.share if evaluation.recall_male else None,
+        "test_recall_female": evaluation.recall_female.share if evaluation.recall_female else None,
         "test_auc": evaluation.auc,
         "test_log_loss": evaluation.log_loss,
         "test_ece": evaluation.ece,
     }
     return {name: value for name, value in figures.items() if value is not None}
+
+
+def _warnings(card: ModelCard) -> str:
+    return "".join(f"**Warning:** {_text(warning)}\n\n" for warning in card.warnings)
 
 
 def _worst(evaluation: Evaluation) -> str:
@@ -236,10 +264,42 @@ def _worst(evaluation: Evaluation) -> str:
     )
 
 
+def _spread_table(evaluation: Evaluation) -> str:
+    def points(difference: float | None) -> str:
+        return "fewer than two groups" if difference is None else f"{100 * difference:.1f} points"
+
+    return _table(
+        ("groups by", "accuracy", "false-positive rate", "false-negative rate"),
+        [
+            (kind, points(spread.accuracy), points(spread.false_positive_rate), points(spread.false_negative_rate))
+            for kind, spread in evaluation.spreads.items()
+        ],
+    )
+
+
+def _gate(card: ModelCard) -> str:
+    gate = card.gate
+    if gate is None:
+        return "This version was not compared with another."
+    lines = [f"{'Passed' if gate.passed else 'Not passed'}: {_text(gate.reason)}."]
+    if gate.champion is not None and gate.balanced_accuracy is not None and not gate.lost_groups:
+        lines.append(f"No group lost accuracy against version {gate.champion} by more than chance.")
+    return "\n\n".join(lines)
+
+
 def _group_table(groups: Iterable[Group]) -> str:
     return _table(
-        ("group", "faces", "accuracy"),
-        [(group.name, f"{group.count:,}", _share(group.accuracy, group.low, group.high)) for group in groups],
+        ("group", "faces", "accuracy", "false-positive rate", "false-negative rate"),
+        [
+            (
+                group.name,
+                f"{group.count:,}",
+                _share(group.accuracy, group.low, group.high),
+                _rate(group.false_positive_rate),
+                _rate(group.false_negative_rate),
+            )
+            for group in groups
+        ],
     )
 
 
@@ -264,6 +324,10 @@ def _variant(precision: VariantPrecision, variant: Variant) -> str:
 
 def _share(share: float, low: float, high: float) -> str:
     return f"{_percent(share)} ({_percent(low)} to {_percent(high)})"
+
+
+def _rate(rate: Rate | None) -> str:
+    return "no faces" if rate is None else _share(rate.share, rate.low, rate.high)
 
 
 def _percent(share: float) -> str:

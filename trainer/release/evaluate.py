@@ -1,17 +1,27 @@
-"""Evaluation: probabilities and labels of held-out faces in, every figure about them out."""
+"""Evaluation: probabilities and labels of held-out faces in, all metrics out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterable, Iterator
+from typing import Final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.faces.labels import ETHNICITIES, GENDERS
+from shared.faces.labels import ETHNICITIES, GENDERS, UNKNOWN
 from shared.records.dataset import AGE_BANDS, age_band
-from shared.records.evaluation import MIN_GROUP, Confusion, Curve, Evaluation, Group, GroupKind, ReliabilityBin
+from shared.records.evaluation import (
+    MIN_GROUP,
+    Confusion,
+    Curve,
+    Evaluation,
+    Group,
+    GroupKind,
+    Rate,
+    ReliabilityBin,
+    Spread,
+)
 
 RELIABILITY_BINS: Final = 15
 HISTOGRAM_BINS: Final = 20
@@ -30,8 +40,8 @@ def evaluate(
     Args:
         probability_female: float32 (N,), calibrated.
         labels: uint8 (N,), 1 where the label is female.
-        ages: (N,), in years.
-        ethnicities: (N,), indices into `ETHNICITIES`.
+        ages: (N,), in years, or `UNKNOWN`.
+        ethnicities: (N,), indices into `ETHNICITIES`, or `UNKNOWN`.
 
     Raises:
         ValueError: there are no faces, the lengths differ, or a probability is not one.
@@ -45,11 +55,12 @@ def evaluate(
     probability = probability_female.astype(np.float64)
     if not ((probability >= 0) & (probability <= 1)).all():  # catches NaN too
         raise ValueError("found a probability outside [0, 1]; expected none")
-    named = (probability >= 0.5).astype(np.uint8)
-    correct = named == labels
-    confusion = metrics.confusion_matrix(labels, named, labels=[0, 1])
-    recalls = [confusion[gender, gender] / row.sum() for gender, row in enumerate(confusion) if row.sum()]
-    f1_male, f1_female = metrics.f1_score(labels, named, labels=[0, 1], average=None, zero_division=0)
+    predicted = (probability >= 0.5).astype(np.uint8)
+    correct = predicted == labels
+    confusion = metrics.confusion_matrix(labels, predicted, labels=[0, 1])
+    recall_male, recall_female = (_rate(correct[labels == gender]) for gender in range(len(GENDERS)))
+    recalls = [recall.share for recall in (recall_male, recall_female) if recall is not None]
+    f1_male, f1_female = metrics.f1_score(labels, predicted, labels=[0, 1], average=None, zero_division=0)
     both = len(recalls) == 2
     roc = precision_recall = Curve(x=[], y=[])
     if both:
@@ -58,7 +69,10 @@ def evaluate(
         roc, precision_recall = _thinned(false_rate, true_rate), _thinned(recall[::-1], precision[::-1])
     low, high = wilson_interval(int(correct.sum()), len(labels))
     bins = list(_reliability(probability, labels))
-    groups = list(_groups(correct, labels, ages, ethnicities))
+    groups = [
+        _group(kind, name, correct[members], labels[members])
+        for kind, name, members in group_members(labels, ages, ethnicities)
+    ]
     ranked = sorted((group for group in groups if group.count >= MIN_GROUP), key=lambda group: group.accuracy)
     return Evaluation(
         count=len(labels),
@@ -66,6 +80,8 @@ def evaluate(
         accuracy_low=low,
         accuracy_high=high,
         balanced_accuracy=float(np.mean(recalls)),
+        recall_male=recall_male,
+        recall_female=recall_female,
         auc=float(metrics.roc_auc_score(labels, probability)) if both else None,
         f1_male=float(f1_male),
         f1_female=float(f1_female),
@@ -84,6 +100,7 @@ def evaluate(
         groups=groups,
         worst_group=ranked[0] if ranked else None,
         gap=ranked[-1].accuracy - ranked[0].accuracy if ranked else None,
+        spreads={kind: _spread(group for group in groups if group.kind == kind) for kind in get_args(GroupKind)},
         histogram=np.histogram(probability, bins=HISTOGRAM_BINS, range=(0, 1))[0].tolist(),
     )
 
@@ -116,31 +133,73 @@ def _reliability(probability: NDArray[np.float64], labels: NDArray[np.uint8]) ->
         )
 
 
-def _groups(
-    correct: NDArray[np.bool_],
-    labels: NDArray[np.uint8],
-    ages: NDArray[np.integer],
-    ethnicities: NDArray[np.integer],
-) -> Iterator[Group]:
-    bands = np.array([age_band(int(age)) for age in ages])
+def group_members(
+    labels: NDArray[np.uint8], ages: NDArray[np.integer], ethnicities: NDArray[np.integer]
+) -> Iterator[tuple[GroupKind, str, NDArray[np.intp]]]:
+    """Yields every group that has faces: its kind, its name, and the indices of its faces.
+
+    Args:
+        labels: uint8 (N,), 1 where the label is female.
+        ages: (N,), in years.
+        ethnicities: (N,), indices into `ETHNICITIES`.
+    """
+    bands = np.array([age_band(int(age)) for age in ages], np.intp)
     columns: list[tuple[GroupKind, tuple[str, ...], NDArray[np.integer]]] = [
         ("gender", GENDERS, labels),
         ("ethnicity", ETHNICITIES, ethnicities),
         ("age", AGE_BANDS, bands),
     ]
     for kind, names, column in columns:
-        for value in np.unique(column):
-            yield _group(kind, names[value], correct[column == value])
-    codes, members = np.unique(np.stack([labels, ethnicities, bands]), axis=1, return_inverse=True)
+        for value in np.unique(column[column != UNKNOWN]):
+            yield kind, names[value], np.flatnonzero(column == value)
+    known = np.flatnonzero((ethnicities != UNKNOWN) & (bands != UNKNOWN))
+    if not len(known):
+        return
+    codes, members = np.unique(np.stack([labels, ethnicities, bands])[:, known], axis=1, return_inverse=True)
     for number, (gender, ethnicity, band) in enumerate(codes.T):
         name = f"{GENDERS[gender]}, {ETHNICITIES[ethnicity]}, {AGE_BANDS[band]}"
-        yield _group("intersection", name, correct[members == number])
+        yield "intersection", name, known[members == number]
 
 
-def _group(kind: GroupKind, name: str, correct: NDArray[np.bool_]) -> Group:
+def _group(kind: GroupKind, name: str, correct: NDArray[np.bool_], labels: NDArray[np.uint8]) -> Group:
     count, right = len(correct), int(correct.sum())
     low, high = wilson_interval(right, count)
-    return Group(kind=kind, name=name, count=count, correct=right, accuracy=right / count, low=low, high=high)
+    false_positives, false_negatives = (_rate(~correct[labels == gender]) for gender in range(len(GENDERS)))
+    return Group(
+        kind=kind,
+        name=name,
+        count=count,
+        correct=right,
+        accuracy=right / count,
+        low=low,
+        high=high,
+        false_positive_rate=false_positives,
+        false_negative_rate=false_negatives,
+    )
+
+
+def _rate(counted: NDArray[np.bool_]) -> Rate | None:
+    """Returns the share of faces that are counted; None of no faces."""
+    if not len(counted):
+        return None
+    count = int(counted.sum())
+    low, high = wilson_interval(count, len(counted))
+    return Rate(share=count / len(counted), count=count, total=len(counted), low=low, high=high)
+
+
+def _spread(groups: Iterable[Group]) -> Spread:
+    def difference(values: list[float]) -> float | None:
+        return max(values) - min(values) if len(values) > 1 else None
+
+    def shares(rates: Iterable[Rate | None]) -> list[float]:
+        return [rate.share for rate in rates if rate is not None and rate.total >= MIN_GROUP]
+
+    ranked = [group for group in groups if group.count >= MIN_GROUP]
+    return Spread(
+        accuracy=difference([group.accuracy for group in ranked]),
+        false_positive_rate=difference(shares(group.false_positive_rate for group in ranked)),
+        false_negative_rate=difference(shares(group.false_negative_rate for group in ranked)),
+    )
 
 
 def _thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> Curve:

@@ -1,4 +1,4 @@
-"""Calibration: one number that makes the model's probabilities as sure as it is right."""
+"""Calibration: one number, the temperature, that makes the model's confidence match its accuracy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> f
         labels: uint8 (N,), 1 where the label is female.
 
     Returns:
-        T within [`MIN_TEMPERATURE`, `MAX_TEMPERATURE`]; above 1 where the network is too sure of itself. 1 without
+        T within [`MIN_TEMPERATURE`, `MAX_TEMPERATURE`]; above 1 where the network is overconfident; 1 without
         faces.
     """
     exact = logits.astype(np.float64)
@@ -41,16 +41,19 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> f
     return 1 / ((low + high) / 2)
 
 
-def calibrated_loss(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> float:
-    """Returns the mean log loss that is left with the temperature of `fit_temperature`.
+def calibrated_loss(
+    logits: NDArray[np.float32], labels: NDArray[np.uint8], gender_weights: tuple[float, float] | None = None
+) -> float:
+    """Returns the mean log loss with the temperature of `fit_temperature`.
 
-    A network becomes too sure of itself before it becomes worse at telling faces apart. The temperature mends the one
-    but not the other, so this loss, not the plain one, says which epoch is best (Berta et al., "Rethinking Early
-    Stopping: Refine, Then Calibrate", 2025).
+    A network becomes overconfident before it becomes worse at telling faces apart. The temperature corrects the first
+    but not the second, so this loss, not the plain one, chooses the epoch (Berta et al., "Rethinking Early Stopping:
+    Refine, Then Calibrate", 2025).
 
     Args:
         logits: float32 (N,), one or more, of faces that the network did not learn from; as for `fit_temperature`.
-        labels: uint8 (N,), likewise.
+        labels: uint8 (N,), 1 where the label is female.
+        gender_weights: weights of male and of female faces in the mean; None weighs all faces the same.
 
     Returns:
         The loss; NaN where a logit is not finite.
@@ -58,4 +61,5 @@ def calibrated_loss(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> f
     if not np.isfinite(logits).all():
         return float("nan")
     exact = logits.astype(np.float64) / fit_temperature(logits, labels)
-    return float(np.mean(np.logaddexp(0, np.where(labels > 0, -exact, exact))))
+    losses = np.logaddexp(0, np.where(labels > 0, -exact, exact))
+    return float(np.average(losses, weights=None if gender_weights is None else np.array(gender_weights)[labels]))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from shared.faces.labels import ETHNICITIES
+from shared.faces.labels import ETHNICITIES, UNKNOWN
 from shared.records.dataset import AGE_BANDS
 from trainer.data.dataset import Targets
 from trainer.training.model import FaceNetwork
@@ -23,10 +23,17 @@ class MultiTaskLoss(nn.Module):
     Args:
         network: the network to train.
         auxiliary: weight of the losses of age band and ethnicity beside that of the gender; 0 leaves them out.
+        gender_weights: weights of male and of female faces in the loss of the gender; None weighs all faces the same.
     """
 
-    def __init__(self, network: FaceNetwork, auxiliary: float) -> None:
+    gender_weights: torch.Tensor | None
+
+    def __init__(
+        self, network: FaceNetwork, auxiliary: float, gender_weights: tuple[float, float] | None = None
+    ) -> None:
         super().__init__()
+        weights = None if gender_weights is None else torch.tensor(gender_weights)
+        self.register_buffer("gender_weights", weights, persistent=False)
         self.network = network
         self.auxiliary = auxiliary
         classes = (len(AGE_BANDS), len(ETHNICITIES)) if auxiliary else ()
@@ -45,10 +52,13 @@ class MultiTaskLoss(nn.Module):
         embedding = self.network.embed(faces)
         logits = self.network.decide(embedding).float()
         female = targets[:, 0].float()
-        loss = functional.binary_cross_entropy_with_logits(logits, female)
+        weights = None if self.gender_weights is None else self.gender_weights[targets[:, 0]]
+        loss = functional.binary_cross_entropy_with_logits(logits, female, weight=weights)
         total = loss
         for head, classes in zip(self.heads, targets.T[1:], strict=False):
-            total = total + self.auxiliary * functional.cross_entropy(head(embedding).float(), classes)
+            # A mean over the faces that have the label, of which a batch may hold none.
+            losses = functional.cross_entropy(head(embedding).float(), classes, ignore_index=UNKNOWN, reduction="sum")
+            total = total + self.auxiliary * losses / (classes != UNKNOWN).sum().clamp(min=1)
         return total, loss.detach(), ((logits.detach() >= 0) == (female > 0.5)).sum()
 
 

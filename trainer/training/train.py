@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from shared.errors import GenderlineError
+from shared.records.runs import EpochRow
 from trainer.data.dataset import Dataset, Targets
+from trainer.training.balance import weigh_genders
 from trainer.training.calibrate import calibrated_loss
 from trainer.training.checkpoint import Checkpoint, CheckpointError, dump
 from trainer.training.device import DeviceFaces, seeded, to_device
@@ -71,29 +73,6 @@ class Progress:
     eta_s: float
     loss: float
     accuracy: float
-
-
-@dataclass(frozen=True, slots=True)
-class EpochRow:
-    """A finished epoch: a row of `history.csv`.
-
-    Attributes:
-        train_loss: mean over the epoch's steps, with dropout and augmentation.
-        train_accuracy: of the same faces.
-        val_loss: mean log loss on the validation faces after the epoch, calibrated on them as the finished model is.
-        val_accuracy: of the same faces.
-        seconds: the epoch with its validation.
-        images_per_second: training faces per second, without validation.
-    """
-
-    epoch: int
-    train_loss: float
-    train_accuracy: float
-    val_loss: float
-    val_accuracy: float
-    learning_rate: float
-    seconds: float
-    images_per_second: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,9 +182,10 @@ def train(
     recipe = job.recipe
     source = DeviceFaces(job.faces, device)
     targets = targets_to_device(job.targets, device)
+    gender_weights = weigh_genders(job.targets.female[job.training])
     with seeded(device, recipe.seed):
         network = build_network(recipe.network, dropout=recipe.dropout, mirror=recipe.mirror)
-        model = MultiTaskLoss(network, recipe.auxiliary).to(device)
+        model = MultiTaskLoss(network, recipe.auxiliary, gender_weights).to(device)
     take_step = TrainStep(model, recipe, device)
     average = take_step.average
     best: nn.Module = network if average is None else average.module
@@ -248,7 +228,7 @@ def train(
                         sums=sums,
                         epoch_s=now - epoch_started,
                         spent_s=spent_s + now - started,
-                        history=[asdict(row) for row in history],
+                        history=[row.as_dict() for row in history],
                         best_epoch=best_epoch,
                         best_loss=best_loss,
                         best_network=best_network,
@@ -323,7 +303,8 @@ def train(
             save()
             raise
         logits, truth = group.all_gather(shard), job.targets.female[job.validation]
-        val_loss, val_accuracy = calibrated_loss(logits, truth), float(np.mean((logits >= 0) == (truth > 0)))
+        val_loss = calibrated_loss(logits, truth, gender_weights)
+        val_accuracy = float(np.mean((logits >= 0) == (truth > 0)))
         _require_finite(loss_sum + val_loss, recipe, epoch)
         if val_loss < best_loss:
             best_epoch, best_loss, best_network = epoch, val_loss, _copy_weights(best)

@@ -22,6 +22,7 @@ from pika.exchange_type import ExchangeType
 from shared.broker.base import (
     DEAD_BYTES_KEPT,
     DEAD_LETTERS_KEPT,
+    PREFETCH_BYTES,
     Broker,
     BrokerClosed,
     BrokerError,
@@ -145,12 +146,20 @@ class RabbitBroker(Broker):
 
     # -- consuming
 
-    def consume(self, queues: Sequence[str], prefetch: int) -> Consumer:
+    def consume(self, queues: Sequence[str], prefetch: int, prefetch_bytes: int = PREFETCH_BYTES) -> Consumer:
         unknown = [queue for queue in queues if queue not in self.topology.queues]
         if unknown:
             raise ValueError(f"unknown queues {unknown}; expected some of {self.topology.queues}")
         self._check_open()
-        consumer = RabbitConsumer(self._connection, self._publisher, self.topology, queues, prefetch, self._forget)
+        consumer = RabbitConsumer(
+            self._connection,
+            self._publisher,
+            self.topology,
+            queues,
+            prefetch=prefetch,
+            prefetch_bytes=prefetch_bytes,
+            on_close=self._forget,
+        )
         self._keep(consumer)
         self._connection.call(functools.partial(self._connection.attach, consumer))
         return consumer

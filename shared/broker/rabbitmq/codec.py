@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import decimal
 import hashlib
+import hmac
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,7 +25,7 @@ DEFAULT_CONTENT_TYPE: Final = "application/octet-stream"
 FLOATS: Final = "x-float-headers"
 """Names our headers that are numbers with a fraction."""
 EARLIER_DELIVERIES: Final = "x-earlier-deliveries"
-"""The delivery count that a deferred message had: its copy starts from zero at the broker."""
+"""The delivery count that a deferred message had, and who says so: its copy starts from zero at the broker."""
 COUNTED: Final = "x-delivery-count"
 """Set by quorum queues from the second delivery on."""
 
@@ -45,8 +46,13 @@ _NOT_THE_SENDERS: Final = frozenset(
 )
 
 
-def properties_of(message: Message, *, earlier_deliveries: int = 0) -> BasicProperties:
-    """Returns the AMQP properties of a persistent message."""
+def properties_of(message: Message, *, earlier_deliveries: str | None = None) -> BasicProperties:
+    """Returns the AMQP properties of a persistent message.
+
+    Args:
+        message: the message.
+        earlier_deliveries: from `DeliveryCounter.sign`, of a copy.
+    """
     headers: dict[str, Any] = dict(message.headers)
     floats = [name for name, value in headers.items() if isinstance(value, float)]
     if floats:
@@ -117,11 +123,38 @@ def _size(message: Message) -> int:
     return sum(map(len, properties_of(message).encode()))
 
 
-def delivery_count_of(properties: BasicProperties) -> int:
-    """Returns how often the message had been delivered before."""
-    raw: Mapping[Any, Any] = properties.headers or {}
-    counts = (raw.get(COUNTED), raw.get(EARLIER_DELIVERIES))
-    return sum(max(0, int(count)) for count in counts if isinstance(count, int))
+class DeliveryCounter:
+    """Tells how often a message had been delivered before: by the broker's count, and by that of a deferred copy.
+
+    Both are headers, which any client can write. The broker's is believed where it says that it delivers again, and a
+    copy's where it is signed.
+
+    Args:
+        secret: known to all services that consume a queue.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    def sign(self, message_id: str, count: int) -> str | None:
+        """Returns the header of a copy; None where there is nothing to tell."""
+        return f"{count} {self._signature(message_id, count)}" if count else None
+
+    def count(self, message: Message, properties: BasicProperties, *, redelivered: bool) -> int:
+        """Returns the delivery count."""
+        raw: Mapping[Any, Any] = properties.headers or {}
+        counted, signed = raw.get(COUNTED), raw.get(EARLIER_DELIVERIES)
+        total = max(0, counted) if redelivered and isinstance(counted, int) else 0
+        if isinstance(signed, str):
+            earlier, _, signature = signed.partition(" ")
+            if earlier.isdecimal() and hmac.compare_digest(
+                signature.encode(), self._signature(message.message_id, int(earlier)).encode()
+            ):
+                total += int(earlier)
+        return int(total)
+
+    def _signature(self, message_id: str, count: int) -> str:
+        return hmac.digest(self._secret, f"{message_id} {count}".encode(), "sha256").hex()[:32]
 
 
 def dead_letter_of(properties: BasicProperties, body: bytes, *, last_resort: int) -> DeadLetter:

@@ -8,6 +8,7 @@ connection and told when that is lost.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import random
@@ -68,6 +69,7 @@ class Connection:
     Attributes:
         transport: pika's connection, perhaps still being made; None between two. For the I/O thread only.
         closed: for good.
+        secret: shared by all who connect as this user.
         frame_bytes: the largest frame that the broker takes, and so the most that a message's headers may be.
 
     Raises:
@@ -80,6 +82,7 @@ class Connection:
         except (SyntaxError, TypeError, OSError) as error:  # some are read as Python's literals, some name files of TLS
             raise ValueError(f"a parameter of the URL cannot be used: {error}") from None
         self._parameters.client_properties = {"connection_name": f"genderline {socket.gethostname()} {os.getpid()}"}
+        self.secret = hashlib.sha256(self._parameters.credentials.password.encode()).digest()
         self._declare = declare
         self._loop = IOLoop()
         self._components: list[Component] = []

@@ -32,10 +32,10 @@ from shared.broker.base import (
     stamped,
     without_forged_reply_to,
 )
-from shared.broker.rabbitmq.codec import delivery_count_of, message_of, properties_of, shrink_headers
+from shared.broker.rabbitmq.codec import DeliveryCounter, message_of, properties_of, shrink_headers
 from shared.broker.rabbitmq.connection import Connection, ConnectionLost
 from shared.broker.rabbitmq.publisher import Batch, Publisher
-from shared.broker.rabbitmq.transport import BatchingConnection
+from shared.broker.rabbitmq.transport import BatchingConnection, cancel_consumer
 from shared.broker.reply_batch import pack
 from shared.errors import short_repr
 from shared.topology import Topology
@@ -44,6 +44,10 @@ log = logging.getLogger(__name__)
 
 _REOPEN_PAUSE_S: Final = 0.5
 _CLOSE_TIMEOUT_S: Final = 5.0
+_FIRST_WINDOW: Final = 4
+"""Messages that may come before it is known how large they are."""
+_FADING: Final = 0.95
+"""What a typical size becomes with each message that is smaller."""
 _PULL_PAUSE_S: Final = 0.2
 """Between two looks into empty queues, for consumers without prefetch."""
 
@@ -62,6 +66,12 @@ class QueueChannel:
         epoch: grows with each channel.
         ready: delivered and not yet taken.
         unacked: every tag that the broker waits for, in order, and whether its work is settled.
+        sizes: bytes of each tag's body.
+        held_bytes: their sum.
+        typical_bytes: what a body takes: that of the largest of late; 0 before the first.
+        windows: consumer tags of the AMQP consumers on the channel, and how many messages each may hold; none while
+            what is held fills the budget of bytes.
+        delivered: messages since the windows last changed.
         busy: tags whose settling, retrying or deferring is under way.
         unanswered: how often the broker was asked whether it has all acknowledgements, without an answer so far.
     """
@@ -70,14 +80,43 @@ class QueueChannel:
         self.queue = queue
         self.channel: Channel | None = None
         self.epoch = 0
-        self.ready: deque[tuple[int, int, BasicProperties, bytes]] = deque()
+        self.ready: deque[tuple[int, Basic.Deliver | Basic.GetOk, BasicProperties, bytes]] = deque()
         self.unacked: OrderedDict[int, bool] = OrderedDict()
+        self.sizes: dict[int, int] = {}
+        self.held_bytes = 0
+        self.typical_bytes = 0.0
+        self.windows: dict[str, int] = {}
+        self.delivered = 0
         self.busy: set[int] = set()
         self.unanswered = 0
 
     def is_live(self, token: _Token) -> bool:
         """Returns whether the delivery is still ours to decide on."""
         return token.epoch == self.epoch and token.tag in self.unacked and token.tag not in self.busy
+
+    def note(self, tag: int, size: int) -> None:
+        """Notes a message that arrived."""
+        self.unacked[tag] = False
+        self.sizes[tag] = size
+        self.held_bytes += size
+        self.typical_bytes = max(1.0, size, self.typical_bytes * _FADING)
+        self.delivered += 1
+
+    def forget(self, tag: int) -> None:
+        """Forgets a message that the broker waits for no longer."""
+        del self.unacked[tag]
+        self.held_bytes -= self.sizes.pop(tag)
+        self.busy.discard(tag)
+
+    def forget_all(self) -> None:
+        """Forgets the channel with all that came on it."""
+        self.channel = None
+        self.epoch += 1
+        self.unacked.clear()
+        self.sizes.clear()
+        self.held_bytes = 0
+        self.windows.clear()
+        self.busy.clear()
 
     def settled(self, token: _Token) -> bool:
         """Notes that the delivery can be acknowledged; returns False where it was given back meanwhile."""
@@ -97,21 +136,18 @@ class QueueChannel:
             return
         oldest = list(itertools.takewhile(self.unacked.__getitem__, self.unacked))
         for tag in oldest:
-            del self.unacked[tag]
-        self.busy.difference_update(oldest)
+            self.forget(tag)
         if oldest:
             self.channel.basic_ack(oldest[-1], multiple=True)
         for tag in [tag for tag in self.busy if self.unacked.get(tag)]:
             self.channel.basic_ack(tag)
-            del self.unacked[tag]
-            self.busy.discard(tag)
+            self.forget(tag)
 
     def requeue(self, token: _Token) -> None:
         """Hands the delivery back to the broker, which counts it."""
         if token.epoch == self.epoch and self.channel is not None and self.channel.is_open:
             self.channel.basic_nack(token.tag, requeue=True)
-            del self.unacked[token.tag]
-            self.busy.discard(token.tag)
+            self.forget(token.tag)
 
 
 class RabbitConsumer(Consumer):
@@ -126,7 +162,9 @@ class RabbitConsumer(Consumer):
         publisher: Publisher,
         topology: Topology,
         queues: Sequence[str],
+        *,
         prefetch: int,
+        prefetch_bytes: int,
         on_close: Callable[[RabbitConsumer], None],
     ) -> None:
         self._connection = connection
@@ -134,7 +172,9 @@ class RabbitConsumer(Consumer):
         self._topology = topology
         self._own_queues = frozenset(topology.queues)
         self._prefetch = prefetch
+        self._prefetch_bytes = prefetch_bytes
         self._on_close = on_close
+        self._counter = DeliveryCounter(connection.secret)
         self._sources = [QueueChannel(queue) for queue in queues]
         self._changed = threading.Condition()
         self._closed = False
@@ -170,10 +210,16 @@ class RabbitConsumer(Consumer):
         return []
 
     def _delivery(
-        self, source: QueueChannel, epoch: int, tag: int, properties: BasicProperties, body: bytes
+        self,
+        source: QueueChannel,
+        epoch: int,
+        method: Basic.Deliver | Basic.GetOk,
+        properties: BasicProperties,
+        body: bytes,
     ) -> Delivery:
         message = without_forged_reply_to(message_of(properties, body), self._own_queues)
-        return Delivery(source.queue, message, delivery_count_of(properties), _Token(source, epoch, tag))
+        count = self._counter.count(message, properties, redelivered=bool(method.redelivered))
+        return Delivery(source.queue, message, count, _Token(source, epoch, int(method.delivery_tag or 0)))
 
     def settle(self, deliveries: Sequence[Delivery], outgoing: Sequence[Outgoing] = ()) -> None:
         tokens = [delivery.token for delivery in deliveries]
@@ -260,10 +306,7 @@ class RabbitConsumer(Consumer):
                 self._changed.notify_all()
 
     def _reset(self, source: QueueChannel) -> None:
-        source.channel = None
-        source.epoch += 1
-        source.unacked.clear()
-        source.busy.clear()
+        source.forget_all()
         with self._changed:
             source.ready.clear()
             self._lost = self._lost or source.unanswered > 0
@@ -284,13 +327,39 @@ class RabbitConsumer(Consumer):
             channel.add_on_close_callback(functools.partial(self._on_channel_closed, source))
             channel.add_on_cancel_callback(lambda _: self._connection.restart(f"queue {source.queue} was deleted"))
             if self._prefetch:
-                channel.basic_qos(prefetch_count=self._prefetch)
-                channel.basic_consume(source.queue, functools.partial(self._on_message, source, source.epoch))
+                self._adjust_windows(source)
             else:
                 following = self._sources.index(source) + 1
                 channel.add_callback(lambda _: self._pull(following), [Basic.GetEmpty], one_shot=False)
 
         transport.channel(on_open_callback=opened)
+
+    def _adjust_windows(self, source: QueueChannel) -> None:
+        """Lets more messages come where those of the size seen of late fit into the budget, and none where it is full.
+
+        A prefetch counts messages, and AMQP has no way to change that of a consumer: it takes more consumers on the
+        channel to hold more, and ending them all to hold less.
+        """
+        channel = source.channel
+        if not self._prefetch or channel is None or not channel.is_open or self._closed:
+            return
+        allowed = sum(source.windows.values())
+        if allowed and source.held_bytes >= self._prefetch_bytes:
+            for consumer_tag in source.windows:
+                cancel_consumer(channel, consumer_tag)
+            source.windows.clear()
+            return
+        if (allowed and source.delivered < allowed) or (not allowed and source.held_bytes > self._prefetch_bytes // 2):
+            return
+        fits = _FIRST_WINDOW
+        if source.typical_bytes:
+            fits = int(self._prefetch_bytes / source.typical_bytes)
+        fits = max(1, min(fits, self._prefetch if allowed else self._prefetch - len(source.unacked)))
+        if fits >= 2 * allowed or allowed < fits == self._prefetch:
+            channel.basic_qos(prefetch_count=fits - allowed)
+            on_message = functools.partial(self._on_message, source, source.epoch)
+            source.windows[channel.basic_consume(source.queue, on_message)] = fits - allowed
+            source.delivered = 0
 
     def _pull(self, number: int) -> None:
         """Asks the queues for one message, beginning with the queue of that number; all empty, it leaves them alone.
@@ -330,10 +399,10 @@ class RabbitConsumer(Consumer):
         properties: BasicProperties,
         body: bytes,
     ) -> None:
-        tag = int(method.delivery_tag or 0)
-        source.unacked[tag] = False
+        source.note(int(method.delivery_tag or 0), len(body))
+        self._adjust_windows(source)
         with self._changed:
-            source.ready.append((epoch, tag, properties, body))
+            source.ready.append((epoch, method, properties, body))
             self._changed.notify_all()
 
     def _on_channel_closed(self, source: QueueChannel, channel: Channel, error: Exception) -> None:
@@ -386,6 +455,7 @@ class RabbitConsumer(Consumer):
         self._acks_due = False
         for source in self._sources:
             source.acknowledge()
+            self._adjust_windows(source)
         with self._changed:
             self._settling = max(0, self._settling - self._confirmed)
             self._confirmed = 0
@@ -412,14 +482,18 @@ class RabbitConsumer(Consumer):
             source.unanswered -= 1
             self._note_confirmed()
 
+    def _return(self, token: _Token) -> None:
+        token.source.requeue(token)
+        self._adjust_windows(token.source)
+
     def _retry(self, token: _Token, delay_s: float) -> None:
         if not token.source.is_live(token):
             return
         if delay_s > 0:
             token.source.busy.add(token.tag)
-            self._connection.call_later(delay_s, functools.partial(token.source.requeue, token))
+            self._connection.call_later(delay_s, functools.partial(self._return, token))
         else:
-            token.source.requeue(token)
+            self._return(token)
 
     def _defer(self, delivery: Delivery, delay_s: float) -> None:
         token: _Token = delivery.token
@@ -442,7 +516,7 @@ class RabbitConsumer(Consumer):
             self._note_confirmed()
             return
         if shrink_headers(delivery.message, self._connection.frame_bytes) is not delivery.message:
-            token.source.requeue(token)  # with one header more, the copy would cost the connection
+            self._return(token)  # with one header more, the copy would cost the connection
             self._note_confirmed()
             return
         token.source.busy.add(token.tag)
@@ -452,13 +526,14 @@ class RabbitConsumer(Consumer):
                 token.source.settled(token)
             else:
                 log.warning("could not defer a message of %s, which stays held: %s", delivery.queue, error)
-                token.source.requeue(token)
+                self._return(token)
                 with self._changed:
                     self._lost = self._lost or isinstance(error, ConnectionLost)
             self._note_confirmed()
 
         batch = Batch(copied, survives=False)
-        properties = properties_of(delivery.message, earlier_deliveries=delivery.delivery_count)
+        signed = self._counter.sign(delivery.message.message_id, delivery.delivery_count)
+        properties = properties_of(delivery.message, earlier_deliveries=signed)
         batch.add(delivery.queue, properties, delivery.message.body, mandatory=True)
         self._publisher.submit(batch)
 

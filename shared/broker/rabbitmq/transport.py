@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import pika
 from pika import BasicProperties, spec
+from pika.channel import Channel
 from pika.frame import Body, Header, Method, decode_frame
 
 from shared.broker.rabbitmq.headers import salvage_headers
@@ -121,6 +122,15 @@ class BatchingConnection(pika.SelectConnection):  # type: ignore[misc]
     def _proto_connection_made(self, transport: Any) -> None:
         transport._MAX_RECV_BYTES = _READ_BYTES
         super()._proto_connection_made(transport)
+
+
+def cancel_consumer(channel: Channel, consumer_tag: str) -> None:
+    """Ends an AMQP consumer; what the broker has sent it until it answers still arrives.
+
+    `Channel.basic_cancel` rejects that, which the broker counts as a failed delivery of each.
+    """
+    method = spec.Basic.Cancel(consumer_tag=consumer_tag)
+    channel._rpc(method, channel._on_cancelok, [(spec.Basic.CancelOk, {"consumer_tag": consumer_tag})])
 
 
 def _decoded(kind: int, data: bytes) -> Any:

@@ -27,6 +27,7 @@ from shared.broker.base import (
     DEAD_LETTERS_KEPT,
     DELIVERY_COUNT,
     ORIGIN,
+    PREFETCH_BYTES,
     REASON,
     Broker,
     BrokerError,
@@ -83,7 +84,7 @@ class SqliteBroker(Broker):
 
     # -- consuming
 
-    def consume(self, queues: Sequence[str], prefetch: int) -> Consumer:
+    def consume(self, queues: Sequence[str], prefetch: int, prefetch_bytes: int = PREFETCH_BYTES) -> Consumer:
         unknown = [queue for queue in queues if queue not in self.topology.queues]
         if unknown:
             raise ValueError(f"unknown queues {unknown}; expected some of {self.topology.queues}")
@@ -92,6 +93,7 @@ class SqliteBroker(Broker):
             self.topology,
             queues,
             prefetch=prefetch,
+            prefetch_bytes=prefetch_bytes,
             lease_s=self.lease_s,
             queue_limit=self._queue_limit,
             forget=self._forget,

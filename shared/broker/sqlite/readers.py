@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import sqlite3
@@ -32,6 +33,7 @@ from shared.broker.sqlite.tables import (
     insert,
     messages_by_id,
     messages_in,
+    sizes_by_id,
 )
 from shared.topology import Topology
 
@@ -51,6 +53,7 @@ class SqliteConsumer(Consumer):
         topology: their names.
         queues: those to take from, in this order.
         prefetch: deliveries held at once of each queue; 0: any number.
+        prefetch_bytes: bytes of their bodies.
         lease_s: seconds that a claim holds unless it is renewed.
         queue_limit: messages that a queue of work may hold.
         forget: told when this consumer is closed.
@@ -63,6 +66,7 @@ class SqliteConsumer(Consumer):
         queues: Sequence[str],
         *,
         prefetch: int,
+        prefetch_bytes: int,
         lease_s: float,
         queue_limit: int,
         forget: Callable[[SqliteConsumer], None],
@@ -74,9 +78,10 @@ class SqliteConsumer(Consumer):
         self._forget = forget
         self._queues = tuple(queues)
         self._prefetch = prefetch
+        self._prefetch_bytes = prefetch_bytes
         interactive = topology.predictions in queues
         self._longest_poll_s = _LONGEST_POLL_S if interactive else _LONGEST_WORK_POLL_S
-        self._held: dict[str, set[tuple[int, str]]] = {queue: set() for queue in queues}
+        self._held: dict[str, dict[tuple[int, str], int]] = {queue: {} for queue in queues}  # tokens: bytes
         self._lock = threading.Lock()
         self._closed = threading.Event()
 
@@ -106,8 +111,10 @@ class SqliteConsumer(Consumer):
 
     def _claim(self, queue: str, limit: int) -> list[Delivery]:
         with self._lock:
-            room = min(limit, self._prefetch - len(self._held[queue])) if self._prefetch else limit
-        if room < 1:
+            held = self._held[queue]
+            room = min(limit, self._prefetch - len(held)) if self._prefetch else limit
+            room_bytes = self._prefetch_bytes - sum(held.values()) if self._prefetch else math.inf
+        if room < 1 or room_bytes <= 0:
             return []
         time_now = now()
         with self._file.read() as db:
@@ -129,12 +136,22 @@ class SqliteConsumer(Consumer):
                 "(SELECT id FROM messages WHERE queue = ? AND visible_at = 0 ORDER BY id LIMIT ?) RETURNING id",
                 (time_now + self._lease_s, time_now, lease, queue, room),
             ).fetchall()
+            sizes = sizes_by_id(db, [row for (row,) in claimed])
+            reached = itertools.accumulate(sizes.values(), initial=0)
+            excess = [row for row, before in zip(sizes, reached, strict=False) if before >= room_bytes]
+            for row in excess:
+                db.execute(
+                    "UPDATE messages SET visible_at = 0, set_at = 0, lease = NULL, deliveries = deliveries - 1 "
+                    "WHERE id = ?",
+                    (row,),
+                )
+                del sizes[row]
             with self._lock:
-                self._held[queue].update((row, lease) for (row,) in claimed)
-        if not claimed:
+                self._held[queue].update(((row, lease), size) for row, size in sizes.items())
+        if not sizes:
             return []
         with self._file.read() as db:
-            rows = messages_by_id(db, [row for (row,) in claimed])
+            rows = messages_by_id(db, list(sizes))
         return [
             Delivery(queue, without_forged_reply_to(message, self._topology.queues), count - 1, (row, lease))
             for row, message, count in rows
@@ -174,7 +191,7 @@ class SqliteConsumer(Consumer):
     def _release(self, deliveries: Sequence[Delivery]) -> None:
         with self._lock:
             for delivery in deliveries:
-                self._held[delivery.queue].discard(delivery.token)
+                self._held[delivery.queue].pop(delivery.token, None)
 
     def flush(self, timeout_s: float = 30.0) -> None:
         """Nothing is ever pending: `settle` returns when it is done."""

@@ -83,6 +83,11 @@ def messages_by_id(db: sqlite3.Connection, rows: Sequence[int]) -> list[tuple[in
     return _messages(db, f"m.id IN ({_marks(rows)}) ORDER BY m.id", rows)
 
 
+def sizes_by_id(db: sqlite3.Connection, rows: Sequence[int]) -> dict[int, int]:
+    """Returns the bytes of the rows' bodies, in their order in the queue."""
+    return dict(db.execute(f"SELECT id, length(body) FROM payloads WHERE id IN ({_marks(rows)}) ORDER BY id", rows))  # noqa: S608 - marks
+
+
 def _messages(db: sqlite3.Connection, where: str, values: Sequence[object]) -> list[tuple[int, Message, int]]:
     """Returns (row id, message, deliveries) of the rows that match; `where` is a constant of this file."""
     rows = db.execute(

@@ -1,5 +1,5 @@
-import shutil
 import warnings
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from shared.faces.synthetic import draw_sample
 from shared.params import TrainingParams
+from shared.records.model_card import ModelCard
 from shared.records.registry import Registry
 from shared.records.runs import Runs, RunState
 from shared.runtime.settings import Settings
@@ -24,14 +25,16 @@ def store(tmp_path: Path) -> FileStore:
     return FileStore(tmp_path / "store")
 
 
-def test_a_run_that_is_registered_is_not_trained_again(store: FileStore, tmp_path: Path) -> None:
-    """As after a crash between the registry and the run's record."""
-    draw_sample(tmp_path / "faces.zip", 40, seed=7)
-    sha256 = sha256_of(tmp_path / "faces.zip")
-    store.put_file(f"datasets/{sha256}/archive.zip", Path(shutil.copy(tmp_path / "faces.zip", tmp_path / "copy.zip")))
-    Runs(store).create("run-1", message_id="1", name="faces", params=PARAMS, state=RunState.ACCEPTED)
+def accept(store: FileStore, run_id: str, archive: Path) -> str:
+    """Puts an archive into the store with a run for it. Returns its SHA-256."""
+    sha256 = sha256_of(archive)
+    store.put_file(f"datasets/{sha256}/archive.zip", archive)
+    Runs(store).create(run_id, message_id=run_id, name="faces", params=PARAMS, state=RunState.ACCEPTED)
+    return sha256
+
+
+def run(store: FileStore, run_id: str, sha256: str, params: TrainingParams, states: list[str]) -> ModelCard:
     pipeline = Pipeline(store, Settings(), TrainerMetrics(CollectorRegistry()), torch.device("cpu"))
-    states: list[str] = []
     steps = Steps(
         on_state=states.append,
         on_progress=lambda _: None,
@@ -41,10 +44,45 @@ def test_a_run_that_is_registered_is_not_trained_again(store: FileStore, tmp_pat
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own
-        card = pipeline.run("run-1", "faces", sha256, PARAMS, steps)
+        return pipeline.run(run_id, "faces", sha256, params, steps)
+
+
+def test_a_run_that_is_registered_is_not_trained_again(store: FileStore, tmp_path: Path) -> None:
+    """As after a crash between the registry and the run's record."""
+    draw_sample(tmp_path / "faces.zip", 40, seed=7)
+    sha256 = accept(store, "run-1", tmp_path / "faces.zip")
+    states: list[str] = []
+    card = run(store, "run-1", sha256, PARAMS, states)
     assert states == [RunState.INGESTING, RunState.TRAINING, RunState.EVALUATING, RunState.EXPORTING]
     written = store.get(Registry.model_key(card.version))
-    assert pipeline.run("run-1", "faces", sha256, PARAMS, steps) == card
+    assert run(store, "run-1", sha256, PARAMS, states) == card
     assert len(states) == 4
     assert Registry(store).versions() == [card.version]
     assert store.get(Registry.model_key(card.version)) == written
+
+
+def test_a_model_of_95_men_and_4_women_is_warned_of_and_not_promoted(store: FileStore, tmp_path: Path) -> None:
+    """After a useful champion; the gate that compared plain accuracies promoted it with 95 %."""
+    draw_sample(tmp_path / "both.zip", 150, seed=7)
+    draw_sample(tmp_path / "many.zip", 220, seed=8)
+    taken = {"0": 0, "1": 0}
+    with zipfile.ZipFile(tmp_path / "many.zip") as many, zipfile.ZipFile(tmp_path / "men.zip", "w") as men:
+        for entry in many.infolist():
+            gender = Path(entry.filename).name.split("_")[1]
+            taken[gender] += 1
+            if taken[gender] <= (95 if gender == "0" else 4):
+                men.writestr(entry.filename, many.read(entry))
+    useful = TrainingParams(network="small", epochs=12, batch_size=8, augment=False, quantize=False)
+    champion = run(store, "run-1", accept(store, "run-1", tmp_path / "both.zip"), useful, [])
+    assert champion.gate is not None
+    assert champion.gate.passed
+    assert champion.warnings == []
+    Registry(store).promote(champion.version, "the first")
+
+    card = run(store, "run-2", accept(store, "run-2", tmp_path / "men.zip"), PARAMS, [])
+    assert card.gate is not None
+    assert card.gate.champion == champion.version
+    assert not card.gate.passed, card.gate.reason
+    assert tuple(card.warnings) == Runs(store).get("run-2").warnings
+    assert "highly unbalanced: " in card.warnings[0]
+    assert "67 male training faces" in card.warnings[0]

@@ -17,7 +17,7 @@ from inference.model.loader import ServedModel, load_model
 from shared.errors import InvalidModel
 from shared.store.files import FileStore
 from tests import model_builder as build
-from tests.model_builder import ModelBuilder
+from tests.model_builder import ModelBuilder, brightness_model
 from trainer.release.export import export_onnx
 from trainer.training.model import build_network
 
@@ -71,8 +71,8 @@ def asks_the_cpu(model: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_batches_are_filled_up_and_cut_and_come_out_as_they_are(count: int, exported: dict[str, bytes]) -> None:
-    session = on_cpu(exported["float32"])
+def test_batches_are_filled_up_and_cut_and_come_out_as_they_are(count: int) -> None:
+    session = on_cpu(brightness_model())
     run = cuda.GpuRun(session, "image", "probability_female", 128, device="cpu")
     run(faces_of(256, seed=1)[:, None])  # what was there before leaves no trace
     images = faces_of(count)[:, None]
@@ -82,8 +82,8 @@ def test_batches_are_filled_up_and_cut_and_come_out_as_they_are(count: int, expo
     assert found == pytest.approx(session.run(None, {"image": images})[0], abs=1e-5)
 
 
-def test_answers_are_not_overwritten_by_the_next_ones(exported: dict[str, bytes]) -> None:
-    run = cuda.GpuRun(on_cpu(exported["float32"]), "image", "probability_female", 128, device="cpu")
+def test_answers_are_not_overwritten_by_the_next_ones() -> None:
+    run = cuda.GpuRun(on_cpu(brightness_model()), "image", "probability_female", 128, device="cpu")
     first = run(faces_of(8)[:, None])
     before = first.copy()
     run(faces_of(8, seed=1)[:, None])

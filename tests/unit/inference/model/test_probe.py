@@ -17,7 +17,9 @@ from tests import model_builder as build
 from tests.inference_loops import Loops, open_loops
 from tests.model_builder import constant_model
 
-KILLER = constant_model(0.2, build.kills_its_process)
+
+def killer() -> bytes:
+    return constant_model(0.2, build.kills_its_process)
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def test_a_file_that_kills_its_process_is_told_from_one_that_is_only_broken(
     prober = ModelProber(tmp_path, "cpu")
     assert prober.survives(constant_model(0.9))
     assert prober.survives(b"no model at all")
-    assert not prober.survives(KILLER)
+    assert not prober.survives(killer())
     assert f"killed the process that opened it ({signal.SIGFPE.name})" in caplog.text
 
 
@@ -46,9 +48,9 @@ def test_of_workers_that_ask_at_the_same_time_one_tries_and_all_have_the_verdict
 ) -> None:
     probers = [ModelProber(tmp_path, "cpu") for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(lambda prober: prober.survives(KILLER), probers)) == [False] * 4
+        assert list(pool.map(lambda prober: prober.survives(killer()), probers)) == [False] * 4
     assert caplog.text.count("killed the process") == 1
-    assert not probers[0].survives(KILLER)  # asked later, it tries again: the first death may have been bad luck
+    assert not probers[0].survives(killer())  # asked later, it tries again: the first death may have been bad luck
     assert caplog.text.count("killed the process") == 2
     assert probers[0].survives(constant_model(0.9))
     started = time.perf_counter()
@@ -61,7 +63,7 @@ def test_a_champion_that_kills_its_process_is_refused_and_the_one_before_serves_
 ) -> None:
     loops.builder.register(constant_model(0.9))
     models.refresh()
-    loops.builder.register(KILLER)
+    loops.builder.register(killer())
     models.refresh()
     assert models.champion is not None
     assert models.champion.version == 1
@@ -86,7 +88,7 @@ def test_a_champion_that_kills_its_process_is_refused_and_the_one_before_serves_
 
 def test_a_pinned_version_that_kills_its_process_is_refused(loops: Loops, models: Models) -> None:
     loops.builder.register(constant_model(0.9))
-    pinned = loops.builder.register(KILLER, promote=False)
+    pinned = loops.builder.register(killer(), promote=False)
     with pytest.raises(KillsProcess, match="version 2: its float32 file killed the process that tried it"):
         models.get(pinned)
 
@@ -94,7 +96,7 @@ def test_a_pinned_version_that_kills_its_process_is_refused(loops: Loops, models
 def test_a_variant_that_kills_its_process_costs_its_speed_only(
     loops: Loops, models: Models, caplog: pytest.LogCaptureFixture
 ) -> None:
-    loops.builder.register(constant_model(0.9), int8=KILLER)
+    loops.builder.register(constant_model(0.9), int8=killer())
     models.refresh()
     assert models.champion is not None
     assert models.champion.precision == "float32"

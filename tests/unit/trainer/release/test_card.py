@@ -12,15 +12,18 @@ from shared.records.evaluation import Evaluation
 from shared.records.model_card import (
     CardDataset,
     CardFile,
+    GateResult,
+    GroupLoss,
     InputStatistics,
     ModelCard,
     Variant,
     VariantPrecision,
 )
+from shared.records.runs import EpochRow
 from trainer.release.card import build_card, measure_inputs, render_card
 from trainer.release.evaluate import evaluate
 from trainer.training.model import Cost
-from trainer.training.train import EpochRow, Trained
+from trainer.training.train import Trained
 
 INT8 = Variant(
     faces=500,
@@ -33,6 +36,11 @@ INT8 = Variant(
 FLOAT16 = Variant(faces=500, accuracy_float32=0.91, accuracy=0.911, file=CardFile(sha256="d" * 64, size_bytes=2345))
 
 
+GATE = GateResult(
+    passed=True, reason="the better one", champion=2, faces=400, balanced_accuracy=0.9, champion_balanced_accuracy=0.8
+)
+
+
 def evaluation(count: int = 400) -> Evaluation:
     random = np.random.default_rng(0)
     probability = random.random(count).astype(np.float32)
@@ -41,7 +49,16 @@ def evaluation(count: int = 400) -> Evaluation:
 
 
 def epoch(number: int, val_accuracy: float) -> EpochRow:
-    return EpochRow(number, 0.5, 0.7, 0.4, val_accuracy, 0.001, 60.0, 90.0)
+    return EpochRow(
+        epoch=number,
+        train_loss=0.5,
+        train_accuracy=0.7,
+        val_loss=0.4,
+        val_accuracy=val_accuracy,
+        learning_rate=0.001,
+        seconds=60.0,
+        images_per_second=90.0,
+    )
 
 
 @pytest.fixture
@@ -63,6 +80,8 @@ def parts(tmp_path: Path) -> dict[str, Any]:
         "network_cost": Cost(2_747_649, 175_787_392),
         "inputs": measure_inputs(np.full((4, 128, 128), 100, np.uint8), np.arange(4)),
         "device": "2 CPU threads",
+        "warnings": [],
+        "gate": GATE,
     }
 
 
@@ -102,6 +121,7 @@ def test_the_written_card_has_the_sections_of_a_model_card(parts: dict[str, Any]
         "Data",
         "Figures",
         "Groups",
+        "Comparison with the champion",
         "Calibration",
         "Limits",
         "How it was trained",
@@ -120,6 +140,33 @@ def test_the_written_card_names_the_figures_and_the_worst_group(parts: dict[str,
     for expected in ("*perceived*", "Temperature 1.250", "a" * 64, "| seed | 42 |", card.libraries["torch"], "180 s"):
         assert expected in text
     assert "best epoch 2 of 3" in text.lower()
+
+
+def test_the_written_card_has_recalls_error_rates_and_spreads(parts: dict[str, Any]) -> None:
+    card = build_card(**parts)
+    text, found = render_card(card), card.evaluation
+    assert found.recall_male is not None
+    assert f"| recall male | {100 * found.recall_male.share:.1f} % (" in text
+    assert "| group | faces | accuracy | false-positive rate | false-negative rate |" in text
+    (group,) = (line for line in text.splitlines() if line.startswith("| male |") and line.endswith("%) | no faces |"))
+    assert group.count("%") == 6
+    spread = found.spreads["ethnicity"].accuracy
+    assert spread is not None
+    assert f"| ethnicity | {100 * spread:.1f} points |" in text
+    assert card.metrics["test_recall_male"] == found.recall_male.share
+
+
+def test_the_written_card_tells_how_the_model_compares_with_the_champion(parts: dict[str, Any]) -> None:
+    text = render_card(build_card(**parts))
+    assert "Passed: the better one." in text
+    assert "No group lost accuracy against version 2 by more than chance." in text
+    lost = GATE.model_copy(update={"lost_groups": [GroupLoss(name="70+", count=100, champion=0.9, accuracy=0.7)]})
+    assert "No group lost" not in render_card(build_card(**parts | {"gate": lost}))
+
+
+def test_the_written_card_warns_of_the_data(parts: dict[str, Any]) -> None:
+    assert "Warning" not in render_card(build_card(**parts))
+    assert "**Warning:** few women\n" in render_card(build_card(**parts | {"warnings": ["few women"]}))
 
 
 def test_every_table_of_the_written_card_is_well_formed(parts: dict[str, Any]) -> None:

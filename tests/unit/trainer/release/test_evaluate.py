@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from shared.records.evaluation import Evaluation
+from shared.faces.labels import ETHNICITIES
+from shared.records.dataset import AGE_BANDS, age_band
+from shared.records.evaluation import Evaluation, GroupKind
 from trainer.release.evaluate import evaluate, wilson_interval
 
 
@@ -42,6 +44,61 @@ def test_the_figures_of_a_small_case_are_those_worked_out_by_hand() -> None:
         "female_as_male": 0,
         "female_as_female": 2,
     }
+
+
+def test_recalls_are_of_each_gender_and_their_mean_is_the_balanced_accuracy() -> None:
+    result = evaluate(*many())
+    assert result.recall_male is not None
+    assert result.recall_female is not None
+    assert result.recall_male.count == result.confusion.male_as_male
+    assert result.recall_female.count == result.confusion.female_as_female
+    assert result.recall_male.low < result.recall_male.share < result.recall_male.high
+    assert result.balanced_accuracy == pytest.approx((result.recall_male.share + result.recall_female.share) / 2)
+
+
+def test_error_rates_by_group_are_those_worked_out_by_hand() -> None:
+    # 20-29: of four men one is taken for a woman, of two women one for a man. 30-39: women alone, all right.
+    result = measured([0.1, 0.1, 0.1, 0.9, 0.9, 0.1, 0.9, 0.9], [0, 0, 0, 0, 1, 1, 1, 1], [25] * 6 + [35] * 2)
+    twenties, thirties = (next(g for g in result.groups if g.name == name) for name in ("20-29", "30-39"))
+    assert twenties.false_positive_rate is not None
+    assert twenties.false_negative_rate is not None
+    assert (twenties.false_positive_rate.share, twenties.false_positive_rate.total) == (0.25, 4)
+    assert (twenties.false_negative_rate.share, twenties.false_negative_rate.total) == (0.5, 2)
+    assert (twenties.false_positive_rate.low, twenties.false_positive_rate.high) == wilson_interval(1, 4)
+    assert thirties.false_positive_rate is None
+    assert thirties.false_negative_rate is not None
+    assert thirties.false_negative_rate.share == 0
+    assert result.spreads["age"].accuracy is None  # both groups are too small to be ranked
+
+
+def test_error_rates_and_spreads_are_those_of_fairlearn() -> None:
+    fairlearn = pytest.importorskip("fairlearn.metrics", reason="the extra `test` is not installed anew")
+    probability, labels, ages, ethnicities = many()
+    result = evaluate(probability, labels, ages, ethnicities)
+    bands = np.array([AGE_BANDS[age_band(age)] for age in ages])
+    features: dict[GroupKind, NDArray[np.str_]] = {"ethnicity": np.array(ETHNICITIES)[ethnicities], "age": bands}
+    for kind, feature in features.items():
+        frame = fairlearn.MetricFrame(
+            metrics={
+                "accuracy": lambda true, predicted: float(np.mean(true == predicted)),
+                "false_positive_rate": fairlearn.false_positive_rate,
+                "false_negative_rate": fairlearn.false_negative_rate,
+            },
+            y_true=labels,
+            y_pred=(probability >= 0.5).astype(int),
+            sensitive_features=feature,
+        )
+        groups = {group.name: group for group in result.groups if group.kind == kind}
+        assert groups.keys() == set(frame.by_group.index)
+        for name, expected in frame.by_group.iterrows():
+            found = groups[name]
+            assert found.false_positive_rate is not None
+            assert found.false_negative_rate is not None
+            assert found.accuracy == pytest.approx(expected["accuracy"], abs=1e-9)
+            assert found.false_positive_rate.share == pytest.approx(expected["false_positive_rate"], abs=1e-9)
+            assert found.false_negative_rate.share == pytest.approx(expected["false_negative_rate"], abs=1e-9)
+        spread = result.spreads[kind].model_dump()
+        assert spread == pytest.approx(frame.difference(method="between_groups").to_dict(), abs=1e-9)
 
 
 def test_a_calibrated_model_has_a_small_calibration_error_and_an_overconfident_one_a_large() -> None:

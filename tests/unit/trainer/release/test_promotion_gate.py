@@ -8,11 +8,13 @@ import pytest
 from numpy.typing import NDArray
 
 from shared.records.dataset import FACES_CSV, FACES_NPY, FaceRow, Split, write_faces_csv
+from shared.records.model_card import GateResult
 from shared.store.files import FileStore
 from tests.model_builder import ModelBuilder, brightness_model, constant_model
-from trainer.release.promotion_gate import judge
+from trainer.release.promotion_gate import compare_registered, is_beyond_chance
 
-DARK, BRIGHT = 60, 190
+DARK, MIDDLE, BRIGHT = 60, 135, 190
+"""Gray levels; the model for tests takes what is above 127.5 for female."""
 Part = tuple[Split, NDArray[np.uint8], int]
 """A part of the split, faces for it, and their gender: 1 is female."""
 
@@ -29,7 +31,7 @@ def faces(count: int, level: int, seed: int) -> NDArray[np.uint8]:
     return np.stack([cv2.resize(face, (128, 128), interpolation=cv2.INTER_NEAREST) for face in coarse])
 
 
-def dataset(store: FileStore, name: str, parts: Sequence[Part]) -> str:
+def dataset(store: FileStore, name: str, parts: Sequence[Part], ages: Sequence[int] | None = None) -> str:
     """Writes a decoded dataset into the store. Returns what stands for its archive's SHA-256."""
     sha256 = name * 64
     rows = [
@@ -39,6 +41,7 @@ def dataset(store: FileStore, name: str, parts: Sequence[Part]) -> str:
     ]
     for index, row in enumerate(rows):
         row.index = index
+        row.age = ages[index] if ages else row.age
     table, array = io.StringIO(newline=""), io.BytesIO()
     write_faces_csv(table, rows)
     np.save(array, np.concatenate([pixels for _, pixels, _ in parts]))
@@ -47,59 +50,199 @@ def dataset(store: FileStore, name: str, parts: Sequence[Part]) -> str:
     return sha256
 
 
-def test_the_first_model_passes_and_the_champion_is_not_compared_to_itself(builder: ModelBuilder) -> None:
-    version = builder.register(brightness_model(), promote=False)
-    assert judge(builder.store, version).passed
+def both(split: Split, count: int, seed: int, *, swapped: bool = False) -> list[Part]:
+    """Returns so many dark male and as many bright female faces; with `swapped` labels, if need be."""
+    return [
+        (split, faces(count, DARK, seed), int(swapped)),
+        (split, faces(count, BRIGHT, seed + 1), int(not swapped)),
+    ]
+
+
+def compare_new(builder: ModelBuilder, data: bytes, dataset_name: str) -> GateResult:
+    """Registers a model without promoting it, and compares it with the champion."""
+    return compare_registered(builder.store, builder.register(data, promote=False, dataset=dataset_name))
+
+
+def test_the_first_model_passes_and_the_champion_is_not_compared_with_itself(builder: ModelBuilder) -> None:
+    data = dataset(builder.store, "a", both("test", 20, 1))
+    version = builder.register(brightness_model(), promote=False, dataset=data)
+    assert compare_registered(builder.store, version).passed
     builder.registry.promote(version, "a test needs it")
-    verdict = judge(builder.store, version)
-    assert (verdict.passed, verdict.champion) == (True, version)
+    result = compare_registered(builder.store, version)
+    assert (result.passed, result.champion) == (True, version)
+
+
+def test_a_first_model_that_gives_one_answer_only_does_not_pass(builder: ModelBuilder) -> None:
+    data = dataset(builder.store, "a", both("test", 20, 1))
+    probability = np.linspace(0.5, 1, 20, dtype=np.float32)
+    version = builder.register(constant_model(0.9), promote=False, dataset=data, probability=probability)
+    result = compare_registered(builder.store, version)
+    assert not result.passed
+    assert result.reason == "the model predicts female for all of 20 held-out faces: it gives one answer only"
 
 
 def test_the_better_model_passes_and_an_equal_one_does_not(builder: ModelBuilder) -> None:
-    held_out: list[Part] = [("test", faces(30, BRIGHT, 1), 1), ("test", faces(10, DARK, 2), 0)]
-    data = dataset(builder.store, "a", held_out)
-    champion = builder.register(constant_model(0.9), dataset=data)
-    better = builder.register(brightness_model(), promote=False, dataset=data)
-    verdict = judge(builder.store, better)
-    assert verdict.passed
-    assert verdict.reason == "accuracy 1.000 against 0.750 of version 1, on the same 40 held-out faces of a dataset"
-    assert verdict.champion == champion
-    assert not judge(builder.store, builder.register(constant_model(0.8), promote=False, dataset=data)).passed
+    data = dataset(builder.store, "a", [*both("test", 30, 1), ("test", faces(10, MIDDLE, 3), 0)])
+    champion = builder.register(brightness_model(), dataset=data)  # takes the ten for women
+    better = compare_new(builder, brightness_model(threshold=160), data)
+    assert better.passed
+    assert better.champion == champion
+    assert better.faces == 70
+    assert better.balanced_accuracy == 1
+    assert better.champion_balanced_accuracy == pytest.approx((1 + 30 / 40) / 2)
+    assert better.difference_low is not None
+    assert better.difference_high is not None
+    assert 0 < better.difference_low < 0.125 < better.difference_high
+    assert better.reason.startswith(
+        "balanced accuracy 100.0% against 87.5% of version 1 (difference +12.5 points, 95 % "
+    )
+    assert better.reason.endswith("on 70 held-out faces of a dataset, which neither has learned from")
+    assert not compare_new(builder, brightness_model(threshold=128), data).passed
 
 
-def test_faces_that_the_champion_has_learned_from_are_left_out(builder: ModelBuilder) -> None:
-    # The champion knows a face by its brightness: right on what it was trained on, wrong on everything else.
-    by_heart: list[Part] = [("train", faces(40, BRIGHT, 1), 1), ("validation", faces(40, DARK, 2), 0)]
-    held_out_then = faces(25, DARK, 3)
-    before = dataset(builder.store, "a", [*by_heart, ("test", held_out_then, 1)])
-    # The same and some more, split anew: all of it is to be examined on.
-    brighter = [(split, pixels + np.uint8(10), gender) for split, pixels, gender in by_heart]
-    grown: list[Part] = [("test", pixels, gender) for _, pixels, gender in brighter]
-    after = dataset(builder.store, "b", [*grown, ("test", held_out_then, 1), ("test", faces(15, DARK, 4), 1)])
+def test_a_model_of_95_men_and_4_women_does_not_replace_one_of_as_many_of_both(builder: ModelBuilder) -> None:
+    """It is right on nearly all faces of its own archive: it calls nearly everybody a man."""
+    balanced: list[Part] = [
+        ("test", faces(24, DARK, 1), 0),
+        ("test", faces(6, BRIGHT, 2), 0),
+        ("test", faces(30, BRIGHT, 3), 1),
+    ]
+    before = dataset(builder.store, "a", [*both("train", 30, 5), *balanced])
+    # On these alone, "male" for everybody is right about 19 of 20 faces, and the champion about 15.
+    men: list[Part] = [("test", faces(15, DARK, 7), 0), ("test", faces(4, MIDDLE, 9), 0)]
+    after = dataset(builder.store, "b", [*men, ("test", faces(1, DARK, 8), 1)])
     builder.register(brightness_model(), dataset=before)
-    newcomer = builder.register(constant_model(0.9), promote=False, dataset=after)
-    verdict = judge(builder.store, newcomer)
-    assert verdict.passed
-    assert verdict.reason.endswith("on the same 40 held-out faces of a dataset that version 1 has not learned from")
+    men_only = compare_new(builder, constant_model(0.1), after)
+    assert not men_only.passed
+    assert men_only.reason == "the model predicts male for all of 80 held-out faces: it gives one answer only"
+    nearly = compare_new(builder, brightness_model(threshold=BRIGHT), after)
+    assert not nearly.passed
+    assert nearly.reason.startswith("recall of female faces falls from 96.8% to ")
+    assert "60 held-out faces of a dataset" in nearly.reason
 
 
-def test_where_hardly_a_face_is_new_to_the_champion_it_stays(builder: ModelBuilder) -> None:
-    known, new = faces(40, DARK, 1), faces(19, DARK, 2)
-    before = dataset(builder.store, "a", [("train", known, 0)])
-    after = dataset(builder.store, "b", [("test", known, 1), ("test", new, 1)])
-    champion = builder.register(brightness_model(), dataset=before)
-    verdict = judge(builder.store, builder.register(constant_model(0.9), promote=False, dataset=after))
-    assert not verdict.passed
-    assert verdict.champion == champion
-    assert verdict.reason == (
-        "found 19 of 59 held-out faces of a dataset that version 1 has not learned from, "
-        "expected at least 20 to compare on"
+def test_where_the_genders_are_reversed_nothing_is_promoted(builder: ModelBuilder) -> None:
+    before = dataset(builder.store, "a", [*both("train", 30, 1), *both("test", 20, 3)])
+    after = dataset(builder.store, "b", [*both("train", 30, 5, swapped=True), *both("test", 20, 7, swapped=True)])
+    builder.register(brightness_model(), dataset=before)
+    result = compare_new(builder, brightness_model(steepness=-20), after)
+    assert not result.passed
+    assert result.labels_reversed
+    assert result.reason == (
+        "the labels of a dataset look reversed: version 1 has a balanced accuracy of 0.0% on its 40 held-out faces, "
+        "far below the 50 % of a guess; check which gender is 0 and which is 1"
     )
 
 
-def test_what_a_dataset_that_is_gone_has_taught_is_not_known(builder: ModelBuilder) -> None:
-    after = dataset(builder.store, "b", [("test", faces(5, DARK, 1), 1)])
-    builder.register(brightness_model(), dataset="a" * 64)
-    verdict = judge(builder.store, builder.register(constant_model(0.9), promote=False, dataset=after))
-    assert verdict.passed
-    assert "on the same 5 held-out faces" in verdict.reason
+def test_a_champion_that_merely_guesses_does_not_make_labels_look_reversed(builder: ModelBuilder) -> None:
+    data = dataset(builder.store, "a", [("test", faces(20, DARK, 1), 0), ("test", faces(20, DARK, 2), 1)])
+    builder.register(constant_model(0.1), dataset=data)
+    assert not compare_new(builder, brightness_model(threshold=DARK), data).labels_reversed
+
+
+def test_a_gender_that_is_predicted_worse_stops_a_model_that_is_better_on_the_whole(builder: ModelBuilder) -> None:
+    """Twenty men more are right, eight women fewer."""
+    parts: list[Part] = [
+        ("test", faces(40, DARK, 1), 0),
+        ("test", faces(20, MIDDLE, 2), 0),
+        ("test", faces(8, MIDDLE, 3), 1),
+        ("test", faces(52, BRIGHT, 4), 1),
+    ]
+    data = dataset(builder.store, "a", parts)
+    builder.register(brightness_model(), dataset=data)
+    result = compare_new(builder, brightness_model(threshold=160), data)
+    assert not result.passed
+    assert result.balanced_accuracy is not None
+    assert result.champion_balanced_accuracy is not None
+    assert result.balanced_accuracy > result.champion_balanced_accuracy
+    assert result.reason.startswith("recall of female faces falls from 100.0% to 86.7% on 60 faces, more than chance")
+
+
+def test_the_champions_own_held_out_faces_count_too(builder: ModelBuilder) -> None:
+    # The new model is perfect on its own archive, where faces are brighter, and worse on the champion's.
+    before = dataset(builder.store, "a", both("test", 40, 1))
+    brighter: list[Part] = [("test", faces(12, 150, 3), 0), ("test", faces(12, 200, 4), 1)]
+    after = dataset(builder.store, "b", brighter)
+    builder.register(brightness_model(), dataset=before)
+    new = brightness_model(threshold=195)
+    result = compare_new(builder, new, after)
+    assert result.faces == 104
+    assert not result.passed
+    assert result.reason.startswith("recall of female faces falls")
+    # Were the champion's archive gone, nothing would speak against the new one.
+    builder.store.delete(f"datasets/{before}/{FACES_NPY}")
+    assert compare_new(builder, new, after).passed
+
+
+def test_faces_that_either_model_has_learned_from_are_left_out(builder: ModelBuilder) -> None:
+    known, validated = faces(40, BRIGHT, 1), faces(40, DARK, 2)
+    held_out_then = both("test", 25, 3)
+    before = dataset(builder.store, "a", [("train", known, 1), ("validation", validated, 0), *held_out_then])
+    # The same and some more, split anew: all of it is held out.
+    grown: list[Part] = [("test", known + np.uint8(10), 0), ("test", validated + np.uint8(10), 1)]
+    after = dataset(builder.store, "b", [*grown, *held_out_then, *both("test", 15, 9)])
+    builder.register(brightness_model(), dataset=before)
+    result = compare_new(builder, brightness_model(threshold=100), after)
+    assert result.faces == 80  # each face that is held out of both counts once
+    assert not result.labels_reversed
+
+
+@pytest.mark.parametrize(("men", "women", "found"), [(9, 20, "9 male and 20 female"), (20, 9, "20 male and 9 female")])
+def test_too_few_faces_of_a_gender_do_not_decide(men: int, women: int, found: str, builder: ModelBuilder) -> None:
+    known = faces(40, DARK, 1)
+    builder.register(brightness_model(threshold=230), dataset=dataset(builder.store, "a", [("train", known, 0)]))
+    parts: list[Part] = [("test", faces(men, DARK, 2), 0), ("test", faces(women, BRIGHT, 3), 1), ("test", known, 0)]
+    result = compare_new(builder, brightness_model(), dataset(builder.store, "b", parts))
+    assert not result.passed
+    assert result.reason == (
+        f"found {found} faces that neither model has learned from (29 held-out faces of a dataset), "
+        "expected 10 or more of each gender to compare on"
+    )
+
+
+def test_a_group_that_lost_by_more_than_chance_is_named(builder: ModelBuilder) -> None:
+    # Of old women, who are less bright here, the new model takes a fifth for men; all others gain.
+    parts: list[Part] = [
+        ("test", faces(60, MIDDLE, 1), 0),
+        ("test", faces(60, DARK, 2), 0),
+        ("test", faces(80, BRIGHT, 3), 1),
+    ]
+    old: list[Part] = [("test", faces(20, MIDDLE, 4), 1), ("test", faces(80, BRIGHT, 5), 1)]
+    data = dataset(builder.store, "a", [*parts, *old], ages=[30] * 200 + [75] * 100)
+    builder.register(brightness_model(), dataset=data)
+    result = compare_new(builder, brightness_model(threshold=160), data)
+    named = {group.name: group for group in result.lost_groups}
+    assert {"70+", "female", "female, White, 70+"} <= named.keys()
+    assert (named["70+"].count, named["70+"].champion, named["70+"].accuracy) == (100, 1.0, 0.8)
+    assert "30-39" not in named
+    assert "70+ (100 faces: 100.0% → 80.0%)" in result.reason
+
+
+def test_a_fall_is_beyond_chance_by_mcnemars_exact_test() -> None:
+    right = np.ones(1000, bool)
+    for lost, won, expected in ((5, 0, False), (6, 0, True), (10, 3, False), (12, 3, True), (3, 12, False)):
+        before, now = right.copy(), right.copy()
+        now[:lost] = False
+        before[lost : lost + won] = False
+        assert is_beyond_chance(now, before) is expected, (lost, won)
+
+
+def test_what_was_compared_before_registration_is_not_compared_again(
+    builder: ModelBuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = dataset(builder.store, "a", both("test", 20, 1))
+    champion = builder.register(brightness_model(), dataset=data)
+    known = GateResult(passed=True, reason="known", champion=champion)
+    version = builder.register(brightness_model(threshold=100), promote=False, dataset=data, gate=known)
+    assert compare_registered(builder.store, version) == known
+    builder.registry.promote(builder.register(brightness_model(threshold=110), dataset=data), "another champion")
+    assert compare_registered(builder.store, version).reason != "known"
+
+
+def test_a_champion_that_cannot_be_run_is_no_fault_of_the_new_model(builder: ModelBuilder) -> None:
+    data = dataset(builder.store, "a", both("test", 20, 1))
+    champion = builder.register(brightness_model(), dataset=data)
+    builder.damage(champion, b"no ONNX file")
+    result = compare_new(builder, brightness_model(), data)
+    assert (result.passed, result.champion) == (False, champion)
+    assert result.reason.startswith("it cannot be compared with version 1: ")

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from shared.records.runs import EpochRow
 from trainer.data.dataset import Targets
 from trainer.training.calibrate import calibrated_loss
 from trainer.training.checkpoint import CheckpointError, load
@@ -19,7 +20,6 @@ from trainer.training.recipe import Recipe
 from trainer.training.schedule import learning_rate_at, split_into_batches
 from trainer.training.throughput import measure_throughput
 from trainer.training.train import (
-    EpochRow,
     Hooks,
     Interrupted,
     Progress,

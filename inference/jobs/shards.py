@@ -1,0 +1,211 @@
+"""The shards queue: one slice of a job's archive becomes the rows of a part, and the last part the results.
+
+Every shard's rows go into a file of their own with a fixed name, so computing a shard twice is harmless.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Final
+
+from inference.jobs.finish import Emit, JobFinisher
+from inference.jobs.open import OpenArchive, shard_messages
+from inference.model.champion import Models
+from inference.model.predictor import Predictor
+from inference.monitoring.throughput import ThroughputMeter
+from shared.archives.entry import EntryError
+from shared.broker.base import RETRIED_AT, Message, Outgoing
+from shared.errors import GenderlineError, InvalidMessage, NotFound, Retryable
+from shared.messages import ShardRequest, parse_shard
+from shared.records.jobs import Job, Jobs, JobState
+from shared.records.record import DamagedRecord, Fault
+from shared.records.results import result_row
+from shared.store.base import Store
+from shared.topology import JOB_PROGRESS
+from shared.worker.loop import Context, Defer, Done, Handler, Outcome
+
+_SMALL_STEP: Final = 8
+"""Images after which a job lets go of the core while there is interactive work. Low priority alone does not do: it
+counts among the threads of a service, while the broker, another service, would wait for the scheduler's next tick."""
+_LETTING_GO_S: Final = 50e-6
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request, and the message that it came in."""
+
+    message: Message
+    request: ShardRequest
+
+
+class ShardHandler(Handler[_Asked]):
+    """Computes shards, and ends the job with the last of them.
+
+    Args:
+        store: where archives, parts, results and records lie.
+        models: the job's own is used.
+        predictor: decodes and predicts.
+        archives: keeps the archive open.
+        throughput: told of images, for the heartbeat.
+        emit: tells events.
+        shard_queue: where the shards of a job that is opened again go.
+        interactive_recently: whether there has been interactive work a moment ago.
+        missing_for_s: how long the record of a shard's job may be out of sight: a store that is being mounted, say,
+            shows nothing for a while.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        models: Models,
+        predictor: Predictor,
+        archives: OpenArchive,
+        throughput: ThroughputMeter,
+        emit: Emit,
+        shard_queue: str,
+        *,
+        interactive_recently: Callable[[], bool] = lambda: False,
+        missing_for_s: float = 60.0,
+    ) -> None:
+        self._store = store
+        self._models = models
+        self._predictor = predictor
+        self._archives = archives
+        self._throughput = throughput
+        self._emit = emit
+        self._shard_queue = shard_queue
+        self._interactive_recently = interactive_recently
+        self._missing_for_s = missing_for_s
+        self._missing_since: dict[str, float] = {}  # monotonic clock, by job
+        self._jobs = Jobs(store)
+        self._finisher = JobFinisher(store, emit)
+        self.busy: str | None = None
+        """The job that is being worked on, for the heartbeat."""
+
+    def parse(self, message: Message) -> _Asked:
+        return _Asked(message, parse_shard(message))
+
+    def handle(self, requests: Sequence[_Asked], context: Context) -> Sequence[Outcome]:
+        (asked,) = requests
+        self.busy = asked.request.job_id
+        try:
+            return [self._handle(asked, context)]
+        finally:
+            self.busy = None
+
+    def fail(self, message: Message, error: GenderlineError) -> Sequence[Outgoing]:
+        """Fails the job, which cannot be finished without one of its shards."""
+        if isinstance(error, InvalidMessage):
+            return []  # the job has no such shard, and lacks none
+        try:
+            request = parse_shard(message)
+            job = self._jobs.find(request.job_id)
+        except (InvalidMessage, DamagedRecord):
+            return []  # nobody knows whose it is, or to whom it should be replied
+        if job is None or job.accepted is None or not self._finisher.claim(request.job_id, request.shard):
+            return []
+        return self._finisher.end(request.job_id, JobState.FAILED, error=Fault.of(error))
+
+    def close(self) -> None:
+        self._archives.close()
+
+    def _handle(self, asked: _Asked, context: Context) -> Outcome:
+        message, request = asked.message, asked.request
+        job_id = request.job_id
+        job = self._find_job(request)
+        retried_at = message.headers.get(RETRIED_AT)
+        if retried_at is not None and self._finisher.owner(job_id) == request.shard:
+            job = self._finisher.reopen(message, job)  # the shard of which the job failed: no other would help
+        if retried_at is not None and job.retried_at == retried_at and not (job.state.is_final or job.shards_published):
+            # It has opened its job again. The other shards went when the job failed, and the rows of all of them.
+            shards = shard_messages(job, self._shard_queue)
+            return Done(shards, functools.partial(self._jobs.mark_confirmed, job_id, shards_published=True))
+        if job.state.is_final:
+            # Whoever ended it may have died, or lost the broker, before that was said.
+            unsaid = not job.final_reply_sent and self._finisher.owner(job_id) == request.shard
+            return self._finished(job_id, self._finisher.publish_result(job)) if unsaid else Done()
+        if self._jobs.cancel_requested(job_id):
+            if not self._finisher.claim(job_id, request.shard):
+                return Done()
+            error = Fault.of(GenderlineError("cancelled by a user", code="cancelled"))
+            return self._finished(job_id, self._finisher.end(job_id, JobState.CANCELLED, error=error))
+        if not self._store.exists(Jobs.part_key(job_id, request.shard)):
+            if not self._write_part(job, request, context):
+                return Defer(0)
+            self._tell_progress(job)
+        if len(self._jobs.parts(job_id)) == job.shards and self._finisher.claim(job_id, request.shard):
+            return self._finished(job_id, self._finisher.finish(job_id))
+        return Done()
+
+    def _finished(self, job_id: str, final_reply: Sequence[Outgoing]) -> Done:
+        return Done(final_reply, functools.partial(self._jobs.mark_confirmed, job_id, final_reply_sent=True))
+
+    def _find_job(self, request: ShardRequest) -> Job:
+        """Returns the record of a shard's job.
+
+        Raises:
+            Retryable: there is none for now.
+            NotFound: there has been none for so long that there is none at all.
+            InvalidMessage: the job has no such shard.
+        """
+        job = self._jobs.find(request.job_id)
+        if job is None or job.accepted is None:
+            now = time.monotonic()
+            since = self._missing_since.setdefault(request.job_id, now)
+            gone = now - since >= self._missing_for_s
+            raise (NotFound if gone else Retryable)(f"shard {request.shard}: there is no job {request.job_id!r}")
+        self._missing_since.pop(request.job_id, None)
+        bounds = job.bounds
+        if (request.start, request.stop) not in pairwise(bounds[request.shard : request.shard + 2]):
+            raise InvalidMessage(
+                f"{request.job_id} has no shard {request.shard} from {request.start} to {request.stop}; "
+                f"it has {len(bounds) - 1} shards"
+            )
+        return job
+
+    def _write_part(self, job: Job, request: ShardRequest, context: Context) -> bool:
+        """Predicts the shard's images and writes their rows; returns False where the service stopped before the end."""
+        assert job.model is not None  # noqa: S101 - an accepted job has one, and an archive
+        assert job.archive is not None  # noqa: S101
+        model = self._models.get(job.model.version)
+        archive = self._archives.get(job.job_id, job.archive)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        start = request.start
+        while start < request.stop:
+            if context.stopping.is_set():
+                return False
+            small_steps = self._interactive_recently()
+            size = _SMALL_STEP if small_steps else self._predictor.batch_size
+            entries = archive.entries[start : min(start + size, request.stop)]
+            start += len(entries)
+            contents = archive.read_together(entries)
+            readable = [content for content in contents if isinstance(content, bytes)]
+            results = iter(self._predictor.predict(model, readable))
+            writer.writerows(
+                result_row(entry.name, content if isinstance(content, EntryError) else next(results))
+                for entry, content in zip(entries, contents, strict=True)
+            )
+            self._throughput.add(len(entries))
+            if small_steps:
+                time.sleep(_LETTING_GO_S)
+        self._store.put(Jobs.part_key(request.job_id, request.shard), text.getvalue().encode())
+        return True
+
+    def _tell_progress(self, job: Job) -> None:
+        progress = self._jobs.progress(job)
+        if not progress.done:
+            return  # the job has ended meanwhile, and its parts are gone
+        assert job.accepted is not None  # noqa: S101 - else it would have no shards
+        seconds = (datetime.now(UTC) - datetime.fromisoformat(job.accepted)).total_seconds()
+        rate = progress.done / max(seconds, 0.001)
+        left = progress.total - progress.done
+        progress = progress.changed(rate=round(rate, 1), eta_s=round(left / rate, 1))
+        self._emit(JOB_PROGRESS, {"schema": 1, "job_id": job.job_id, "progress": progress.as_dict()})
