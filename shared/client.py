@@ -13,10 +13,19 @@ from io import BufferedWriter
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from shared.broker.base import Broker, HeaderValue, Message, Outgoing
-from shared.errors import Conflict, GenderlineError, NotFound
+from shared.broker.base import Broker, HeaderValue, Message, MessageTooLarge, Outgoing
+from shared.errors import Conflict, GenderlineError, InvalidImage, NotFound
 from shared.faces.labelling import LabelSpec
-from shared.messages import PACK_LIMIT, PROBE, by_reference, fit_name, job_id_of, pack_message, run_id_of
+from shared.messages import (
+    PACK_LIMIT,
+    PROBE,
+    by_reference,
+    fit_name,
+    job_id_of,
+    pack_message,
+    prediction_error,
+    run_id_of,
+)
 from shared.params import TrainingParams
 from shared.records.dataset import LABELS_JSON, dataset_id
 from shared.records.jobs import Job, JobProgress, Jobs
@@ -305,16 +314,13 @@ class Client:
         if not images:
             return [], None
         with self.broker.reply_queue() as reply_queue:
-            self.broker.publish_many(
-                [
-                    Outgoing(
-                        self.broker.topology.predictions,
-                        pack_message(pack, reply_to=reply_queue.name, headers=headers),
-                    )
-                    for pack in _packs(images)
-                ]
-            )
-            for reply in _until(reply_queue.receive, time.monotonic() + timeout_s):
+            for index, entry in self._publish_packs(images, reply_queue.name, headers).items():
+                entries[index] = entry
+                answered += 1
+            if on_done and answered:
+                on_done(answered)
+            deadline = time.monotonic() + timeout_s
+            for reply in () if answered == len(images) else _until(reply_queue.receive, deadline):
                 body = _reply_body(reply)
                 model = body["model"] or model
                 for entry in body["predictions"]:
@@ -332,6 +338,27 @@ class Client:
                 code="timeout",
             )
         return [entry for entry in entries if entry is not None], model
+
+    def _publish_packs(
+        self, images: Sequence[bytes], reply_to: str, headers: Mapping[str, HeaderValue]
+    ) -> dict[int, Entry]:
+        """Publishes images in packs. Returns index → error entry of those that the broker does not take."""
+
+        def outgoing(pack: Sequence[tuple[int, bytes]]) -> Outgoing:
+            message = pack_message(pack, reply_to=reply_to, headers=headers)
+            return Outgoing(self.broker.topology.predictions, message)
+
+        packs = list(_packs(images))
+        large = [pack for pack in packs if len(pack[0][1]) > _PACK_BYTES]  # each one image
+        self.broker.publish_many([outgoing(pack) for pack in packs if len(pack[0][1]) <= _PACK_BYTES])
+        refused: dict[int, Entry] = {}
+        for ((index, image),) in large:
+            try:
+                self.broker.publish_many([outgoing([(index, image)])])
+            except MessageTooLarge:
+                told = f"found an image of {len(image):,} bytes, which the broker takes in no message; expected fewer"
+                refused[index] = prediction_error(index, InvalidImage(told, code="image_too_large"))
+        return refused
 
     # -- models
 
@@ -425,9 +452,9 @@ def _dataset_key(sha256: str) -> str:
     return f"datasets/{sha256}/archive.zip"
 
 
-def _packs(images: Sequence[bytes]) -> Iterator[list[tuple[str | int | None, bytes]]]:
+def _packs(images: Sequence[bytes]) -> Iterator[list[tuple[int, bytes]]]:
     """Yields (index, image) pairs in packs that keep to the limit on images and stay far below a message's size."""
-    pack: list[tuple[str | int | None, bytes]] = []
+    pack: list[tuple[int, bytes]] = []
     size = 0
     for index, data in enumerate(images):
         if pack and (len(pack) == PACK_LIMIT or size + len(data) > _PACK_BYTES):

@@ -50,6 +50,10 @@ class BrokerFull(BrokerError):
     """The queue holds as many messages as it may; nothing was accepted."""
 
 
+class MessageTooLarge(BrokerError):
+    """The message is larger than the broker takes: the others of its batch may not have been accepted either."""
+
+
 class BrokerClosed(BrokerError):
     """This broker object, or the consumer, was closed."""
 
@@ -306,8 +310,9 @@ class Broker(abc.ABC):
 
         Raises:
             BrokerFull: a queue is at its limit; messages before the refused one may have been accepted.
-            BrokerError: no confirmation in `timeout_s`, the message is larger than the broker takes, or the queue
-                does not exist. Publishing again with the same `message_id` is harmless.
+            MessageTooLarge: a message is larger than the broker takes.
+            BrokerError: no confirmation in `timeout_s`, or the queue does not exist. Publishing again with the same
+                `message_id` is harmless.
         """
 
     def publish(self, queue: str, message: Message, timeout_s: float = 30.0) -> None:

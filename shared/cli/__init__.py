@@ -56,6 +56,7 @@ def main() -> None:
 for _command in (
     services.up,
     services.status,
+    services.doctor,
     training.train,
     training.runs,
     models.models,

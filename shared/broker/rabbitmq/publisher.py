@@ -20,7 +20,7 @@ from pika.delivery_mode import DeliveryMode
 from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedByBroker
 from pika.spec import Basic
 
-from shared.broker.base import BrokerClosed, BrokerError, BrokerFull
+from shared.broker.base import BrokerClosed, BrokerError, BrokerFull, MessageTooLarge
 from shared.broker.rabbitmq.addresses import is_address
 from shared.broker.rabbitmq.connection import Connection, ConnectionLost
 from shared.broker.rabbitmq.transport import BatchingConnection
@@ -169,12 +169,9 @@ class Publisher:
         self._under_way_bytes = 0
         if fault is not None and len(under_way) == 1:
             culprit = under_way.pop()
-            self._give_up(
-                culprit,
-                BrokerError(
-                    f"RabbitMQ refused a message of {len(culprit.body)} bytes for {culprit.queue!r}: {fault.reply_text}"
-                ),
-            )
+            kind = MessageTooLarge if "larger than" in fault.reply_text else BrokerError
+            found = f"a message of {len(culprit.body)} bytes for {culprit.queue!r}"
+            self._give_up(culprit, kind(f"RabbitMQ refused {found}: {fault.reply_text}"))
         for publication in under_way:
             publication.suspect = publication.suspect or fault is not None
         self._waiting.extendleft(reversed(under_way))
