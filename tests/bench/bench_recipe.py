@@ -64,6 +64,7 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
     "the default": {},
     "… from the starter": {"init": "starter"},
     "… stopping early": {"patience": 12},
+    "… in batches of 8": {"batch_size": 8},
     "… its epoch by the plain loss": {"temperature": 1.0},
     "… with fewer layers": {"layers": FEWER_LAYERS},
     "… in float32": {"precision": "float32"},

@@ -210,6 +210,10 @@ Gender, ethnicity and age together, groups of at least {MIN_GROUP} faces, worst 
 
 {_gate(card)}
 
+## Robustness
+
+{_robustness_table(evaluation)}
+
 ## Calibration
 
 Temperature {card.temperature:.3f}, fitted on validation faces and part of the model. Expected calibration error
@@ -284,6 +288,16 @@ def _spread_table(evaluation: Evaluation) -> str:
             for kind, spread in evaluation.spreads.items()
         ],
     )
+
+
+def _robustness_table(evaluation: Evaluation) -> str:
+    if not evaluation.robustness:
+        return "Not measured."
+    table = _table(
+        ("faces", "accuracy", "balanced accuracy"),
+        [(row.change, _percent(row.accuracy), _percent(row.balanced_accuracy)) for row in evaluation.robustness],
+    )
+    return f"The same {evaluation.robustness[0].faces:,} held-out faces, changed:\n\n{table}"
 
 
 def _gate(card: ModelCard) -> str:
