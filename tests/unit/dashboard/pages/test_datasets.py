@@ -12,15 +12,10 @@ import numpy as np
 import pytest
 
 from dashboard.face_grid import FaceFilter, select_faces
-<<<<<<< HEAD
-from shared.broker.base import Delivery
 from shared.faces.labelling import LabelReport
 from shared.faces.labels import GENDERS
 from shared.records.dataset import DatasetRefusal
-=======
-from shared.faces.labels import GENDERS
 from shared.records.record import Fault
->>>>>>> main
 from shared.records.runs import RunState
 from tests.dashboard_app import Site
 from tests.unit.dashboard.pages.helpers import RUN, csrf_of, sha_of
