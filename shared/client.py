@@ -13,7 +13,7 @@ from io import BufferedWriter
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from shared.broker.base import Broker, HeaderValue, Message, MessageTooLarge, Outgoing
+from shared.broker.base import Broker, HeaderValue, Message, MessageTooLarge, Outgoing, Unconfirmed
 from shared.errors import Conflict, GenderlineError, InvalidImage, NotFound
 from shared.faces.labelling import LabelSpec
 from shared.messages import (
@@ -174,10 +174,17 @@ class Client:
         message = by_reference(
             uri, name=name, sha256=archive_sha256, params=params, labels=labels, message_id=message_id
         )
-        self.broker.publish(self.broker.topology.datasets, message)
+        self._submit(self.broker.topology.datasets, message, f"run {run_id}")
         # Last, so that a refused message leaves no run that waits forever. A trainer that was faster made the same.
         self.runs.create(run_id, message_id=message_id, name=name, params=params)
         return run_id
+
+    def _submit(self, queue: str, message: Message, name: str) -> None:
+        """Publishes a message; without a confirmation, says that the run or job may yet be done."""
+        try:
+            self.broker.publish(queue, message)
+        except Unconfirmed as error:
+            raise Unconfirmed(f"{error}: {name} may yet be done") from error
 
     def _requeue(self, message_id: str, shards_of: str | None = None) -> bool:
         """Sends the failed messages of a run or job back to their queues. Returns whether there were any."""
@@ -208,20 +215,48 @@ class Client:
         archive: Path,
         *,
         name: str | None = None,
+        model_version: int | None = None,
         message_id: str | None = None,
         on_copied: Callable[[int], None] | None = None,
         move: bool = False,
     ) -> str:
-        """Puts an archive of images into the store and a job on the queue. Returns the job's id."""
-        name = fit_name(name or archive.stem)
+        """Puts an archive of images into the store and a job on the queue.
+
+        Args:
+            archive: a local archive; it is copied.
+            name: what the job is called; by default the file's name.
+            model_version: a version, or None for the champion.
+            message_id: makes a second submission with the same id harmless.
+            on_copied: called with the number of bytes copied, piece by piece.
+            move: give the file to the store instead of copying it.
+
+        Returns:
+            The job's id.
+        """
         message_id = message_id or uuid.uuid4().hex
-        job_id = job_id_of(message_id)
-        key = Jobs.archive_key(job_id)
+        key = Jobs.archive_key(job_id_of(message_id))
         if not self.store.exists(key):
             self._upload(archive, key, on_copied, move=move)
-        self.broker.publish(
-            self.broker.topology.jobs, by_reference(f"{STORE_SCHEME}{key}", name=name, message_id=message_id)
-        )
+        return self._queue_job(key, name or archive.stem, model_version, message_id)
+
+    def predict_dataset(self, sha256: str, model_version: int) -> str:
+        """Puts a job on the queue that predicts every image of a dataset. Returns the job's id.
+
+        Raises:
+            NotFound: there is no such dataset, or its archive was deleted.
+            Retryable: broker or store are away.
+        """
+        key = _dataset_key(sha256)
+        if not self.store.exists(key):
+            raise NotFound(f"the archive of dataset {sha256[:12]} is not in the store; upload it again")
+        return self._queue_job(key, f"dataset {sha256[:12]} by model {model_version}", model_version, uuid.uuid4().hex)
+
+    def _queue_job(self, archive_key: str, name: str, model_version: int | None, message_id: str) -> str:
+        name, job_id = fit_name(name), job_id_of(message_id)
+        headers: dict[str, HeaderValue] = {} if model_version is None else {"model_version": model_version}
+        uri = f"{STORE_SCHEME}{archive_key}"
+        message = by_reference(uri, name=name, message_id=message_id, headers=headers)
+        self._submit(self.broker.topology.jobs, message, f"job {job_id}")
         self.jobs.create(job_id, message_id=message_id, name=name)
         return job_id
 

@@ -53,7 +53,7 @@ from trainer.training.calibrate import fit_temperature
 from trainer.training.checkpoint import Checkpoint, CheckpointError
 from trainer.training.device import DeviceFaces
 from trainer.training.distributed import ProcessGroup, train_distributed
-from trainer.training.model import build_network, cost
+from trainer.training.model import build_network, measure_cost
 from trainer.training.recipe import Recipe, decide
 from trainer.training.starter import starter_helps
 from trainer.training.throughput import measure_throughput
@@ -333,7 +333,7 @@ class Pipeline:
                 parity=parity,
                 model_path=model,
                 variants=variants,
-                network_cost=cost(network),
+                network_cost=measure_cost(network),
                 inputs=measure_inputs(dataset.faces, dataset.part("train")),
                 device=str(self._device),
                 warnings=_find_warnings(dataset),

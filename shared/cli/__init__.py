@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from shared.cli import dead, delete, demo_commands, models, predictions, reference, services, training
+from shared.cli import dead, definitions, delete, demo_commands, models, predictions, reference, services, training
 from shared.cli.base import output_of
 from shared.errors import GenderlineError
 
@@ -69,6 +69,7 @@ for _command in (
     delete.delete,
     demo_commands.sample,
     demo_commands.demo,
+    definitions.definitions,
     reference.settings,
     reference.params,
     reference.metrics,

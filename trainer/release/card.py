@@ -71,7 +71,7 @@ def build_card(
         parity: from `verify_parity`.
         model_path: the exported file.
         variants: from `build_variants`.
-        network_cost: from `model.cost`.
+        network_cost: from `measure_cost`.
         inputs: from `measure_inputs`.
         device: what it was trained on, in words.
         warnings: what the user should know about the data.
