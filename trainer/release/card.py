@@ -270,7 +270,7 @@ def _warnings(card: ModelCard) -> str:
 def _worst(evaluation: Evaluation) -> str:
     worst, gap = evaluation.worst_group, evaluation.gap
     if worst is None or gap is None:
-        return f"No group has {MIN_GROUP} held-out faces or more, so no worst one is named."
+        return f"No group has {MIN_GROUP} held-out faces or more, so none is ranked."
     return (
         f"Worst group: **{worst.name}**, accuracy {_share(worst.accuracy, worst.low, worst.high)} on {worst.count:,} "
         f"faces, {100 * gap:.1f} points below the best group; of the groups of at least {MIN_GROUP} faces."

@@ -110,7 +110,7 @@ def test_what_is_undefined_is_left_out_of_the_headline_figures(parts: dict[str, 
     assert "test_auc" not in card.metrics
     text = render_card(card)
     assert "undefined: one gender only" in text
-    assert "no worst one is named" in text
+    assert "so none is ranked" in text
 
 
 def test_the_written_card_has_the_sections_of_a_model_card(parts: dict[str, Any]) -> None:
