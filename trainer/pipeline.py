@@ -135,9 +135,7 @@ class Pipeline:
             Interrupted: `steps.should_yield` said so; a later call carries on.
             Exception: what `steps.checkpoint` or `steps.on_progress` raises.
         """
-        if (
-            version := self._registry.version_of_run(run_id)
-        ) is not None:  # and then its process was killed
+        if (version := self._registry.version_of_run(run_id)) is not None:  # and then its process was killed
             return self._registry.card(version)
         folder = f"datasets/{sha256}"
         self._ingest(folder, sha256, steps)
