@@ -11,7 +11,7 @@ from shared.runtime.settings import Settings
 GPU_BYTES: Final = 2**30
 """GPU memory for each worker: CUDA itself, a model, and another one loaded beside it take 0.8 GB."""
 MEMORY_BYTES: Final = 2**29
-"""Memory for each worker on a CPU: itself, a process that decodes, and the messages that it holds, with room to spare."""
+"""Memory for each worker on a CPU: itself, a process that decodes, and the messages that it holds."""
 MEMORY_WITH_GPU_BYTES: Final = 2 * 2**30
 """The same with a GPU, whose libraries take 1.2 GB of every process."""
 
