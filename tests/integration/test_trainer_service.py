@@ -24,9 +24,11 @@ from shared.runtime.settings import Settings
 from shared.store.base import sha256_of
 from shared.store.files import FileStore
 from shared.telemetry.metrics import TrainerMetrics
+from shared.worker.loop import ConsumerLoop
+from shared.worker.retry import RetryPolicy
 from tests.services import Installation, collect, eventually
 from tests.training import SLOW, finished, models_of
-from trainer.handler import TrainerService
+from trainer.handler import DatasetHandler
 from trainer.pipeline import Pipeline
 
 FAST = {"epochs": 1, "quantize": False, "augment": False}
@@ -213,7 +215,18 @@ def test_an_archive_that_changes_while_it_is_copied_is_stored_under_the_hash_of_
     with installation.broker() as broker:
         pipeline = Pipeline(store, settings, metrics, torch.device("cpu"))
         service = threading.Thread(
-            target=TrainerService(broker, store, settings, metrics, pipeline).run, args=[stop], name="service"
+            target=ConsumerLoop(
+                broker,
+                {
+                    broker.topology.datasets: DatasetHandler(
+                        store, settings, metrics, pipeline, broker.emit, broker.topology
+                    )
+                },
+                RetryPolicy(None, metrics.dead_letters),
+                prefetch=0,
+            ).run,
+            args=[stop],
+            name="service",
         )
         service.start()
         try:
