@@ -52,6 +52,10 @@ check: $(VENV)/.developer ## Check style, types and import rules
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+.PHONY: fuzz
+fuzz: $(VENV)/.developer ## Feed mutated archives, images, tables and messages to their readers [MINUTES=5] [SEED=1]
+	@$(BIN)/python -m tests.fuzz $(or $(MINUTES),5) $(or $(SEED),1)
+
 .PHONY: bench
 bench: $(VENV)/.developer ## Measure ours against the bare loop [ARGS='--only packs --quick'] [ARGS=--write]
 	@tests/system-packages.sh

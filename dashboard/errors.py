@@ -25,6 +25,7 @@ STATUSES: Final[dict[str, int]] = {
     "single_gender": 400,
     "training_diverged": 500,
     "invalid_image": 400,
+    "killed_worker": 400,
     "image_too_large": 413,
     "unknown_model_version": 404,
     "invalid_model": 500,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from werkzeug.datastructures import MultiDict
 
 from dashboard.store_cache import Dataset
-from shared.faces.labels import ETHNICITIES, GENDERS
+from shared.faces.labels import ETHNICITIES, GENDERS, UNKNOWN
 from shared.records.dataset import AGE_BANDS, SPLITS
 
 SORTS: Final = {
@@ -170,9 +170,9 @@ def face_view(
         "sha256": data.sha256,
         "index": index,
         "name": data.names[index],
-        "age": int(data.age[index]),
+        "age": int(data.age[index]) if data.age[index] != UNKNOWN else None,
         "gender": GENDERS[data.gender[index]],
-        "ethnicity": ETHNICITIES[data.ethnicity[index]],
+        "ethnicity": ETHNICITIES[data.ethnicity[index]] if data.ethnicity[index] != UNKNOWN else None,
         "split": SPLITS[data.split[index]],
         "width": int(data.sizes[index][0]),
         "height": int(data.sizes[index][1]),

@@ -14,7 +14,7 @@ from dashboard.face_grid import age_band_indices, predict_female
 from dashboard.store_cache import Dataset
 from shared.faces.labels import ETHNICITIES, GENDERS
 from shared.records.dataset import AGE_BANDS, SPLITS
-from shared.records.evaluation import MIN_GROUP
+from shared.records.evaluation import MIN_GROUP, Evaluation
 
 _Z: Final = 1.959964
 """Standard deviations of a 95 % interval."""
@@ -67,13 +67,13 @@ def measure_groups(data: Dataset, probabilities: NDArray[np.float32], threshold:
     return sorted(shown, key=lambda group: not group.worst)
 
 
-def measured_before(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
+def measured_before(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Returns the groups that a run's evaluation holds, for a run whose dataset or predictions are gone."""
-    worst = evaluation["worst_group"]
+    worst = evaluation.worst_group
     return [
-        {**group, "filters": {}, "worst": group == worst}
-        for group in evaluation["groups"]
-        if group["kind"] != "intersection" or group == worst
+        {**group.as_dict(), "filters": {}, "worst": group == worst}
+        for group in evaluation.groups
+        if group.kind != "intersection" or group == worst
     ]
 
 

@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,8 @@ from shared.records.dataset import (
     read_rejects_csv,
 )
 from shared.records.jobs import Job, Jobs
-from shared.records.record import Listing, Record, list_records
+from shared.records.model_card import ModelCard
+from shared.records.record import Listing, Record, list_records, newest_first
 from shared.records.registry import Registry
 from shared.records.runs import Run, Runs
 from shared.store.base import Store
@@ -49,9 +50,9 @@ class Dataset:
         sha256: its id.
         summary: what it holds.
         names: of the archive's entries, by the face's index.
-        age: uint8 (N,), years.
+        age: int16 (N,), years, or `UNKNOWN`.
         gender: uint8 (N,), index into `shared.faces.labels.GENDERS`.
-        ethnicity: uint8 (N,), index into `shared.faces.labels.ETHNICITIES`.
+        ethnicity: int16 (N,), index into `shared.faces.labels.ETHNICITIES`, or `UNKNOWN`.
         split: uint8 (N,), index into `shared.records.dataset.SPLITS`.
         sizes: uint32 (N, 2), width and height of the original image in pixels.
         faces: uint8 (N, 128, 128), luma, mapped from the file.
@@ -61,9 +62,9 @@ class Dataset:
     sha256: str
     summary: DatasetSummary
     names: list[str]
-    age: NDArray[np.uint8]
+    age: NDArray[np.int16]
     gender: NDArray[np.uint8]
-    ethnicity: NDArray[np.uint8]
+    ethnicity: NDArray[np.int16]
     split: NDArray[np.uint8]
     sizes: NDArray[np.uint32]
     faces: NDArray[np.uint8]
@@ -124,7 +125,7 @@ class StoreCache:
         self._registry = Registry(store)
         self._ended_runs: LruCache[str, Run] = LruCache(self._runs.get, _SMALL_CACHED)
         self._ended_jobs: LruCache[str, Job] = LruCache(self._jobs.get, _SMALL_CACHED)
-        self._cards: LruCache[int, dict[str, Any]] = LruCache(self._registry.card, _SMALL_CACHED)
+        self._cards: LruCache[int, ModelCard] = LruCache(self._registry.card, _SMALL_CACHED)
         self._summaries: LruCache[str, DatasetSummary] = LruCache(self._load_summary, _SMALL_CACHED)
         self._datasets: LruCache[str, Dataset] = LruCache(self._load_dataset, _DATASETS_CACHED)
         self._predictions: LruCache[tuple[str, int], NDArray[np.float32]] = LruCache(
@@ -135,7 +136,7 @@ class StoreCache:
 
     def runs(self) -> Listing[Run]:
         """Returns every run's record, newest first, and what is wrong with those that cannot be read."""
-        return list_records(self._store.children("runs"), self.find_run)
+        return newest_first(list_records(self._store.children("runs"), self.find_run))
 
     def find_run(self, run_id: str) -> Run | None:
         """Returns a run's record, or None."""
@@ -147,7 +148,7 @@ class StoreCache:
 
     def jobs(self) -> Listing[Job]:
         """Returns every job's record, newest first, and what is wrong with those that cannot be read."""
-        return list_records(self._store.children("jobs"), self.find_job)
+        return newest_first(list_records(self._store.children("jobs"), self.find_job))
 
     def find_job(self, job_id: str) -> Job | None:
         """Returns a job's record, or None."""
@@ -159,12 +160,12 @@ class StoreCache:
 
     # -- models
 
-    def cards(self) -> list[dict[str, Any]]:
-        """Returns every model's card, newest first."""
-        return [self._cards.get(version) for version in reversed(self._registry.versions())]
+    def cards(self) -> Listing[ModelCard]:
+        """Returns every model's card, newest first, and what is wrong with those that cannot be read."""
+        return list_records(reversed(self._registry.versions()), self.card)
 
-    def card(self, version: int) -> dict[str, Any]:
-        """Returns a model's card, or raises `NotFound`."""
+    def card(self, version: int) -> ModelCard:
+        """Returns a model's card, or raises `NotFound` or `DamagedRecord`."""
         return self._cards.get(version)
 
     # -- datasets
@@ -195,7 +196,7 @@ class StoreCache:
 
     def predicting_versions(self, sha256: str) -> list[int]:
         """Returns the model versions whose predictions for a dataset's faces are in the store, newest first."""
-        found = {card["version"] for card in self.cards() if card["dataset"]["sha256"] == sha256}
+        found = {card.version for card in self.cards().records if card.dataset.sha256 == sha256}
         found |= {int(name.removesuffix(".csv")) for name in self._store.children(f"datasets/{sha256}/predictions")}
         return sorted(found, reverse=True)
 
@@ -231,9 +232,9 @@ class StoreCache:
                 sha256,
                 summary,
                 [row.name for row in rows],
-                np.array([row.age for row in rows], np.uint8),
+                np.array([row.age for row in rows], np.int16),
                 np.array([row.gender for row in rows], np.uint8),
-                np.array([row.ethnicity for row in rows], np.uint8),
+                np.array([row.ethnicity for row in rows], np.int16),
                 np.array([SPLITS.index(row.split) for row in rows], np.uint8),
                 np.array([(row.width, row.height) for row in rows], np.uint32).reshape(-1, 2),
                 faces,
@@ -242,8 +243,8 @@ class StoreCache:
 
     def _load_predictions(self, sha256: str, version: int) -> NDArray[np.float32]:
         card = self.card(version)
-        trained_on_it = card["dataset"]["sha256"] == sha256
-        key = f"runs/{card['run_id']}/predictions.csv" if trained_on_it else predictions_key(sha256, version)
+        trained_on_it = card.dataset.sha256 == sha256
+        key = f"runs/{card.run_id}/predictions.csv" if trained_on_it else predictions_key(sha256, version)
         text = self._store.get(key).decode()
         rows = csv.DictReader(io.StringIO(text))
         return np.array([float(row["probability_female"]) for row in rows], np.float32)

@@ -15,8 +15,10 @@ from typing import Any, Final, TypeVar
 
 from shared.broker.base import Broker, HeaderValue, Message, Outgoing
 from shared.errors import Conflict, GenderlineError, NotFound
+from shared.faces.labelling import LabelSpec
 from shared.messages import PACK_LIMIT, PROBE, by_reference, fit_name, job_id_of, pack_message, run_id_of
 from shared.params import TrainingParams
+from shared.records.dataset import LABELS_JSON, dataset_id
 from shared.records.jobs import Job, JobProgress, Jobs
 from shared.records.record import Record
 from shared.records.registry import Registry
@@ -61,6 +63,7 @@ class Client:
         *,
         name: str | None = None,
         params: Mapping[str, Any] | None = None,
+        labels: Mapping[str, Any] | None = None,
         message_id: str | None = None,
         on_copied: Callable[[int], None] | None = None,
         move: bool = False,
@@ -71,6 +74,7 @@ class Client:
             archive: a local zip; it is copied.
             name: what the run is called, cut to 200 characters; by default the file's name.
             params: training parameters.
+            labels: where the labels stand, as in a message.
             message_id: makes a second submission with the same id harmless.
             on_copied: called with the number of bytes copied, piece by piece.
             move: give the file to the store instead of copying it.
@@ -79,17 +83,19 @@ class Client:
             The run's id.
 
         Raises:
-            InvalidMessage: a parameter is unknown or out of range.
+            InvalidMessage: a parameter or a field of `labels` is unknown or out of range.
             Conflict: the file changed while it was copied.
             Retryable: broker or store are away.
             OSError: the file cannot be read.
         """
         checked = TrainingParams.parse(dict(params or {}))
         sha256 = sha256_of(archive)
-        key = _dataset_key(sha256)
+        spec = LabelSpec.parse(None if labels is None else dict(labels))
+        dataset = dataset_id(sha256, spec)
+        key = _dataset_key(dataset)
         if not self.store.exists(key):
             self._upload(archive, key, on_copied, move=move, sha256=sha256)
-        return self._queue_run(sha256, name or archive.stem, checked, message_id)
+        return self._queue_run(dataset, name or archive.stem, checked, message_id, spec, sha256)
 
     def train_dataset(
         self,
@@ -120,7 +126,10 @@ class Client:
             raise NotFound(f"the archive of dataset {sha256[:12]} is not in the store; upload it again")
         if name is None:
             name = next((run.name for run in self.runs.all().records if run.dataset == sha256), sha256[:12])
-        return self._queue_run(sha256, name, checked, message_id)
+        labels = f"datasets/{sha256}/{LABELS_JSON}"
+        if self.store.exists(labels):  # then the archive has another SHA-256 than the dataset is called by
+            return self._queue_run(sha256, name, checked, message_id, LabelSpec.parse(self.store.get_json(labels)))
+        return self._queue_run(sha256, name, checked, message_id, archive_sha256=sha256)
 
     def retry_run(self, run_id: str) -> str:
         """Sends a failed run's message back to its queue; where that is gone, a new run like it takes its place.
@@ -141,11 +150,21 @@ class Client:
             raise Conflict(f"the message of run {run_id} is gone, and its dataset is not known; upload it again")
         return self.train_dataset(run.dataset, name=run.name, params=run.params.as_dict() if run.params else None)
 
-    def _queue_run(self, sha256: str, name: str, params: TrainingParams, message_id: str | None) -> str:
+    def _queue_run(
+        self,
+        dataset: str,
+        name: str,
+        params: TrainingParams,
+        message_id: str | None,
+        labels: LabelSpec | None = None,
+        archive_sha256: str | None = None,
+    ) -> str:
         message_id = message_id or uuid.uuid4().hex
         name, run_id = fit_name(name), run_id_of(message_id)
-        uri = f"{STORE_SCHEME}{_dataset_key(sha256)}"
-        message = by_reference(uri, name=name, sha256=sha256, params=params, message_id=message_id)
+        uri = f"{STORE_SCHEME}{_dataset_key(dataset)}"
+        message = by_reference(
+            uri, name=name, sha256=archive_sha256, params=params, labels=labels, message_id=message_id
+        )
         self.broker.publish(self.broker.topology.datasets, message)
         # Last, so that a refused message leaves no run that waits forever. A trainer that was faster made the same.
         self.runs.create(run_id, message_id=message_id, name=name, params=params)
@@ -313,7 +332,7 @@ class Client:
 
     def shadow(self) -> ShadowFigures | None:
         """Returns how the challenger does beside the champion; None where there is none."""
-        aliases = self.registry.aliases()
+        aliases, _ = self.registry.find_aliases()
         if aliases.challenger is None or aliases.champion is None:
             return None
         return shadow_figures(self.store, aliases.challenger, aliases.champion)

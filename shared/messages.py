@@ -21,6 +21,7 @@ from pydantic_core import to_json
 from shared.broker.base import HeaderValue, Message, Outgoing
 from shared.errors import GenderlineError, InvalidMessage, short_repr
 from shared.faces.file_type import describe
+from shared.faces.labelling import LabelSpec
 from shared.faces.labels import GENDERS
 from shared.params import TrainingParams
 
@@ -91,6 +92,7 @@ class _ByReference(_Body):
     uri: Annotated[str, Field(min_length=1, max_length=4096)]
     sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None = None
     params: dict[str, Any] | None = None
+    labels: dict[str, Any] | None = None
 
 
 class _Shard(_Body):
@@ -127,7 +129,8 @@ _B = TypeVar("_B", bound=_Body)
 class ArchiveRequest:
     """A dataset to train on, or a job: an archive by value or by reference.
 
-    Exactly one of `body` and `uri` is given. `params` are a dataset's training parameters.
+    Exactly one of `body` and `uri` is given. `params` are a dataset's training parameters, `labels` what the message
+    says of where its labels stand.
     """
 
     message_id: str
@@ -136,6 +139,7 @@ class ArchiveRequest:
     uri: str | None = None
     sha256: str | None = None
     params: TrainingParams = field(default_factory=TrainingParams)
+    labels: LabelSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,17 +208,20 @@ def find_content_type(content_type: str, head: bytes) -> str:
 def _archive_request(message: Message, *, takes_params: bool) -> ArchiveRequest:
     name: object
     params: object
+    labels: object
     kind = _content_type(message)
     if kind in ARCHIVES:
-        name, params = message.headers.get("name"), message.headers.get("params")
+        name, params, labels = (message.headers.get(key) for key in ("name", "params", "labels"))
         body, uri, sha256 = message.body, None, None
     elif kind == JSON:
         parsed = _validated(_ByReference, _json(message.body))
-        name, params, body, uri, sha256 = parsed.name, parsed.params, None, parsed.uri, parsed.sha256
+        name, params, labels = parsed.name, parsed.params, parsed.labels
+        body, uri, sha256 = None, parsed.uri, parsed.sha256
     else:
         raise _wrong_type(message, (*ARCHIVES, JSON))
-    if params is not None and not takes_params:
-        raise InvalidMessage("a job takes no params; they belong to datasets", code="invalid_params")
+    if not takes_params and (params is not None or labels is not None):
+        given = "params" if labels is None else "labels"
+        raise InvalidMessage(f"a job takes no {given}; they belong to datasets", code="invalid_params")
     return ArchiveRequest(
         message_id=message.message_id,
         name=str(name)[:NAME_LIMIT] if name else "archive",
@@ -222,6 +229,7 @@ def _archive_request(message: Message, *, takes_params: bool) -> ArchiveRequest:
         uri=uri,
         sha256=sha256.lower() if sha256 else None,
         params=TrainingParams.parse(params),
+        labels=LabelSpec.parse(labels),
     )
 
 
@@ -382,6 +390,7 @@ def by_reference(
     name: str | None = None,
     sha256: str | None = None,
     params: TrainingParams | None = None,
+    labels: LabelSpec | None = None,
     message_id: str | None = None,
     reply_to: str | None = None,
     correlation_id: str | None = None,
@@ -395,6 +404,8 @@ def by_reference(
         body["sha256"] = sha256
     if params is not None:
         body["params"] = params.model_dump(mode="json", exclude_defaults=True)
+    if labels is not None:
+        body["labels"] = labels.as_dict()
     return json_message(body, message_id=message_id, reply_to=reply_to, correlation_id=correlation_id, headers=headers)
 
 

@@ -30,13 +30,14 @@ from shared.records.model_card import (
     VariantPrecision,
 )
 from shared.records.registry import Registry
+from shared.records.runs import EpochRow
 from shared.store.files import FileStore
 from tests.once_a_run import made_once_a_run
 from trainer.release.card import build_card, measure_inputs
 from trainer.release.evaluate import evaluate
 from trainer.release.export import OUTPUT, export_onnx
 from trainer.training.model import Cost
-from trainer.training.train import EpochRow, Trained
+from trainer.training.train import Trained
 
 STEEPNESS = 20.0
 """The logit of `brightness_model` is this times (mean luma / 255 - 1/2)."""
@@ -264,8 +265,8 @@ class ModelBuilder:
                     files[file].write_bytes(content)
                     variants[precision] = _variant(content if kept else None)
             card = _card(version, files["model.onnx"], variants, faces, probability, dataset)
-            card = card.model_copy(update={"gate": gate})
-            self.registry.register(version, card.model_dump(mode="json"), "# a model for tests\n", files)
+            card = card.changed(gate=gate)
+            self.registry.register(card, "# a model for tests\n", files)
         if promote:
             self.registry.promote(version, "a test needs it")
         return version
@@ -278,6 +279,18 @@ class ModelBuilder:
 def _variant(content: bytes | None) -> Variant:
     file = None if content is None else CardFile(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
     return Variant(faces=20, accuracy_float32=0.9, accuracy=0.9, file=file)
+
+
+_EPOCH = EpochRow(
+    epoch=1,
+    train_loss=0.5,
+    train_accuracy=0.7,
+    val_loss=0.4,
+    val_accuracy=0.9,
+    learning_rate=0.001,
+    seconds=60.0,
+    images_per_second=90.0,
+)
 
 
 def _card(
@@ -296,7 +309,7 @@ def _card(
         run_id=f"run-{version}",
         dataset=CardDataset(sha256=dataset, name="a dataset", counts={"train": 2, "validation": 1, "test": 20}),
         params=TrainingParams(),
-        trained=Trained({"weight": torch.zeros(1)}, [EpochRow(1, 0.5, 0.7, 0.4, 0.9, 0.001, 60.0, 90.0)], 1, 1.0),
+        trained=Trained({"weight": torch.zeros(1)}, [_EPOCH], 1, 1.0),
         evaluation=evaluate(probability, labels, np.full(len(labels), 30), np.zeros(len(labels), np.int64)),
         temperature=1.0,
         parity=0.0,

@@ -43,7 +43,7 @@ from shared.records.evaluation import (
 from shared.records.jobs import RESULT_COLUMNS, Jobs, JobState
 from shared.records.model_card import CardDataset, CardFile, InputStatistics, ModelCard, Variant
 from shared.records.registry import Registry
-from shared.records.runs import Runs, RunState
+from shared.records.runs import EpochRow, Runs, RunState
 from shared.store.base import Store
 
 HOSTILE_NAMES = (
@@ -139,19 +139,19 @@ class StoreBuilder:
         self.runs.update(run_id, state=state, dataset=dataset, **changes)
         return run_id
 
-    def epoch(self, number: int) -> dict[str, float]:
+    def epoch(self, number: int) -> EpochRow:
         """Returns a row of history, of a training that goes well."""
         left = math.exp(-number / 4)
-        return {
-            "epoch": number,
-            "train_loss": 0.12 + 0.57 * left,
-            "train_accuracy": 0.96 - 0.44 * left,
-            "val_loss": 0.19 + 0.5 * left + 0.01 * math.sin(number * 2),
-            "val_accuracy": 0.93 - 0.4 * left + 0.008 * math.sin(number * 3),
-            "learning_rate": 0.001 * 0.93**number,
-            "seconds": 4.2,
-            "images_per_second": 380.0,
-        }
+        return EpochRow(
+            epoch=number,
+            train_loss=0.12 + 0.57 * left,
+            train_accuracy=0.96 - 0.44 * left,
+            val_loss=0.19 + 0.5 * left + 0.01 * math.sin(number * 2),
+            val_accuracy=0.93 - 0.4 * left + 0.008 * math.sin(number * 3),
+            learning_rate=0.001 * 0.93**number,
+            seconds=4.2,
+            images_per_second=380.0,
+        )
 
     def model(self, sha256: str, run_id: str, *, name: str = "faces", accuracy: float = 0.93, epochs: int = 12) -> int:
         """Writes a finished run of a dataset, with its predictions and evaluation, and registers its model."""
@@ -211,7 +211,7 @@ class StoreBuilder:
         folder = f"models/gender/{version}"
         for file in ("model.onnx", "model_int8.onnx", "model_float16.onnx"):
             self.store.put(f"{folder}/{file}", b"onnx")
-        self.registry.register(version, card.model_dump(mode="json"), f"# gender {version}\n", {})
+        self.registry.register(card, f"# gender {version}\n", {})
         self.runs.update(
             run_id, state=RunState.REGISTERED, model={"name": "gender", "version": version}, metrics=metrics
         )

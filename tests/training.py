@@ -23,4 +23,4 @@ def until_checkpoint(client: Client, run_id: str) -> None:
 
 def models_of(client: Client, run_id: str) -> list[int]:
     """Returns the versions that a run was registered as."""
-    return [version for version in client.registry.versions() if client.registry.card(version)["run_id"] == run_id]
+    return [version for version in client.registry.versions() if client.registry.card(version).run_id == run_id]

@@ -8,10 +8,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from shared.archives.archive import Archive, ArchiveLimits
 from shared.archives.fetch import fetch_archive
 from shared.broker.base import RETRIED_AT, Message, Outgoing
 from shared.errors import Cancelled, GenderlineError, InvalidDataset, InvalidMessage, Retryable
 from shared.messages import ArchiveRequest, by_reference, json_reply, parse_dataset, run_id_of
+from shared.records.dataset import LABELS_JSON, dataset_id
 from shared.records.model_card import ModelCard
 from shared.records.record import DamagedRecord, Fault, ModelRef, RecordEnded
 from shared.records.registry import Registry
@@ -23,6 +25,7 @@ from shared.store.lease import Lease, LeaseLost
 from shared.telemetry.metrics import TrainerMetrics
 from shared.topology import MODEL_CHALLENGED, MODEL_PROMOTED, MODEL_REGISTERED, Topology
 from shared.worker.loop import Context, Defer, Done, Handler, Outcome
+from trainer.data.labelling import recognize_labels
 from trainer.pipeline import Pipeline
 from trainer.release.promotion_gate import compare_registered
 from trainer.run_monitor import Emit, HandOver, RunMonitor, announce
@@ -145,16 +148,20 @@ class DatasetHandler(Handler[_Asked]):
         """Carries a run on, as its owner, to its model. Returns the reply."""
         if self._runs.cancel_requested(asked.run_id):
             raise Cancelled("cancelled by a user")
-        sha256 = self._accept(asked, context)
+        dataset = self._accept(asked, context)
         try:
-            card = self._pipeline.run(asked.run_id, asked.request.name, sha256, asked.request.params, monitor)
+            card = self._pipeline.run(asked.run_id, asked.request.name, dataset, asked.request.params, monitor)
         except Interrupted:
             monitor.raise_if_stopped()  # raises why, unless it was time
             raise HandOver(f"{self._settings.handover_s:g} s are over") from None
         return self._register(asked, card)
 
     def _accept(self, asked: _Asked, context: Context) -> str:
-        """Makes sure that the archive lies in the store, and says so, once. Returns its SHA-256."""
+        """Makes sure that the archive lies in the store, and says so and what its labels are, once.
+
+        Returns:
+            The dataset's id.
+        """
         run, request = self._runs.get(asked.run_id), asked.request
         if run.dataset:
             return run.dataset
@@ -162,18 +169,27 @@ class DatasetHandler(Handler[_Asked]):
             temp_folder() as folder,
             fetch_archive(request, self._store, self._settings, folder) as path,
         ):
-            sha256 = request.sha256 or sha256_of(path)
-            key = f"datasets/{sha256}/archive.zip"
+            with Archive(path, ArchiveLimits.from_settings(self._settings)) as archive:
+                labels = recognize_labels(archive, request.labels).report
+            dataset = dataset_id(request.sha256 or sha256_of(path), request.labels)
+            if request.labels is not None:
+                self._store.put_json(f"datasets/{dataset}/{LABELS_JSON}", request.labels.as_dict())
+            key = f"datasets/{dataset}/archive.zip"
             if not self._store.exists(key):
                 is_ours = path.is_relative_to(folder)  # and may be moved into the store
                 self._store.put_file(key, path if is_ours else shutil.copyfile(path, folder / "copy.zip"))
-        context.send(json_reply(asked.message, run.reply(RunState.ACCEPTED)))
+        context.send(json_reply(asked.message, run.changed(labels=labels).reply(RunState.ACCEPTED)))
         run = self._runs.update(
-            asked.run_id, state=RunState.ACCEPTED, dataset=sha256, params=request.params, name=request.name
+            asked.run_id,
+            state=RunState.ACCEPTED,
+            dataset=dataset,
+            labels=labels,
+            params=request.params,
+            name=request.name,
         )
         announce(run, self._emit)
-        _LOG.info("%s accepted: %s", asked.run_id, request.name)
-        return sha256
+        _LOG.info("%s accepted: %s; %s", asked.run_id, request.name, labels.text)
+        return dataset
 
     def _register(self, asked: _Asked, card: ModelCard) -> list[Outgoing]:
         """Announces a run's model, which is in the registry by now, and ends the run. Returns the reply."""
@@ -217,14 +233,15 @@ class DatasetHandler(Handler[_Asked]):
     def _continuation(self, asked: _Asked) -> list[Outgoing]:
         """Returns the message with which any trainer carries the run on; until it is confirmed, this one is ours."""
         message, request = asked.message, asked.request
-        sha256 = self._runs.get(asked.run_id).dataset
-        if sha256 is None:
+        dataset = self._runs.get(asked.run_id).dataset
+        if dataset is None:
             return [Outgoing(self._topology.datasets, message)]  # nothing has happened yet
         continuation = by_reference(
-            f"{STORE_SCHEME}datasets/{sha256}/archive.zip",
+            f"{STORE_SCHEME}datasets/{dataset}/archive.zip",
             name=request.name,
-            sha256=sha256,
+            sha256=dataset,
             params=request.params,
+            labels=request.labels,
             message_id=request.message_id,
             reply_to=message.reply_to,
             correlation_id=message.correlation_id,

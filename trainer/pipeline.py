@@ -6,9 +6,9 @@ import csv
 import logging
 import tempfile
 import time
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -16,21 +16,26 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from shared.archives.archive import ArchiveLimits
+from shared.errors import InvalidDataset
 from shared.faces.decode import ImageLimits
+from shared.faces.labelling import LabelSpec
 from shared.faces.labels import GENDERS
 from shared.params import TrainingParams
 from shared.records.dataset import (
     FACES_CSV,
     FACES_NPY,
+    LABELS_JSON,
+    REFUSAL_JSON,
     REJECTS_CSV,
     SPLITS,
     SUMMARY_JSON,
+    DatasetRefusal,
     DatasetSummary,
 )
 from shared.records.evaluation import Evaluation
 from shared.records.model_card import CardDataset, ModelCard, Variant, VariantPrecision
 from shared.records.registry import MODEL_NAME, Registry
-from shared.records.runs import Progress, Runs, RunState
+from shared.records.runs import EpochRow, Progress, Runs, RunState
 from shared.runtime.settings import Settings
 from shared.store.base import Store
 from shared.telemetry.metrics import TrainerMetrics
@@ -50,7 +55,7 @@ from trainer.training.distributed import ProcessGroup, train_distributed
 from trainer.training.model import build_network, cost
 from trainer.training.recipe import Recipe, decide
 from trainer.training.throughput import measure_throughput
-from trainer.training.train import EpochRow, Hooks, Trained, predict_logits
+from trainer.training.train import Hooks, Trained, predict_logits
 from trainer.training.train import Progress as TrainingProgress
 
 _LOG = logging.getLogger(__name__)
@@ -108,7 +113,7 @@ class Pipeline:
             Exception: what `monitor.raise_if_stopped` or `monitor.on_progress` raises.
         """
         if (version := self._registry.version_of_run(run_id)) is not None:  # and then whoever did it was interrupted
-            return ModelCard.model_validate(self._registry.card(version))
+            return self._registry.card(version)
         folder = f"datasets/{sha256}"
         self._ingest(folder, sha256, monitor)
         with open_dataset(self._store, sha256) as dataset:
@@ -133,19 +138,38 @@ class Pipeline:
             tempfile.TemporaryDirectory(prefix="genderline-") as work,
             self._store.local(f"{folder}/archive.zip") as archive,
         ):
-            summary: DatasetSummary = ingest(
-                archive,
-                Path(work),
-                ArchiveLimits.from_settings(self._settings),
-                ImageLimits.from_settings(self._settings),
-                threads=self._settings.threads or self._settings.cores,
-                archive_sha256=sha256,
-                on_progress=on_progress,
-            )
+            labels = None
+            if self._store.exists(f"{folder}/{LABELS_JSON}"):
+                labels = LabelSpec.parse(self._store.get_json(f"{folder}/{LABELS_JSON}"))
+            try:
+                summary: DatasetSummary = ingest(
+                    archive,
+                    Path(work),
+                    ArchiveLimits.from_settings(self._settings),
+                    ImageLimits.from_settings(self._settings),
+                    threads=self._settings.threads or self._settings.cores,
+                    archive_sha256=None if labels else sha256,
+                    labels=labels,
+                    on_progress=on_progress,
+                )
+            except InvalidDataset:
+                self._keep_refusal(folder, Path(work))
+                raise
             for name in _DATASET_FILES:
                 self._store.put_file(f"{folder}/{name}", Path(work) / name)
         self._metrics.ingested.inc(summary.faces)
-        for reason, count in summary.rejects.items():
+        self._count_rejects(summary.rejects)
+
+    def _keep_refusal(self, folder: str, work: Path) -> None:
+        """Keeps what was rejected of an archive that did not become a dataset, so that its page can show it."""
+        if (work / REFUSAL_JSON).exists():
+            refusal = DatasetRefusal.model_validate_json((work / REFUSAL_JSON).read_bytes())
+            for name in (REJECTS_CSV, REFUSAL_JSON):
+                self._store.put_file(f"{folder}/{name}", work / name)
+            self._count_rejects(refusal.rejects)
+
+    def _count_rejects(self, rejects: Mapping[str, int]) -> None:
+        for reason, count in rejects.items():
             self._metrics.rejected.labels(reason).inc(count)
 
     def _warn(self, run_id: str, dataset: Dataset) -> None:
@@ -170,22 +194,18 @@ class Pipeline:
                 device=self._device,
                 throughput=lambda recipe: measure_throughput(recipe, self._device) * self._group.size,
             )
-        rows: dict[int, dict[str, Any]] = {
-            (epoch := int(row["epoch"])): row | {"epoch": epoch} for row in self._runs.history(run_id)
-        }
+        rows = [] if resume is None else [EpochRow.model_validate(row) for row in resume.history]
 
         def on_epoch(row: EpochRow) -> None:
-            rows[row.epoch] = asdict(row)
-            # A run that resumes from before an epoch's end gives that epoch again; later ones are not there yet.
-            kept = [rows[epoch] for epoch in sorted(rows) if epoch <= row.epoch]
-            self._runs.write_history(run_id, kept)
+            rows.append(row)
+            self._runs.write_history(run_id, rows)
             for split, loss, accuracy in (
                 ("train", row.train_loss, row.train_accuracy),
                 ("validation", row.val_loss, row.val_accuracy),
             ):
                 self._metrics.loss.labels(split).set(loss)
                 self._metrics.accuracy.labels(split).set(accuracy)
-            monitor.on_epoch(asdict(row))
+            monitor.on_epoch(row)
 
         def on_step(progress: TrainingProgress) -> None:
             self._metrics.epoch.set(progress.epoch)
@@ -254,7 +274,7 @@ class Pipeline:
             np.array([dataset.rows[i].age for i in test]),
             np.array([dataset.rows[i].ethnicity for i in test]),
         )
-        self._store.put_json(f"runs/{run_id}/evaluation.json", figures.model_dump(mode="json"))
+        self._runs.write_evaluation(run_id, figures)
         self._write_predictions(run_id, probability)
         monitor.raise_if_stopped()
 
@@ -294,7 +314,7 @@ class Pipeline:
             )
             monitor.raise_if_stopped()  # the last moment at which an owner that lost its lease must not write
             files = {path.name: path for path in Path(work).iterdir()}
-            self._registry.register(version, card.model_dump(mode="json"), render_card(card), files)
+            self._registry.register(card, render_card(card), files)
         return card
 
     def _logits(self, network: torch.nn.Module, dataset: Dataset, monitor: Monitor) -> NDArray[np.float32]:

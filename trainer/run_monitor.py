@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from shared.errors import Cancelled, GenderlineError, Retryable
-from shared.records.runs import Progress, Run, Runs, RunState
+from shared.records.runs import EpochRow, Progress, Run, Runs, RunState
 from shared.runtime.settings import Settings
 from shared.store.lease import Lease, LeaseLost
 from shared.topology import RUN_EPOCH, RUN_PROGRESS, run_state_topic
@@ -37,7 +37,7 @@ class Monitor:
     def on_progress(self, progress: Progress) -> None:
         """Told how far the present stage is, as often as the stage likes."""
 
-    def on_epoch(self, row: dict[str, Any]) -> None:
+    def on_epoch(self, row: EpochRow) -> None:
         """Told each finished epoch, a row of `history.csv`."""
 
     def on_checkpoint(self) -> None:
@@ -149,7 +149,7 @@ class RunMonitor(Monitor):
         self._trained = self._trained or progress.stage == RunState.TRAINING
         self._reporter.on_progress(progress)
 
-    def on_epoch(self, row: dict[str, Any]) -> None:
+    def on_epoch(self, row: EpochRow) -> None:
         self._reporter.on_epoch(row)
 
     def on_checkpoint(self) -> None:
@@ -192,9 +192,9 @@ class ProgressReporter:
             self._recorded = now
             self._runs.update(self._run_id, progress=progress)
 
-    def on_epoch(self, row: dict[str, Any]) -> None:
+    def on_epoch(self, row: EpochRow) -> None:
         """Tells of a finished epoch, a row of `history.csv`."""
-        self._emit(RUN_EPOCH, {"schema": 1, "run_id": self._run_id, "row": row})
+        self._emit(RUN_EPOCH, {"schema": 1, "run_id": self._run_id, "row": row.as_dict()})
 
 
 def announce(run: Run, emit: Emit) -> None:

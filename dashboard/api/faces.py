@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dashboard.context import dashboard
 from dashboard.face_grid import FaceFilter, face_view, select_faces
+from shared.records.cells import to_cell
 
 _COLUMNS: Final = (
     "index",
@@ -36,9 +37,9 @@ def requested_filter(sha256: str) -> tuple[FaceFilter, NDArray[np.float32] | Non
     parts = dashboard()
     wanted = FaceFilter.from_query(request.args)
     version = wanted.version
-    if version not in [card["version"] for card in parts.store_cache.cards()]:
+    if version not in [card.version for card in parts.store_cache.cards().records]:
         predicting = parts.store_cache.predicting_versions(sha256)
-        champion = parts.client.registry.aliases().champion
+        champion = parts.client.registry.find_aliases()[0].champion
         version = champion if champion in predicting else next(iter(predicting), None)
     probabilities = None if version is None else parts.store_cache.predictions(sha256, version)
     return wanted.with_version(version), probabilities
@@ -64,7 +65,7 @@ def _send_csv(columns: Sequence[str], rows: Iterable[Sequence[object]], name: st
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows(rows)
+    writer.writerows([to_cell(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
     answer = Response(text.getvalue(), mimetype="text/csv")
     answer.headers["Content-Disposition"] = f'attachment; filename="{name}"'
     return answer

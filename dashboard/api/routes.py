@@ -21,7 +21,7 @@ from shared.errors import Conflict, InvalidMessage, NotFound, short_repr
 from shared.messages import SCHEMA
 from shared.params import TrainingParams
 from shared.records.jobs import Jobs
-from shared.records.record import Listing
+from shared.records.record import DamagedRecord
 
 ANSWER_S: Final = 30.0
 """How long a request waits for predictions unless it says otherwise."""
@@ -31,6 +31,7 @@ _PAGE: Final = 1000
 _SAMPLE_IMAGES: Final = 1500
 _REASON_LENGTH: Final = 500
 
+_MODEL_SUMMARY: Final = {"name", "version", "run_id", "created", "dataset", "metrics", "params", "file"}
 _T = TypeVar("_T")
 
 blueprint = Blueprint("api", __name__, url_prefix="/api/v1")
@@ -144,19 +145,19 @@ def list_runs() -> Response:
     """Lists runs, newest first."""
     found = dashboard().store_cache.runs()
     page = [run.as_dict() for run in _page(found.records)]
-    return jsonify({"runs": page, "total": len(found.records), "damaged": _damaged(found)})
+    return jsonify({"runs": page, "total": len(found.records), "damaged": _damaged(found.damaged)})
 
 
 @blueprint.get("/runs/<run_id>")
 def get_run(run_id: str) -> Response:
     """Returns a run's record, with its history and evaluation."""
     parts = dashboard()
-    record = parts.store_cache.run(run_id)
+    record, evaluation = parts.store_cache.run(run_id), parts.client.runs.evaluation(run_id)
     return jsonify(
         {
             **record.as_dict(),
-            "history": parts.client.runs.history(run_id),
-            "evaluation": parts.client.runs.evaluation(run_id),
+            "history": [row.as_dict() for row in parts.client.runs.history(run_id)],
+            "evaluation": evaluation and evaluation.as_dict(),
         }
     )
 
@@ -220,7 +221,7 @@ def list_jobs() -> Response:
     """Lists jobs, newest first."""
     found = dashboard().store_cache.jobs()
     page = [job.as_dict() for job in _page(found.records)]
-    return jsonify({"jobs": page, "total": len(found.records), "damaged": _damaged(found)})
+    return jsonify({"jobs": page, "total": len(found.records), "damaged": _damaged(found.damaged)})
 
 
 @blueprint.get("/jobs/<job_id>")
@@ -264,18 +265,17 @@ def job_results(job_id: str) -> Response:
 def list_models() -> Response:
     """Lists the versions, newest first, and which of them are in use."""
     parts = dashboard()
-    aliases = parts.client.registry.aliases()
-    models = [
-        {key: card[key] for key in ("name", "version", "run_id", "created", "dataset", "metrics", "params", "file")}
-        for card in parts.store_cache.cards()
-    ]
+    aliases, damaged = parts.client.registry.find_aliases()
+    found = parts.store_cache.cards()
+    models = [card.model_dump(mode="json", include=_MODEL_SUMMARY) for card in _page(found.records)]
     figures = parts.client.shadow()
     return jsonify(
         {
-            "aliases": dataclasses.asdict(aliases),
+            "aliases": aliases.as_dict(),
             "shadow": figures.summary() if figures else None,
-            "models": _page(models),
-            "total": len(models),
+            "models": models,
+            "total": len(found.records),
+            "damaged": _damaged(damaged + found.damaged),
         }
     )
 
@@ -283,7 +283,7 @@ def list_models() -> Response:
 @blueprint.get("/models/<int:version>")
 def get_model(version: int) -> Response:
     """Returns a version's card."""
-    return jsonify(dashboard().store_cache.card(version))
+    return jsonify(dashboard().store_cache.card(version).as_dict())
 
 
 @blueprint.get("/models/<int:version>/model.onnx")
@@ -301,7 +301,7 @@ def promote_model(version: int) -> Response:
     """Makes a version the champion."""
     parts = dashboard()
     parts.client.promote(version, read_reason(), user=current_user())
-    return jsonify({"aliases": dataclasses.asdict(parts.client.registry.aliases())})
+    return jsonify({"aliases": parts.client.registry.aliases().as_dict()})
 
 
 @blueprint.post("/models/<int:version>/challenge")
@@ -309,7 +309,7 @@ def challenge_model(version: int) -> Response:
     """Makes a version the challenger."""
     parts = dashboard()
     parts.client.challenge(version, read_reason(), user=current_user())
-    return jsonify({"aliases": dataclasses.asdict(parts.client.registry.aliases())})
+    return jsonify({"aliases": parts.client.registry.aliases().as_dict()})
 
 
 @blueprint.delete("/models/<int:version>/challenge")
@@ -317,7 +317,7 @@ def dismiss_model(version: int) -> Response:
     """Takes the challenger's alias away from a version."""
     parts = dashboard()
     parts.client.dismiss(read_reason(), version, user=current_user())
-    return jsonify({"aliases": dataclasses.asdict(parts.client.registry.aliases())})
+    return jsonify({"aliases": parts.client.registry.aliases().as_dict()})
 
 
 @blueprint.post("/models/rollback")
@@ -325,7 +325,7 @@ def roll_back_model() -> Response:
     """Makes the previous champion the champion again."""
     parts = dashboard()
     parts.client.rollback(read_reason(), user=current_user())
-    return jsonify({"aliases": dataclasses.asdict(parts.client.registry.aliases())})
+    return jsonify({"aliases": parts.client.registry.aliases().as_dict()})
 
 
 def read_reason() -> str:
@@ -389,7 +389,7 @@ def status() -> Response:
                 for queue, depth in parts.broker.depths().items()
             },
             "speed": dataclasses.asdict(parts.workers.speed()),
-            "aliases": dataclasses.asdict(parts.client.registry.aliases()),
+            "aliases": parts.client.registry.find_aliases()[0].as_dict(),
         }
     )
 
@@ -455,8 +455,8 @@ def _page(items: list[_T]) -> list[_T]:
     return items[offset : offset + limit]
 
 
-def _damaged(found: Listing[Any]) -> list[dict[str, Any]]:
-    return [{"file": damage.key, "error": damage.as_dict()} for damage in found.damaged]
+def _damaged(found: list[DamagedRecord]) -> list[dict[str, Any]]:
+    return [{"file": damage.key, "error": damage.as_dict()} for damage in found]
 
 
 def _accept_run(run_id: str, ahead: int) -> tuple[Response, int]:

@@ -167,6 +167,7 @@ class Models(View):
     shadow: Shadow | None
     models: list[ModelSummary]
     total: int
+    damaged: list[Damaged]
 
 
 class Prediction(View):

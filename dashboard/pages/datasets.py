@@ -85,7 +85,7 @@ def show_dataset(sha256: str) -> str:
         warnings=_warnings(data, summary, probabilities, wanted.version),
         runs=found_runs,
         rejects=_rejects(sha256),
-        versions=[card["version"] for card in cache.cards()],
+        versions=[card.version for card in cache.cards().records],
         version=wanted.version,
         predicted=probabilities is not None,
         scoring=dashboard().scoring.state,
@@ -157,7 +157,7 @@ def show_face(sha256: str, index: int) -> str:
     for number in cache.predicting_versions(sha256)[:_VERSIONS]:
         predictions = cache.predictions(sha256, number)
         if predictions is not None:
-            own = cache.card(number)["dataset"]["sha256"] == sha256
+            own = cache.card(number).dataset.sha256 == sha256
             role = _ROLES[SPLITS[data.split[index]]] if own else "not part of its training"
             views.append((number, face_view(data, predictions, index, wanted.threshold), role))
     return render_template(

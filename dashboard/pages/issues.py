@@ -14,7 +14,7 @@ from dashboard.context import Dashboard
 from dashboard.pages.filters import problem
 from shared.broker.base import Depth
 from shared.records.jobs import Job
-from shared.records.record import Listing
+from shared.records.record import DamagedRecord, Listing
 from shared.records.runs import Run
 
 _DISMISSED_KEY: Final = "dashboard/dismissed.json"
@@ -42,7 +42,11 @@ class Issue:
 
 
 def find_issues(
-    parts: Dashboard, runs: Listing[Run], jobs: Listing[Job], depths: dict[str, Depth] | None
+    parts: Dashboard,
+    runs: Listing[Run],
+    jobs: Listing[Job],
+    depths: dict[str, Depth] | None,
+    damaged: list[DamagedRecord],
 ) -> list[Issue]:
     """Returns everything that needs attention, the most urgent first."""
     overview = url_for("overview.overview")
@@ -58,9 +62,9 @@ def find_issues(
         if parts.workers.abandoned(run.run_id) and not run.state.is_final:
             words = f"The trainer of run {run.name[:60]} does not respond. Another one continues from the checkpoint."
             found.append(Issue(words, "See the run", url_for("runs.show_run", run_id=run.run_id)))
-    for damage in (*runs.damaged, *jobs.damaged):
-        page = "runs.list_runs" if damage.key.startswith("runs/") else "jobs.list_jobs"
-        found.append(Issue(f"{damage}.", "See the list", url_for(page)))
+    for damage in (*damaged, *runs.damaged, *jobs.damaged):
+        page = damage.key.split("/")[0]
+        found.append(Issue(f"{damage}.", "See the list", url_for(f"{page}.list_{page}")))
     failed_runs = [run for run in runs.records[:_NEWEST] if run.state.is_retryable]
     failed_jobs = [job for job in jobs.records[:_NEWEST] if job.state.is_retryable]
     if depths is not None and depths["dead"].ready:

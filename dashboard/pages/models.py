@@ -18,14 +18,17 @@ blueprint = Blueprint("models", __name__)
 def list_models() -> str:
     """Shows all versions and which of them are in use."""
     parts = dashboard()
+    aliases, damaged = parts.client.registry.find_aliases()
+    cards = parts.store_cache.cards()
     workers = [worker for worker in parts.workers.states() if worker.state.get("service") == "inference"]
     return render_template(
         "models.html",
-        cards=parts.store_cache.cards(),
-        aliases=parts.client.registry.aliases(),
-        history=list(reversed(parts.client.registry.history()))[:20],
+        cards=cards.records,
+        damaged=damaged + cards.damaged,
+        aliases=aliases,
+        history=[] if damaged else list(reversed(parts.client.registry.history()))[:20],
         workers=workers,
-        shadow=parts.client.shadow(),
+        shadow=None if damaged else parts.client.shadow(),
         watch=summarize_monitoring(workers),
     )
 
@@ -38,7 +41,7 @@ def show_model(version: int) -> str:
         "model.html",
         card=parts.store_cache.card(version),
         min_group=MIN_GROUP,
-        aliases=parts.client.registry.aliases(),
+        aliases=parts.client.registry.find_aliases()[0],
         workers=[worker for worker in parts.workers.states() if worker.state.get("version") == version],
     )
 

@@ -27,10 +27,11 @@ def overview() -> str:
     """Shows the model in use, training runs, services, queues and what needs attention."""
     parts = dashboard()
     runs, jobs = parts.store_cache.runs(), parts.store_cache.jobs()
-    aliases = parts.client.registry.aliases()
-    champion = None if aliases.champion is None else parts.store_cache.card(aliases.champion)
+    aliases, damaged = parts.client.registry.find_aliases()
+    cards = parts.store_cache.cards()
+    champion = next((card for card in cards.records if card.version == aliases.champion), None)
     depths = _depths(parts)
-    issues = find_issues(parts, runs, jobs, depths)
+    issues = find_issues(parts, runs, jobs, depths, damaged + cards.damaged)
     return render_template(
         "overview.html",
         champion=champion,

@@ -50,8 +50,8 @@ def predict() -> str:
         chosen=chosen,
         face=face,
         note=note,
-        versions=[card["version"] for card in cache.cards()],
-        champion=dashboard().client.registry.aliases().champion,
+        versions=[card.version for card in cache.cards().records],
+        champion=dashboard().client.registry.find_aliases()[0].champion,
         version=request.args.get("version", None, int),
     )
 
@@ -159,7 +159,7 @@ def _chosen_face(data: Dataset) -> tuple[int, str]:
     if pick == "wrong":
         cache = dashboard().store_cache
         chosen = request.args.get("version", None, int)
-        champion = dashboard().client.registry.aliases().champion
+        champion = dashboard().client.registry.find_aliases()[0].champion
         versions = cache.predicting_versions(data.sha256)
         version = chosen or (champion if champion in versions else next(iter(versions), None))
         probabilities = None if version is None else cache.predictions(data.sha256, version)

@@ -66,7 +66,7 @@ def show_run(run_id: str) -> str:
     threshold = read_threshold(request.args)
     view: dict[str, Any] = {"suspects": []}
     if evaluation:
-        view |= {"confusion": evaluation["confusion"], "groups": measured_before(evaluation), "group_errors": False}
+        view |= {"confusion": evaluation.confusion, "groups": measured_before(evaluation), "group_errors": False}
         view["groups_threshold"] = THRESHOLD
     if evaluation and (scored := _scored_dataset(run)) is not None:
         data, probabilities = scored
@@ -183,7 +183,7 @@ def _parameters(run: Run) -> dict[str, str]:
     """Returns a run's parameters, and what became of those left to the recipe, as far as that is known."""
     asked = run.params.as_dict() if run.params else None
     if run.model:
-        return parameters(asked, dashboard().store_cache.card(run.model.version)["params"])
+        return parameters(asked, dashboard().store_cache.card(run.model.version).params)
     epochs = run.progress.epochs if run.progress else None  # of a training under way
     if epochs is None and run.state.is_final:
         epochs = len(dashboard().client.runs.history(run.run_id)) or None  # of one that ended without a model

@@ -18,6 +18,7 @@ from inference.model import gpu as cuda
 from shared.errors import InvalidModel, NotFound
 from shared.faces.decode import SIZE
 from shared.records.model_card import CardFile, ModelCard, ServedPrecision, VariantPrecision
+from shared.records.record import DamagedRecord
 from shared.records.registry import MODEL_NAME, Registry
 from shared.store.base import Store
 
@@ -146,12 +147,9 @@ def release_freed_memory() -> None:
 
 def _card(store: Store, version: int) -> ModelCard:
     try:
-        card = ModelCard.model_validate(Registry(store).card(version))
-    except ValueError as error:  # not JSON, or not a card
-        raise InvalidModel(f"version {version}: its card cannot be read: {error}") from None
-    if card.version != version:
-        raise InvalidModel(f"version {version}: its card is that of version {card.version}")
-    return card
+        return Registry(store).card(version)
+    except DamagedRecord as error:
+        raise InvalidModel(f"version {version}: {error}") from None
 
 
 def _variant(card: ModelCard, provider: Provider) -> tuple[ServedPrecision, CardFile | None]:

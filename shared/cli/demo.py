@@ -20,7 +20,6 @@ from shared.client import Client
 from shared.connect import open_client
 from shared.faces.synthetic import draw_sample
 from shared.records.dataset import FACES_CSV, read_faces_csv
-from shared.records.evaluation import Evaluation
 from shared.records.jobs import Jobs
 from shared.records.runs import Run
 from shared.runtime.settings import Settings
@@ -116,7 +115,8 @@ class Demo:
             run = follow_run(client, run_id, steps)
         if run.model is None:
             raise _Unsuccessful(f"{run_id} {run.state}: {run.error.message if run.error else 'no reason given'}")
-        evaluation = Evaluation.model_validate(client.runs.evaluation(run_id))
+        evaluation = client.runs.evaluation(run_id)
+        assert evaluation is not None  # noqa: S101 - a registered run has one
         version = run.model.version
         self._output.line(
             f"{run_id} is registered as version {version}: accuracy {percent(evaluation.accuracy)} "

@@ -79,7 +79,7 @@ def follow_job(client: Client, job_id: str, steps: Steps, timeout_s: float | Non
 
 def place_of(client: Client, version: int) -> str:
     """Returns which model serves now that a version is registered, as the end of a sentence."""
-    champion = client.registry.aliases().champion
+    champion = client.registry.find_aliases()[0].champion
     if champion is None:
         return "no model serves yet"
     return "the champion now" if champion == version else f"not promoted, the champion is still version {champion}"
@@ -134,8 +134,8 @@ class _Epochs:
             self._steps.line("epoch   train loss  accuracy   val loss  accuracy", "bold")
         for row in rows[self._printed :]:
             self._steps.line(
-                f"{row['epoch']:5.0f}   {row['train_loss']:10.4f}  {row['train_accuracy'] * 100:6.1f} %"
-                f"   {row['val_loss']:8.4f}  {row['val_accuracy'] * 100:6.1f} %"
+                f"{row.epoch:5.0f}   {row.train_loss:10.4f}  {row.train_accuracy * 100:6.1f} %"
+                f"   {row.val_loss:8.4f}  {row.val_accuracy * 100:6.1f} %"
             )
         self._printed = len(rows)
 

@@ -57,7 +57,8 @@ def show_run(output: Output, client: Client, record: Run) -> None:
     evaluation = client.runs.evaluation(run_id)
     params = record.params.as_dict() if record.params else {}
     if output.as_json:
-        output.document({**record.as_dict(), "history": history, "evaluation": evaluation})
+        rows = [row.as_dict() for row in history]
+        output.document({**record.as_dict(), "history": rows, "evaluation": evaluation and evaluation.as_dict()})
         return
     _facts(
         output,
@@ -80,12 +81,12 @@ def show_run(output: Output, client: Client, record: Run) -> None:
             ["EPOCH", "TRAIN LOSS", "ACCURACY", "VAL LOSS", "ACCURACY", "IMAGES/S"],
             [
                 (
-                    f"{row['epoch']:.0f}",
-                    f"{row['train_loss']:.4f}",
-                    percent(row["train_accuracy"]),
-                    f"{row['val_loss']:.4f}",
-                    percent(row["val_accuracy"]),
-                    f"{row['images_per_second']:,.0f}",
+                    f"{row.epoch}",
+                    f"{row.train_loss:.4f}",
+                    percent(row.train_accuracy),
+                    f"{row.val_loss:.4f}",
+                    percent(row.val_accuracy),
+                    f"{row.images_per_second:,.0f}",
                 )
                 for row in history
             ],
@@ -93,7 +94,7 @@ def show_run(output: Output, client: Client, record: Run) -> None:
         )
     if evaluation:
         output.line()
-        _show_evaluation(output, Evaluation.model_validate(evaluation))
+        _show_evaluation(output, evaluation)
 
 
 def _show_evaluation(output: Output, found: Evaluation) -> None:
@@ -119,39 +120,40 @@ def _show_evaluation(output: Output, found: Evaluation) -> None:
 def show_models(output: Output, client: Client) -> None:
     """Prints a line a version, and which of them serve."""
     registry = client.registry
-    aliases, figures = registry.aliases(), client.shadow()
-    cards = [registry.card(version) for version in registry.versions()]
+    (aliases, damaged), figures, cards = registry.find_aliases(), client.shadow(), registry.cards()
     if output.as_json:
-        known = {"champion": aliases.champion, "previous": aliases.previous, "challenger": aliases.challenger}
         output.document(
             {
                 "name": "gender",
-                "aliases": known,
+                "aliases": aliases.as_dict(),
                 "shadow": figures.summary() if figures else None,
-                "versions": cards,
-                "history": registry.history(),
+                "versions": [card.as_dict() for card in reversed(cards.records)],
+                "history": [] if damaged else [change.as_dict() for change in registry.history()],
+                "damaged": _damaged_files(damaged + cards.damaged),
             }
         )
         return
-    if not cards:
+    if not cards.records and not cards.damaged:
         output.remark("no models yet; train one with `genderline train ZIP`")
         return
     output.table(
         ["VERSION", "ALIAS", "VALIDATION", "TEST", "RUN", "CREATED (UTC)", "DATASET"],
         [
             (
-                card["version"],
-                _alias(aliases, card["version"]),
-                percent(card["metrics"].get("val_accuracy")),
-                percent(card["metrics"].get("test_accuracy")),
-                card["run_id"],
-                moment(card["created"]),
-                card["dataset"]["name"],
+                card.version,
+                _alias(aliases, card.version),
+                percent(card.metrics.get("val_accuracy")),
+                percent(card.metrics.get("test_accuracy")),
+                card.run_id,
+                moment(card.created),
+                card.dataset.name,
             )
-            for card in cards
-        ],
+            for card in reversed(cards.records)
+        ]
+        + [(error.record_id, _DAMAGED, *[None] * 5) for error in cards.damaged],
         right=[0, 2, 3],
     )
+    _name_damaged(output, damaged + cards.damaged)
     if figures:
         output.line()
         output.line(f"version {aliases.challenger} challenges version {aliases.champion}: it {figures.sentence()}")
@@ -161,7 +163,7 @@ def show_model(output: Output, client: Client, version: int) -> None:
     """Prints a version's card."""
     card = client.registry.card(version)
     if output.as_json:
-        output.document(card)
+        output.document(card.as_dict())
     else:
         output.markdown(client.store.get(Registry.card_text_key(version)).decode())
 
@@ -262,10 +264,11 @@ def show_status(output: Output, client: Client) -> None:
         heartbeats.wait_for({"a service that no one is"}, LISTEN_S)
         workers = heartbeats.workers()
     depths = broker.depths()
-    champion = client.registry.aliases().champion
+    aliases, damaged = client.registry.find_aliases()
+    champion = aliases.champion
     runs, jobs = client.runs.all(), client.jobs.all()
     running = [run for run in runs.records if not run.state.is_final]
-    damaged = runs.damaged + jobs.damaged
+    damaged += runs.damaged + jobs.damaged + client.registry.cards().damaged
     if output.as_json:
         output.document(
             {
@@ -276,7 +279,7 @@ def show_status(output: Output, client: Client) -> None:
                 },
                 "champion": champion,
                 "runs": [run.as_dict() for run in running],
-                "damaged": [{"file": error.key, "error": error.as_dict()} for error in damaged],
+                "damaged": _damaged_files(damaged),
             }
         )
         return
@@ -325,6 +328,10 @@ def _facts(output: Output, facts: list[tuple[str, object]]) -> None:
 def _damaged_entries(found: Listing[Any], key: str) -> list[dict[str, Any]]:
     """Returns what a list in JSON says of damaged records."""
     return [{key: error.record_id, "state": _DAMAGED, "error": error.as_dict()} for error in found.damaged]
+
+
+def _damaged_files(damaged: Sequence[DamagedRecord]) -> list[dict[str, Any]]:
+    return [{"file": error.key, "error": error.as_dict()} for error in damaged]
 
 
 def _name_damaged(output: Output, damaged: Sequence[DamagedRecord]) -> None:

@@ -1,4 +1,4 @@
-"""Labels in file names, as in UTKFace: `age_gender_ethnicity[_anything].ext`."""
+"""Labels, and how file names carry them as in UTKFace: `age_gender_ethnicity[_anything].ext`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ ETHNICITIES: Final = ("White", "Black", "Asian", "Indian", "Other")
 
 MAX_AGE: Final = 120
 
-# Three numbers, then anything after a further underscore, then an extension. A third number of many digits is the
-# date and time that follows the labels in UTKFace: one label is missing, as in `61_1_20170109142408075.jpg.chip.jpg`.
+UNKNOWN: Final = -1
+"""An age or an ethnicity that nobody gave."""
+
+# Three numbers, then anything after a further underscore, or an extension, or nothing. A third number of many digits
+# is the date and time that follows the labels in UTKFace: one label is missing, as in
+# `61_1_20170109142408075.jpg.chip.jpg`.
 # The blank before the extension and the missing dot (`…357jpg.chip.jpg`) are UTKFace's own. Blanks after an underscore
 # are part of anything: two parts of the form that both take them would share them out in every possible way.
-_FORM: Final = re.compile(r"([0-9]{1,9})_([0-9]{1,9})_([0-9]{1,3})(?:_.*|\s*)\.\w+\s*", re.DOTALL)
+_FORM: Final = re.compile(r"([0-9]{1,9})_([0-9]{1,9})_([0-9]{1,3})(?:_.*|\s*(?:\.\w+\s*)?)", re.DOTALL)
 
 
 class LabelError(RejectError):
@@ -27,12 +31,12 @@ class LabelError(RejectError):
 
 
 class Label(NamedTuple):
-    """What a file name says about its face.
+    """What is known of a face.
 
     Attributes:
-        age: in years, 0-120.
+        age: in years, 0-120, or `UNKNOWN`.
         gender: index into `GENDERS`.
-        ethnicity: index into `ETHNICITIES`.
+        ethnicity: index into `ETHNICITIES`, or `UNKNOWN`.
     """
 
     age: int

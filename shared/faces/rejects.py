@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from shared.errors import InvalidImage
 
 REJECT_REASONS: dict[str, str] = {
-    "no_label": "The file name is not `age_gender_ethnicity[_anything].ext`, or lacks one of the three.",
+    "no_label": "Neither the file name, nor a folder, nor a table in the archive gives the gender.",
     "invalid_label": "The file name has the form, but its age, gender or ethnicity is out of range.",
     "unsafe_name": "The entry's name is empty, absolute, climbs out with `..`, or holds control characters.",
     "link": "The entry is a symbolic link or another special file, not a plain one.",

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
-from operator import attrgetter
 from typing import Any, Final, Literal, TextIO
 
 from pydantic import BaseModel, ConfigDict
+
+from shared.faces.labelling import LabelReport, LabelSpec
+from shared.faces.labels import UNKNOWN
+from shared.records.cells import from_cell, to_cell
 
 FACES_NPY: Final = "faces.npy"
 FACES_CSV: Final = "faces.csv"
 REJECTS_CSV: Final = "rejects.csv"
 SUMMARY_JSON: Final = "summary.json"
+REFUSAL_JSON: Final = "refusal.json"
+LABELS_JSON: Final = "labels.json"
+"""The `labels` block of the message, where it had one."""
 
 Split = Literal["train", "validation", "test"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "validation", "test")
@@ -22,9 +30,20 @@ AGE_BANDS: Final = ("0-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69",
 """Names of the age bands that tables and the split use, youngest first."""
 
 
+def dataset_id(archive_sha256: str, labels: LabelSpec | None) -> str:
+    """Returns what a dataset is called in the store: its archive's SHA-256; another where the message says the labels.
+
+    The same archive read in two ways is two datasets.
+    """
+    if labels is None:
+        return archive_sha256
+    spec = json.dumps(labels.as_dict(), sort_keys=True)
+    return hashlib.sha256(f"{archive_sha256} {spec}".encode()).hexdigest()
+
+
 def age_band(age: int) -> int:
-    """Returns the index into `AGE_BANDS` of an age in years."""
-    return min(age // 10, len(AGE_BANDS) - 1)
+    """Returns the index into `AGE_BANDS` of an age in years; `UNKNOWN` for an unknown one."""
+    return min(age // 10, len(AGE_BANDS) - 1) if age >= 0 else UNKNOWN
 
 
 class DatasetSummary(BaseModel):
@@ -38,13 +57,14 @@ class DatasetSummary(BaseModel):
         images_seen: entries of the archive, without folders and litter: faces and rejects.
         rejects: reason → how many; only reasons that occurred.
         genders: `male`/`female` → faces.
-        ages: by `AGE_BANDS`.
-        ethnicities: by `shared.faces.labels.ETHNICITIES`.
+        ages: by `AGE_BANDS`; of the faces whose age is known.
+        ethnicities: by `shared.faces.labels.ETHNICITIES`; of the faces whose ethnicity is known.
         splits: by `SPLITS`.
         near_duplicate_groups: groups of faces that look the same, each kept within one part of the split.
         near_duplicate_faces: faces in those groups.
         luma_mean: of all pixels, 0-255: what drift in the images to predict is measured against.
         luma_std: likewise.
+        labels: where the labels come from; None in datasets of earlier releases.
         seconds: spent on decoding and splitting.
         images_per_second: `images_seen` by `seconds`.
     """
@@ -63,8 +83,31 @@ class DatasetSummary(BaseModel):
     near_duplicate_faces: int
     luma_mean: float
     luma_std: float
+    labels: LabelReport | None = None
     seconds: float
     images_per_second: float
+
+
+class DatasetRefusal(BaseModel):
+    """Why an archive did not become a dataset: `refusal.json`, beside its `rejects.csv`.
+
+    Attributes:
+        code: one of `shared.errors.CODES`.
+        message: for people.
+        images_seen: entries of the archive, without folders, litter and tables.
+        usable: faces that could have been trained on.
+        rejects: reason → how many.
+        labels: where the labels come from.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    code: str
+    message: str
+    images_seen: int
+    usable: int
+    rejects: dict[str, int]
+    labels: LabelReport | None = None
 
 
 @dataclass(slots=True)  # not frozen: tens of thousands are made at once, which takes several times as long then
@@ -73,10 +116,10 @@ class FaceRow:
 
     Attributes:
         index: row of the face in `faces.npy`.
-        name: of the archive's entry, unharmed.
-        age: in years.
+        name: of the archive's entry; in the file, as `to_cell` writes it.
+        age: in years, or `UNKNOWN`: in the file, an empty cell.
         gender: index into `shared.faces.labels.GENDERS`.
-        ethnicity: index into `shared.faces.labels.ETHNICITIES`.
+        ethnicity: index into `shared.faces.labels.ETHNICITIES`, or `UNKNOWN`.
         split: the part it belongs to.
         width: of the original image, in pixels.
         height: likewise.
@@ -97,7 +140,7 @@ class RejectRow:
     """A row of `rejects.csv`: an entry that was left out, in archive order.
 
     Attributes:
-        name: of the archive's entry, unharmed.
+        name: of the archive's entry; in the file, as `to_cell` writes it.
         reason: a key of `shared.faces.rejects.REJECT_REASONS`.
         detail: what was found and expected.
     """
@@ -109,7 +152,13 @@ class RejectRow:
 
 def write_faces_csv(file: TextIO, rows: Iterable[FaceRow]) -> None:
     """Writes `faces.csv` to a file opened with `encoding="utf-8", newline=""`."""
-    _write(file, FaceRow, rows)
+    columns = [field.name for field in fields(FaceRow)]
+    writer = csv.writer(file)
+    writer.writerow(columns)
+    for row in rows:
+        age, ethnicity = ("" if label == UNKNOWN else label for label in (row.age, row.ethnicity))
+        about = (row.gender, ethnicity, row.split, row.width, row.height)
+        writer.writerow((row.index, to_cell(row.name), age, *about))
 
 
 def read_faces_csv(file: TextIO) -> list[FaceRow]:
@@ -117,10 +166,10 @@ def read_faces_csv(file: TextIO) -> list[FaceRow]:
     return [
         FaceRow(
             index=int(row["index"]),
-            name=row["name"],
-            age=int(row["age"]),
+            name=from_cell(row["name"]),
+            age=int(row["age"] or UNKNOWN),
             gender=int(row["gender"]),
-            ethnicity=int(row["ethnicity"]),
+            ethnicity=int(row["ethnicity"] or UNKNOWN),
             split=SPLITS[SPLITS.index(row["split"])],
             width=int(row["width"]),
             height=int(row["height"]),
@@ -131,19 +180,16 @@ def read_faces_csv(file: TextIO) -> list[FaceRow]:
 
 def write_rejects_csv(file: TextIO, rows: Iterable[RejectRow]) -> None:
     """Writes `rejects.csv` to a file opened with `encoding="utf-8", newline=""`."""
-    _write(file, RejectRow, rows)
+    writer = csv.writer(file)
+    writer.writerow([field.name for field in fields(RejectRow)])
+    writer.writerows((to_cell(row.name), row.reason, to_cell(row.detail)) for row in rows)
 
 
 def read_rejects_csv(file: TextIO) -> list[RejectRow]:
     """Reads `rejects.csv` from a file opened with `encoding="utf-8", newline=""`."""
-    return [RejectRow(row["name"], row["reason"], row["detail"]) for row in _read(file, RejectRow)]
-
-
-def _write(file: TextIO, kind: type[Any], rows: Iterable[Any]) -> None:
-    columns = [field.name for field in fields(kind)]
-    writer = csv.writer(file)
-    writer.writerow(columns)
-    writer.writerows(map(attrgetter(*columns), rows))
+    return [
+        RejectRow(from_cell(row["name"]), row["reason"], from_cell(row["detail"])) for row in _read(file, RejectRow)
+    ]
 
 
 def _read(file: TextIO, kind: type[Any]) -> Iterator[dict[str, str]]:

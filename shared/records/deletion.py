@@ -43,7 +43,7 @@ class Deletion:
             if not run.state.is_final and run.dataset in {None, sha256}:
                 raise Conflict(f"run {run.run_id} is {run.state} and may need the dataset; expected it to have ended")
         for alias, version in self._in_use().items():
-            if self._registry.card(version)["dataset"]["sha256"] == sha256:
+            if self._registry.card(version).dataset.sha256 == sha256:
                 raise Conflict(
                     f"version {version}, the {alias}, was trained on it; expected a model that is not in use"
                 )
@@ -60,7 +60,7 @@ class Deletion:
             if not (state := self._runs.get(run_id).state).is_final:
                 raise Conflict(f"run {run_id} is {state}; expected one that has ended, so cancel it first")
         for alias, version in self._in_use().items():
-            if self._registry.card(version)["run_id"] == run_id:
+            if self._registry.card(version).run_id == run_id:
                 raise Conflict(f"version {version}, the {alias}, came of it; expected one that is not in use")
         self._store.delete(f"runs/{run_id}")
 

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict
+from shared.records.record import StoredModel
 
 GroupKind = Literal["gender", "ethnicity", "age", "intersection"]
 MIN_GROUP: Final = 10
 """Faces that a group needs to be ranked: below that, chance alone makes one bad."""
 
 
-class _Figures(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-class Rate(_Figures):
+class Rate(StoredModel):
     """A share of faces with its 95 % Wilson interval.
 
     Attributes:
@@ -33,7 +29,7 @@ class Rate(_Figures):
     high: float
 
 
-class Group(_Figures):
+class Group(StoredModel):
     """The errors within one group of faces.
 
     Attributes:
@@ -59,7 +55,7 @@ class Group(_Figures):
     false_negative_rate: Rate | None
 
 
-class Spread(_Figures):
+class Spread(StoredModel):
     """The differences between the highest and the lowest group of one kind.
 
     Groups with fewer than `MIN_GROUP` faces do not count, nor do rates over fewer than `MIN_GROUP` faces.
@@ -75,7 +71,7 @@ class Spread(_Figures):
     false_negative_rate: float | None
 
 
-class Confusion(_Figures):
+class Confusion(StoredModel):
     """Faces by their label and their prediction."""
 
     male_as_male: int
@@ -84,7 +80,7 @@ class Confusion(_Figures):
     female_as_female: int
 
 
-class ReliabilityBin(_Figures):
+class ReliabilityBin(StoredModel):
     """Faces of similar probability.
 
     Attributes:
@@ -102,14 +98,14 @@ class ReliabilityBin(_Figures):
     share_female: float
 
 
-class Curve(_Figures):
+class Curve(StoredModel):
     """Points of a curve, thinned for drawing, from left to right."""
 
     x: list[float]
     y: list[float]
 
 
-class Evaluation(_Figures):
+class Evaluation(StoredModel):
     """The result of `trainer.release.evaluate.evaluate`; *female* is the positive class.
 
     Attributes:

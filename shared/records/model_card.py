@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from shared.records.evaluation import Evaluation
+from shared.records.record import StoredModel, Timestamp
 
 VariantPrecision = Literal["int8", "float16"]
 ServedPrecision = Literal["float32", "int8", "float16"]
@@ -17,11 +18,7 @@ CONTRAST_RANGE: Final = (0, 128)
 """The same for `contrast_histogram`: half black and half white is 127.5."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-class CardDataset(_Section):
+class CardDataset(StoredModel):
     """What the model was trained on.
 
     Attributes:
@@ -35,14 +32,14 @@ class CardDataset(_Section):
     counts: dict[str, int]
 
 
-class CardFile(_Section):
+class CardFile(StoredModel):
     """A model file: what a reader compares before it loads it."""
 
     sha256: str
     size_bytes: int
 
 
-class Variant(_Section):
+class Variant(StoredModel):
     """The same network in another precision, compared with float32 on the same faces.
 
     Attributes:
@@ -62,7 +59,7 @@ class Variant(_Section):
     file: CardFile | None
 
 
-class GroupLoss(_Section):
+class GroupLoss(StoredModel):
     """A group of faces that a new model predicts worse than the champion, by more than chance explains.
 
     Attributes:
@@ -78,7 +75,7 @@ class GroupLoss(_Section):
     accuracy: float
 
 
-class GateResult(_Section):
+class GateResult(StoredModel):
     """The comparison of a new model with the champion on the same faces, by `trainer.release.promotion_gate.compare`.
 
     Attributes:
@@ -102,11 +99,11 @@ class GateResult(_Section):
     champion_balanced_accuracy: float | None = None
     difference_low: float | None = None
     difference_high: float | None = None
-    lost_groups: list[GroupLoss] = []
+    lost_groups: list[GroupLoss] = Field(default_factory=list)
     labels_reversed: bool = False
 
 
-class InputStatistics(_Section):
+class InputStatistics(StoredModel):
     """What the training faces look like: what drift in the faces to predict is held against.
 
     Attributes:
@@ -124,10 +121,10 @@ class InputStatistics(_Section):
     luma_std: float
     contrast_mean: float
     luma_histogram: list[int]
-    contrast_histogram: list[int] = []
+    contrast_histogram: list[int] = Field(default_factory=list)
 
 
-class ModelCard(_Section):
+class ModelCard(StoredModel):
     """All facts about one registered version.
 
     Attributes:
@@ -159,12 +156,12 @@ class ModelCard(_Section):
     name: Literal["gender"] = "gender"
     version: int
     run_id: str
-    created: str
+    created: Timestamp
     dataset: CardDataset
     params: dict[str, Any]
     metrics: dict[str, float]
     evaluation: Evaluation
-    warnings: list[str] = []
+    warnings: list[str] = Field(default_factory=list)
     gate: GateResult | None = None
     temperature: float
     parity: float

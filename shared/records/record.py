@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
@@ -128,6 +128,7 @@ class RecordEnded(Conflict):
     """The record is in a final state, and stays as it is."""
 
 
+N = TypeVar("N")
 T = TypeVar("T", bound=StoredModel)
 R = TypeVar("R", bound=Record)
 
@@ -161,10 +162,15 @@ def parse_record(data: bytes, key: str, kind: type[T]) -> T:
     try:
         return kind.model_validate_json(data, strict=True)
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        where = f"{'.'.join(map(str, fault['loc']))}: " if fault["loc"] else ""
-        found = "" if fault["type"] in {"missing", "json_invalid"} else f"found {short_repr(fault['input'])}: "
-        raise DamagedRecord(key, f"{where}{found}{fault['msg']}") from None
+        raise DamagedRecord(key, describe_fault(error)) from None
+
+
+def describe_fault(error: ValidationError) -> str:
+    """Returns the first thing that is wrong: where, what was found, and what was expected."""
+    fault = error.errors(include_url=False)[0]
+    where = f"{'.'.join(map(str, fault['loc']))}: " if fault["loc"] else ""
+    found = "" if fault["type"] in {"missing", "json_invalid"} else f"found {short_repr(fault['input'])}: "
+    return f"{where}{found}{fault['msg']}"
 
 
 def find_record(store: Store, key: str, kind: type[T]) -> T | None:
@@ -213,7 +219,7 @@ class Records(Generic[R]):
 
     def all(self) -> Listing[R]:
         """Returns every record, newest first, and what is wrong with those that cannot be read."""
-        return list_records(self._store.children(f"{self.noun}s"), self.find)
+        return newest_first(list_records(self._store.children(f"{self.noun}s"), self.find))
 
     def update(self, record_id: str, **changes: Any) -> R:
         """Changes some of the record's fields, in one atomic step, and returns the whole.
@@ -253,18 +259,9 @@ class Records(Generic[R]):
 
     def _change(self, record_id: str, change: Callable[[R], R | None]) -> R:
         """Replaces a record by what `change` makes of it, in one atomic step; None leaves it as it is."""
-        key = self.key(record_id)
-        result: R | None = None
-
-        def change_file(data: bytes | None) -> bytes | None:
-            nonlocal result
-            before = self._known(None if data is None else parse_record(data, key, self._kind), record_id)
-            after = change(before)
-            result = after or before
-            return None if after is None else json_bytes(after.as_dict())
-
-        self._store.update(key, change_file)
-        return self._known(result, record_id)
+        return change_record(
+            self._store, self.key(record_id), self._kind, lambda record: change(self._known(record, record_id))
+        )
 
     def _known(self, record: R | None, record_id: str) -> R:
         if record is None:
@@ -272,17 +269,52 @@ class Records(Generic[R]):
         return record
 
 
-def list_records(record_ids: list[str], find: Callable[[str], R | None]) -> Listing[R]:
-    """Returns the records of some ids, newest first; folders without a record are passed over."""
-    records: list[R] = []
+def change_record(store: Store, key: str, kind: type[T], change: Callable[[T | None], T | None]) -> T:
+    """Replaces a record by what `change` makes of it, in one atomic step, and returns what is there then.
+
+    Args:
+        store: where it lies.
+        key: of its file.
+        kind: its type.
+        change: given the present record, None where there is none; returns the one to write, None to write nothing. It
+            may be called more than once, where another process writes meanwhile.
+
+    Raises:
+        DamagedRecord: the present file cannot be read.
+        NotFound: there is no file, and `change` makes none.
+    """
+    result: T | None = None
+
+    def change_file(data: bytes | None) -> bytes | None:
+        nonlocal result
+        before = None if data is None else parse_record(data, key, kind)
+        after = change(before)
+        result = after or before
+        return None if after is None else json_bytes(after.as_dict())
+
+    store.update(key, change_file)
+    if result is None:
+        raise NotFound(f"there is no {key} in the store")
+    return result
+
+
+def list_records(names: Iterable[N], find: Callable[[N], T | None]) -> Listing[T]:
+    """Returns the records of some names, in their order; what has no record is passed over."""
+    records: list[T] = []
     damaged: list[DamagedRecord] = []
-    for record_id in record_ids:
+    for name in names:
         try:
-            record = find(record_id)
+            record = find(name)
         except DamagedRecord as error:
             damaged.append(error)
+        except NotFound:  # deleted meanwhile
+            continue
         else:
             if record is not None:
                 records.append(record)
-    records.sort(key=lambda record: record.created, reverse=True)
     return Listing(records, damaged)
+
+
+def newest_first(found: Listing[R]) -> Listing[R]:
+    """Returns the same records by the time when they were made."""
+    return Listing(sorted(found.records, key=lambda record: record.created, reverse=True), found.damaged)

@@ -7,22 +7,33 @@ last its `card.json`, which makes it visible. Registering the same run again giv
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from pydantic import Field
+
 from shared.clock import now_iso
 from shared.errors import Conflict, NotFound
-from shared.records.model_card import ServedPrecision
+from shared.records.model_card import ModelCard, ServedPrecision
+from shared.records.record import (
+    DamagedRecord,
+    Listing,
+    StoredModel,
+    Timestamp,
+    change_record,
+    find_record,
+    list_records,
+)
 from shared.store.base import Store
 
 MODEL_NAME: Final = "gender"
 _ROOT: Final = f"models/{MODEL_NAME}"
+_ALIASES_KEY: Final = f"{_ROOT}/aliases.json"
 _HISTORY_KEPT: Final = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Aliases:
+class Aliases(StoredModel):
     """Which versions are in use.
 
     Attributes:
@@ -34,6 +45,83 @@ class Aliases:
     champion: int | None = None
     previous: int | None = None
     challenger: int | None = None
+
+
+class AliasChange(StoredModel):
+    """An entry of the aliases' history.
+
+    Attributes:
+        at: when, ISO 8601 in UTC.
+        action: what was done.
+        version: to which version.
+        from_version: the champion before; None where there was none, and with `challenge` and `dismiss`.
+        reason: why, as the person or the gate put it.
+        by: the name of the access token that somebody came with; None where none was asked for.
+    """
+
+    at: Timestamp
+    action: Literal["promote", "rollback", "challenge", "dismiss"]
+    version: int
+    from_version: int | None = Field(alias="from")
+    reason: str
+    by: str | None = None
+
+
+class _AliasesFile(Aliases):
+    """`aliases.json`.
+
+    Attributes:
+        challenged_by: whether a person or the gate chose the challenger; None where there is none.
+        history: what became of the aliases, newest last.
+    """
+
+    challenged_by: Literal["hand", "gate"] | None = None
+    history: list[AliasChange] = Field(default_factory=list)
+
+    def aliases(self) -> Aliases:
+        return Aliases(champion=self.champion, previous=self.previous, challenger=self.challenger)
+
+    def with_champion(
+        self, action: Literal["promote", "rollback"], version: int, reason: str, user: str | None
+    ) -> _AliasesFile:
+        """Returns the aliases with another champion.
+
+        A challenger that a person chose stays; one that the gate set was declined in favour of a champion that is no
+        more.
+        """
+        stays = self.challenged_by == "hand" and self.challenger != version
+        return self.changed(
+            champion=version,
+            previous=self.champion,
+            challenger=self.challenger if stays else None,
+            challenged_by="hand" if stays else None,
+            history=self._history_with(action, version, self.champion, reason, user),
+        )
+
+    def with_challenger(self, version: int, by: Literal["hand", "gate"], reason: str, user: str | None) -> _AliasesFile:
+        """Returns the aliases with another challenger."""
+        history = (
+            self.history if self.challenger == version else self._history_with("challenge", version, None, reason, user)
+        )
+        return self.changed(challenger=version, challenged_by=by, history=history)
+
+    def without_challenger(self, reason: str, user: str | None) -> _AliasesFile:
+        """Returns the aliases without a challenger, which must be there."""
+        assert self.challenger is not None  # noqa: S101 - the caller has looked
+        history = self._history_with("dismiss", self.challenger, None, reason, user)
+        return self.changed(challenger=None, challenged_by=None, history=history)
+
+    def _history_with(
+        self, action: str, version: int, before: int | None, reason: str, user: str | None
+    ) -> list[dict[str, Any]]:
+        entry = {"at": now_iso(), "action": action, "version": version, "from": before, "reason": reason, "by": user}
+        return [*(change.as_dict() for change in self.history), entry][-_HISTORY_KEPT:]
+
+
+class _Claim(StoredModel):
+    """`claim.json`: the run that a version is reserved for."""
+
+    run_id: str
 
 
 class Registry:
@@ -50,34 +138,53 @@ class Registry:
 
     def versions(self) -> list[int]:
         """Returns all registered versions, oldest first."""
-        return [version for version in self._numbered() if self._store.exists(f"{_ROOT}/{version}/card.json")]
+        return [version for version in self._numbered() if self._store.exists(self.card_key(version))]
 
-    def card(self, version: int) -> dict[str, Any]:
-        """Returns a version's card, or raises `NotFound`."""
-        card = self._store.find_json(f"{_ROOT}/{version}/card.json")
+    def card(self, version: int) -> ModelCard:
+        """Returns a version's card.
+
+        Raises:
+            NotFound: there is no such version.
+            DamagedRecord: its card cannot be read, or is that of another version.
+        """
+        card = find_record(self._store, self.card_key(version), ModelCard)
         if card is None:
             known = ", ".join(map(str, self.versions())) or "none"
             raise NotFound(f"there is no model version {version}; registered: {known}")
+        if card.version != version:
+            raise DamagedRecord(self.card_key(version), f"found the card of version {card.version}")
         return card
 
+    def cards(self) -> Listing[ModelCard]:
+        """Returns every version's card, newest first, and what is wrong with those that cannot be read."""
+        return list_records(reversed(self.versions()), self.card)
+
     def aliases(self) -> Aliases:
-        """Returns which versions are in use now."""
-        return _aliases(self._store.find_json(f"{_ROOT}/aliases.json") or {})
+        """Returns which versions are in use now, or raises `DamagedRecord`."""
+        return self._read_aliases().aliases()
 
-    def history(self) -> list[dict[str, Any]]:
-        """Returns what became of the aliases, newest last: `{"at", "action", "version", "from", "reason", "by"}`.
+    def find_aliases(self) -> tuple[Aliases, list[DamagedRecord]]:
+        """Returns which versions are in use now, and what is wrong with the file that says so: then none is known."""
+        try:
+            return self.aliases(), []
+        except DamagedRecord as error:
+            return Aliases(), [error]
 
-        `action` is `promote`, `rollback`, `challenge` or `dismiss`; with the last two `from` is null. `by` is the name
-        of the access token that somebody came with, and null where none was asked for.
-        """
-        return list((self._store.find_json(f"{_ROOT}/aliases.json") or {}).get("history", []))
+    def history(self) -> list[AliasChange]:
+        """Returns what became of the aliases, newest last, or raises `DamagedRecord`."""
+        return self._read_aliases().history
 
     def version_of_run(self, run_id: str) -> int | None:
         """Returns the version that a run was registered as, or None."""
         for version in reversed(self.versions()):
-            if self.card(version).get("run_id") == run_id:
+            if self._claimant(version) == run_id:
                 return version
         return None
+
+    @staticmethod
+    def card_key(version: int) -> str:
+        """Returns the store key of a version's card."""
+        return f"{_ROOT}/{version}/card.json"
 
     @staticmethod
     def model_file(precision: ServedPrecision = "float32") -> str:
@@ -109,7 +216,7 @@ class Registry:
             if owner == run_id:
                 return version
             # A folder alone is no claim: somebody is just making one, and may be of the same run.
-            if owner is not None or self._store.exists(f"{_ROOT}/{version}/card.json"):
+            if owner is not None or self._store.exists(self.card_key(version)):
                 newest = version
         version = newest + 1
         content = json.dumps({"run_id": run_id}).encode()
@@ -119,35 +226,32 @@ class Registry:
             version += 1
         return version
 
-    def register(self, version: int, card: dict[str, Any], card_text: str, files: dict[str, Path]) -> None:
+    def register(self, card: ModelCard, card_text: str, files: dict[str, Path]) -> None:
         """Writes a claimed version's files and makes it visible.
 
         Args:
-            version: the number that `claim` gave.
-            card: what `card.json` will hold.
+            card: what `card.json` will hold; its version is the number that `claim` gave.
             card_text: the same for people, `card.md`.
             files: local files by their names in the version's folder; they are moved into the store.
         """
         for name, path in files.items():
-            self._store.put_file(f"{_ROOT}/{version}/{name}", path)
-        self._store.put(self.card_text_key(version), card_text.encode())
-        self._store.put_json(f"{_ROOT}/{version}/card.json", card)
+            self._store.put_file(f"{_ROOT}/{card.version}/{name}", path)
+        self._store.put(self.card_text_key(card.version), card_text.encode())
+        self._store.put_json(self.card_key(card.version), card.as_dict())
 
     def promote(self, version: int, reason: str, *, user: str | None = None) -> Aliases:
         """Makes `version` the champion, by `user`. Promoting the champion again changes nothing.
 
         Raises:
             NotFound: there is no such version.
+            DamagedRecord: its card, or the file of the aliases, cannot be read.
         """
         self.card(version)
 
-        def change(now: dict[str, Any]) -> dict[str, Any]:
-            before = now.get("champion")
-            if before == version:
-                return now
-            return _changed(now, "promote", version, before, reason, user)
+        def change(now: _AliasesFile) -> _AliasesFile | None:
+            return None if now.champion == version else now.with_champion("promote", version, reason, user)
 
-        return _aliases(self._store.update_json(f"{_ROOT}/aliases.json", change))
+        return self._change_aliases(change)
 
     def promote_over(self, champion: int | None, version: int, reason: str) -> bool:
         """Makes `version` the champion if that is still `champion`, which it was compared to.
@@ -157,15 +261,16 @@ class Registry:
 
         Raises:
             NotFound: there is no such version.
+            DamagedRecord: as `promote` does.
         """
         self.card(version)
 
-        def change(now: dict[str, Any]) -> dict[str, Any]:
-            if now.get("champion") != champion or champion == version:
-                return now
-            return _changed(now, "promote", version, champion, reason)
+        def change(now: _AliasesFile) -> _AliasesFile | None:
+            if now.champion != champion or champion == version:
+                return None
+            return now.with_champion("promote", version, reason, None)
 
-        return bool(self._store.update_json(f"{_ROOT}/aliases.json", change).get("champion") == version)
+        return self._change_aliases(change).champion == version
 
     def rollback(self, reason: str, *, user: str | None = None) -> Aliases:
         """Makes the previous champion the champion again, by `user`.
@@ -173,16 +278,16 @@ class Registry:
         Raises:
             Conflict: there is no previous champion.
             NotFound: its version is no longer there.
+            DamagedRecord: as `promote` does.
         """
 
-        def change(now: dict[str, Any]) -> dict[str, Any]:
-            champion, previous = now.get("champion"), now.get("previous")
-            if previous is None:
+        def change(now: _AliasesFile) -> _AliasesFile:
+            if now.previous is None:
                 raise Conflict("there is no previous champion to roll back to")
-            self.card(previous)
-            return _changed(now, "rollback", previous, champion, reason, user)
+            self.card(now.previous)
+            return now.with_champion("rollback", now.previous, reason, user)
 
-        return _aliases(self._store.update_json(f"{_ROOT}/aliases.json", change))
+        return self._change_aliases(change)
 
     def challenge(
         self, version: int, reason: str, *, by: Literal["hand", "gate"] = "hand", user: str | None = None
@@ -194,80 +299,61 @@ class Registry:
         Raises:
             NotFound: there is no such version.
             Conflict: it is the champion, or there is none.
+            DamagedRecord: as `promote` does.
         """
         self.card(version)
 
-        def change(now: dict[str, Any]) -> dict[str, Any]:
-            champion, challenger = now.get("champion"), now.get("challenger")
-            chosen = challenger is not None and now.get("challenged_by") == "hand"
-            if by == "gate" and (chosen or champion == version):
-                return now
-            if champion is None:
+        def change(now: _AliasesFile) -> _AliasesFile | None:
+            chosen = now.challenger is not None and now.challenged_by == "hand"
+            if by == "gate" and (chosen or now.champion == version):
+                return None
+            if now.champion is None:
                 raise Conflict(f"there is no champion to challenge; promote version {version} instead")
-            if champion == version:
+            if now.champion == version:
                 raise Conflict(f"version {version} is the champion; expected another one as its challenger")
-            alias = {"challenger": version, "challenged_by": by}
-            if challenger == version:
-                return {**now, **alias}
-            return {**now, **alias, "history": _with_entry(now, "challenge", version, None, reason, user)}
+            return now.with_challenger(version, by, reason, user)
 
-        return _aliases(self._store.update_json(f"{_ROOT}/aliases.json", change))
+        return self._change_aliases(change)
 
     def dismiss(self, reason: str, version: int | None = None, *, user: str | None = None) -> int:
         """Takes the challenger's alias away and returns its version.
 
         Raises:
             Conflict: there is no challenger, or it is not `version`, where one is given.
+            DamagedRecord: the file of the aliases cannot be read.
         """
         dismissed = 0
 
-        def change(now: dict[str, Any]) -> dict[str, Any]:
+        def change(now: _AliasesFile) -> _AliasesFile:
             nonlocal dismissed
-            challenger = now.get("challenger")
-            if challenger is None:
+            if now.challenger is None:
                 raise Conflict("there is no challenger")
-            if version not in {None, challenger}:
-                raise Conflict(f"version {version} is not the challenger; version {challenger} is")
-            dismissed = challenger
-            history = _with_entry(now, "dismiss", challenger, None, reason, user)
-            return {**now, "challenger": None, "challenged_by": None, "history": history}
+            if version not in {None, now.challenger}:
+                raise Conflict(f"version {version} is not the challenger; version {now.challenger} is")
+            dismissed = now.challenger
+            return now.without_challenger(reason, user)
 
-        self._store.update_json(f"{_ROOT}/aliases.json", change)
+        self._change_aliases(change)
         return dismissed
+
+    # -- how
+
+    def _read_aliases(self) -> _AliasesFile:
+        return find_record(self._store, _ALIASES_KEY, _AliasesFile) or _AliasesFile()
+
+    def _change_aliases(self, change: Callable[[_AliasesFile], _AliasesFile | None]) -> Aliases:
+        """Replaces the aliases by what `change` makes of them, in one atomic step; None leaves them as they are."""
+
+        def change_file(now: _AliasesFile | None) -> _AliasesFile | None:
+            before = now or _AliasesFile()
+            return change(before) or (None if now else before)
+
+        return change_record(self._store, _ALIASES_KEY, _AliasesFile, change_file).aliases()
 
     def _numbered(self) -> list[int]:
         return sorted(int(name) for name in self._store.children(_ROOT) if name.isdecimal())
 
     def _claimant(self, version: int) -> str | None:
         """Returns the run that a version is reserved for, if it is."""
-        claim = self._store.find_json(f"{_ROOT}/{version}/claim.json")
-        return None if claim is None else str(claim["run_id"])
-
-
-def _aliases(content: dict[str, Any]) -> Aliases:
-    return Aliases(content.get("champion"), content.get("previous"), content.get("challenger"))
-
-
-def _changed(
-    now: dict[str, Any], action: str, champion: int, before: int | None, reason: str, user: str | None = None
-) -> dict[str, Any]:
-    """Returns the aliases with another champion.
-
-    A challenger that a person chose stays; one that the gate set was declined in favour of a champion that is no more.
-    """
-    challenger = now.get("challenger")
-    stays = now.get("challenged_by") == "hand" and challenger != champion
-    return {
-        "champion": champion,
-        "previous": before,
-        "challenger": challenger if stays else None,
-        "challenged_by": "hand" if stays else None,
-        "history": _with_entry(now, action, champion, before, reason, user),
-    }
-
-
-def _with_entry(
-    now: dict[str, Any], action: str, version: int, before: int | None, reason: str, user: str | None
-) -> list[Any]:
-    entry = {"at": now_iso(), "action": action, "version": version, "from": before, "reason": reason, "by": user}
-    return [*now.get("history", []), entry][-_HISTORY_KEPT:]
+        claim = find_record(self._store, f"{_ROOT}/{version}/claim.json", _Claim)
+        return None if claim is None else claim.run_id

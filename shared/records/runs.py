@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any, ClassVar, Final
+
+from pydantic import ValidationError
 
 from shared.broker.base import HeaderValue
 from shared.clock import now_iso
 from shared.errors import NotFound
+from shared.faces.labelling import LabelReport
 from shared.params import TrainingParams
-from shared.records.record import Record, Records, State, StoredModel
+from shared.records.evaluation import Evaluation
+from shared.records.record import DamagedRecord, Record, Records, State, StoredModel, describe_fault, find_record
 from shared.store.base import Store
-
-HISTORY_COLUMNS: Final = (
-    "epoch",
-    "train_loss",
-    "train_accuracy",
-    "val_loss",
-    "val_accuracy",
-    "learning_rate",
-    "seconds",
-    "images_per_second",
-)
 
 
 class RunState(State):
@@ -76,6 +69,33 @@ class Progress(StoredModel):
     accuracy: float | None = None
 
 
+class EpochRow(StoredModel):
+    """A finished epoch: a row of `history.csv`.
+
+    Attributes:
+        epoch: its number, from 1.
+        train_loss: mean over the epoch's steps, with dropout and augmentation.
+        train_accuracy: likewise.
+        val_loss: mean log loss on the validation faces after the epoch, calibrated on them as the finished model is.
+        val_accuracy: likewise.
+        learning_rate: at the epoch's end.
+        seconds: the epoch with its validation.
+        images_per_second: training faces per second, without validation.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    learning_rate: float
+    seconds: float
+    images_per_second: float
+
+
+HISTORY_COLUMNS: Final = tuple(EpochRow.model_fields)
+
+
 class Timings(StoredModel):
     """When a run entered its states, Unix time in seconds."""
 
@@ -94,6 +114,7 @@ class Run(Record):
         state: where it stands.
         params: the training parameters asked for; None where the message that asked could not be read.
         dataset: SHA-256 of the archive, which names the dataset; None until the run is accepted.
+        labels: what was recognised of the labels; None until the run is accepted.
         progress: how far the present stage is; None between stages and at the end.
         metrics: of the model: `val_accuracy`, `test_accuracy`, …
         warnings: what the user should know about the dataset, in sentences.
@@ -105,6 +126,7 @@ class Run(Record):
     state: RunState
     params: TrainingParams | None
     dataset: str | None = None
+    labels: LabelReport | None = None
     progress: Progress | None = None
     metrics: dict[str, float] | None = None
     warnings: tuple[str, ...] = ()
@@ -117,6 +139,8 @@ class Run(Record):
         if self.model:
             body["model"] = self.model.as_dict()
             body["metrics"] = self.metrics
+        if self.labels:
+            body["labels"] = self.labels.model_dump(mode="json")
         if self.warnings:
             body["warnings"] = self.warnings
         if self.error:
@@ -165,22 +189,48 @@ class Runs(Records[Run]):
 
         return self._change(run_id, change)
 
-    def write_history(self, run_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    def write_history(self, run_id: str, rows: Iterable[EpochRow]) -> None:
         """Writes `history.csv`, a row an epoch."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, HISTORY_COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer = csv.DictWriter(text, HISTORY_COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
-        self._store.put(f"runs/{run_id}/history.csv", text.getvalue().encode())
+        writer.writerows(row.as_dict() for row in rows)
+        self._store.put(_history_key(run_id), text.getvalue().encode())
 
-    def history(self, run_id: str) -> list[dict[str, float]]:
-        """Returns the epochs so far."""
+    def history(self, run_id: str) -> list[EpochRow]:
+        """Returns the epochs so far.
+
+        Raises:
+            DamagedRecord: the file cannot be read.
+        """
+        key = _history_key(run_id)
         try:
-            text = self._store.get(f"runs/{run_id}/history.csv").decode()
+            text = self._store.get(key).decode()
         except NotFound:
             return []
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
+        except UnicodeDecodeError as error:
+            raise DamagedRecord(key, str(error)) from None
+        try:
+            return [EpochRow.model_validate(row) for row in csv.DictReader(io.StringIO(text))]
+        except ValidationError as error:
+            raise DamagedRecord(key, describe_fault(error)) from None
 
-    def evaluation(self, run_id: str) -> dict[str, Any] | None:
-        """Returns the evaluation on the held-out faces, or None before there is one."""
-        return self._store.find_json(f"runs/{run_id}/evaluation.json")
+    def write_evaluation(self, run_id: str, evaluation: Evaluation) -> None:
+        """Writes `evaluation.json`."""
+        self._store.put_json(_evaluation_key(run_id), evaluation.as_dict())
+
+    def evaluation(self, run_id: str) -> Evaluation | None:
+        """Returns the evaluation on the held-out faces, or None before there is one.
+
+        Raises:
+            DamagedRecord: the file cannot be read.
+        """
+        return find_record(self._store, _evaluation_key(run_id), Evaluation)
+
+
+def _history_key(run_id: str) -> str:
+    return f"runs/{run_id}/history.csv"
+
+
+def _evaluation_key(run_id: str) -> str:
+    return f"runs/{run_id}/evaluation.json"

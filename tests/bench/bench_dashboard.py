@@ -28,12 +28,12 @@ def fill(site: Site) -> str:
     card = site.builder.registry.card(1)
     for i in range(1, RUNS):
         run_id = f"run-{i:012d}"
-        site.builder.run(run_id, state=RunState.REGISTERED, dataset=sha256, epochs=20, metrics=card["metrics"])
+        site.builder.run(run_id, state=RunState.REGISTERED, dataset=sha256, epochs=20, metrics=card.metrics)
         site.store.put(f"runs/{run_id}/evaluation.json", evaluation)
         if i < MODELS:
             site.store.put(f"runs/{run_id}/predictions.csv", predictions)
             version = site.builder.registry.claim(run_id)
-            site.builder.registry.register(version, {**card, "version": version, "run_id": run_id}, "", {})
+            site.builder.registry.register(card.changed(version=version, run_id=run_id), "", {})
             site.builder.runs.update(run_id, model={"name": "gender", "version": version})
     site.parts.client.promote(1, "bench")
     for i in range(20):

@@ -33,7 +33,7 @@ import numpy as np
 from shared.faces.decode import configure_opencv
 from shared.faces.labels import Label
 from shared.faces.synthetic import draw_face
-from shared.records.runs import Progress, Runs, RunState
+from shared.records.runs import EpochRow, Progress, Runs, RunState
 from shared.runtime.settings import Settings
 
 MEMORY_BYTES: Final = 8 * 2**30
@@ -161,8 +161,8 @@ class _Told:
             _say(f"{progress.stage}: {progress.total:,} faces, {progress.rate:,.0f} a second")
             self._decoded = time.monotonic()
 
-    def epoch(self, row: dict[str, Any]) -> None:
-        _say(f"training: {row['images_per_second']:,.0f} faces a second, without validation")
+    def epoch(self, row: EpochRow) -> None:
+        _say(f"training: {row.images_per_second:,.0f} faces a second, without validation")
 
 
 class _Watch:

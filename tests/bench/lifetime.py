@@ -125,11 +125,10 @@ def _add_second(store: FileStore) -> None:
     changed = store.root / "second.onnx"
     onnx.save_model(model, changed)
     file = {"sha256": sha256_of(changed), "size_bytes": changed.stat().st_size}
-    card = json.loads((source / "card.json").read_bytes())
     registry = Registry(store)
     version = registry.claim("run-second")
-    card |= {"version": version, "file": file, "variants": {}}
-    registry.register(version, card, "", {"model.onnx": changed})
+    card = registry.card(1).changed(version=version, file=file, variants={})
+    registry.register(card, "", {"model.onnx": changed})
 
 
 def _swap(served: Served, number: int, load: _Load) -> None:

@@ -73,7 +73,7 @@ class Material:
 
     def card(self, model: str) -> ModelCard:
         """Returns the model's card."""
-        return ModelCard.model_validate(Registry(FileStore(self.store(model))).card(1))
+        return Registry(FileStore(self.store(model))).card(1)
 
     def install(self, model: str, folder: Path) -> None:
         """Puts a copy of the model into the store at `folder`."""

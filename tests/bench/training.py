@@ -20,8 +20,9 @@ from tests.bench.stage import Stage
 if TYPE_CHECKING:  # no other benchmark needs torch
     import torch
 
+    from shared.records.runs import EpochRow
     from trainer.training.recipe import Recipe
-    from trainer.training.train import EpochRow, Progress
+from trainer.training.train import Progress
 
 FACES = 2048
 """In a lap of the bare loop, and in an epoch of the default recipe."""

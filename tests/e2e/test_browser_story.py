@@ -72,7 +72,8 @@ def second_model(folder: Path) -> None:
     version = registry.claim("run-copy")
     copy = folder / "model.onnx"
     copy.write_bytes(store.get(registry.model_key(1)))
-    registry.register(version, {**registry.card(1), "version": version}, "# gender 2\n", {"model.onnx": copy})
+    card = registry.card(1).changed(version=version)
+    registry.register(card, "# gender 2\n", {"model.onnx": copy})
 
 
 def test_from_an_empty_system_to_a_model_that_is_rolled_back(

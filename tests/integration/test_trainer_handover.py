@@ -7,14 +7,14 @@ from pathlib import Path
 
 from shared.broker.base import Message
 from shared.messages import ZIP, run_id_of
-from shared.records.runs import RunState
+from shared.records.runs import EpochRow, RunState
 from tests.services import Installation, collect, eventually
 from tests.training import SLOW, finished, models_of, until_checkpoint
 
 
-def figures(row: dict[str, float]) -> dict[str, float]:
+def figures(row: EpochRow) -> EpochRow:
     """Returns an epoch without its speed."""
-    return {name: value for name, value in row.items() if name not in {"seconds", "images_per_second"}}
+    return row.changed(seconds=0, images_per_second=0)
 
 
 def test_a_trainer_killed_in_mid_epoch_loses_nothing_and_trains_nothing_twice(
@@ -34,7 +34,7 @@ def test_a_trainer_killed_in_mid_epoch_loses_nothing_and_trains_nothing_twice(
         assert record.state == RunState.REGISTERED, record.error
         assert models_of(client, run_id) == [1]
         after = client.runs.history(run_id)
-        assert [row["epoch"] for row in after] == [1, 2, 3]
+        assert [row.epoch for row in after] == [1, 2, 3]
         # An epoch that is told again after the crash has the same figures to the bit; only its time is another.
         assert [figures(row) for row in after[: len(before)]] == [figures(row) for row in before]
         # It went on from the checkpoint: no second ingest.
@@ -78,4 +78,4 @@ def test_a_trainer_told_to_stop_hands_its_run_over_and_of_two_others_one_finishe
             lambda: not any(d.ready + (d.unacknowledged or 0) for d in client.broker.depths().values()), 30, "idle"
         )
         assert models_of(client, run_id) == [1]
-        assert [row["epoch"] for row in client.runs.history(run_id)] == [1, 2, 3]
+        assert [row.epoch for row in client.runs.history(run_id)] == [1, 2, 3]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from shared.client import Client
-from shared.records.runs import RunState
+from shared.records.runs import EpochRow, RunState
 from tests.services import Installation, eventually
 from tests.store_process import ROOT
 from tests.training import finished, until_checkpoint
@@ -37,7 +37,7 @@ threading.Event().wait()
 """
 
 
-def trained(client: Client, run_id: str) -> list[dict[str, float]]:
+def trained(client: Client, run_id: str) -> list[EpochRow]:
     """Waits for a run's model, and returns the run's history."""
     record = finished(client, run_id)
     assert record.state == RunState.REGISTERED, record
@@ -65,9 +65,9 @@ def test_two_processes_killed_in_mid_run_and_started_again_train_what_one_trains
             again = installation.start("trainer", launcher=TWO)
             found = trained(client, run_id)
             for one, two in zip(expected, found, strict=True):
-                assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-3)
-                assert two["val_loss"] == pytest.approx(one["val_loss"], rel=1e-3)
-                assert two["train_accuracy"] == pytest.approx(one["train_accuracy"], abs=0.05)
+                assert two.train_loss == pytest.approx(one.train_loss, rel=1e-3)
+                assert two.val_loss == pytest.approx(one.val_loss, rel=1e-3)
+                assert two.train_accuracy == pytest.approx(one.train_accuracy, abs=0.05)
 
             # Its launcher gone, the group ends too: nobody would restart what is left of it.
             members = again.children()

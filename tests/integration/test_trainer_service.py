@@ -54,7 +54,7 @@ def test_a_dataset_by_value_sent_twice_becomes_one_model_with_replies_and_metric
         assert 0 <= registered["metrics"]["val_accuracy"] <= 1
         assert again == registered
         assert models_of(client, run_id) == [version]
-        assert [row["epoch"] for row in client.runs.history(run_id)] == list(range(1, 11))
+        assert [row.epoch for row in client.runs.history(run_id)] == list(range(1, 11))
         assert client.registry.aliases().champion is not None
         assert not client.store.exists(f"runs/{run_id}/checkpoint.pt")
 
@@ -126,8 +126,8 @@ def test_a_champion_that_cannot_be_run_costs_the_new_model_nothing_but_its_promo
         version = record.model.version
         assert (client.registry.aliases().champion, client.registry.aliases().challenger) == (champion, version)
         entry = client.registry.history()[-1]
-        assert (entry["action"], entry["version"]) == ("challenge", version)
-        assert entry["reason"].startswith(f"gate: it cannot be compared with version {champion}: ")
+        assert (entry.action, entry.version) == ("challenge", version)
+        assert entry.reason.startswith(f"gate: it cannot be compared with version {champion}: ")
 
 
 def test_a_later_message_with_the_same_id_changes_nothing_about_a_run_that_has_ended(

@@ -15,17 +15,17 @@ from shared.store.base import Store
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What the file names say about N faces.
+    """What the labels say about N faces.
 
     Attributes:
         female: uint8 (N,), 1 where the label is female.
-        age_bands: uint8 (N,), indices into `AGE_BANDS`.
-        ethnicities: uint8 (N,), indices into `ETHNICITIES`.
+        age_bands: int8 (N,), indices into `AGE_BANDS`, or `UNKNOWN`.
+        ethnicities: int8 (N,), indices into `ETHNICITIES`, or `UNKNOWN`.
     """
 
     female: NDArray[np.uint8]
-    age_bands: NDArray[np.uint8]
-    ethnicities: NDArray[np.uint8]
+    age_bands: NDArray[np.integer]
+    ethnicities: NDArray[np.integer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +44,11 @@ class Dataset:
 
     @property
     def targets(self) -> Targets:
-        """What the file names say about the faces."""
+        """What the labels say about the faces."""
         return Targets(
             female=self.labels,
-            age_bands=np.array([age_band(row.age) for row in self.rows], np.uint8),
-            ethnicities=np.array([row.ethnicity for row in self.rows], np.uint8),
+            age_bands=np.array([age_band(row.age) for row in self.rows], np.int8),
+            ethnicities=np.array([row.ethnicity for row in self.rows], np.int8),
         )
 
     @property

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from shared.archives.entry import Entry, EntryReader
 from shared.errors import InvalidImage
 from shared.faces.decode import SIZE, Face, ImageLimits, PixelBudget, configure_opencv, decode_face, luma_stats
-from shared.faces.labels import Label, parse_label
+from shared.faces.labels import Label
 from shared.faces.rejects import Reject, reject_for
 from trainer.data.near_duplicates import dhash
 
@@ -52,10 +52,12 @@ class Chunk:
     Attributes:
         row: of the first of them in the file of faces; the others follow.
         entries: of the archive.
+        labels: of each entry, or why it has none.
     """
 
     row: int
     entries: Sequence[Entry]
+    labels: Sequence[Label | Reject]
 
 
 class Decoder:
@@ -92,7 +94,9 @@ class Decoder:
         """
         reader = self._reader.prefetched(chunk.entries)
         budget = PixelBudget(self._limits, sum(entry.size_bytes for entry in chunk.entries))
-        outcomes = [self._decode(reader, entry, budget) for entry in chunk.entries]
+        outcomes = [
+            self._decode(reader, entry, label, budget) for entry, label in zip(chunk.entries, chunk.labels, strict=True)
+        ]
         decoded = [(row, outcome[1]) for row, outcome in enumerate(outcomes, chunk.row) if isinstance(outcome, tuple)]
         if not decoded:
             return [outcome for outcome in outcomes if isinstance(outcome, Reject)]
@@ -115,11 +119,15 @@ class Decoder:
                 start = stop
         self._faces.flush()
 
-    def _decode(self, reader: EntryReader, entry: Entry, budget: PixelBudget) -> tuple[Label, Face] | Reject:
+    def _decode(
+        self, reader: EntryReader, entry: Entry, label: Label | Reject, budget: PixelBudget
+    ) -> tuple[Label, Face] | Reject:
         if entry.reject is not None:  # it says more than that its name has no label
             return entry.reject
+        if isinstance(label, Reject):
+            return label
         try:
-            return parse_label(entry.name), decode_face(reader.read(entry), self._limits, budget)
+            return label, decode_face(reader.read(entry), self._limits, budget)
         except InvalidImage as error:
             return reject_for(error)
         except (OSError, MemoryError):

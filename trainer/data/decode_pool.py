@@ -120,7 +120,8 @@ class _DecodingChild(Sandbox[Chunk, DecodedFace | Reject]):
         return answer
 
     def _split(self, request: Chunk) -> Sequence[Chunk]:
-        return [Chunk(row, [entry]) for row, entry in enumerate(request.entries, request.row)]
+        pairs = zip(request.entries, request.labels, strict=True)
+        return [Chunk(row, [entry], [label]) for row, (entry, label) in enumerate(pairs, request.row)]
 
     def _blame(self, single: Chunk) -> Reject:
         _LOG.error("the entry in row %d killed two processes that decoded it", single.row)

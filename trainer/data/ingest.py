@@ -12,23 +12,28 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Final, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from shared.archives.archive import Archive, ArchiveLimits
+from shared.archives.archive import Archive, ArchiveLimits, plain_archive
 from shared.errors import InvalidDataset
 from shared.faces.decode import ImageLimits
+from shared.faces.labelling import LabelReport, LabelSpec
 from shared.faces.labels import ETHNICITIES, GENDERS
 from shared.faces.rejects import Reject
 from shared.records.dataset import (
     AGE_BANDS,
     FACES_CSV,
     FACES_NPY,
+    REFUSAL_JSON,
     REJECTS_CSV,
     SPLITS,
     SUMMARY_JSON,
+    DatasetRefusal,
     DatasetSummary,
     FaceRow,
     Split,
@@ -41,6 +46,7 @@ from trainer.data.decode import Chunk
 from trainer.data.decode_pool import DecodePool
 from trainer.data.dedupe import Deduplicator, FaceEntry
 from trainer.data.face_file import FacesWriter, replacing
+from trainer.data.labelling import Labelling, recognize_labels
 from trainer.data.near_duplicates import near_duplicates
 from trainer.data.split import split
 
@@ -61,6 +67,7 @@ def ingest(
     *,
     threads: int = 1,
     archive_sha256: str | None = None,
+    labels: LabelSpec | None = None,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> DatasetSummary:
     """Decodes an archive into `folder`.
@@ -69,18 +76,20 @@ def ingest(
     final name, save what the next call replaces.
 
     Args:
-        archive: a zip of images whose names carry labels.
+        archive: of images whose labels can be recognised.
         folder: made if need be; afterwards holds the four files of `shared.records.dataset`.
         archive_limits: bounds on the archive and its entries.
         image_limits: bounds on one image.
         threads: how many processes unpack and decode side by side, where the archive is worth more than one.
         archive_sha256: hexadecimal, where the caller knows it; computed otherwise.
+        labels: what the message says of the labels.
         on_progress: called with the entries done and their total, from this thread, after every few dozen entries, and
             after the last while faces are compared. What it raises ends the work, which is the way to cancel.
 
     Raises:
         InvalidDataset: code `invalid_archive` or `archive_too_large` from opening it; `too_few_faces` where fewer than
-            20 are usable, or too few of one gender to be in every part of the split; `single_gender`.
+            20 are usable, or too few of one gender to be in every part of the split; `single_gender`. Then `folder`
+            holds `rejects.csv` and `refusal.json`.
     """
     summary_path = folder / SUMMARY_JSON
     if summary_path.exists():
@@ -89,27 +98,33 @@ def ingest(
     started = time.monotonic()
     with (
         _uncollected(),
+        plain_archive(archive, archive_limits) as plain,
         FacesWriter(folder / FACES_NPY) as face_file,
         # Started first: while they start, the archive is looked through.
-        DecodePool(archive, face_file.temp_path, face_file.first_byte, image_limits, processes=threads) as pool,
-        Archive(archive, archive_limits) as opened,
+        DecodePool(plain, face_file.temp_path, face_file.first_byte, image_limits, processes=threads) as pool,
+        Archive(plain, archive_limits) as opened,
     ):
-        images_seen = len(opened.entries)
+        labelling = recognize_labels(opened, labels)
+        images_seen = len(opened.entries) - labelling.outcomes.count(None)
         deduplicator = Deduplicator()
-        for chunk, outcomes in pool.decode(_chunks(opened)):
+        done = 0
+        for chunk, outcomes in pool.decode(_chunks(opened, labelling)):
             for index, (entry, outcome) in enumerate(zip(chunk.entries, outcomes, strict=True), start=chunk.row):
                 if isinstance(outcome, Reject):
                     deduplicator.reject(index, entry.name, outcome)
                 else:
                     deduplicator.add(FaceEntry(index, entry.name, outcome))
             face_file.flush_async(chunk.row + len(chunk.entries))
-            on_progress(chunk.row + len(chunk.entries), images_seen)
+            done += len(chunk.entries)
+            on_progress(done, images_seen)
         faces = deduplicator.unique_faces()
-        _refuse_untrainable(faces, deduplicator)
+        if refusal := _untrainable(faces, deduplicator):
+            raise _refused(refusal, folder, faces, deduplicator, images_seen, labelling.report)
         phashes = np.frombuffer(b"".join(face.traits.phash for face in faces), np.uint64).reshape(-1, 2)
         groups = near_duplicates(phashes, lambda: on_progress(images_seen, images_seen))
         parts = split([face.traits.label for face in faces], [face.traits.digest for face in faces], groups)
-        _refuse_unsplittable(faces, parts)
+        if refusal := _unsplittable(faces, groups, parts):
+            raise _refused(refusal, folder, faces, deduplicator, images_seen, labelling.report)
         face_file.finish([face.entry for face in faces])
         rows = _rows(faces, parts)
         with replacing(folder / FACES_CSV) as temp_path, temp_path.open("w", encoding="utf-8", newline="") as file:
@@ -135,6 +150,7 @@ def ingest(
         near_duplicate_groups=int((group_sizes > 1).sum()),
         near_duplicate_faces=int(group_sizes[group_sizes > 1].sum()),
         luma_mean=luma_mean,
+        labels=labelling.report,
         luma_std=math.sqrt(max(0.0, luma_square - luma_mean**2)),
         seconds=seconds,
         images_per_second=images_seen / max(seconds, 1e-9),
@@ -159,9 +175,15 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _chunks(archive: Archive) -> Iterator[Chunk]:
+def _chunks(archive: Archive, labelling: Labelling) -> Iterator[Chunk]:
     for start in range(0, len(archive.entries), _CHUNK):
-        yield Chunk(start, archive.entries[start : start + _CHUNK])
+        entries, labels = archive.entries[start : start + _CHUNK], labelling.outcomes[start : start + _CHUNK]
+        # Tables divide a chunk, for the rows of its faces follow one another.
+        for is_image, group in groupby(enumerate(labels), lambda pair: pair[1] is not None):
+            if is_image:
+                rows, own = zip(*group, strict=True)
+                part = entries[rows[0] : rows[-1] + 1]
+                yield Chunk(start + rows[0], part, [label for label in own if label is not None])
 
 
 def _rows(faces: Sequence[FaceEntry], parts: Sequence[Split]) -> list[FaceRow]:
@@ -179,31 +201,59 @@ def _rows(faces: Sequence[FaceEntry], parts: Sequence[Split]) -> list[FaceRow]:
     return list(map(FaceRow, range(len(faces)), *columns))
 
 
-def _refuse_untrainable(faces: Sequence[FaceEntry], deduplicator: Deduplicator) -> None:
+def _refused(
+    refusal: InvalidDataset,
+    folder: Path,
+    faces: Sequence[FaceEntry],
+    deduplicator: Deduplicator,
+    images_seen: int,
+    labels: LabelReport,
+) -> InvalidDataset:
+    """Writes down what was rejected, so that it can be seen, and returns the refusal."""
+    with replacing(folder / REJECTS_CSV) as temp_path, temp_path.open("w", encoding="utf-8", newline="") as file:
+        write_rejects_csv(file, deduplicator.reject_rows())
+    record = DatasetRefusal(
+        code=refusal.code,
+        message=str(refusal),
+        images_seen=images_seen,
+        usable=len(faces),
+        rejects=deduplicator.counts(),
+        labels=labels,
+    )
+    with replacing(folder / REFUSAL_JSON) as temp_path:
+        temp_path.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return refusal
+
+
+def _untrainable(faces: Sequence[FaceEntry], deduplicator: Deduplicator) -> InvalidDataset | None:
     if len(faces) < MIN_FACES:
         counts = ", ".join(f"{count} {reason}" for reason, count in deduplicator.counts().items())
-        raise InvalidDataset(
+        return InvalidDataset(
             f"found {len(faces)} usable faces, expected at least {MIN_FACES}; rejects: {counts or 'none'}",
             code="too_few_faces",
         )
     genders = {face.traits.label.gender for face in faces}
     if len(genders) == 1:
-        raise InvalidDataset(
+        return InvalidDataset(
             f"found {len(faces)} faces, all of them {GENDERS[genders.pop()]}; expected both genders",
             code="single_gender",
         )
+    return None
 
 
-def _refuse_unsplittable(faces: Sequence[FaceEntry], parts: Sequence[Split]) -> None:
+def _unsplittable(
+    faces: Sequence[FaceEntry], groups: NDArray[np.int64], parts: Sequence[Split]
+) -> InvalidDataset | None:
     present = {(face.traits.label.gender, part) for face, part in zip(faces, parts, strict=True)}
     for gender, name in enumerate(GENDERS):
         if any((gender, part) not in present for part in SPLITS):
-            count = sum(face.traits.label.gender == gender for face in faces)
-            raise InvalidDataset(
-                f"found {count} {name} faces or near-duplicates of so few that they cannot be in all of "
-                f"{', '.join(SPLITS)}; expected at least {len(SPLITS)} that differ",
+            own = groups[[face.traits.label.gender == gender for face in faces]]
+            return InvalidDataset(
+                f"found {len(own)} {name} faces, which are near-duplicates of {len(np.unique(own))}: they cannot be in "
+                f"all of {', '.join(SPLITS)}; expected at least {len(SPLITS)} that differ",
                 code="too_few_faces",
             )
+    return None
 
 
 def _by_gender(names: dict[Key, str], keys: Iterable[Key], rows: Sequence[FaceRow]) -> dict[str, dict[str, int]]:

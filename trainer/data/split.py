@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.faces.labels import GENDERS, MAX_AGE, Label
+from shared.faces.labels import GENDERS, MAX_AGE, UNKNOWN, Label
 from shared.records.dataset import SPLITS, Split, age_band
 
 SHARES: Final[dict[Split, float]] = {"train": 0.7, "validation": 0.1, "test": 0.2}
@@ -38,25 +38,38 @@ def split(labels: Sequence[Label], digests: Sequence[bytes], groups: NDArray[np.
         small strata balance each other.
     """
     ages, genders, ethnicities = np.fromiter(chain.from_iterable(labels), np.int64).reshape(-1, 3).T
-    bands = np.array([age_band(age) for age in range(MAX_AGE + 1)])[ages]
+    bands = np.array([*(age_band(age) for age in range(MAX_AGE + 1)), UNKNOWN])[ages]  # `UNKNOWN` is the last
     by_digest = np.argsort(np.array(digests))
     # Of each group, the face whose digest is the lowest speaks for all of it.
     _, first, unit_of, sizes = np.unique(groups[by_digest], return_index=True, return_inverse=True, return_counts=True)
     speakers = by_digest[first]
-    large = max(2, int(_LARGE_GROUP * len(labels)))
-    # Large groups come first, and so train: as examination questions they would be one, asked many times.
-    order = np.lexsort((first, bands[speakers], ethnicities[speakers], sizes <= large, genders[speakers]))
-
     parts = np.empty(len(sizes), np.intp)
     for gender in range(len(GENDERS)):
-        units = order[genders[speakers[order]] == gender]
-        parts[units] = _dealt(sizes[units].tolist(), large)
+        units = np.flatnonzero(genders[speakers] == gender)
+        if len(units):
+            # Where everybody is there several times, a group of that size is nothing special.
+            large = max(2, int(_LARGE_GROUP * len(labels)), int(np.median(sizes[units])))
+            # Large groups come first, and so train: as examination questions they would be one, asked many times.
+            columns = (first, bands[speakers], ethnicities[speakers], sizes <= large)
+            units = units[np.lexsort([column[units] for column in columns])]
+            parts[units] = _fill_empty(_deal(sizes[units].tolist(), large), sizes[units])
     of_faces = np.empty(len(labels), np.intp)
     of_faces[by_digest] = parts[unit_of]
     return [SPLITS[part] for part in of_faces.tolist()]
 
 
-def _dealt(sizes: Sequence[int], large: int) -> list[int]:
+def _fill_empty(parts: list[int], sizes: NDArray[np.int64]) -> list[int]:
+    """Gives a part without groups the smallest one of the part that has the most groups, where it has two or more."""
+    for part in range(len(SPLITS)):
+        counts = [parts.count(other) for other in range(len(SPLITS))]
+        fullest = counts.index(max(counts))
+        if not counts[part] and counts[fullest] > 1:
+            members = [unit for unit, of in enumerate(parts) if of == fullest]
+            parts[min(members, key=lambda unit: (int(sizes[unit]), -unit))] = part
+    return parts
+
+
+def _deal(sizes: Sequence[int], large: int) -> list[int]:
     """Deals one gender's groups out, in order: to an empty part, else to the one that is furthest behind its share.
 
     Args:

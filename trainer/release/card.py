@@ -27,9 +27,10 @@ from shared.records.model_card import (
     VariantPrecision,
 )
 from shared.records.registry import Registry
+from shared.records.runs import EpochRow
 from shared.store.base import sha256_of
 from trainer.training.model import Cost
-from trainer.training.train import EpochRow, Trained
+from trainer.training.train import Trained
 
 LIBRARIES: Final = ("torch", "torchvision", "numpy", "scikit-learn", "onnx", "onnxruntime", "onnxscript")
 MEASURED_FACES: Final = 4096

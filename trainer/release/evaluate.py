@@ -9,7 +9,7 @@ from typing import Final, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.faces.labels import ETHNICITIES, GENDERS
+from shared.faces.labels import ETHNICITIES, GENDERS, UNKNOWN
 from shared.records.dataset import AGE_BANDS, age_band
 from shared.records.evaluation import (
     MIN_GROUP,
@@ -40,8 +40,8 @@ def evaluate(
     Args:
         probability_female: float32 (N,), calibrated.
         labels: uint8 (N,), 1 where the label is female.
-        ages: (N,), in years.
-        ethnicities: (N,), indices into `ETHNICITIES`.
+        ages: (N,), in years, or `UNKNOWN`.
+        ethnicities: (N,), indices into `ETHNICITIES`, or `UNKNOWN`.
 
     Raises:
         ValueError: there are no faces, the lengths differ, or a probability is not one.
@@ -150,12 +150,15 @@ def group_members(
         ("age", AGE_BANDS, bands),
     ]
     for kind, names, column in columns:
-        for value in np.unique(column):
+        for value in np.unique(column[column != UNKNOWN]):
             yield kind, names[value], np.flatnonzero(column == value)
-    codes, members = np.unique(np.stack([labels, ethnicities, bands]), axis=1, return_inverse=True)
+    known = np.flatnonzero((ethnicities != UNKNOWN) & (bands != UNKNOWN))
+    if not len(known):
+        return
+    codes, members = np.unique(np.stack([labels, ethnicities, bands])[:, known], axis=1, return_inverse=True)
     for number, (gender, ethnicity, band) in enumerate(codes.T):
         name = f"{GENDERS[gender]}, {ETHNICITIES[ethnicity]}, {AGE_BANDS[band]}"
-        yield "intersection", name, np.flatnonzero(members == number)
+        yield "intersection", name, known[members == number]
 
 
 def _group(kind: GroupKind, name: str, correct: NDArray[np.bool_], labels: NDArray[np.uint8]) -> Group:

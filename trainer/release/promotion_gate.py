@@ -20,7 +20,7 @@ from shared.errors import Retryable
 from shared.faces.labels import GENDERS
 from shared.records.dataset import FACES_NPY
 from shared.records.evaluation import MIN_GROUP, Evaluation
-from shared.records.model_card import GateResult, GroupLoss, ModelCard
+from shared.records.model_card import GateResult, GroupLoss
 from shared.records.registry import Registry
 from shared.store.base import Store
 from trainer.data.dataset import Dataset, open_dataset
@@ -82,7 +82,7 @@ def compare_registered(store: Store, version: int) -> GateResult:
     champion = registry.aliases().champion
     if champion == version:
         return GateResult(passed=True, reason="it is the champion already", champion=champion)
-    card = ModelCard.model_validate(registry.card(version))
+    card = registry.card(version)
     if card.gate is not None and card.gate.champion == champion:
         return card.gate  # no other version became the champion meanwhile
     with (
@@ -108,7 +108,7 @@ class _Examined:
 
 
 def _compare(store: Store, dataset: Dataset, name: str, model: Path, champion: int) -> GateResult:
-    card = ModelCard.model_validate(Registry(store).card(champion))
+    card = Registry(store).card(champion)
     held_out = dataset.part("test")
     with ExitStack() as stack:
         champion_model = stack.enter_context(store.local(Registry.model_key(champion)))

@@ -36,8 +36,8 @@ class Checkpoint:
         sums: float64 (3,): summed loss, correct and seen faces of the epoch under way.
         epoch_s: seconds that epoch has taken so far.
         spent_s: seconds the run has taken so far, over all processes.
-        history: a row for each finished epoch, as `dataclasses.asdict` gives it.
-        best_epoch: the epoch with the lowest validation loss; 0 before the first has ended.
+        history: a row for each finished epoch, as JSON types.
+        best_epoch: the epoch whose weights are kept so far; 0 before the first has ended.
         best_loss: that loss.
         best_network: the weights then.
     """

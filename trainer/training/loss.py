@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from shared.faces.labels import ETHNICITIES
+from shared.faces.labels import ETHNICITIES, UNKNOWN
 from shared.records.dataset import AGE_BANDS
 from trainer.data.dataset import Targets
 from trainer.training.model import FaceNetwork
@@ -56,7 +56,9 @@ class MultiTaskLoss(nn.Module):
         loss = functional.binary_cross_entropy_with_logits(logits, female, weight=weights)
         total = loss
         for head, classes in zip(self.heads, targets.T[1:], strict=False):
-            total = total + self.auxiliary * functional.cross_entropy(head(embedding).float(), classes)
+            # A mean over the faces that have the label, of which a batch may hold none.
+            losses = functional.cross_entropy(head(embedding).float(), classes, ignore_index=UNKNOWN, reduction="sum")
+            total = total + self.auxiliary * losses / (classes != UNKNOWN).sum().clamp(min=1)
         return total, loss.detach(), ((logits.detach() >= 0) == (female > 0.5)).sum()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from shared.errors import GenderlineError
+from shared.records.runs import EpochRow
 from trainer.data.dataset import Dataset, Targets
 from trainer.training.balance import weigh_genders
 from trainer.training.calibrate import calibrated_loss
@@ -27,7 +28,7 @@ from trainer.training.device import DeviceFaces, seeded, to_device
 from trainer.training.loss import MultiTaskLoss, targets_to_device
 from trainer.training.model import build_network
 from trainer.training.recipe import Recipe
-from trainer.training.schedule import averaging_at, learning_rate_at, split_into_batches
+from trainer.training.schedule import averaging_at, first_candidate, learning_rate_at, split_into_batches
 from trainer.training.step import TrainStep
 from trainer.training.throughput import ThroughputMeter
 
@@ -72,29 +73,6 @@ class Progress:
     eta_s: float
     loss: float
     accuracy: float
-
-
-@dataclass(frozen=True, slots=True)
-class EpochRow:
-    """A finished epoch: a row of `history.csv`.
-
-    Attributes:
-        train_loss: mean over the epoch's steps, with dropout and augmentation.
-        train_accuracy: of the same faces.
-        val_loss: mean log loss on the validation faces after the epoch, calibrated on them as the finished model is.
-        val_accuracy: of the same faces.
-        seconds: the epoch with its validation.
-        images_per_second: training faces per second, without validation.
-    """
-
-    epoch: int
-    train_loss: float
-    train_accuracy: float
-    val_loss: float
-    val_accuracy: float
-    learning_rate: float
-    seconds: float
-    images_per_second: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +147,7 @@ class Trained:
 
     Attributes:
         weights: the state of the network after its best epoch, on the CPU.
-        best_epoch: the epoch with the lowest validation loss.
+        best_epoch: the epoch with the lowest validation loss, from `first_candidate` on where training came so far.
         seconds: time spent, over all processes that continued the run one after the other.
     """
 
@@ -187,7 +165,7 @@ def train(
     hooks: Hooks,
     resume: Checkpoint | None = None,
 ) -> Trained:
-    """Trains a network until its validation loss has not fallen for `recipe.patience` epochs.
+    """Trains a network until the last epoch, or until its validation loss has not fallen for `recipe.patience` epochs.
 
     Args:
         job: the same in every process of the group.
@@ -250,7 +228,7 @@ def train(
                         sums=sums,
                         epoch_s=now - epoch_started,
                         spent_s=spent_s + now - started,
-                        history=[asdict(row) for row in history],
+                        history=[row.as_dict() for row in history],
                         best_epoch=best_epoch,
                         best_loss=best_loss,
                         best_network=best_network,
@@ -328,7 +306,7 @@ def train(
         val_loss = calibrated_loss(logits, truth, gender_weights)
         val_accuracy = float(np.mean((logits >= 0) == (truth > 0)))
         _require_finite(loss_sum + val_loss, recipe, epoch)
-        if val_loss < best_loss:
+        if val_loss < best_loss or epoch == first_candidate(recipe):
             best_epoch, best_loss, best_network = epoch, val_loss, _copy_weights(best)
         now = time.monotonic()
         row = EpochRow(

@@ -51,7 +51,7 @@ def addresses(site: Site) -> list[str]:
 
 def parts_of(site: Site) -> dict[str, tuple[str, str]]:
     """Returns, by what is deleted, its key and what the addresses hold that may be not found from then on."""
-    old = next(card["dataset"]["sha256"] for card in site.parts.store_cache.cards() if card["version"] == 1)
+    old = next(card.dataset.sha256 for card in site.parts.store_cache.cards().records if card.version == 1)
     return {
         "dataset": (f"datasets/{old}", old),
         "archive": (f"datasets/{old}/archive.zip", f"{old}/faces/0/original"),

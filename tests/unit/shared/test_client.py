@@ -24,8 +24,10 @@ from shared.records.record import ModelRef
 from shared.records.runs import RunState
 from shared.runtime.settings import Settings
 from shared.store.files import FileStore
+from tests.cards import card_of
 
 CONTENT = b"PK" + b"x" * 3_000_000
+
 MODEL = {"name": "gender", "version": 3}
 
 
@@ -309,7 +311,7 @@ def test_without_an_answer_in_time_the_error_says_how_many_are_missing(client: C
 
 def test_promoting_and_rolling_back_are_told_to_the_workers(client: Client) -> None:
     for version in (1, 2):
-        client.registry.register(client.registry.claim(f"run-{version}"), {"run_id": f"run-{version}"}, "", {})
+        client.registry.register(card_of(client.registry.claim(f"run-{version}"), f"run-{version}"), "", {})
     with client.broker.subscribe(["model.*"]) as events:
         client.promote(1, "first")
         client.promote(2, "better")

@@ -337,7 +337,7 @@ def test_promotion_and_rollback_keep_their_reason_and_are_announced(site: Site) 
         announced = [event.payload["version"] for event in events.receive(2.0)]
 
     assert (back.json or {})["aliases"] == {"champion": first, "previous": second, "challenger": None}
-    assert [entry["reason"] for entry in site.builder.registry.history()] == ["first one", "better", "complaints"]
+    assert [entry.reason for entry in site.builder.registry.history()] == ["first one", "better", "complaints"]
     assert announced == [first, second, first]
 
 

@@ -164,13 +164,33 @@ def test_a_bug_in_a_page_is_a_page(
 def test_damaged_records_are_named_on_their_lists_and_cost_the_pages_nothing_else(filled: Site) -> None:
     filled.store.put("runs/run-x/run.json", b"")
     filled.store.put("jobs/job-x/job.json", b"{}")
+    filled.store.put("models/gender/2/card.json", b"")
 
-    for page, name in (("/runs", "runs/run-x/run.json"), ("/jobs", "jobs/job-x/job.json")):
+    for page, name in (
+        ("/runs", "runs/run-x/run.json"),
+        ("/jobs", "jobs/job-x/job.json"),
+        ("/models", "models/gender/2/card.json"),
+    ):
         text = filled.web.get(page).text
         assert f"{name} in the store is damaged" in text
         assert "faces" in text or "photos" in text
         assert f"{name} in the store is damaged" in filled.web.get("/").text
-        assert f"{name} in the store is damaged" in filled.web.get(f"/{name.rpartition('/')[0]}").text
+        own_page = f"/{name.rpartition('/')[0]}".replace("/gender", "")
+        assert f"{name} in the store is damaged" in filled.web.get(own_page).text
         api = filled.web.get(f"/api/v1{page}").json or {}
         assert [damaged["file"] for damaged in api["damaged"]] == [name]
         assert api["total"] == len(api[page[1:]]) > 0
+
+
+def test_a_damaged_file_of_aliases_is_named_and_costs_the_pages_nothing_else(filled: Site) -> None:
+    filled.store.put("models/gender/aliases.json", b"")
+
+    for page in ("/", "/models"):
+        assert "models/gender/aliases.json in the store is damaged" in filled.web.get(page).text
+    dataset = filled.builder.registry.card(1).dataset.sha256
+    for page in ("/datasets", "/runs", "/jobs", "/predict", "/models/1", f"/datasets/{dataset}"):
+        assert filled.web.get(page).status_code == 200, page
+    found = filled.web.get("/api/v1/models").json or {}
+    assert [damaged["file"] for damaged in found["damaged"]] == ["models/gender/aliases.json"]
+    assert found["total"] == 2
+    assert filled.web.get("/api/v1/status").status_code == 200

@@ -140,7 +140,7 @@ def test_a_card_without_enough_faces_or_of_an_older_release_gives_no_score_for_w
     loops: Loops, drift: Drift
 ) -> None:
     version = loops.builder.register(brightness_model(), faces=trained_on())  # 20 held-out faces
-    card = Registry(loops.store).card(version)
+    card = Registry(loops.store).card(version).as_dict()
     del card["inputs"]["contrast_histogram"]
     loops.store.put(f"models/gender/{version}/card.json", json.dumps(card).encode())
     loops.models.refresh()

@@ -162,3 +162,20 @@ def test_damaged_records_are_named_and_cost_the_lists_nothing_else(builder: Stor
     status = run("status")
     assert (status.exit_code, "run-1 (whole): queued" in status.stdout) == (0, True)
     assert status.stderr.count("in the store is damaged") == 2
+
+
+def test_a_damaged_card_or_file_of_aliases_is_named_and_costs_the_commands_nothing_else(builder: StoreBuilder) -> None:
+    sha256 = builder.dataset()
+    for number in (1, 2):
+        builder.model(sha256, f"run-{number}", name="whole")
+    builder.store.put("models/gender/2/card.json", b"")
+    builder.store.put("models/gender/aliases.json", b"{")
+    listed = run("models")
+    assert (listed.exit_code, "whole" in listed.stdout) == (0, True)
+    assert re.search(r"^ +2 +damaged", listed.stdout, flags=re.MULTILINE)
+    files = {"models/gender/2/card.json", "models/gender/aliases.json"}
+    assert {name for name in files if f"{name} in the store is damaged" in listed.stderr} == files
+    assert {entry["file"] for entry in document("models")["damaged"]} == files
+    assert {entry["file"] for entry in document("status")["damaged"]} == files
+    refused = run("promote", "1")
+    assert (refused.exit_code, "aliases.json in the store is damaged" in refused.stderr) == (1, True)

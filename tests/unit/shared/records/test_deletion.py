@@ -33,7 +33,7 @@ def builder(store: FileStore) -> StoreBuilder:
 
 
 def dataset_of(builder: StoreBuilder, version: int) -> str:
-    return str(builder.registry.card(version)["dataset"]["sha256"])
+    return str(builder.registry.card(version).dataset.sha256)
 
 
 def test_what_is_not_in_use_is_deleted_whole_and_alone(store: FileStore, builder: StoreBuilder) -> None:

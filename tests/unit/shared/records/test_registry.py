@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from shared.errors import Conflict, NotFound
+from shared.records.record import DamagedRecord
 from shared.records.registry import Aliases, Registry
 from shared.store.files import FileStore
+from tests.cards import card_of
 from tests.store_process import race
 
 
@@ -24,7 +27,7 @@ def register(registry: Registry, run_id: str, folder: Path) -> int:
     version = registry.claim(run_id)
     model = folder / f"{run_id}.onnx"
     model.write_bytes(run_id.encode())
-    registry.register(version, {"run_id": run_id, "version": version}, "# card", {"model.onnx": model})
+    registry.register(card_of(version, run_id), "# card", {"model.onnx": model})
     return version
 
 
@@ -72,7 +75,7 @@ def test_a_version_deleted_but_for_its_claim_is_gone_and_its_number_not_given_ag
 
 def test_a_registered_version_has_its_card_and_files(store: FileStore, registry: Registry, tmp_path: Path) -> None:
     version = register(registry, "run-1", tmp_path)
-    assert registry.card(version)["run_id"] == "run-1"
+    assert registry.card(version).run_id == "run-1"
     assert store.get(Registry.model_key(version)) == b"run-1"
     assert store.get(Registry.card_text_key(version)) == b"# card"
     assert Registry.model_key(version, "int8") == "models/gender/1/model_int8.onnx"
@@ -87,7 +90,7 @@ def test_versions_are_in_the_order_of_numbers_not_of_letters(registry: Registry,
 
 
 def test_there_is_no_champion_before_the_first_promotion(registry: Registry) -> None:
-    assert registry.aliases() == Aliases(None, None)
+    assert registry.aliases() == Aliases()
     assert registry.history() == []
     with pytest.raises(Conflict, match="there is no previous champion to roll back to"):
         registry.rollback("why not")
@@ -96,11 +99,11 @@ def test_there_is_no_champion_before_the_first_promotion(registry: Registry) -> 
 def test_a_promotion_makes_a_champion_and_remembers_the_one_before(registry: Registry, tmp_path: Path) -> None:
     for number in (1, 2):
         register(registry, f"run-{number}", tmp_path)
-    assert registry.promote(1, "first") == Aliases(1, None)
+    assert registry.promote(1, "first") == Aliases(champion=1)
     with pytest.raises(Conflict, match="no previous champion"):
         registry.rollback("too early")
-    assert registry.promote(2, "better") == registry.aliases() == Aliases(2, 1)
-    assert [(entry["action"], entry["version"], entry["from"], entry["reason"]) for entry in registry.history()] == [
+    assert registry.promote(2, "better") == registry.aliases() == Aliases(champion=2, previous=1)
+    assert [(entry.action, entry.version, entry.from_version, entry.reason) for entry in registry.history()] == [
         ("promote", 1, None, "first"),
         ("promote", 2, 1, "better"),
     ]
@@ -110,7 +113,7 @@ def test_promoting_the_champion_again_changes_nothing(registry: Registry, tmp_pa
     for number in (1, 2):
         register(registry, f"run-{number}", tmp_path)
         registry.promote(number, "next")
-    assert registry.promote(2, "again") == Aliases(2, 1)
+    assert registry.promote(2, "again") == Aliases(champion=2, previous=1)
     assert len(registry.history()) == 2
 
 
@@ -120,9 +123,9 @@ def test_a_rollback_returns_to_the_champion_before_and_can_itself_be_rolled_back
     for number in (1, 2):
         register(registry, f"run-{number}", tmp_path)
         registry.promote(number, "next")
-    assert registry.rollback("worse in the field") == Aliases(1, 2)
-    assert registry.history()[-1]["action"] == "rollback"
-    assert registry.rollback("it was not") == Aliases(2, 1)
+    assert registry.rollback("worse in the field") == Aliases(champion=1, previous=2)
+    assert registry.history()[-1].action == "rollback"
+    assert registry.rollback("it was not") == Aliases(champion=2, previous=1)
 
 
 def test_a_rollback_to_a_version_that_is_gone_is_refused(store: FileStore, registry: Registry, tmp_path: Path) -> None:
@@ -132,7 +135,7 @@ def test_a_rollback_to_a_version_that_is_gone_is_refused(store: FileStore, regis
     store.delete("models/gender/1")
     with pytest.raises(NotFound, match="there is no model version 1; registered: 2"):
         registry.rollback("back")
-    assert registry.aliases() == Aliases(2, 1)
+    assert registry.aliases() == Aliases(champion=2, previous=1)
 
 
 def test_the_history_keeps_the_last_hundred(registry: Registry, tmp_path: Path) -> None:
@@ -141,7 +144,7 @@ def test_the_history_keeps_the_last_hundred(registry: Registry, tmp_path: Path) 
     for turn in range(105):
         registry.promote(turn % 2 + 1, f"turn {turn}")
     assert len(registry.history()) == 100
-    assert registry.history()[-1]["reason"] == "turn 104"
+    assert registry.history()[-1].reason == "turn 104"
 
 
 def test_other_files_beside_the_versions_are_no_versions(store: FileStore, registry: Registry) -> None:
@@ -159,8 +162,8 @@ def three(registry: Registry, tmp_path: Path) -> Registry:
 
 
 def test_a_challenger_is_another_version_than_the_champion_and_leaves_with_its_dismissal(three: Registry) -> None:
-    assert three.challenge(2, "faster") == three.aliases() == Aliases(1, None, 2)
-    assert three.challenge(3, "faster still") == three.challenge(3, "again") == Aliases(1, None, 3)
+    assert three.challenge(2, "faster") == three.aliases() == Aliases(champion=1, challenger=2)
+    assert three.challenge(3, "faster still") == three.challenge(3, "again") == Aliases(champion=1, challenger=3)
     with pytest.raises(Conflict, match="version 1 is the champion; expected another one as its challenger"):
         three.challenge(1, "itself")
     with pytest.raises(NotFound, match="no model version 9"):
@@ -170,8 +173,8 @@ def test_a_challenger_is_another_version_than_the_champion_and_leaves_with_its_d
     assert three.dismiss("slow") == 3
     with pytest.raises(Conflict, match="there is no challenger"):
         three.dismiss("slow")
-    assert three.aliases() == Aliases(1, None, None)
-    assert [(entry["action"], entry["version"], entry["reason"]) for entry in three.history()[1:]] == [
+    assert three.aliases() == Aliases(champion=1)
+    assert [(entry.action, entry.version, entry.reason) for entry in three.history()[1:]] == [
         ("challenge", 2, "faster"),
         ("challenge", 3, "faster still"),
         ("dismiss", 3, "slow"),
@@ -190,13 +193,53 @@ def test_the_gate_names_its_newest_challenger_and_leaves_one_alone_that_a_person
     assert three.challenge(2, "I want to know").challenger == 2
     assert three.challenge(3, "gate: no better", by="gate").challenger == 2
     three.dismiss("seen enough")
-    assert three.challenge(1, "gate: it serves by now", by="gate") == Aliases(1, None, None)
+    assert three.challenge(1, "gate: it serves by now", by="gate") == Aliases(champion=1)
 
 
 def test_a_new_champion_keeps_the_challenger_that_a_person_chose_only(three: Registry) -> None:
     three.challenge(2, "I want to know")
-    assert three.promote(3, "better") == Aliases(3, 1, 2)
-    assert three.rollback("worse") == Aliases(1, 3, 2)
-    assert three.promote(2, "it won") == Aliases(2, 1, None)
+    assert three.promote(3, "better") == Aliases(champion=3, previous=1, challenger=2)
+    assert three.rollback("worse") == Aliases(champion=1, previous=3, challenger=2)
+    assert three.promote(2, "it won") == Aliases(champion=2, previous=1)
     three.challenge(3, "gate: no better", by="gate")
-    assert three.rollback("worse") == Aliases(1, 2, None)
+    assert three.rollback("worse") == Aliases(champion=1, previous=2)
+
+
+def test_a_damaged_card_is_named_and_costs_the_list_nothing_else(
+    store: FileStore, registry: Registry, tmp_path: Path
+) -> None:
+    for number in (1, 2, 3):
+        register(registry, f"run-{number}", tmp_path)
+    for content in (b"", b"{half a card", b'{"name": "gender"}', store.get(Registry.card_key(3))):
+        store.put(Registry.card_key(2), content)
+        found = registry.cards()
+        assert [card.version for card in found.records] == [3, 1]
+        assert [(damage.key, damage.record_id) for damage in found.damaged] == [(Registry.card_key(2), "2")]
+        for change in (registry.card, lambda version: registry.promote(version, "a test")):
+            with pytest.raises(DamagedRecord, match=r"models/gender/2/card\.json"):
+                change(2)
+    assert registry.promote(3, "a test").champion == 3
+    assert [registry.version_of_run(f"run-{number}") for number in (1, 2, 3)] == [1, 2, 3]
+
+
+def test_a_damaged_file_of_aliases_is_named_and_never_written_over(
+    store: FileStore, registry: Registry, tmp_path: Path
+) -> None:
+    register(registry, "run-1", tmp_path)
+    for content in (b"", b"[]", b'{"champion": "one"}'):
+        store.put("models/gender/aliases.json", content)
+        aliases, (damage,) = registry.find_aliases()
+        assert (aliases, damage.key) == (Aliases(), "models/gender/aliases.json")
+        ask: Callable[[], object]
+        for ask in (
+            registry.aliases,
+            registry.history,
+            lambda: registry.promote(1, "a test"),
+            lambda: registry.rollback("a test"),
+            lambda: registry.dismiss("a test"),
+        ):
+            with pytest.raises(DamagedRecord, match=r"models/gender/aliases\.json"):
+                ask()
+        assert store.get("models/gender/aliases.json") == content
+    store.delete("models/gender/aliases.json")
+    assert registry.promote(1, "a test").champion == 1

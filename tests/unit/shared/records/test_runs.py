@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from shared.errors import Conflict, NotFound
 from shared.params import TrainingParams
 from shared.records.record import DamagedRecord, Fault, RecordEnded
-from shared.records.runs import HISTORY_COLUMNS, Runs, RunState, Timings
+from shared.records.runs import HISTORY_COLUMNS, EpochRow, Runs, RunState, Timings
 from shared.store.files import FileStore
+from tests.cards import card_of
 
 
 @pytest.fixture
@@ -181,16 +182,25 @@ def test_a_run_that_has_ended_cannot_be_asked_to_stop(records: Runs, state: RunS
 
 def test_the_history_comes_back_as_numbers_in_the_columns_of_the_contract(store: FileStore, records: Runs) -> None:
     assert records.history("run-1") == []
-    row = {column: index + 0.5 for index, column in enumerate(HISTORY_COLUMNS)}
-    records.write_history("run-1", [row, {**row, "epoch": 2, "not_a_column": 1}])
-    assert records.history("run-1") == [row, {**row, "epoch": 2.0}]
+    row = EpochRow.model_validate({column: index + 1 for index, column in enumerate(HISTORY_COLUMNS)})
+    records.write_history("run-1", [row, row.changed(epoch=2, val_loss=0.1)])
+    assert records.history("run-1") == [row, row.changed(epoch=2, val_loss=0.1)]
     assert store.get("runs/run-1/history.csv").decode().splitlines()[0] == ",".join(HISTORY_COLUMNS)
 
 
 def test_a_run_without_an_evaluation_has_none(store: FileStore, records: Runs) -> None:
     assert records.evaluation("run-1") is None
-    store.put_json("runs/run-1/evaluation.json", {"accuracy": 0.9})
-    assert records.evaluation("run-1") == {"accuracy": 0.9}
+    evaluation = card_of(1, "run-1").evaluation
+    records.write_evaluation("run-1", evaluation)
+    assert records.evaluation("run-1") == evaluation
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"epoch,train_loss\n1,much\n"])
+def test_a_damaged_history_or_evaluation_is_named(store: FileStore, records: Runs, content: bytes) -> None:
+    for name, read in (("history.csv", records.history), ("evaluation.json", records.evaluation)):
+        store.put(f"runs/run-1/{name}", content)
+        with pytest.raises(DamagedRecord, match=f"runs/run-1/{name} in the store is damaged"):
+            read("run-1")
 
 
 def test_a_reply_tells_the_model_or_the_error_where_there_is_one(records: Runs) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -58,7 +59,7 @@ def refusal(tmp_path: Path, files: Files) -> tuple[str, str]:
     (tmp_path / "faces.zip").write_bytes(zipped(files))
     with pytest.raises(InvalidDataset) as caught:
         ingest(tmp_path / "faces.zip", tmp_path / "dataset", ARCHIVE_LIMITS, IMAGE_LIMITS, threads=2)
-    assert os.listdir(tmp_path / "dataset") == []  # noqa: PTH208
+    assert sorted(os.listdir(tmp_path / "dataset")) == ["refusal.json", "rejects.csv"]  # noqa: PTH208
     return caught.value.code, str(caught.value)
 
 
@@ -95,7 +96,7 @@ def test_the_summary_counts_what_the_tables_hold(tmp_path: Path) -> None:
     assert summary.luma_std == pytest.approx(float(done.faces.std()), abs=1e-3)
     assert summary.archive_sha256 == hashlib.sha256(done.archive.read_bytes()).hexdigest()
     assert summary.images_per_second == pytest.approx(62 / summary.seconds)
-    assert json.loads((done.folder / "summary.json").read_text()) == summary.model_dump()
+    assert json.loads((done.folder / "summary.json").read_text()) == summary.model_dump(mode="json")
 
 
 def test_any_number_of_threads_writes_the_same_files(tmp_path: Path) -> None:
@@ -163,7 +164,7 @@ def test_each_bad_entry_costs_itself_only_and_says_why(tmp_path: Path) -> None:
         "24_3_0.jpg": (face_jpeg(902), "invalid_label", "found gender 3, expected 0 (male) or 1 (female)"),
         "300_0_0.jpg": (face_jpeg(903), "invalid_label", "found age 300, expected 0-120"),
         "30_0_0_notes.jpg": (b"Not an image.\n", "invalid_image", "found a text file"),
-        "30_0_0_cut.jpg": (face_jpeg(904)[:2000], "invalid_image", "found a JPEG image that cannot be decoded"),
+        "30_0_0_cut.jpg": (face_jpeg(904)[:2000], "invalid_image", "found a JPEG image cut short"),
         "30_0_0_vast.png": (archives.png_header_only(13_000, 13_000), "image_too_large", "13000x13000"),
         "../30_0_0_up.jpg": (face_jpeg(905), "unsafe_name", "found '..' in the path"),
         "30_0_0_nul\0.jpg": (face_jpeg(906), "unsafe_name", "control character '\\x00'"),
@@ -299,3 +300,27 @@ def test_what_is_no_archive_is_refused_before_anything_is_written(tmp_path: Path
         ingest(tmp_path / "faces.zip", tmp_path / "dataset", ARCHIVE_LIMITS, IMAGE_LIMITS)
     assert caught.value.code == "invalid_archive"
     assert list((tmp_path / "dataset").iterdir()) == []
+
+
+@pytest.mark.parametrize("people", [30, 8])
+def test_people_saved_three_times_each_become_a_dataset(tmp_path: Path, people: int) -> None:
+    files = []
+    for seed in range(people):
+        for quality in (95, 80, 60):
+            data = cv2.imencode(".jpg", face_pixels(seed, seed % 2), [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+            files.append((f"30_{seed % 2}_0_{seed}_{quality}.jpg", data))
+    done = Ingested(tmp_path, zipped(files))
+    assert done.summary.faces == 3 * people
+    for part in SPLITS:
+        assert min(done.summary.splits[part].values()) > 0
+
+
+def test_too_few_who_differ_are_refused_with_how_many_there_are(tmp_path: Path) -> None:
+    files = labelled_faces(20)[::2]
+    for seed in (1, 3):
+        for quality in range(60, 100, 4):
+            data = cv2.imencode(".jpg", face_pixels(seed, 1), [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+            files.append((f"30_1_0_{seed}_{quality}.jpg", data))
+    code, message = refusal(tmp_path, files)
+    assert code == "too_few_faces"
+    assert "found 20 female faces, which are near-duplicates of 2" in message

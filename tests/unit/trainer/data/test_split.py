@@ -99,6 +99,34 @@ def test_large_groups_train_and_the_rest_still_fills_every_part() -> None:
     assert {(i % 2, part) for i, part in enumerate(parts)} == {(g, part) for g in (0, 1) for part in SPLITS}
 
 
+@pytest.mark.parametrize(("people", "copies"), [(30, 3), (80, 3), (24, 10), (99, 50), (6, 4), (7, 1), (6, 100)])
+def test_people_with_several_copies_each_are_in_every_part(people: int, copies: int) -> None:
+    labels = [Label(20 + i % people, i % people % 2, 0) for i in range(people * copies)]
+    groups = np.array([i % people for i in range(people * copies)])
+    parts = split(labels, digests(people * copies), groups)
+    for person in range(people):
+        assert len({parts[i] for i in range(person, people * copies, people)}) == 1
+    for gender in (0, 1):
+        own = [part for label, part in zip(labels, parts, strict=True) if label.gender == gender]
+        assert set(own) == set(SPLITS)
+        if people > 20:
+            assert abs(own.count("train") / len(own) - 0.7) < 0.1
+
+
+def test_groups_of_uneven_sizes_are_in_every_part() -> None:
+    rng = np.random.default_rng(5)
+    for _ in range(50):
+        sizes = rng.integers(1, 60, rng.integers(3, 12))
+        groups = np.concatenate(
+            [np.repeat(np.arange(len(sizes)), sizes), np.repeat(100 + np.arange(len(sizes)), sizes)]
+        )
+        labels = [Label(30, int(group >= 100), 0) for group in groups]
+        parts = split(labels, digests(len(labels)), groups)
+        assert {(label.gender, part) for label, part in zip(labels, parts, strict=True)} == {
+            (gender, part) for gender in (0, 1) for part in SPLITS
+        }
+
+
 def test_the_split_is_that_of_every_version_before() -> None:
     # A model is compared with its predecessor on the faces held out for both: they must not move with an upgrade.
     labels = [Label(i * 7 % 100, i % 2, i * i % 5) for i in range(160)]

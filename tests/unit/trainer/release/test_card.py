@@ -19,10 +19,11 @@ from shared.records.model_card import (
     Variant,
     VariantPrecision,
 )
+from shared.records.runs import EpochRow
 from trainer.release.card import build_card, measure_inputs, render_card
 from trainer.release.evaluate import evaluate
 from trainer.training.model import Cost
-from trainer.training.train import EpochRow, Trained
+from trainer.training.train import Trained
 
 INT8 = Variant(
     faces=500,
@@ -48,7 +49,16 @@ def evaluation(count: int = 400) -> Evaluation:
 
 
 def epoch(number: int, val_accuracy: float) -> EpochRow:
-    return EpochRow(number, 0.5, 0.7, 0.4, val_accuracy, 0.001, 60.0, 90.0)
+    return EpochRow(
+        epoch=number,
+        train_loss=0.5,
+        train_accuracy=0.7,
+        val_loss=0.4,
+        val_accuracy=val_accuracy,
+        learning_rate=0.001,
+        seconds=60.0,
+        images_per_second=90.0,
+    )
 
 
 @pytest.fixture

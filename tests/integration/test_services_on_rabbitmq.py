@@ -1,9 +1,14 @@
-"""The dashboard's process on a real RabbitMQ node, beside a real trainer and a real worker."""
+"""Separately started services on a real RabbitMQ node: what the dashboard shows, and what a foreign client gets."""
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import re
+import shutil
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -15,17 +20,32 @@ from typing import Any
 import pytest
 
 from shared.broker.base import Message
+from shared.faces.synthetic import draw_sample
 from tests.rabbitmq_shared import SharedNode
 from tests.services import Installation, Service, eventually
 
 pytestmark = pytest.mark.rabbitmq
 
 
-@pytest.fixture
-def installation(rabbitmq: SharedNode, tmp_path: Path) -> Iterator[Installation]:
-    made = Installation(tmp_path, rabbitmq.url, {"GENDERLINE_WORKERS": "1", "GENDERLINE_THREADS": "1"})
-    yield made
-    made.close()
+CLIENT_S = 180
+"""How long the client may take: so long that one that does not end is told with what was printed, not by the limit."""
+
+PAGE = Path(__file__).parents[2] / "docs" / "messages.md"
+
+
+@pytest.fixture(scope="module")
+def installation(rabbitmq: SharedNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """All services, with the queues' own names, which the client uses; nothing else may use them."""
+    one_core = {"GENDERLINE_WORKERS": "1", "GENDERLINE_THREADS": "1"}
+    made = Installation(tmp_path_factory.mktemp("services"), rabbitmq.url, one_core, prefix="genderline")
+    try:
+        for module in ("trainer", "inference", "dashboard"):
+            made.start(module, wait=False)
+        for service in made.services:
+            eventually(service.ready, 60, f"{service.name} is ready")
+        yield made
+    finally:
+        made.close()
 
 
 class Listener(threading.Thread):
@@ -73,9 +93,7 @@ def get(service: Service, path: str) -> dict[str, Any]:
 def test_upload_events_predictions_and_dead_letters_go_over_rabbitmq(
     installation: Installation, sample_zip: Path
 ) -> None:
-    dashboard = installation.start("dashboard")
-    installation.start("trainer")
-    installation.start("inference")
+    dashboard = installation.services[-1]
     listener = Listener(dashboard)
     listener.start()
 
@@ -128,3 +146,45 @@ def test_upload_events_predictions_and_dead_letters_go_over_rabbitmq(
     listener.join(10)
     assert not listener.is_alive()
     listener.connection.close()
+
+
+def script() -> str:
+    """Returns the page's Python example, which uses nothing of ours."""
+    (found,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    return str(found)
+
+
+def test_the_foreign_client_trains_by_value_and_reference_and_gets_every_prediction(
+    installation: Installation, tmp_path: Path
+) -> None:
+    draw_sample(tmp_path / "faces.zip", 60, seed=3)
+    allowed = installation.folder / "allowed"
+    allowed.mkdir()
+    archive = shutil.move(tmp_path / "faces.zip", allowed / "faces.zip")
+    program = tmp_path / "client.py"
+    program.write_text(script())
+    printed = tmp_path / "client.log"
+    code = None
+    with printed.open("wb") as output, contextlib.suppress(subprocess.TimeoutExpired):
+        code = subprocess.run(
+            [sys.executable, "-u", str(program), installation.broker_url, str(archive)],
+            cwd=tmp_path,  # away from our packages
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            timeout=CLIENT_S,
+            check=False,
+        ).returncode
+    assert code == 0, f"{printed.read_text()}\n{installation.logs()}"
+    lines = printed.read_text().splitlines()
+    for kind in ("by value", "by reference"):
+        assert f"{kind} accepted None None" in lines
+        assert any(line.startswith(f"{kind} registered {{'name': 'gender'") for line in lines), lines
+    last = lines[-1]
+    assert last.startswith("201 replies; [{'id': None, 'gender': ")
+    good, broken = eval(last[last.rindex("] [") + 2 :])  # our own script's own print
+    assert good["id"] == "good"
+    assert 0 <= good["probability_female"] <= 1
+    assert broken["id"] == "broken"
+    assert broken["error"]["code"] == "invalid_image"
+    with installation.broker() as broker:
+        assert broker.depths()[broker.topology.dead].ready == 0

@@ -1,0 +1,252 @@
+"""Labels as people have them: what is recognised, and what is said of it."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.archives.archive import Archive, ArchiveLimits
+from shared.errors import InvalidDataset, InvalidMessage
+from shared.faces.decode import ImageLimits
+from shared.faces.label_words import age_of, ethnicity_of, gender_by_word
+from shared.faces.labelling import LabelSpec
+from shared.faces.labels import UNKNOWN, Label
+from shared.faces.rejects import Reject
+from shared.records.dataset import FACES_CSV, read_faces_csv
+from shared.runtime.settings import Settings
+from tests.archives import face_jpeg, zipped
+from tests.layouts import FACES, LAYOUTS
+from trainer.data.ingest import ingest
+from trainer.data.labelling import Labelling, recognize_labels
+
+LIMITS = ArchiveLimits.from_settings(Settings())
+
+
+def recognized(files: dict[str, bytes | str], **spec: Any) -> tuple[dict[str, Label | Reject | None], Labelling]:
+    encoded = [(name, data.encode() if isinstance(data, str) else data) for name, data in files.items()]
+    with Archive(io.BytesIO(zipped(encoded)), LIMITS) as archive:
+        found = recognize_labels(archive, LabelSpec.parse(spec))
+        return dict(zip((entry.name for entry in archive.entries), found.outcomes, strict=True)), found
+
+
+def genders(files: dict[str, bytes | str], **spec: Any) -> list[int | None]:
+    outcomes, _ = recognized(files, **spec)
+    return [outcome.gender if isinstance(outcome, Label) else None for outcome in outcomes.values()]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_becomes_a_dataset_without_a_manual_step(layout: str, tmp_path: Path) -> None:
+    if "HEIC" in layout:
+        pytest.importorskip("pillow_heif")
+    archive = tmp_path / "archive"
+    archive.write_bytes(LAYOUTS[layout]())
+    summary = ingest(archive, tmp_path / "dataset", LIMITS, ImageLimits.from_settings(Settings()))
+    unknown = 3 if layout == "Adience" else 0  # whose gender nobody knows
+    assert summary.rejects == ({"no_label": unknown} if unknown else {})
+    assert (summary.faces, summary.images_seen) == (FACES - unknown, FACES)
+    assert summary.labels is not None
+    assert sum(value.files for value in summary.labels.values if value.gender) == FACES - unknown
+    has_age = layout in {"UTKFace", "UTKFace.tar.gz", "FairFace", "Adience", "Hugging Face imagefolder"}
+    assert summary.labels.with_age == (FACES - unknown if has_age else 0)
+    assert sum(sum(band.values()) for band in summary.ages.values()) == summary.labels.with_age
+    with (tmp_path / "dataset" / FACES_CSV).open(encoding="utf-8", newline="") as file:
+        rows = read_faces_csv(file)
+    assert {row.gender for row in rows} == {0, 1}
+    assert all((row.age == UNKNOWN) != has_age for row in rows)
+
+
+def test_what_was_recognised_is_said_in_one_line() -> None:
+    _, found = recognized({"hombres/a.jpg": b"", "hombres/b.jpg": b"", "mujeres/c.jpg": b"", "notes/d.jpg": b""})
+    assert found.report.text == (
+        "labels from folders; hombres = male (2), mujeres = female (1); age for 0, ethnicity for 0; "
+        "1 files without a label, such as 'notes/d.jpg'"
+    )
+    _, nothing = recognized({"a.jpg": b"", "b.jpg": b""})
+    assert nothing.report.text == "no labels recognised in 2 files"
+
+
+@pytest.mark.parametrize(
+    ("male", "female"),
+    [
+        ("male", "female"),
+        ("Man", "Woman"),
+        ("MEN", "WOMEN"),
+        ("m", "f"),
+        ("0", "1"),
+        ("boys", "girls"),
+        ("Männer", "Frauen"),
+        ("hommes", "femmes"),
+        ("uomini", "donne"),
+        ("homens", "mulheres"),
+        ("мужчины", "женщины"),
+        ("男性", "女性"),
+        ("erkek", "kad\u0131n"),
+        ("01_male_faces", "02_female_faces"),
+        ("train/male/cropped", "train/female/cropped"),
+    ],
+)
+def test_folders_name_genders_in_many_ways(male: str, female: str) -> None:
+    assert genders({f"x/{male}/1.jpg": b"", f"x/{female}/1.jpg": b"", f"{female}/deep/er/2.jpg": b""}) == [0, 1, 1]
+
+
+def test_letters_and_digits_count_only_where_no_words_do_and_persons_are_no_genders() -> None:
+    assert genders({"0/male/1.jpg": b"", "1/male/2.jpg": b"", "0/female/3.jpg": b"", "m/female/4.jpg": b""}) == [
+        0,
+        0,
+        1,
+        1,
+    ]
+    assert gender_by_word("Thomas_Mann") is None
+    assert gender_by_word("female and male") is None
+
+
+def test_names_that_say_more_win_over_folders_that_say_as_much() -> None:
+    outcomes, found = recognized({"female/24_1_2_a.jpg": b"", "male/30_0_1_b.jpg": b""})
+    assert found.report.source == "names"
+    assert list(outcomes.values()) == [Label(24, 1, 2), Label(30, 0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("table", "text"),
+    [
+        ("labels.csv", "file,gender\na.jpg,male\nb.jpg,female\n"),
+        ("labels.csv", "\ufefffile;sex\r\na.jpg;M\r\nb.jpg;F\r\n"),
+        ("labels.tsv", "image_id\tGender\na\t0\nb\t1\n"),
+        ("x/labels.csv", "path,label\nphotos/a.jpg,man\nphotos\\b.jpg,woman\n"),
+        ("metadata.jsonl", '{"file_name": "a.jpg", "gender": "male"}\n{"file_name": "b.jpg", "gender": "female"}\n'),
+        ("attr.csv", "image_id,Smiling,Male\na.png,1,1\nb.png,-1,-1\n"),
+        ("attr.csv", "name,is_female\na.jpg,False\nb.jpg,True\n"),
+        ("list.txt", "2\nSmiling Male\na.jpg  1  1\nb.jpg -1 -1\n"),
+    ],
+)
+def test_tables_of_many_kinds_are_read(table: str, text: str) -> None:
+    files: dict[str, bytes | str] = {"photos/a.jpg": b"", "photos/b.jpg": b"", table: text}
+    outcomes, found = recognized(files)
+    assert [outcomes["photos/a.jpg"], outcomes["photos/b.jpg"]] == [
+        Label(UNKNOWN, 0, UNKNOWN),
+        Label(UNKNOWN, 1, UNKNOWN),
+    ]
+    assert outcomes[table] is None
+    assert found.report.tables == (table,)
+
+
+def test_a_row_that_is_not_understood_is_told_and_costs_its_own_file() -> None:
+    rows = "file,gender,age,race\na.jpg,male,,\nb.jpg,female,33,Black\nc.jpg,u,20,Indian\n"
+    outcomes, found = recognized({"a.jpg": b"", "b.jpg": b"", "c.jpg": b"", "d.jpg": b"", "t.csv": rows})
+    assert outcomes["a.jpg"] == Label(UNKNOWN, 0, UNKNOWN)
+    assert outcomes["b.jpg"] == Label(33, 1, 1)
+    assert outcomes["c.jpg"] == Reject("no_label", "found 'u' in the column 'gender', expected a gender")
+    assert outcomes["d.jpg"] == Reject("no_label", "found no row for 'd.jpg' in the table, expected one")
+    assert found.report.columns == {"file": "file", "gender": "gender", "age": "age", "ethnicity": "race"}
+    assert [(value.value, value.gender) for value in found.report.values] == [
+        ("male", "male"),
+        ("female", "female"),
+        ("u", None),
+    ]
+    assert found.report.examples == ("c.jpg", "d.jpg")
+
+
+def test_files_of_one_name_in_two_folders_are_told_apart_by_the_table_s_paths() -> None:
+    table = "file,gender\ntrain/1.jpg,Male\nval/1.jpg,Female\n"
+    assert genders({"f/train/1.jpg": b"", "f/val/1.jpg": b"", "labels.csv": table}) == [0, 1, None]
+    beside: dict[str, bytes | str] = {
+        "train/1.jpg": b"",
+        "test/1.jpg": b"",
+        "train/metadata.csv": "file_name,gender\n1.jpg,man\n",
+        "test/metadata.csv": "file_name,gender\n1.jpg,woman\n",
+    }
+    assert genders(beside) == [0, 1, None, None]
+
+
+def test_a_message_says_what_guessing_cannot_know() -> None:
+    files: dict[str, bytes | str] = {"grupo a/1.jpg": b"", "grupo b/2.jpg": b"", "x/3.jpg": b""}
+    assert genders(files) == [None, None, None]
+    assert genders(files, male=["grupo a"], female="grupo b") == [0, 1, None]
+    table: dict[str, bytes | str] = {"1.jpg": b"", "2.jpg": b"", "t.csv": "who,what,when\n1.jpg,A,31\n2.jpg,B,45\n"}
+    spec = {"table": "t.csv", "file": "who", "gender": "what", "age": "when", "male": ["A"], "female": ["B"]}
+    outcomes, _ = recognized(table, **spec)
+    assert [outcomes["1.jpg"], outcomes["2.jpg"]] == [Label(31, 0, UNKNOWN), Label(45, 1, UNKNOWN)]
+    flipped: dict[str, bytes | str] = {
+        "30_0_0_a.jpg": b"",
+        "30_1_0_b.jpg": b"",
+        "t.csv": "file,gender\n30_0_0_a.jpg,f\n",
+    }
+    assert genders(flipped, source="table")[:2] == [1, None]
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"table": "none.csv"}, "labels.table: found no 'none.csv' in the archive"),
+        ({"table": "t.csv", "gender": "sex"}, "labels.gender: found no column 'sex', expected one of file, gender"),
+    ],
+)
+def test_a_table_or_column_that_is_not_there_is_said(spec: dict[str, str], said: str) -> None:
+    with pytest.raises(InvalidDataset, match=said):
+        recognized({"1.jpg": b"", "t.csv": "file,gender\n1.jpg,m\n"}, **spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"sauce": "names"}, "labels.sauce: found 'names', expected one of source, table"),
+        ({"source": "dreams"}, "labels.source: found 'dreams'"),
+        ("[1", "labels: found '\\[1', expected a JSON object"),
+        ({"male": 1.5}, "labels.male: found 1.5"),
+    ],
+)
+def test_a_labels_block_that_makes_no_sense_is_refused(spec: object, said: str) -> None:
+    with pytest.raises(InvalidMessage, match=said) as caught:
+        LabelSpec.parse(spec)
+    assert caught.value.code == "invalid_params"
+
+
+def test_a_labels_block_may_come_as_text_and_none_is_none() -> None:
+    assert LabelSpec.parse('{"male": "a, b"}') == LabelSpec(male=("a", "b"))
+    assert LabelSpec.parse(None) is LabelSpec.parse({}) is None
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    ["file,gender\n" + '"' * 1000, "a,b\n" * 3, '{"a": ' * 50_000, "\0\0\0", "file,gender\n\n\n,\n", "9\n", "9\n9\n9"],
+)
+def test_a_damaged_table_is_no_table(hostile: str) -> None:
+    for name in ("t.csv", "t.jsonl", "male.txt"):
+        outcomes, found = recognized({"m/1.jpg": b"", "f/2.jpg": b"", name: hostile})
+        assert found.report.source == "folders"
+        assert isinstance(outcomes[name], Reject)
+
+
+def test_ages_and_ethnicities_are_read_as_tables_have_them() -> None:
+    ages = {
+        "25": 25,
+        "25.0": 25,
+        "50-59": 54,
+        "(25, 32)": 28,
+        "more than 70": 70,
+        "0-2": 1,
+        "None": -1,
+        "": -1,
+        "-1": -1,
+        "999": -1,
+    }
+    assert {text: age_of(text) for text in ages} == ages
+    found = [ethnicity_of(text) for text in ("White", "Latino_Hispanic", "East Asian", "Middle Eastern", "2", "x", "")]
+    assert found == [0, 4, 2, 4, 2, UNKNOWN, UNKNOWN]
+
+
+def test_a_dataset_that_is_refused_keeps_its_rejects(tmp_path: Path) -> None:
+    files = [(f"{'mf'[i % 2]}/{i}.jpg", face_jpeg(i, i % 2)) for i in range(4)]
+    (tmp_path / "faces.zip").write_bytes(zipped([*files, ("m/broken.jpg", b"no"), ("loose.jpg", face_jpeg(9))]))
+    with pytest.raises(InvalidDataset, match="found 4 usable faces, expected at least 20"):
+        ingest(tmp_path / "faces.zip", tmp_path / "d", LIMITS, ImageLimits.from_settings(Settings()))
+    refusal = json.loads((tmp_path / "d" / "refusal.json").read_text())
+    assert (refusal["code"], refusal["usable"], refusal["images_seen"]) == ("too_few_faces", 4, 6)
+    assert refusal["rejects"] == {"invalid_image": 1, "no_label": 1}
+    rejects = (tmp_path / "d" / "rejects.csv").read_text()
+    assert "m/broken.jpg,invalid_image," in rejects
+    assert "loose.jpg,no_label," in rejects
