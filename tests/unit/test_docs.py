@@ -87,6 +87,12 @@ def test_settings_commands_and_targets_that_a_page_names_exist(page: Path) -> No
     assert set(re.findall(r"(?:`|^    )make ([a-z-]+)", text, flags=re.MULTILINE)) <= targets, page
 
 
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_code_that_a_page_names_exists(page: Path) -> None:
+    named = re.findall(r"`((?:shared|trainer|inference|dashboard|tests|deploy|docs)/[\w/.-]*[\w/])`", page.read_text())
+    assert [path for path in named if not (REPOSITORY / path).exists()] == []
+
+
 ALLOWED: Final[set[str]] = set()
 """What looks like a setting in a page and is none."""
 
