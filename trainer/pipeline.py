@@ -115,7 +115,7 @@ class Pipeline:
             Interrupted: `monitor.should_yield` said so; a later call carries on.
             Exception: what `monitor.raise_if_stopped` or `monitor.on_progress` raises.
         """
-        if (version := self._registry.version_of_run(run_id)) is not None:  # and then whoever did it was interrupted
+        if (version := self._registry.version_of_run(run_id)) is not None:  # and then its process was killed
             return self._registry.card(version)
         folder = f"datasets/{sha256}"
         self._ingest(folder, sha256, monitor)
