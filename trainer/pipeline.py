@@ -70,7 +70,7 @@ _DATASET_FILES: Final = (FACES_NPY, FACES_CSV, REJECTS_CSV, SUMMARY_JSON)  # the
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """What a run tells whoever watches it, and asks them.
+    """The callbacks of a run.
 
     Attributes:
         on_state: told each new state.
@@ -135,7 +135,7 @@ class Pipeline:
             Interrupted: `steps.should_yield` said so; a later call carries on.
             Exception: what `steps.checkpoint` or `steps.on_progress` raises.
         """
-        if (version := self._registry.version_of_run(run_id)) is not None:  # and then whoever did it was interrupted
+        if (version := self._registry.version_of_run(run_id)) is not None:  # and then its process was killed
             return self._registry.card(version)
         folder = f"datasets/{sha256}"
         self._ingest(folder, sha256, steps)
