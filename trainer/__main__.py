@@ -41,11 +41,15 @@ _LOG = logging.getLogger("trainer")
 
 def main() -> int:
     """Trains until it is told to stop. Returns the exit code."""
-    with workspace():
-        return run_service("trainer", _serve)
+    return run_service("trainer", _serve)
 
 
 def _serve(settings: Settings, stop: threading.Event) -> int:
+    with workspace():
+        return _train(settings, stop)
+
+
+def _train(settings: Settings, stop: threading.Event) -> int:
     device = choose_device(settings.device)
     group = ProcessGroup.from_environment(on_abort=stop.set)
     if group.size > 1:
