@@ -10,6 +10,7 @@ from typing import Final
 
 from shared.cli.output import Steps
 from shared.client import Client
+from shared.errors import GenderlineError
 from shared.records.jobs import Job, JobState
 from shared.records.runs import Progress, Run, RunState
 from shared.telemetry.liveness import HeartbeatListener
@@ -29,11 +30,15 @@ def follow_run(client: Client, run_id: str, steps: Steps, timeout_s: float | Non
         GenderlineError: code `timeout`, after `timeout_s`; the run goes on.
     """
     epochs = _Epochs(client, run_id, steps)
+    told = False
     run = client.runs.get(run_id)
     with _Waiting(client, "trainer", run_id, steps) as waiting:
         for run in client.follow_run(run_id, timeout_s):
             waiting.look(run.state)
             progress = run.progress
+            if run.labels and not told:
+                told = True
+                steps.line(f"{run_id}: {run.labels.text}")
             epochs.look(progress, ended=run.state.is_final)
             if run.state.is_final:
                 break
@@ -80,9 +85,14 @@ def follow_job(client: Client, job_id: str, steps: Steps, timeout_s: float | Non
 def place_of(client: Client, version: int) -> str:
     """Returns which model serves now that a version is registered, as the end of a sentence."""
     champion = client.registry.find_aliases()[0].champion
-    if champion is None:
-        return "no model serves yet"
-    return "the champion now" if champion == version else f"not promoted, the champion is still version {champion}"
+    if champion == version:
+        return "the champion now"
+    place = f"not promoted, the champion is still version {champion}" if champion else "no model serves yet"
+    try:
+        gate = client.registry.card(version).gate
+    except GenderlineError:  # deleted, or damaged
+        gate = None
+    return place if gate is None or gate.passed else f"{place}: {gate.reason}"
 
 
 @contextlib.contextmanager

@@ -71,6 +71,36 @@ class Spread(StoredModel):
     false_negative_rate: float | None
 
 
+class Robustness(StoredModel):
+    """The accuracy on held-out faces that were changed, such as blurred.
+
+    Attributes:
+        change: what was done to the faces; `unchanged` for nothing.
+        faces: how many.
+        accuracy: share predicted correctly.
+        balanced_accuracy: mean of both genders' recall.
+    """
+
+    change: str
+    faces: int
+    accuracy: float
+    balanced_accuracy: float
+
+
+class Coverage(StoredModel):
+    """The faces that a model answers if it abstains below a confidence.
+
+    Attributes:
+        confidence: the lowest confidence that is answered.
+        covered: share of the faces that are answered.
+        accuracy: share of the answered faces predicted correctly; None where none is answered.
+    """
+
+    confidence: float
+    covered: float
+    accuracy: float | None
+
+
 class Confusion(StoredModel):
     """Faces by their label and their prediction."""
 
@@ -131,6 +161,8 @@ class Evaluation(StoredModel):
         gap: the highest accuracy of these groups less the lowest; None where there is none.
         spreads: the differences between groups, by the kind of group.
         histogram: faces by probability of female, 20 bins of equal width: what drift in production is held against.
+        coverage: what abstaining costs and gains, by rising confidence.
+        robustness: the accuracy on some of the faces, changed in several ways; empty where it was not measured.
     """
 
     count: int
@@ -155,3 +187,5 @@ class Evaluation(StoredModel):
     gap: float | None
     spreads: dict[GroupKind, Spread]
     histogram: list[int]
+    coverage: tuple[Coverage, ...] = ()
+    robustness: tuple[Robustness, ...] = ()

@@ -304,10 +304,10 @@ def test_an_archive_in_s3_is_fetched_but_not_one_that_is_too_large(s3_url: str, 
     store = open_store(s3_url)
     store.put("faces.zip", b"12345")
     request = ArchiveRequest("m1", "faces", uri=f"{s3_url}/faces.zip")
-    with fetch_archive(request, store, Settings(max_archive_bytes=5), tmp_path) as path:
+    with fetch_archive(request, store, Settings(max_archive_bytes=5, allowed_buckets=(BUCKET,)), tmp_path) as path:
         assert path.read_bytes() == b"12345"
         path.unlink()
-    limit = Settings(max_archive_bytes=4)
+    limit = Settings(max_archive_bytes=4, allowed_buckets=(BUCKET,))
     with pytest.raises(InvalidMessage, match="has 5 bytes; at most 4"), fetch_archive(request, store, limit, tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
