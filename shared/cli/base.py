@@ -87,5 +87,5 @@ def resume_hint(ctx: click.Context, what: str, command: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        output_of(ctx).remark(f"{what} goes on; follow it again with: genderline {command} {what} --follow")
+        output_of(ctx).remark(f"{what} continues; follow it again with: genderline {command} {what} --follow")
         ctx.exit(130)

@@ -87,7 +87,7 @@ def place_of(client: Client, version: int) -> str:
     champion = client.registry.find_aliases()[0].champion
     if champion == version:
         return "the champion now"
-    place = f"not promoted, the champion is still version {champion}" if champion else "no model serves yet"
+    place = f"not promoted, the champion is still version {champion}" if champion else "no model is in use yet"
     try:
         gate = client.registry.card(version).gate
     except GenderlineError:  # deleted, or damaged
@@ -184,4 +184,4 @@ class _Waiting:
 
 
 def _none_is_up(service: str) -> str:
-    return f"no {service} is up; start one with `genderline up` (waiting for it)"
+    return f"no {service} is running; start one with `genderline up` (waiting for it)"
