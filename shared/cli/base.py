@@ -35,7 +35,7 @@ ANY: Final = click.Path(exists=True, path_type=Path)
 NEW: Final = click.Path(dir_okay=False, writable=True, path_type=Path)
 RESULTS: Final = _NewInFolder(dir_okay=False, writable=True, path_type=Path)
 _JSON: Final = "json"
-"""Where the context remembers that `--json` was given, for whoever prints an error."""
+"""Where the context remembers that `--json` was given, for the code that prints an error."""
 
 
 def _remember_json(ctx: click.Context, _option: click.Parameter, given: bool) -> None:

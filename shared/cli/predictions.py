@@ -43,7 +43,7 @@ def predict(
         raise click.UsageError(f"no image (JPEG, PNG, WebP, BMP) in {', '.join(map(str, paths))}")
     if archives and model_version is not None:
         raise click.UsageError("an archive becomes a job, which the champion answers; leave out --model-version")
-    # Whoever follows a job says by himself that nobody takes it up.
+    # Following a job warns by itself that nobody takes it up.
     directly = bool(images) and (len(images) <= DIRECT_LIMIT or model_version is not None)
     with (
         connected() as client,

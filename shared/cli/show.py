@@ -17,7 +17,7 @@ from shared.telemetry.liveness import HeartbeatListener
 
 _DAMAGED: Final = "damaged"
 LISTEN_S: Final = 2.5
-"""How long `status` listens: a service that is up beats every two seconds."""
+"""How long `status` listens: a running service reports every two seconds."""
 
 
 # -- runs
@@ -258,10 +258,10 @@ def show_dead(output: Output, broker: Broker, letters: list[DeadLetter]) -> None
 
 
 def show_status(output: Output, client: Client) -> None:
-    """Listens for a moment, then prints who is up, what waits, what serves and what is being trained."""
+    """Listens for a moment, then prints the services, the queues, the model in use and the training runs."""
     broker = client.broker
     with HeartbeatListener(broker) as heartbeats:
-        heartbeats.wait_for({"a service that no one is"}, LISTEN_S)
+        heartbeats.wait_for({"a service that does not exist"}, LISTEN_S)
         workers = heartbeats.workers()
     depths = broker.depths()
     aliases, damaged = client.registry.find_aliases()
