@@ -19,7 +19,7 @@ from shared.faces.rejects import REJECT_REASONS
 LABELS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "genderline_predictions": {"outcome": ("ok", "invalid", "failed", "expired")},
     "genderline_model_info": {"version": (), "provider": ("cpu", "cuda")},
-    "genderline_model_swaps": {"outcome": ("ok", "failed")},
+    "genderline_model_swaps": {"outcome": ("ok", "failed", "crashed")},
     "genderline_predicted_gender": {"gender": GENDERS},
     "genderline_drift_score": {"signal": ("luma", "contrast", "predicted_female", "confidence")},
     "genderline_shadow_predictions": {"outcome": ("agree", "disagree", "failed", "dropped")},
