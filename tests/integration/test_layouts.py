@@ -15,7 +15,8 @@ from shared.store.base import sha256_of
 from shared.store.files import FileStore
 from shared.telemetry.metrics import TrainerMetrics
 from tests.layouts import LAYOUTS
-from trainer.pipeline import Pipeline, Steps
+from trainer.pipeline import Pipeline
+from trainer.run_monitor import Monitor
 
 
 # tests/unit/trainer/data/test_labelling.py recognizes and decodes all ten. Here are trained: one with all labels,
@@ -31,15 +32,8 @@ def test_a_layout_is_trained_evaluated_and_registered(layout: str, tmp_path: Pat
     store.put_file(f"datasets/{sha256}/archive.zip", archive)
     params = TrainingParams(network="small", epochs=1, quantize=False)
     Runs(store).create("run-1", message_id="m", name=layout, params=params, state=RunState.ACCEPTED)
-    steps = Steps(
-        on_state=lambda _: None,
-        on_progress=lambda _: None,
-        on_epoch=lambda _: None,
-        should_yield=lambda: False,
-        checkpoint=lambda: None,
-    )
     pipeline = Pipeline(store, Settings(), TrainerMetrics(CollectorRegistry()), torch.device("cpu"))
-    card = pipeline.run("run-1", layout, sha256, params, steps)
+    card = pipeline.run("run-1", layout, sha256, params, Monitor())
     assert card.version == 1
     kinds = {group["kind"] for group in store.get_json("runs/run-1/evaluation.json")["groups"]}
     known = {"UTKFace.tar.gz": {"gender", "age", "ethnicity", "intersection"}, "Adience": {"gender", "age"}}
