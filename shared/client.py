@@ -13,7 +13,8 @@ from io import BufferedWriter
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from shared.broker.base import Broker, HeaderValue, Message, MessageTooLarge, Outgoing
+from shared.archives.archive import archive_stem
+from shared.broker.base import Broker, HeaderValue, Message, MessageTooLarge, Outgoing, Unconfirmed
 from shared.errors import Conflict, GenderlineError, InvalidImage, NotFound
 from shared.faces.labelling import LabelSpec
 from shared.messages import (
@@ -104,7 +105,7 @@ class Client:
         key = _dataset_key(dataset)
         if not self.store.exists(key):
             self._upload(archive, key, on_copied, move=move, sha256=sha256)
-        return self._queue_run(dataset, name or archive.stem, checked, message_id, spec, sha256)
+        return self._queue_run(dataset, name or archive_stem(archive.name), checked, message_id, spec, sha256)
 
     def train_dataset(
         self,
@@ -174,10 +175,17 @@ class Client:
         message = by_reference(
             uri, name=name, sha256=archive_sha256, params=params, labels=labels, message_id=message_id
         )
-        self.broker.publish(self.broker.topology.datasets, message)
+        self._submit(self.broker.topology.datasets, message, f"run {run_id}")
         # Last, so that a refused message leaves no run that waits forever. A trainer that was faster made the same.
         self.runs.create(run_id, message_id=message_id, name=name, params=params)
         return run_id
+
+    def _submit(self, queue: str, message: Message, name: str) -> None:
+        """Publishes a message; without a confirmation, says that the run or job may yet be done."""
+        try:
+            self.broker.publish(queue, message)
+        except Unconfirmed as error:
+            raise Unconfirmed(f"{error}: {name} may yet be done") from error
 
     def _requeue(self, message_id: str, shards_of: str | None = None) -> bool:
         """Sends the failed messages of a run or job back to their queues. Returns whether there were any."""
@@ -230,7 +238,7 @@ class Client:
         key = Jobs.archive_key(job_id_of(message_id))
         if not self.store.exists(key):
             self._upload(archive, key, on_copied, move=move)
-        return self._queue_job(key, name or archive.stem, model_version, message_id)
+        return self._queue_job(key, name or archive_stem(archive.name), model_version, message_id)
 
     def predict_dataset(self, sha256: str, model_version: int) -> str:
         """Puts a job on the queue that predicts every image of a dataset. Returns the job's id.
@@ -249,7 +257,7 @@ class Client:
         headers: dict[str, HeaderValue] = {} if model_version is None else {"model_version": model_version}
         uri = f"{STORE_SCHEME}{archive_key}"
         message = by_reference(uri, name=name, message_id=message_id, headers=headers)
-        self.broker.publish(self.broker.topology.jobs, message)
+        self._submit(self.broker.topology.jobs, message, f"job {job_id}")
         self.jobs.create(job_id, message_id=message_id, name=name)
         return job_id
 

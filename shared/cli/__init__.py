@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from shared.cli import dead, delete, demo_commands, models, predictions, reference, services, training
+from shared.cli import dead, definitions, delete, demo_commands, models, predictions, reference, services, training
 from shared.cli.base import output_of
 from shared.errors import GenderlineError
 
@@ -28,7 +28,7 @@ class _Commands(click.Group):
         except SettingsError as error:
             _fail(ctx, "settings", str(error), exit_code=2)
         except BrokenPipeError:
-            raise  # whoever read our output, such as `head`, has had enough: click ends quietly
+            raise  # the reader of our output, such as `head`, has had enough: click ends quietly
         except OSError as error:
             _fail(ctx, "file", f"{error.filename}: {error.strerror}" if error.filename else str(error))
         except KeyboardInterrupt:
@@ -69,6 +69,7 @@ for _command in (
     delete.delete,
     demo_commands.sample,
     demo_commands.demo,
+    definitions.definitions,
     reference.settings,
     reference.params,
     reference.metrics,

@@ -39,8 +39,8 @@ from trainer.data.split import split
 from trainer.release.evaluate import evaluate
 from trainer.training.calibrate import fit_temperature
 from trainer.training.device import DeviceFaces, choose_device
-from trainer.training.distributed import ProcessGroup
-from trainer.training.model import NETWORKS, build_network, cost, residual
+from trainer.training.model import NETWORKS, build_network, measure_cost, residual
+from trainer.training.process_group import ProcessGroup
 from trainer.training.recipe import Recipe, decide
 from trainer.training.throughput import measure_throughput
 from trainer.training.train import Hooks, TrainingJob, predict_logits, train
@@ -196,7 +196,7 @@ def measure(row: str, seed: int, recipe: Recipe, dataset: Dataset, device: torch
         balanced_accuracy=figures.balanced_accuracy,
         unmirrored=float(np.mean((unmirrored >= 0) == (dataset.labels[held_out] > 0))),
         ece=figures.ece,
-        multiply_adds=cost(network).multiply_adds,
+        multiply_adds=measure_cost(network).multiply_adds,
         seconds=curve[-1][0],
         curve=curve,
     )
