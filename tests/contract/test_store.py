@@ -27,6 +27,7 @@ from shared.runtime.settings import Settings, SettingsError
 from shared.store import open_store
 from shared.store.base import Store
 from shared.store.s3 import S3Object
+from tests.archives import zipped
 
 BUCKET = "faces"
 
@@ -302,13 +303,16 @@ def test_a_uri_that_names_no_object_of_s3_is_the_message_s_fault(uri: str) -> No
 
 def test_an_archive_in_s3_is_fetched_but_not_one_that_is_too_large(s3_url: str, tmp_path: Path) -> None:
     store = open_store(s3_url)
-    store.put("faces.zip", b"12345")
+    data = zipped([("30_0_0.jpg", b"a face")])
+    store.put("faces.zip", data)
     request = ArchiveRequest("m1", "faces", uri=f"{s3_url}/faces.zip")
-    with fetch_archive(request, store, Settings(max_archive_bytes=5, allowed_buckets=(BUCKET,)), tmp_path) as path:
-        assert path.read_bytes() == b"12345"
+    enough = Settings(max_archive_bytes=len(data), allowed_buckets=(BUCKET,))
+    with fetch_archive(request, store, enough, tmp_path) as path:
+        assert path.read_bytes() == data
         path.unlink()
-    limit = Settings(max_archive_bytes=4, allowed_buckets=(BUCKET,))
-    with pytest.raises(InvalidMessage, match="has 5 bytes; at most 4"), fetch_archive(request, store, limit, tmp_path):
+    limit = Settings(max_archive_bytes=len(data) - 1, allowed_buckets=(BUCKET,))
+    said = f"has {len(data)} bytes; at most {len(data) - 1}"
+    with pytest.raises(InvalidMessage, match=said), fetch_archive(request, store, limit, tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
     missing = ArchiveRequest("m1", "faces", uri=f"{s3_url}/none.zip")
