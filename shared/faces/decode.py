@@ -150,7 +150,7 @@ def decode_face(data: bytes | memoryview, limits: ImageLimits, budget: PixelBudg
     header = jpeg.read_header(data)
     if header is not None:
         _check_pixels(header.width, header.height, limits, budget)
-        jpeg.check_cost(data, header.width, header.height, header.scan_at, is_huffman=header.has_huffman_codes)
+        jpeg.check_cost(data, header.width, header.height, header)
         if header.is_plain:
             luma = _decode_jpeg(data, header)
             if luma is not None:

@@ -15,6 +15,7 @@ from shared.errors import InvalidImage
 END: Final = b"\xff\xd9"
 _START: Final = b"\xff\xd8"
 _HUFFMAN_FRAMES: Final = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended and progressive
+_SEQUENTIAL_FRAMES: Final = frozenset({0xC0, 0xC1})
 _FRAMES: Final = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _SCAN: Final = 0xDA
 _SCAN_MARKER: Final = b"\xff\xda"
@@ -40,6 +41,7 @@ class JpegHeader(NamedTuple):
         is_plain: whether it is an upright gray or colour JPEG with Huffman codes and nothing unusual in its segments.
             EXIF counts as unusual, for it may turn the image: parsing it costs more than decoding a small image.
         has_huffman_codes: else arithmetic codes, or no losses.
+        has_one_scan: whether the first scan holds the whole picture, so that a decoder reads no other.
         scan_at: where its first scan begins.
     """
 
@@ -47,6 +49,7 @@ class JpegHeader(NamedTuple):
     height: int
     is_plain: bool
     has_huffman_codes: bool
+    has_one_scan: bool
     scan_at: int
 
 
@@ -56,14 +59,17 @@ def read_header(data: bytes | memoryview) -> JpegHeader | None:
         return None
     width = height = 0
     plain = huffman = True
+    sequential, components = False, 0
     position, end = 2, len(data) - 10
     while position < end and data[position] == 0xFF:
         marker = data[position + 1]
         if marker == _SCAN:
-            return JpegHeader(width, height, plain, huffman, position) if width and height else None
+            one_scan = sequential and data[position + 4] == components
+            return JpegHeader(width, height, plain, huffman, one_scan, position) if width and height else None
         if marker in _FRAMES:
             bits, components = data[position + 4], data[position + 9]
             huffman = marker in _HUFFMAN_FRAMES
+            sequential = marker in _SEQUENTIAL_FRAMES
             plain = plain and huffman and bits == 8 and components in {1, 3}
             height = data[position + 5] << 8 | data[position + 6]
             width = data[position + 7] << 8 | data[position + 8]
@@ -73,30 +79,29 @@ def read_header(data: bytes | memoryview) -> JpegHeader | None:
     return None
 
 
-def check_cost(
-    data: bytes | memoryview, width: int, height: int, scan_at: int = 0, *, is_huffman: bool = False
-) -> None:
+def check_cost(data: bytes | memoryview, width: int, height: int, header: JpegHeader | None = None) -> None:
     """Refuses what cannot fill its picture, and what takes far longer to decode than any honest file.
 
     Args:
         data: the whole file.
         width: of the picture, in pixels.
         height: of the picture, in pixels.
-        scan_at: where the first scan begins, as far as it is known.
-        is_huffman: whether it is sure to have Huffman codes.
+        header: where it could be read.
 
     Raises:
         InvalidImage: code `invalid_image` or `image_too_large`.
     """
     pixels = width * height
     # With Huffman codes, a block of 8x8 pixels takes at least one bit.
-    if is_huffman and pixels > len(data) * 8 * _BLOCK_PIXELS:
+    if header is not None and header.has_huffman_codes and pixels > len(data) * 8 * _BLOCK_PIXELS:
         raise InvalidImage(
             f"found a JPEG image of {width}x{height} pixels in {len(data):,} bytes, which cannot fill it; expected a "
             "whole one"
         )
+    if header is not None and header.has_one_scan:
+        return
     most = max(1, min(_MAX_SCANS, _MAX_SCANNED_PIXELS // max(pixels, 1)))
-    scans = bytes(data).count(_SCAN_MARKER, scan_at)
+    scans = bytes(data).count(_SCAN_MARKER, 0 if header is None else header.scan_at)
     if scans > most:
         raise InvalidImage(
             f"found a JPEG image of {scans:,} scans, expected at most {most} for {width}x{height} pixels",
