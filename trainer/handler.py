@@ -21,7 +21,7 @@ from shared.records.runs import EpochRow, Progress, Run, Runs, RunState
 from shared.runtime.settings import Settings
 from shared.runtime.tempdir import temp_folder
 from shared.store.base import STORE_SCHEME, Store, sha256_of
-from shared.store.lease import Lease, LeaseLost
+from shared.store.lease import Lease, LeaseLost, Leases
 from shared.telemetry.metrics import TrainerMetrics
 from shared.topology import (
     MODEL_CHALLENGED,
@@ -70,6 +70,7 @@ class TrainerService:
         self._metrics = metrics
         self._pipeline = pipeline
         self._runs = Runs(store)
+        self._leases = Leases(store, settings.lease_s)
         self._registry = Registry(store)
         self._policy = FailurePolicy(settings.delivery_limit, metrics.dead_letters)
         self.busy: str | None = None
@@ -93,7 +94,7 @@ class TrainerService:
 
     def _handle(self, consumer: Consumer, delivery: Delivery, stop: threading.Event) -> None:
         run_id = run_id_of(delivery.message.message_id)
-        lease = Lease(self._store, f"runs/{run_id}", self._settings.lease_s)
+        lease = self._leases.lease(f"runs/{run_id}")
 
         def end(error: GenderlineError) -> list[Outgoing]:
             state = RunState.REJECTED if isinstance(error, InvalidMessage) else RunState.FAILED
