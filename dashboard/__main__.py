@@ -10,11 +10,10 @@ from typing import Any, Final
 from dashboard import STREAMS, create_app
 from dashboard.context import EXTENSION, Dashboard
 from dashboard.http_server import serve
-from shared.connect import open_broker_for
+from shared.connect import open_broker_for, open_store_for
 from shared.errors import Retryable
 from shared.runtime.service import run_service
 from shared.runtime.settings import Settings
-from shared.store import open_store
 
 _REQUEST_THREADS: Final = 16
 _LOG = logging.getLogger("dashboard")
@@ -26,7 +25,7 @@ def main() -> int:
 
 
 def _serve(settings: Settings, stop: threading.Event) -> int:
-    store = open_store(settings.store_url)
+    store = open_store_for(settings)
     with open_broker_for(settings) as broker:
         app = create_app(broker, store, settings)
         parts: Dashboard = app.extensions[EXTENSION]

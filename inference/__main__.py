@@ -14,12 +14,11 @@ from typing import Any, Final
 
 from inference.monitoring.worker_metrics import WorkersCollector
 from inference.worker_layout import plan_for
-from shared.connect import open_broker_for
+from shared.connect import open_broker_for, open_store_for
 from shared.runtime.environment import SINGLE_CORE_ENV
 from shared.runtime.service import run_service
 from shared.runtime.settings import Settings
 from shared.runtime.supervisor import WRONG_USAGE, Child, Supervisor
-from shared.store import open_store
 from shared.telemetry.metrics import BrokerCollector, process_registry
 from shared.telemetry.status_server import StatusServer
 
@@ -92,7 +91,7 @@ def _work(settings: Settings, stop: threading.Event, status_file: Path) -> int:
     configure_opencv()
     decode_processes = plan_for(settings).decode_processes
     with open_broker_for(settings) as broker:
-        store = open_store(settings.store_url)
+        store = open_store_for(settings)
         worker = Worker(broker, store, settings, decode_processes=decode_processes, status_file=status_file)
         try:
             worker.run(stop)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.errors import InvalidMessage, short_repr
 from shared.runtime.field_docs import expected_of
 
+EPOCH_LIMIT: Final = 1000
 Auto = Literal["auto"]
 """Leaves a choice to the recipe, which knows how many faces there are and what they are trained on."""
 Network = Literal["small", "compact", "large", "reference"]
@@ -25,14 +26,16 @@ class TrainingParams(BaseModel):
     network: Network | Auto = Field(
         "auto", description="The network to train; `auto` takes `small` for fewer than 2,000 faces, else `compact`"
     )
-    epochs: Annotated[int, Field(ge=1, le=1000)] | Auto = Field(
+    epochs: Annotated[int, Field(ge=1, le=EPOCH_LIMIT)] | Auto = Field(
         "auto", description="The most passes over the training faces; `auto` takes more where there are few"
     )
     budget_s: float | None = Field(
         None, gt=0, le=30 * 24 * 3600, description="Seconds that training may take: `auto` epochs become as many as fit"
     )
-    patience: int = Field(
-        12, ge=1, le=1000, description="Epochs without a better validation loss before stopping early"
+    patience: Annotated[int, Field(ge=1, le=EPOCH_LIMIT)] | Auto = Field(
+        "auto",
+        description="Epochs without a better validation loss before stopping early; `auto`: 12, but none where there "
+        "are few faces",
     )
     batch_size: Annotated[int, Field(ge=2, le=4096)] | Auto = Field("auto", description="Faces in one training step")
     learning_rate: float = Field(0.004, gt=0, le=1, description="AdamW's largest step size")

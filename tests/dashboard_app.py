@@ -77,8 +77,8 @@ def by_length(delivery: Delivery) -> dict[str, Any]:
 def open_site(folder: Path, *, started: bool = False, **settings: Any) -> Iterator[Site]:
     """Opens a dashboard on an empty store and broker; with `started`, it listens to events too."""
     store = FileStore(folder / "store")
-    with SqliteBroker(folder / "broker.db") as broker:
-        chosen = Settings(broker_url=f"sqlite:///{folder}/broker.db", store_url=f"file:{folder}/store", **settings)
+    chosen = Settings(broker_url=f"sqlite:///{folder}/broker.db", store_url=f"file:{folder}/store", **settings)
+    with SqliteBroker(folder / "broker.db", queue_limit=chosen.queue_limit) as broker:
         app = create_app(broker, store, chosen, CollectorRegistry())
         parts: Dashboard = app.extensions[EXTENSION]
         if started:

@@ -12,11 +12,10 @@ import torch
 from shared.archives.archive import ArchiveLimits
 from shared.broker.base import Broker
 from shared.client import Client
-from shared.connect import open_broker_for
+from shared.connect import open_broker_for, open_store_for
 from shared.faces.decode import configure_opencv
 from shared.runtime.service import run_service
 from shared.runtime.settings import Settings
-from shared.store import open_store
 from shared.store.base import Store
 from shared.telemetry.heartbeat import Heartbeat
 from shared.telemetry.metrics import BrokerCollector, TrainerMetrics, process_registry
@@ -53,7 +52,7 @@ def _serve(settings: Settings, stop: threading.Event) -> int:
         end_with_launcher()
     torch.set_num_threads(settings.threads or max(1, settings.cores // group.local_size))
     configure_opencv()
-    store = open_store(settings.store_url)
+    store = open_store_for(settings)
     if not group.is_main:  # the main process ends it once the run under way is done
         _LOG.info("member %d of %d on %s", group.rank, group.size, device)
         run_member(group, store, device)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dashboard.context import dashboard
 from dashboard.face_grid import FaceFilter, face_view, select_faces
+from shared.records.cells import to_cell
 
 _COLUMNS: Final = (
     "index",
@@ -64,7 +65,7 @@ def _send_csv(columns: Sequence[str], rows: Iterable[Sequence[object]], name: st
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows(rows)
+    writer.writerows([to_cell(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
     answer = Response(text.getvalue(), mimetype="text/csv")
     answer.headers["Content-Disposition"] = f'attachment; filename="{name}"'
     return answer

@@ -15,6 +15,7 @@ from dashboard.face_grid import encode_png
 from dashboard.pages.originals import read_original
 from shared.errors import NotFound
 from shared.faces.decode import ImageLimits, decode_face
+from shared.records.cells import from_cell
 from shared.records.jobs import Job, Jobs, JobState
 
 _PAGE: Final = 50
@@ -100,7 +101,8 @@ def thumbnail(job_id: str, row: int) -> Response:
 def _results(job_id: str) -> list[dict[str, Any]]:
     """Returns the results' rows, each with its place as `row`."""
     text = dashboard().store.get(Jobs.results_key(job_id)).decode()
-    return [{**row, "row": i} for i, row in enumerate(csv.DictReader(io.StringIO(text, newline="")))]
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    return [{**row, "name": from_cell(row["name"]), "row": i} for i, row in enumerate(rows)]
 
 
 def _progress(job: Job) -> dict[str, Any]:

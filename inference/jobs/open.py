@@ -63,7 +63,7 @@ class JobHandler(Handler[_Asked]):
         self._archives = archives
         self._shard_queue = shard_queue
         self._jobs = Jobs(store)
-        self._finisher = JobFinisher(store, emit)
+        self._finisher = JobFinisher(store, emit, settings.lease_s)
         self.busy: str | None = None
         """The job that is being opened, for the heartbeat."""
 

@@ -84,6 +84,12 @@ class Shadow:
         """Whether the settings ask for any of this."""
         return self._share > 0
 
+    @property
+    def challenger(self) -> int | None:
+        """The version that is loaded and sees images; None where there is none."""
+        challenger = self._challenger
+        return None if challenger is None else challenger.version
+
     # -- in the loop that answers
 
     def on_idle(self, idle: bool) -> None:

@@ -11,16 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TextIO
 
+from shared.archives.archive import SUFFIXES as ARCHIVE_SUFFIXES
 from shared.archives.archive import is_litter
 from shared.cli.follow import follow_job
 from shared.cli.output import Steps
 from shared.client import Client
 from shared.faces.labels import GENDERS, label_or_none
+from shared.records.cells import from_cell, to_cell
 from shared.records.jobs import RESULT_COLUMNS, Job, Jobs, JobState
 
 DIRECT_LIMIT: Final = 512
 """More images than this make a job: it survives this command, and leaves interactive predictions their place."""
-SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".avif", ".heic", ".heif"})
 
 Row = dict[str, Any]
 """One image's result, by `RESULT_COLUMNS`; None where a column has no value."""
@@ -58,14 +60,14 @@ class Predictions:
 
 
 def found_inputs(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Returns (images, archives) among files and in folders. A file that is no zip counts as an image."""
+    """Returns (images, archives) among files and in folders. A file that is no archive counts as an image."""
     images: list[Path] = []
     archives: list[Path] = []
     for path in paths:
         if path.is_dir():
             inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
             images += [file for file in inside if file.is_file() and not is_litter(file.as_posix())]
-        elif zipfile.is_zipfile(path) or path.suffix.lower() == ".zip":
+        elif zipfile.is_zipfile(path) or path.name.lower().endswith(ARCHIVE_SUFFIXES):
             archives.append(path)
         else:
             images.append(path)
@@ -114,7 +116,7 @@ def write_rows(file: TextIO, rows: Sequence[Row]) -> None:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(RESULT_COLUMNS)
     for row in rows:
-        cells = [row[column] for column in RESULT_COLUMNS]
+        cells = [to_cell(cell) if isinstance(cell := row[column], str) else cell for column in RESULT_COLUMNS]
         writer.writerow([str(cell).lower() if isinstance(cell, bool) else cell for cell in cells])
 
 
@@ -122,7 +124,7 @@ def read_rows(text: str) -> Iterator[Row]:
     """Yields the rows of a job's `results.csv`, with numbers and truth values as such."""
     for row in csv.DictReader(io.StringIO(text)):
         yield {
-            "name": row["name"],
+            "name": from_cell(row["name"]),
             "gender": row["gender"] or None,
             "probability_female": float(row["probability_female"]) if row["probability_female"] else None,
             "confidence": float(row["confidence"]) if row["confidence"] else None,

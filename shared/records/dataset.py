@@ -7,13 +7,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
-from operator import attrgetter
 from typing import Any, Final, Literal, TextIO
 
 from pydantic import BaseModel, ConfigDict
 
 from shared.faces.labelling import LabelReport, LabelSpec
 from shared.faces.labels import UNKNOWN
+from shared.records.cells import from_cell, to_cell
 
 FACES_NPY: Final = "faces.npy"
 FACES_CSV: Final = "faces.csv"
@@ -116,7 +116,7 @@ class FaceRow:
 
     Attributes:
         index: row of the face in `faces.npy`.
-        name: of the archive's entry, unharmed.
+        name: of the archive's entry; in the file, as `to_cell` writes it.
         age: in years, or `UNKNOWN`: in the file, an empty cell.
         gender: index into `shared.faces.labels.GENDERS`.
         ethnicity: index into `shared.faces.labels.ETHNICITIES`, or `UNKNOWN`.
@@ -140,7 +140,7 @@ class RejectRow:
     """A row of `rejects.csv`: an entry that was left out, in archive order.
 
     Attributes:
-        name: of the archive's entry, unharmed.
+        name: of the archive's entry; in the file, as `to_cell` writes it.
         reason: a key of `shared.faces.rejects.REJECT_REASONS`.
         detail: what was found and expected.
     """
@@ -155,12 +155,10 @@ def write_faces_csv(file: TextIO, rows: Iterable[FaceRow]) -> None:
     columns = [field.name for field in fields(FaceRow)]
     writer = csv.writer(file)
     writer.writerow(columns)
-    labels = columns.index("age"), columns.index("ethnicity")
-    for row in map(attrgetter(*columns), rows):
-        if UNKNOWN in row:
-            writer.writerow(["" if at in labels and cell == UNKNOWN else cell for at, cell in enumerate(row)])
-        else:
-            writer.writerow(row)
+    for row in rows:
+        age, ethnicity = ("" if label == UNKNOWN else label for label in (row.age, row.ethnicity))
+        about = (row.gender, ethnicity, row.split, row.width, row.height)
+        writer.writerow((row.index, to_cell(row.name), age, *about))
 
 
 def read_faces_csv(file: TextIO) -> list[FaceRow]:
@@ -168,7 +166,7 @@ def read_faces_csv(file: TextIO) -> list[FaceRow]:
     return [
         FaceRow(
             index=int(row["index"]),
-            name=row["name"],
+            name=from_cell(row["name"]),
             age=int(row["age"] or UNKNOWN),
             gender=int(row["gender"]),
             ethnicity=int(row["ethnicity"] or UNKNOWN),
@@ -182,19 +180,16 @@ def read_faces_csv(file: TextIO) -> list[FaceRow]:
 
 def write_rejects_csv(file: TextIO, rows: Iterable[RejectRow]) -> None:
     """Writes `rejects.csv` to a file opened with `encoding="utf-8", newline=""`."""
-    _write(file, RejectRow, rows)
+    writer = csv.writer(file)
+    writer.writerow([field.name for field in fields(RejectRow)])
+    writer.writerows((to_cell(row.name), row.reason, to_cell(row.detail)) for row in rows)
 
 
 def read_rejects_csv(file: TextIO) -> list[RejectRow]:
     """Reads `rejects.csv` from a file opened with `encoding="utf-8", newline=""`."""
-    return [RejectRow(row["name"], row["reason"], row["detail"]) for row in _read(file, RejectRow)]
-
-
-def _write(file: TextIO, kind: type[Any], rows: Iterable[Any]) -> None:
-    columns = [field.name for field in fields(kind)]
-    writer = csv.writer(file)
-    writer.writerow(columns)
-    writer.writerows(map(attrgetter(*columns), rows))
+    return [
+        RejectRow(from_cell(row["name"]), row["reason"], from_cell(row["detail"])) for row in _read(file, RejectRow)
+    ]
 
 
 def _read(file: TextIO, kind: type[Any]) -> Iterator[dict[str, str]]:

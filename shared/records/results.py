@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -12,9 +11,9 @@ from shared.errors import GenderlineError, InvalidImage
 from shared.faces.labels import GENDERS, label_or_none
 from shared.faces.rejects import reject_for
 from shared.messages import prediction
+from shared.records.cells import to_cell
 from shared.records.jobs import RESULT_COLUMNS
 
-_CONTROL: Final = re.compile("[\x00-\x1f\x7f]")
 _JUDGED: Final = ("false", "true")
 """The column `correct`."""
 
@@ -23,18 +22,13 @@ def result_row(name: str, outcome: float | GenderlineError) -> tuple[object, ...
     """Returns one line of the results, of `RESULT_COLUMNS`; the true gender only where the file name has one."""
     label = label_or_none(name)
     truth = GENDERS[label.gender] if label else None
-    shown = _one_line(name)
+    shown = to_cell(name)
     if not isinstance(outcome, float):
         reason = reject_for(outcome).reason if isinstance(outcome, InvalidImage) else outcome.code
-        return shown, None, None, None, truth, None, _one_line(f"{reason}: {outcome}")
+        return shown, None, None, None, truth, None, to_cell(f"{reason}: {outcome}")
     told = prediction(None, outcome)
     correct = None if truth is None else _JUDGED[told["gender"] == truth]
     return shown, told["gender"], told["probability_female"], told["confidence"], truth, correct, None
-
-
-def _one_line(text: str) -> str:
-    """Returns text with its control characters, which a line of CSV cannot hold, written as escapes."""
-    return text if text.isprintable() else _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def assemble(path: Path, parts: Iterable[str]) -> tuple[dict[str, int], float | None]:

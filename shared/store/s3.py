@@ -4,8 +4,8 @@ Credentials, region and endpoint come from where every S3 program looks for them
 `AWS_SECRET_ACCESS_KEY`, `AWS_DEFAULT_REGION`, `AWS_ENDPOINT_URL`, `~/.aws` or the machine's role.
 
 S3 shows an object whole or not at all by itself. What has to be atomic beyond that rests on conditional writes:
-`If-None-Match: *` creates, `If-Match: ETAG` replaces what was read. AWS has them; a server that
-ignores them cannot hold a store.
+`If-None-Match: *` creates, `If-Match: ETAG` replaces what was read. AWS has them. A server or proxy that ignores them
+would let two processes own one lease: a store there is refused when it is opened.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import re
 import shutil
 import tempfile
 import threading
+import uuid
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -47,9 +48,11 @@ class S3Store(Store):
 
     Raises:
         Retryable: the bucket cannot be reached, or does not exist.
+        ValueError: the server does not honour conditional writes.
     """
 
     def __init__(self, url: str) -> None:
+        self._url = url
         self._bucket, _, prefix = url.removeprefix("s3://").partition("/")
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._fs = _filesystem()
@@ -58,6 +61,7 @@ class S3Store(Store):
             self._call("head_bucket", f"s3://{self._bucket}")
         except NotFound:
             raise Retryable(f"the bucket {self._bucket!r} does not exist, or not for these credentials") from None
+        self._try_conditional_writes()
 
     def put(self, key: str, data: bytes) -> None:  # noqa: D102
         self._call("put_object", key, Key=self._key(key), Body=data)
@@ -151,6 +155,27 @@ class S3Store(Store):
         except (NotFound, Retryable):
             return False
         return True
+
+    def _try_conditional_writes(self) -> None:
+        """Tries writes whose conditions do not hold. Raises `ValueError` where one of them is done all the same."""
+        key = f"probes/{uuid.uuid4().hex}"
+        self.put(key, b"probe")
+        try:
+            ignored = [
+                header
+                for header, written in (
+                    ("If-None-Match", self.create(key, b"created")),
+                    ("If-Match", self._put_if(key, b"replaced", IfMatch=f'"{"0" * 32}"')),
+                )
+                if written
+            ]
+        finally:
+            self.delete(key)
+        if ignored:
+            raise ValueError(
+                f"the S3 server behind {self._url} ignores the header {' and '.join(ignored)}, so two processes could "
+                "own one lease. Use a server that honours conditional writes, and let no proxy remove these headers"
+            )
 
     def _key(self, key: str) -> str:
         return self._prefix + checked_key(key)

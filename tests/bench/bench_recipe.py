@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,12 +28,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from shared.archives.archive import ArchiveLimits
 from shared.faces.decode import ImageLimits
+from shared.faces.labels import Label
 from shared.params import TrainingParams
 from shared.records.dataset import FACES_CSV, FACES_NPY, SPLITS, read_faces_csv
 from shared.records.runs import EpochRow
 from shared.runtime.settings import load_settings
 from trainer.data.dataset import Dataset
 from trainer.data.ingest import ingest
+from trainer.data.split import split
 from trainer.release.evaluate import evaluate
 from trainer.training.calibrate import fit_temperature
 from trainer.training.device import DeviceFaces, choose_device
@@ -60,6 +62,7 @@ FEWER_LAYERS: Final = ((16, 32, 64, 112, 160), (0, 0, 1, 1))
 
 ROWS: Final[dict[str, dict[str, Any]]] = {
     "the default": {},
+    "… stopping early": {"patience": 12},
     "… its epoch by the plain loss": {"temperature": 1.0},
     "… with fewer layers": {"layers": FEWER_LAYERS},
     "… in float32": {"precision": "float32"},
@@ -90,6 +93,7 @@ class Outcome:
     Attributes:
         recipe: what was done.
         accuracy: on the held-out part.
+        balanced_accuracy: the mean of both genders' recall on it.
         unmirrored: likewise, of the same weights on the faces alone.
         ece: likewise, calibrated.
         multiply_adds: of one face.
@@ -102,6 +106,7 @@ class Outcome:
     dataset: str
     recipe: dict[str, Any]
     accuracy: float
+    balanced_accuracy: float
     unmirrored: float
     ece: float
     multiply_adds: int
@@ -179,6 +184,7 @@ def measure(row: str, seed: int, recipe: Recipe, dataset: Dataset, device: torch
         dataset=dataset.sha256,
         recipe=recipe.as_dict(),
         accuracy=figures.accuracy,
+        balanced_accuracy=figures.balanced_accuracy,
         unmirrored=float(np.mean((unmirrored >= 0) == (dataset.labels[held_out] > 0))),
         ece=figures.ece,
         multiply_adds=cost(network).multiply_adds,
@@ -190,8 +196,8 @@ def measure(row: str, seed: int, recipe: Recipe, dataset: Dataset, device: torch
 def table(outcomes: list[Outcome]) -> str:
     """Returns what came of it as Markdown."""
     lines = [
-        "| recipe | accuracy | each seed | not mirrored | ECE | multiply-adds | seconds | to the reference's best |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| recipe | accuracy | each seed | balanced | not mirrored | ECE | multiply-adds | seconds | best reference |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     plain = [outcome for outcome in outcomes if outcome.row == PLAIN_ROW]
     target = max((max(accuracy for _, accuracy in outcome.curve) for outcome in plain), default=None)
@@ -205,6 +211,7 @@ def table(outcomes: list[Outcome]) -> str:
         lines.append(
             f"| {row} | {statistics.mean(outcome.accuracy for outcome in done):.1%} "
             f"| {', '.join(f'{outcome.accuracy:.1%}' for outcome in done)} "
+            f"| {statistics.mean(outcome.balanced_accuracy for outcome in done):.1%} "
             f"| {statistics.mean(outcome.unmirrored for outcome in done):.1%} "
             f"| {statistics.mean(outcome.ece for outcome in done):.3f} | {done[0].multiply_adds / 1e6:.0f} M "
             f"| {statistics.mean(outcome.seconds for outcome in done):.0f} | {first if target else ''} |"
@@ -215,6 +222,20 @@ def table(outcomes: list[Outcome]) -> str:
 def _reached(outcome: Outcome, target: float | None) -> float | None:
     """Returns after how many seconds the validation accuracy was as good as `target`."""
     return next((at for at, accuracy in outcome.curve if target is not None and accuracy >= target), None)
+
+
+def take_few(dataset: Dataset, count: int) -> Dataset:
+    """Returns the dataset with `count` of its faces split as if there were no others, which are all held out."""
+    chosen = np.sort(np.random.default_rng(count).permutation(len(dataset.rows))[:count])
+    parts = split(
+        [Label(row.age, row.gender, row.ethnicity) for row in (dataset.rows[index] for index in chosen)],
+        [hashlib.sha256(dataset.faces[index].tobytes()).digest() for index in chosen],
+        np.arange(count),
+    )
+    rows = [replace(row, split="test") for row in dataset.rows]
+    for index, part in zip(chosen, parts, strict=True):
+        rows[index].split = part
+    return Dataset(f"{dataset.sha256}-{count}", dataset.faces, rows)
 
 
 @contextmanager
@@ -240,6 +261,7 @@ def decoded(archive: Path) -> Iterator[Dataset]:
 
 @click.command()
 @click.argument("archive", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--faces", type=click.IntRange(min=20), help="Split only so many of the faces; the others are held out.")
 @click.option("--seeds", default=2, show_default=True, help="Seeds of each row.")
 @click.option("--only", multiple=True, type=click.Choice(list(ROWS)), help="Rows to train; all without it.")
 @click.option(
@@ -249,7 +271,7 @@ def decoded(archive: Path) -> Iterator[Dataset]:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Keeps what is done; rows in it are not trained again.",
 )
-def main(archive: Path, seeds: int, only: tuple[str, ...], results: Path) -> None:
+def main(archive: Path, faces: int | None, seeds: int, only: tuple[str, ...], results: Path) -> None:
     """Trains every row of the table on ARCHIVE, and prints what it is worth."""
     settings = load_settings()
     torch.set_num_threads(settings.threads or settings.cores)
@@ -258,9 +280,10 @@ def main(archive: Path, seeds: int, only: tuple[str, ...], results: Path) -> Non
     results.parent.mkdir(parents=True, exist_ok=True)
     results.touch()
     with (
-        decoded(archive) as dataset,
+        decoded(archive) as whole,
         Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console) as progress,
     ):
+        dataset = whole if faces is None else take_few(whole, faces)
         outcomes = [Outcome(**json.loads(line)) for line in results.read_text().splitlines()]
         outcomes = [outcome for outcome in outcomes if outcome.dataset == dataset.sha256]
         for seed in range(seeds):
@@ -278,9 +301,9 @@ def main(archive: Path, seeds: int, only: tuple[str, ...], results: Path) -> Non
                 with results.open("a") as file:
                     file.write(json.dumps(asdict(outcomes[-1])) + "\n")
                 progress.console.print(f"{row}, seed {seed}: {outcomes[-1].accuracy:.1%}")
-        faces = {split: len(dataset.part(split)) for split in ("train", "validation", "test")}
+        counts = {part: len(dataset.part(part)) for part in SPLITS}
     where = f"{os.cpu_count()} cores" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    console.print(f"{archive.name}: {faces}, {where}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
+    console.print(f"{archive.name}: {counts}, {where}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
     print(table(outcomes))  # noqa: T201 - Markdown, whole lines
 
 

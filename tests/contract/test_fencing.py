@@ -11,11 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from inference.jobs.finish import JobFinisher
+from shared.broker.base import Outgoing
+from shared.errors import Retryable
 from shared.params import TrainingParams
+from shared.records.jobs import Jobs, JobState
 from shared.records.runs import Runs, RunState
 from shared.store.base import Store
 from shared.store.lease import LeaseLost, Leases
 from tests.fence_child import CHECKPOINT, RUN, finish
+from tests.finish_child import JOB
 from tests.services import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -35,11 +40,9 @@ def contents(store: Store, prefix: str = "") -> dict[str, bytes]:
     return found
 
 
-def stopped_at(url: str, point: str) -> subprocess.Popen[str]:
-    """Starts a process that owns the run, and waits until it has stopped itself there."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", "tests.fence_child", url, point], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+def stopped_at(module: str, url: str, point: str) -> subprocess.Popen[str]:
+    """Starts a process that owns some work, and waits until it has stopped itself there."""
+    child = subprocess.Popen([sys.executable, "-m", module, url, point], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     _, status = os.waitpid(child.pid, os.WUNTRACED)
     assert os.WIFSTOPPED(status), status
     return child
@@ -59,7 +62,7 @@ def test_a_process_stopped_past_its_lease_changes_nothing_when_it_goes_on(
 ) -> None:
     store = open_again()
     Runs(store).create(RUN, message_id="1", name="faces", params=TrainingParams(), state=RunState.TRAINING)
-    child = stopped_at(store_url, point)
+    child = stopped_at("tests.fence_child", store_url, point)
     try:
         successor = Leases(store, 0.1).lease(f"runs/{RUN}")
         eventually(successor.acquire, 20, "the lease is taken over")
@@ -73,6 +76,40 @@ def test_a_process_stopped_past_its_lease_changes_nothing_when_it_goes_on(
         outcomes = continued(child)
         assert contents(store) == before
         assert set(outcomes.values()) <= {"LeaseLost", "RecordEnded"}, outcomes
+    finally:
+        child.kill()
+        child.wait()
+
+
+@pytest.mark.parametrize("point", ["before-the-parts", "after-the-parts"])
+def test_a_worker_stopped_while_it_ends_a_job_changes_nothing_once_another_has_ended_it(
+    store: Store, store_url: str, point: str
+) -> None:
+    jobs = Jobs(store)
+    jobs.create(JOB, message_id="1", name="faces")
+    jobs.accept(JOB, images=2, shards=2, shard_images=1, reply_to="somebody", model={"version": 1})
+    for shard in (0, 1):
+        store.put(Jobs.part_key(JOB, shard), f"{shard}.jpg,female,0.9,0.9,,,\n".encode())
+    child = stopped_at("tests.finish_child", store_url, point)
+    try:
+        successor = JobFinisher(store, lambda *_: None, 0.1)
+        assert successor.claim(JOB, 1)  # the same shard, delivered again
+        replies: list[Outgoing] = []
+
+        def finished() -> bool:
+            try:
+                replies.extend(successor.finish(JOB))
+            except Retryable:
+                return False
+            return True
+
+        eventually(finished, 20, "the job's end")
+        assert len(replies) == 1
+        before = contents(store)
+        assert before[Jobs.results_key(JOB)].count(b"\n") == 3
+        assert set(continued(child).values()) <= {"LeaseLost", "Retryable"}
+        assert contents(store) == before
+        assert jobs.get(JOB).state is JobState.FINISHED
     finally:
         child.kill()
         child.wait()

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import http.client
 import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import s3fs
 from moto.s3.models import s3_backends
 
 from shared.archives.fetch import fetch_archive
+from shared.connect import STORE_FORMAT, open_store_for
 from shared.errors import Conflict, InvalidMessage, NotFound, Retryable
 from shared.messages import ArchiveRequest
-from shared.runtime.settings import Settings
+from shared.runtime.settings import Settings, SettingsError
 from shared.store import open_store
 from shared.store.base import Store
 from shared.store.s3 import S3Object
-
-BUCKET = "faces"
+from tests.contract.conftest import BUCKET
 
 
 def test_what_was_put_is_what_everybody_gets(store: Store, open_again: Callable[[], Store]) -> None:
@@ -257,10 +260,10 @@ def test_an_archive_in_s3_is_fetched_but_not_one_that_is_too_large(s3_url: str, 
     store = open_store(s3_url)
     store.put("faces.zip", b"12345")
     request = ArchiveRequest("m1", "faces", uri=f"{s3_url}/faces.zip")
-    with fetch_archive(request, store, Settings(max_archive_bytes=5), tmp_path) as path:
+    with fetch_archive(request, store, Settings(max_archive_bytes=5, allowed_buckets=(BUCKET,)), tmp_path) as path:
         assert path.read_bytes() == b"12345"
         path.unlink()
-    limit = Settings(max_archive_bytes=4)
+    limit = Settings(max_archive_bytes=4, allowed_buckets=(BUCKET,))
     with pytest.raises(InvalidMessage, match="has 5 bytes; at most 4"), fetch_archive(request, store, limit, tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
@@ -268,3 +271,66 @@ def test_an_archive_in_s3_is_fetched_but_not_one_that_is_too_large(s3_url: str, 
     with pytest.raises(InvalidMessage, match="uri: there is no object") as caught:
         fetch_archive(missing, store, limit, tmp_path).__enter__()
     assert caught.value.code == "uri_not_found"
+
+
+class _WithoutConditions(BaseHTTPRequestHandler):
+    """A proxy before the S3 server that removes one header, as some companies' do."""
+
+    protocol_version = "HTTP/1.1"
+    endpoint = ""
+    removed = ""
+
+    def _forward(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        headers = {
+            name: value for name, value in self.headers.items() if name.lower() not in {self.removed.lower(), "expect"}
+        }
+        upstream = http.client.HTTPConnection(urlsplit(self.endpoint).netloc)
+        upstream.request(self.command, self.path, body, headers)
+        answer = upstream.getresponse()
+        content = answer.read()
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in {"content-length", "connection", "transfer-encoding", "date", "server"}:
+                self.send_header(name, value)
+        self.send_header("Content-Length", answer.getheader("Content-Length") or str(len(content)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(content)
+        upstream.close()
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _forward  # noqa: N815 - the base class's names
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.mark.parametrize("removed", ["If-Match", "If-None-Match", "X-Nothing"])
+def test_a_server_that_ignores_conditions_is_refused_when_the_store_is_opened(
+    s3_endpoint: str, s3_url: str, monkeypatch: pytest.MonkeyPatch, removed: str
+) -> None:
+    proxy = type("Proxy", (_WithoutConditions,), {"endpoint": s3_endpoint, "removed": removed})
+    with ThreadingHTTPServer(("127.0.0.1", 0), proxy) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        s3fs.S3FileSystem.clear_instance_cache()  # which knows the server itself
+        try:
+            if removed == "X-Nothing":
+                assert open_store(s3_url).children("") == []  # the probe is gone
+            else:
+                with pytest.raises(ValueError, match=f"ignores the header {removed}, so two processes could own"):
+                    open_store(s3_url)
+        finally:
+            s3fs.S3FileSystem.clear_instance_cache()
+            server.shutdown()
+            thread.join()
+
+
+def test_a_store_of_another_format_is_refused_with_words(tmp_path: Path) -> None:
+    settings = Settings(store_url=f"file:{tmp_path / 'store'}")
+    assert open_store_for(settings).get_json("format.json") == {"format": STORE_FORMAT}
+    assert open_store_for(settings).get_json("format.json") == {"format": STORE_FORMAT}
+    open_store(settings.store_url).put_json("format.json", {"format": 99})
+    with pytest.raises(SettingsError, match="has format 99; this release reads format 1"):
+        open_store_for(settings)

@@ -37,7 +37,7 @@ class Checkpoint:
         epoch_s: seconds that epoch has taken so far.
         spent_s: seconds the run has taken so far, over all processes.
         history: a row for each finished epoch, as JSON types.
-        best_epoch: the epoch with the lowest validation loss; 0 before the first has ended.
+        best_epoch: the epoch whose weights are kept so far; 0 before the first has ended.
         best_loss: that loss.
         best_network: the weights then.
     """

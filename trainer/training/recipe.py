@@ -7,7 +7,7 @@ from typing import Final
 
 import torch
 
-from shared.params import Network, Precision, TrainingParams
+from shared.params import EPOCH_LIMIT, Network, Precision, TrainingParams
 from trainer.training.device import computes_bfloat16
 
 FEW_FACES: Final = 2_000
@@ -18,6 +18,7 @@ FACES_SHOWN: Final = 400_000
 """What `auto` epochs aim at: training faces shown over the whole run."""
 MIN_EPOCHS: Final = 15
 MAX_EPOCHS: Final = 64
+PATIENCE: Final = 12
 
 
 class Recipe(TrainingParams):
@@ -25,6 +26,7 @@ class Recipe(TrainingParams):
 
     network: Network
     epochs: int
+    patience: int
     batch_size: int
     mirror: bool
     precision: Precision
@@ -53,6 +55,8 @@ def decide(
         "batch_size": 256 if device.type == "cuda" and faces >= MANY_FACES else 64 if faces >= FEW_FACES else 32,
         "precision": "bfloat16" if computes_bfloat16(device) else "float32",
         "epochs": min(MAX_EPOCHS, max(MIN_EPOCHS, FACES_SHOWN // faces)),
+        # A tenth of few faces is too few to tell when to stop.
+        "patience": PATIENCE if faces >= FEW_FACES else EPOCH_LIMIT,
     }
     asked = params.as_dict()
     left = {name: value for name, value in decided.items() if asked[name] == "auto"}

@@ -28,7 +28,7 @@ from trainer.training.device import DeviceFaces, seeded, to_device
 from trainer.training.loss import MultiTaskLoss, targets_to_device
 from trainer.training.model import build_network
 from trainer.training.recipe import Recipe
-from trainer.training.schedule import averaging_at, learning_rate_at, split_into_batches
+from trainer.training.schedule import averaging_at, first_candidate, learning_rate_at, split_into_batches
 from trainer.training.step import TrainStep
 from trainer.training.throughput import ThroughputMeter
 
@@ -147,7 +147,7 @@ class Trained:
 
     Attributes:
         weights: the state of the network after its best epoch, on the CPU.
-        best_epoch: the epoch with the lowest validation loss.
+        best_epoch: the epoch with the lowest validation loss, from `first_candidate` on where training came so far.
         seconds: time spent, over all processes that continued the run one after the other.
     """
 
@@ -165,7 +165,7 @@ def train(
     hooks: Hooks,
     resume: Checkpoint | None = None,
 ) -> Trained:
-    """Trains a network until its validation loss has not fallen for `recipe.patience` epochs.
+    """Trains a network until the last epoch, or until its validation loss has not fallen for `recipe.patience` epochs.
 
     Args:
         job: the same in every process of the group.
@@ -306,7 +306,7 @@ def train(
         val_loss = calibrated_loss(logits, truth, gender_weights)
         val_accuracy = float(np.mean((logits >= 0) == (truth > 0)))
         _require_finite(loss_sum + val_loss, recipe, epoch)
-        if val_loss < best_loss:
+        if val_loss < best_loss or epoch == first_candidate(recipe):
             best_epoch, best_loss, best_network = epoch, val_loss, _copy_weights(best)
         now = time.monotonic()
         row = EpochRow(

@@ -54,7 +54,7 @@ now: Final = time.monotonic
 """Seconds since some moment before the machine started. A wall clock that is set would end leases and pauses early, or
 late by as much; this clock only starts anew with the machine, when nobody holds anything any more."""
 
-_sync_data: Final[Callable[[int], None]] = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
+sync_data: Final[Callable[[int], None]] = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 
 _Identity = tuple[tuple[int, int] | None, ...]
@@ -255,7 +255,7 @@ class QueueFile:
         try:
             log = os.open(f"{self._path}-wal", os.O_RDONLY)
             try:
-                _sync_data(log)
+                sync_data(log)
             finally:
                 os.close(log)
         except OSError as error:

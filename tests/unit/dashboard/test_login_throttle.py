@@ -38,15 +38,28 @@ def test_after_the_wait_one_guess_is_free_and_the_next_waits_again() -> None:
     assert throttle.wait_s("10.0.0.1") == 0
 
 
-def test_many_addresses_together_meet_a_limit_too_and_cost_no_more_memory() -> None:
+def test_many_addresses_together_meet_a_limit_too() -> None:
     throttle = LoginThrottle(Clock())
     for i in range(5000):
         throttle.record_failure(f"10.0.{i // 256}.{i % 256}")
 
     assert throttle.wait_s("192.168.0.1") == TOTAL_EVERY_S
     assert throttle.wait_s("192.168.0.1", alone=True) == 0
-    assert len(throttle._of_address) == 1024
     assert TOTAL_BURST < 5000
+
+
+def test_of_many_addresses_those_that_were_wrong_last_are_remembered() -> None:
+    throttle = LoginThrottle(Clock())
+    for _ in range(ADDRESS_BURST):
+        throttle.record_failure("192.168.0.1")
+    others = [f"10.0.{i // 256}.{i % 256}" for i in range(1024)]
+    for address in others[:-1]:
+        throttle.record_failure(address)
+    assert throttle.wait_s("192.168.0.1", alone=True) == ADDRESS_EVERY_S
+
+    throttle.record_failure(others[-1])
+
+    assert throttle.wait_s("192.168.0.1", alone=True) == 0
 
 
 @pytest.mark.parametrize(

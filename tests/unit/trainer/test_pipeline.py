@@ -20,6 +20,11 @@ from trainer.pipeline import Pipeline, Steps
 PARAMS = TrainingParams(network="small", epochs=1, quantize=False)
 
 
+@pytest.fixture(autouse=True)
+def single_thread() -> None:
+    torch.set_num_threads(1)  # more would wait for one another on a busy machine
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> FileStore:
     return FileStore(tmp_path / "store")

@@ -265,11 +265,11 @@ def test_no_worker_is_a_timeout_and_not_a_hang(site: Site) -> None:
     assert (answer.status_code, error_of(answer.data)[0]) == (504, "timeout")
 
 
-def test_a_full_queue_is_unavailable(site: Site) -> None:
-    site.broker._queue_limit = 1
-    site.broker.publish(site.broker.topology.predictions, Message(b"x", "image/png"))
+def test_a_full_queue_is_unavailable(tmp_path: Path) -> None:
+    with open_site(tmp_path, queue_limit=1) as site:
+        site.broker.publish(site.broker.topology.predictions, Message(b"x", "image/png"))
 
-    answer = site.web.post("/api/v1/predictions", data=b"even", content_type="image/png")
+        answer = site.web.post("/api/v1/predictions", data=b"even", content_type="image/png")
 
     assert (answer.status_code, error_of(answer.data)[0]) == (503, "unavailable")
 

@@ -34,6 +34,12 @@ def test_fewer_faces_are_shown_more_often_to_a_smaller_network() -> None:
     assert few.batch_size < many.batch_size
 
 
+def test_few_faces_never_stop_training_early_unless_the_user_says_so() -> None:
+    assert decided(1_999).patience >= decided(1_999).epochs
+    assert decided(2_000).patience == 12
+    assert decided(500, patience=5).patience == 5
+
+
 def seconds(recipe: Recipe, faces: int, speed: float) -> float:
     return recipe.epochs * faces / speed
 

@@ -17,7 +17,7 @@ from trainer.training.device import DeviceFaces
 from trainer.training.distributed import ProcessGroup
 from trainer.training.model import NETWORKS, FaceNetwork, build_network, reference
 from trainer.training.recipe import Recipe
-from trainer.training.schedule import learning_rate_at, split_into_batches
+from trainer.training.schedule import first_candidate, learning_rate_at, split_into_batches
 from trainer.training.throughput import measure_throughput
 from trainer.training.train import (
     Hooks,
@@ -221,6 +221,7 @@ def test_genders_that_can_be_told_apart_are_learned(monkeypatch: pytest.MonkeyPa
         mirror=True,
         precision="float32",
         epochs=3,
+        patience=3,
         batch_size=4,
         augment=False,
         dropout=0.0,
@@ -229,7 +230,7 @@ def test_genders_that_can_be_told_apart_are_learned(monkeypatch: pytest.MonkeyPa
     trained = run(recipe=recipe)
     best = trained.history[trained.best_epoch - 1]
     assert best.val_accuracy == 1.0
-    assert best.val_loss == min(row.val_loss for row in trained.history)
+    assert best.val_loss == min(row.val_loss for row in trained.history[1:])
 
 
 def validation_loss(trained: Trained, faces: NDArray[np.uint8]) -> float:
@@ -237,6 +238,23 @@ def validation_loss(trained: Trained, faces: NDArray[np.uint8]) -> float:
     network.load_state_dict(trained.weights)
     logits = predict_logits(network, DeviceFaces(faces, CPU), VALIDATION)
     return calibrated_loss(logits, drawn_faces()[1][VALIDATION])
+
+
+def test_an_early_epoch_that_looks_better_by_luck_is_not_kept() -> None:
+    # The labels of the validation faces are swapped, so that each epoch looks worse than the one before.
+    faces, _ = drawn_faces()
+    faces[VALIDATION] = faces[VALIDATION[::-1]]
+    recipe = RECIPE.model_copy(update={"epochs": 6, "patience": 1000, "batch_size": 4, "augment": False})
+    trained = run(faces=faces, recipe=recipe)
+    losses = [row.val_loss for row in trained.history]
+    assert len(losses) == 6
+    assert min(losses[:3]) < min(losses[3:])
+    assert trained.best_epoch == 4 + losses[3:].index(min(losses[3:]))
+
+
+@pytest.mark.parametrize(("schedule", "epochs", "first"), [("cosine", 64, 33), ("cosine", 1, 1), ("constant", 64, 1)])
+def test_an_epoch_is_kept_from_the_middle_of_the_cosine_on(schedule: str, epochs: int, first: int) -> None:
+    assert first_candidate(RECIPE.model_copy(update={"schedule": schedule, "epochs": epochs})) == first
 
 
 def test_training_stops_early_and_returns_the_weights_of_its_best_epoch() -> None:

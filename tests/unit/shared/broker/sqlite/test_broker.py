@@ -62,7 +62,7 @@ def test_what_is_published_is_on_disk_when_that_returns_and_seen_by_others_befor
         seen.append((Path(f"/proc/self/fd/{descriptor}").resolve().name, ready))
         os.fdatasync(descriptor)
 
-    monkeypatch.setattr(database, "_sync_data", sync)
+    monkeypatch.setattr(database, "sync_data", sync)
     broker.publish(queues.jobs, Message(b"work", "text/plain"))
     assert seen == [("broker.db-wal", 1)]
     with broker.consume([queues.jobs], 1) as consumer, broker.reply_queue() as reply_queue:
@@ -79,7 +79,7 @@ def test_a_disk_that_fails_is_said(broker: Broker, monkeypatch: pytest.MonkeyPat
     def sync(_descriptor: int) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(database, "_sync_data", sync)
+    monkeypatch.setattr(database, "sync_data", sync)
     with pytest.raises(BrokerError, match=r"at .*broker\.db could not be synced: .*Input/output error"):
         broker.publish(broker.topology.jobs, Message(b"work", "text/plain"))
 
