@@ -60,7 +60,8 @@ def readyz() -> tuple[Response, int]:
     parts = dashboard()
     state = {"broker": _is_reachable(parts.broker.ping), "store": _is_reachable(parts.store.ping)}
     ready = all(state.values())
-    return jsonify({"ready": ready, **state}), 200 if ready else 503
+    trouble = parts.broker.trouble
+    return jsonify({"ready": ready, **state, "broker_trouble": trouble and trouble.text}), 200 if ready else 503
 
 
 @blueprint.get("/metrics")

@@ -68,7 +68,12 @@ def _supervise(settings: Settings, stop: threading.Event) -> int:
             living = set(supervisor.pids.values())
             states = [json.loads(file.read_text()) for file in files if file.exists()]
             ready = [state["ready"] and state["pid"] in living for state in states]
-            return {"ready": len(ready) == workers and all(ready), "workers": states}
+            trouble = broker.trouble
+            return {
+                "ready": len(ready) == workers and all(ready),
+                "broker_trouble": trouble and trouble.text,
+                "workers": states,
+            }
 
         port = PORT if settings.metrics_port is None else settings.metrics_port
         status = StatusServer(registry, readiness, host=settings.host, port=port, tokens=settings.access_tokens)

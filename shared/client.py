@@ -13,10 +13,19 @@ from io import BufferedWriter
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from shared.broker.base import Broker, HeaderValue, Message, Outgoing
-from shared.errors import Conflict, GenderlineError, NotFound
+from shared.broker.base import Broker, HeaderValue, Message, MessageTooLarge, Outgoing, Unconfirmed
+from shared.errors import Conflict, GenderlineError, InvalidImage, NotFound
 from shared.faces.labelling import LabelSpec
-from shared.messages import PACK_LIMIT, PROBE, by_reference, fit_name, job_id_of, pack_message, run_id_of
+from shared.messages import (
+    PACK_LIMIT,
+    PROBE,
+    by_reference,
+    fit_name,
+    job_id_of,
+    pack_message,
+    prediction_error,
+    run_id_of,
+)
 from shared.params import TrainingParams
 from shared.records.dataset import LABELS_JSON, dataset_id
 from shared.records.jobs import Job, JobProgress, Jobs
@@ -165,10 +174,17 @@ class Client:
         message = by_reference(
             uri, name=name, sha256=archive_sha256, params=params, labels=labels, message_id=message_id
         )
-        self.broker.publish(self.broker.topology.datasets, message)
+        self._submit(self.broker.topology.datasets, message, f"run {run_id}")
         # Last, so that a refused message leaves no run that waits forever. A trainer that was faster made the same.
         self.runs.create(run_id, message_id=message_id, name=name, params=params)
         return run_id
+
+    def _submit(self, queue: str, message: Message, name: str) -> None:
+        """Publishes a message; without a confirmation, says that the run or job may yet be done."""
+        try:
+            self.broker.publish(queue, message)
+        except Unconfirmed as error:
+            raise Unconfirmed(f"{error}: {name} may yet be done") from error
 
     def _requeue(self, message_id: str, shards_of: str | None = None) -> bool:
         """Sends the failed messages of a run or job back to their queues. Returns whether there were any."""
@@ -199,20 +215,48 @@ class Client:
         archive: Path,
         *,
         name: str | None = None,
+        model_version: int | None = None,
         message_id: str | None = None,
         on_copied: Callable[[int], None] | None = None,
         move: bool = False,
     ) -> str:
-        """Puts an archive of images into the store and a job on the queue. Returns the job's id."""
-        name = fit_name(name or archive.stem)
+        """Puts an archive of images into the store and a job on the queue.
+
+        Args:
+            archive: a local archive; it is copied.
+            name: what the job is called; by default the file's name.
+            model_version: a version, or None for the champion.
+            message_id: makes a second submission with the same id harmless.
+            on_copied: called with the number of bytes copied, piece by piece.
+            move: give the file to the store instead of copying it.
+
+        Returns:
+            The job's id.
+        """
         message_id = message_id or uuid.uuid4().hex
-        job_id = job_id_of(message_id)
-        key = Jobs.archive_key(job_id)
+        key = Jobs.archive_key(job_id_of(message_id))
         if not self.store.exists(key):
             self._upload(archive, key, on_copied, move=move)
-        self.broker.publish(
-            self.broker.topology.jobs, by_reference(f"{STORE_SCHEME}{key}", name=name, message_id=message_id)
-        )
+        return self._queue_job(key, name or archive.stem, model_version, message_id)
+
+    def predict_dataset(self, sha256: str, model_version: int) -> str:
+        """Puts a job on the queue that predicts every image of a dataset. Returns the job's id.
+
+        Raises:
+            NotFound: there is no such dataset, or its archive was deleted.
+            Retryable: broker or store are away.
+        """
+        key = _dataset_key(sha256)
+        if not self.store.exists(key):
+            raise NotFound(f"the archive of dataset {sha256[:12]} is not in the store; upload it again")
+        return self._queue_job(key, f"dataset {sha256[:12]} by model {model_version}", model_version, uuid.uuid4().hex)
+
+    def _queue_job(self, archive_key: str, name: str, model_version: int | None, message_id: str) -> str:
+        name, job_id = fit_name(name), job_id_of(message_id)
+        headers: dict[str, HeaderValue] = {} if model_version is None else {"model_version": model_version}
+        uri = f"{STORE_SCHEME}{archive_key}"
+        message = by_reference(uri, name=name, message_id=message_id, headers=headers)
+        self._submit(self.broker.topology.jobs, message, f"job {job_id}")
         self.jobs.create(job_id, message_id=message_id, name=name)
         return job_id
 
@@ -277,16 +321,13 @@ class Client:
         if not images:
             return [], None
         with self.broker.reply_queue() as reply_queue:
-            self.broker.publish_many(
-                [
-                    Outgoing(
-                        self.broker.topology.predictions,
-                        pack_message(pack, reply_to=reply_queue.name, headers=headers),
-                    )
-                    for pack in _packs(images)
-                ]
-            )
-            for reply in _until(reply_queue.receive, time.monotonic() + timeout_s):
+            for index, entry in self._publish_packs(images, reply_queue.name, headers).items():
+                entries[index] = entry
+                answered += 1
+            if on_done and answered:
+                on_done(answered)
+            deadline = time.monotonic() + timeout_s
+            for reply in () if answered == len(images) else _until(reply_queue.receive, deadline):
                 body = _reply_body(reply)
                 model = body["model"] or model
                 for entry in body["predictions"]:
@@ -304,6 +345,27 @@ class Client:
                 code="timeout",
             )
         return [entry for entry in entries if entry is not None], model
+
+    def _publish_packs(
+        self, images: Sequence[bytes], reply_to: str, headers: Mapping[str, HeaderValue]
+    ) -> dict[int, Entry]:
+        """Publishes images in packs. Returns index → error entry of those that the broker does not take."""
+
+        def outgoing(pack: Sequence[tuple[int, bytes]]) -> Outgoing:
+            message = pack_message(pack, reply_to=reply_to, headers=headers)
+            return Outgoing(self.broker.topology.predictions, message)
+
+        packs = list(_packs(images))
+        large = [pack for pack in packs if len(pack[0][1]) > _PACK_BYTES]  # each one image
+        self.broker.publish_many([outgoing(pack) for pack in packs if len(pack[0][1]) <= _PACK_BYTES])
+        refused: dict[int, Entry] = {}
+        for ((index, image),) in large:
+            try:
+                self.broker.publish_many([outgoing([(index, image)])])
+            except MessageTooLarge:
+                told = f"found an image of {len(image):,} bytes, which the broker takes in no message; expected fewer"
+                refused[index] = prediction_error(index, InvalidImage(told, code="image_too_large"))
+        return refused
 
     # -- models
 
@@ -397,9 +459,9 @@ def _dataset_key(sha256: str) -> str:
     return f"datasets/{sha256}/archive.zip"
 
 
-def _packs(images: Sequence[bytes]) -> Iterator[list[tuple[str | int | None, bytes]]]:
+def _packs(images: Sequence[bytes]) -> Iterator[list[tuple[int, bytes]]]:
     """Yields (index, image) pairs in packs that keep to the limit on images and stay far below a message's size."""
-    pack: list[tuple[str | int | None, bytes]] = []
+    pack: list[tuple[int, bytes]] = []
     size = 0
     for index, data in enumerate(images):
         if pack and (len(pack) == PACK_LIMIT or size + len(data) > _PACK_BYTES):

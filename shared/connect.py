@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from shared.broker import open_broker
-from shared.broker.base import Broker
+from shared.broker.base import Access, Broker
 from shared.client import Client
 from shared.runtime.settings import Settings, SettingsError, variable
 from shared.store import open_store
@@ -33,6 +33,13 @@ def open_broker_for(settings: Settings) -> Broker:
             lease_s=settings.lease_s,
             delivery_limit=settings.delivery_limit,
             queue_limit=settings.queue_limit,
+            access=Access(
+                ca_file=settings.broker_ca_file,
+                cert_file=settings.broker_cert_file,
+                key_file=settings.broker_key_file,
+                login=settings.broker_login,
+                declare=settings.declare,
+            ),
         )
     except ValueError as error:
         raise SettingsError(f"{variable('broker_url')}: {error}") from None

@@ -130,7 +130,7 @@ class ArchiveRequest:
     """A dataset to train on, or a job: an archive by value or by reference.
 
     Exactly one of `body` and `uri` is given. `params` are a dataset's training parameters, `labels` what the message
-    says of where its labels stand.
+    says of where its labels stand; `model_version` is the one that a job asks for, None for the champion.
     """
 
     message_id: str
@@ -140,6 +140,7 @@ class ArchiveRequest:
     sha256: str | None = None
     params: TrainingParams = field(default_factory=TrainingParams)
     labels: LabelSpec | None = None
+    model_version: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +231,7 @@ def _archive_request(message: Message, *, takes_params: bool) -> ArchiveRequest:
         sha256=sha256.lower() if sha256 else None,
         params=TrainingParams.parse(params),
         labels=LabelSpec.parse(labels),
+        model_version=None if takes_params else _model_version(message),
     )
 
 

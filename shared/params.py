@@ -23,8 +23,15 @@ class TrainingParams(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    init: Literal["auto", "starter", "scratch"] = Field(
+        "auto",
+        description="What training begins from: `starter`, weights that have seen faces, or `scratch`, random ones; "
+        "`auto` takes the starter where it tells the training faces apart better than guessing",
+    )
     network: Network | Auto = Field(
-        "auto", description="The network to train; `auto` takes `small` for fewer than 2,000 faces, else `compact`"
+        "auto",
+        description="The network to train; `auto` takes the starter's, `compact`; from scratch and for fewer than "
+        "2,000 faces `small`",
     )
     epochs: Annotated[int, Field(ge=1, le=EPOCH_LIMIT)] | Auto = Field(
         "auto", description="The most passes over the training faces; `auto` takes more where there are few"
@@ -38,7 +45,9 @@ class TrainingParams(BaseModel):
         "are few faces",
     )
     batch_size: Annotated[int, Field(ge=2, le=4096)] | Auto = Field("auto", description="Faces in one training step")
-    learning_rate: float = Field(0.004, gt=0, le=1, description="AdamW's largest step size")
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = Field(
+        "auto", description="AdamW's largest step size; `auto`: 0.004 from scratch, 0.001 from the starter"
+    )
     schedule: Literal["cosine", "constant"] = Field(
         "cosine", description="How the step size goes: warm-up and cosine, or constant"
     )

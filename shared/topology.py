@@ -52,8 +52,18 @@ class Topology:
         return f"{self.prefix}.events"
 
     @property
+    def requests(self) -> str:
+        """The exchange that clients publish to: a client with no other right can send work, and nothing else."""
+        return f"{self.prefix}.requests"
+
+    @property
+    def request_queues(self) -> tuple[str, ...]:
+        """The queues that clients send work to; each is bound to `requests` by its own name."""
+        return (self.datasets, self.predictions, self.jobs)
+
+    @property
     def reply_queue_prefix(self) -> str:
-        """What the name of every reply queue of our clients begins with, those of older versions too."""
+        """How the name of every reply queue of our clients begins."""
         return f"{self.prefix}.inbox."
 
     @property

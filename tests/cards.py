@@ -17,6 +17,7 @@ def card_of(version: int, run_id: str, model: bytes = b"onnx") -> ModelCard:
         run_id=run_id,
         created=now_iso(),
         dataset=CardDataset(sha256="0" * 64, name="none", counts={}),
+        start=None,
         params={},
         metrics={},
         evaluation=Evaluation(

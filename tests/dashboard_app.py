@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +21,10 @@ from dashboard import create_app
 from dashboard.context import EXTENSION, Dashboard
 from shared.broker.base import Delivery
 from shared.broker.sqlite.broker import SqliteBroker
-from shared.messages import json_reply, parse_prediction, prediction
+from shared.messages import job_id_of, json_reply, parse_job, parse_prediction, prediction
+from shared.records.jobs import RESULT_COLUMNS, Jobs, JobState
+from shared.records.record import Fault
+from shared.records.results import result_row
 from shared.runtime.settings import Settings
 from shared.store.files import FileStore
 from tests.store_builder import StoreBuilder
@@ -59,6 +65,44 @@ class Site:
         finally:
             stop.set()
             thread.join()
+
+    @contextlib.contextmanager
+    def job_worker(self, fault: Fault | None = None) -> Iterator[list[Delivery]]:
+        """Does jobs while the context lasts: every image is female with 0.75, or the job fails. Gives what it took."""
+        taken: list[Delivery] = []
+        stop = threading.Event()
+        jobs = Jobs(self.store)
+
+        def work() -> None:
+            with self.broker.consume([self.broker.topology.jobs], 1) as consumer:
+                while not stop.is_set():
+                    for delivery in consumer.receive(1, 0.05):
+                        taken.append(delivery)
+                        job_id = job_id_of(delivery.message.message_id)
+                        jobs.create(job_id, message_id=delivery.message.message_id, name="job")
+                        if fault is None:
+                            self._finish_job(jobs, job_id, delivery)
+                        else:
+                            jobs.end(job_id, JobState.FAILED, error=fault)
+                        consumer.settle([delivery], [])
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            yield taken
+        finally:
+            stop.set()
+            thread.join()
+
+    def _finish_job(self, jobs: Jobs, job_id: str, delivery: Delivery) -> None:
+        uri = parse_job(delivery.message).uri
+        assert uri is not None
+        with zipfile.ZipFile(io.BytesIO(self.store.get(uri.removeprefix("store:")))) as archive:
+            names = archive.namelist()
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([RESULT_COLUMNS, *(result_row(name, 0.75) for name in names)])
+        self.store.put(Jobs.results_key(job_id), text.getvalue().encode())
+        jobs.end(job_id, JobState.FINISHED, images=len(names), results=f"store:{Jobs.results_key(job_id)}")
 
 
 def by_length(delivery: Delivery) -> dict[str, Any]:

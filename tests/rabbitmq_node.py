@@ -71,13 +71,16 @@ class RabbitNode:
     Args:
         home: an empty folder for everything that it writes.
         server: the `rabbitmq-server` script.
+        tls: take `amqps://` too, and logins by certificate.
 
     Attributes:
         url: where clients connect, with its user and password.
         port: the same, as a port of 127.0.0.1.
+        tls_port: for `amqps://`, with a certificate for `localhost` by the authority in `certificates`.
+        certificates: `ca.pem`, and `client.pem` with `client.key`, whose common name is the user `certified`.
     """
 
-    def __init__(self, home: Path, server: Path) -> None:
+    def __init__(self, home: Path, server: Path, *, tls: bool = False) -> None:
         self._home = home
         self._server = server
         self._beam: subprocess.Popen[bytes] | None = None
@@ -86,14 +89,31 @@ class RabbitNode:
         self.port = free_port()
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}/%2F"
         self._epmd_port = free_port()
+        self.tls_port = free_port() if tls else 0
+        self.certificates = home / "tls"
+        tls_lines = ""
+        if tls:
+            _make_certificates(self.certificates)
+            tls_lines = (
+                f"listeners.ssl.1 = 127.0.0.1:{self.tls_port}\n"
+                f"ssl_options.cacertfile = {self.certificates}/ca.pem\n"
+                f"ssl_options.certfile = {self.certificates}/server.pem\n"
+                f"ssl_options.keyfile = {self.certificates}/server.key\n"
+                "ssl_options.verify = verify_peer\n"
+                "ssl_options.fail_if_no_peer_cert = false\n"
+                "ssl_cert_login_from = common_name\n"
+                "auth_mechanisms.1 = PLAIN\n"
+                "auth_mechanisms.2 = EXTERNAL\n"
+            )
         (home / "node.conf").write_text(
             f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
+            f"{tls_lines}"
             f"max_message_size = {MAX_MESSAGE_BYTES}\n"
             "raft.wal_max_size_bytes = 67108864\n"
             "disk_free_limit.absolute = 50MB\n"
         )
         (home / "env.conf").touch()
-        (home / "plugins").write_text("[].\n")
+        (home / "plugins").write_text("[rabbitmq_auth_mechanism_ssl].\n" if tls else "[].\n")
         self._environment = {
             "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
             "LANG": "C.UTF-8",
@@ -156,11 +176,24 @@ class RabbitNode:
         assert self._beam is not None
         return self._beam.pid
 
+    def control(self, *command: str) -> str:
+        """Runs `rabbitmqctl`. It takes a second: rather several steps in one `evaluate`."""
+        whole = [str(self._server.with_name("rabbitmqctl")), *command]
+        done = subprocess.run(whole, env=self._environment, capture_output=True, text=True, timeout=60, check=True)
+        return done.stdout
+
+    def add_user(self, name: str, configure: str, write: str, read: str, *, virtual_host: str = "/") -> None:
+        """Adds a user with the password `secret` and these permissions, as regular expressions."""
+        patterns = ", ".join(f'<<"{pattern}">>'.replace("\\", "\\\\") for pattern in (configure, write, read))
+        backend = "rabbit_auth_backend_internal"
+        self.evaluate(
+            f'{backend}:add_user(<<"{name}">>, <<"secret">>, <<"tests">>), '
+            f'{backend}:set_permissions(<<"{name}">>, <<"{virtual_host}">>, {patterns}, <<"tests">>).'
+        )
+
     def evaluate(self, expression: str) -> str:
         """Evaluates Erlang inside the node, for what can only be changed there."""
-        command = [str(self._server.with_name("rabbitmqctl")), "eval", expression]
-        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=60, check=True)
-        return done.stdout
+        return self.control("eval", expression)
 
     def close(self) -> None:
         """Ends the node and its port mapper. Idempotent."""
@@ -205,3 +238,19 @@ class RabbitNode:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.02)
+
+
+def _make_certificates(folder: Path) -> None:
+    """Makes an authority, a certificate for the server `localhost`, and one for the client `certified`."""
+    folder.mkdir()
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    new = ("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
+    openssl(*new, "-x509", "-subj", "/CN=tests", "-keyout", "ca.key", "-out", "ca.pem")
+    for name, subject in (("server", "localhost"), ("client", "certified")):
+        openssl(*new, "-subj", f"/CN={subject}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
+        (folder / "names").write_text(f"subjectAltName=DNS:{subject}\n")
+        signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names")
+        openssl("x509", "-req", "-in", f"{name}.csr", *signed, "-out", f"{name}.pem")

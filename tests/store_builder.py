@@ -175,6 +175,7 @@ class StoreBuilder:
             created=now_iso(),
             dataset=CardDataset(sha256=sha256, name=name, counts=counts),
             params=TrainingParams(epochs=epochs).as_dict() | RECIPE,
+            start=None,
             metrics=metrics,
             evaluation=evaluation,
             temperature=1.12,

@@ -78,7 +78,13 @@ def _run_main_process(
         return {"version": None, "provider": device.type, "device": str(device), "busy": service.busy}
 
     def readiness() -> dict[str, Any]:
-        return {"ready": broker.ping() and store.ping(), "busy": service.busy, "device": str(device)}
+        trouble = broker.trouble
+        return {
+            "ready": broker.ping() and store.ping(),
+            "broker_trouble": trouble and trouble.text,
+            "busy": service.busy,
+            "device": str(device),
+        }
 
     port = PORT if settings.metrics_port is None else settings.metrics_port
     status = StatusServer(registry, readiness, host=settings.host, port=port, tokens=settings.access_tokens)

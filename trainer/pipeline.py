@@ -44,16 +44,18 @@ from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.ingest import ingest
 from trainer.release.card import build_card, measure_inputs, render_card
 from trainer.release.evaluate import evaluate
-from trainer.release.export import build_variants, export_onnx, verify_parity
+from trainer.release.export import build_variants, export_onnx, predict_onnx, verify_parity
 from trainer.release.promotion_gate import compare
+from trainer.release.robustness import measure_robustness
 from trainer.training import checkpoint
 from trainer.training.balance import warn_of_imbalance
 from trainer.training.calibrate import fit_temperature
 from trainer.training.checkpoint import Checkpoint, CheckpointError
 from trainer.training.device import DeviceFaces
 from trainer.training.distributed import ProcessGroup, train_distributed
-from trainer.training.model import build_network, cost
+from trainer.training.model import build_network, measure_cost
 from trainer.training.recipe import Recipe, decide
+from trainer.training.starter import starter_helps
 from trainer.training.throughput import measure_throughput
 from trainer.training.train import Hooks, Trained, predict_logits
 from trainer.training.train import Progress as TrainingProgress
@@ -62,6 +64,7 @@ _LOG = logging.getLogger(__name__)
 _PARITY_FACES: Final = 256
 _CALIBRATION_FACES: Final = 512
 _COMPARED_FACES: Final = 20_000
+_ROBUSTNESS_FACES: Final = 300
 _DATASET_FILES: Final = (FACES_NPY, FACES_CSV, REJECTS_CSV, SUMMARY_JSON)  # the summary last: it says "complete"
 
 
@@ -213,6 +216,7 @@ class Pipeline:
                 faces=len(dataset.part("train")),
                 device=self._device,
                 throughput=lambda recipe: measure_throughput(recipe, self._device) * self._group.size,
+                starter_helps=lambda: starter_helps(dataset, self._device),
             )
         rows = [] if resume is None else [EpochRow.model_validate(row) for row in resume.history]
 
@@ -304,6 +308,13 @@ class Pipeline:
             parity = verify_parity(model, network, temperature, np.array(dataset.faces[sample]))
             steps.on_progress(_progress(RunState.EXPORTING, 1, 3))
             steps.checkpoint()
+            # Measured on the exported file, which runs several times as fast as torch.
+            some = _spread(test, _ROBUSTNESS_FACES)
+            robustness = measure_robustness(
+                np.array(dataset.faces[some]), labels[some], lambda faces: predict_onnx(model, faces) >= 0.5
+            )
+            figures = figures.changed(robustness=robustness)
+            self._runs.write_evaluation(run_id, figures)
             variants = _build_variants(network, temperature, model, metadata, dataset) if recipe.quantize else {}
             steps.on_progress(_progress(RunState.EXPORTING, 2, 3))
             champion = self._registry.aliases().champion
@@ -322,7 +333,7 @@ class Pipeline:
                 parity=parity,
                 model_path=model,
                 variants=variants,
-                network_cost=cost(network),
+                network_cost=measure_cost(network),
                 inputs=measure_inputs(dataset.faces, dataset.part("train")),
                 device=str(self._device),
                 warnings=_find_warnings(dataset),

@@ -75,6 +75,7 @@ _PAGING: Final = {
     "limit": _number("The most items to return", 1, 1000),
     "offset": _number("Items to pass over", 0, 10**9),
 }
+_MODEL_VERSION: Final = {"model_version": _number("A version; the champion by default", 1, 10**9)}
 _REASON: Final = {"reason": _text("Why; it is recorded")}
 _SELECTED: Final[_Query] = {
     "dead_id": ("A message; may be given several times", {"type": "array", "items": {"type": "string"}}),
@@ -152,7 +153,7 @@ _CALLS: Final = (
         "Predict one image or several",
         views.Predictions,
         query={
-            "model_version": _number("A version; the champion by default", 1, 10**9),
+            **_MODEL_VERSION,
             "timeout_s": _number("How long to wait, in seconds", 0.05, 120, "number"),
         },
         body={
@@ -171,8 +172,8 @@ _CALLS: Final = (
         "Predict an archive of images",
         views.JobAccepted,
         202,
-        {"name": _text("The name of the job")},
-        _archive("name"),
+        {"name": _text("The name of the job"), **_MODEL_VERSION},
+        _archive("name", "model_version"),
         _ONCE,
     ),
     _Call("GET", "/jobs", "list_jobs", "Jobs, newest first", views.Jobs, query=_PAGING),

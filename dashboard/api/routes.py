@@ -212,7 +212,14 @@ def submit_job() -> tuple[Response, int]:
     """Takes an archive of images to predict."""
     parts = dashboard()
     with receive_archive(ArchiveLimits.from_settings(parts.settings)) as archive:
-        job_id = parts.client.submit_job(archive.path, name=archive.name, message_id=_idempotency_key(), move=True)
+        version = parse_number(_read_field("model_version"), "model_version", 1, 10**9)
+        job_id = parts.client.submit_job(
+            archive.path,
+            name=archive.name,
+            model_version=None if version is None else int(version),
+            message_id=_idempotency_key(),
+            move=True,
+        )
     return _accepted_answer({"job_id": job_id}, url_for("api.get_job", job_id=job_id))
 
 

@@ -15,7 +15,7 @@ from werkzeug.wrappers import Response as WsgiResponse
 from dashboard.api.faces import requested_filter
 from dashboard.api.uploads import parse_number
 from dashboard.context import dashboard
-from dashboard.face_grid import RESULTS, SORTS, encode_png, face_view, predict_female, select_faces
+from dashboard.face_grid import RESULTS, SORTS, FaceFilter, encode_png, face_view, predict_female, select_faces
 from dashboard.pages.originals import send_original
 from dashboard.pages.train_fields import parameter_fields, read_parameters
 from dashboard.store_cache import Dataset
@@ -144,12 +144,13 @@ def show_face(sha256: str, index: int) -> str:
     data = _with_face(sha256, index)
     wanted, probabilities = requested_filter(sha256)
     found = select_faces(data, probabilities, wanted)
-    places = np.flatnonzero(found == index)
-    position = int(places[0]) if len(places) else None
+    if index not in found:  # then its neighbours are those of the whole dataset
+        wanted, found = FaceFilter(version=wanted.version), np.arange(len(data))
+    position = int(np.flatnonzero(found == index)[0])
     query = wanted.as_query()
 
     def neighbour(step: int) -> str | None:
-        if position is None or not 0 <= position + step < len(found):
+        if not 0 <= position + step < len(found):
             return None
         return url_for("datasets.show_face", sha256=sha256, index=int(found[position + step]), **query)
 
@@ -170,7 +171,7 @@ def show_face(sha256: str, index: int) -> str:
         filtered=not wanted.is_open,
         previous=neighbour(-1),
         next=neighbour(1),
-        back=url_for("datasets.show_dataset", sha256=sha256, page=(position or 0) // _PAGE + 1, **query) + "#faces",
+        back=url_for("datasets.show_dataset", sha256=sha256, page=position // _PAGE + 1, **query) + "#faces",
     )
 
 

@@ -1,42 +1,47 @@
-"""A dataset's faces by a model that was not trained on them: predicted through the queue, in the background."""
+"""A dataset's faces by a model that was not trained on them: a job, whose results are kept beside the dataset.
+
+As a job it leaves interactive predictions their turn, and stays out of their latency.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
 from dataclasses import dataclass
 from typing import Final
 
-from dashboard.face_grid import encode_png
-from dashboard.store_cache import StoreCache, predictions_key
+from dashboard.store_cache import Dataset, StoreCache, predictions_key
 from dashboard.tasks.background import BackgroundTask, TaskState
 from shared.client import Client
 from shared.errors import GenderlineError
-from shared.messages import PACK_LIMIT
+from shared.records.jobs import Jobs, JobState
+from shared.records.results import result_row
 
-_PACKS_AT_ONCE: Final = 4
-"""Few, so that others' predictions are not held up for long."""
-
-_ANSWER_S: Final = 120.0
+_LOOK_S: Final = 2.0
+"""How often the job is looked at besides its events, so that a dashboard that stops waits no longer."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringState(TaskState):
-    """How far the scoring of a dataset is: `done` of `total` faces.
+    """How far the scoring of a dataset is: `done` of `total` images.
 
     Attributes:
         sha256: the dataset.
         version: the model.
+        job_id: the job that predicts them, once it is submitted.
     """
 
     sha256: str = ""
     version: int = 0
+    job_id: str | None = None
 
 
 class ScoringTask(BackgroundTask[ScoringState]):
     """Scores one dataset at a time, and keeps the result in the store.
 
     Args:
-        client: sends the faces.
-        store_cache: knows them.
+        client: submits the job.
+        store_cache: knows the faces.
     """
 
     def __init__(self, client: Client, store_cache: StoreCache) -> None:
@@ -58,16 +63,46 @@ class ScoringTask(BackgroundTask[ScoringState]):
 
     def _score(self) -> None:
         sha256, version = self.state.sha256, self.state.version
-        data = self._store_cache.dataset(sha256)
-        lines = ["index,probability_female"]
-        step = _PACKS_AT_ONCE * PACK_LIMIT
-        for start in range(0, len(data), step):
-            self.raise_if_closed()
-            images = [encode_png(face) for face in data.faces[start : start + step]]
-            entries, _ = self._client.predict(images, model_version=version, timeout_s=_ANSWER_S)
-            for index, entry in enumerate(entries, start):
-                if "error" in entry:
-                    raise GenderlineError(entry["error"]["message"], code=entry["error"]["code"])
-                lines.append(f"{index},{entry['probability_female']}")
-            self.update(done=start + len(images))
+        job_id = self._client.predict_dataset(sha256, version)
+        self.update(job_id=job_id)
+        self._wait_for(job_id)
+        text = self._client.store.get(Jobs.results_key(job_id)).decode()
+        lines = _predictions(self._store_cache.dataset(sha256), text)
         self._client.store.put(predictions_key(sha256, version), ("\n".join(lines) + "\n").encode())
+
+    def _wait_for(self, job_id: str) -> None:
+        """Returns once the job has finished.
+
+        Raises:
+            GenderlineError: it ended otherwise, or the dashboard stops.
+        """
+        while True:
+            self.raise_if_closed()
+            try:
+                for job, progress in self._client.follow_job(job_id, timeout_s=_LOOK_S):
+                    self.raise_if_closed()
+                    self.update(done=progress.done, total=progress.total or self.state.total)
+                    if job.error is not None:
+                        raise GenderlineError(job.error.message, code=job.error.code)
+                    if job.state is JobState.FINISHED:
+                        return
+            except GenderlineError as error:
+                if error.code != "timeout":
+                    raise
+
+
+def _predictions(data: Dataset, results: str) -> list[str]:
+    """Returns the lines of a dataset's predictions.
+
+    Args:
+        data: whose faces they are.
+        results: of the job that predicted its archive, as CSV.
+    """
+    found = {row["name"]: row["probability_female"] for row in csv.DictReader(io.StringIO(results, newline=""))}
+    lines = ["index,probability_female"]
+    for index, name in enumerate(data.names):
+        probability = found.get(str(result_row(name, 0.5)[0]))  # the name as results write it
+        if not probability:
+            raise GenderlineError(f"the job has no prediction for {name[:80]!r}, face {index} of the dataset")
+        lines.append(f"{index},{probability}")
+    return lines

@@ -42,7 +42,7 @@ class JobHandler(Handler[_Asked]):
     Args:
         store: where archives lie, and records.
         settings: limits and the size of a shard.
-        models: the champion is the model that a job uses, to its end.
+        models: a job uses the champion, or the version that it asks for, to its end.
         archives: keeps the archive open for the shards.
         emit: tells events.
         shard_queue: where shards go.
@@ -129,15 +129,16 @@ class JobHandler(Handler[_Asked]):
             fetch_archive(asked.request, self._store, self._settings, folder) as path,
         ):
             images, key = self._store_archive(job_id, asked.request.uri, path, folder)
-        champion = self._models.champion
-        assert champion is not None  # noqa: S101 - none is ever taken away
+        version = asked.request.model_version
+        model = self._models.champion if version is None else self._models.get(version)
+        assert model is not None  # noqa: S101 - a champion is never taken away
         size = self._settings.shard_images
         # Another delivery of this message may have been here before: then its model and its shards hold.
         return self._jobs.accept(
             job_id,
             reply_to=asked.message.reply_to,
             correlation_id=asked.message.correlation_id,
-            model=champion.identity,
+            model=model.identity,
             archive=key,
             images=images,
             shards=len(shard_bounds(images, size)) - 1,

@@ -15,10 +15,11 @@ import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Final, Literal, NamedTuple, Self, get_args
 
-from shared.errors import Retryable, short_repr
+from shared.errors import GenderlineError, Retryable, short_repr
 from shared.topology import Topology
 
 _LOG: Final = logging.getLogger(__name__)
@@ -50,8 +51,57 @@ class BrokerFull(BrokerError):
     """The queue holds as many messages as it may; nothing was accepted."""
 
 
+class Unconfirmed(BrokerError):
+    """What was published is not confirmed, and may yet be accepted."""
+
+
+class AccessRefused(GenderlineError):
+    """The broker's user lacks a permission. No `BrokerError`: trying again is of no use before somebody grants it."""
+
+    default_code = "unavailable"
+
+
+class MessageTooLarge(BrokerError):
+    """The message is larger than the broker takes: the others of its batch may not have been accepted either."""
+
+
 class BrokerClosed(BrokerError):
     """This broker object, or the consumer, was closed."""
+
+
+TroubleKind = Literal["disconnected", "blocked", "no_majority", "forbidden"]
+TROUBLES: Final[tuple[TroubleKind, ...]] = get_args(TroubleKind)
+
+
+class Trouble(NamedTuple):
+    """Why the broker does not serve us now: a word for programs and a sentence for people."""
+
+    kind: TroubleKind
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How to reach and use a broker on the network, beside its URL.
+
+    Attributes:
+        ca_file: certificates of the authorities to trust instead of the system's.
+        cert_file: our certificate.
+        key_file: its private key.
+        login: by the URL's user and password, or by the certificate.
+        declare: make queues and exchanges, or only look whether an administrator has.
+    """
+
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    login: Literal["password", "external"] = "password"
+    declare: Literal["active", "passive"] = "active"
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether a file for TLS is set."""
+        return any((self.ca_file, self.cert_file, self.key_file))
 
 
 def _new_id() -> str:
@@ -187,6 +237,9 @@ class Consumer(abc.ABC):
 
         Returns:
             The deliveries; empty after the time-out or once closed.
+
+        Raises:
+            AccessRefused: the broker's user may not read a queue, or not publish events.
         """
 
     @abc.abstractmethod
@@ -306,8 +359,10 @@ class Broker(abc.ABC):
 
         Raises:
             BrokerFull: a queue is at its limit; messages before the refused one may have been accepted.
-            BrokerError: no confirmation in `timeout_s`, the message is larger than the broker takes, or the queue
-                does not exist. Publishing again with the same `message_id` is harmless.
+            Unconfirmed: no confirmation in `timeout_s`. Publishing again with the same `message_id` is harmless.
+            MessageTooLarge: a message is larger than the broker takes.
+            BrokerError: the queue does not exist.
+            AccessRefused: the broker's user may not publish there.
         """
 
     def publish(self, queue: str, message: Message, timeout_s: float = 30.0) -> None:
@@ -355,6 +410,11 @@ class Broker(abc.ABC):
     @abc.abstractmethod
     def drop_dead(self, dead_ids: Sequence[str] | None = None) -> int:
         """Deletes dead letters; None means all. Returns how many."""
+
+    @property
+    def trouble(self) -> Trouble | None:
+        """Why the broker does not serve us now, as far as it is known; None where it does."""
+        return None
 
     @property
     @abc.abstractmethod

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from shared.cli import dead, delete, demo_commands, models, predictions, reference, services, training
+from shared.cli import dead, definitions, delete, demo_commands, models, predictions, reference, services, training
 from shared.cli.base import output_of
 from shared.errors import GenderlineError
 
@@ -56,6 +56,7 @@ def main() -> None:
 for _command in (
     services.up,
     services.status,
+    services.doctor,
     training.train,
     training.runs,
     models.models,
@@ -68,6 +69,7 @@ for _command in (
     delete.delete,
     demo_commands.sample,
     demo_commands.demo,
+    definitions.definitions,
     reference.settings,
     reference.params,
     reference.metrics,

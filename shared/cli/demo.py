@@ -124,6 +124,8 @@ class Demo:
             f"held-out faces; {place_of(client, version)}",
             "green",
         )
+        if client.registry.aliases().champion is None:
+            raise _Unsuccessful("no model serves, so there is nothing to predict with; train on more faces")
         return run
 
     def _predict(self, client: Client, archive: Path, run: Run) -> None:

@@ -10,6 +10,7 @@ from typing import Final
 
 from shared.cli.output import Steps
 from shared.client import Client
+from shared.errors import GenderlineError
 from shared.records.jobs import Job, JobState
 from shared.records.runs import Progress, Run, RunState
 from shared.telemetry.liveness import HeartbeatListener
@@ -80,9 +81,14 @@ def follow_job(client: Client, job_id: str, steps: Steps, timeout_s: float | Non
 def place_of(client: Client, version: int) -> str:
     """Returns which model serves now that a version is registered, as the end of a sentence."""
     champion = client.registry.find_aliases()[0].champion
-    if champion is None:
-        return "no model serves yet"
-    return "the champion now" if champion == version else f"not promoted, the champion is still version {champion}"
+    if champion == version:
+        return "the champion now"
+    place = f"not promoted, the champion is still version {champion}" if champion else "no model serves yet"
+    try:
+        gate = client.registry.card(version).gate
+    except GenderlineError:  # deleted, or damaged
+        gate = None
+    return place if gate is None or gate.passed else f"{place}: {gate.reason}"
 
 
 @contextlib.contextmanager

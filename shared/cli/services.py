@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import dataclasses
+from typing import Final
 
 import click
 
 from shared.cli.base import connected, json_option, output_of, settings_in_force
-
-if TYPE_CHECKING:
-    pass
 
 _SERVICES: Final = click.Choice(["trainer", "inference", "dashboard"])
 
@@ -32,6 +30,31 @@ def up(ctx: click.Context, only: tuple[str, ...]) -> None:
     if refused := serve(service_children(ports), output.remark):
         output.error(f"the {refused} refused to start with these settings; why stands above, in its own words")
         ctx.exit(2)
+
+
+@click.command()
+@json_option
+@click.pass_context
+def doctor(ctx: click.Context) -> None:
+    """Check this installation, and say what to do about each problem.
+
+    Exit code 1 means that there is a problem. A warning is none.
+    """
+    from shared.cli.doctor import Finding, examine  # noqa: PLC0415
+
+    output = output_of(ctx)
+    styles = {"ok": "green", "warning": "yellow", "problem": "bold red"}
+    findings: list[Finding] = []
+    for finding in examine(settings_in_force()):
+        findings.append(finding)
+        if not output.as_json:
+            output.line(f"{finding.state:<8} {finding.check}: {finding.found}", styles[finding.state])
+            if finding.advice:
+                output.line(f"{'':<8} → {finding.advice}")
+    if output.as_json:
+        output.document([dataclasses.asdict(finding) for finding in findings])
+    if any(finding.state == "problem" for finding in findings):
+        ctx.exit(1)
 
 
 @click.command()

@@ -71,6 +71,22 @@ class Spread(StoredModel):
     false_negative_rate: float | None
 
 
+class Robustness(StoredModel):
+    """The accuracy on held-out faces that were changed, such as blurred.
+
+    Attributes:
+        change: what was done to the faces; `unchanged` for nothing.
+        faces: how many.
+        accuracy: share predicted correctly.
+        balanced_accuracy: mean of both genders' recall.
+    """
+
+    change: str
+    faces: int
+    accuracy: float
+    balanced_accuracy: float
+
+
 class Confusion(StoredModel):
     """Faces by their label and their prediction."""
 
@@ -131,6 +147,7 @@ class Evaluation(StoredModel):
         gap: the highest accuracy of these groups less the lowest; None where there is none.
         spreads: the differences between groups, by the kind of group.
         histogram: faces by probability of female, 20 bins of equal width: what drift in production is held against.
+        robustness: the accuracy on some of the faces, changed in several ways; empty where it was not measured.
     """
 
     count: int
@@ -155,3 +172,4 @@ class Evaluation(StoredModel):
     gap: float | None
     spreads: dict[GroupKind, Spread]
     histogram: list[int]
+    robustness: tuple[Robustness, ...] = ()

@@ -32,6 +32,22 @@ class CardDataset(StoredModel):
     counts: dict[str, int]
 
 
+class CardStart(StoredModel):
+    """The weights that training began from, where it did not begin from random ones.
+
+    Attributes:
+        name: of the weights.
+        source: the data that they were trained on, by whom, and its licence.
+        archive_sha256: of that data.
+        faces: how many faces they have seen.
+    """
+
+    name: str
+    source: str
+    archive_sha256: str
+    faces: int
+
+
 class CardFile(StoredModel):
     """A model file: what a reader compares before it loads it."""
 
@@ -134,6 +150,7 @@ class ModelCard(StoredModel):
         created: when, UTC, ISO 8601.
         dataset: what it was trained on.
         params: the training parameters, all of them.
+        start: the weights that training began from; None where it began from random ones.
         metrics: the headline figures: `val_accuracy`, `val_loss`, `test_accuracy`, `test_auc`, `test_ece`, ….
         evaluation: everything measured on the held-out part.
         warnings: what the user should know about the data, in sentences.
@@ -159,6 +176,7 @@ class ModelCard(StoredModel):
     created: Timestamp
     dataset: CardDataset
     params: dict[str, Any]
+    start: CardStart | None
     metrics: dict[str, float]
     evaluation: Evaluation
     warnings: list[str] = Field(default_factory=list)

@@ -40,7 +40,19 @@ class Settings(BaseSettings):
     broker_url: str = Field(
         "sqlite:///data/broker.db",
         repr=False,  # it may hold a password
-        description="The broker: `sqlite:///PATH` (embedded) or `amqp://` / `amqps://`",
+        description="The broker: `sqlite:///PATH` (embedded) or `amqp://` / `amqps://` (hosts separated by commas)",
+    )
+    broker_url_file: Path | None = Field(None, description="A file that holds the broker's URL, in place of it")
+    broker_ca_file: Path | None = Field(
+        None, description="Certificates of the authorities that vouch for RabbitMQ, for `amqps://`"
+    )
+    broker_cert_file: Path | None = Field(None, description="Our certificate for RabbitMQ")
+    broker_key_file: Path | None = Field(None, description="Its private key")
+    broker_login: Literal["password", "external"] = Field(
+        "password", description="Log in to RabbitMQ by the URL's user and password, or (`external`) by our certificate"
+    )
+    declare: Literal["active", "passive"] = Field(
+        "active", description="Make RabbitMQ's queues, or (`passive`) use those that an administrator has made"
     )
     store_url: str = Field("file:data/store", description="The store: `file:PATH` or `s3://BUCKET/PREFIX`")
     queue_prefix: str = Field(
@@ -63,6 +75,7 @@ class Settings(BaseSettings):
         le=65535,
         description="Metrics port of the one service started (trainer 9101, inference 9102); 0 takes free ones",
     )
+    token_file: Path | None = Field(None, description="A file that holds the token, in place of it")
     token: str | None = Field(
         None,
         repr=False,
@@ -120,6 +133,22 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged")
     log_format: Literal["text", "json"] = Field("text", description="Log lines for people or for programs")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_secrets(cls, values: dict[str, object]) -> dict[str, object]:
+        """Reads what a variable `…_FILE` names: orchestrators mount secrets as files."""
+        for name in ("broker_url", "token"):
+            file = values.get(f"{name}_file")
+            if not file:
+                continue
+            if values.get(name):
+                raise ValueError(f"{variable(name)} and {variable(name)}_FILE are both set; expected one of them")
+            try:
+                values[name] = Path(str(file)).read_text().strip()
+            except OSError as error:
+                raise ValueError(f"{variable(name)}_FILE: {file}: {error.strerror}") from None
+        return values
+
     @field_validator("allowed_roots", mode="before")
     @classmethod
     def _split_roots(cls, value: object) -> object:
@@ -147,7 +176,10 @@ class Settings(BaseSettings):
             raise ValueError("expected sqlite:///PATH, amqp://… or amqps://…")
         if not value.startswith("sqlite"):
             try:
-                _ = urlsplit(value).port
+                parts = urlsplit(value)
+                user, at, hosts = parts.netloc.rpartition("@")
+                for host in hosts.split(","):
+                    _ = urlsplit(f"{parts.scheme}://{user}{at}{host}").port
             except ValueError:  # its text may hold the password, which a `/` turns into a port
                 raise ValueError("expected a whole URL, with a number from 0 to 65535 as its port") from None
         return value

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Plat
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from shared.broker.base import Broker
+from shared.broker.base import TROUBLES, Broker
 from shared.errors import CODES, Retryable
 from shared.faces.labels import GENDERS
 from shared.faces.rejects import REJECT_REASONS
@@ -19,7 +19,7 @@ from shared.faces.rejects import REJECT_REASONS
 LABELS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "genderline_predictions": {"outcome": ("ok", "invalid", "failed", "expired")},
     "genderline_model_info": {"version": (), "provider": ("cpu", "cuda")},
-    "genderline_model_swaps": {"outcome": ("ok", "failed")},
+    "genderline_model_swaps": {"outcome": ("ok", "failed", "crashed")},
     "genderline_predicted_gender": {"gender": GENDERS},
     "genderline_drift_score": {"signal": ("luma", "contrast", "predicted_female", "confidence")},
     "genderline_shadow_predictions": {"outcome": ("agree", "disagree", "failed", "dropped")},
@@ -157,12 +157,17 @@ class BrokerCollector(Collector):
         self._broker = broker
 
     def collect(self) -> Iterable[Metric]:
-        """Yields the broker's figures; of one that is away, only how often it was reached again."""
+        """Yields the broker's figures; of one that is away, only its trouble and how often it was reached again."""
         depth = GaugeMetricFamily("genderline_queue_depth", "Messages waiting in a queue", labels=["queue"])
         with contextlib.suppress(Retryable):
             for queue, found in self._broker.depths(_SCRAPE_WAIT_S).items():
                 depth.add_metric([self._broker.topology.short(queue)], found.ready)
             yield depth
+        trouble = self._broker.trouble
+        troubles = GaugeMetricFamily("genderline_broker_trouble", "Why the broker does not serve us", labels=["kind"])
+        for kind in TROUBLES:
+            troubles.add_metric([kind], float(trouble is not None and trouble.kind == kind))
+        yield troubles
         yield CounterMetricFamily(
             "genderline_broker_reconnects", "Lost broker connections made anew", value=self._broker.reconnects
         )

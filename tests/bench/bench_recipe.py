@@ -40,7 +40,7 @@ from trainer.release.evaluate import evaluate
 from trainer.training.calibrate import fit_temperature
 from trainer.training.device import DeviceFaces, choose_device
 from trainer.training.distributed import ProcessGroup
-from trainer.training.model import NETWORKS, build_network, cost, residual
+from trainer.training.model import NETWORKS, build_network, measure_cost, residual
 from trainer.training.recipe import Recipe, decide
 from trainer.training.throughput import measure_throughput
 from trainer.training.train import Hooks, TrainingJob, predict_logits, train
@@ -62,7 +62,9 @@ FEWER_LAYERS: Final = ((16, 32, 64, 112, 160), (0, 0, 1, 1))
 
 ROWS: Final[dict[str, dict[str, Any]]] = {
     "the default": {},
+    "… from the starter": {"init": "starter"},
     "… stopping early": {"patience": 12},
+    "… in batches of 8": {"batch_size": 8},
     "… its epoch by the plain loss": {"temperature": 1.0},
     "… with fewer layers": {"layers": FEWER_LAYERS},
     "… in float32": {"precision": "float32"},
@@ -117,14 +119,21 @@ class Outcome:
 def recipe_of(row: str, seed: int, faces: int, device: torch.device) -> Recipe:
     """Returns what a row does with so many training faces."""
     changes = {name: value for name, value in ROWS[row].items() if name not in {"temperature", "layers"}}
-    default = decide(TrainingParams(), faces=faces, device=device, throughput=lambda _: math.inf)
+    default = decide(
+        TrainingParams(init="scratch"),
+        faces=faces,
+        device=device,
+        throughput=lambda _: math.inf,
+        starter_helps=lambda: False,
+    )
     if "epochs" in changes:
         changes["epochs"] = max(1, round(default.epochs * changes["epochs"]))
     return decide(
-        TrainingParams.model_validate({"seed": seed} | changes),
+        TrainingParams.model_validate({"seed": seed, "init": "scratch"} | changes),
         faces=faces,
         device=device,
         throughput=lambda recipe: measure_throughput(recipe, device),
+        starter_helps=lambda: False,
     )
 
 
@@ -187,7 +196,7 @@ def measure(row: str, seed: int, recipe: Recipe, dataset: Dataset, device: torch
         balanced_accuracy=figures.balanced_accuracy,
         unmirrored=float(np.mean((unmirrored >= 0) == (dataset.labels[held_out] > 0))),
         ece=figures.ece,
-        multiply_adds=cost(network).multiply_adds,
+        multiply_adds=measure_cost(network).multiply_adds,
         seconds=curve[-1][0],
         curve=curve,
     )

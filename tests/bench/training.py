@@ -53,7 +53,7 @@ def measured(
 
     torch.set_num_threads(Settings().cores)
     device = choose_device("auto")
-    recipe = decide(params, faces=faces, device=device, throughput=lambda _: math.inf)
+    recipe = decide(params, faces=faces, device=device, throughput=lambda _: math.inf, starter_helps=lambda: False)
     bare = _bare_loop(recipe, device, max(FACES, BARE_STEPS * recipe.batch_size))
     bare()
     pairs = Pairs([], [])

@@ -90,6 +90,7 @@ class Place:
                 for queue in self.topology.queues:
                     channel.queue_delete(queue)
                 channel.exchange_delete(self.topology.events)
+                channel.exchange_delete(self.topology.requests)
 
 
 @pytest.fixture

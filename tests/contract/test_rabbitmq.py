@@ -11,6 +11,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pika
@@ -22,6 +23,9 @@ from shared.broker.base import Broker, BrokerError, Event, Message, Outgoing, re
 from shared.broker.rabbitmq import broker as rabbitmq
 from shared.broker.rabbitmq.codec import message_of
 from shared.broker.reply_batch import REPLY_BATCH, pack, unpack
+from shared.client import Client
+from shared.messages import parse_prediction, prediction, prediction_reply
+from shared.store.files import FileStore
 from shared.topology import Topology
 from tests.contract.conftest import Place
 from tests.contract.test_broker_events import replies
@@ -301,6 +305,30 @@ def test_a_message_larger_than_the_broker_takes_is_refused_while_others_pass_in_
     passing.join(30)
     assert first_occurrences(broker, queue) == [message.body for message in numbered(2000)]
     assert broker.reconnects == 0
+
+
+def test_an_image_larger_than_the_broker_takes_costs_its_own_entry(place: Place, tmp_path: Path) -> None:
+    broker = place.open()
+    images = [b"small", bytes(MAX_MESSAGE_BYTES + 1), b"another", bytes(9 * 2**20)]
+
+    def answer() -> None:
+        answered = 0
+        with broker.consume([place.topology.predictions], 10) as consumer:
+            while answered < 3:
+                for delivery in consumer.receive(1, timeout_s=10):
+                    ids = parse_prediction(delivery.message).ids
+                    answered += len(ids)
+                    entries = [prediction(key, 0.75) for key in ids]
+                    consumer.settle([delivery], prediction_reply(delivery.message, {"version": 1}, entries))
+                    consumer.flush()
+
+    worker = threading.Thread(target=answer)
+    worker.start()
+    entries, _ = Client(broker, FileStore(tmp_path)).predict(images, timeout_s=30)
+    worker.join(30)
+    assert [entry.get("gender") for entry in entries] == ["female", None, "female", "female"]
+    assert entries[1]["error"]["code"] == "image_too_large"
+    assert f"{MAX_MESSAGE_BYTES + 1:,} bytes" in entries[1]["error"]["message"]
 
 
 def test_what_is_published_behind_a_message_that_makes_the_broker_hang_up_passes_in_its_order(

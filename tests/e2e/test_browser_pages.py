@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from playwright.sync_api import Browser, Dialog, FilePayload, Locator, expect
 from dashboard.http_server import serve
 from shared.broker.base import Message
 from shared.records.runs import RunState
+from tests.archives import zipped
 from tests.browser import DESK, PHONE, Visit, chromium
 from tests.dashboard_app import Site, open_site
 from tests.store_builder import HOSTILE_NAMES
@@ -526,11 +528,10 @@ def test_what_belongs_together_stands_together(site: Site, base: str, browser: B
 WATCH_STAGES = """() => new MutationObserver(() => {
   for (const stage of document.querySelectorAll(".uploads [data-show=stage]")) window.seen(stage.textContent);
 }).observe(document.querySelector(".uploads"), { childList: true, subtree: true, characterData: true })"""
-DROP = """async (zone) => {
+DROP = """async (zone, files) => {
   const transfer = new DataTransfer();
-  for (const [name, size] of [["one.zip", 3e6], ["two.zip", 2e6], ["notes.txt", 10]]) {
-    const bytes = new Uint8Array(size);
-    bytes.set([80, 75, 3, 4]);
+  for (const [name, base64] of files) {
+    const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
     transfer.items.add(new File([bytes], name));
   }
   for (const kind of ["dragover", "drop"]) {
@@ -549,7 +550,10 @@ def test_several_archives_are_dropped_at_once_and_each_is_followed(site: Site, b
 
     visit.page.expose_function("seen", see)
     visit.page.evaluate(WATCH_STAGES)
-    visit.page.locator("[data-upload]").evaluate(DROP)
+    one, two = (zipped([("30_1_0.jpg", bytes(size * 1_000_000))]) for size in (3, 2))
+    files = {"one.zip": one, "two.zip": two, "notes.txt": b"some notes"}
+    dropped = [[name, base64.b64encode(data).decode()] for name, data in files.items()]
+    visit.page.locator("[data-upload]").evaluate(DROP, dropped)
 
     tasks = visit.page.locator(".uploads .task")
     expect(tasks).to_have_count(2)

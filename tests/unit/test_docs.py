@@ -87,8 +87,14 @@ def test_settings_commands_and_targets_that_a_page_names_exist(page: Path) -> No
     assert set(re.findall(r"(?:`|^    )make ([a-z-]+)", text, flags=re.MULTILINE)) <= targets, page
 
 
-ALLOWED: Final[set[str]] = set()
-"""What looks like a setting in a page and is none."""
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_code_that_a_page_names_exists(page: Path) -> None:
+    named = re.findall(r"`((?:shared|trainer|inference|dashboard|tests|deploy|docs)/[\w/.-]*[\w/])`", page.read_text())
+    assert [path for path in named if not (REPOSITORY / path).exists()] == []
+
+
+ALLOWED: Final = {"GENDERLINE_MEMORY"}
+"""What looks like a setting in a page and is none: Compose's own."""
 
 
 def _headings(page: Path) -> list[tuple[str, str]]:

@@ -48,6 +48,7 @@ from trainer.data.dedupe import Deduplicator, FaceEntry
 from trainer.data.face_file import FacesWriter, replacing
 from trainer.data.labelling import Labelling, recognize_labels
 from trainer.data.near_duplicates import near_duplicates
+from trainer.data.seen import train_on_seen
 from trainer.data.split import split
 
 Key = TypeVar("Key", int, str)
@@ -123,6 +124,7 @@ def ingest(
         phashes = np.frombuffer(b"".join(face.traits.phash for face in faces), np.uint64).reshape(-1, 2)
         groups = near_duplicates(phashes, lambda: on_progress(images_seen, images_seen))
         parts = split([face.traits.label for face in faces], [face.traits.digest for face in faces], groups)
+        parts = train_on_seen(parts, groups, phashes)
         if refusal := _unsplittable(faces, groups, parts):
             raise _refused(refusal, folder, faces, deduplicator, images_seen, labelling.report)
         face_file.finish([face.entry for face in faces])

@@ -70,6 +70,30 @@ def near_duplicates(
     return first[group].astype(np.int64)
 
 
+def near_any(hashes: NDArray[np.uint64], others: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Returns which hashes are near any of the others, bool (N,).
+
+    Args:
+        hashes: uint64 (N, 2), of `dhash`.
+        others: uint64 (M, 2), the same.
+    """
+    near = np.zeros(len(hashes), bool)
+    for keys, other_keys in zip(_band_keys(hashes), _band_keys(others), strict=True):
+        order = np.argsort(other_keys, kind="stable")
+        ends_by_key = np.bincount(other_keys, minlength=1 << _BAND_BITS).cumsum()
+        ends = ends_by_key[keys]
+        starts = np.where(keys == 0, 0, ends_by_key[keys - 1])  # of key 0, the index wraps to one that is not taken
+        # As for pairs within one set: each hash meets the first, second, … of those that share its band.
+        left = np.flatnonzero(~near & (starts < ends))
+        step = 0
+        while len(left):
+            apart = np.bitwise_count(hashes[left] ^ others[order[starts[left] + step]])
+            near[left[(apart[:, 0] <= MAX_HORIZONTAL_BITS) & (apart[:, 1] <= MAX_VERTICAL_BITS)]] = True
+            step += 1
+            left = left[~near[left] & (starts[left] + step < ends[left])]
+    return near
+
+
 def _distinct(hashes: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.intp]]:
     """Returns the hashes without copies, and each one's index into these: a quicker `np.unique`."""
     order = np.lexsort(hashes.T[::-1])
@@ -89,10 +113,8 @@ def _near_pairs(
     Only hashes that agree in one of four bands are compared. A band takes every fourth bit: neighbouring bits tend to
     agree on all faces, and bands made of those would hold everyone.
     """
-    bits = np.unpackbits(hashes[:, :1].copy().view(np.uint8), axis=1)
     compared = 0
-    for band in range(_BANDS):
-        keys = np.packbits(bits[:, band::_BANDS], axis=1).view(np.uint16)[:, 0]
+    for keys in _band_keys(hashes):
         order = np.argsort(keys, kind="stable")
         _, starts, counts = np.unique(keys[order], return_index=True, return_counts=True)
         # Each hash in a bucket of n meets those after it: distance 1, 2, … n-1 along `order`.
@@ -109,6 +131,13 @@ def _near_pairs(
             compared += len(left) + _JOINED * int(near.sum())
             if near.any():
                 yield a[near], b[near]
+
+
+def _band_keys(hashes: NDArray[np.uint64]) -> Iterator[NDArray[np.uint16]]:
+    """Yields the bits of each band, uint16 (N,)."""
+    bits = np.unpackbits(hashes[:, :1].copy().view(np.uint8), axis=1)
+    for band in range(_BANDS):
+        yield np.packbits(bits[:, band::_BANDS], axis=1).view(np.uint16)[:, 0]
 
 
 def _root(parents: NDArray[np.int64], index: int) -> int:

@@ -20,6 +20,7 @@ from shared.records.model_card import (
     LUMA_RANGE,
     CardDataset,
     CardFile,
+    CardStart,
     GateResult,
     InputStatistics,
     ModelCard,
@@ -30,6 +31,7 @@ from shared.records.registry import Registry
 from shared.records.runs import EpochRow
 from shared.store.base import sha256_of
 from trainer.training.model import Cost
+from trainer.training.starter import load_starter
 from trainer.training.train import Trained
 
 LIBRARIES: Final = ("torch", "torchvision", "numpy", "scikit-learn", "onnx", "onnxruntime", "onnxscript")
@@ -69,7 +71,7 @@ def build_card(
         parity: from `verify_parity`.
         model_path: the exported file.
         variants: from `build_variants`.
-        network_cost: from `model.cost`.
+        network_cost: from `measure_cost`.
         inputs: from `measure_inputs`.
         device: what it was trained on, in words.
         warnings: what the user should know about the data.
@@ -82,6 +84,7 @@ def build_card(
         created=now_iso(),
         dataset=dataset,
         params=params.as_dict(),
+        start=CardStart.model_validate(load_starter().card) if params.init == "starter" else None,
         metrics=_headline(best, evaluation),
         evaluation=evaluation,
         warnings=warnings,
@@ -151,7 +154,7 @@ def render_card(card: ModelCard) -> str:
     return f"""\
 # {card.name}, version {card.version}
 
-Trained by run {_text(card.run_id)}, {card.created}.
+Trained by run {_text(card.run_id)}, {card.created}, from {_start(card)}.
 
 ## Model
 
@@ -207,6 +210,10 @@ Gender, ethnicity and age together, groups of at least {MIN_GROUP} faces, worst 
 
 {_gate(card)}
 
+## Robustness
+
+{_robustness_table(evaluation)}
+
 ## Calibration
 
 Temperature {card.temperature:.3f}, fitted on validation faces and part of the model. Expected calibration error
@@ -250,6 +257,12 @@ def _headline(best: EpochRow, evaluation: Evaluation) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value is not None}
 
 
+def _start(card: ModelCard) -> str:
+    if card.start is None:
+        return "random weights"
+    return f"weights that had seen {card.start.faces:,} faces of {_text(card.start.source)}"
+
+
 def _warnings(card: ModelCard) -> str:
     return "".join(f"**Warning:** {_text(warning)}\n\n" for warning in card.warnings)
 
@@ -275,6 +288,16 @@ def _spread_table(evaluation: Evaluation) -> str:
             for kind, spread in evaluation.spreads.items()
         ],
     )
+
+
+def _robustness_table(evaluation: Evaluation) -> str:
+    if not evaluation.robustness:
+        return "Not measured."
+    table = _table(
+        ("faces", "accuracy", "balanced accuracy"),
+        [(row.change, _percent(row.accuracy), _percent(row.balanced_accuracy)) for row in evaluation.robustness],
+    )
+    return f"The same {evaluation.robustness[0].faces:,} held-out faces, changed:\n\n{table}"
 
 
 def _gate(card: ModelCard) -> str:

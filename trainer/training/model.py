@@ -31,7 +31,7 @@ class FaceNetwork(nn.Module):
         mirror: whether `forward` gives the mean over each face and its mirror image.
     """
 
-    shrinking: torch.Tensor
+    resize_matrix: torch.Tensor
 
     def __init__(self, features: nn.Module, width: int, dropout: float, *, side: int = SIDE) -> None:
         super().__init__()
@@ -43,29 +43,31 @@ class FaceNetwork(nn.Module):
         self.mirror = False
         # How much each row of a whole face counts in a row of the shrunk one, bilinear and antialiased: two products
         # with it shrink a face wherever the network runs, while few runtimes have an antialiased resize.
-        shrinking = functional.interpolate(torch.eye(SIDE)[None, None], (side, SIDE), mode="bilinear", antialias=True)
-        self.register_buffer("shrinking", shrinking[0, 0], persistent=False)
+        resize_matrix = functional.interpolate(
+            torch.eye(SIDE)[None, None], (side, SIDE), mode="bilinear", antialias=True
+        )
+        self.register_buffer("resize_matrix", resize_matrix[0, 0], persistent=False)
 
-    def shrunk(self, faces: torch.Tensor) -> torch.Tensor:
+    def shrink(self, faces: torch.Tensor) -> torch.Tensor:
         """Returns faces float32 (N, 1, 128, 128) at the side that `features` reads."""
-        return faces if self.side == SIDE else self.shrinking @ faces @ self.shrinking.T
+        return faces if self.side == SIDE else self.resize_matrix @ faces @ self.resize_matrix.T
 
     def embed(self, faces: torch.Tensor) -> torch.Tensor:
-        """Returns what the network sees in faces (N, 1, side, side), float32 (N, width)."""
-        seen: torch.Tensor = self.dropout(self.features(faces))
-        return seen
+        """Returns the features of faces (N, 1, side, side): float32 (N, width)."""
+        embedding: torch.Tensor = self.dropout(self.features(faces))
+        return embedding
 
     def decide(self, embedding: torch.Tensor) -> torch.Tensor:
-        """Returns the logits, (N,), for what `embed` gave."""
+        """Returns the logits, (N,), for the features that `embed` returns."""
         logits: torch.Tensor = self.gender(embedding)
         return logits.flatten(0)
 
     def forward(self, faces: torch.Tensor) -> torch.Tensor:
         """Returns the logits, (N,), for faces float32 (N, 1, 128, 128): what is evaluated and served."""
-        seen = self.shrunk(faces)
+        small = self.shrink(faces)
         if not self.mirror:
-            return self.decide(self.embed(seen))
-        return self.decide(self.embed(torch.cat([seen, seen.flip(-1)]))).view(2, -1).mean(0)
+            return self.decide(self.embed(small))
+        return self.decide(self.embed(torch.cat([small, small.flip(-1)]))).view(2, -1).mean(0)
 
 
 def reference(dropout: float) -> FaceNetwork:
@@ -73,9 +75,9 @@ def reference(dropout: float) -> FaceNetwork:
     layers: list[nn.Module] = []
     channels = 1
     for width in (32, 64, 128, 256):  # side 128 → 63 → 30 → 14 → 6
-        layers += [_for_relu(nn.Conv2d(channels, width, kernel_size=3)), nn.ReLU(), nn.MaxPool2d(2)]
+        layers += [_init_for_relu(nn.Conv2d(channels, width, kernel_size=3)), nn.ReLU(), nn.MaxPool2d(2)]
         channels = width
-    layers += [nn.Flatten(), _for_relu(nn.Linear(256 * 6 * 6, 256)), nn.ReLU()]
+    layers += [nn.Flatten(), _init_for_relu(nn.Linear(256 * 6 * 6, 256)), nn.ReLU()]
     return FaceNetwork(nn.Sequential(*layers), 256, dropout)
 
 
@@ -105,9 +107,9 @@ def residual(widths: Sequence[int], blocks: Sequence[int], dropout: float) -> Fa
         blocks: residual blocks (He et al., "Deep Residual Learning", 2016) at side 32, 16, 8 and 4.
         dropout: share of the features that is dropped while training.
     """
-    layers: list[nn.Module] = [*_normalised(1, widths[0], kernel_size=5, stride=2)]
+    layers: list[nn.Module] = [*_conv_bn_relu(1, widths[0], kernel_size=5, stride=2)]
     for before, width, count in zip(widths, widths[1:], blocks, strict=False):
-        layers += [nn.MaxPool2d(2), *_normalised(before, width), *(Residual(width) for _ in range(count))]
+        layers += [nn.MaxPool2d(2), *_conv_bn_relu(before, width), *(Residual(width) for _ in range(count))]
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return FaceNetwork(nn.Sequential(*layers), widths[-1], dropout, side=80)
 
@@ -117,9 +119,9 @@ class Residual(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.first = nn.Sequential(*_normalised(width, width))
+        self.first = nn.Sequential(*_conv_bn_relu(width, width))
         self.second = nn.Sequential(
-            _for_relu(nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False)), nn.BatchNorm2d(width)
+            _init_for_relu(nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False)), nn.BatchNorm2d(width)
         )
         nn.init.zeros_(self.second[1].weight)  # type: ignore[arg-type]
 
@@ -128,13 +130,13 @@ class Residual(nn.Module):
         return functional.relu(maps + self.second(self.first(maps)))
 
 
-def _normalised(channels: int, width: int, *, kernel_size: int = 3, stride: int = 1) -> list[nn.Module]:
+def _conv_bn_relu(channels: int, width: int, *, kernel_size: int = 3, stride: int = 1) -> list[nn.Module]:
     """Returns a padded convolution with batch normalisation and ReLU."""
     convolution = nn.Conv2d(channels, width, kernel_size, stride, padding=kernel_size // 2, bias=False)
-    return [_for_relu(convolution), nn.BatchNorm2d(width), nn.ReLU()]
+    return [_init_for_relu(convolution), nn.BatchNorm2d(width), nn.ReLU()]
 
 
-def _for_relu(layer: nn.Conv2d | nn.Linear) -> nn.Module:
+def _init_for_relu(layer: nn.Conv2d | nn.Linear) -> nn.Module:
     """Draws weights that keep the signal's size through the ReLU; torch's own let it fade layer by layer."""
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     return layer
@@ -170,7 +172,7 @@ def build_network(name: str, *, dropout: float, mirror: bool = False) -> FaceNet
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a network weighs.
+    """The size of a network and its work for a face.
 
     Attributes:
         parameters: trainable numbers.
@@ -181,7 +183,7 @@ class Cost:
     multiply_adds: int
 
 
-def cost(network: nn.Module) -> Cost:
+def measure_cost(network: nn.Module) -> Cost:
     """Counts a network's parameters and multiply-adds; leaves it in the mode it was in."""
     was_training = network.training
     device = next(network.parameters()).device

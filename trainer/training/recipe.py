@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 import torch
 
+from shared.errors import InvalidMessage
 from shared.params import EPOCH_LIMIT, Network, Precision, TrainingParams
 from trainer.training.device import computes_bfloat16
+from trainer.training.starter import STARTER_NETWORK
 
 FEW_FACES: Final = 2_000
 """Below that a small network learns as well, in a fraction of the time."""
@@ -18,13 +20,17 @@ FACES_SHOWN: Final = 400_000
 """What `auto` epochs aim at: training faces shown over the whole run."""
 MIN_EPOCHS: Final = 15
 MAX_EPOCHS: Final = 64
+MAX_EPOCHS_FROM_STARTER: Final = 20
+"""The starter knows faces already: more epochs make it forget them."""
 PATIENCE: Final = 12
 
 
 class Recipe(TrainingParams):
     """Training parameters without any `auto` left: what is actually done."""
 
+    init: Literal["starter", "scratch"]
     network: Network
+    learning_rate: float
     epochs: int
     patience: int
     batch_size: int
@@ -38,7 +44,12 @@ class Recipe(TrainingParams):
 
 
 def decide(
-    params: TrainingParams, *, faces: int, device: torch.device, throughput: Callable[[Recipe], float]
+    params: TrainingParams,
+    *,
+    faces: int,
+    device: torch.device,
+    throughput: Callable[[Recipe], float],
+    starter_helps: Callable[[], bool],
 ) -> Recipe:
     """Decides everything that the parameters leave to us.
 
@@ -47,14 +58,29 @@ def decide(
         faces: how many there are to learn from, 1 or more.
         device: where to train.
         throughput: measures how many faces per second a recipe trains on; asked only where there is a `budget_s`.
+        starter_helps: tries the starter on the training faces; asked only where `init` is `auto` and the network fits.
+
+    Raises:
+        InvalidMessage: `init` is `starter`, and the network is another one than the starter's.
     """
-    network = params.network if params.network != "auto" else "small" if faces < FEW_FACES else "compact"
+    if params.init == "starter" and params.network not in {"auto", STARTER_NETWORK}:
+        raise InvalidMessage(
+            f"init is starter, which needs network {STARTER_NETWORK}; found network {params.network}",
+            code="invalid_params",
+        )
+    may_start = params.init != "scratch" and params.network in {"auto", STARTER_NETWORK}
+    from_starter = may_start and (params.init == "starter" or starter_helps())
+    network = params.network
+    if network == "auto":
+        network = STARTER_NETWORK if from_starter else "small" if faces < FEW_FACES else "compact"
     decided = {
+        "init": "starter" if from_starter else "scratch",
         "network": network,
+        "learning_rate": 0.001 if from_starter else 0.004,
         "mirror": network != "reference",  # which is there to be compared to, as it is
         "batch_size": 256 if device.type == "cuda" and faces >= MANY_FACES else 64 if faces >= FEW_FACES else 32,
         "precision": "bfloat16" if computes_bfloat16(device) else "float32",
-        "epochs": min(MAX_EPOCHS, max(MIN_EPOCHS, FACES_SHOWN // faces)),
+        "epochs": min(MAX_EPOCHS_FROM_STARTER if from_starter else MAX_EPOCHS, max(MIN_EPOCHS, FACES_SHOWN // faces)),
         # A tenth of few faces is too few to tell when to stop.
         "patience": PATIENCE if faces >= FEW_FACES else EPOCH_LIMIT,
     }

@@ -208,7 +208,7 @@ def forward(
         targets: of these faces, as `MultiTaskLoss` takes them.
         generator: decides everything random.
     """
-    inputs = network.shrunk(faces.float().div_(255))  # first, so that augmentation costs less
+    inputs = network.shrink(faces.float().div_(255))  # first, so that augmentation costs less
     if recipe.augment:
         inputs = augment(inputs, generator)
     with torch.autocast(faces.device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bfloat16"):

@@ -29,6 +29,7 @@ from trainer.training.loss import MultiTaskLoss, targets_to_device
 from trainer.training.model import build_network
 from trainer.training.recipe import Recipe
 from trainer.training.schedule import averaging_at, first_candidate, learning_rate_at, split_into_batches
+from trainer.training.starter import load_starter
 from trainer.training.step import TrainStep
 from trainer.training.throughput import ThroughputMeter
 
@@ -185,6 +186,8 @@ def train(
     gender_weights = weigh_genders(job.targets.female[job.training])
     with seeded(device, recipe.seed):
         network = build_network(recipe.network, dropout=recipe.dropout, mirror=recipe.mirror)
+        if recipe.init == "starter":
+            network.load_state_dict(load_starter().weights)
         model = MultiTaskLoss(network, recipe.auxiliary, gender_weights).to(device)
     take_step = TrainStep(model, recipe, device)
     average = take_step.average

@@ -312,6 +312,13 @@ export function changedParameters(root) {
   );
 }
 
+// A link to a form that is folded unfolds it.
+function unfoldTarget() {
+  document.querySelector(`${location.hash || "#none"} > details`)?.setAttribute("open", "");
+}
+window.addEventListener("hashchange", unfoldTarget);
+unfoldTarget();
+
 showTimes();
 setInterval(showTimes, 30_000);
 const every_s = Number(document.body.dataset.refresh);

@@ -17,12 +17,10 @@ from concurrent.futures import Future
 from typing import Any, Final
 
 from pika.channel import Channel
-from pika.exchange_type import ExchangeType
 
 from shared.broker.base import (
-    DEAD_BYTES_KEPT,
-    DEAD_LETTERS_KEPT,
     PREFETCH_BYTES,
+    Access,
     Broker,
     BrokerClosed,
     BrokerError,
@@ -32,6 +30,8 @@ from shared.broker.base import (
     Outgoing,
     ReplyQueue,
     Subscription,
+    Trouble,
+    Unconfirmed,
     requeued_copy,
     stamped,
 )
@@ -39,29 +39,28 @@ from shared.broker.rabbitmq.codec import properties_of
 from shared.broker.rabbitmq.connection import Connection
 from shared.broker.rabbitmq.consumer import RabbitConsumer
 from shared.broker.rabbitmq.dead_letters import DeadLetterQueue, count_ready
+from shared.broker.rabbitmq.definitions import Definitions
 from shared.broker.rabbitmq.publisher import Batch, EventPublisher, Publisher
 from shared.broker.rabbitmq.rpc import RpcChannel
 from shared.broker.rabbitmq.subscriptions import RabbitReplyQueue, RabbitSubscription
+from shared.errors import GenderlineError
 from shared.topology import Topology
 
 _CONNECT_TIMEOUT_S: Final = 10.0
 _ADMIN_TIMEOUT_S: Final = 10.0
-_LAST_RESORT_MARGIN: Final = 80
-"""Deliveries beyond our own limit before the broker itself gives a message up: our code buries what it can, and the
-broker would strike those that were only held when others killed their worker, or connections went."""
-_UNLIMITED: Final = 1_000_000_000
-"""Deliveries of a dead letter: looking at it counts as one, and RabbitMQ 4 has a limit of 20 unless told otherwise."""
 
 
 class RabbitBroker(Broker):
     """RabbitMQ behind the broker interface.
 
     Args:
-        url: `amqp://user:password@host:port/vhost` or `amqps://…`; pika's URL parameters (`?heartbeat=30`) work.
+        url: `amqp://user:password@host:port,host:port/vhost` or `amqps://…`; pika's URL parameters (`?heartbeat=30`)
+            work.
         topology: the queues' names.
         delivery_limit: see `shared.broker.open_broker`.
         queue_limit: messages in one queue before publishing is refused. Quorum queues keep to it loosely: what is
             under way when the limit is reached is still let in.
+        access: TLS, login and who declares the queues.
 
     Raises:
         BrokerError: no connection in ten seconds; at once where the user, the password or the virtual host is wrong,
@@ -72,17 +71,24 @@ class RabbitBroker(Broker):
     prefers_batches = True  # it syncs what it has at the moment, and wakes a thread for each step
 
     def __init__(
-        self, url: str, topology: Topology | None = None, *, delivery_limit: int = 20, queue_limit: int = 1_000_000
+        self,
+        url: str,
+        topology: Topology | None = None,
+        *,
+        delivery_limit: int = 20,
+        queue_limit: int = 1_000_000,
+        access: Access | None = None,
     ) -> None:
         self.topology = topology or Topology()
-        self._last_resort = delivery_limit + _LAST_RESORT_MARGIN
+        self._access = access or Access()
+        self._definitions = Definitions(self.topology, delivery_limit=delivery_limit, queue_limit=queue_limit)
         self._queue_limit = queue_limit
-        self._connection = Connection(url, self._declare)
+        self._connection = Connection(url, self._access, self.topology.requests, self._declare)
         self._publisher = Publisher(self._connection, self._limit_of)
         self._event_publisher = EventPublisher(self._connection, self.topology.events)
         self._lock = threading.Lock()
         self._open: list[Consumer | ReplyQueue | Subscription] = []
-        self._dead_letters = DeadLetterQueue(self._connection, self.topology.dead, self._last_resort)
+        self._dead_letters = DeadLetterQueue(self._connection, self.topology.dead, self._definitions.last_resort)
         for component in (self._publisher, self._event_publisher):
             self._connection.attach(component)  # the I/O thread has not started yet
         self._connection.open(_CONNECT_TIMEOUT_S)
@@ -91,27 +97,7 @@ class RabbitBroker(Broker):
         return self._queue_limit if queue in self.topology.work_queues else None
 
     def _declare(self, channel: Channel, declared: Callable[[], None]) -> None:
-        """Declares everything on the channel; runs in the I/O thread. The broker answers in order."""
-        channel.exchange_declare(self.topology.events, ExchangeType.topic, durable=True)
-        for queue in self.topology.work_queues:
-            arguments = {
-                "x-queue-type": "quorum",
-                "x-delivery-limit": self._last_resort,
-                "x-max-length": self._queue_limit,
-                "x-overflow": "reject-publish",
-                "x-dead-letter-exchange": "",
-                "x-dead-letter-routing-key": self.topology.dead,
-                "x-dead-letter-strategy": "at-least-once",
-            }
-            channel.queue_declare(queue, durable=True, arguments=arguments)
-        dead = {
-            "x-queue-type": "quorum",
-            "x-delivery-limit": _UNLIMITED,
-            "x-max-length": DEAD_LETTERS_KEPT,
-            "x-max-length-bytes": DEAD_BYTES_KEPT,
-            "x-overflow": "drop-head",
-        }
-        channel.queue_declare(self.topology.dead, durable=True, arguments=dead, callback=lambda _: declared())
+        self._definitions.declare(channel, declared, passive=self._access.declare == "passive")
 
     # -- publishing
 
@@ -119,7 +105,7 @@ class RabbitBroker(Broker):
         self._check_open()
         result: Future[None] = Future()
 
-        def on_end(error: BrokerError | None) -> None:
+        def on_end(error: GenderlineError | None) -> None:
             if error is None:
                 result.set_result(None)
             else:
@@ -128,16 +114,22 @@ class RabbitBroker(Broker):
         batch = Batch(on_end, survives=True)
         for item in outgoing:
             properties = properties_of(stamped(item.message))
-            batch.add(item.queue, properties, item.message.body, mandatory=not self._may_be_gone(item.queue))
+            batch.add(
+                item.queue,
+                properties,
+                item.message.body,
+                mandatory=not self._may_be_gone(item.queue),
+                exchange=self.topology.requests if item.queue in self.topology.request_queues else "",
+            )
         self._connection.call(functools.partial(self._publisher.submit, batch))
         try:
             result.result(timeout_s)
         except TimeoutError:
             # Ending it keeps what was not sent yet from being sent, perhaps much later.
             self._connection.call(functools.partial(batch.end, None))
-            raise BrokerError(
+            raise Unconfirmed(
                 f"RabbitMQ at {self._connection.address} did not confirm {len(outgoing)} messages in {timeout_s:g} s"
-                f"{self._connection.status_suffix}"
+                f"{self._connection.status_suffix}; they may yet be accepted"
             ) from None
 
     def _may_be_gone(self, queue: str) -> bool:
@@ -210,13 +202,17 @@ class RabbitBroker(Broker):
         return self._dead_letters.take(_named(dead_ids), lambda _: None)
 
     @property
+    def trouble(self) -> Trouble | None:
+        return self._connection.trouble or self._publisher.trouble
+
+    @property
     def reconnects(self) -> int:
         return self._connection.reconnects
 
     def ping(self, timeout_s: float = 2.0) -> bool:
         try:
             with RpcChannel(self._connection, timeout_s):
-                return True
+                return self.trouble is None
         except BrokerError:
             return False
 

@@ -8,10 +8,10 @@ connection and told when that is lost.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import random
+import re
 import socket
 import threading
 import time
@@ -33,7 +33,8 @@ from pika.exceptions import (
     ProbableAuthenticationError,
 )
 
-from shared.broker.base import BrokerClosed, BrokerError
+from shared.broker.base import Access, AccessRefused, BrokerClosed, BrokerError, Trouble
+from shared.broker.rabbitmq.login import connection_parameters, shared_secret
 from shared.broker.rabbitmq.transport import BatchingConnection
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ _LONGEST_PAUSE_S: Final = 10.0
 _STABLE_S: Final = 2.0
 """A connection that lived shorter than this does not reset the growing pauses."""
 _CLOSE_TIMEOUT_S: Final = 5.0
+_REFUSED: Final = re.compile(r"(?:(?P<operation>configure|write|read) )?access to (?P<kind>\w+) '(?P<name>[^']*)'")
 
 
 class ConnectionLost(BrokerError):
@@ -63,12 +65,16 @@ class Connection:
     """A connection to RabbitMQ that is made anew whenever it is lost.
 
     Args:
-        url: `amqp://…` or `amqps://…`, with pika's URL parameters.
+        url: `amqp://…` or `amqps://…`, of one host or several, with pika's URL parameters.
+        access: TLS and login.
+        any_exchange: one that every user may write to, and that has no queue for the routing key "".
         declare: declares the queues on a channel and calls back when all are; refused, the broker closes the channel.
 
     Attributes:
         transport: pika's connection, perhaps still being made; None between two. For the I/O thread only.
         closed: for good.
+        forbidden: a permission that a service cannot do without, and lacks.
+        on_forbidden: called when that has become known.
         secret: shared by all who connect as this user.
         frame_bytes: the largest frame that the broker takes, and so the most that a message's headers may be.
 
@@ -76,13 +82,16 @@ class Connection:
         ValueError: the URL is malformed, or a parameter of it.
     """
 
-    def __init__(self, url: str, declare: Callable[[Channel, Callable[[], None]], None]) -> None:
-        try:
-            self._parameters = pika.URLParameters(url)
-        except (SyntaxError, TypeError, OSError) as error:  # some are read as Python's literals, some name files of TLS
-            raise ValueError(f"a parameter of the URL cannot be used: {error}") from None
-        self._parameters.client_properties = {"connection_name": f"genderline {socket.gethostname()} {os.getpid()}"}
-        self.secret = hashlib.sha256(self._parameters.credentials.password.encode()).digest()
+    def __init__(
+        self, url: str, access: Access, any_exchange: str, declare: Callable[[Channel, Callable[[], None]], None]
+    ) -> None:
+        self._hosts = connection_parameters(url, access)
+        self._turn = random.randrange(len(self._hosts))  # so that many processes share the nodes
+        for parameters in self._hosts:
+            parameters.client_properties = {"connection_name": f"genderline {socket.gethostname()} {os.getpid()}"}
+        self.secret = shared_secret(self._hosts[0], access)
+        self._passive = access.declare == "passive"
+        self._any_exchange = any_exchange
         self._declare = declare
         self._loop = IOLoop()
         self._components: list[Component] = []
@@ -98,6 +107,9 @@ class Connection:
         self._up_since = 0.0
         self.closed = False
         self.frame_bytes = spec.FRAME_MAX_SIZE
+        self.forbidden: AccessRefused | None = None
+        self.on_forbidden: list[Callable[[], None]] = []
+        self._blocked = ""
         self._shutting = False
         self._thread = threading.Thread(target=self._run, name="rabbitmq", daemon=True)
 
@@ -107,14 +119,30 @@ class Connection:
         return f"{self._parameters.host}:{self._parameters.port}"
 
     @property
+    def _parameters(self) -> pika.ConnectionParameters:
+        return self._hosts[self._turn % len(self._hosts)]
+
+    @property
     def reconnects(self) -> int:
         """How often a lost connection was made anew."""
         return max(0, self._ups - 1)
 
     @property
     def status_suffix(self) -> str:
-        """Why there is no connection now, as the end of a sentence; empty while there is one."""
-        return "" if self._is_up else f"; not connected: {self._last_error}"
+        """What is wrong with the connection, as the end of a sentence; empty where nothing is known."""
+        trouble = self.trouble
+        return "" if trouble is None else f"; {trouble.text}"
+
+    @property
+    def trouble(self) -> Trouble | None:
+        """What is wrong with the connection now."""
+        if self.forbidden is not None:
+            return Trouble("forbidden", str(self.forbidden))
+        if not self._is_up:
+            return Trouble("disconnected", f"not connected: {self._last_error}")
+        if self._blocked:
+            return Trouble("blocked", f"RabbitMQ takes no messages: {self._blocked}")
+        return None
 
     def open(self, timeout_s: float) -> None:
         """Connects, trying again until `timeout_s` is over.
@@ -178,6 +206,29 @@ class Connection:
         """Runs `work` in the I/O thread after a pause."""
         self._loop.call_later(delay_s, work)
 
+    def forbid(self, error: AccessRefused) -> None:
+        """Notes that a service cannot do its work as this user: its consumers raise that."""
+        if self.forbidden is None:
+            self.forbidden = error
+            log.error("%s", error)
+            for tell in list(self.on_forbidden):
+                tell()
+
+    def refused(self, error: ChannelClosedByBroker, operation: str) -> AccessRefused:
+        """Returns the error for a closed channel of reply code 403.
+
+        Args:
+            error: what the broker says.
+            operation: what was tried, in RabbitMQ's words: `configure`, `write` or `read`.
+        """
+        found = _REFUSED.search(error.reply_text)
+        what = f"{found['kind']} {found['name']!r}" if found else error.reply_text
+        user = getattr(self._parameters.credentials, "username", None) or "of the client certificate"
+        return AccessRefused(
+            f"the user {user} has no {(found and found['operation']) or operation} permission on {what} of RabbitMQ at "
+            f"{self.address}; docs/rabbitmq.md lists what each service needs"
+        )
+
     def restart(self, reason: str) -> None:
         """Gives the connection up and makes a new one, which declares every queue again."""
         log.warning("reconnecting to RabbitMQ at %s: %s", self.address, reason)
@@ -218,11 +269,29 @@ class Connection:
         )
 
     def _on_open(self, transport: Any) -> None:
+        transport.add_on_connection_blocked_callback(self._on_blocked)
+        transport.add_on_connection_unblocked_callback(self._on_unblocked)
         transport.channel(on_open_callback=self._on_setup_channel)
+
+    def _on_blocked(self, _: object, frame: Any) -> None:
+        self._blocked = str(frame.method.reason)
+        log.warning("RabbitMQ at %s takes no messages: %s", self.address, self._blocked)
+
+    def _on_unblocked(self, *_: object) -> None:
+        self._blocked = ""
+        log.info("RabbitMQ at %s takes messages again", self.address)
 
     def _on_setup_channel(self, channel: Channel) -> None:
         def refused(_: Channel, error: Exception) -> None:
-            if isinstance(error, ChannelClosedByBroker):
+            if not isinstance(error, ChannelClosedByBroker):
+                return
+            if error.reply_code == 403:
+                self._refuse(f"{self.refused(error, 'configure')}, or is declared by an administrator")
+                self.restart(self._last_error)
+            elif error.reply_code == 404 and self._passive:
+                self._refuse(f"{error.reply_text}; import what `genderline definitions` prints")
+                self.restart(self._last_error)
+            else:
                 self._refuse(
                     f"{error.reply_text}. A queue or exchange was declared before with other arguments (another "
                     "GENDERLINE_QUEUE_LIMIT or GENDERLINE_DELIVERY_LIMIT, an older version, or by hand): set them "
@@ -248,15 +317,24 @@ class Connection:
             log.info("connected to RabbitMQ at %s again", self.address)
         for component in list(self._components):
             component.on_connected(transport)
+        transport.channel(on_open_callback=self._publish_nothing)
         with self._state:
             self._ups += 1
             self._is_up = True
             self._state.notify_all()
 
+    def _publish_nothing(self, channel: Channel) -> None:
+        """Publishes a message that no queue gets: only a publisher is told of an alarm (`connection.blocked`)."""
+        channel.basic_publish(self._any_exchange, "", b"")
+        channel.close()
+
     def _on_lost(self, transport: Any, error: BaseException) -> None:
         if transport is not self.transport:
             return
         self.transport = None
+        self._blocked = ""
+        address = self.address
+        self._turn += 1  # another node may be there
         was_up, self._is_up = self._is_up, False
         cause = _cause(error)
         if self._shutting:
@@ -267,7 +345,7 @@ class Connection:
         elif not self._refused:
             self._last_error = _describe(cause)
         if was_up:
-            log.warning("lost the connection to RabbitMQ at %s: %s", self.address, self._last_error)
+            log.warning("lost the connection to RabbitMQ at %s: %s", address, self._last_error)
         for component in list(self._components):
             component.on_disconnected(cause)
         if was_up and time.monotonic() - self._up_since >= _STABLE_S:

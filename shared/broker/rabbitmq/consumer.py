@@ -37,7 +37,7 @@ from shared.broker.rabbitmq.connection import Connection, ConnectionLost
 from shared.broker.rabbitmq.publisher import Batch, Publisher
 from shared.broker.rabbitmq.transport import BatchingConnection, cancel_consumer
 from shared.broker.reply_batch import pack
-from shared.errors import short_repr
+from shared.errors import GenderlineError, short_repr
 from shared.topology import Topology
 
 log = logging.getLogger(__name__)
@@ -181,9 +181,10 @@ class RabbitConsumer(Consumer):
         self._settling = 0
         self._confirmed = 0
         self._lost = False
-        self._refusal: BrokerError | None = None
+        self._refusal: GenderlineError | None = None
         self._acks_due = False
         self._pulling = False
+        connection.on_forbidden.append(self._wake)
         self._asked: QueueChannel | None = None  # whose answer to a pull is under way; for the I/O thread only
 
     @property
@@ -196,6 +197,8 @@ class RabbitConsumer(Consumer):
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self._changed:
             while not self._closed:
+                if self._connection.forbidden is not None:
+                    raise self._connection.forbidden
                 for source in self._sources:
                     if source.ready:
                         taken = [source.ready.popleft() for _ in range(min(limit, len(source.ready)))]
@@ -409,6 +412,9 @@ class RabbitConsumer(Consumer):
         if not isinstance(error, ChannelClosedByBroker) or not channel.connection.is_open:
             return  # we closed it, or the whole connection goes and `on_disconnected` follows
         self._reset(source)
+        if error.reply_code == 403:
+            self._connection.forbid(self._connection.refused(error, "read"))
+            return
         if error.reply_code == 404:
             self._connection.restart(f"queue {source.queue} does not exist")
             return
@@ -430,7 +436,7 @@ class RabbitConsumer(Consumer):
             token.source.busy.add(token.tag)
         self._publisher.submit(batch)
 
-    def _on_settled(self, tokens: Sequence[_Token], error: BrokerError | None) -> None:
+    def _on_settled(self, tokens: Sequence[_Token], error: GenderlineError | None) -> None:
         lost = isinstance(error, ConnectionLost)
         for token in tokens:
             if error is None:
@@ -521,7 +527,7 @@ class RabbitConsumer(Consumer):
             return
         token.source.busy.add(token.tag)
 
-        def copied(error: BrokerError | None) -> None:
+        def copied(error: GenderlineError | None) -> None:
             if error is None:
                 token.source.settled(token)
             else:
@@ -537,8 +543,13 @@ class RabbitConsumer(Consumer):
         batch.add(delivery.queue, properties, delivery.message.body, mandatory=True)
         self._publisher.submit(batch)
 
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
     def _shut(self, returned: threading.Event) -> None:
         self._connection.detach(self)
+        self._connection.on_forbidden.remove(self._wake)
         open_channels = [
             source.channel for source in self._sources if source.channel is not None and source.channel.is_open
         ]

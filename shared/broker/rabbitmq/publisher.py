@@ -20,10 +20,11 @@ from pika.delivery_mode import DeliveryMode
 from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedByBroker
 from pika.spec import Basic
 
-from shared.broker.base import BrokerClosed, BrokerError, BrokerFull
+from shared.broker.base import BrokerClosed, BrokerError, BrokerFull, MessageTooLarge, Trouble
 from shared.broker.rabbitmq.addresses import is_address
 from shared.broker.rabbitmq.connection import Connection, ConnectionLost
 from shared.broker.rabbitmq.transport import BatchingConnection
+from shared.errors import GenderlineError
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,9 @@ _WINDOW: Final = 1000
 """Messages under way unconfirmed."""
 _WINDOW_BYTES: Final = 16 * 2**20
 """The same in bytes, but always one message."""
+_NEARLY_FULL: Final = 0.9
+"""Of its limit: quorum queues refuse a little before, and their count comes a little late."""
+_ANSWER_TIMEOUT_S: Final = 3.0
 
 
 class Batch:
@@ -43,7 +47,7 @@ class Batch:
 
     __slots__ = ("ended", "on_end", "publications", "survives", "unconfirmed")
 
-    def __init__(self, on_end: Callable[[BrokerError | None], None], *, survives: bool) -> None:
+    def __init__(self, on_end: Callable[[GenderlineError | None], None], *, survives: bool) -> None:
         self.on_end = on_end
         self.survives = survives
         self.publications: list[Publication] = []
@@ -51,7 +55,14 @@ class Batch:
         self.ended = False
 
     def add(
-        self, queue: str, properties: BasicProperties, body: bytes, *, mandatory: bool, droppable: bool = False
+        self,
+        queue: str,
+        properties: BasicProperties,
+        body: bytes,
+        *,
+        mandatory: bool,
+        droppable: bool = False,
+        exchange: str = "",
     ) -> None:
         """Adds a message.
 
@@ -61,10 +72,11 @@ class Batch:
             body: its bytes.
             mandatory: makes it an error that the queue does not exist.
             droppable: makes it none that the message cannot be sent: the others are.
+            exchange: that it goes through, with the queue's name as routing key.
         """
-        self.publications.append(Publication(self, queue, properties, body, mandatory, droppable))
+        self.publications.append(Publication(self, queue, properties, body, mandatory, droppable, exchange))
 
-    def end(self, error: BrokerError | None) -> None:
+    def end(self, error: GenderlineError | None) -> None:
         """Ends the batch unless it already has."""
         if not self.ended:
             self.ended = True
@@ -81,6 +93,7 @@ class Publication:
     body: bytes
     mandatory: bool
     droppable: bool
+    exchange: str
     suspect: bool = False
 
 
@@ -89,7 +102,10 @@ class Publisher:
 
     Args:
         connection: the connection.
-        limit_of: a queue's limit in messages, or None; for the error of a full queue.
+        limit_of: a work queue's limit in messages, None of any other.
+
+    Attributes:
+        trouble: set while a work queue takes no messages for lack of a majority.
     """
 
     def __init__(self, connection: Connection, limit_of: Callable[[str], int | None]) -> None:
@@ -102,6 +118,7 @@ class Publisher:
         self._under_way: OrderedDict[int, Publication] = OrderedDict()
         self._under_way_bytes = 0
         self._closed = False
+        self.trouble: Trouble | None = None
 
     def submit(self, batch: Batch) -> None:
         """Publishes after all that was submitted before; an empty batch ends at once."""
@@ -169,12 +186,12 @@ class Publisher:
         self._under_way_bytes = 0
         if fault is not None and len(under_way) == 1:
             culprit = under_way.pop()
-            self._give_up(
-                culprit,
-                BrokerError(
-                    f"RabbitMQ refused a message of {len(culprit.body)} bytes for {culprit.queue!r}: {fault.reply_text}"
-                ),
-            )
+            if isinstance(fault, ChannelClosedByBroker) and fault.reply_code == 403:
+                culprit.batch.end(self._connection.refused(fault, "write"))
+            else:
+                kind = MessageTooLarge if "larger than" in fault.reply_text else BrokerError
+                found = f"a message of {len(culprit.body)} bytes for {culprit.queue!r}"
+                self._give_up(culprit, kind(f"RabbitMQ refused {found}: {fault.reply_text}"))
         for publication in under_way:
             publication.suspect = publication.suspect or fault is not None
         self._waiting.extendleft(reversed(under_way))
@@ -199,6 +216,7 @@ class Publisher:
             try:
                 channel.connection.publish(
                     channel.channel_number,
+                    publication.exchange,
                     publication.queue,
                     publication.properties,
                     publication.body,
@@ -228,20 +246,52 @@ class Publisher:
     def _confirmed(self, publication: Publication, refused: bool) -> None:
         self._under_way_bytes -= len(publication.body)
         if not refused:
+            if self.trouble is not None and self._limit_of(publication.queue) is not None:
+                self.trouble = None
             self._done(publication.batch)
             return
-        limit = self._limit_of(publication.queue)
-        if limit is not None:
-            self._give_up(publication, BrokerFull(f"queue {publication.queue} is full; its limit is {limit} messages"))
-        else:
-            self._give_up(publication, BrokerError(f"RabbitMQ could not store a message for {publication.queue!r}"))
+        self._find_out_why(publication)
+
+    def _find_out_why(self, publication: Publication) -> None:
+        """Ends a refused publication: a queue refuses when it is full, and when most of its replicas are away."""
+        queue, transport = publication.queue, self._connection.transport
+        limit = self._limit_of(queue)
+        if limit is None or transport is None:
+            self._give_up(publication, BrokerError(f"RabbitMQ could not store a message for {queue!r}"))
+            return
+        asked: list[Channel] = []
+        answered = False
+
+        def answer(ready: int | None) -> None:
+            nonlocal answered
+            if answered:
+                return
+            answered = True
+            if ready is not None and ready >= limit * _NEARLY_FULL:
+                error: BrokerError = BrokerFull(f"queue {queue} is full; its limit is {limit} messages")
+            else:
+                error = BrokerError(f"queue {queue} takes no messages: most of its replicas are away (no majority)")
+                self.trouble = Trouble("no_majority", str(error))
+            self._give_up(publication, error)
+            if asked and asked[0].is_open:
+                asked[0].close()
+
+        def ask(channel: Channel) -> None:
+            asked.append(channel)
+            channel.add_on_close_callback(lambda *_: answer(None))
+            channel.queue_declare(
+                queue, passive=True, callback=lambda frame: answer(int(frame.method.message_count or 0))
+            )
+
+        transport.channel(on_open_callback=ask)
+        self._connection.call_later(_ANSWER_TIMEOUT_S, lambda: answer(None))
 
     def _done(self, batch: Batch) -> None:
         batch.unconfirmed -= 1
         if batch.unconfirmed == 0:
             batch.end(None)
 
-    def _give_up(self, publication: Publication, error: BrokerError) -> None:
+    def _give_up(self, publication: Publication, error: GenderlineError) -> None:
         """Fails the batch of a message that cannot be sent, or drops that message alone."""
         if publication.droppable:
             log.warning("dropped a reply: %s", error)
@@ -286,7 +336,11 @@ class EventPublisher:
                 self.publish(topic, body)
 
         def closed(channel: Channel, error: Exception) -> None:
-            if isinstance(error, ChannelClosedByBroker) and channel.connection.is_open:
+            if not isinstance(error, ChannelClosedByBroker) or not channel.connection.is_open:
+                return
+            if error.reply_code == 403:
+                self._connection.forbid(self._connection.refused(error, "write"))
+            else:
                 self._connection.restart(f"the channel for events was closed: {error}")
 
         self._connected = True

@@ -8,10 +8,11 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from pika.channel import Channel
-from pika.exceptions import NoFreeChannels
+from pika.exceptions import ChannelClosedByBroker, NoFreeChannels
 
 from shared.broker.base import BrokerError
 from shared.broker.rabbitmq.connection import Connection
+from shared.errors import GenderlineError
 
 T = TypeVar("T")
 
@@ -52,8 +53,14 @@ class RpcChannel:
                 channel.close()
                 return
             self._channel = channel
-            channel.add_on_close_callback(lambda _, error: self._fail(str(error)))
+            channel.add_on_close_callback(on_closed)
             self._waiting.set_result(None)
+
+        def on_closed(_: Channel, error: Exception) -> None:
+            if isinstance(error, ChannelClosedByBroker) and error.reply_code == 403:
+                self._fail_with(self._connection.refused(error, "read"))
+            else:
+                self._fail(str(error))
 
         try:
             self._await(start)
@@ -111,5 +118,8 @@ class RpcChannel:
             ) from None
 
     def _fail(self, why: str) -> None:
+        self._fail_with(BrokerError(f"RabbitMQ at {self._connection.address}: {why}"))
+
+    def _fail_with(self, error: GenderlineError) -> None:
         if not self._waiting.done():
-            self._waiting.set_exception(BrokerError(f"RabbitMQ at {self._connection.address}: {why}"))
+            self._waiting.set_exception(error)

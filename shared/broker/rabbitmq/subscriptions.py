@@ -18,7 +18,7 @@ from pika.channel import Channel
 from pika.exceptions import ChannelClosedByBroker
 from pika.spec import Basic
 
-from shared.broker.base import BrokerClosed, BrokerError, Event, Message, ReplyQueue, Subscription
+from shared.broker.base import AccessRefused, BrokerClosed, BrokerError, Event, Message, ReplyQueue, Subscription
 from shared.broker.rabbitmq.codec import message_of
 from shared.broker.rabbitmq.connection import Connection
 from shared.broker.rabbitmq.transport import BatchingConnection
@@ -51,17 +51,20 @@ class _PrivateQueue(abc.ABC, Generic[T]):
         self._changed = threading.Condition()
         self._items: deque[T] = deque()
         self._ready = False
+        self._refusal: AccessRefused | None = None
         self._closed = False
 
     def open(self) -> None:
         """Sets it up and waits until it is there."""
         self._connection.call(functools.partial(self._connection.attach, self))
         with self._changed:
-            self._changed.wait_for(lambda: self._ready or self._closed, _OPEN_TIMEOUT_S)
+            self._changed.wait_for(lambda: self._ready or self._closed or self._refusal, _OPEN_TIMEOUT_S)
             if self._ready:
                 return
-        was_closed = self._closed
+        was_closed, refusal = self._closed, self._refusal
         self.close()
+        if refusal is not None:
+            raise refusal
         if was_closed:
             raise BrokerClosed("the broker was closed")
         connection = self._connection
@@ -119,6 +122,11 @@ class _PrivateQueue(abc.ABC, Generic[T]):
     def _on_channel_closed(self, channel: Channel, error: Exception) -> None:
         if not isinstance(error, ChannelClosedByBroker) or not channel.connection.is_open:
             return  # we closed it, or the whole connection goes and `on_disconnected` follows
+        if error.reply_code == 403:
+            with self._changed:
+                self._refusal = self._connection.refused(error, "configure")
+                self._changed.notify_all()
+            return
         if error.reply_code == 404:
             self._connection.restart(f"the channel of a reply queue or subscription was closed: {error}")
             return

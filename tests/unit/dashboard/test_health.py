@@ -24,8 +24,14 @@ def test_ready_means_that_broker_and_store_answer(tmp_path: Path) -> None:
         site.broker.close()
         ill = site.web.get("/readyz")
 
-    assert (well.status_code, well.json) == (200, {"ready": True, "broker": True, "store": True})
-    assert (ill.status_code, ill.json) == (503, {"ready": False, "broker": False, "store": True})
+    assert (well.status_code, well.json) == (
+        200,
+        {"ready": True, "broker": True, "store": True, "broker_trouble": None},
+    )
+    assert (ill.status_code, ill.json) == (
+        503,
+        {"ready": False, "broker": False, "store": True, "broker_trouble": None},
+    )
 
 
 def test_a_store_that_fails_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

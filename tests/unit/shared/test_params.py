@@ -40,7 +40,7 @@ def test_every_fault_is_named_at_once() -> None:
     with pytest.raises(InvalidMessage) as caught:
         TrainingParams.parse({"epochs": 0, "dropout": 2, "colour": 1})
     assert caught.value.code == "invalid_params"
-    for name in ("epochs: ", "dropout: ", "'colour': unknown parameter", "Valid parameters: network, epochs"):
+    for name in ("epochs: ", "dropout: ", "'colour': unknown parameter", "Valid parameters: init, network, epochs"):
         assert name in str(caught.value)
 
 

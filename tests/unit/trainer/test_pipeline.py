@@ -82,6 +82,7 @@ def test_a_model_of_95_men_and_4_women_is_warned_of_and_not_promoted(store: File
     assert champion.gate is not None
     assert champion.gate.passed
     assert champion.warnings == []
+    assert [row.faces for row in champion.evaluation.robustness] == [champion.evaluation.count] * 8
     Registry(store).promote(champion.version, "the first")
 
     card = run(store, "run-2", accept(store, "run-2", tmp_path / "men.zip"), PARAMS, [])

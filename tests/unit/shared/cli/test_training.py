@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from shared.client import Client
+from shared.records.model_card import GateResult
 from shared.records.runs import RunState
 from tests.store_builder import StoreBuilder
 from tests.unit.shared.cli.helpers import REPOSITORY, ZIP, beating, document, registered, run, serving, trains
@@ -135,6 +136,19 @@ def test_a_version_that_the_gate_did_not_promote_is_told_with_the_one_that_serve
     with serving(client, client.broker.topology.datasets, trains(client, **registered(2))):
         result = run("train", "faces.zip")
     assert "held-out faces; not promoted, the champion is still version 1\n" in result.stdout
+
+
+def test_a_run_is_told_with_the_reason_of_the_gate_and_the_warnings_about_its_data(
+    client: Client, builder: StoreBuilder, folder: Path
+) -> None:
+    (folder / "faces.zip").write_bytes(ZIP)
+    version = builder.model(builder.dataset(), "run-000000000001")
+    refused = GateResult(passed=False, reason="it gives one answer only", champion=None)
+    client.registry.register(client.registry.card(version).changed(gate=refused), "", {})
+    with serving(client, client.broker.topology.datasets, trains(client, **registered(1), warnings=["few women"])):
+        result = run("train", "faces.zip")
+    assert "held-out faces; no model serves yet: it gives one answer only\n" in result.stdout
+    assert "warning: few women\n" in result.stdout
 
 
 def test_runs_lists_and_shows_runs(builder: StoreBuilder) -> None:

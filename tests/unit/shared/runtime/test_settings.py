@@ -186,3 +186,28 @@ def test_a_supervised_process_leaves_the_warning_to_its_supervisor() -> None:
 
 def test_there_is_at_least_one_core() -> None:
     assert 1 <= Settings().cores <= (os.cpu_count() or 1)
+
+
+def test_the_brokers_url_and_the_token_come_from_files_where_orchestrators_mount_secrets(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, content in (("broker_url", "amqp://user:hunter22@one,two:5673/v\n"), ("token", "mounted-token\n")):
+        (tmp_path / name).write_text(content)
+        monkeypatch.setenv(f"GENDERLINE_{name.upper()}_FILE", str(tmp_path / name))
+    settings = load_settings()
+    assert settings.broker_url == "amqp://user:hunter22@one,two:5673/v"
+    assert settings.token == "mounted-token"
+    assert "hunter22" not in repr(settings)
+    monkeypatch.setenv("GENDERLINE_TOKEN", "another-token")
+    with pytest.raises(SettingsError, match="GENDERLINE_TOKEN and GENDERLINE_TOKEN_FILE are both set"):
+        load_settings()
+    monkeypatch.delenv("GENDERLINE_TOKEN")
+    (tmp_path / "token").unlink()
+    with pytest.raises(SettingsError, match=r"GENDERLINE_TOKEN_FILE: .*token: No such file or directory"):
+        load_settings()
+
+
+def test_a_wrong_port_of_any_host_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GENDERLINE_BROKER_URL", "amqp://user:hunter22@one:5672,two:port/")
+    with pytest.raises(SettingsError, match="expected a whole URL, with a number from 0 to 65535 as its port"):
+        load_settings()

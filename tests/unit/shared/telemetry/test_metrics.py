@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
+import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from shared.broker.base import Message
 from shared.broker.sqlite.broker import SqliteBroker
-from shared.telemetry.metrics import BrokerCollector, InferenceMetrics, TrainerMetrics, process_registry
+from shared.telemetry.metrics import LABELS, BrokerCollector, InferenceMetrics, TrainerMetrics, process_registry
 
+REPOSITORY = Path(__file__).parents[4]
 CONTRACT = """
 genderline_predictions_total{outcome} genderline_prediction_latency_seconds genderline_queue_wait_seconds
 genderline_decode_seconds genderline_model_run_seconds genderline_batch_size genderline_queue_depth{queue}
@@ -20,7 +23,7 @@ genderline_model_info{version,provider} genderline_model_swaps_total{outcome}
 genderline_predicted_gender_total{gender} genderline_datasets_total{outcome} genderline_images_ingested_total
 genderline_images_rejected_total{reason} genderline_training_epoch genderline_training_loss{split}
 genderline_training_accuracy{split} genderline_training_images_per_second genderline_dead_letters_total{reason}
-genderline_broker_reconnects_total
+genderline_broker_reconnects_total genderline_broker_trouble{kind}
 """
 WATCHING = """
 genderline_drift_score{signal} genderline_drift_window_images genderline_shadow_predictions_total{outcome}
@@ -85,3 +88,26 @@ def test_a_broker_that_is_away_hides_its_queues_and_nothing_else(tmp_path: Path)
     assert registry.get_sample_value("genderline_training_epoch") == 3
     assert registry.get_sample_value("genderline_queue_depth", {"queue": "dead"}) is None
     assert registry.get_sample_value("genderline_broker_reconnects_total") == 0
+
+
+@pytest.mark.parametrize("kind", [InferenceMetrics, TrainerMetrics])
+def test_every_series_whose_labels_are_known_stands_at_0_from_the_start(kind: type) -> None:
+    registry = CollectorRegistry()
+    kind(registry)
+    counted = 0
+    for family in registry.collect():
+        labels = LABELS.get(family.name, {})
+        suffix = {"counter": "_total", "histogram": "_count"}.get(family.type, "")
+        for values in itertools.product(*labels.values()):
+            sample = registry.get_sample_value(family.name + suffix, dict(zip(labels, values, strict=True)))
+            assert sample == 0, (family.name, values)
+            counted += 1
+    assert counted > 30
+
+
+def test_label_values_written_in_the_code_are_known() -> None:
+    known = {value for labels in LABELS.values() for values in labels.values() for value in values}
+    sources = [path for package in ("shared", "trainer", "inference") for path in (REPOSITORY / package).rglob("*.py")]
+    written = {value for path in sources for value in re.findall(r'\.labels\("(\w+)"', path.read_text())}
+    assert written
+    assert written <= known

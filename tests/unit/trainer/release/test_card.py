@@ -122,6 +122,7 @@ def test_the_written_card_has_the_sections_of_a_model_card(parts: dict[str, Any]
         "Figures",
         "Groups",
         "Comparison with the champion",
+        "Robustness",
         "Calibration",
         "Limits",
         "How it was trained",

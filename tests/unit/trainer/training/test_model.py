@@ -3,19 +3,27 @@ import torch
 from torch import nn
 
 from shared.params import TrainingParams
-from trainer.training.model import NETWORKS, build_network, cost
+from trainer.training.model import NETWORKS, build_network, measure_cost
 from trainer.training.recipe import decide
 
 
 @pytest.mark.parametrize("faces", [100, 10_000, 1_000_000])
 def test_the_network_chosen_for_the_user_costs_a_quarter_of_the_reference_at_most(faces: int) -> None:
-    recipe = decide(TrainingParams(), faces=faces, device=torch.device("cpu"), throughput=lambda _: 100.0)
+    recipe = decide(
+        TrainingParams(),
+        faces=faces,
+        device=torch.device("cpu"),
+        throughput=lambda _: 100.0,
+        starter_helps=lambda: False,
+    )
     default = build_network(recipe.network, dropout=0.4)
-    assert cost(default).multiply_adds <= cost(build_network("reference", dropout=0.4)).multiply_adds / 4
+    assert (
+        measure_cost(default).multiply_adds <= measure_cost(build_network("reference", dropout=0.4)).multiply_adds / 4
+    )
 
 
 def test_the_reference_network_weighs_what_the_design_says() -> None:
-    weight = cost(build_network("reference", dropout=0.4))
+    weight = measure_cost(build_network("reference", dropout=0.4))
     assert weight.parameters == 2_747_649
     assert weight.multiply_adds == pytest.approx(176e6, rel=0.01)
 
@@ -38,7 +46,7 @@ def test_a_network_names_the_side_that_it_shrinks_whole_faces_to(name: str) -> N
     network = build_network(name, dropout=0.4).eval()
     faces = torch.rand(2, 1, 128, 128)
     small = nn.functional.interpolate(faces, (network.side, network.side), mode="bilinear", antialias=True)
-    assert torch.allclose(network.shrunk(faces), small, atol=1e-5)
+    assert torch.allclose(network.shrink(faces), small, atol=1e-5)
     assert torch.allclose(network.decide(network.embed(small)), network(faces), atol=1e-5)
 
 
@@ -61,7 +69,7 @@ def test_dropout_has_the_rate_asked_for() -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_counting_costs_leaves_the_mode_as_it_was(training: bool) -> None:
     network = build_network("reference", dropout=0.4).train(training)
-    cost(network)
+    measure_cost(network)
     assert network.training is training
 
 

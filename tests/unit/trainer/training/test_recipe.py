@@ -5,6 +5,7 @@ from typing import NoReturn
 import pytest
 import torch
 
+from shared.errors import InvalidMessage
 from shared.params import TrainingParams
 from trainer.training.device import computes_bfloat16
 from trainer.training.recipe import MAX_EPOCHS, MIN_EPOCHS, Recipe, decide
@@ -16,10 +17,18 @@ def unasked(_: Recipe) -> NoReturn:
     raise AssertionError("the speed was measured where it is not needed")
 
 
-def decided(faces: int = 10_000, speed: float | None = None, **params: object) -> Recipe:
+def decided(faces: int = 10_000, speed: float | None = None, *, helps: bool = False, **params: object) -> Recipe:
     return decide(
-        TrainingParams.parse(params), faces=faces, device=CPU, throughput=unasked if speed is None else lambda _: speed
+        TrainingParams.parse(params),
+        faces=faces,
+        device=CPU,
+        throughput=unasked if speed is None else lambda _: speed,
+        starter_helps=lambda: helps,
     )
+
+
+def untried() -> NoReturn:
+    raise AssertionError("the starter was tried where it is not needed")
 
 
 def test_what_the_user_chose_stays() -> None:
@@ -77,8 +86,31 @@ def test_training_computes_in_what_the_device_is_built_for_unless_told_otherwise
 
 def test_a_recipe_fits_the_parameters_that_it_was_decided_from_and_no_others() -> None:
     params = TrainingParams.parse({"batch_size": 17})
-    recipe = decide(params, faces=100, device=CPU, throughput=unasked)
+    recipe = decide(params, faces=100, device=CPU, throughput=unasked, starter_helps=lambda: False)
     assert recipe.fits(params)
     assert recipe.fits(TrainingParams.parse({"batch_size": 17, "network": recipe.network}))
     assert not recipe.fits(TrainingParams.parse({"batch_size": 18}))
     assert not recipe.fits(TrainingParams.parse({"batch_size": 17, "dropout": 0.1}))
+
+
+def test_where_the_starter_helps_training_begins_from_it_in_small_steps() -> None:
+    from_starter, from_scratch = decided(300, helps=True), decided(300)
+    assert (from_starter.init, from_starter.network, from_starter.learning_rate) == ("starter", "compact", 0.001)
+    assert (from_scratch.init, from_scratch.network, from_scratch.learning_rate) == ("scratch", "small", 0.004)
+    assert from_starter.epochs < from_scratch.epochs
+
+
+@pytest.mark.parametrize("params", [{"init": "scratch"}, {"network": "large"}])
+def test_the_starter_is_not_tried_where_it_is_not_wanted_or_does_not_fit(params: dict[str, str]) -> None:
+    asked = TrainingParams.parse(params)
+    assert decide(asked, faces=300, device=CPU, throughput=unasked, starter_helps=untried).init == "scratch"
+
+
+def test_the_starter_is_used_untried_where_it_is_asked_for() -> None:
+    asked = TrainingParams.parse({"init": "starter"})
+    assert decide(asked, faces=300, device=CPU, throughput=unasked, starter_helps=untried).init == "starter"
+
+
+def test_the_starter_with_another_network_is_refused_and_both_are_named() -> None:
+    with pytest.raises(InvalidMessage, match="needs network compact; found network large"):
+        decided(init="starter", network="large")

@@ -33,7 +33,9 @@ class Learner:
     @classmethod
     def made(cls, device: torch.device, *, capture: bool = True) -> "Learner":
         params = TrainingParams(network="small", precision="float32", epochs=1, batch_size=8)
-        recipe: Recipe = decide(params, faces=100, device=device, throughput=lambda _: math.inf)
+        recipe: Recipe = decide(
+            params, faces=100, device=device, throughput=lambda _: math.inf, starter_helps=lambda: False
+        )
         with seeded(CPU, 0):
             model = MultiTaskLoss(build_network("small", dropout=0.4), recipe.auxiliary).to(device)
         return cls(TrainStep(model, recipe, device, capture=capture), model, device)

@@ -33,7 +33,9 @@ from trainer.training.train import (
 CPU = torch.device("cpu")
 TRAINING, VALIDATION = np.arange(26), np.arange(26, 36)
 RECIPE = Recipe(
+    init="scratch",
     network="reference",
+    learning_rate=0.004,
     epochs=2,
     batch_size=10,
     patience=2,
@@ -217,6 +219,7 @@ def test_training_leaves_torchs_own_generator_as_it_was() -> None:
 def test_genders_that_can_be_told_apart_are_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(NETWORKS, "reference", reference)
     recipe = Recipe(
+        init="scratch",
         network="reference",
         mirror=True,
         precision="float32",
@@ -262,6 +265,7 @@ def test_training_stops_early_and_returns_the_weights_of_its_best_epoch() -> Non
     faces, _ = drawn_faces()
     faces[VALIDATION] = faces[VALIDATION[::-1]]
     recipe = Recipe(
+        init="scratch",
         network="reference",
         mirror=True,
         precision="float32",

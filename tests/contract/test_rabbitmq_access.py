@@ -1,0 +1,241 @@
+"""RabbitMQ as companies run it: several hosts, TLS, queues made by an administrator, least rights, alarms."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pika
+import pytest
+from click.testing import CliRunner
+
+from shared.broker import open_broker
+from shared.broker.base import Access, AccessRefused, Broker, BrokerError, Message, Outgoing, Unconfirmed
+from shared.broker.rabbitmq.definitions import Definitions
+from shared.cli import main
+from shared.topology import Topology
+from tests.contract.conftest import Place
+from tests.rabbitmq_node import RabbitNode, rabbitmq_server
+
+pytestmark = pytest.mark.rabbitmq
+PAGE = Path(__file__).parents[2] / "docs" / "rabbitmq.md"
+PASSIVE = Access(declare="passive")
+
+
+@pytest.fixture(scope="module")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitNode]:
+    """A node of this file's own: an alarm holds up everybody."""
+    with contextlib.closing(RabbitNode(tmp_path_factory.mktemp("rabbitmq"), rabbitmq_server(), tls=True)) as node:
+        node.start()
+        yield node
+
+
+@pytest.fixture
+def place(rabbitmq: RabbitNode) -> Iterator[Place]:
+    place = Place(rabbitmq.url, rabbitmq)
+    yield place
+    place.clear()
+
+
+def documented_rights() -> dict[str, list[str]]:
+    """Returns the patterns for configure, write and read of each user in docs/rabbitmq.md."""
+    rows = re.findall(r"^\| (\w+) \| `(\^.*?)` \| `(.*?)` \| `(.*?)` \|$", PAGE.read_text(), re.MULTILINE)
+    return {user: [pattern.replace("\\|", "|") for pattern in patterns] for user, *patterns in rows}
+
+
+@dataclass(frozen=True)
+class Administered:
+    """Queues that an administrator has made, and a user for each service."""
+
+    node: RabbitNode
+    topology: Topology
+    users: dict[str, str]
+
+    def open(self, user: str) -> Broker:
+        url = f"amqp://{self.users[user]}:secret@127.0.0.1:{self.node.port}/%2F"
+        return open_broker(url, self.topology, access=PASSIVE)
+
+
+@pytest.fixture(scope="module")
+def administered(rabbitmq: RabbitNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Administered]:
+    topology = Topology(f"adm-{uuid.uuid4().hex[:8]}")
+    file = tmp_path_factory.mktemp("definitions") / "definitions.json"
+    file.write_text(json.dumps(Definitions(topology, delivery_limit=20, queue_limit=1000).document("/")))
+    rabbitmq.control("import_definitions", str(file))
+    rights = documented_rights()
+    assert rights.keys() == {"trainer", "inference", "dashboard", "client"}
+    users = {user: f"{user}-{topology.prefix}" for user in rights}
+    for user, patterns in rights.items():
+        rabbitmq.add_user(users[user], *(pattern.replace("genderline", topology.prefix) for pattern in patterns))
+    yield Administered(rabbitmq, topology, users)
+    connection = pika.BlockingConnection(pika.URLParameters(rabbitmq.url))
+    for queue in topology.queues:
+        connection.channel().queue_delete(queue)
+    for exchange in (topology.events, topology.requests):
+        connection.channel().exchange_delete(exchange)
+    connection.close()
+
+
+def test_the_command_prints_what_a_service_would_make(place: Place, rabbitmq: RabbitNode, tmp_path: Path) -> None:
+    place.open().close()  # made by a service
+    settings = {"GENDERLINE_QUEUE_PREFIX": place.topology.prefix, "GENDERLINE_BROKER_URL": place.url}
+    printed = CliRunner().invoke(main, ["definitions"], env=settings, catch_exceptions=False)
+    file = tmp_path / "definitions.json"
+    file.write_text(printed.output)
+    rabbitmq.control("import_definitions", str(file))  # and again by an administrator: nothing differs
+    place.open().close()
+
+
+# -- connecting
+
+
+def test_of_several_hosts_one_that_is_there_is_found(place: Place, rabbitmq: RabbitNode) -> None:
+    url = f"amqp://guest:guest@127.0.0.1:1,127.0.0.1:{rabbitmq.port},localhost:2/%2F"
+    with open_broker(url, place.topology) as broker:
+        broker.publish(place.topology.jobs, Message(b"", "text/plain"))
+        assert broker.trouble is None
+
+
+def test_a_client_certificate_logs_in_and_an_unknown_authority_is_named(place: Place, rabbitmq: RabbitNode) -> None:
+    tls = rabbitmq.certificates
+    rabbitmq.add_user("certified", ".*", ".*", ".*")
+    url = f"amqps://localhost:{rabbitmq.tls_port}/%2F"
+    access = Access(ca_file=tls / "ca.pem", cert_file=tls / "client.pem", key_file=tls / "client.key", login="external")
+    with open_broker(url, place.topology, access=access) as broker:
+        broker.publish(place.topology.jobs, Message(b"", "text/plain"))
+        with broker.consume([place.topology.jobs], 1) as consumer:
+            (delivery,) = consumer.receive(1, 10)
+            consumer.defer(delivery, 0)
+            assert [again.delivery_count for again in consumer.receive(1, 10)] == [0]
+    with pytest.raises(BrokerError, match="CERTIFICATE_VERIFY_FAILED"):
+        open_broker(url, place.topology, access=Access(login="external"))
+    with pytest.raises(ValueError, match=r"the TLS files .*none\.pem cannot be used: No such file"):
+        open_broker(url, place.topology, access=Access(ca_file=tls / "none.pem"))
+    with pytest.raises(ValueError, match="expected an amqps:// URL"):
+        open_broker(rabbitmq.url, place.topology, access=access)
+
+
+# -- least rights
+
+
+def test_each_service_does_its_work_with_the_documented_rights(administered: Administered) -> None:
+    queues = administered.topology
+    with (
+        administered.open("trainer") as trainer,
+        administered.open("inference") as inference,
+        administered.open("dashboard") as dashboard,
+        administered.open("client") as client,
+        dashboard.subscribe(["run.*"]) as events,
+        inference.subscribe(["model.*"]),
+        client.reply_queue() as replies,
+        dashboard.reply_queue(),
+    ):
+        asked = Message(b"", "image/png", "asked", reply_to=replies.name)
+        for queue in queues.request_queues:
+            client.publish(queue, asked)
+            dashboard.publish(queue, asked)
+        trainer.publish(queues.datasets, asked)
+        work = {
+            "trainer": (trainer, [queues.datasets, queues.continuations], queues.continuations),
+            "inference": (inference, [queues.predictions, queues.jobs, queues.shards], queues.shards),
+        }
+        for broker, own, more in work.values():
+            with broker.consume(own, 2) as consumer:
+                first, second = consumer.receive(1, 10) + consumer.receive(1, 10)
+                consumer.settle([first], [*first.message.reply(b"done", "text/plain"), Outgoing(more, asked)])
+                consumer.dead_letter(second, "invalid_message")
+                consumer.flush()
+                (third,) = consumer.receive(1, 10)
+                consumer.defer(third, 0)
+                consumer.flush()
+            broker.emit("run.training", {})
+        assert len(replies.receive(10) + replies.receive(1)) == 2
+        assert events.receive(10)
+        assert len(dashboard.dead_letters()) == 2
+        assert dashboard.retry_dead() == 2
+        assert dashboard.depths()[queues.dead].ready == 0
+
+
+@pytest.mark.parametrize("wrong", ["shards", "another's replies", "events"])
+def test_a_client_can_ask_and_nothing_else(wrong: str, administered: Administered) -> None:
+    queues = administered.topology
+    with administered.open("client") as client, administered.open("dashboard") as other:
+        if wrong == "events":
+            with pytest.raises(AccessRefused, match=r"no configure permission on queue 'amq\.gen-"):
+                client.subscribe()
+            return
+        shards = other.depths()[queues.shards]
+        with other.reply_queue() as replies:
+            target = queues.shards if wrong == "shards" else replies.name
+            with pytest.raises(AccessRefused, match=r"no write permission on exchange 'amq\.default'"):
+                client.publish(target, Message(b"forged", "text/plain"))
+            assert replies.receive(0.2) == []
+        assert other.depths()[queues.shards] == shards
+
+
+@pytest.mark.parametrize("lacks", ["configure", "write", "read"])
+def test_a_missing_permission_is_named_and_ends_the_work(lacks: str, place: Place, rabbitmq: RabbitNode) -> None:
+    place.open().close()
+    prefix = place.topology.prefix
+    rights = {"configure": ".*", "write": ".*", "read": ".*"}
+    rights[lacks] = {"configure": "^$", "write": f"^({prefix}[.](?!events).*|amq[.].*)$", "read": "^$"}[lacks]
+    user = f"lacks-{lacks}-{prefix}"
+    rabbitmq.add_user(user, **rights)
+    url = f"amqp://{user}:secret@127.0.0.1:{rabbitmq.port}/%2F"
+    refused = rf"the user {user} has no {lacks} permission on (queue|exchange) '{prefix}\.\w+' of RabbitMQ at 127"
+    if lacks == "configure":
+        started = time.monotonic()
+        with pytest.raises(BrokerError, match=refused):
+            open_broker(url, place.topology)
+        assert time.monotonic() - started < 8  # at once, not after the time for connecting
+        return
+    with (
+        open_broker(url, place.topology, access=PASSIVE) as broker,
+        broker.consume([place.topology.jobs], 1) as consumer,
+    ):
+        broker.emit("worker.heartbeat", {})
+        with pytest.raises(AccessRefused, match=refused):
+            consumer.receive(1, 30)
+        assert broker.trouble is not None
+        assert broker.trouble.kind == "forbidden"
+        assert broker.reconnects == 0
+
+
+def test_what_an_administrator_has_not_made_is_named(place: Place) -> None:
+    with pytest.raises(BrokerError, match=r"no exchange '.*events'.*import what `genderline definitions` prints"):
+        open_broker(place.url, place.topology, access=PASSIVE)
+
+
+# -- alarms
+
+
+def test_an_alarm_is_called_by_its_name_and_what_was_sent_meanwhile_is_done_after_it(
+    place: Place,
+    rabbitmq: RabbitNode,
+    eventually: Callable[[Callable[[], bool]], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broker = place.open()
+    queue = place.topology.jobs
+    rabbitmq.evaluate("vm_memory_monitor:set_vm_memory_high_watermark(0.00001).")
+    try:
+        broker.emit("worker.heartbeat", {})
+        eventually(lambda: broker.trouble is not None)
+        assert broker.trouble == ("blocked", "RabbitMQ takes no messages: low on memory")
+        assert not broker.ping(0.5)
+        with pytest.raises(Unconfirmed, match="takes no messages: low on memory; they may yet be accepted"):
+            broker.publish(queue, Message(b"late", "text/plain"), timeout_s=0.5)
+        late = place.open()
+        eventually(lambda: late.trouble is not None)  # who comes meanwhile hears of it too
+    finally:
+        rabbitmq.evaluate("vm_memory_monitor:set_vm_memory_high_watermark(0.4).")
+    eventually(lambda: broker.trouble is None)
+    assert "takes no messages: low on memory" in caplog.text
+    with broker.consume([queue], 1) as consumer:
+        assert [delivery.message.body for delivery in consumer.receive(1, 10)] == [b"late"]

@@ -1,0 +1,65 @@
+"""`genderline doctor` on installations that are well, and on some that are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shared.cli.doctor import file_system_of
+from tests.unit.shared.cli.helpers import document, run
+
+MOUNTS = """\
+/dev/sda1 / ext4 rw 0 0
+server:/faces /srv/with\\040blank nfs4 rw 0 0
+//server/share /srv/share cifs rw 0 0
+"""
+
+
+def states(*, exit_code: int = 0) -> dict[str, str]:
+    return {finding["check"]: finding["state"] for finding in document("doctor", exit_code=exit_code)}
+
+
+def test_a_new_installation_is_well_but_for_services_that_do_not_run() -> None:
+    found = states()
+    assert found.pop("services") == "warning"
+    assert set(found.values()) <= {"ok", "warning"}
+    assert {"versions", "store", "broker", "clock", "file system of the broker"} <= found.keys()
+    text = run("doctor").stdout
+    assert "ok       broker: sqlite:///data/broker.db confirmed and delivered a message" in text
+    assert "→ start them with `genderline up`" in text
+
+
+def test_what_it_tried_is_gone_afterwards(folder: Path) -> None:
+    run("doctor")
+    left = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    assert {name for name in left if "broker.db" not in name} == {"data/store/format.json"}
+
+
+def test_a_broker_that_is_away_is_a_problem_and_the_rest_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GENDERLINE_BROKER_URL", "amqp://user:hunter2@127.0.0.1:1/")
+    found = states(exit_code=1)
+    assert (found["broker"], found["store"]) == ("problem", "ok")
+    assert "hunter2" not in run("doctor").output
+
+
+def test_a_store_of_another_release_is_a_problem_with_words(folder: Path) -> None:
+    (folder / "data" / "store").mkdir(parents=True)
+    (folder / "data" / "store" / "format.json").write_text('{"format": 99}')
+    assert states(exit_code=1)["store"] == "problem"
+    assert "has format 99; this release reads format 1" in run("doctor").stdout
+
+
+def test_a_place_that_cannot_be_written_is_named_for_each(folder: Path) -> None:
+    (folder / "data").write_text("a file where a folder is expected")
+    found = states(exit_code=1)
+    assert (found["store"], found["broker"]) == ("problem", "problem")
+    assert "data" in run("doctor").stdout
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind"),
+    [("/srv/with blank/data", "nfs4"), ("/srv/share", "cifs"), ("/srv", "ext4"), ("/home/me", "ext4")],
+)
+def test_the_file_system_is_that_of_the_innermost_mount(folder: str, kind: str) -> None:
+    assert file_system_of(Path(folder), MOUNTS) == kind

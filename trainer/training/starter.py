@@ -1,0 +1,106 @@
+"""The starter: weights that have seen faces before, from which a network learns more of few faces than from nothing.
+
+`make pretrain` makes its files in `trainer/weights/`: the weights in half precision, a card that says where they come
+from, and, for `trainer.data.seen`, the perceptual hashes of the faces that they were trained on.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shared.params import Network
+from trainer.data.dataset import Dataset
+from trainer.data.near_duplicates import dhash
+from trainer.data.seen import find_seen
+from trainer.training.device import DeviceFaces
+from trainer.training.model import build_network
+
+FOLDER: Final = Path(__file__).parents[1] / "weights"
+STARTER_NETWORK: Final[Network] = "compact"
+_TRIED_FACES: Final = 1_000
+_BATCH: Final = 250
+_SURE: Final = 2.0
+"""Standard errors by which the starter must beat guessing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Starter:
+    """The shipped weights.
+
+    Attributes:
+        weights: the state of `STARTER_NETWORK`, float32, without the heads of auxiliary tasks.
+        card: where it comes from: name, data, licence, recipe and figures.
+    """
+
+    weights: dict[str, torch.Tensor]
+    card: dict[str, Any]
+
+
+@functools.cache
+def load_starter(folder: Path = FOLDER) -> Starter:
+    """Reads the starter; executes nothing from its files."""
+    card = json.loads((folder / "starter.json").read_text(encoding="utf-8"))
+    with np.load(folder / "starter.npz", allow_pickle=False) as arrays:
+        weights = {name: torch.from_numpy(_widen(arrays[name])) for name in arrays.files}
+    return Starter(weights, card)
+
+
+def save_starter(starter: Starter, folder: Path = FOLDER) -> None:
+    """Writes the two files that `load_starter` reads."""
+    folder.mkdir(exist_ok=True)
+    halves = {name: _narrow(value.numpy()) for name, value in starter.weights.items()}
+    np.savez(folder / "starter.npz", allow_pickle=False, **halves)
+    (folder / "starter.json").write_text(json.dumps(starter.card, indent=2) + "\n", encoding="utf-8")
+
+
+def starter_helps(dataset: Dataset, device: torch.device) -> bool:
+    """Returns whether the starter, as it is, tells the genders of the training faces apart better than guessing.
+
+    It does on photos of faces of any source. It does not on drawings, or where the labels mean something else: there a
+    network learns better from nothing. Where it has seen faces of the held-out parts, which `trainer.data.seen` leaves
+    there if they are many, it does not either: every figure would lie.
+    """
+    held_out = np.concatenate([dataset.part("validation"), dataset.part("test")])
+    hashes = np.concatenate([dhash(np.array(dataset.faces[at])) for at in _in_batches(held_out)])
+    if find_seen(hashes).any():
+        return False
+    part = dataset.part("train")
+    tried = part[np.unique(np.linspace(0, len(part) - 1, _TRIED_FACES).round().astype(np.intp))]
+    starter = load_starter()
+    network = build_network(STARTER_NETWORK, dropout=0.0).to(device)
+    network.load_state_dict(starter.weights)
+    network.eval()
+    source = DeviceFaces(dataset.faces, device)
+    with torch.inference_mode():
+        logits = torch.cat([network(source.take(at).float().div_(255)) for at in _in_batches(tried)]).cpu().numpy()
+    correct = (logits >= 0) == (dataset.labels[tried] > 0)
+    balanced, variance = 0.0, 0.0
+    for gender in (0, 1):
+        of_gender = correct[dataset.labels[tried] == gender]
+        if not len(of_gender):
+            return False
+        balanced += of_gender.mean() / 2
+        variance += of_gender.var() / len(of_gender) / 4
+    return bool(balanced - _SURE * np.sqrt(variance) > 0.5)
+
+
+def _in_batches(indices: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
+    for start in range(0, len(indices), _BATCH):
+        yield indices[start : start + _BATCH]
+
+
+def _narrow(values: NDArray[Any]) -> NDArray[Any]:
+    return values.astype(np.float16) if values.dtype == np.float32 else values
+
+
+def _widen(values: NDArray[Any]) -> NDArray[Any]:
+    return values.astype(np.float32) if values.dtype == np.float16 else values
