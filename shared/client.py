@@ -13,6 +13,7 @@ from io import BufferedWriter
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from shared.archives.archive import archive_stem
 from shared.broker.base import Broker, HeaderValue, Message, MessageTooLarge, Outgoing, Unconfirmed
 from shared.errors import Conflict, GenderlineError, InvalidImage, NotFound
 from shared.faces.labelling import LabelSpec
@@ -24,6 +25,7 @@ from shared.messages import (
     job_id_of,
     pack_message,
     prediction_error,
+    request_digest,
     run_id_of,
 )
 from shared.params import TrainingParams
@@ -104,7 +106,7 @@ class Client:
         key = _dataset_key(dataset)
         if not self.store.exists(key):
             self._upload(archive, key, on_copied, move=move, sha256=sha256)
-        return self._queue_run(dataset, name or archive.stem, checked, message_id, spec, sha256)
+        return self._queue_run(dataset, name or archive_stem(archive.name), checked, message_id, spec, sha256)
 
     def train_dataset(
         self,
@@ -176,7 +178,8 @@ class Client:
         )
         self._submit(self.broker.topology.datasets, message, f"run {run_id}")
         # Last, so that a refused message leaves no run that waits forever. A trainer that was faster made the same.
-        self.runs.create(run_id, message_id=message_id, name=name, params=params)
+        digest = request_digest(message)
+        self.runs.create(run_id, message_id=message_id, name=name, params=params, request_sha256=digest)
         return run_id
 
     def _submit(self, queue: str, message: Message, name: str) -> None:
@@ -237,7 +240,7 @@ class Client:
         key = Jobs.archive_key(job_id_of(message_id))
         if not self.store.exists(key):
             self._upload(archive, key, on_copied, move=move)
-        return self._queue_job(key, name or archive.stem, model_version, message_id)
+        return self._queue_job(key, name or archive_stem(archive.name), model_version, message_id)
 
     def predict_dataset(self, sha256: str, model_version: int) -> str:
         """Puts a job on the queue that predicts every image of a dataset. Returns the job's id.
@@ -257,7 +260,7 @@ class Client:
         uri = f"{STORE_SCHEME}{archive_key}"
         message = by_reference(uri, name=name, message_id=message_id, headers=headers)
         self._submit(self.broker.topology.jobs, message, f"job {job_id}")
-        self.jobs.create(job_id, message_id=message_id, name=name)
+        self.jobs.create(job_id, message_id=message_id, name=name, request_sha256=request_digest(message))
         return job_id
 
     def retry_job(self, job_id: str) -> str:

@@ -30,11 +30,15 @@ def follow_run(client: Client, run_id: str, steps: Steps, timeout_s: float | Non
         GenderlineError: code `timeout`, after `timeout_s`; the run goes on.
     """
     epochs = _Epochs(client, run_id, steps)
+    told = False
     run = client.runs.get(run_id)
     with _Waiting(client, "trainer", run_id, steps) as waiting:
         for run in client.follow_run(run_id, timeout_s):
             waiting.look(run.state)
             progress = run.progress
+            if run.labels and not told:
+                told = True
+                steps.line(f"{run_id}: {run.labels.text}")
             epochs.look(progress, ended=run.state.is_final)
             if run.state.is_final:
                 break

@@ -37,18 +37,48 @@ def _parameters(_ctx: click.Context, _option: click.Parameter, given: tuple[str,
     return params
 
 
+def _labels(_ctx: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:
+    """Reads `--labels key=value` and checks them before anything is sent."""
+    from shared.faces.labelling import LabelSpec  # noqa: PLC0415
+
+    labels: dict[str, Any] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise click.BadParameter(f"found {text!r}, expected KEY=VALUE, such as male=hombres")
+        labels[key] = value
+    try:
+        LabelSpec.parse(labels)
+    except GenderlineError as error:
+        raise click.BadParameter(str(error)) from None
+    return labels
+
+
 @click.command()
-@click.argument("archive", metavar="ZIP", type=FILE)
+@click.argument("archive", metavar="ARCHIVE", type=FILE)
 @click.option("--name", help="What the run is called; by default the file's name.")
 @click.option("--param", "params", multiple=True, metavar="KEY=VALUE", callback=_parameters, help="Training parameter.")
+@click.option(
+    "--labels",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=_labels,
+    help="Where the labels stand, if guessing fails: source, table, file, gender, age, ethnicity, male, female.",
+)
 @click.option("--detach", is_flag=True, help="Submit it and do not wait.")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), help="Seconds to follow it; it goes on after.")
 @json_option
 @click.pass_context
 def train(
-    ctx: click.Context, archive: Path, name: str | None, params: dict[str, Any], detach: bool, timeout_s: float | None
+    ctx: click.Context,
+    archive: Path,
+    name: str | None,
+    params: dict[str, Any],
+    labels: dict[str, Any],
+    detach: bool,
+    timeout_s: float | None,
 ) -> None:
-    """Train a model on a zip of labelled faces and follow it."""
+    """Train a model on an archive (zip, tar or tar.gz) of labelled faces and follow it."""
     output = output_of(ctx)
     size_mb = archive.stat().st_size / 1e6
     copied = 0
@@ -59,7 +89,7 @@ def train(
             copied += more
             steps.step("copying", copied / 1e6, size_mb, unit="MB")
 
-        run_id = client.submit_dataset(archive, name=name, params=params, on_copied=on_copied)
+        run_id = client.submit_dataset(archive, name=name, params=params, labels=labels, on_copied=on_copied)
         if detach:
             _tell_run(ctx, output, client, client.runs.get(run_id))
             return

@@ -87,6 +87,20 @@ class Robustness(StoredModel):
     balanced_accuracy: float
 
 
+class Coverage(StoredModel):
+    """The faces that a model answers if it abstains below a confidence.
+
+    Attributes:
+        confidence: the lowest confidence that is answered.
+        covered: share of the faces that are answered.
+        accuracy: share of the answered faces predicted correctly; None where none is answered.
+    """
+
+    confidence: float
+    covered: float
+    accuracy: float | None
+
+
 class Confusion(StoredModel):
     """Faces by their label and their prediction."""
 
@@ -147,6 +161,7 @@ class Evaluation(StoredModel):
         gap: the highest accuracy of these groups less the lowest; None where there is none.
         spreads: the differences between groups, by the kind of group.
         histogram: faces by probability of female, 20 bins of equal width: what drift in production is held against.
+        coverage: what abstaining costs and gains, by rising confidence.
         robustness: the accuracy on some of the faces, changed in several ways; empty where it was not measured.
     """
 
@@ -172,4 +187,5 @@ class Evaluation(StoredModel):
     gap: float | None
     spreads: dict[GroupKind, Spread]
     histogram: list[int]
+    coverage: tuple[Coverage, ...] = ()
     robustness: tuple[Robustness, ...] = ()

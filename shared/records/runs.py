@@ -15,7 +15,7 @@ from shared.errors import NotFound
 from shared.faces.labelling import LabelReport
 from shared.params import TrainingParams
 from shared.records.evaluation import Evaluation
-from shared.records.record import DamagedRecord, Record, Records, State, StoredModel, describe_fault, find_record
+from shared.records.record import DamagedRecord, Fault, Record, Records, State, StoredModel, describe_fault, find_record
 from shared.store.base import Store
 
 
@@ -119,6 +119,7 @@ class Run(Record):
         metrics: of the model: `val_accuracy`, `test_accuracy`, …
         warnings: what the user should know about the dataset, in sentences.
         timings: when it entered its states.
+        attempts: how often the run was begun since it last got on; more than 1 where trainers died of it, or with it.
     """
 
     run_id: str
@@ -130,6 +131,7 @@ class Run(Record):
     metrics: dict[str, float] | None = None
     warnings: tuple[str, ...] = ()
     timings: Timings = Timings()
+    attempts: int = 0
 
     def reply(self, status: str | None = None) -> dict[str, Any]:
         """Returns the body of the reply and event that tell of the run's state."""
@@ -166,10 +168,22 @@ class Runs(Records[Run]):
         name: str,
         params: TrainingParams | None,
         state: RunState = RunState.QUEUED,
+        error: Fault | None = None,
+        request_sha256: str | None = None,
     ) -> bool:
         """Writes a new run's record. Returns False, changing nothing, where the run is known already."""
         now = now_iso()
-        run = Run(run_id=run_id, message_id=message_id, name=name, state=state, created=now, updated=now, params=params)
+        run = Run(
+            run_id=run_id,
+            message_id=message_id,
+            name=name,
+            state=state,
+            created=now,
+            updated=now,
+            params=params,
+            error=error,
+            request_sha256=request_sha256,
+        )
         return self._create(run_id, run)
 
     def reopen(self, run_id: str, retried_at: HeaderValue) -> Run:
@@ -183,7 +197,7 @@ class Runs(Records[Run]):
         def change(run: Run) -> Run | None:
             if not run.state.is_retryable or run.retried_at == retried_at:
                 return None
-            return run.changed(state=RunState.QUEUED, error=None, retried_at=retried_at, updated=now_iso())
+            return run.changed(state=RunState.QUEUED, error=None, attempts=0, retried_at=retried_at, updated=now_iso())
 
         return self._change(run_id, change)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -32,7 +33,7 @@ def run_service(name: str, serve: Serve) -> int:
     try:
         settings = load_settings()
     except SettingsError as error:
-        configure_logging(name, "info", "text")
+        configure_logging(name, "info", os.environ.get("GENDERLINE_LOG_FORMAT", "text"))
         return _refuse(error)
     configure_logging(name, settings.log_level, settings.log_format)
     for warning in unknown_settings():

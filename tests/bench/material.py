@@ -109,7 +109,8 @@ def train_model(name: str, archive: Path, store: FileStore) -> None:
     """Runs the trainer's pipeline on the archive and promotes what comes out."""
     import torch
 
-    from trainer.pipeline import Pipeline, Steps
+    from trainer.pipeline import Pipeline
+    from trainer.run_monitor import Monitor
 
     settings = Settings()
     torch.set_num_threads(settings.cores)
@@ -120,17 +121,10 @@ def train_model(name: str, archive: Path, store: FileStore) -> None:
     shutil.copyfile(archive, copy)
     store.put_file(f"datasets/{sha256}/archive.zip", copy)
     Runs(store).create("run-bench", message_id="bench", name="drawn faces", params=params, state=RunState.TRAINING)
-    steps = Steps(
-        on_state=lambda _: None,
-        on_progress=lambda _: None,
-        on_epoch=lambda _: None,
-        should_yield=lambda: False,
-        checkpoint=lambda: None,
-    )
     pipeline = Pipeline(store, settings, TrainerMetrics(CollectorRegistry()), torch.device("cpu"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own
-        pipeline.run("run-bench", "drawn faces", sha256, params, steps)
+        pipeline.run("run-bench", "drawn faces", sha256, params, Monitor())
     Registry(store).promote(1, "the only one")
 
 

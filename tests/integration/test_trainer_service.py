@@ -24,9 +24,11 @@ from shared.runtime.settings import Settings
 from shared.store.base import sha256_of
 from shared.store.files import FileStore
 from shared.telemetry.metrics import TrainerMetrics
+from shared.worker.loop import ConsumerLoop
+from shared.worker.retry import RetryPolicy
 from tests.services import Installation, collect, eventually
 from tests.training import SLOW, finished, models_of
-from trainer.handler import TrainerService
+from trainer.handler import DatasetHandler
 from trainer.pipeline import Pipeline
 
 FAST = {"epochs": 1, "quantize": False, "augment": False}
@@ -128,6 +130,27 @@ def test_a_champion_that_cannot_be_run_costs_the_new_model_nothing_but_its_promo
         assert entry.reason.startswith(f"gate: it cannot be compared with version {champion}: ")
 
 
+def test_where_only_a_person_promotes_a_better_model_becomes_the_challenger(
+    installation: Installation, sample_zip: Path
+) -> None:
+    installation.extra["GENDERLINE_AUTO_PROMOTE"] = "false"
+    installation.start("trainer")
+    with installation.client() as client:
+        first = finished(client, client.submit_dataset(sample_zip, params=USEFUL))
+        assert first.state == RunState.REGISTERED
+        assert first.model is not None
+        assert client.registry.aliases().champion is None
+        # By its card it is the first model, which the gate would promote; nobody has to compare it with anything.
+        gate = client.registry.card(first.model.version).gate
+        assert gate is not None
+        assert gate.passed
+        client.promote(first.model.version, "a person has looked at it")
+        again = finished(client, client.submit_dataset(sample_zip, params=USEFUL))
+        assert again.model is not None
+        assert client.registry.aliases().champion == first.model.version
+        assert client.registry.aliases().challenger == again.model.version
+
+
 def test_a_later_message_with_the_same_id_changes_nothing_about_a_run_that_has_ended(
     with_trainer: Installation, sample_zip: Path
 ) -> None:
@@ -166,7 +189,7 @@ def test_a_dead_letter_sent_back_is_worked_on_again(with_either_trainer: Install
         path.unlink()
 
 
-def test_a_store_that_is_away_for_longer_than_the_retries_costs_no_run_and_no_trainer(
+def test_a_store_that_is_away_is_waited_for_and_costs_no_run_and_no_trainer(
     installation: Installation, sample_zip: Path
 ) -> None:
     trainer = installation.start("trainer")
@@ -176,7 +199,7 @@ def test_a_store_that_is_away_for_longer_than_the_retries_costs_no_run_and_no_tr
         records.symlink_to(records)  # nothing can be read or written there
         message = Message(sample_zip.read_bytes(), ZIP, "away", headers={"params": json.dumps(FAST)})
         client.broker.publish(client.broker.topology.datasets, message)
-        eventually(lambda: "cannot be recorded" in trainer.log.read_text(), 30, "the end of all retries")
+        eventually(lambda: "trying again in 4 s" in trainer.log.read_text(), 30, "some tries")
         records.unlink()
         eventually(lambda: client.runs.find(run_id_of("away")), 30, "the run")
         assert finished(client, run_id_of("away")).state == RunState.REGISTERED
@@ -185,7 +208,7 @@ def test_a_store_that_is_away_for_longer_than_the_retries_costs_no_run_and_no_tr
 
 
 class OvertakenStore(FileStore):
-    """A store whose user writes the next version of an archive just before the trainer copies the one that it saw."""
+    """A store whose user writes the next version of an archive once the trainer has copied the one that it saw."""
 
     def __init__(self, root: Path, archive: Path, following: list[Path]) -> None:
         super().__init__(root)
@@ -213,7 +236,18 @@ def test_an_archive_that_changes_while_it_is_copied_is_stored_under_the_hash_of_
     with installation.broker() as broker:
         pipeline = Pipeline(store, settings, metrics, torch.device("cpu"))
         service = threading.Thread(
-            target=TrainerService(broker, store, settings, metrics, pipeline).run, args=[stop], name="service"
+            target=ConsumerLoop(
+                broker,
+                {
+                    broker.topology.datasets: DatasetHandler(
+                        store, settings, metrics, pipeline, broker.emit, broker.topology
+                    )
+                },
+                RetryPolicy(None, metrics.dead_letters),
+                prefetch=0,
+            ).run,
+            args=[stop],
+            name="service",
         )
         service.start()
         try:
@@ -225,9 +259,9 @@ def test_an_archive_that_changes_while_it_is_copied_is_stored_under_the_hash_of_
         finally:
             stop.set()
             service.join()
-    assert client.runs.get(run_id).dataset == sha256_of(next_version)
-    assert store.children("datasets") == [sha256_of(next_version)]
-    assert store.get(f"datasets/{sha256_of(next_version)}/archive.zip") == next_version.read_bytes()
+    assert client.runs.get(run_id).dataset == sha256_of(sample_zip)
+    assert store.children("datasets") == [sha256_of(sample_zip)]
+    assert store.get(f"datasets/{sha256_of(sample_zip)}/archive.zip") == sample_zip.read_bytes()
 
 
 def test_a_cancelled_run_ends_so_while_it_waits_and_while_it_trains(

@@ -219,6 +219,10 @@ Gender, ethnicity and age together, groups of at least {MIN_GROUP} faces, worst 
 Temperature {card.temperature:.3f}, fitted on validation faces and part of the model. Expected calibration error
 {evaluation.ece:.4f} ({len(evaluation.reliability)} bins of equal counts), Brier score {evaluation.brier:.4f}.
 
+Abstaining: the faces that are answered with a confidence of at least …, and the accuracy on them.
+
+{_coverage_table(evaluation)}
+
 ## Limits
 
 - Faces unlike the training data (in age, ethnicity, pose, light, cropping, image quality) are predicted less well; the
@@ -270,7 +274,7 @@ def _warnings(card: ModelCard) -> str:
 def _worst(evaluation: Evaluation) -> str:
     worst, gap = evaluation.worst_group, evaluation.gap
     if worst is None or gap is None:
-        return f"No group has {MIN_GROUP} held-out faces or more, so no worst one is named."
+        return f"No group has {MIN_GROUP} held-out faces or more, so none is ranked."
     return (
         f"Worst group: **{worst.name}**, accuracy {_share(worst.accuracy, worst.low, worst.high)} on {worst.count:,} "
         f"faces, {100 * gap:.1f} points below the best group; of the groups of at least {MIN_GROUP} faces."
@@ -298,6 +302,20 @@ def _robustness_table(evaluation: Evaluation) -> str:
         [(row.change, _percent(row.accuracy), _percent(row.balanced_accuracy)) for row in evaluation.robustness],
     )
     return f"The same {evaluation.robustness[0].faces:,} held-out faces, changed:\n\n{table}"
+
+
+def _coverage_table(evaluation: Evaluation) -> str:
+    return _table(
+        ("confidence", "faces answered", "accuracy"),
+        [
+            (
+                f"{row.confidence:.0%}",
+                _percent(row.covered),
+                "no faces" if row.accuracy is None else _percent(row.accuracy),
+            )
+            for row in evaluation.coverage
+        ],
+    )
 
 
 def _gate(card: ModelCard) -> str:

@@ -14,6 +14,7 @@ from shared.records.dataset import AGE_BANDS, age_band
 from shared.records.evaluation import (
     MIN_GROUP,
     Confusion,
+    Coverage,
     Curve,
     Evaluation,
     Group,
@@ -26,6 +27,8 @@ from shared.records.evaluation import (
 RELIABILITY_BINS: Final = 15
 HISTOGRAM_BINS: Final = 20
 CURVE_POINTS: Final = 200
+CONFIDENCES: Final = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+"""The confidences below which a model may abstain; no answer is below the first."""
 Z_95: Final = 1.959964
 
 
@@ -102,6 +105,7 @@ def evaluate(
         gap=ranked[-1].accuracy - ranked[0].accuracy if ranked else None,
         spreads={kind: _spread(group for group in groups if group.kind == kind) for kind in get_args(GroupKind)},
         histogram=np.histogram(probability, bins=HISTOGRAM_BINS, range=(0, 1))[0].tolist(),
+        coverage=tuple(_coverage(np.maximum(probability, 1 - probability), correct)),
     )
 
 
@@ -130,6 +134,16 @@ def _reliability(probability: NDArray[np.float64], labels: NDArray[np.uint8]) ->
             count=len(part),
             mean_probability=float(probability[part].mean()),
             share_female=float(labels[part].mean()),
+        )
+
+
+def _coverage(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> Iterator[Coverage]:
+    for lowest in CONFIDENCES:
+        answered = confidence >= lowest
+        yield Coverage(
+            confidence=lowest,
+            covered=float(answered.mean()),
+            accuracy=float(correct[answered].mean()) if answered.any() else None,
         )
 
 

@@ -109,7 +109,7 @@ def verify_parity(path: Path, network: nn.Module, temperature: float, faces: NDA
     Args:
         path: what `export_onnx` wrote.
         network: the network that it wrote; it is moved to the CPU and into evaluation mode.
-        temperature: likewise.
+        temperature: from `fit_temperature`.
         faces: uint8 (N, 128, 128), 1 or more.
 
     Returns:

@@ -4,7 +4,7 @@ import importlib.util
 import pytest
 import torch
 
-from inference.worker_layout import GPU_BYTES, gpu_memory_bytes, plan, plan_for
+from inference.worker_layout import GPU_BYTES, MEMORY_BYTES, MEMORY_WITH_GPU_BYTES, gpu_memory_bytes, plan, plan_for
 from shared.runtime.settings import Settings
 
 FOR_GPUS = any(package.name == "onnxruntime-gpu" for package in importlib.metadata.distributions())
@@ -27,6 +27,20 @@ def test_workers_and_their_threads_divide_the_cores_and_share_the_gpu(
     cores: int, wanted: int, gpu_bytes: int | None, expected: tuple[int, int]
 ) -> None:
     assert plan(cores, wanted=wanted, gpu_bytes=gpu_bytes) == expected
+
+
+@pytest.mark.parametrize(
+    ("gpu_bytes", "memory_bytes", "workers"),
+    [
+        (None, 2**40, 16),
+        (None, 9 * MEMORY_BYTES, 8),
+        (None, MEMORY_BYTES // 4, 1),  # one may do, and says what happens
+        (80 * GPU_BYTES, 5 * MEMORY_WITH_GPU_BYTES, 4),
+    ],
+)
+def test_no_more_workers_start_than_memory_has_room_for(gpu_bytes: int | None, memory_bytes: int, workers: int) -> None:
+    assert plan(16, wanted=0, gpu_bytes=gpu_bytes, memory_bytes=memory_bytes).workers == workers
+    assert plan(16, wanted=3, gpu_bytes=gpu_bytes, memory_bytes=memory_bytes).workers == 3
 
 
 @pytest.mark.skipif(FOR_GPUS, reason="this ONNX Runtime is the build for GPUs")

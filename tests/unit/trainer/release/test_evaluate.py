@@ -173,6 +173,13 @@ def test_the_histogram_counts_every_face_once() -> None:
     assert (histogram[0], histogram[10], histogram[19], sum(histogram)) == (2, 1, 1, 4)
 
 
+def test_abstaining_answers_fewer_faces_more_accurately() -> None:
+    rows = {row.confidence: row for row in measured([0.05, 0.35, 0.6, 0.97], [0, 1, 0, 1]).coverage}
+    assert (rows[0.5].covered, rows[0.5].accuracy) == (1, 0.5)
+    assert (rows[0.7].covered, rows[0.7].accuracy) == (0.5, 1)
+    assert (rows[0.99].covered, rows[0.99].accuracy) == (0, None)
+
+
 def test_certain_probabilities_give_finite_figures() -> None:
     result = measured([0.0, 1.0, 1.0], [1, 1, 0])
     assert np.isfinite(result.log_loss)
