@@ -27,13 +27,8 @@ from trainer.inbox import InboxWatcher
 from trainer.pipeline import Pipeline
 from trainer.tempdir import workspace
 from trainer.training.device import choose_device
-from trainer.training.distributed import (
-    ProcessGroup,
-    end_with_launcher,
-    run_member,
-    stop_members,
-    watch_launcher,
-)
+from trainer.training.distributed import run_member, stop_members
+from trainer.training.process_group import ProcessGroup, end_with_launcher, watch_launcher
 
 PORT: Final = 9101
 _LOG = logging.getLogger("trainer")

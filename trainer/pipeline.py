@@ -52,8 +52,9 @@ from trainer.training.balance import warn_of_imbalance
 from trainer.training.calibrate import fit_temperature
 from trainer.training.checkpoint import Checkpoint, CheckpointError
 from trainer.training.device import DeviceFaces
-from trainer.training.distributed import ProcessGroup, train_distributed
+from trainer.training.distributed import train_distributed
 from trainer.training.model import build_network, measure_cost
+from trainer.training.process_group import ProcessGroup
 from trainer.training.recipe import Recipe, decide
 from trainer.training.starter import starter_helps
 from trainer.training.throughput import measure_throughput

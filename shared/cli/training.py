@@ -66,7 +66,12 @@ def _labels(_ctx: click.Context, _option: click.Parameter, given: tuple[str, ...
     help="Where the labels stand, if guessing fails: source, table, file, gender, age, ethnicity, male, female.",
 )
 @click.option("--detach", is_flag=True, help="Submit it and do not wait.")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), help="Seconds to follow it; it goes on after.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0),
+    help="Stop following after so many seconds; the run continues.",
+)
 @json_option
 @click.pass_context
 def train(
@@ -118,7 +123,7 @@ def _tell_run(ctx: click.Context, output: Output, client: Client, run: Run) -> N
         metrics = run.metrics or {}
         accuracy = percent(metrics.get("test_accuracy") or metrics.get("val_accuracy"))
         output.line(
-            f"{run.run_id}: registered as version {run.model.version}, accuracy {accuracy} on held-out faces; "
+            f"{run.run_id}: registered as version {run.model.version}, accuracy {accuracy} on test faces; "
             f"{place_of(client, run.model.version)}",
             "green",
         )
@@ -135,7 +140,7 @@ def _tell_run(ctx: click.Context, output: Output, client: Client, run: Run) -> N
 @click.command()
 @click.argument("run_id", required=False)
 @click.option("--follow", is_flag=True, help="Follow the run until it ends.")
-@click.option("--cancel", is_flag=True, help="Ask for the run to stop.")
+@click.option("--cancel", is_flag=True, help="Cancel the run.")
 @json_option
 @click.pass_context
 def runs(ctx: click.Context, run_id: str | None, follow: bool, cancel: bool) -> None:
@@ -152,7 +157,7 @@ def runs(ctx: click.Context, run_id: str | None, follow: bool, cancel: bool) -> 
         record = client.runs.get(run_id)
         if cancel:
             client.runs.request_cancel(run_id)
-            output.remark(f"{run_id} was asked to stop")
+            output.remark(f"cancelling {run_id}")
         if follow:
             with output.steps() as steps:
                 _follow_run(ctx, output, client, run_id, None, steps)
