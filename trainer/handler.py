@@ -12,6 +12,7 @@ from shared.archives.archive import Archive, ArchiveLimits
 from shared.archives.fetch import fetch_archive
 from shared.broker.base import RETRIED_AT, Message, Outgoing
 from shared.errors import Cancelled, GenderlineError, InvalidDataset, InvalidMessage, Retryable
+from shared.events import ModelChallenged, ModelPromoted, ModelRegistered
 from shared.messages import ArchiveRequest, by_reference, json_reply, parse_dataset, request_digest, run_id_of
 from shared.records.dataset import LABELS_JSON, dataset_id
 from shared.records.model_card import ModelCard
@@ -23,7 +24,7 @@ from shared.runtime.tempdir import temp_folder
 from shared.store.base import STORE_SCHEME, Store, sha256_of
 from shared.store.lease import Lease, LeaseLost, Leases
 from shared.telemetry.metrics import TrainerMetrics
-from shared.topology import MODEL_CHALLENGED, MODEL_PROMOTED, MODEL_REGISTERED, Topology
+from shared.topology import Topology
 from shared.worker.loop import Context, Defer, Done, Handler, Outcome
 from trainer.data.labelling import recognize_labels
 from trainer.pipeline import Pipeline
@@ -216,7 +217,7 @@ class DatasetHandler(Handler[_Asked]):
     def _register(self, asked: _Asked, card: ModelCard, lease: Lease) -> list[Outgoing]:
         """Announces a run's model, which is in the registry by now, and ends the run. Returns the reply."""
         run_id, version = asked.run_id, card.version
-        self._emit(MODEL_REGISTERED, {"schema": 1, "version": version, "run_id": run_id, "metrics": card.metrics})
+        self._emit(*ModelRegistered(version=version, run_id=run_id, metrics=card.metrics).wire())
         if asked.request.params.promote:
             self._pass_gate(version)
         timings = self._runs.get(run_id).timings
@@ -241,8 +242,7 @@ class DatasetHandler(Handler[_Asked]):
         while promotes and gate.passed:
             if self._registry.promote_over(gate.champion, version, f"gate: {gate.reason}"):
                 _LOG.info("version %d promoted: %s", version, gate.reason)
-                promoted = {"schema": 1, "version": version, "reason": f"gate: {gate.reason}"}
-                self._emit(MODEL_PROMOTED, promoted)
+                self._emit(*ModelPromoted(version=version, reason=f"gate: {gate.reason}").wire())
                 return
             gate = compare_registered(self._store, version)  # another version has become the champion meanwhile
         reason = f"gate: {gate.reason}" if not gate.passed else f"gate: a person has to promote it; {gate.reason}"
@@ -250,7 +250,7 @@ class DatasetHandler(Handler[_Asked]):
         if gate.champion in (None, version):
             return
         if self._registry.challenge(version, reason, by="gate").challenger == version:
-            self._emit(MODEL_CHALLENGED, {"schema": 1, "version": version, "reason": reason})
+            self._emit(*ModelChallenged(version=version, reason=reason).wire())
 
     def _continuation(self, asked: _Asked) -> list[Outgoing]:
         """Returns the message with which any trainer carries the run on; until it is confirmed, this one is ours."""

@@ -14,13 +14,13 @@ from typing import Any
 
 from shared.broker.base import RETRIED_AT, Message, Outgoing
 from shared.errors import NotFound, Retryable
+from shared.events import JobChanged
 from shared.messages import json_message, json_reply
 from shared.records.jobs import Job, Jobs, JobState
 from shared.records.results import assemble
 from shared.runtime.tempdir import temp_folder
 from shared.store.base import STORE_SCHEME, Store
 from shared.store.lease import Leases
-from shared.topology import job_state_topic
 
 Emit = Callable[[str, Mapping[str, Any]], None]
 """Tells an event's topic and payload to whoever listens."""
@@ -115,7 +115,7 @@ class JobFinisher:
 
     def announce(self, job: Job) -> None:
         """Tells all who listen of the state that a job is in."""
-        self._emit(job_state_topic(job.state), {"schema": 1, **job.reply()})
+        self._emit(*JobChanged.of(job).wire())
 
 
 def _finisher_key(job_id: str) -> str:

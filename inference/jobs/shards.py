@@ -23,12 +23,12 @@ from inference.monitoring.throughput import ThroughputMeter
 from shared.archives.entry import EntryError
 from shared.broker.base import RETRIED_AT, Message, Outgoing
 from shared.errors import GenderlineError, InvalidMessage, NotFound, Retryable
+from shared.events import JobProgressed
 from shared.messages import ShardRequest, parse_shard
 from shared.records.jobs import Job, Jobs, JobState
 from shared.records.record import DamagedRecord, Fault
 from shared.records.results import result_row
 from shared.store.base import Store
-from shared.topology import JOB_PROGRESS
 from shared.worker.loop import Context, Defer, Done, Handler, Outcome
 
 _SMALL_STEP: Final = 8
@@ -213,4 +213,4 @@ class ShardHandler(Handler[_Asked]):
         rate = progress.done / max(seconds, 0.001)
         left = progress.total - progress.done
         progress = progress.changed(rate=round(rate, 1), eta_s=round(left / rate, 1))
-        self._emit(JOB_PROGRESS, {"schema": 1, "job_id": job.job_id, "progress": progress.as_dict()})
+        self._emit(*JobProgressed(job_id=job.job_id, progress=progress).wire())
