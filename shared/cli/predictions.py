@@ -110,21 +110,25 @@ def _show_predictions(output: Output, found: Any, out: Path | None) -> None:
 @click.argument("job_id", required=False)
 @click.option("--follow", is_flag=True, help="Follow the job until it ends.")
 @click.option("--cancel", is_flag=True, help="Cancel the job.")
+@click.option("--retry", is_flag=True, help="Send a failed job back to its queue.")
 @click.option("--out", type=RESULTS, help="Write the finished job's results to this CSV file.")
 @json_option
 @click.pass_context
-def jobs(ctx: click.Context, job_id: str | None, follow: bool, cancel: bool, out: Path | None) -> None:
+def jobs(ctx: click.Context, job_id: str | None, follow: bool, cancel: bool, retry: bool, out: Path | None) -> None:
     """List the batch jobs, or show one."""
     from shared.cli.follow import follow_job  # noqa: PLC0415
     from shared.cli.show import show_job, show_jobs  # noqa: PLC0415
 
     output = output_of(ctx)
-    if job_id is None and (follow or cancel or out):
-        raise click.UsageError("--follow, --cancel and --out need a JOB_ID")
+    if job_id is None and (follow or cancel or retry or out):
+        raise click.UsageError("--follow, --cancel, --retry and --out need a JOB_ID")
     with connected() as client:
         if job_id is None:
             show_jobs(output, client, client.jobs.all())
             return
+        if retry:
+            client.retry_job(job_id)
+            output.remark(f"{job_id} is queued again")
         record = client.jobs.get(job_id)
         if cancel:
             client.jobs.request_cancel(job_id)

@@ -55,8 +55,11 @@ def _labels(_ctx: click.Context, _option: click.Parameter, given: tuple[str, ...
 
 
 @click.command()
-@click.argument("archive", metavar="ARCHIVE", type=FILE)
-@click.option("--name", help="What the run is called; by default the file's name.")
+@click.argument("archive", metavar="ARCHIVE", type=FILE, required=False)
+@click.option(
+    "--dataset", metavar="SHA256", help="Train again on a dataset that is in the store, instead of an ARCHIVE."
+)
+@click.option("--name", help="The name of the run; by default the file's.")
 @click.option("--param", "params", multiple=True, metavar="KEY=VALUE", callback=_parameters, help="Training parameter.")
 @click.option(
     "--labels",
@@ -76,7 +79,8 @@ def _labels(_ctx: click.Context, _option: click.Parameter, given: tuple[str, ...
 @click.pass_context
 def train(
     ctx: click.Context,
-    archive: Path,
+    archive: Path | None,
+    dataset: str | None,
     name: str | None,
     params: dict[str, Any],
     labels: dict[str, Any],
@@ -84,8 +88,12 @@ def train(
     timeout_s: float | None,
 ) -> None:
     """Train a model on an archive (zip, tar or tar.gz) of labelled faces and follow it."""
+    if (archive is None) == (dataset is None):
+        raise click.UsageError("expected either an ARCHIVE or --dataset SHA256")
+    if dataset and labels:
+        raise click.UsageError("--labels belongs to an ARCHIVE; a dataset has its labels already")
     output = output_of(ctx)
-    size_mb = archive.stat().st_size / 1e6
+    size_mb = archive.stat().st_size / 1e6 if archive else 0.0
     copied = 0
     with connected() as client, output.steps() as steps:
 
@@ -94,7 +102,10 @@ def train(
             copied += more
             steps.step("copying", copied / 1e6, size_mb, unit="MB")
 
-        run_id = client.submit_dataset(archive, name=name, params=params, labels=labels, on_copied=on_copied)
+        if archive:
+            run_id = client.submit_dataset(archive, name=name, params=params, labels=labels, on_copied=on_copied)
+        else:
+            run_id = client.train_dataset(str(dataset), name=name, params=params)
         if detach:
             _tell_run(ctx, output, client, client.runs.get(run_id))
             return
@@ -141,19 +152,23 @@ def _tell_run(ctx: click.Context, output: Output, client: Client, run: Run) -> N
 @click.argument("run_id", required=False)
 @click.option("--follow", is_flag=True, help="Follow the run until it ends.")
 @click.option("--cancel", is_flag=True, help="Cancel the run.")
+@click.option("--retry", is_flag=True, help="Send a failed run back to its queue.")
 @json_option
 @click.pass_context
-def runs(ctx: click.Context, run_id: str | None, follow: bool, cancel: bool) -> None:
+def runs(ctx: click.Context, run_id: str | None, follow: bool, cancel: bool, retry: bool) -> None:
     """List the training runs, or show one."""
     from shared.cli.show import show_run, show_runs  # noqa: PLC0415
 
     output = output_of(ctx)
-    if run_id is None and (follow or cancel):
-        raise click.UsageError("--follow and --cancel need a RUN_ID")
+    if run_id is None and (follow or cancel or retry):
+        raise click.UsageError("--follow, --cancel and --retry need a RUN_ID")
     with connected() as client:
         if run_id is None:
             show_runs(output, client.runs.all())
             return
+        if retry:
+            run_id = client.retry_run(run_id)
+            output.remark(f"{run_id} is queued again")
         record = client.runs.get(run_id)
         if cancel:
             client.runs.request_cancel(run_id)

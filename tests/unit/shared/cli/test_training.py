@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from shared.client import Client
+from shared.params import TrainingParams
 from shared.records.model_card import GateResult
 from shared.records.runs import RunState
 from tests.store_builder import StoreBuilder
@@ -170,3 +171,27 @@ def test_runs_lists_and_shows_runs(builder: StoreBuilder) -> None:
     assert "internal: a bug" in run("runs", "run-000000000002").stdout
     assert len(document("runs", "run-000000000003")["history"]) == 2
     assert document("runs", "run-4", exit_code=1)["error"]["code"] == "not_found"
+
+
+def test_a_dataset_in_the_store_is_trained_on_again_without_its_zip(builder: StoreBuilder, client: Client) -> None:
+    sha256 = builder.dataset(30)
+    builder.run("run-000000000001", name="faces", dataset=sha256)
+
+    told = document("train", "--dataset", sha256, "--param", "epochs=7", "--detach")
+
+    record = client.runs.get(told["run_id"])
+    assert (record.name, record.params) == ("faces", TrainingParams(epochs=7))
+    assert run("train").exit_code == run("train", "--dataset", sha256, "README.md").exit_code == 2
+    assert document("train", "--dataset", "abc", "--detach", exit_code=1)["error"]["code"] == "not_found"
+
+
+def test_a_failed_run_is_retried_and_one_that_has_not_failed_is_not(builder: StoreBuilder, client: Client) -> None:
+    sha256 = builder.dataset(30)
+    error = {"code": "internal", "message": "internal error"}
+    builder.run("run-000000000001", name="faces", state=RunState.FAILED, dataset=sha256, error=error)
+    builder.run("run-000000000002", name="faces", state=RunState.TRAINING, dataset=sha256)
+
+    assert "is queued again" in run("runs", "run-000000000001", "--retry").stderr
+    assert len(client.runs.all().records) == 3
+    assert document("runs", "run-000000000002", "--retry", exit_code=1)["error"]["code"] == "conflict"
+    assert run("runs", "--retry").exit_code == 2
