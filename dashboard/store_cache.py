@@ -18,9 +18,11 @@ from shared.errors import NotFound
 from shared.records.dataset import (
     FACES_CSV,
     FACES_NPY,
+    REFUSAL_JSON,
     REJECTS_CSV,
     SPLITS,
     SUMMARY_JSON,
+    DatasetRefusal,
     DatasetSummary,
     RejectRow,
     read_faces_csv,
@@ -188,6 +190,11 @@ class StoreCache:
             NotFound: there is none of that hash, or it is not decoded yet.
         """
         return self._datasets.get(sha256)
+
+    def refusal(self, sha256: str) -> DatasetRefusal | None:
+        """Returns why an archive did not become a dataset; None where it did, or was not processed yet."""
+        key = f"datasets/{sha256}/{REFUSAL_JSON}"
+        return DatasetRefusal.model_validate_json(self._store.get(key)) if self._store.exists(key) else None
 
     def rejects(self, sha256: str) -> list[RejectRow]:
         """Returns the entries that were left out, in archive order."""

@@ -13,6 +13,7 @@ from io import BufferedWriter
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from shared.archives.archive import archive_stem
 from shared.broker.base import Broker, HeaderValue, Message, MessageTooLarge, Outgoing, Unconfirmed
 from shared.errors import Conflict, GenderlineError, InvalidImage, NotFound
 from shared.faces.labelling import LabelSpec
@@ -104,7 +105,7 @@ class Client:
         key = _dataset_key(dataset)
         if not self.store.exists(key):
             self._upload(archive, key, on_copied, move=move, sha256=sha256)
-        return self._queue_run(dataset, name or archive.stem, checked, message_id, spec, sha256)
+        return self._queue_run(dataset, name or archive_stem(archive.name), checked, message_id, spec, sha256)
 
     def train_dataset(
         self,
@@ -237,7 +238,7 @@ class Client:
         key = Jobs.archive_key(job_id_of(message_id))
         if not self.store.exists(key):
             self._upload(archive, key, on_copied, move=move)
-        return self._queue_job(key, name or archive.stem, model_version, message_id)
+        return self._queue_job(key, name or archive_stem(archive.name), model_version, message_id)
 
     def predict_dataset(self, sha256: str, model_version: int) -> str:
         """Puts a job on the queue that predicts every image of a dataset. Returns the job's id.

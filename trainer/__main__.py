@@ -20,18 +20,15 @@ from shared.store.base import Store
 from shared.telemetry.heartbeat import Heartbeat
 from shared.telemetry.metrics import BrokerCollector, TrainerMetrics, process_registry
 from shared.telemetry.status_server import StatusServer
-from trainer.handler import TrainerService
+from shared.worker.loop import ConsumerLoop
+from shared.worker.retry import RetryPolicy
+from trainer.handler import DatasetHandler
 from trainer.inbox import InboxWatcher
 from trainer.pipeline import Pipeline
 from trainer.tempdir import workspace
 from trainer.training.device import choose_device
-from trainer.training.distributed import (
-    ProcessGroup,
-    end_with_launcher,
-    run_member,
-    stop_members,
-    watch_launcher,
-)
+from trainer.training.distributed import run_member, stop_members
+from trainer.training.process_group import ProcessGroup, end_with_launcher, watch_launcher
 
 PORT: Final = 9101
 _LOG = logging.getLogger("trainer")
@@ -39,11 +36,15 @@ _LOG = logging.getLogger("trainer")
 
 def main() -> int:
     """Trains until it is told to stop. Returns the exit code."""
-    with workspace():
-        return run_service("trainer", _serve)
+    return run_service("trainer", _serve)
 
 
 def _serve(settings: Settings, stop: threading.Event) -> int:
+    with workspace():
+        return _train(settings, stop)
+
+
+def _train(settings: Settings, stop: threading.Event) -> int:
     device = choose_device(settings.device)
     group = ProcessGroup.from_environment(on_abort=stop.set)
     if group.size > 1:
@@ -72,17 +73,24 @@ def _run_main_process(
     registry = process_registry()
     registry.register(BrokerCollector(broker))
     metrics = TrainerMetrics(registry)
-    service = TrainerService(broker, store, settings, metrics, Pipeline(store, settings, metrics, device, group))
+    pipeline = Pipeline(store, settings, metrics, device, group)
+    handler = DatasetHandler(store, settings, metrics, pipeline, broker.emit, broker.topology)
+    loop = ConsumerLoop(
+        broker,
+        {broker.topology.continuations: handler, broker.topology.datasets: handler},
+        RetryPolicy(None, metrics.dead_letters),  # a run counts by itself how often it was begun
+        prefetch=0,  # a dataset held here, unacknowledged, could not be trained by anybody else meanwhile
+    )
 
     def state() -> dict[str, Any]:
-        return {"version": None, "provider": device.type, "device": str(device), "busy": service.busy}
+        return {"version": None, "provider": device.type, "device": str(device), "busy": handler.busy}
 
     def readiness() -> dict[str, Any]:
         trouble = broker.trouble
         return {
             "ready": broker.ping() and store.ping(),
             "broker_trouble": trouble and trouble.text,
-            "busy": service.busy,
+            "busy": handler.busy,
             "device": str(device),
         }
 
@@ -97,7 +105,7 @@ def _run_main_process(
     for helper in helpers:
         helper.start()
     try:
-        service.run(stop)
+        loop.run(stop)
     finally:
         stop.set()
         for helper in helpers:

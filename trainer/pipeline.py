@@ -6,8 +6,7 @@ import csv
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -47,13 +46,15 @@ from trainer.release.evaluate import evaluate
 from trainer.release.export import build_variants, export_onnx, predict_onnx, verify_parity
 from trainer.release.promotion_gate import compare
 from trainer.release.robustness import measure_robustness
+from trainer.run_monitor import Monitor
 from trainer.training import checkpoint
 from trainer.training.balance import warn_of_imbalance
 from trainer.training.calibrate import fit_temperature
 from trainer.training.checkpoint import Checkpoint, CheckpointError
 from trainer.training.device import DeviceFaces
-from trainer.training.distributed import ProcessGroup, train_distributed
+from trainer.training.distributed import train_distributed
 from trainer.training.model import build_network, measure_cost
+from trainer.training.process_group import ProcessGroup
 from trainer.training.recipe import Recipe, decide
 from trainer.training.starter import starter_helps
 from trainer.training.throughput import measure_throughput
@@ -66,26 +67,6 @@ _CALIBRATION_FACES: Final = 512
 _COMPARED_FACES: Final = 20_000
 _ROBUSTNESS_FACES: Final = 300
 _DATASET_FILES: Final = (FACES_NPY, FACES_CSV, REJECTS_CSV, SUMMARY_JSON)  # the summary last: it says "complete"
-
-
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """The callbacks of a run.
-
-    Attributes:
-        on_state: told each new state.
-        on_progress: told, as often as it likes to be, a stage's progress.
-        on_epoch: told each finished epoch: a row of `history.csv`.
-        should_yield: asked before every training step: whether to leave the rest to a later call.
-        checkpoint: called everywhere else; raises where the run must not go on. What it ends outside of training is
-            done again from the start of its step, so it should not end what would only end there again.
-    """
-
-    on_state: Callable[[RunState], None]
-    on_progress: Callable[[Progress], None]
-    on_epoch: Callable[[EpochRow], None]
-    should_yield: Callable[[], bool]
-    checkpoint: Callable[[], None]
 
 
 class Pipeline:
@@ -116,7 +97,7 @@ class Pipeline:
         self._runs = Runs(store)
         self._registry = Registry(store)
 
-    def run(self, run_id: str, name: str, sha256: str, params: TrainingParams, steps: Steps) -> ModelCard:
+    def run(self, run_id: str, name: str, sha256: str, params: TrainingParams, monitor: Monitor) -> ModelCard:
         """Ingests, trains, evaluates, exports and registers, each unless it is done already.
 
         Args:
@@ -124,7 +105,7 @@ class Pipeline:
             name: what the dataset is called.
             sha256: names the archive, which lies in the store.
             params: the training parameters.
-            steps: who watches.
+            monitor: who watches.
 
         Returns:
             The registered model's card.
@@ -132,30 +113,30 @@ class Pipeline:
         Raises:
             InvalidDataset: the data is at fault.
             GenderlineError: training diverged, or the exported model is not what was trained.
-            Interrupted: `steps.should_yield` said so; a later call carries on.
-            Exception: what `steps.checkpoint` or `steps.on_progress` raises.
+            Interrupted: `monitor.should_yield` said so; a later call carries on.
+            Exception: what `monitor.raise_if_stopped` or `monitor.on_progress` raises.
         """
         if (version := self._registry.version_of_run(run_id)) is not None:  # and then its process was killed
             return self._registry.card(version)
         folder = f"datasets/{sha256}"
-        self._ingest(folder, sha256, steps)
+        self._ingest(folder, sha256, monitor)
         with open_dataset(self._store, sha256) as dataset:
             self._warn(run_id, dataset)
-            trained, recipe = self._train(run_id, dataset, params, steps)
-            return self._finish(run_id, name, dataset, recipe, trained, steps)
+            trained, recipe = self._train(run_id, dataset, params, monitor)
+            return self._finish(run_id, name, dataset, recipe, trained, monitor)
 
     # -- ingest
 
-    def _ingest(self, folder: str, sha256: str, steps: Steps) -> None:
+    def _ingest(self, folder: str, sha256: str, monitor: Monitor) -> None:
         if self._store.exists(f"{folder}/{SUMMARY_JSON}"):
             return
-        steps.on_state(RunState.INGESTING)
+        monitor.on_state(RunState.INGESTING)
         started = time.monotonic()
 
         def on_progress(done: int, total: int) -> None:
-            steps.checkpoint()
+            monitor.raise_if_stopped()
             rate = done / max(time.monotonic() - started, 1e-3)
-            steps.on_progress(_progress(RunState.INGESTING, done, total, rate))
+            monitor.on_progress(_progress(RunState.INGESTING, done, total, rate))
 
         with (
             tempfile.TemporaryDirectory(prefix="genderline-") as work,
@@ -204,8 +185,8 @@ class Pipeline:
 
     # -- train
 
-    def _train(self, run_id: str, dataset: Dataset, params: TrainingParams, steps: Steps) -> tuple[Trained, Recipe]:
-        steps.on_state(RunState.TRAINING)
+    def _train(self, run_id: str, dataset: Dataset, params: TrainingParams, monitor: Monitor) -> tuple[Trained, Recipe]:
+        monitor.on_state(RunState.TRAINING)
         key = f"runs/{run_id}/checkpoint.pt"
         resume = self._checkpoint(key, params, dataset.sha256)
         if resume is not None:  # decided on another machine, perhaps
@@ -229,13 +210,13 @@ class Pipeline:
             ):
                 self._metrics.loss.labels(split).set(loss)
                 self._metrics.accuracy.labels(split).set(accuracy)
-            steps.on_epoch(row)
+            monitor.on_epoch(row)
 
         def on_step(progress: TrainingProgress) -> None:
             self._metrics.epoch.set(progress.epoch)
             self._metrics.images_per_second.set(progress.images_per_second)
             done = (progress.epoch - 1) * progress.steps + progress.step
-            steps.on_progress(
+            monitor.on_progress(
                 Progress(
                     stage=RunState.TRAINING,
                     done=done,
@@ -249,11 +230,15 @@ class Pipeline:
                 )
             )
 
+        def on_checkpoint(data: bytes) -> None:
+            self._store.put(key, data)
+            monitor.on_checkpoint()
+
         hooks = Hooks(
-            on_checkpoint=lambda data: self._store.put(key, data),
+            on_checkpoint=on_checkpoint,
             on_step=on_step,
             on_epoch=on_epoch,
-            should_stop=steps.should_yield,
+            should_stop=monitor.should_yield,
             checkpoint_s=self._settings.checkpoint_s,
         )
         try:
@@ -278,12 +263,12 @@ class Pipeline:
     # -- evaluate, export, register
 
     def _finish(
-        self, run_id: str, name: str, dataset: Dataset, recipe: Recipe, trained: Trained, steps: Steps
+        self, run_id: str, name: str, dataset: Dataset, recipe: Recipe, trained: Trained, monitor: Monitor
     ) -> ModelCard:
-        steps.on_state(RunState.EVALUATING)
+        monitor.on_state(RunState.EVALUATING)
         network = build_network(recipe.network, dropout=recipe.dropout, mirror=recipe.mirror)
         network.load_state_dict(trained.weights)
-        logits = self._logits(network.to(self._device), dataset, steps)
+        logits = self._logits(network.to(self._device), dataset, monitor)
         labels = dataset.labels
         validation, test = dataset.part("validation"), dataset.part("test")
         temperature = fit_temperature(logits[validation], labels[validation])
@@ -296,9 +281,9 @@ class Pipeline:
         )
         self._runs.write_evaluation(run_id, figures)
         self._write_predictions(run_id, probability)
-        steps.checkpoint()
+        monitor.raise_if_stopped()
 
-        steps.on_state(RunState.EXPORTING)
+        monitor.on_state(RunState.EXPORTING)
         version = self._registry.claim(run_id)
         with tempfile.TemporaryDirectory(prefix="genderline-") as work:
             model = Path(work) / "model.onnx"
@@ -306,8 +291,8 @@ class Pipeline:
             export_onnx(network, temperature, model, metadata)
             sample = _spread(dataset.part("test"), _PARITY_FACES)
             parity = verify_parity(model, network, temperature, np.array(dataset.faces[sample]))
-            steps.on_progress(_progress(RunState.EXPORTING, 1, 3))
-            steps.checkpoint()
+            monitor.on_progress(_progress(RunState.EXPORTING, 1, 3))
+            monitor.raise_if_stopped()
             # Measured on the exported file, which runs several times as fast as torch.
             some = _spread(test, _ROBUSTNESS_FACES)
             robustness = measure_robustness(
@@ -316,10 +301,10 @@ class Pipeline:
             figures = figures.changed(robustness=robustness)
             self._runs.write_evaluation(run_id, figures)
             variants = _build_variants(network, temperature, model, metadata, dataset) if recipe.quantize else {}
-            steps.on_progress(_progress(RunState.EXPORTING, 2, 3))
+            monitor.on_progress(_progress(RunState.EXPORTING, 2, 3))
             champion = self._registry.aliases().champion
             gate = compare(self._store, dataset, name, model, figures, champion=champion)
-            steps.checkpoint()
+            monitor.raise_if_stopped()
             card = build_card(
                 model_version=version,
                 run_id=run_id,
@@ -339,12 +324,12 @@ class Pipeline:
                 warnings=_find_warnings(dataset),
                 gate=gate,
             )
-            steps.checkpoint()  # the last moment at which an owner that lost its lease must not write
+            monitor.raise_if_stopped()  # the last moment at which an owner that lost its lease must not write
             files = {path.name: path for path in Path(work).iterdir()}
             self._registry.register(card, render_card(card), files)
         return card
 
-    def _logits(self, network: torch.nn.Module, dataset: Dataset, steps: Steps) -> NDArray[np.float32]:
+    def _logits(self, network: torch.nn.Module, dataset: Dataset, monitor: Monitor) -> NDArray[np.float32]:
         """Returns the logits of all faces, float32 (N,)."""
         source = DeviceFaces(dataset.faces, self._device)
         everything = np.arange(len(dataset.rows))
@@ -352,11 +337,11 @@ class Pipeline:
         logits: list[NDArray[np.float32]] = []
         done = 0
         for indices in np.array_split(everything, max(1, len(everything) // 1024)):
-            steps.checkpoint()
+            monitor.raise_if_stopped()
             logits.append(predict_logits(network, source, indices))
             done += len(indices)
             rate = done / max(time.monotonic() - started, 1e-3)
-            steps.on_progress(_progress(RunState.EVALUATING, done, len(everything), rate))
+            monitor.on_progress(_progress(RunState.EVALUATING, done, len(everything), rate))
         return np.concatenate(logits)
 
     def _write_predictions(self, run_id: str, probability: NDArray[np.float32]) -> None:

@@ -27,8 +27,8 @@ from trainer.data.ingest import ingest
 from trainer.data.near_duplicates import dhash
 from trainer.data.seen import SEEN
 from trainer.training.device import DeviceFaces, choose_device
-from trainer.training.distributed import ProcessGroup
 from trainer.training.model import build_network
+from trainer.training.process_group import ProcessGroup
 from trainer.training.recipe import Recipe, decide
 from trainer.training.starter import FOLDER, STARTER_NETWORK, Starter, save_starter
 from trainer.training.train import Hooks, Progress, TrainingJob, predict_logits, train

@@ -16,7 +16,7 @@ from dashboard.tasks.samples import SampleState
 from dashboard.tasks.scoring import ScoringState
 from shared.errors import CODES
 from shared.faces.labels import ETHNICITIES, GENDERS
-from shared.messages import IMAGES, ZIP
+from shared.messages import ARCHIVES, IMAGES
 from shared.params import TrainingParams
 from shared.records.dataset import AGE_BANDS, SPLITS
 from shared.records.model_card import ModelCard
@@ -67,10 +67,14 @@ def _number(meaning: str, low: float, high: float, kind: str = "integer") -> tup
 
 def _archive(*fields: str) -> Schema:
     properties: Schema = {"file": _FILE, **{name: {"type": "string"} for name in fields}}
-    return {ZIP: _FILE, "multipart/form-data": {"type": "object", "properties": properties, "required": ["file"]}}
+    return {
+        **dict.fromkeys(ARCHIVES, _FILE),
+        "multipart/form-data": {"type": "object", "properties": properties, "required": ["file"]},
+    }
 
 
 _PARAMS: Final = _text("Training parameters as JSON; see the schema TrainingParams")
+_LABELS: Final = _text("Where the labels stand, as JSON; see `labels` in docs/messages.md")
 _PAGING: Final = {
     "limit": _number("The most items to return", 1, 1000),
     "offset": _number("Items to pass over", 0, 10**9),
@@ -106,8 +110,8 @@ _CALLS: Final = (
         "Train on an archive of labelled faces",
         views.RunAccepted,
         202,
-        {"name": _text("The name of the run"), "params": _PARAMS},
-        _archive("name", "params"),
+        {"name": _text("The name of the run"), "params": _PARAMS, "labels": _LABELS},
+        _archive("name", "params", "labels"),
         _ONCE,
     ),
     _Call(

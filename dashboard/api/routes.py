@@ -18,6 +18,7 @@ from dashboard.context import dashboard
 from shared.archives.archive import ArchiveLimits
 from shared.client import Client
 from shared.errors import Conflict, InvalidMessage, NotFound, short_repr
+from shared.faces.labelling import LabelSpec
 from shared.messages import SCHEMA
 from shared.params import TrainingParams
 from shared.records.jobs import Jobs
@@ -79,8 +80,14 @@ def submit_dataset() -> tuple[Response, int]:
     ahead = parts.runs_ahead()
     with receive_archive(ArchiveLimits.from_settings(parts.settings)) as archive:
         params = TrainingParams.parse(_read_field("params") or None)
+        labels = LabelSpec.parse(_read_field("labels") or None)
         run_id = parts.client.submit_dataset(
-            archive.path, name=archive.name, params=params.as_dict(), message_id=_idempotency_key(), move=True
+            archive.path,
+            name=archive.name,
+            params=params.as_dict(),
+            labels=None if labels is None else labels.as_dict(),
+            message_id=_idempotency_key(),
+            move=True,
         )
     return _accept_run(run_id, ahead)
 

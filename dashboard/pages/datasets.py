@@ -69,7 +69,14 @@ def show_dataset(sha256: str) -> str:
     if summary is None:
         if sha256 not in cache.dataset_ids():
             raise NotFound(f"dataset {sha256[:12]} does not exist")
-        return render_template("dataset_waiting.html", sha256=sha256, runs=found_runs, unread=_unread(found_runs))
+        return render_template(
+            "dataset_waiting.html",
+            sha256=sha256,
+            runs=found_runs,
+            unread=_unread(found_runs),
+            refusal=cache.refusal(sha256),
+            rejects=_rejects(sha256),
+        )
     data = cache.dataset(sha256)
     wanted, probabilities = requested_filter(sha256)
     found = select_faces(data, probabilities, wanted)

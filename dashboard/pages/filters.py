@@ -8,6 +8,7 @@ from typing import Any, Final
 from flask import Flask, request, url_for
 
 from dashboard.event_stream import TOPICS
+from shared.faces.decode import reads_heic
 from shared.records.jobs import Job, JobState
 from shared.records.runs import Progress, Run, RunState
 
@@ -36,10 +37,21 @@ def register_formats(app: Flask) -> None:
         parameter=parameter,
     )
     app.jinja_env.globals["event_topics"] = lambda: TOPICS
+    app.jinja_env.globals["label_hint"] = _label_hint()
     app.jinja_env.globals["static_url"] = lambda name: url_for("static", filename=name)
     app.context_processor(lambda: {"root": request.script_root})
     app.jinja_env.trim_blocks = True
     app.jinja_env.lstrip_blocks = True
+
+
+def _label_hint() -> str:
+    """Returns what may be dropped as a dataset, with what cannot be read here."""
+    images = "JPEG, PNG, WebP, BMP, AVIF or HEIC" if reads_heic() else "JPEG, PNG, WebP, BMP or AVIF"
+    missing = "" if reads_heic() else " HEIC photos need the extra heic, which is not installed here."
+    return (
+        "Labels: folders such as male and female, a table (CSV) in the archive, or file names such as 24_0_1.jpg. "
+        f"Images: {images}.{missing}"
+    )
 
 
 def percent(share: float | None, digits: int = 1) -> str:

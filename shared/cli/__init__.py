@@ -28,7 +28,7 @@ class _Commands(click.Group):
         except SettingsError as error:
             _fail(ctx, "settings", str(error), exit_code=2)
         except BrokenPipeError:
-            raise  # whoever read our output, such as `head`, has had enough: click ends quietly
+            raise  # the reader of our output, such as `head`, has had enough: click ends quietly
         except OSError as error:
             _fail(ctx, "file", f"{error.filename}: {error.strerror}" if error.filename else str(error))
         except KeyboardInterrupt:

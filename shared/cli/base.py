@@ -35,7 +35,7 @@ ANY: Final = click.Path(exists=True, path_type=Path)
 NEW: Final = click.Path(dir_okay=False, writable=True, path_type=Path)
 RESULTS: Final = _NewInFolder(dir_okay=False, writable=True, path_type=Path)
 _JSON: Final = "json"
-"""Where the context remembers that `--json` was given, for whoever prints an error."""
+"""Where the context remembers that `--json` was given, for the code that prints an error."""
 
 
 def _remember_json(ctx: click.Context, _option: click.Parameter, given: bool) -> None:
@@ -87,5 +87,5 @@ def resume_hint(ctx: click.Context, what: str, command: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        output_of(ctx).remark(f"{what} goes on; follow it again with: genderline {command} {what} --follow")
+        output_of(ctx).remark(f"{what} continues; follow it again with: genderline {command} {what} --follow")
         ctx.exit(130)

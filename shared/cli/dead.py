@@ -1,4 +1,4 @@
-"""Commands for dead letters."""
+"""Commands for failed messages, which lie in the dead-letter queue."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shared.cli.base import connected, json_option, output_of
 @json_option
 @click.pass_context
 def dead(ctx: click.Context) -> None:
-    """Show, retry or drop what could not be processed."""
+    """List, retry or drop failed messages, which lie in the dead-letter queue."""
     if ctx.invoked_subcommand is None:
         ctx.invoke(dead_list)
 
@@ -23,7 +23,7 @@ def dead(ctx: click.Context) -> None:
 @json_option
 @click.pass_context
 def dead_list(ctx: click.Context, limit: int = 100) -> None:
-    """Show the oldest dead letters."""
+    """List the oldest failed messages."""
     from shared.cli.show import show_dead  # noqa: PLC0415
 
     with connected() as client:
@@ -36,7 +36,7 @@ def dead_list(ctx: click.Context, limit: int = 100) -> None:
 @json_option
 @click.pass_context
 def dead_retry(ctx: click.Context, dead_ids: tuple[str, ...], everything: bool) -> None:
-    """Send dead letters back to where they came from."""
+    """Re-queue failed messages: each goes back to the queue that it came from."""
     wanted = _wanted(dead_ids, everything)
     with connected() as client:
         _handle(ctx, "retried", client.broker.retry_dead, wanted)
@@ -48,7 +48,7 @@ def dead_retry(ctx: click.Context, dead_ids: tuple[str, ...], everything: bool) 
 @json_option
 @click.pass_context
 def dead_drop(ctx: click.Context, dead_ids: tuple[str, ...], everything: bool) -> None:
-    """Delete dead letters."""
+    """Delete failed messages."""
     wanted = _wanted(dead_ids, everything)
     with connected() as client:
         _handle(ctx, "dropped", client.broker.drop_dead, wanted)
@@ -56,7 +56,7 @@ def dead_drop(ctx: click.Context, dead_ids: tuple[str, ...], everything: bool) -
 
 def _wanted(dead_ids: tuple[str, ...], everything: bool) -> list[str] | None:
     if bool(dead_ids) == everything:
-        raise click.UsageError("name dead letters by their ID, or give --all")
+        raise click.UsageError("give IDs of failed messages, or --all")
     return None if everything else list(dead_ids)
 
 
@@ -75,5 +75,5 @@ def _handle(ctx: click.Context, verb: str, handle: Callable[[list[str] | None], 
     else:
         output.line(f"{verb} {count:,}")
     if unknown:
-        output.error(f"no dead letter has the ID {' or '.join(map(repr, unknown))}")
+        output.error(f"no failed message has the ID {' or '.join(map(repr, unknown))}")
         ctx.exit(1)

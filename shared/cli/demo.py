@@ -93,7 +93,7 @@ class Demo:
         _FOLDER.mkdir(parents=True, exist_ok=True)
         if self._dataset is not None:
             return self._dataset, self._dataset
-        self._title(f"drawing {self._images:,} synthetic faces to train on and {_BATCH_IMAGES:,} others to predict")
+        self._title(f"generating {self._images:,} synthetic faces to train on and {_BATCH_IMAGES:,} others to predict")
         with self._output.steps() as steps:
             training = _drawn(self._images, _TRAINING_SEED, steps)
             return training, _drawn(_BATCH_IMAGES, _BATCH_SEED, steps)
@@ -121,11 +121,11 @@ class Demo:
         self._output.line(
             f"{run_id} is registered as version {version}: accuracy {percent(evaluation.accuracy)} "
             f"({percent(evaluation.accuracy_low)} to {percent(evaluation.accuracy_high)}) on {evaluation.count:,} "
-            f"held-out faces; {place_of(client, version)}",
+            f"test faces; {place_of(client, version)}",
             "green",
         )
         if client.registry.aliases().champion is None:
-            raise _Unsuccessful("no model serves, so there is nothing to predict with; train on more faces")
+            raise _Unsuccessful("no model is in use, so nothing can be predicted; train on more faces")
         return run
 
     def _predict(self, client: Client, archive: Path, run: Run) -> None:
@@ -205,6 +205,8 @@ def _drawn(images: int, seed: int, steps: Steps) -> Path:
     """Returns a synthetic archive; the same numbers always give the same one, so it is drawn once."""
     path = _FOLDER / f"synthetic-{images}-{seed}.zip"
     if not path.exists():
-        draw_sample(path, images, seed, on_progress=lambda done, total: steps.step(f"drawing {images:,}", done, total))
+        draw_sample(
+            path, images, seed, on_progress=lambda done, total: steps.step(f"generating {images:,}", done, total)
+        )
         steps.finish()
     return path

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("archive", metavar="ZIP", type=NEW)
-@click.option("--images", type=click.IntRange(min=1, max=1_000_000), required=True, help="How many faces to draw.")
-@click.option("--seed", type=int, default=0, show_default=True, help="The same seed draws the same faces.")
+@click.option("--images", type=click.IntRange(min=1, max=1_000_000), required=True, help="How many faces to generate.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same faces.")
 @click.option("--faults", is_flag=True, help="Add entries that will be rejected.")
 @json_option
 @click.pass_context
 def sample(ctx: click.Context, archive: Path, images: int, seed: int, faults: bool) -> None:
-    """Draw a synthetic dataset, to try anything without real faces."""
+    """Generate a synthetic dataset, to try anything without real faces."""
     from shared.faces.synthetic import draw_sample  # noqa: PLC0415
 
     output = output_of(ctx)
@@ -31,7 +31,7 @@ def sample(ctx: click.Context, archive: Path, images: int, seed: int, faults: bo
             images,
             seed,
             faults=faults,
-            on_progress=lambda done, total: steps.step("drawing", done, total),
+            on_progress=lambda done, total: steps.step("generating", done, total),
         )
         steps.finish()
     size = archive.stat().st_size
@@ -43,7 +43,9 @@ def sample(ctx: click.Context, archive: Path, images: int, seed: int, faults: bo
 
 @click.command(hidden=True)
 @click.option("--dataset", type=FILE, help="Train on this zip instead of a synthetic one.")
-@click.option("--images", type=click.IntRange(min=20), default=1200, show_default=True, help="Synthetic faces to draw.")
+@click.option(
+    "--images", type=click.IntRange(min=20), default=1200, show_default=True, help="Synthetic faces to generate."
+)
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the faces; without it, as many as they need.")
 @click.option("--once", is_flag=True, help="End when all is done instead of staying up.")
 @click.pass_context

@@ -16,7 +16,7 @@ from shared.records.runs import Progress, Run, RunState
 from shared.telemetry.liveness import HeartbeatListener
 
 _SERVICE_UP_S: Final = 3.0
-"""A service that is up is heard within this time: it beats every two seconds."""
+"""A running service is heard within this time: it reports every two seconds."""
 
 _WORDS: Final[dict[str, str]] = {RunState.ACCEPTED: RunState.INGESTING}
 """A run that was just accepted is about to be ingested: no step of its own."""
@@ -30,11 +30,15 @@ def follow_run(client: Client, run_id: str, steps: Steps, timeout_s: float | Non
         GenderlineError: code `timeout`, after `timeout_s`; the run goes on.
     """
     epochs = _Epochs(client, run_id, steps)
+    told = False
     run = client.runs.get(run_id)
     with _Waiting(client, "trainer", run_id, steps) as waiting:
         for run in client.follow_run(run_id, timeout_s):
             waiting.look(run.state)
             progress = run.progress
+            if run.labels and not told:
+                told = True
+                steps.line(f"{run_id}: {run.labels.text}")
             epochs.look(progress, ended=run.state.is_final)
             if run.state.is_final:
                 break
@@ -83,7 +87,7 @@ def place_of(client: Client, version: int) -> str:
     champion = client.registry.find_aliases()[0].champion
     if champion == version:
         return "the champion now"
-    place = f"not promoted, the champion is still version {champion}" if champion else "no model serves yet"
+    place = f"not promoted, the champion is still version {champion}" if champion else "no model is in use yet"
     try:
         gate = client.registry.card(version).gate
     except GenderlineError:  # deleted, or damaged
@@ -93,12 +97,12 @@ def place_of(client: Client, version: int) -> str:
 
 @contextlib.contextmanager
 def warn_if_no_worker(client: Client, service: str, steps: Steps) -> Iterator[None]:
-    """Says that no process of a service is up, where none is heard while the context waits for its answer."""
+    """Warns that no process of a service runs, where none is heard while the context waits for its answer."""
     answered = threading.Event()
 
     def listen() -> None:
         if not answered.wait(_SERVICE_UP_S) and not heartbeats.workers(service):
-            steps.line(_none_is_up(service), "yellow")
+            steps.line(_no_worker_text(service), "yellow")
 
     with HeartbeatListener(client.broker) as heartbeats:
         listener = threading.Thread(target=listen, name="warn_if_no_worker")
@@ -158,14 +162,14 @@ class _Waiting:
         self._told: str | None = None
 
     def look(self, state: str) -> None:
-        """Says, each thing once, that nobody is up or that everybody is busy."""
+        """Warns, once each, that no process of the service runs or that all of them are busy."""
         if state != "queued" or time.monotonic() - self._since < _SERVICE_UP_S:
             return
         workers = self._heartbeats.workers(self._service)
         busy = [worker.get("busy") for worker in workers]
         text = None
         if not workers:
-            text = _none_is_up(self._service)
+            text = _no_worker_text(self._service)
         elif all(busy) and self._work not in busy:
             text = f"the {self._service} is busy with {busy[0]}; {self._work} waits its turn"
         if text and text != self._told:
@@ -179,5 +183,5 @@ class _Waiting:
         self._heartbeats.close()
 
 
-def _none_is_up(service: str) -> str:
-    return f"no {service} is up; start one with `genderline up` (waiting for it)"
+def _no_worker_text(service: str) -> str:
+    return f"no {service} is running; start one with `genderline up` (waiting for it)"

@@ -1,4 +1,4 @@
-"""Commands for the registry: which model serves, and which one challenges it."""
+"""Commands for the registry: which model is in production, and which one challenges it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from shared.client import Client
 
 _reason_option = click.option(
-    "--reason", default="by hand", show_default=True, help="Why; it is kept in the registry's history."
+    "--reason", default="by hand", show_default=True, help="Why; recorded in the history of promotions."
 )
 
 
@@ -37,7 +37,7 @@ def models(ctx: click.Context, version: int | None) -> None:
 @json_option
 @click.pass_context
 def promote(ctx: click.Context, version: int, reason: str) -> None:
-    """Make a version the champion, which serves."""
+    """Make a version the champion, the model in production."""
     with connected() as client:
         client.promote(version, reason)
         _tell_champion(ctx, client)
@@ -61,7 +61,10 @@ def rollback(ctx: click.Context, reason: str) -> None:
 @json_option
 @click.pass_context
 def challenge(ctx: click.Context, version: int | None, clear: bool, reason: str) -> None:
-    """Let a version shadow the champion: it sees the share GENDERLINE_SHADOW_SHARE, and nobody its answers."""
+    """Make a version the challenger: it answers a share of live traffic beside the champion, for comparison only.
+
+    GENDERLINE_SHADOW_SHARE is that share. Nobody sees the answers.
+    """
     if (version is None) != clear:
         raise click.UsageError("give a VERSION, or --clear")
     output = output_of(ctx)

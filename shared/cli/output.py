@@ -130,7 +130,7 @@ class Steps:
             total: None where it is unknown.
             unit: what is counted.
             rate: units a second; None where nobody measured it.
-            eta_s: seconds left; likewise.
+            eta_s: seconds left; None where nobody knows.
             detail: such as `epoch 3/20`.
         """
         if name == self._name and time.monotonic() < self._due:

@@ -49,7 +49,7 @@ class Predictions:
 
     @property
     def accuracy(self) -> float | None:
-        """Share of the labelled images that were named rightly; None where there are none."""
+        """Share of the labelled images that were predicted correctly; None where there are none."""
         judged = [row["correct"] for row in self.rows if row["correct"] is not None]
         return sum(judged) / len(judged) if judged else None
 

@@ -43,7 +43,7 @@ def predict(
         raise click.UsageError(f"no image (JPEG, PNG, WebP, BMP) in {', '.join(map(str, paths))}")
     if archives and model_version is not None:
         raise click.UsageError("an archive becomes a job, which the champion answers; leave out --model-version")
-    # Whoever follows a job says by himself that nobody takes it up.
+    # Following a job warns by itself that nobody takes it up.
     directly = bool(images) and (len(images) <= DIRECT_LIMIT or model_version is not None)
     with (
         connected() as client,
@@ -109,26 +109,30 @@ def _show_predictions(output: Output, found: Any, out: Path | None) -> None:
 @click.command()
 @click.argument("job_id", required=False)
 @click.option("--follow", is_flag=True, help="Follow the job until it ends.")
-@click.option("--cancel", is_flag=True, help="Ask for the job to stop.")
+@click.option("--cancel", is_flag=True, help="Cancel the job.")
+@click.option("--retry", is_flag=True, help="Send a failed job back to its queue.")
 @click.option("--out", type=RESULTS, help="Write the finished job's results to this CSV file.")
 @json_option
 @click.pass_context
-def jobs(ctx: click.Context, job_id: str | None, follow: bool, cancel: bool, out: Path | None) -> None:
+def jobs(ctx: click.Context, job_id: str | None, follow: bool, cancel: bool, retry: bool, out: Path | None) -> None:
     """List the batch jobs, or show one."""
     from shared.cli.follow import follow_job  # noqa: PLC0415
     from shared.cli.show import show_job, show_jobs  # noqa: PLC0415
 
     output = output_of(ctx)
-    if job_id is None and (follow or cancel or out):
-        raise click.UsageError("--follow, --cancel and --out need a JOB_ID")
+    if job_id is None and (follow or cancel or retry or out):
+        raise click.UsageError("--follow, --cancel, --retry and --out need a JOB_ID")
     with connected() as client:
         if job_id is None:
             show_jobs(output, client, client.jobs.all())
             return
+        if retry:
+            client.retry_job(job_id)
+            output.remark(f"{job_id} is queued again")
         record = client.jobs.get(job_id)
         if cancel:
             client.jobs.request_cancel(job_id)
-            output.remark(f"{job_id} was asked to stop")
+            output.remark(f"cancelling {job_id}")
         if follow:
             with output.steps() as steps, resume_hint(ctx, job_id, "jobs"):
                 record = follow_job(client, job_id, steps)

@@ -61,7 +61,7 @@ def doctor(ctx: click.Context) -> None:
 @json_option
 @click.pass_context
 def status(ctx: click.Context) -> None:
-    """Show who is up, what waits, what serves and what is being trained."""
+    """Show the services, the queues, the model in use and the training runs."""
     from shared.cli.show import show_status  # noqa: PLC0415
 
     with connected() as client:

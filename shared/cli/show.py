@@ -17,7 +17,7 @@ from shared.telemetry.liveness import HeartbeatListener
 
 _DAMAGED: Final = "damaged"
 LISTEN_S: Final = 2.5
-"""How long `status` listens: a service that is up beats every two seconds."""
+"""How long `status` listens: a running service reports every two seconds."""
 
 
 # -- runs
@@ -100,7 +100,7 @@ def show_run(output: Output, client: Client, record: Run) -> None:
 def _show_evaluation(output: Output, found: Evaluation) -> None:
     auc = "" if found.auc is None else f", AUC {found.auc:.3f}"
     output.line(
-        f"held-out faces: {found.count:,}, accuracy {percent(found.accuracy)} "
+        f"test faces: {found.count:,}, accuracy {percent(found.accuracy)} "
         f"({percent(found.accuracy_low)} to {percent(found.accuracy_high)}){auc}, calibration error {found.ece:.3f}"
     )
     output.table(
@@ -234,7 +234,7 @@ def show_dead(output: Output, broker: Broker, letters: list[DeadLetter]) -> None
         output.document([letter.summary() for letter in letters])
         return
     if not letters:
-        output.remark("no dead letters")
+        output.remark("no failed messages")
         return
     output.table(
         ["ID", "REASON", "FROM", "DELIVERIES", "BYTES", "TYPE", "MESSAGE"],
@@ -258,10 +258,10 @@ def show_dead(output: Output, broker: Broker, letters: list[DeadLetter]) -> None
 
 
 def show_status(output: Output, client: Client) -> None:
-    """Listens for a moment, then prints who is up, what waits, what serves and what is being trained."""
+    """Listens for a moment, then prints the services, the queues, the model in use and the training runs."""
     broker = client.broker
     with HeartbeatListener(broker) as heartbeats:
-        heartbeats.wait_for({"a service that no one is"}, LISTEN_S)
+        heartbeats.wait_for({"a service that does not exist"}, LISTEN_S)
         workers = heartbeats.workers()
     depths = broker.depths()
     aliases, damaged = client.registry.find_aliases()
@@ -301,15 +301,15 @@ def show_status(output: Output, client: Client) -> None:
             right=[2, 4, 5],
         )
     else:
-        output.line("no service is up; start them with `genderline up`")
+        output.line("no service is running; start them with `genderline up`")
     output.line()
     output.table(
-        ["QUEUE", "WAITING", "IN WORK"],
+        ["QUEUE", "WAITING", "IN PROGRESS"],
         [(broker.topology.short(queue), depth.ready, depth.unacknowledged) for queue, depth in depths.items()],
         right=[1, 2],
     )
     output.line()
-    output.line("no model serves yet" if champion is None else f"champion: version {champion}")
+    output.line("no model is in use yet" if champion is None else f"champion: version {champion}")
     for run in running:
         output.line(f"{run.run_id} ({run.name}): {_progress(run)}")
     _name_damaged(output, damaged)

@@ -37,20 +37,63 @@ def _parameters(_ctx: click.Context, _option: click.Parameter, given: tuple[str,
     return params
 
 
+def _labels(_ctx: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:
+    """Reads `--labels key=value` and checks them before anything is sent."""
+    from shared.faces.labelling import LabelSpec  # noqa: PLC0415
+
+    labels: dict[str, Any] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise click.BadParameter(f"found {text!r}, expected KEY=VALUE, such as male=hombres")
+        labels[key] = value
+    try:
+        LabelSpec.parse(labels)
+    except GenderlineError as error:
+        raise click.BadParameter(str(error)) from None
+    return labels
+
+
 @click.command()
-@click.argument("archive", metavar="ZIP", type=FILE)
-@click.option("--name", help="What the run is called; by default the file's name.")
+@click.argument("archive", metavar="ARCHIVE", type=FILE, required=False)
+@click.option(
+    "--dataset", metavar="SHA256", help="Train again on a dataset that is in the store, instead of an ARCHIVE."
+)
+@click.option("--name", help="The name of the run; by default the file's.")
 @click.option("--param", "params", multiple=True, metavar="KEY=VALUE", callback=_parameters, help="Training parameter.")
+@click.option(
+    "--labels",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=_labels,
+    help="Where the labels stand, if guessing fails: source, table, file, gender, age, ethnicity, male, female.",
+)
 @click.option("--detach", is_flag=True, help="Submit it and do not wait.")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), help="Seconds to follow it; it goes on after.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0),
+    help="Stop following after so many seconds; the run continues.",
+)
 @json_option
 @click.pass_context
 def train(
-    ctx: click.Context, archive: Path, name: str | None, params: dict[str, Any], detach: bool, timeout_s: float | None
+    ctx: click.Context,
+    archive: Path | None,
+    dataset: str | None,
+    name: str | None,
+    params: dict[str, Any],
+    labels: dict[str, Any],
+    detach: bool,
+    timeout_s: float | None,
 ) -> None:
-    """Train a model on a zip of labelled faces and follow it."""
+    """Train a model on an archive (zip, tar or tar.gz) of labelled faces and follow it."""
+    if (archive is None) == (dataset is None):
+        raise click.UsageError("expected either an ARCHIVE or --dataset SHA256")
+    if dataset and labels:
+        raise click.UsageError("--labels belongs to an ARCHIVE; a dataset has its labels already")
     output = output_of(ctx)
-    size_mb = archive.stat().st_size / 1e6
+    size_mb = archive.stat().st_size / 1e6 if archive else 0.0
     copied = 0
     with connected() as client, output.steps() as steps:
 
@@ -59,7 +102,10 @@ def train(
             copied += more
             steps.step("copying", copied / 1e6, size_mb, unit="MB")
 
-        run_id = client.submit_dataset(archive, name=name, params=params, on_copied=on_copied)
+        if archive:
+            run_id = client.submit_dataset(archive, name=name, params=params, labels=labels, on_copied=on_copied)
+        else:
+            run_id = client.train_dataset(str(dataset), name=name, params=params)
         if detach:
             _tell_run(ctx, output, client, client.runs.get(run_id))
             return
@@ -88,7 +134,7 @@ def _tell_run(ctx: click.Context, output: Output, client: Client, run: Run) -> N
         metrics = run.metrics or {}
         accuracy = percent(metrics.get("test_accuracy") or metrics.get("val_accuracy"))
         output.line(
-            f"{run.run_id}: registered as version {run.model.version}, accuracy {accuracy} on held-out faces; "
+            f"{run.run_id}: registered as version {run.model.version}, accuracy {accuracy} on test faces; "
             f"{place_of(client, run.model.version)}",
             "green",
         )
@@ -105,24 +151,28 @@ def _tell_run(ctx: click.Context, output: Output, client: Client, run: Run) -> N
 @click.command()
 @click.argument("run_id", required=False)
 @click.option("--follow", is_flag=True, help="Follow the run until it ends.")
-@click.option("--cancel", is_flag=True, help="Ask for the run to stop.")
+@click.option("--cancel", is_flag=True, help="Cancel the run.")
+@click.option("--retry", is_flag=True, help="Send a failed run back to its queue.")
 @json_option
 @click.pass_context
-def runs(ctx: click.Context, run_id: str | None, follow: bool, cancel: bool) -> None:
+def runs(ctx: click.Context, run_id: str | None, follow: bool, cancel: bool, retry: bool) -> None:
     """List the training runs, or show one."""
     from shared.cli.show import show_run, show_runs  # noqa: PLC0415
 
     output = output_of(ctx)
-    if run_id is None and (follow or cancel):
-        raise click.UsageError("--follow and --cancel need a RUN_ID")
+    if run_id is None and (follow or cancel or retry):
+        raise click.UsageError("--follow, --cancel and --retry need a RUN_ID")
     with connected() as client:
         if run_id is None:
             show_runs(output, client.runs.all())
             return
+        if retry:
+            run_id = client.retry_run(run_id)
+            output.remark(f"{run_id} is queued again")
         record = client.runs.get(run_id)
         if cancel:
             client.runs.request_cancel(run_id)
-            output.remark(f"{run_id} was asked to stop")
+            output.remark(f"cancelling {run_id}")
         if follow:
             with output.steps() as steps:
                 _follow_run(ctx, output, client, run_id, None, steps)

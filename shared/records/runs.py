@@ -119,6 +119,7 @@ class Run(Record):
         metrics: of the model: `val_accuracy`, `test_accuracy`, …
         warnings: what the user should know about the dataset, in sentences.
         timings: when it entered its states.
+        attempts: how often the run was begun since it last got on; more than 1 where trainers died of it, or with it.
     """
 
     run_id: str
@@ -130,6 +131,7 @@ class Run(Record):
     metrics: dict[str, float] | None = None
     warnings: tuple[str, ...] = ()
     timings: Timings = Timings()
+    attempts: int = 0
 
     def reply(self, status: str | None = None) -> dict[str, Any]:
         """Returns the body of the reply and event that tell of the run's state."""
@@ -183,7 +185,7 @@ class Runs(Records[Run]):
         def change(run: Run) -> Run | None:
             if not run.state.is_retryable or run.retried_at == retried_at:
                 return None
-            return run.changed(state=RunState.QUEUED, error=None, retried_at=retried_at, updated=now_iso())
+            return run.changed(state=RunState.QUEUED, error=None, attempts=0, retried_at=retried_at, updated=now_iso())
 
         return self._change(run_id, change)
 

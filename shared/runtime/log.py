@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
 import time
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, Final
 
+_ids: ContextVar[Mapping[str, str]] = ContextVar("ids", default=MappingProxyType({}))
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+
+@contextlib.contextmanager
+def log_ids(**ids: str) -> Iterator[None]:
+    """Adds ids, such as that of the message at hand, to every line that this thread logs while the context lasts."""
+    token = _ids.set({**_ids.get(), **ids})
+    try:
+        yield
+    finally:
+        _ids.reset(token)
 
 
 def printable(text: str) -> str:
@@ -26,7 +41,8 @@ class _TextFormatter(logging.Formatter):
         super().__init__(f"%(asctime)s %(levelname)-7s {service}: %(message)s", "%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the base class's name
-        return printable(super().formatMessage(record))
+        ids = "".join(f" [{name} {value}]" for name, value in _ids.get().items())
+        return printable(super().formatMessage(record) + ids)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - the base class's name
         return "\n".join(f"  {printable(line)}" for line in super().formatException(ei).splitlines())
@@ -48,6 +64,7 @@ class _JsonFormatter(logging.Formatter):
             "service": self._service,
             "logger": record.name,
             "message": record.getMessage(),
+            **_ids.get(),
             **{key: value for key, value in vars(record).items() if key not in _STANDARD},
         }
         if record.exc_info:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
 
-from shared.errors import Retryable
+from shared.errors import GenderlineError
 from shared.runtime.log import configure_logging
 from shared.runtime.settings import Settings, SettingsError, load_settings, unknown_settings
 from shared.runtime.supervisor import WRONG_USAGE, watch_parent
@@ -32,7 +33,7 @@ def run_service(name: str, serve: Serve) -> int:
     try:
         settings = load_settings()
     except SettingsError as error:
-        configure_logging(name, "info", "text")
+        configure_logging(name, "info", os.environ.get("GENDERLINE_LOG_FORMAT", "text"))
         return _refuse(error)
     configure_logging(name, settings.log_level, settings.log_format)
     for warning in unknown_settings():
@@ -49,7 +50,7 @@ def run_service(name: str, serve: Serve) -> int:
         return serve(settings, stop)
     except SettingsError as error:
         return _refuse(error)
-    except Retryable as error:
+    except GenderlineError as error:  # the broker is away, or its user lacks a permission
         _LOG.error("%s", error)
     except OSError as error:
         _LOG.error("%s%s", f"{error.filename}: " if error.filename else "", error.strerror or error)

@@ -32,7 +32,7 @@ class Child:
     """A process to keep running.
 
     Attributes:
-        name: unique among its siblings; what log lines call it.
+        name: unique among the children; what log lines call it.
         command: the program and its arguments.
         env: variables added to this process's own.
         log: a file that its output is added to; None leaves it this process's own.

@@ -1,4 +1,4 @@
-"""Who is up: what the services' heartbeats tell to somebody who listens for a while."""
+"""Which services run: what their heartbeats tell to somebody who listens for a while."""
 
 from __future__ import annotations
 

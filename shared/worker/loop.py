@@ -20,6 +20,7 @@ from prometheus_client import Histogram
 
 from shared.broker.base import Broker, BrokerError, BrokerFull, Consumer, Delivery, Message, Outgoing
 from shared.errors import GenderlineError, Retryable
+from shared.runtime.log import log_ids
 from shared.worker.batches import batch_by_size
 from shared.worker.retry import Bury, Requeue, RetryPolicy, Wait, as_retryable
 
@@ -215,24 +216,28 @@ class ConsumerLoop:
                 request = handler.parse(delivery.message)
                 item = _Item(delivery, request, handler.size_of(request))
             except Exception as error:
-                self._fail(consumer, delivery, error)
+                with log_ids(message_id=delivery.message.message_id):
+                    self._fail(consumer, delivery, error)
             else:
                 yield item
 
     def _handle(self, consumer: Consumer, context: Context, batch: Sequence[_Item]) -> None:
         """Handles a batch of one queue and settles it."""
         handler = self._handlers[batch[0].delivery.queue]
-        try:
-            outcomes = handler.handle([item.request for item in batch], context)
-            self._settle(consumer, batch, outcomes)
-        except Exception as error:
-            if isinstance(error, BrokerError) and not isinstance(error, BrokerFull):
-                raise
-            if len(batch) == 1:
-                self._fail(consumer, batch[0].delivery, error)
+        first, *others = [item.delivery.message.message_id for item in batch]
+        with log_ids(message_id=f"{first} and {len(others)} more" if others else first):
+            try:
+                outcomes = handler.handle([item.request for item in batch], context)
+                self._settle(consumer, batch, outcomes)
                 return
-            for item in batch:  # one of them is at fault; which one shows when each is by itself
-                self._handle(consumer, context, [item])
+            except Exception as error:
+                if isinstance(error, BrokerError) and not isinstance(error, BrokerFull):
+                    raise
+                if not others:
+                    self._fail(consumer, batch[0].delivery, error)
+                    return
+        for item in batch:  # one of them is at fault; which one shows when each is by itself
+            self._handle(consumer, context, [item])
 
     def _settle(self, consumer: Consumer, batch: Sequence[_Item], outcomes: Sequence[Outcome]) -> None:
         done: list[Delivery] = []

@@ -5,16 +5,13 @@ from __future__ import annotations
 import errno
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from prometheus_client import Counter
 
-from shared.broker.base import Consumer, Delivery, Outgoing
 from shared.errors import GenderlineError, InvalidMessage, Retryable, internal_error
 
-_NO_RECORD_PAUSE_S: Final = 5.0
 _LONGEST_PAUSE_S: Final = 30.0
 _REMEMBERED: Final = 1000
 """Messages of which it is known how often they have waited: more than ever wait at the same time for their own sake."""
@@ -119,102 +116,6 @@ def refuse_too_often(count: int, limit: int) -> None:
 
 def as_retryable(error: Exception) -> Exception:
     """Returns the error, or a retryable one in the place of what is no bug of ours."""
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _SCARCE):
-        reason = error.strerror if isinstance(error, OSError) else "out of memory"
-        return Retryable(f"this machine cannot go on: {reason}")
+    if isinstance(error, OSError) and error.errno in _SCARCE:
+        return Retryable(f"this machine cannot go on: {error.strerror}")
     return error
-
-
-class FailurePolicy:
-    """Buries, retries or gives up a delivery as its error demands.
-
-    Args:
-        delivery_limit: deliveries of one message before it is a dead letter.
-        dead_letters: counts the buried, by code.
-    """
-
-    def __init__(self, delivery_limit: int, dead_letters: Counter) -> None:
-        self._delivery_limit = delivery_limit
-        self._dead_letters = dead_letters
-        self._too_often = delivery_limit
-
-    def exhausted(self, delivery: Delivery) -> bool:
-        """Returns whether a message came so often that it must not be worked on again: it may kill its worker."""
-        return delivery.delivery_count >= self._too_often
-
-    def bury_exhausted(
-        self, consumer: Consumer, delivery: Delivery, replies: Callable[[GenderlineError], Sequence[Outgoing]]
-    ) -> None:
-        """Buries a message that was delivered too often without being settled; later, where `handle` would wait."""
-        error = Retryable(f"given up after {delivery.delivery_count} deliveries", code="internal")
-        self._bury(consumer, delivery, "delivery_limit", error, replies)
-
-    def handle(
-        self,
-        consumer: Consumer,
-        delivery: Delivery,
-        error: Exception,
-        replies: Callable[[GenderlineError], Sequence[Outgoing]],
-    ) -> bool:
-        """Decides about a delivery whose work raised `error`, which is being handled right now.
-
-        Args:
-            consumer: where the delivery came from.
-            delivery: the message.
-            error: what its work raised.
-            replies: records the end and makes the error replies; called only where this is the end of the message.
-                Where that fails, of a damaged record for one, it is logged, and there are none; where the store is
-                away, the end has to wait for it.
-
-        Returns:
-            Whether it was the end: False where the message will be delivered again.
-        """
-        error = as_retryable(error)
-        if isinstance(error, Retryable):
-            if delivery.delivery_count + 1 < self._delivery_limit:
-                pause_s = min(_LONGEST_PAUSE_S, 2.0**delivery.delivery_count)
-                _LOG.warning("%s; trying again in %g s", error, pause_s)
-                consumer.requeue(delivery, pause_s)
-                return False
-            return self._bury(consumer, delivery, "delivery_limit", error, replies)
-        if isinstance(error, GenderlineError):
-            if not isinstance(error, InvalidMessage):
-                _LOG.error("%s: %s", error.code, error)
-            return self._bury(consumer, delivery, error.code, error, replies)
-        _LOG.error("a bug, at delivery %d of the message", delivery.delivery_count + 1, exc_info=error)
-        if delivery.delivery_count == 0:
-            consumer.requeue(delivery, 1.0)
-            return False
-        return self._bury(consumer, delivery, "internal", internal_error(), replies)
-
-    def _bury(
-        self,
-        consumer: Consumer,
-        delivery: Delivery,
-        reason: str,
-        error: GenderlineError,
-        replies: Callable[[GenderlineError], Sequence[Outgoing]],
-    ) -> bool:
-        """Buries a delivery with its error replies. Returns False where it has to wait for that."""
-        try:
-            outgoing = _made(replies, error)
-        except Retryable as away:
-            _LOG.warning("how it ended cannot be recorded: %s; trying again in %g s", away, _NO_RECORD_PAUSE_S)
-            consumer.defer(delivery, _NO_RECORD_PAUSE_S)
-            return False
-        _LOG.warning("dead letter from %s: %s", delivery.queue, reason)
-        self._dead_letters.labels(reason).inc()
-        consumer.dead_letter(delivery, reason, outgoing)
-        return True
-
-
-def _made(replies: Callable[[GenderlineError], Sequence[Outgoing]], error: GenderlineError) -> Sequence[Outgoing]:
-    """Returns the error replies; none where they cannot be made: that must not keep a message from its end."""
-    try:
-        return replies(error)
-    except Exception as failure:
-        judged = as_retryable(failure)
-        if isinstance(judged, Retryable):
-            raise judged from failure
-        _LOG.exception("what is buried now gets no reply")
-        return ()

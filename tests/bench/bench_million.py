@@ -117,7 +117,8 @@ def _train(archive: Path) -> int:
     from shared.store.base import sha256_of
     from shared.store.files import FileStore
     from shared.telemetry.metrics import TrainerMetrics
-    from trainer.pipeline import Pipeline, Steps
+    from trainer.pipeline import Pipeline
+    from trainer.run_monitor import Monitor
 
     settings = Settings()
     configure_opencv()
@@ -128,9 +129,11 @@ def _train(archive: Path) -> int:
     params = TrainingParams.parse(PARAMS)
     Runs(store).create("run-million", message_id="bench", name="drawn faces", params=params, state=RunState.TRAINING)
     told = _Told()
-    steps = Steps(told.state, told.progress, told.epoch, should_yield=lambda: False, checkpoint=lambda: None)
+    monitor = Monitor()
+    monitor.on_state, monitor.on_progress = told.state, told.progress  # type: ignore[method-assign]
+    monitor.on_epoch = told.epoch  # type: ignore[method-assign]
     pipeline = Pipeline(store, settings, TrainerMetrics(CollectorRegistry()), torch.device("cpu"))
-    card = pipeline.run("run-million", "drawn faces", sha256, params, steps)
+    card = pipeline.run("run-million", "drawn faces", sha256, params, monitor)
     told.state("")
     _say(
         f"registered version {card.version}, accuracy {card.evaluation.accuracy:.3f} on {card.evaluation.count:,} faces"

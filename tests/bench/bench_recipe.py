@@ -39,8 +39,8 @@ from trainer.data.split import split
 from trainer.release.evaluate import evaluate
 from trainer.training.calibrate import fit_temperature
 from trainer.training.device import DeviceFaces, choose_device
-from trainer.training.distributed import ProcessGroup
 from trainer.training.model import NETWORKS, build_network, measure_cost, residual
+from trainer.training.process_group import ProcessGroup
 from trainer.training.recipe import Recipe, decide
 from trainer.training.throughput import measure_throughput
 from trainer.training.train import Hooks, TrainingJob, predict_logits, train

@@ -83,7 +83,7 @@ class Material:
         """Returns a zip of as many faces as UTKFace has, no two of which look the same; made on the first call."""
         path = self.folder / "utkface-like.zip"
         if not path.exists():
-            _write_archive(path, UTKFACE, distinct=300)
+            write_archive(path, UTKFACE, distinct=300)
         return path
 
 
@@ -98,7 +98,7 @@ def material() -> Material:
         with tempfile.TemporaryDirectory(dir=KEPT) as made:
             made_folder = Path(made) / "made"
             made_folder.mkdir()
-            _write_archive(made_folder / "faces.zip", FACES, distinct=FACES)
+            write_archive(made_folder / "faces.zip", FACES, distinct=FACES)
             for name in MODELS:
                 train_model(name, made_folder / "faces.zip", FileStore(made_folder / name))
             made_folder.rename(folder)
@@ -109,7 +109,8 @@ def train_model(name: str, archive: Path, store: FileStore) -> None:
     """Runs the trainer's pipeline on the archive and promotes what comes out."""
     import torch
 
-    from trainer.pipeline import Pipeline, Steps
+    from trainer.pipeline import Pipeline
+    from trainer.run_monitor import Monitor
 
     settings = Settings()
     torch.set_num_threads(settings.cores)
@@ -120,21 +121,14 @@ def train_model(name: str, archive: Path, store: FileStore) -> None:
     shutil.copyfile(archive, copy)
     store.put_file(f"datasets/{sha256}/archive.zip", copy)
     Runs(store).create("run-bench", message_id="bench", name="drawn faces", params=params, state=RunState.TRAINING)
-    steps = Steps(
-        on_state=lambda _: None,
-        on_progress=lambda _: None,
-        on_epoch=lambda _: None,
-        should_yield=lambda: False,
-        checkpoint=lambda: None,
-    )
     pipeline = Pipeline(store, settings, TrainerMetrics(CollectorRegistry()), torch.device("cpu"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own
-        pipeline.run("run-bench", "drawn faces", sha256, params, steps)
+        pipeline.run("run-bench", "drawn faces", sha256, params, Monitor())
     Registry(store).promote(1, "the only one")
 
 
-def _write_archive(path: Path, images: int, distinct: int) -> None:
+def write_archive(path: Path, images: int, distinct: int) -> None:
     """Writes labelled faces, of which only some are drawn, since that takes long; the others are those, turned."""
     aside = path.with_suffix(".part")
     rng = np.random.default_rng(7)

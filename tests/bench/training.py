@@ -68,7 +68,7 @@ def measured(
 def _epoch(recipe: Recipe, device: torch.device, faces: int, meanwhile: AbstractContextManager[object]) -> Lap:
     """Trains for an epoch, as the trainer does; its validation and the time to build the network do not count."""
     from trainer.data.dataset import Targets
-    from trainer.training.distributed import ProcessGroup
+    from trainer.training.process_group import ProcessGroup
     from trainer.training.train import Hooks, TrainingJob, train
 
     rows: list[EpochRow] = []

@@ -7,7 +7,7 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from shared.cli import main
 from shared.topology import Topology
 from tests.contract.conftest import Place
 from tests.rabbitmq_node import RabbitNode, rabbitmq_server
+from tests.services import Installation, eventually
 
 pytestmark = pytest.mark.rabbitmq
 PAGE = Path(__file__).parents[2] / "docs" / "rabbitmq.md"
@@ -207,6 +208,28 @@ def test_a_missing_permission_is_named_and_ends_the_work(lacks: str, place: Plac
         assert broker.reconnects == 0
 
 
+@pytest.mark.parametrize("service", ["trainer", "inference"])
+def test_a_service_that_may_not_publish_events_ends_at_its_start_and_says_why(
+    service: str, place: Place, rabbitmq: RabbitNode, tmp_path: Path
+) -> None:
+    place.open().close()
+    prefix = place.topology.prefix
+    user = f"{service}-{prefix}"
+    rabbitmq.add_user(user, ".*", f"^({prefix}[.](?!events).*|amq[.].*)$", ".*")
+    url = f"amqp://{user}:secret@127.0.0.1:{rabbitmq.port}/%2F"
+    installation = Installation(tmp_path, url, {"GENDERLINE_WORKERS": "1"}, prefix=prefix, delivery_limit=20)
+    with contextlib.closing(installation):
+        started = installation.start(service, wait=False)
+        refusal = f"the user {user} has no write permission on exchange '{prefix}.events'"
+        if service == "trainer":
+            assert started.process.wait(60) == 1
+        else:  # the supervisor starts its worker again, with growing pauses
+            eventually(lambda: refusal in started.log.read_text(), 60, "a refusal in the log")
+            assert not started.ready()
+        assert refusal in started.log.read_text()
+        assert "Traceback" not in started.log.read_text()
+
+
 def test_what_an_administrator_has_not_made_is_named(place: Place) -> None:
     with pytest.raises(BrokerError, match=r"no exchange '.*events'.*import what `genderline definitions` prints"):
         open_broker(place.url, place.topology, access=PASSIVE)
@@ -218,7 +241,6 @@ def test_what_an_administrator_has_not_made_is_named(place: Place) -> None:
 def test_an_alarm_is_called_by_its_name_and_what_was_sent_meanwhile_is_done_after_it(
     place: Place,
     rabbitmq: RabbitNode,
-    eventually: Callable[[Callable[[], bool]], None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     broker = place.open()
@@ -226,16 +248,16 @@ def test_an_alarm_is_called_by_its_name_and_what_was_sent_meanwhile_is_done_afte
     rabbitmq.evaluate("vm_memory_monitor:set_vm_memory_high_watermark(0.00001).")
     try:
         broker.emit("worker.heartbeat", {})
-        eventually(lambda: broker.trouble is not None)
+        eventually(lambda: broker.trouble is not None, 10, "the alarm")
         assert broker.trouble == ("blocked", "RabbitMQ takes no messages: low on memory")
         assert not broker.ping(0.5)
         with pytest.raises(Unconfirmed, match="takes no messages: low on memory; they may yet be accepted"):
             broker.publish(queue, Message(b"late", "text/plain"), timeout_s=0.5)
         late = place.open()
-        eventually(lambda: late.trouble is not None)  # who comes meanwhile hears of it too
+        eventually(lambda: late.trouble is not None, 10, "the alarm")  # who comes meanwhile hears of it too
     finally:
         rabbitmq.evaluate("vm_memory_monitor:set_vm_memory_high_watermark(0.4).")
-    eventually(lambda: broker.trouble is None)
+    eventually(lambda: broker.trouble is None, 10, "the end of the alarm")
     assert "takes no messages: low on memory" in caplog.text
     with broker.consume([queue], 1) as consumer:
         assert [delivery.message.body for delivery in consumer.receive(1, 10)] == [b"late"]

@@ -103,10 +103,12 @@ def test_the_demo_trains_predicts_shows_and_ends_by_itself(tmp_path: Path) -> No
     assert done.returncode == 0, f"{done.stderr}\n{log.read_text() if log.exists() else ''}"
     assert "is registered as version 1: accuracy" in done.stdout
     assert re.search(r"by version 1: 300 images, 0 errors, \d+ female, \d+ male, accuracy \d", done.stdout)
-    assert "held-out faces; the champion now\n" in done.stdout
+    assert "test faces; the champion now\n" in done.stdout
     # Where it can be watched is said while somebody is there to watch, and not at the end.
     head, _, end = done.stdout.partition("\ndone\n")
     assert re.search(r"^dashboard +http://127\.0\.0\.1:\d+$", head, flags=re.MULTILINE)
     assert "http://" not in end
     assert "all services end now; `genderline up` starts them again" in end
-    assert [line for line in done.stderr.splitlines() if line.startswith("drawing")] == ["drawing 80", "drawing 300"]
+    assert [
+        line for line in done.stderr.splitlines() if line.startswith("generating ") and "synthetic" not in line
+    ] == ["generating 80", "generating 300"]

@@ -160,9 +160,9 @@ def test_images_that_kill_the_process_that_decodes_them_kill_no_worker(
         client.broker.publish_many([Outgoing(queue, message) for message in messages])
         answers = replies(inbox, 200, 60)
         assert workers(service) == before
+        assert client.broker.dead_letters() == []
     failed = {key: body["predictions"][0]["error"]["code"] for key, body in answers.items() if "error" in str(body)}
     assert failed == {"m50": "killed_worker", "m150": "killed_worker"}
-    assert client.broker.dead_letters() == []
 
 
 def test_a_worker_has_the_environment_of_a_process_with_a_core_to_itself(installation: Installation) -> None:

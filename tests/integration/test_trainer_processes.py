@@ -30,7 +30,7 @@ EXACT = {
 NEXT = {"network": "small", "epochs": 1, "batch_size": 4, "quantize": False}
 MEMBER = """
 import threading
-from trainer.training.distributed import end_with_launcher
+from trainer.training.process_group import end_with_launcher
 end_with_launcher(within_s=0.1)
 print("waiting", flush=True)
 threading.Event().wait()

@@ -16,6 +16,18 @@ REPOSITORY: Final = Path(__file__).parents[2]
 README: Final = (REPOSITORY / "README.md").read_text()
 REFERENCE: Final = PAGE.read_text()
 PAGES: Final = sorted(path for path in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")])
+HISTORY: Final = {"benchmarks.md", "recipe.md", "CHANGELOG.md"}
+BANNED: Final = (
+    "likewise",
+    "thereof",
+    "whoever",
+    "siblings?",
+    "named (?:fe)?male",
+    "is up",
+    "named rightly",
+    "trainings",
+)
+"""What the glossary has better words for, or a reader whose first language is another stumbles over."""
 
 
 def ids(path: Path) -> str:
@@ -91,6 +103,28 @@ def test_settings_commands_and_targets_that_a_page_names_exist(page: Path) -> No
 def test_code_that_a_page_names_exists(page: Path) -> None:
     named = re.findall(r"`((?:shared|trainer|inference|dashboard|tests|deploy|docs)/[\w/.-]*[\w/])`", page.read_text())
     assert [path for path in named if not (REPOSITORY / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in HISTORY], ids=ids)
+def test_a_page_uses_the_words_of_the_glossary(page: Path) -> None:
+    text = page.read_text().lower()
+    assert [word for word in BANNED if re.search(rf"\b{word}\b", text)] == []
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        "predicted, correct",
+        "label",
+        "split",
+        "accuracy by group",
+        "confidence",
+        "dead letter, failed message",
+        "champion",
+    ],
+)
+def test_the_glossary_explains_the_terms_of_pages_and_commands(term: str) -> None:
+    assert f"| **{term}** |" in (REPOSITORY / "docs" / "architecture.md").read_text()
 
 
 ALLOWED: Final = {"GENDERLINE_MEMORY"}

@@ -76,7 +76,7 @@ def decide(
     decided = {
         "init": "starter" if from_starter else "scratch",
         "network": network,
-        "learning_rate": 0.001 if from_starter else 0.004,
+        "learning_rate": 0.0005 if from_starter else 0.004,
         "mirror": network != "reference",  # which is there to be compared to, as it is
         "batch_size": 256 if device.type == "cuda" and faces >= MANY_FACES else 64 if faces >= FEW_FACES else 32,
         "precision": "bfloat16" if computes_bfloat16(device) else "float32",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -27,14 +27,12 @@ from trainer.training.checkpoint import Checkpoint, CheckpointError, dump
 from trainer.training.device import DeviceFaces, seeded, to_device
 from trainer.training.loss import MultiTaskLoss, targets_to_device
 from trainer.training.model import build_network
+from trainer.training.process_group import ProcessGroup
 from trainer.training.recipe import Recipe
 from trainer.training.schedule import averaging_at, first_candidate, learning_rate_at, split_into_batches
 from trainer.training.starter import load_starter
 from trainer.training.step import TrainStep
 from trainer.training.throughput import ThroughputMeter
-
-if TYPE_CHECKING:  # it imports this module
-    from trainer.training.distributed import ProcessGroup
 
 PROGRESS_EVERY_S: Final = 0.5
 EVALUATION_BATCH: Final = 256

@@ -3,6 +3,7 @@ import { STAGES, changedParameters, csrfToken, duration, get, refresh, root, toa
 import { logIn } from "./login.js";
 
 const ENDED = ["registered", "finished", "rejected", "failed", "cancelled"];
+const ARCHIVE = /\.(zip|tar|tar\.gz|tgz)$/i;
 let sending = 0;
 
 function size(bytes) {
@@ -42,9 +43,12 @@ function send(zone, file) {
   const task = row(file);
   zone.querySelector(".uploads").prepend(task);
   const show = (name, text) => (task.querySelector(`[data-show="${name}"]`).textContent = text);
-  const query = new URLSearchParams({ name: file.name.replace(/\.zip$/i, "").slice(0, 200) || "archive" });
+  const query = new URLSearchParams({ name: file.name.replace(ARCHIVE, "").slice(0, 200) || "archive" });
   const params = changedParameters(zone);
   if (Object.keys(params).length) query.set("params", JSON.stringify(params));
+  const labels = [...zone.querySelectorAll("[data-label]")].map((field) => [field.dataset.label, field.value.trim()]);
+  const given = labels.filter(([, value]) => value);
+  if (given.length) query.set("labels", JSON.stringify(Object.fromEntries(given)));
   const request = new XMLHttpRequest();
   const started = performance.now();
   request.open("POST", `${zone.dataset.upload}?${query}`);
@@ -137,9 +141,11 @@ function follow(task, kind, id, show) {
 
 for (const zone of document.querySelectorAll("[data-upload]")) {
   const take = (files) => {
-    const zips = [...files].filter((file) => /\.zip$/i.test(file.name) || file.type.includes("zip"));
-    if (zips.length < files.length) toast("Only .zip files can be uploaded here; other files were skipped.");
-    for (const file of zips) send(zone, file);
+    const archives = [...files].filter((file) => ARCHIVE.test(file.name) || file.type.includes("zip"));
+    if (archives.length < files.length) {
+      toast("Only .zip, .tar and .tar.gz files can be uploaded here; other files were skipped.");
+    }
+    for (const file of archives) send(zone, file);
   };
   zone.addEventListener("dragover", (event) => {
     event.preventDefault();

@@ -15,7 +15,8 @@ from shared.runtime.settings import Settings
 from shared.store.base import sha256_of
 from shared.store.files import FileStore
 from shared.telemetry.metrics import TrainerMetrics
-from trainer.pipeline import Pipeline, Steps
+from trainer.pipeline import Pipeline
+from trainer.run_monitor import Monitor
 
 PARAMS = TrainingParams(network="small", epochs=1, quantize=False)
 
@@ -40,16 +41,11 @@ def accept(store: FileStore, run_id: str, archive: Path) -> str:
 
 def run(store: FileStore, run_id: str, sha256: str, params: TrainingParams, states: list[str]) -> ModelCard:
     pipeline = Pipeline(store, Settings(), TrainerMetrics(CollectorRegistry()), torch.device("cpu"))
-    steps = Steps(
-        on_state=states.append,
-        on_progress=lambda _: None,
-        on_epoch=lambda _: None,
-        should_yield=lambda: False,
-        checkpoint=lambda: None,
-    )
+    monitor = Monitor()
+    monitor.on_state = states.append  # type: ignore[method-assign, assignment]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own
-        return pipeline.run(run_id, "faces", sha256, params, steps)
+        return pipeline.run(run_id, "faces", sha256, params, monitor)
 
 
 def test_a_run_that_is_registered_is_not_trained_again(store: FileStore, tmp_path: Path) -> None:

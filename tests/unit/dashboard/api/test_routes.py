@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from dashboard.api.document import document
 from shared.broker.base import Message, Outgoing
 from shared.errors import CODES
+from shared.faces.labelling import LabelSpec
 from shared.messages import parse_dataset, parse_job, run_id_of
 from shared.params import TrainingParams
+from shared.records.dataset import dataset_id
 from shared.records.jobs import JobState
 from shared.records.runs import RunState
 from shared.records.shadow import ShadowFigures, add_shadow_figures
@@ -524,7 +528,7 @@ def test_a_body_that_is_no_json_is_refused_with_what_is_wrong_with_it(site: Site
     [
         ("GET", "/runs?limt=3", "found 'limt' in the query; expected limit or offset there"),
         ("GET", "/runs/run-a?verbose=1&x=2", "found 'verbose', 'x' in the query; expected nothing there"),
-        ("POST", "/datasets?epochs=3", "found 'epochs' in the query; expected name or params there"),
+        ("POST", "/datasets?epochs=3", "found 'epochs' in the query; expected name or params or labels there"),
     ],
 )
 def test_an_unknown_query_parameter_is_refused_with_what_is_expected(
@@ -555,3 +559,22 @@ def test_a_method_that_a_path_does_not_take_is_named_with_those_it_takes(site: S
 
     assert answer.status_code == 405
     assert error_of(answer.data)[1] == "found the method PUT, expected GET or POST for /api/v1/jobs"
+
+
+def test_the_labels_of_an_upload_reach_the_message_and_name_the_dataset(site: Site) -> None:
+    labels = '{"male": "grupo a", "female": ["grupo b"]}'
+    answer = site.web.post(f"/api/v1/datasets?labels={quote(labels)}", data=archive(), content_type="application/gzip")
+
+    assert answer.status_code == 202
+    message = parse_dataset(taken(site, site.broker.topology.datasets))
+    assert message.labels == LabelSpec(male=("grupo a",), female=("grupo b",))
+    assert message.sha256 == hashlib.sha256(archive()).hexdigest()
+    assert site.store.children("datasets") == [dataset_id(message.sha256, message.labels)]
+    wrong = site.web.post('/api/v1/datasets?labels={"sauce":1}', data=archive(), content_type="application/zip")
+    assert (wrong.status_code, error_of(wrong.data)[0]) == (400, "invalid_params")
+
+
+@pytest.mark.parametrize("front", [b"MZ" + bytes(100), b"\r\n"])
+def test_a_zip_with_data_in_front_is_taken_at_this_door_too(site: Site, front: bytes) -> None:
+    answer = site.web.post("/api/v1/jobs", data=front + archive(), content_type="application/x-zip")
+    assert answer.status_code == 202

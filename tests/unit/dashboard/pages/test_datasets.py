@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from dashboard.face_grid import FaceFilter, select_faces
+from shared.faces.labelling import LabelReport
 from shared.faces.labels import GENDERS
+from shared.records.dataset import DatasetRefusal
 from shared.records.record import Fault
 from shared.records.runs import RunState
 from tests.dashboard_app import Site
@@ -222,3 +224,25 @@ def test_the_grid_stays_fast_at_25000_faces(site: Site) -> None:
         seconds.append(time.perf_counter() - started)
 
     assert statistics.median(seconds) < 0.25  # a tenth of that on an idle core; machines that test are busy
+
+
+def test_a_refused_archive_shows_what_was_recognized_and_what_was_rejected(site: Site) -> None:
+    sha256 = "ab" * 32
+    refusal = DatasetRefusal(
+        code="too_few_faces",
+        message="found 4 usable faces, expected at least 20",
+        images_seen=6,
+        usable=4,
+        rejects={"no_label": 2},
+        labels=LabelReport(source="folders", labelled=4, unlabelled=2, examples=("loose.jpg",)),
+    )
+    site.store.put(f"datasets/{sha256}/archive.zip", b"")
+    site.store.put(f"datasets/{sha256}/refusal.json", refusal.model_dump_json().encode())
+    site.store.put(f"datasets/{sha256}/rejects.csv", b"name,reason,detail\r\nloose.jpg,no_label,found 'loose.jpg'\r\n")
+
+    page = site.web.get(f"/datasets/{sha256}").get_data(as_text=True)
+
+    assert "4 of 6 files can be used" in page
+    assert "labels from folders; 4 files" in page
+    assert "loose.jpg" in page
+    assert "no label" in page

@@ -32,13 +32,13 @@ def test_dead_letters_are_listed_retried_and_dropped(client: Client, dead_ids: l
     assert run("dead", "retry", dead_ids[0]).stdout == "retried 1\n"
     assert client.broker.depths()[client.broker.topology.predictions].ready == 1
     assert document("dead", "drop", "--all") == {"dropped": 1}
-    assert "no dead letters" in run("dead", "list").stderr
+    assert "no failed messages" in run("dead", "list").stderr
 
 
 def test_an_unknown_dead_letter_is_exit_code_1(client: Client, dead_ids: list[str]) -> None:
     result = run("dead", "drop", dead_ids[0], "unknown")
     assert result.exit_code == 1
     assert result.stdout == "dropped 1\n"
-    assert result.stderr == "error: no dead letter has the ID 'unknown'\n"
+    assert result.stderr == "error: no failed message has the ID 'unknown'\n"
     assert document("dead", "retry", dead_ids[1], "x", "y", "x", exit_code=1) == {"retried": 1}
-    assert run("dead", "retry", "x", "y").stderr == "error: no dead letter has the ID 'x' or 'y'\n"
+    assert run("dead", "retry", "x", "y").stderr == "error: no failed message has the ID 'x' or 'y'\n"

@@ -132,9 +132,9 @@ def test_without_an_answer_predicting_ends_with_a_sentence(client: Client, folde
 def test_waiting_for_an_image_says_once_that_no_inference_is_up(client: Client, folder: Path) -> None:
     (folder / "face.png").write_bytes(PNG)
     result = run("predict", "face.png", "--timeout", "4.5")
-    assert result.stderr.count("no inference is up; start one with `genderline up`") == 1
+    assert result.stderr.count("no inference is running; start one with `genderline up`") == 1
     with beating(client, "inference"):
-        assert "no inference is up" not in run("predict", "face.png", "--timeout", "4.5").stderr
+        assert "no inference is running" not in run("predict", "face.png", "--timeout", "4.5").stderr
 
 
 def test_predict_says_how_long_it_waits() -> None:

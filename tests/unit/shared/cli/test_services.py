@@ -32,8 +32,8 @@ def test_status_tells_who_is_up_what_waits_and_what_serves(client: Client, build
 
 def test_status_of_nothing_says_so() -> None:
     shown = run("status").stdout
-    assert "no service is up" in shown
-    assert "no model serves yet" in shown
+    assert "no service is running" in shown
+    assert "no model is in use yet" in shown
 
 
 def test_up_says_which_port_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from shared.client import Client
+from shared.params import TrainingParams
 from shared.records.model_card import GateResult
 from shared.records.runs import RunState
 from tests.store_builder import StoreBuilder
@@ -26,7 +27,7 @@ def test_train_follows_a_run_to_its_model(client: Client, folder: Path) -> None:
     assert result.exit_code == 0, result.output
     (record,) = client.runs.all().records
     assert (record.name, record.params.epochs) == ("mine", 2)
-    assert f"{record.run_id}: registered as version 1, accuracy 93.1 % on held-out faces" in result.stdout
+    assert f"{record.run_id}: registered as version 1, accuracy 93.1 % on test faces" in result.stdout
     assert "epoch   train loss  accuracy   val loss  accuracy" in result.stderr
     assert len(re.findall(r"^    [12]  ", result.stderr, flags=re.MULTILINE)) == 2
 
@@ -96,14 +97,14 @@ def test_ctrl_c_says_how_to_follow_the_run_again(client: Client, folder: Path) -
         process.send_signal(signal.SIGINT)
         said = process.stderr.read()
     run_id = client.runs.all().records[0].run_id
-    assert f"{run_id} goes on; follow it again with: genderline runs {run_id} --follow" in said
+    assert f"{run_id} continues; follow it again with: genderline runs {run_id} --follow" in said
     assert process.returncode == 130
 
 
 def test_waiting_says_once_that_no_trainer_is_up(client: Client, folder: Path) -> None:
     (folder / "faces.zip").write_bytes(ZIP)
     result = run("train", "faces.zip", "--timeout", "5.5")
-    assert result.stderr.count("no trainer is up; start one with `genderline up`") == 1
+    assert result.stderr.count("no trainer is running; start one with `genderline up`") == 1
 
 
 def test_waiting_says_that_the_trainer_is_busy(client: Client, folder: Path) -> None:
@@ -111,7 +112,7 @@ def test_waiting_says_that_the_trainer_is_busy(client: Client, folder: Path) -> 
     with beating(client, "trainer", busy="run-before"):
         result = run("train", "faces.zip", "--timeout", "4")
     assert "the trainer is busy with run-before" in result.stderr
-    assert "no trainer is up" not in result.stderr
+    assert "no trainer is running" not in result.stderr
 
 
 def test_a_run_that_ends_before_its_last_epoch_is_said_to_have_stopped_early(
@@ -135,7 +136,7 @@ def test_a_version_that_the_gate_did_not_promote_is_told_with_the_one_that_serve
     builder.model(sha256, "run-000000000002")
     with serving(client, client.broker.topology.datasets, trains(client, **registered(2))):
         result = run("train", "faces.zip")
-    assert "held-out faces; not promoted, the champion is still version 1\n" in result.stdout
+    assert "test faces; not promoted, the champion is still version 1\n" in result.stdout
 
 
 def test_a_run_is_told_with_the_reason_of_the_gate_and_the_warnings_about_its_data(
@@ -147,7 +148,7 @@ def test_a_run_is_told_with_the_reason_of_the_gate_and_the_warnings_about_its_da
     client.registry.register(client.registry.card(version).changed(gate=refused), "", {})
     with serving(client, client.broker.topology.datasets, trains(client, **registered(1), warnings=["few women"])):
         result = run("train", "faces.zip")
-    assert "held-out faces; no model serves yet: it gives one answer only\n" in result.stdout
+    assert "test faces; no model is in use yet: it gives one answer only\n" in result.stdout
     assert "warning: few women\n" in result.stdout
 
 
@@ -165,8 +166,32 @@ def test_runs_lists_and_shows_runs(builder: StoreBuilder) -> None:
     assert "\x1b" not in listed
     assert [record["run_id"] for record in document("runs")] == [f"run-00000000000{i}" for i in (3, 2, 1)]
     shown = run("runs", "run-000000000001").stdout
-    assert "held-out faces" in shown
+    assert "test faces" in shown
     assert re.search(r"^female +gender ", shown, flags=re.MULTILINE)
     assert "internal: a bug" in run("runs", "run-000000000002").stdout
     assert len(document("runs", "run-000000000003")["history"]) == 2
     assert document("runs", "run-4", exit_code=1)["error"]["code"] == "not_found"
+
+
+def test_a_dataset_in_the_store_is_trained_on_again_without_its_zip(builder: StoreBuilder, client: Client) -> None:
+    sha256 = builder.dataset(30)
+    builder.run("run-000000000001", name="faces", dataset=sha256)
+
+    told = document("train", "--dataset", sha256, "--param", "epochs=7", "--detach")
+
+    record = client.runs.get(told["run_id"])
+    assert (record.name, record.params) == ("faces", TrainingParams(epochs=7))
+    assert run("train").exit_code == run("train", "--dataset", sha256, "README.md").exit_code == 2
+    assert document("train", "--dataset", "abc", "--detach", exit_code=1)["error"]["code"] == "not_found"
+
+
+def test_a_failed_run_is_retried_and_one_that_has_not_failed_is_not(builder: StoreBuilder, client: Client) -> None:
+    sha256 = builder.dataset(30)
+    error = {"code": "internal", "message": "internal error"}
+    builder.run("run-000000000001", name="faces", state=RunState.FAILED, dataset=sha256, error=error)
+    builder.run("run-000000000002", name="faces", state=RunState.TRAINING, dataset=sha256)
+
+    assert "is queued again" in run("runs", "run-000000000001", "--retry").stderr
+    assert len(client.runs.all().records) == 3
+    assert document("runs", "run-000000000002", "--retry", exit_code=1)["error"]["code"] == "conflict"
+    assert run("runs", "--retry").exit_code == 2

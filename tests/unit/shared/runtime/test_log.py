@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from shared.runtime.log import configure_logging
+from shared.runtime.log import configure_logging, log_ids
 
 
 @pytest.fixture(autouse=True)
@@ -107,3 +107,17 @@ def test_a_traceback_in_text_is_indented_so_that_its_lines_look_like_no_event(
     assert first.endswith("ERROR   trainer: a bug")
     assert any("forged" in line for line in rest)
     assert all(line.startswith("  ") and line.isprintable() for line in rest)
+
+
+def test_lines_about_a_message_carry_its_id_while_it_is_handled(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("inference", "info", "json")
+    with log_ids(message_id="m-1"):
+        logging.getLogger("x").info("taken")
+    logging.getLogger("x").info("waiting")
+    taken, waiting = map(json.loads, capsys.readouterr().err.splitlines())
+    assert taken["message_id"] == "m-1"
+    assert "message_id" not in waiting
+    configure_logging("inference", "info", "text")
+    with log_ids(message_id="m-1\n"):
+        logging.getLogger("x").info("taken")
+    assert capsys.readouterr().err.endswith(r"inference: taken [message_id m-1\n]" + "\n")

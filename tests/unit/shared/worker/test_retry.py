@@ -69,7 +69,6 @@ def test_each_message_has_pauses_of_its_own() -> None:
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE, errno.EIO, errno.EROFS])
 def test_a_machine_that_has_no_room_is_waited_for(number: int) -> None:
     assert decide(OSError(number, "no room")) == Wait(1)
-    assert decide(MemoryError()) == Wait(1)
 
 
 def test_a_bug_is_tried_once_more_and_then_buried_with_its_traceback_in_the_log(

@@ -14,8 +14,8 @@ from trainer.data.dataset import Targets
 from trainer.training.calibrate import calibrated_loss
 from trainer.training.checkpoint import CheckpointError, load
 from trainer.training.device import DeviceFaces
-from trainer.training.distributed import ProcessGroup
 from trainer.training.model import NETWORKS, FaceNetwork, build_network, reference
+from trainer.training.process_group import ProcessGroup
 from trainer.training.recipe import Recipe
 from trainer.training.schedule import first_candidate, learning_rate_at, split_into_batches
 from trainer.training.throughput import measure_throughput

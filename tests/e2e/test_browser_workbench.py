@@ -1,0 +1,247 @@
+"""What people do on the pages, in a real browser: nothing they chose or sent is lost, and nothing stale is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Dialog, FilePayload, expect
+
+from shared.records.runs import RunState
+from tests.archives import zipped
+from tests.browser import Visit, chromium
+from tests.dashboard_app import Site, open_site
+from tests.e2e.test_browser_pages import REFRESH, served
+from tests.unit.dashboard.pages.helpers import jpeg
+
+pytestmark = pytest.mark.browser
+TOKEN = "correct horse"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with open_site(tmp_path_factory.mktemp("site"), started=True, token=TOKEN) as site:
+        sha256 = site.builder.dataset(150)
+        for i in range(2):
+            site.builder.model(sha256, f"run-{i + 1:012d}")
+        site.parts.client.promote(2, "first")
+        yield site
+
+
+@pytest.fixture(scope="module")
+def base(site: Site) -> Iterator[str]:
+    with served(site) as address:
+        yield address
+
+
+@pytest.fixture
+def visit(base: str, browser: Browser) -> Iterator[Visit]:
+    visit = Visit(browser, base)
+    visit.page.goto(f"{base}/login")
+    visit.page.get_by_label("Access token").fill(TOKEN)
+    visit.page.get_by_role("button", name="Log in").click()
+    visit.page.wait_for_url(f"{base}/")
+    yield visit
+    visit.close()
+
+
+def archive() -> FilePayload:
+    return FilePayload(name="faces.zip", mimeType="application/zip", buffer=zipped([("30_1_0.jpg", b"face" * 1000)]))
+
+
+def test_seven_windows_share_one_stream_and_all_of_them_load(site: Site, base: str, visit: Visit) -> None:
+    pages = [visit.context.new_page() for _ in range(7)]
+    for page in pages:
+        page.goto(f"{base}/runs")
+        expect(page.locator(".link-state")).to_have_text("Live")
+    assert site.parts.event_hub.streams == 1
+
+    run_id = site.builder.run("run-0000000000aa", name="news")
+    site.broker.emit("run.queued", {"run_id": run_id})
+    for page in pages:
+        page.bring_to_front()
+        expect(page.get_by_text("news")).to_be_visible()
+    visit.check()
+
+
+def test_what_was_ticked_stays_ticked_when_the_list_is_renewed(site: Site, visit: Visit) -> None:
+    visit.go("/runs")
+    for i in (1, 2):
+        visit.page.locator(f"[value=run-{i:012d}]").check()
+    run_id = site.builder.run("run-0000000000ab", name="another")
+    site.broker.emit("run.queued", {"run_id": run_id})
+    expect(visit.page.get_by_text("another")).to_be_visible()
+
+    expect(visit.page.locator("[name=run]:checked")).to_have_count(2)
+    visit.page.get_by_role("button", name="Compare selected").click()
+    expect(visit.page.locator("thead th")).to_have_count(3)
+    visit.check()
+
+
+def test_a_stage_that_begins_takes_the_place_of_the_last_ones_progress(site: Site, visit: Visit) -> None:
+    run_id = site.builder.run("run-0000000000ac", name="late", state=RunState.TRAINING, epochs=4)
+    visit.go(f"/runs/{run_id}")
+    training = {"stage": "training", "done": 98, "total": 100, "epoch": 4, "epochs": 4, "eta_s": 1}
+    site.broker.emit("run.progress", {"run_id": run_id, "progress": training})
+    stage, left = visit.page.locator("#state [data-show=stage]"), visit.page.locator("#state [data-show=eta]")
+    expect(left).to_have_text("1 s left")
+
+    site.builder.runs.update(run_id, state=RunState.EVALUATING)
+    site.broker.emit("run.evaluating", {"run_id": run_id})
+    expect(stage).to_have_text("Evaluating")
+    site.broker.emit("run.progress", {"run_id": run_id, "progress": training})  # one that came late
+    site.broker.emit("run.epoch", {"run_id": run_id, "row": site.builder.epoch(5).as_dict()})
+    expect(visit.page.locator("[data-series=loss]")).to_have_attribute("data-points", "5")
+
+    expect(stage).to_have_text("Evaluating")
+    expect(left).to_have_text("")
+    site.builder.runs.update(run_id, state=RunState.CANCELLED)
+
+
+def test_epochs_that_were_lost_with_their_trainer_are_marked(site: Site, visit: Visit) -> None:
+    run_id = site.builder.run("run-0000000000ad", name="resumed", state=RunState.TRAINING, epochs=5)
+    visit.go(f"/runs/{run_id}")
+    chart = visit.page.locator("[data-series=loss]")
+    expect(chart).to_have_attribute("data-points", "5")
+
+    again = {**site.builder.epoch(3).as_dict(), "train_loss": 0.4321}
+    site.broker.emit("run.epoch", {"run_id": run_id, "row": again})
+
+    expect(chart).to_have_attribute("data-lost", "3")
+    expect(chart).to_have_attribute("data-points", "3")
+    site.builder.runs.update(run_id, state=RunState.CANCELLED)
+
+
+def test_an_arrow_key_in_a_filter_shows_its_faces_and_keeps_the_focus(site: Site, visit: Visit) -> None:
+    (sha256,) = site.store.children("datasets")
+    visit.go(f"/datasets/{sha256}")
+    visit.page.locator("#f-gender").focus()
+    visit.page.keyboard.press("ArrowDown")
+
+    visit.page.wait_for_url("**gender=male**")
+    expect(visit.page.locator("#f-gender")).to_be_focused()
+    males = int((site.parts.store_cache.dataset(sha256).gender == 0).sum())
+    expect(visit.page.locator("#found header")).to_contain_text(f"{males} of 150")
+    visit.page.keyboard.press("ArrowDown")
+    visit.page.wait_for_url("**gender=female**")
+    expect(visit.page.locator("#f-gender")).to_be_focused()
+    visit.check()
+
+
+def test_the_threshold_stands_in_the_address_and_moves_every_link(site: Site, visit: Visit) -> None:
+    visit.go("/runs/run-000000000001")
+    visit.page.locator("#threshold[data-ready]").wait_for()
+    visit.page.locator("#threshold").fill("0.705")
+    visit.page.wait_for_url("**threshold=0.705**")
+    expect(visit.page.locator("#threshold-value")).to_have_text("0.705")
+    expect(visit.page.locator("#groups")).to_contain_text("at a threshold of 0.705")
+    visit.page.reload()
+    visit.page.locator("#threshold[data-ready]").wait_for()
+    expect(visit.page.locator("#threshold-value")).to_have_text("0.705")
+
+    cell = visit.page.locator("[data-cell=male-male]")
+    count = cell.locator("strong").inner_text()
+    cell.click()
+    expect(visit.page.locator("#found header")).to_contain_text(f"{count} of 150")
+    visit.page.go_back()
+    visit.page.locator("#threshold[data-ready]").wait_for()
+    visit.page.get_by_role("button", name="Best accuracy").click()
+    expect(visit.page.locator("#threshold-words")).to_contain_text("Accuracy")
+    visit.check()
+
+
+def test_an_upload_whose_end_was_missed_shows_its_state(site: Site, visit: Visit) -> None:
+    visit.go("/datasets")
+    visit.page.locator("input[type=file]").set_input_files(archive())
+    task = visit.page.locator(".uploads .task")
+    expect(task.locator("[data-show=stage]")).to_have_text("Queued (0 ahead)")
+    error = {"code": "too_few_faces", "message": "found 1 face, expected at least 50"}
+    site.builder.runs.update(str(task.get_attribute("data-run")), state=RunState.REJECTED, error=error)
+
+    visit.page.evaluate(REFRESH)
+
+    expect(task.locator("[data-show=share]")).to_have_text("rejected")
+    expect(task.locator("[data-show=stage]")).to_have_text("found 1 face, expected at least 50")
+    with site.broker.consume([site.broker.topology.datasets], 10) as consumer:
+        consumer.settle(consumer.receive(10, 1.0), [])
+
+
+def test_leaving_in_mid_upload_is_asked_about(base: str, visit: Visit) -> None:
+    visit.go("/datasets")
+    visit.page.route("**/api/v1/datasets?*", lambda _: None)  # it never gets through
+    visit.page.locator("input[type=file]").set_input_files(archive())
+    expect(visit.page.locator(".uploads .task")).to_have_count(1)
+    asked: list[str] = []
+
+    def accept(dialog: Dialog) -> None:
+        asked.append(dialog.type)
+        dialog.accept()
+
+    visit.page.on("dialog", accept)
+    visit.page.goto(f"{base}/runs")
+
+    assert asked == ["beforeunload"]
+
+
+def test_a_proxys_limit_on_uploads_is_explained(visit: Visit) -> None:
+    visit.go("/datasets")
+    visit.page.route("**/api/v1/datasets?*", lambda route: route.fulfill(status=413, body="<html>too large</html>"))
+    visit.page.locator("input[type=file]").set_input_files(archive())
+
+    expect(visit.page.locator(".uploads .alert")).to_contain_text("client_max_body_size")
+
+
+def test_only_what_was_changed_in_the_form_is_sent(visit: Visit) -> None:
+    visit.go("/datasets")
+    sent: list[str] = []
+    visit.page.on("request", lambda request: sent.append(request.url) if request.method == "POST" else None)
+    visit.page.get_by_text("Training parameters").click()
+    visit.page.locator("[data-param=epochs]").fill("9")
+    visit.page.locator("[data-param=augment]").select_option("false")
+    visit.page.locator("input[type=file]").set_input_files(archive())
+    expect(visit.page.locator(".uploads a")).to_be_visible()
+
+    assert sent[0].endswith("params=%7B%22epochs%22%3A9%2C%22augment%22%3Afalse%7D")
+
+
+def test_what_cannot_be_undone_asks_first(site: Site, visit: Visit) -> None:
+    visit.go("/models/1")
+    asked: list[str] = []
+
+    def refuse(dialog: Dialog) -> None:
+        asked.append(dialog.message)
+        dialog.dismiss()
+
+    visit.page.on("dialog", refuse)
+    visit.page.get_by_label("Reason").fill("by mistake")
+    visit.page.get_by_role("button", name="Promote model 1").click()
+
+    assert asked == ["Promote model 1? It will answer all predictions from now on."]
+    assert site.builder.registry.aliases().champion == 2
+
+
+def test_a_login_that_expired_is_renewed_on_the_page_and_the_file_is_kept(site: Site, visit: Visit) -> None:
+    with site.worker():
+        visit.go("/predict")
+        expect(visit.page.locator("[data-took]")).to_contain_text("including the queue")
+        visit.context.clear_cookies(name=site.app.config["SESSION_COOKIE_NAME"])
+        mine = FilePayload(name="24_1_0.jpg", mimeType="image/jpeg", buffer=jpeg())
+        visit.page.locator("#own").set_input_files([mine])
+        dialog = visit.page.locator("#login-dialog")
+        expect(dialog).to_contain_text("Your login has expired.")
+        dialog.get_by_label("Access token").fill("wrong wrong")
+        dialog.get_by_role("button", name="Log in").click()
+        expect(dialog.locator("[data-wrong]")).to_have_text("Wrong token. Check it and try again.")
+        dialog.get_by_label("Access token").fill(TOKEN)
+        dialog.get_by_role("button", name="Log in").click()
+
+        expect(visit.page.locator("#results section", has_text="24_1_0.jpg").locator("[data-took]")).to_contain_text(
+            "including the queue"
+        )
+    expect(dialog).to_be_hidden()
