@@ -16,7 +16,6 @@ from shared.messages import ArchiveRequest, by_reference, json_reply, parse_data
 from shared.records.dataset import LABELS_JSON, dataset_id
 from shared.records.model_card import ModelCard
 from shared.records.record import DamagedRecord, Fault, ModelRef, RecordEnded
-from shared.records.registry import Registry
 from shared.records.runs import Runs, RunState
 from shared.runtime.settings import Settings
 from shared.runtime.tempdir import temp_folder
@@ -27,7 +26,7 @@ from shared.topology import MODEL_CHALLENGED, MODEL_PROMOTED, MODEL_REGISTERED, 
 from shared.worker.loop import Context, Defer, Done, Handler, Outcome
 from trainer.data.labelling import recognize_labels
 from trainer.pipeline import Pipeline
-from trainer.release.promotion_gate import compare_registered
+from trainer.release.promotion_gate import pass_gate
 from trainer.run_monitor import Emit, HandOver, RunMonitor, announce
 from trainer.training.train import Interrupted
 
@@ -74,7 +73,6 @@ class DatasetHandler(Handler[_Asked]):
         self._emit = emit
         self._topology = topology
         self._runs = Runs(store)
-        self._registry = Registry(store)
         self.busy: str | None = None
         """The run that is being worked on, for the heartbeat."""
 
@@ -213,22 +211,12 @@ class DatasetHandler(Handler[_Asked]):
         return json_reply(asked.message, run.reply())
 
     def _pass_gate(self, version: int) -> None:
-        """Promotes a version, or makes it the challenger."""
-        gate = compare_registered(self._store, version)
-        promotes = self._settings.auto_promote
-        while promotes and gate.passed:
-            if self._registry.promote_over(gate.champion, version, f"gate: {gate.reason}"):
-                _LOG.info("version %d promoted: %s", version, gate.reason)
-                promoted = {"schema": 1, "version": version, "reason": f"gate: {gate.reason}"}
-                self._emit(MODEL_PROMOTED, promoted)
-                return
-            gate = compare_registered(self._store, version)  # another version has become the champion meanwhile
-        reason = f"gate: {gate.reason}" if not gate.passed else f"gate: a person has to promote it; {gate.reason}"
-        _LOG.info("version %d not promoted: %s", version, reason)
-        if gate.champion in (None, version):
-            return
-        if self._registry.challenge(version, reason, by="gate").challenger == version:
-            self._emit(MODEL_CHALLENGED, {"schema": 1, "version": version, "reason": reason})
+        """Promotes a version, or makes it the challenger, and says so."""
+        outcome = pass_gate(self._store, version, promote=self._settings.auto_promote)
+        _LOG.info("version %d %s: %s", version, "promoted" if outcome.promoted else "not promoted", outcome.reason)
+        if outcome.promoted or outcome.challenges:
+            topic = MODEL_PROMOTED if outcome.promoted else MODEL_CHALLENGED
+            self._emit(topic, {"schema": 1, "version": version, "reason": outcome.reason})
 
     def _continuation(self, asked: _Asked) -> list[Outgoing]:
         """Returns the message with which any trainer carries the run on; until it is confirmed, this one is ours."""
