@@ -14,8 +14,6 @@ from typing import Any
 import pytest
 
 from shared.broker.base import Message
-from shared.store.files import FileStore
-from tests.model_builder import ModelBuilder, brightness_model
 from tests.rabbitmq_node import free_port
 from tests.services import Installation, Service, eventually
 
@@ -24,7 +22,7 @@ CONFIG = """
 global: {scrape_interval: 1s, evaluation_interval: 1s}
 rule_files: [DEPLOY/alerts.yml]
 scrape_configs:
-  - job_name: inference
+  - job_name: trainer
     static_configs: [{targets: ["127.0.0.1:PORT"]}]
 """
 
@@ -47,18 +45,17 @@ def test_the_alerts_fire_where_they_should() -> None:
 
 
 @pytest.fixture
-def inference(tmp_path: Path) -> Iterator[tuple[Installation, Service]]:
+def trainer(tmp_path: Path) -> Iterator[tuple[Installation, Service]]:
     installation = Installation(tmp_path, f"sqlite:///{tmp_path / 'broker.db'}")
-    ModelBuilder(FileStore(tmp_path / "store")).register(brightness_model())  # without a model messages would wait
-    yield installation, installation.start("inference", wait=False, GENDERLINE_WORKERS="1")
+    yield installation, installation.start("trainer", wait=False)
     installation.close()
 
 
 def test_prometheus_sees_the_first_failed_message_after_a_start(
-    inference: tuple[Installation, Service], tmp_path: Path
+    trainer: tuple[Installation, Service], tmp_path: Path
 ) -> None:
     prometheus = program("prometheus")
-    installation, service = inference
+    installation, service = trainer
     (tmp_path / "prometheus.yml").write_text(CONFIG.replace("DEPLOY", str(DEPLOY)).replace("PORT", str(service.port)))
     port = free_port()
 
@@ -83,7 +80,7 @@ def test_prometheus_sees_the_first_failed_message_after_a_start(
         try:
             assert set(eventually(failed, 60, "Prometheus has scraped the service").values()) == {0.0}
             with installation.broker() as broker:
-                broker.publish(broker.topology.jobs, Message(b"{", "application/json", message_id="broken"))
+                broker.publish(broker.topology.datasets, Message(b"{", "application/json", message_id="broken"))
             alerts = eventually(
                 lambda: [alert for alert in (ask("alerts") or {"alerts": []})["alerts"] if alert["state"] == "firing"],
                 60,
@@ -93,3 +90,5 @@ def test_prometheus_sees_the_first_failed_message_after_a_start(
             process.terminate()
     assert [alert["labels"]["alertname"] for alert in alerts] == ["DeadLetters"]
     assert alerts[0]["labels"]["reason"] == "invalid_message"
+    said = [line for line in service.log.read_text().splitlines() if "dead letter" in line]
+    assert [line.endswith("[message_id broken]") for line in said] == [True]
