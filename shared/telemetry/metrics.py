@@ -30,6 +30,7 @@ LABELS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "genderline_training_accuracy": {"split": ("train", "val")},
     "genderline_dead_letters": {"reason": (*CODES, "delivery_limit")},
     "genderline_queue_depth": {"queue": ()},
+    "genderline_broker_trouble": {"kind": TROUBLES},
 }
 """Every label with its values, none where they are open. A series whose labels are all known stands at 0 from the start
 of a process: `increase()` in an alert sees a change only where it has seen the value before."""

@@ -251,6 +251,8 @@ def test_an_alarm_is_called_by_its_name_and_what_was_sent_meanwhile_is_done_afte
         eventually(lambda: broker.trouble is not None, 10, "the alarm")
         assert broker.trouble == ("blocked", "RabbitMQ takes no messages: low on memory")
         assert not broker.ping(0.5)
+        with pytest.raises(BrokerError, match="takes no messages: low on memory"):  # as `genderline status` ends
+            broker.depths(0.5)
         with pytest.raises(Unconfirmed, match="takes no messages: low on memory; they may yet be accepted"):
             broker.publish(queue, Message(b"late", "text/plain"), timeout_s=0.5)
         late = place.open()

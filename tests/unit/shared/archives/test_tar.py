@@ -1,0 +1,106 @@
+"""Tars and tar.gz files, under the same bounds as zips."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+import tracemalloc
+from dataclasses import replace
+
+import pytest
+
+from shared.archives.archive import Archive, ArchiveLimits, check_archive
+from shared.archives.entry import EntryError
+from shared.errors import InvalidDataset
+from shared.runtime.settings import Settings
+from tests.layouts import tarred
+
+LIMITS = ArchiveLimits.from_settings(Settings())
+FILES = [("UTKFace/30_0_0_a.jpg", b"a" * 700), ("UTKFace/31_1_0_ü.jpg", b"b")]
+
+
+def contents(data: bytes, limits: ArchiveLimits = LIMITS) -> list[tuple[str, bytes | str]]:
+    found: list[tuple[str, bytes | str]] = []
+    with Archive(io.BytesIO(data), limits) as archive:
+        for entry in archive.entries:
+            try:
+                found.append((entry.name, archive.read(entry)))
+            except EntryError as error:
+                found.append((entry.name, error.reject.reason))
+    return found
+
+
+def refusal(data: bytes, limits: ArchiveLimits = LIMITS) -> str:
+    with pytest.raises(InvalidDataset) as caught:
+        contents(data, limits)
+    return f"{caught.value.code}: {caught.value}"
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("packed", [False, True])
+def test_every_form_of_tar_is_read_with_long_names_too(form: int, packed: bool) -> None:
+    long = "/".join(["folder" * 10] * 2) + "/31_1_0_" + "x" * 60 + ".jpg"
+    files = [("UTKFace/30_0_0_a.jpg", b"a" * 700), ("30_0_1_é.jpg", b""), (long, b"c" * 512)]
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz" if packed else "w", format=form) as archive:
+        archive.addfile(tarfile.TarInfo("UTKFace/._30_0_0_a.jpg"))
+        folder = tarfile.TarInfo("UTKFace")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        for name, data in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    assert contents(buffer.getvalue()) == files
+
+
+def test_links_and_special_files_are_rejects_and_so_are_names_that_lead_astray() -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, kind in (("a.jpg", tarfile.SYMTYPE), ("b.jpg", tarfile.LNKTYPE), ("c.jpg", tarfile.FIFOTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+        archive.addfile(tarfile.TarInfo("../30_0_0.jpg"))
+        archive.addfile(tarfile.TarInfo("30_0_0.jpg"))
+    outcomes = ["link", "link", "link", "unsafe_name", b""]
+    assert [outcome for _, outcome in contents(buffer.getvalue())] == outcomes
+
+
+def test_a_tar_gz_that_would_grow_beyond_its_bounds_is_refused_before_it_does() -> None:
+    bomb = gzip.compress(tarred([("30_0_0.jpg", bytes(100_000_000))]))
+    tracemalloc.start()
+    try:
+        assert refusal(bomb).startswith("archive_too_large: found a tar.gz archive that unpacks to")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 10_000_000
+    assert "at most 1,000," in refusal(tarred(FILES, gzip=True), replace(LIMITS, max_bytes=1000))
+
+
+def test_a_header_that_claims_gigabytes_costs_no_memory() -> None:
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.XHDTYPE, 8 * 2**30 - 1
+    assert "cut short" in refusal(info.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
+
+
+def test_members_are_counted_and_a_tar_of_none_is_refused() -> None:
+    assert refusal(tarred(FILES), replace(LIMITS, max_members=1)).startswith("archive_too_large: found 2 or more")
+    folder = tarfile.TarInfo("folder")
+    folder.type = tarfile.DIRTYPE
+    assert "without files" in refusal(folder.tobuf() + bytes(1024))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_tar_gz_cut_short_is_refused(share: float) -> None:
+    data = tarred([(f"30_0_0_{i}.jpg", bytes(range(256)) * i) for i in range(40)], gzip=True)
+    assert "cut short" in refusal(data[: int(len(data) * share)])
+
+
+def test_a_gzip_file_of_something_else_is_refused_at_the_door() -> None:
+    with pytest.raises(InvalidDataset, match="without a tar archive in it"):
+        check_archive(io.BytesIO(gzip.compress(b"a picture")), LIMITS)
+    check_archive(io.BytesIO(tarred(FILES, gzip=True)), LIMITS)
+    assert contents(tarred(FILES, gzip=True) + b"padding") == FILES
