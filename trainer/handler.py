@@ -17,7 +17,6 @@ from shared.messages import ArchiveRequest, by_reference, json_reply, parse_data
 from shared.records.dataset import LABELS_JSON, dataset_id
 from shared.records.model_card import ModelCard
 from shared.records.record import DamagedRecord, Fault, ModelRef, RecordEnded
-from shared.records.registry import Registry
 from shared.records.runs import Run, Runs, RunState
 from shared.runtime.settings import Settings
 from shared.runtime.tempdir import temp_folder
@@ -28,7 +27,7 @@ from shared.topology import Topology
 from shared.worker.loop import Context, Defer, Done, Handler, Outcome
 from trainer.data.labelling import recognize_labels
 from trainer.pipeline import Pipeline
-from trainer.release.promotion_gate import compare_registered
+from trainer.release.promotion_gate import pass_gate
 from trainer.run_monitor import Emit, HandOver, RunMonitor, announce
 from trainer.training.train import Interrupted
 
@@ -76,7 +75,6 @@ class DatasetHandler(Handler[_Asked]):
         self._topology = topology
         self._runs = Runs(store)
         self._leases = Leases(store, settings.lease_s)
-        self._registry = Registry(store)
         self.busy: str | None = None
         """The run that is being worked on, for the heartbeat."""
 
@@ -236,21 +234,13 @@ class DatasetHandler(Handler[_Asked]):
         return json_reply(asked.message, run.reply())
 
     def _pass_gate(self, version: int) -> None:
-        """Promotes a version, or makes it the challenger."""
-        gate = compare_registered(self._store, version)
-        promotes = self._settings.auto_promote
-        while promotes and gate.passed:
-            if self._registry.promote_over(gate.champion, version, f"gate: {gate.reason}"):
-                _LOG.info("version %d promoted: %s", version, gate.reason)
-                self._emit(*ModelPromoted(version=version, reason=f"gate: {gate.reason}").wire())
-                return
-            gate = compare_registered(self._store, version)  # another version has become the champion meanwhile
-        reason = f"gate: {gate.reason}" if not gate.passed else f"gate: a person has to promote it; {gate.reason}"
-        _LOG.info("version %d not promoted: %s", version, reason)
-        if gate.champion in (None, version):
-            return
-        if self._registry.challenge(version, reason, by="gate").challenger == version:
-            self._emit(*ModelChallenged(version=version, reason=reason).wire())
+        """Promotes a version, or makes it the challenger, and says so."""
+        outcome = pass_gate(self._store, version, promote=self._settings.auto_promote)
+        _LOG.info("version %d %s: %s", version, "promoted" if outcome.promoted else "not promoted", outcome.reason)
+        if outcome.promoted:
+            self._emit(*ModelPromoted(version=version, reason=outcome.reason).wire())
+        elif outcome.challenges:
+            self._emit(*ModelChallenged(version=version, reason=outcome.reason).wire())
 
     def _continuation(self, asked: _Asked) -> list[Outgoing]:
         """Returns the message with which any trainer carries the run on; until it is confirmed, this one is ours."""
