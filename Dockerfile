@@ -1,4 +1,4 @@
-# One image a service: it installs one extra of pyproject.toml and runs one module.
+# One image a service: it installs one extra of pyproject.toml, and what an S3 store takes, and runs one module.
 #
 #     docker build --target trainer .
 #
@@ -18,7 +18,7 @@ COPY pyproject.toml README.md ./
 FROM base AS trainer
 # Read by pip from the environment.
 ARG PIP_EXTRA_INDEX_URL
-RUN pip install ".[trainer]"
+RUN pip install ".[trainer,s3]"
 COPY shared shared
 COPY trainer trainer
 USER genderline
@@ -28,7 +28,7 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=120s \
 CMD ["python", "-m", "trainer"]
 
 FROM base AS inference
-RUN pip install ".[inference]"
+RUN pip install ".[inference,s3]"
 COPY shared shared
 COPY inference inference
 USER genderline
@@ -38,7 +38,7 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
 CMD ["python", "-m", "inference"]
 
 FROM base AS inference-gpu
-RUN pip install ".[inference-gpu]"
+RUN pip install ".[inference-gpu,s3]"
 COPY shared shared
 COPY inference inference
 USER genderline
@@ -48,7 +48,7 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
 CMD ["python", "-m", "inference"]
 
 FROM base AS dashboard
-RUN pip install ".[dashboard]"
+RUN pip install ".[dashboard,s3]"
 COPY shared shared
 COPY dashboard dashboard
 USER genderline

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from shared.broker.base import Broker, BrokerClosed, Event, Subscription, topic_matches
-from shared.errors import Retryable
+from shared.errors import Retryable, short_repr
 from shared.records.jobs import JobState
 from shared.records.runs import RunState
 from shared.topology import (
@@ -208,7 +208,10 @@ class EventHub:
 
     def _dispatch(self, event: Event) -> None:
         for listener in self._listeners:
-            listener(event)
+            try:
+                listener(event)
+            except Exception:  # anybody may publish events: none may end the listening
+                _LOG.exception("an event of topic %s is not taken", short_repr(event.topic))
         self._add(event.topic, event.payload)
 
     def _add(self, topic: str, payload: dict[str, Any]) -> None:

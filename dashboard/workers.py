@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from shared.broker.base import Event
+from shared.events import WorkerHeartbeat, parse_event
+from shared.telemetry.liveness import MOST_WORKERS
 from shared.topology import WORKER_HEARTBEAT
 
 ALIVE_S: Final = 7.0
@@ -68,11 +70,14 @@ class WorkerStates:
 
     def on_event(self, event: Event) -> None:
         """Takes note of an event; all but heartbeats are passed over."""
-        if event.topic != WORKER_HEARTBEAT or not isinstance(event.payload.get("worker"), str):
+        if event.topic != WORKER_HEARTBEAT or not isinstance(beat := parse_event(event), WorkerHeartbeat):
             return
         now = self._clock()
         with self._lock:
-            self._workers[event.payload["worker"]] = (now, event.payload)
+            self._workers.pop(beat.worker, None)
+            self._workers[beat.worker] = (now, beat.as_dict())
+            while len(self._workers) > MOST_WORKERS:  # those that were heard of longest ago
+                del self._workers[next(iter(self._workers))]
             if not self._speed or now - self._speed[-1][0] >= _SAMPLE_S:
                 self._speed.append((now, self._total(now)))
                 while now - self._speed[0][0] > _SPEED_KEPT_S:

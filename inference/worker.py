@@ -99,6 +99,7 @@ class Worker:
             self._throughput,
             broker.emit,
             topology.shards,
+            lease_s=settings.lease_s,
             interactive_recently=lambda: self._predictions.active_recently,
         )
         self._bulk = ConsumerLoop(

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 from shared.archives.archive import archive_stem
 from shared.broker.base import Broker, HeaderValue, Message, MessageTooLarge, Outgoing, Unconfirmed
 from shared.errors import Conflict, GenderlineError, InvalidImage, NotFound
+from shared.events import JobProgressed, ModelChallenged, ModelPromoted, RunProgressed, parse_event
 from shared.faces.labelling import LabelSpec
 from shared.messages import (
     PACK_LIMIT,
@@ -25,6 +26,7 @@ from shared.messages import (
     job_id_of,
     pack_message,
     prediction_error,
+    request_digest,
     run_id_of,
 )
 from shared.params import TrainingParams
@@ -32,10 +34,9 @@ from shared.records.dataset import LABELS_JSON, dataset_id
 from shared.records.jobs import Job, JobProgress, Jobs
 from shared.records.record import Record
 from shared.records.registry import Registry
-from shared.records.runs import Progress, Run, Runs
+from shared.records.runs import Run, Runs
 from shared.records.shadow import ShadowFigures, shadow_figures
 from shared.store.base import STORE_SCHEME, Store, sha256_of
-from shared.topology import MODEL_CHALLENGED, MODEL_PROMOTED
 
 Entry = dict[str, Any]
 """One image's prediction or error, as in a reply."""
@@ -177,7 +178,8 @@ class Client:
         )
         self._submit(self.broker.topology.datasets, message, f"run {run_id}")
         # Last, so that a refused message leaves no run that waits forever. A trainer that was faster made the same.
-        self.runs.create(run_id, message_id=message_id, name=name, params=params)
+        digest = request_digest(message)
+        self.runs.create(run_id, message_id=message_id, name=name, params=params, request_sha256=digest)
         return run_id
 
     def _submit(self, queue: str, message: Message, name: str) -> None:
@@ -206,7 +208,7 @@ class Client:
         """
         for run, event in self._follow("run.*", "run_id", run_id, self.runs.get, timeout_s):
             # Events are fresher than the record, which is written less often; until the next stage begins.
-            fresher = Progress.model_validate(event) if event else None
+            fresher = event.progress if isinstance(event, RunProgressed) else None
             yield run.changed(progress=fresher) if fresher and fresher.stage == run.state else run
 
     # -- jobs
@@ -258,7 +260,7 @@ class Client:
         uri = f"{STORE_SCHEME}{archive_key}"
         message = by_reference(uri, name=name, message_id=message_id, headers=headers)
         self._submit(self.broker.topology.jobs, message, f"job {job_id}")
-        self.jobs.create(job_id, message_id=message_id, name=name)
+        self.jobs.create(job_id, message_id=message_id, name=name, request_sha256=request_digest(message))
         return job_id
 
     def retry_job(self, job_id: str) -> str:
@@ -283,7 +285,7 @@ class Client:
             GenderlineError: code `timeout`, after `timeout_s`; the job goes on.
         """
         for job, event in self._follow("job.*", "job_id", job_id, self.jobs.get, timeout_s):
-            yield job, JobProgress.model_validate(event) if event else self.jobs.progress(job)
+            yield job, event.progress if isinstance(event, JobProgressed) else self.jobs.progress(job)
 
     # -- predictions
 
@@ -373,24 +375,24 @@ class Client:
     def promote(self, version: int, reason: str, *, user: str | None = None) -> None:
         """Makes a version the champion, for good reason, and tells the workers."""
         self.registry.promote(version, reason, user=user)
-        self.broker.emit(MODEL_PROMOTED, {"version": version, "reason": reason})
+        self.broker.emit(*ModelPromoted(version=version, reason=reason).wire())
 
     def rollback(self, reason: str, *, user: str | None = None) -> int:
         """Makes the previous champion the champion again and tells the workers. Returns its version."""
         champion = self.registry.rollback(reason, user=user).champion
         assert champion is not None  # noqa: S101 - a rollback always ends at a version
-        self.broker.emit(MODEL_PROMOTED, {"version": champion, "reason": reason})
+        self.broker.emit(*ModelPromoted(version=champion, reason=reason).wire())
         return champion
 
     def challenge(self, version: int, reason: str, *, user: str | None = None) -> None:
         """Makes a version the challenger, and tells the workers."""
         self.registry.challenge(version, reason, user=user)
-        self.broker.emit(MODEL_CHALLENGED, {"version": version, "reason": reason})
+        self.broker.emit(*ModelChallenged(version=version, reason=reason).wire())
 
     def dismiss(self, reason: str, version: int | None = None, *, user: str | None = None) -> int:
         """Takes the challenger's alias away, where it is `version` if one is given. Returns which it was."""
         dismissed = self.registry.dismiss(reason, version, user=user)
-        self.broker.emit(MODEL_CHALLENGED, {"version": None, "reason": reason})
+        self.broker.emit(*ModelChallenged(version=None, reason=reason).wire())
         return dismissed
 
     def shadow(self) -> ShadowFigures | None:
@@ -436,12 +438,12 @@ class Client:
 
     def _follow(
         self, pattern: str, key: str, wanted: str, look: Callable[[str], R], timeout_s: float | None
-    ) -> Iterator[tuple[R, dict[str, Any] | None]]:
+    ) -> Iterator[tuple[R, RunProgressed | JobProgressed | None]]:
         """Yields a record, with the newest progress that an event told of; last the final one, without any."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self.broker.subscribe([pattern]) as events:
             record = look(wanted)
-            newest: dict[str, Any] | None = None
+            newest: RunProgressed | JobProgressed | None = None
             yield record, None
             while not record.state.is_final:
                 if deadline is not None and time.monotonic() > deadline:
@@ -450,7 +452,8 @@ class Client:
                     )
                 for event in events.receive(_POLL_S):
                     if event.payload.get(key) == wanted:
-                        newest = event.payload.get("progress", newest)
+                        parsed = parse_event(event)
+                        newest = parsed if isinstance(parsed, RunProgressed | JobProgressed) else newest
                 record = look(wanted)
                 yield record, None if record.state.is_final else newest
 

@@ -351,6 +351,11 @@ def _fields(model: type[BaseModel], where: tuple[int | str, ...]) -> str:
 # -- going out
 
 
+def request_digest(message: Message) -> str:
+    """Returns the SHA-256 of what a message asks for: two that differ in it are not the same request."""
+    return hashlib.sha256((message.content_type or "").encode() + b"\0" + message.body).hexdigest()
+
+
 def run_id_of(message_id: str) -> str:
     """Returns the run that a dataset message makes: the same message always makes the same run."""
     return "run-" + hashlib.sha256(message_id.encode()).hexdigest()[:12]

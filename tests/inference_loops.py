@@ -97,6 +97,7 @@ class Loops:
             self.throughput,
             self.broker.emit,
             self.broker.topology.shards,
+            lease_s=self.settings.lease_s,
             interactive_recently=interactive_recently,
             missing_for_s=self.missing_for_s,
         )

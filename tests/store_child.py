@@ -16,7 +16,7 @@ import threading
 
 from shared.records.registry import Registry
 from shared.store.files import FileStore
-from shared.store.lease import Lease
+from shared.store.lease import Leases
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
             if not number:
                 say("writing")
     elif role == "hold":
-        assert Lease(store, arguments[0], ttl_s=3600).acquire()
+        assert Leases(store, 3600).lease(arguments[0]).acquire()
         say("held")
         threading.Event().wait()
 

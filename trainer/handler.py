@@ -12,22 +12,22 @@ from shared.archives.archive import Archive, ArchiveLimits
 from shared.archives.fetch import fetch_archive
 from shared.broker.base import RETRIED_AT, Message, Outgoing
 from shared.errors import Cancelled, GenderlineError, InvalidDataset, InvalidMessage, Retryable
-from shared.messages import ArchiveRequest, by_reference, json_reply, parse_dataset, run_id_of
+from shared.events import ModelChallenged, ModelPromoted, ModelRegistered
+from shared.messages import ArchiveRequest, by_reference, json_reply, parse_dataset, request_digest, run_id_of
 from shared.records.dataset import LABELS_JSON, dataset_id
 from shared.records.model_card import ModelCard
 from shared.records.record import DamagedRecord, Fault, ModelRef, RecordEnded
-from shared.records.registry import Registry
-from shared.records.runs import Runs, RunState
+from shared.records.runs import Run, Runs, RunState
 from shared.runtime.settings import Settings
 from shared.runtime.tempdir import temp_folder
 from shared.store.base import STORE_SCHEME, Store, sha256_of
-from shared.store.lease import Lease, LeaseLost
+from shared.store.lease import Lease, LeaseLost, Leases
 from shared.telemetry.metrics import TrainerMetrics
-from shared.topology import MODEL_CHALLENGED, MODEL_PROMOTED, MODEL_REGISTERED, Topology
+from shared.topology import Topology
 from shared.worker.loop import Context, Defer, Done, Handler, Outcome
 from trainer.data.labelling import recognize_labels
 from trainer.pipeline import Pipeline
-from trainer.release.promotion_gate import compare_registered
+from trainer.release.promotion_gate import pass_gate
 from trainer.run_monitor import Emit, HandOver, RunMonitor, announce
 from trainer.training.train import Interrupted
 
@@ -74,7 +74,7 @@ class DatasetHandler(Handler[_Asked]):
         self._emit = emit
         self._topology = topology
         self._runs = Runs(store)
-        self._registry = Registry(store)
+        self._leases = Leases(store, settings.lease_s)
         self.busy: str | None = None
         """The run that is being worked on, for the heartbeat."""
 
@@ -83,7 +83,7 @@ class DatasetHandler(Handler[_Asked]):
 
     def handle(self, requests: Sequence[_Asked], context: Context) -> Sequence[Outcome]:
         (asked,) = requests
-        lease = Lease(self._store, f"runs/{asked.run_id}", self._settings.lease_s)
+        lease = self._leases.lease(f"runs/{asked.run_id}")
         try:
             return [self._handle(asked, lease, context)]
         except (LeaseLost, RecordEnded) as error:  # another trainer works on it, or has ended it
@@ -100,19 +100,36 @@ class DatasetHandler(Handler[_Asked]):
         run_id = run_id_of(message.message_id)
         state = RunState.REJECTED if isinstance(error, InvalidMessage) else RunState.FAILED
         reply = json_reply(message, {"run_id": run_id, "status": state.value, "error": error.as_dict()})
-        self._runs.create(run_id, message_id=message.message_id, name="archive", params=None)
-        try:
+        fault = Fault.of(error)
+        if self._runs.create(
+            run_id, message_id=message.message_id, name="archive", params=None, state=state, error=fault
+        ):
             run = self._runs.get(run_id)
-            # Another message with the same id may have made the run, which this one must not undo.
-            is_others = run.state != RunState.QUEUED if state == RunState.REJECTED else run.state.is_final
-            return reply if is_others else self._end(message, run_id, state, error)
-        except DamagedRecord as damage:  # nothing can be noted there; the asker gets a reply all the same
-            _LOG.error("%s %s: %s; %s", run_id, state, error, damage)
+            self._tell_end(run)
+            return json_reply(message, run.reply())
+        if isinstance(error, InvalidMessage):
+            return reply  # the run belongs to another message with the same id
+        lease = self._leases.lease(f"runs/{run_id}")
+        try:
+            if self._runs.get(run_id).state.is_final or not lease.acquire():
+                return reply  # another message with the same id has made the run, and is trained or done
+            return self._end(message, run_id, state, error, lease)
+        except (DamagedRecord, LeaseLost, RecordEnded) as failure:  # the asker gets a reply all the same
+            _LOG.error("%s %s: %s; %s", run_id, state, error, failure)
             return reply
+        finally:
+            lease.release()
 
     def _handle(self, asked: _Asked, lease: Lease, context: Context) -> Outcome:
         run_id, request = asked.run_id, asked.request
-        self._runs.create(run_id, message_id=request.message_id, name=request.name, params=request.params)
+        digest = request_digest(asked.message)
+        self._runs.create(
+            run_id, message_id=request.message_id, name=request.name, params=request.params, request_sha256=digest
+        )
+        run = self._runs.get(run_id)
+        continues = run.dataset is not None and request.uri == f"{STORE_SCHEME}datasets/{run.dataset}/archive.zip"
+        if not continues:
+            run.require_request(digest)
         self._reopen(asked)
         if not self._runs.get(run_id).state.is_final and not lease.acquire():
             # Somebody trains it right now: a duplicate, or a message that the broker gave out again too early.
@@ -120,19 +137,22 @@ class DatasetHandler(Handler[_Asked]):
         run = self._runs.get(run_id)  # now that nobody else can end it
         if run.state.is_final:
             _LOG.info("%s came again; it is %s", run_id, run.state)
+            if run.state is not RunState.FAILED:  # left behind by an owner that was killed as it ended the run
+                self._store.delete(f"runs/{run_id}/checkpoint.pt")
             announce(run, self._emit)
             return Done(json_reply(asked.message, run.reply()))
         self.busy = run_id
-        with RunMonitor(lease, self._runs, run_id, self._settings, self._emit, context.stopping) as monitor:
+        runs = Runs(lease.store)
+        with RunMonitor(lease, runs, run_id, self._settings, self._emit, context.stopping) as monitor:
             try:
-                return Done(self._work(asked, monitor, context))
+                return Done(self._work(asked, lease, monitor, context))
             except HandOver as why:
                 _LOG.info("%s handed over: %s", run_id, why)
                 return Done(self._continuation(asked))
             except Cancelled as error:
-                return Done(self._end(asked.message, run_id, RunState.CANCELLED, error))
+                return Done(self._end(asked.message, run_id, RunState.CANCELLED, error, lease))
             except InvalidDataset as error:
-                return Done(self._end(asked.message, run_id, RunState.REJECTED, error))
+                return Done(self._end(asked.message, run_id, RunState.REJECTED, error, lease))
 
     def _reopen(self, asked: _Asked) -> None:
         """Opens a run again whose message became a dead letter and was sent back, once for each time."""
@@ -144,19 +164,20 @@ class DatasetHandler(Handler[_Asked]):
         _LOG.info("%s opened again: it was sent back from the dead letters", asked.run_id)
         announce(run, self._emit)
 
-    def _work(self, asked: _Asked, monitor: RunMonitor, context: Context) -> list[Outgoing]:
+    def _work(self, asked: _Asked, lease: Lease, monitor: RunMonitor, context: Context) -> list[Outgoing]:
         """Carries a run on, as its owner, to its model. Returns the reply."""
         if self._runs.cancel_requested(asked.run_id):
             raise Cancelled("cancelled by a user")
-        dataset = self._accept(asked, context)
+        dataset = self._accept(asked, lease, context)
+        pipeline = self._pipeline.with_store(lease.store)
         try:
-            card = self._pipeline.run(asked.run_id, asked.request.name, dataset, asked.request.params, monitor)
+            card = pipeline.run(asked.run_id, asked.request.name, dataset, asked.request.params, monitor)
         except Interrupted:
             monitor.raise_if_stopped()  # raises why, unless it was time
             raise HandOver(f"{self._settings.handover_s:g} s are over") from None
-        return self._register(asked, card)
+        return self._register(asked, card, lease)
 
-    def _accept(self, asked: _Asked, context: Context) -> str:
+    def _accept(self, asked: _Asked, lease: Lease, context: Context) -> str:
         """Makes sure that the archive lies in the store, and says so and what its labels are, once.
 
         Returns:
@@ -179,7 +200,7 @@ class DatasetHandler(Handler[_Asked]):
                 is_ours = path.is_relative_to(folder)  # and may be moved into the store
                 self._store.put_file(key, path if is_ours else shutil.copyfile(path, folder / "copy.zip"))
         context.send(json_reply(asked.message, run.changed(labels=labels).reply(RunState.ACCEPTED)))
-        run = self._runs.update(
+        run = Runs(lease.store).update(
             asked.run_id,
             state=RunState.ACCEPTED,
             dataset=dataset,
@@ -191,15 +212,14 @@ class DatasetHandler(Handler[_Asked]):
         _LOG.info("%s accepted: %s; %s", asked.run_id, request.name, labels.text)
         return dataset
 
-    def _register(self, asked: _Asked, card: ModelCard) -> list[Outgoing]:
+    def _register(self, asked: _Asked, card: ModelCard, lease: Lease) -> list[Outgoing]:
         """Announces a run's model, which is in the registry by now, and ends the run. Returns the reply."""
         run_id, version = asked.run_id, card.version
-        self._emit(MODEL_REGISTERED, {"schema": 1, "version": version, "run_id": run_id, "metrics": card.metrics})
+        self._emit(*ModelRegistered(version=version, run_id=run_id, metrics=card.metrics).wire())
         if asked.request.params.promote:
             self._pass_gate(version)
-        self._store.delete(f"runs/{run_id}/checkpoint.pt")  # the registry knows from now on that the run is done
         timings = self._runs.get(run_id).timings
-        run = self._runs.update(
+        run = Runs(lease.store).update(
             run_id,
             state=RunState.REGISTERED,
             model=ModelRef(version=version),
@@ -207,28 +227,20 @@ class DatasetHandler(Handler[_Asked]):
             progress=None,
             timings=timings.changed(registered_at=round(time.time(), 3)),
         )
+        lease.store.delete(f"runs/{run_id}/checkpoint.pt")
         self._metrics.datasets.labels(RunState.REGISTERED).inc()
         _LOG.info("%s registered as version %d", run_id, version)
         announce(run, self._emit)
         return json_reply(asked.message, run.reply())
 
     def _pass_gate(self, version: int) -> None:
-        """Promotes a version, or makes it the challenger."""
-        gate = compare_registered(self._store, version)
-        promotes = self._settings.auto_promote
-        while promotes and gate.passed:
-            if self._registry.promote_over(gate.champion, version, f"gate: {gate.reason}"):
-                _LOG.info("version %d promoted: %s", version, gate.reason)
-                promoted = {"schema": 1, "version": version, "reason": f"gate: {gate.reason}"}
-                self._emit(MODEL_PROMOTED, promoted)
-                return
-            gate = compare_registered(self._store, version)  # another version has become the champion meanwhile
-        reason = f"gate: {gate.reason}" if not gate.passed else f"gate: a person has to promote it; {gate.reason}"
-        _LOG.info("version %d not promoted: %s", version, reason)
-        if gate.champion in (None, version):
-            return
-        if self._registry.challenge(version, reason, by="gate").challenger == version:
-            self._emit(MODEL_CHALLENGED, {"schema": 1, "version": version, "reason": reason})
+        """Promotes a version, or makes it the challenger, and says so."""
+        outcome = pass_gate(self._store, version, promote=self._settings.auto_promote)
+        _LOG.info("version %d %s: %s", version, "promoted" if outcome.promoted else "not promoted", outcome.reason)
+        if outcome.promoted:
+            self._emit(*ModelPromoted(version=version, reason=outcome.reason).wire())
+        elif outcome.challenges:
+            self._emit(*ModelChallenged(version=version, reason=outcome.reason).wire())
 
     def _continuation(self, asked: _Asked) -> list[Outgoing]:
         """Returns the message with which any trainer carries the run on; until it is confirmed, this one is ours."""
@@ -248,12 +260,18 @@ class DatasetHandler(Handler[_Asked]):
         )
         return [Outgoing(self._topology.continuations, continuation)]
 
-    def _end(self, message: Message, run_id: str, state: RunState, error: GenderlineError) -> list[Outgoing]:
-        """Ends a run without a model. Returns the reply."""
+    def _end(
+        self, message: Message, run_id: str, state: RunState, error: GenderlineError, lease: Lease
+    ) -> list[Outgoing]:
+        """Ends a run without a model, as its owner. Returns the reply."""
+        run = Runs(lease.store).update(run_id, state=state, error=Fault.of(error), progress=None)
         if state != RunState.FAILED:  # a failed run goes on from it once its dead letter is sent back
-            self._store.delete(f"runs/{run_id}/checkpoint.pt")
-        run = self._runs.update(run_id, state=state, error=Fault.of(error), progress=None)
-        self._metrics.datasets.labels(state).inc()
-        _LOG.warning("%s %s: %s", run_id, state, error)
-        announce(run, self._emit)
+            lease.store.delete(f"runs/{run_id}/checkpoint.pt")
+        self._tell_end(run)
         return json_reply(message, run.reply())
+
+    def _tell_end(self, run: Run) -> None:
+        """Tells everyone that a run has ended without a model."""
+        self._metrics.datasets.labels(run.state).inc()
+        _LOG.warning("%s %s: %s", run.run_id, run.state, run.error and run.error.message)
+        announce(run, self._emit)

@@ -97,6 +97,10 @@ class Pipeline:
         self._runs = Runs(store)
         self._registry = Registry(store)
 
+    def with_store(self, store: Store) -> Pipeline:
+        """Returns the same pipeline on another view of the store: that of a run's owner, for one."""
+        return Pipeline(store, self._settings, self._metrics, self._device, self._group)
+
     def run(self, run_id: str, name: str, sha256: str, params: TrainingParams, monitor: Monitor) -> ModelCard:
         """Ingests, trains, evaluates, exports and registers, each unless it is done already.
 

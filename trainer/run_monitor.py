@@ -10,10 +10,10 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from shared.errors import Cancelled, GenderlineError, Retryable
+from shared.events import EpochFinished, RunChanged, RunProgressed
 from shared.records.runs import EpochRow, Progress, Run, Runs, RunState
 from shared.runtime.settings import Settings
 from shared.store.lease import Lease, LeaseLost
-from shared.topology import RUN_EPOCH, RUN_PROGRESS, run_state_topic
 from shared.worker.retry import refuse_too_often
 
 Emit = Callable[[str, Mapping[str, Any]], None]
@@ -187,16 +187,16 @@ class ProgressReporter:
         done = progress.done == progress.total
         if new_stage or done or now - self._emitted >= _EVENT_EVERY_S:
             self._emitted = now
-            self._emit(RUN_PROGRESS, {"schema": 1, "run_id": self._run_id, "progress": progress.as_dict()})
+            self._emit(*RunProgressed(run_id=self._run_id, progress=progress).wire())
         if new_stage or now - self._recorded >= _RECORD_EVERY_S:
             self._recorded = now
             self._runs.update(self._run_id, progress=progress)
 
     def on_epoch(self, row: EpochRow) -> None:
         """Tells of a finished epoch, a row of `history.csv`."""
-        self._emit(RUN_EPOCH, {"schema": 1, "run_id": self._run_id, "row": row.as_dict()})
+        self._emit(*EpochFinished(run_id=self._run_id, row=row).wire())
 
 
 def announce(run: Run, emit: Emit) -> None:
     """Tells all who listen of the state that a run is in."""
-    emit(run_state_topic(run.state), {"schema": 1, **run.reply()})
+    emit(*RunChanged.of(run).wire())

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from shared.broker.base import RETRIED_AT, Message, Outgoing
-from shared.errors import NotFound
+from shared.errors import NotFound, Retryable
+from shared.events import JobChanged
 from shared.messages import json_message, json_reply
 from shared.records.jobs import Job, Jobs, JobState
 from shared.records.results import assemble
 from shared.runtime.tempdir import temp_folder
 from shared.store.base import STORE_SCHEME, Store
-from shared.topology import job_state_topic
+from shared.store.lease import Leases
 
 Emit = Callable[[str, Mapping[str, Any]], None]
 """Tells an event's topic and payload to whoever listens."""
@@ -32,10 +33,12 @@ class JobFinisher:
     Args:
         store: where results go, and records lie.
         emit: tells events.
+        lease_s: seconds after which another worker takes over from one that died while it made the results.
     """
 
-    def __init__(self, store: Store, emit: Emit) -> None:
+    def __init__(self, store: Store, emit: Emit, lease_s: float) -> None:
         self._store = store
+        self._leases = Leases(store, lease_s)
         self._emit = emit
         self._jobs = Jobs(store)
 
@@ -51,18 +54,30 @@ class JobFinisher:
             return None
 
     def finish(self, job_id: str) -> list[Outgoing]:
-        """Assembles the results. Returns the final reply."""
-        with temp_folder() as folder:
+        """Makes the results of all parts, and ends the job. Returns the final reply.
+
+        A worker that was stopped in the midst of this, while its shard came to another one, changes nothing any more.
+
+        Raises:
+            Retryable: another worker is about it, or has just done it.
+        """
+        lease = self._leases.lease(f"jobs/{job_id}")
+        if not lease.acquire():
+            raise Retryable(f"another worker makes the results of {job_id}")
+        with lease.kept(), temp_folder() as folder:
             results = folder / "results.csv"
             counts, accuracy = assemble(results, self._read_parts(job_id))
-            self._store.put_file(Jobs.results_key(job_id), results)
-        return self.end(
-            job_id,
-            JobState.FINISHED,
-            counts=counts,
-            accuracy=accuracy,
-            results=f"{STORE_SCHEME}{Jobs.results_key(job_id)}",
-        )
+            job = self._jobs.get(job_id)
+            if job.state.is_final or counts["images"] != job.images:  # the parts go when a job ends
+                raise Retryable(f"{job_id} is {job.state}: found {counts['images']} rows, expected {job.images}")
+            lease.store.put_file(Jobs.results_key(job_id), results)
+            return self.end(
+                job_id,
+                JobState.FINISHED,
+                counts=counts,
+                accuracy=accuracy,
+                results=f"{STORE_SCHEME}{Jobs.results_key(job_id)}",
+            )
 
     def _read_parts(self, job_id: str) -> Iterator[str]:
         for shard in self._jobs.parts(job_id):
@@ -100,7 +115,7 @@ class JobFinisher:
 
     def announce(self, job: Job) -> None:
         """Tells all who listen of the state that a job is in."""
-        self._emit(job_state_topic(job.state), {"schema": 1, **job.reply()})
+        self._emit(*JobChanged.of(job).wire())
 
 
 def _finisher_key(job_id: str) -> str:

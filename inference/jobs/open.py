@@ -17,7 +17,7 @@ from shared.archives.archive import Archive, ArchiveLimits
 from shared.archives.fetch import fetch_archive
 from shared.broker.base import Message, Outgoing
 from shared.errors import GenderlineError, InvalidDataset, InvalidMessage
-from shared.messages import ArchiveRequest, job_id_of, json_message, json_reply, parse_job
+from shared.messages import ArchiveRequest, job_id_of, json_message, json_reply, parse_job, request_digest
 from shared.records.jobs import Job, Jobs, JobState, shard_bounds
 from shared.records.record import DamagedRecord, Fault
 from shared.runtime.settings import Settings
@@ -63,7 +63,7 @@ class JobHandler(Handler[_Asked]):
         self._archives = archives
         self._shard_queue = shard_queue
         self._jobs = Jobs(store)
-        self._finisher = JobFinisher(store, emit)
+        self._finisher = JobFinisher(store, emit, settings.lease_s)
         self.busy: str | None = None
         """The job that is being opened, for the heartbeat."""
 
@@ -82,12 +82,15 @@ class JobHandler(Handler[_Asked]):
         job_id = job_id_of(message.message_id)
         state = JobState.REJECTED if isinstance(error, InvalidMessage) else JobState.FAILED
         reply = json_reply(message, {"job_id": job_id, "status": state.value, "error": error.as_dict()})
-        self._jobs.create(job_id, message_id=message.message_id, name="archive")
+        fault = Fault.of(error)
+        if self._jobs.create(job_id, message_id=message.message_id, name="archive", state=state, error=fault):
+            return self._finisher.publish_result(self._jobs.get(job_id), message)
+        if isinstance(error, InvalidMessage):
+            return reply  # the job belongs to another message with the same id
         try:
-            job = self._jobs.get(job_id)
-            # Another message with the same id may have made the job, which this one must not undo.
-            is_others = job.state != JobState.QUEUED if state == JobState.REJECTED else job.shards_published
-            return reply if is_others else self._finisher.end(job_id, state, message, error=Fault.of(error))
+            if self._jobs.get(job_id).shards_published:
+                return reply  # another message with the same id has made the job, which this one must not undo
+            return self._finisher.end(job_id, state, message, error=fault)
         except DamagedRecord as damage:  # nothing can be noted there; the asker gets a reply all the same
             _LOG.error("%s %s: %s; %s", job_id, state, error, damage)
             return reply
@@ -97,8 +100,11 @@ class JobHandler(Handler[_Asked]):
 
     def _open(self, job_id: str, asked: _Asked) -> Done:
         message, request = asked.message, asked.request
-        self._jobs.create(job_id, message_id=request.message_id, name=request.name)
-        job = self._finisher.reopen(message, self._jobs.get(job_id))
+        digest = request_digest(message)
+        self._jobs.create(job_id, message_id=request.message_id, name=request.name, request_sha256=digest)
+        job = self._jobs.get(job_id)
+        job.require_request(digest)
+        job = self._finisher.reopen(message, job)
         if job.state.is_final:
             _LOG.info("%s came again; it is %s", job_id, job.state)
             return Done(json_reply(message, job.reply()))

@@ -23,12 +23,12 @@ from inference.monitoring.throughput import ThroughputMeter
 from shared.archives.entry import EntryError
 from shared.broker.base import RETRIED_AT, Message, Outgoing
 from shared.errors import GenderlineError, InvalidMessage, NotFound, Retryable
+from shared.events import JobProgressed
 from shared.messages import ShardRequest, parse_shard
 from shared.records.jobs import Job, Jobs, JobState
 from shared.records.record import DamagedRecord, Fault
 from shared.records.results import result_row
 from shared.store.base import Store
-from shared.topology import JOB_PROGRESS
 from shared.worker.loop import Context, Defer, Done, Handler, Outcome
 
 _SMALL_STEP: Final = 8
@@ -56,6 +56,7 @@ class ShardHandler(Handler[_Asked]):
         throughput: told of images, for the heartbeat.
         emit: tells events.
         shard_queue: where the shards of a job that is opened again go.
+        lease_s: seconds after which another worker takes over from one that died while it made the results.
         interactive_recently: whether there has been interactive work a moment ago.
         missing_for_s: how long the record of a shard's job may be out of sight: a store that is being mounted, say,
             shows nothing for a while.
@@ -71,6 +72,7 @@ class ShardHandler(Handler[_Asked]):
         emit: Emit,
         shard_queue: str,
         *,
+        lease_s: float,
         interactive_recently: Callable[[], bool] = lambda: False,
         missing_for_s: float = 60.0,
     ) -> None:
@@ -85,7 +87,7 @@ class ShardHandler(Handler[_Asked]):
         self._missing_for_s = missing_for_s
         self._missing_since: dict[str, float] = {}  # monotonic clock, by job
         self._jobs = Jobs(store)
-        self._finisher = JobFinisher(store, emit)
+        self._finisher = JobFinisher(store, emit, lease_s)
         self.busy: str | None = None
         """The job that is being worked on, for the heartbeat."""
 
@@ -196,7 +198,10 @@ class ShardHandler(Handler[_Asked]):
             self._throughput.add(len(entries))
             if small_steps:
                 time.sleep(_LETTING_GO_S)
-        self._store.put(Jobs.part_key(request.job_id, request.shard), text.getvalue().encode())
+        key = Jobs.part_key(request.job_id, request.shard)
+        self._store.put(key, text.getvalue().encode())
+        if self._jobs.get(request.job_id).state is JobState.FINISHED:
+            self._store.delete(key)  # another worker was faster, while this one stood still
         return True
 
     def _tell_progress(self, job: Job) -> None:
@@ -208,4 +213,4 @@ class ShardHandler(Handler[_Asked]):
         rate = progress.done / max(seconds, 0.001)
         left = progress.total - progress.done
         progress = progress.changed(rate=round(rate, 1), eta_s=round(left / rate, 1))
-        self._emit(JOB_PROGRESS, {"schema": 1, "job_id": job.job_id, "progress": progress.as_dict()})
+        self._emit(*JobProgressed(job_id=job.job_id, progress=progress).wire())

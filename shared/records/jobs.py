@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Final
 
 from shared.broker.base import HeaderValue
 from shared.clock import now_iso
-from shared.records.record import Record, Records, State, StoredModel, Timestamp
+from shared.records.record import Fault, Record, Records, State, StoredModel, Timestamp
 from shared.store.base import STORE_SCHEME, Store
 
 _LEAST_SHARD: Final = 64
@@ -157,10 +157,28 @@ class Jobs(Records[Job]):
     def __init__(self, store: Store) -> None:
         super().__init__(store, Job)
 
-    def create(self, job_id: str, *, message_id: str, name: str, state: JobState = JobState.QUEUED) -> bool:
+    def create(
+        self,
+        job_id: str,
+        *,
+        message_id: str,
+        name: str,
+        state: JobState = JobState.QUEUED,
+        error: Fault | None = None,
+        request_sha256: str | None = None,
+    ) -> bool:
         """Writes a new job's record. Returns False, changing nothing, where the job is known already."""
         now = now_iso()
-        job = Job(job_id=job_id, message_id=message_id, name=name, state=state, created=now, updated=now)
+        job = Job(
+            job_id=job_id,
+            message_id=message_id,
+            name=name,
+            state=state,
+            created=now,
+            updated=now,
+            error=error,
+            request_sha256=request_sha256,
+        )
         return self._create(job_id, job)
 
     def accept(self, job_id: str, **fields: Any) -> Job:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from shared.clock import now_iso
-from shared.errors import Conflict, GenderlineError, NotFound, short_repr
+from shared.errors import Conflict, GenderlineError, InvalidMessage, NotFound, short_repr
 from shared.store.base import Store, json_bytes
 
 Timestamp = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
@@ -90,6 +90,7 @@ class Record(StoredModel):
         updated: when it changed last.
         model: the model that a run made, or that a job uses.
         error: why it ended without success.
+        request_sha256: of the message that asked for the work; None where that is not known.
         retried_at: when its dead letter was sent back last, as the message's header says; None where it never was.
     """
 
@@ -101,7 +102,24 @@ class Record(StoredModel):
     updated: Timestamp
     model: ModelRef | None = None
     error: Fault | None = None
+    request_sha256: str | None = None
     retried_at: str | int | float | bool | None = None
+
+    def require_request(self, sha256: str) -> None:
+        """Makes sure that a message that came later is the one that the record was made for, or says the same.
+
+        Args:
+            sha256: `request_digest` of that message.
+
+        Raises:
+            InvalidMessage: code `conflict`: it asks for something else under the same id.
+        """
+        if self.request_sha256 not in {None, sha256}:
+            raise InvalidMessage(
+                f"message_id {short_repr(self.message_id)} belongs to another message, of {self.created}; "
+                "expected an id of its own",
+                code="conflict",
+            )
 
 
 class DamagedRecord(GenderlineError):

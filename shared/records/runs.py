@@ -15,7 +15,7 @@ from shared.errors import NotFound
 from shared.faces.labelling import LabelReport
 from shared.params import TrainingParams
 from shared.records.evaluation import Evaluation
-from shared.records.record import DamagedRecord, Record, Records, State, StoredModel, describe_fault, find_record
+from shared.records.record import DamagedRecord, Fault, Record, Records, State, StoredModel, describe_fault, find_record
 from shared.store.base import Store
 
 
@@ -168,10 +168,22 @@ class Runs(Records[Run]):
         name: str,
         params: TrainingParams | None,
         state: RunState = RunState.QUEUED,
+        error: Fault | None = None,
+        request_sha256: str | None = None,
     ) -> bool:
         """Writes a new run's record. Returns False, changing nothing, where the run is known already."""
         now = now_iso()
-        run = Run(run_id=run_id, message_id=message_id, name=name, state=state, created=now, updated=now, params=params)
+        run = Run(
+            run_id=run_id,
+            message_id=message_id,
+            name=name,
+            state=state,
+            created=now,
+            updated=now,
+            params=params,
+            error=error,
+            request_sha256=request_sha256,
+        )
         return self._create(run_id, run)
 
     def reopen(self, run_id: str, retried_at: HeaderValue) -> Run:

@@ -8,7 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 from shared.errors import InvalidMessage, NotFound, short_repr
 
@@ -16,6 +16,24 @@ STORE_SCHEME: Final = "store:"
 _LONGEST_NAME: Final = 200
 _LONGEST_KEY: Final = 900
 """In bytes; file systems end at 255 a name, S3 at 1024 a key, and both need room for prefixes."""
+
+
+class Fence(Protocol):
+    """Lets the owner of a lease write, and nobody who owned it before.
+
+    Attributes:
+        number: grows with every acquisition of the lease.
+        folder: store key of the lease.
+    """
+
+    @property
+    def number(self) -> int: ...  # noqa: D102
+
+    @property
+    def folder(self) -> str: ...  # noqa: D102
+
+    def require(self) -> None:
+        """Raises `LeaseLost` where somebody else has acquired the lease since."""
 
 
 class Store(ABC):
@@ -36,6 +54,21 @@ class Store(ABC):
     @abstractmethod
     def put_file(self, key: str, path: Path) -> None:
         """Moves a local file into the store, over any object before it: the file may be gone afterwards."""
+
+    @abstractmethod
+    def put_fenced(self, key: str, content: bytes | Path, fence: Fence) -> None:
+        """Writes an object whole, or moves a local file there, as the owner of a lease.
+
+        A process that was stopped at any moment of this, and goes on after another one has acquired the lease, changes
+        nothing.
+
+        Raises:
+            LeaseLost: another process owns the lease now.
+        """
+
+    @abstractmethod
+    def discard_staged(self, fence: Fence) -> None:
+        """Makes fenced writes fail that former owners of the lease have begun; a new owner calls it before it reads."""
 
     @abstractmethod
     def get(self, key: str) -> bytes:

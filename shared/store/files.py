@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from shared.errors import NotFound, Retryable
-from shared.store.base import Store, checked_key
+from shared.store.base import Fence, Store, checked_key
 
 _MODE: Final = 0o644
 """What a temporary file's 0600 becomes, so that another service's user can read the object."""
@@ -49,23 +49,47 @@ class FileStore(Store):
 
     def put_file(self, key: str, path: Path) -> None:  # noqa: D102
         target = self.path(key)
-        with path.open("rb") as source, _writing(key):
+        with path.open("rb"):  # a file that cannot be read is not the store's fault
+            pass
+        with _writing(key):
             _make_folder(target.parent)
-            with contextlib.suppress(PermissionError):  # a file may be moved without being owned
-                path.chmod(_MODE)
-            os.fsync(source.fileno())
-            try:
-                path.replace(target)
-            except OSError as error:
-                # A rename does not cross file systems, nor two mounts of the same one: there the file is copied.
-                if error.errno != errno.EXDEV:
-                    raise
-                with _aside(target) as (copy, temporary):
-                    shutil.copyfileobj(source, copy, 2**20)
-                    _sync(copy)
-                    temporary.replace(target)
-                path.unlink()
+            _move(path, target)
             _sync_folder(target.parent)
+
+    def put_fenced(self, key: str, content: bytes | Path, fence: Fence) -> None:  # noqa: D102
+        target, staged = self.path(key), self._staged(fence)
+        with _writing(key):
+            _make_folder(target.parent)
+            _make_folder(staged)
+            handle, name = tempfile.mkstemp(prefix=f"{fence.number}-", dir=staged)
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file, _writing(key):
+                temporary.chmod(_MODE)
+                if isinstance(content, bytes):
+                    file.write(content)
+                    _sync(file)
+                else:
+                    _move(content, temporary)
+            # The order is what fences: this owner makes its file and then looks at the lease; a new one acquires the
+            # lease and then deletes such files. So one of both sees the other, whenever this process was stopped.
+            fence.require()
+            with _writing(key):
+                try:
+                    temporary.replace(target)
+                except FileNotFoundError:
+                    fence.require()
+                    raise
+                _sync_folder(target.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def discard_staged(self, fence: Fence) -> None:  # noqa: D102
+        staged = self._staged(fence)
+        with _writing(fence.folder):
+            for file in staged.iterdir() if staged.is_dir() else ():
+                if int(file.name.partition("-")[0]) < fence.number:
+                    file.unlink(missing_ok=True)
 
     def get(self, key: str) -> bytes:  # noqa: D102
         with _reading(key):
@@ -114,6 +138,9 @@ class FileStore(Store):
     def ping(self) -> bool:  # noqa: D102
         return os.access(self.root, os.W_OK)
 
+    def _staged(self, fence: Fence) -> Path:
+        return self.path(fence.folder) / ".staged"
+
     @contextlib.contextmanager
     def _written_aside(self, key: str, data: bytes) -> Iterator[tuple[Path, Path]]:
         """Writes a hidden, synced file next to the object's place, and makes what the caller does with it durable."""
@@ -150,6 +177,25 @@ def _aside(target: Path) -> Iterator[tuple[IO[bytes], Path]]:
             yield file, temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _move(path: Path, target: Path) -> None:
+    """Moves a file over another one, synced."""
+    with path.open("rb") as source:
+        with contextlib.suppress(PermissionError):  # a file may be moved without being owned
+            path.chmod(_MODE)
+        os.fsync(source.fileno())
+        try:
+            path.replace(target)
+        except OSError as error:
+            # A rename does not cross file systems, nor two mounts of the same one: there the file is copied.
+            if error.errno != errno.EXDEV:
+                raise
+            with _aside(target) as (copy, temporary):
+                shutil.copyfileobj(source, copy, 2**20)
+                _sync(copy)
+                temporary.replace(target)
+            path.unlink()
 
 
 def _sync(file: IO[bytes]) -> None:

@@ -30,7 +30,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.asyn import sync
 
 from shared.errors import InvalidMessage, NotFound, Retryable, short_repr
-from shared.store.base import Store, checked_key
+from shared.store.base import Fence, Store, checked_key
 
 _CHANGED: Final = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 """What S3 answers to a conditional write that came too late, or at the same time as another."""
@@ -75,6 +75,24 @@ class S3Store(Store):
         with _s3_errors(key):
             self._fs.put_file(str(path), f"{self._bucket}/{self._key(key)}")
         path.unlink()
+
+    def put_fenced(self, key: str, content: bytes | Path, fence: Fence) -> None:  # noqa: D102
+        data = content if isinstance(content, bytes) else content.read_bytes()
+        while True:
+            # First what is there, then the lease, then the writing where it still is what was there: whatever a new
+            # owner has written meanwhile stays.
+            try:
+                condition = {"IfMatch": str(self._head(key)["ETag"])}
+            except NotFound:
+                condition = {"IfNoneMatch": "*"}
+            fence.require()
+            if self._put_if(key, data, **condition):
+                break
+        if isinstance(content, Path):
+            content.unlink()
+
+    def discard_staged(self, fence: Fence) -> None:  # noqa: ARG002, D102 - nothing is staged here: see `put_fenced`
+        return
 
     def get(self, key: str) -> bytes:  # noqa: D102
         return self._get(key)[0]

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from shared.broker.base import Broker
 from shared.clock import now_iso
-from shared.topology import WORKER_HEARTBEAT
+from shared.events import WorkerHeartbeat
 
 HEARTBEAT_S: Final = 2.0
 
@@ -39,6 +39,6 @@ class Heartbeat:
     def run(self, stop: threading.Event) -> None:
         """Beats until `stop`."""
         while True:
-            self._broker.emit(WORKER_HEARTBEAT, {**self._fixed, **self._state()})
+            self._broker.emit(*WorkerHeartbeat.model_validate({**self._fixed, **self._state()}).wire())
             if stop.wait(HEARTBEAT_S):
                 return

@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from shared.broker.base import Broker, BrokerClosed
+from shared.events import WorkerHeartbeat, parse_event
 from shared.topology import WORKER_HEARTBEAT
 
 _TAKE_S = 1.0
+MOST_WORKERS: Final = 1000
+"""Processes that are remembered: anybody may publish heartbeats under any number of names."""
 
 
 class HeartbeatListener:
@@ -66,7 +69,10 @@ class HeartbeatListener:
                 return
             with self._heard:
                 for event in events:
-                    # Anybody may publish events: what does not say who it comes from is none of our services'.
-                    if isinstance(event.payload.get("worker"), str) and "service" in event.payload:
-                        self._workers[event.payload["worker"]] = event.payload
+                    beat = parse_event(event)
+                    if isinstance(beat, WorkerHeartbeat):
+                        self._workers.pop(beat.worker, None)
+                        self._workers[beat.worker] = beat.as_dict()
+                        while len(self._workers) > MOST_WORKERS:
+                            del self._workers[next(iter(self._workers))]
                 self._heard.notify_all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import subprocess
 import sys
 import uuid
@@ -13,9 +14,13 @@ from typing import Any
 
 import pika
 import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
 
 from shared.broker import open_broker
 from shared.broker.base import Broker
+from shared.store import open_store
+from shared.store.base import Store
 from shared.topology import Topology
 from tests.rabbitmq_node import RabbitNode
 from tests.rabbitmq_shared import SharedNode
@@ -127,3 +132,49 @@ def eventually() -> Callable[[Callable[[], bool]], None]:
             time.sleep(0.01)
 
     return wait
+
+
+BUCKET = "faces"
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """A running S3 server with one bucket, which the environment's credentials lead to."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "tester",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            environment.setenv(name, value)
+        s3fs.S3FileSystem().call_s3("create_bucket", Bucket=BUCKET)
+        yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3_url(s3_endpoint: str) -> str:
+    """A place in the bucket where nothing is."""
+    return f"s3://{BUCKET}/tests/{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture(params=["file", "s3"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of an empty store of either kind."""
+    return str(request.getfixturevalue("s3_url")) if request.param == "s3" else f"file:{tmp_path / 'store'}"
+
+
+@pytest.fixture
+def open_again(store_url: str) -> Callable[[], Store]:
+    """Opens the same store once more, as another process would."""
+    return lambda: open_store(store_url)
+
+
+@pytest.fixture
+def store(open_again: Callable[[], Store]) -> Store:
+    return open_again()

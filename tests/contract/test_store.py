@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import http.client
-import logging
 import socket
 import threading
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,7 +15,6 @@ from urllib.parse import urlsplit
 import pytest
 import s3fs
 from moto.s3.models import s3_backends
-from moto.server import ThreadedMotoServer
 
 from shared.archives.fetch import fetch_archive
 from shared.connect import STORE_FORMAT, open_store_for
@@ -28,48 +25,7 @@ from shared.store import open_store
 from shared.store.base import Store
 from shared.store.s3 import S3Object
 from tests.archives import zipped
-
-BUCKET = "faces"
-
-
-@pytest.fixture(scope="module")
-def s3_endpoint() -> Iterator[str]:
-    """A running S3 server with one bucket, which the environment's credentials lead to."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "tester",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            environment.setenv(name, value)
-        s3fs.S3FileSystem().call_s3("create_bucket", Bucket=BUCKET)
-        yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def s3_url(s3_endpoint: str) -> str:
-    """A place in the bucket where nothing is."""
-    return f"s3://{BUCKET}/tests/{uuid.uuid4().hex[:8]}"
-
-
-@pytest.fixture(params=["file", "s3"])
-def open_again(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Store]:
-    """Opens the same store once more, as another process would."""
-    url = f"file:{tmp_path / 'store'}"
-    if request.param == "s3":
-        url = str(request.getfixturevalue("s3_url"))
-    return lambda: open_store(url)
-
-
-@pytest.fixture
-def store(open_again: Callable[[], Store]) -> Store:
-    return open_again()
+from tests.contract.conftest import BUCKET
 
 
 def test_what_was_put_is_what_everybody_gets(store: Store, open_again: Callable[[], Store]) -> None:

@@ -29,6 +29,7 @@ _BATCH: Final = 400
 
 def main() -> int:
     """Fuzzes. Returns 1 where something was found."""
+    CORPUS.mkdir(exist_ok=True)
     minutes, seed = float(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1
     until = time.monotonic() + 60 * minutes
     tried: Counter[str] = Counter()

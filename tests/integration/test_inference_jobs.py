@@ -19,7 +19,7 @@ from inference.model.loader import ServedModel
 from inference.model.predictor import Predictor, Result
 from shared.broker.base import Message, ReplyQueue
 from shared.client import Client
-from shared.messages import ZIP, by_reference, job_id_of, json_message
+from shared.messages import ZIP, by_reference, job_id_of, json_message, request_digest
 from shared.records.jobs import RESULT_COLUMNS, Jobs, JobState
 from shared.store.files import FileStore
 from tests.inference_loops import Loops, open_loops
@@ -669,3 +669,32 @@ def test_a_job_can_end_only_once_and_stays_ended(tmp_path: Path) -> None:
     ended = [record.end("job-1", state) for state in (JobState.CANCELLED, JobState.FINISHED)]
     assert [each and each.state for each in ended] == ["cancelled", None]
     assert record.accept("job-1", images=7).state == "cancelled"
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        Message(b"{", "application/json", "m"),
+        Message(b"{}", "text/plain", "m"),
+        Message(zip_of(faces(2)), ZIP, "m"),
+    ],
+    ids=["not JSON", "unknown type", "another job"],
+)
+def test_a_second_message_with_a_known_id_neither_ends_the_first_one_s_job_nor_takes_its_reply(
+    loops: Loops, second: Message
+) -> None:
+    first = Message(zip_of(faces(5)), ZIP, "m")
+    jobs = Jobs(loops.store)
+    jobs.create(job_id_of("m"), message_id="m", name="archive", request_sha256=request_digest(first))
+    with loops.broker.reply_queue() as inbox, loops.broker.reply_queue() as others, loops.running(loops.bulk().run):
+        for before in (JobState.QUEUED, JobState.FINISHED):
+            assert jobs.get(job_id_of("m")).state is before
+            send(loops, replace(second, reply_to=others.name))
+            (reply,) = job_replies(others, "rejected")
+            assert reply["error"]["code"] in {"invalid_message", "unsupported_content_type", "conflict"}
+            assert jobs.get(job_id_of("m")).state is before
+            if before is JobState.QUEUED:
+                send(loops, replace(first, reply_to=inbox.name))
+                job_replies(inbox, "accepted", "finished")
+        assert jobs.get(job_id_of("m")).reply_to == inbox.name
+        assert inbox.receive(0.2) == []

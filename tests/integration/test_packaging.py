@@ -185,7 +185,7 @@ def stages() -> dict[str, str]:
 @pytest.mark.parametrize("target", ["trainer", "inference", "inference-gpu", "dashboard"])
 def test_an_image_installs_one_extra_and_runs_one_module_without_root(target: str) -> None:
     stage, service = stages()[target], target.removesuffix("-gpu")
-    assert re.findall(r"^RUN (.*)$", stage, flags=re.MULTILINE) == [f'pip install ".[{target}]"']
+    assert re.findall(r"^RUN (.*)$", stage, flags=re.MULTILINE) == [f'pip install ".[{target},s3]"']
     extras = project()["optional-dependencies"]
     assert isinstance(extras, dict)
     assert target in extras

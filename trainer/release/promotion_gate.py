@@ -93,6 +93,42 @@ def compare_registered(store: Store, version: int) -> GateResult:
 
 
 @dataclass(frozen=True, slots=True)
+class GateOutcome:
+    """The place of a version after the gate.
+
+    Attributes:
+        promoted: whether it is the champion now.
+        challenges: whether it is the challenger now.
+        reason: why, in a sentence.
+    """
+
+    promoted: bool
+    challenges: bool
+    reason: str
+
+
+def pass_gate(store: Store, version: int, *, promote: bool) -> GateOutcome:
+    """Promotes a registered version that is better than the champion; makes any other version the challenger.
+
+    Args:
+        store: holds models and datasets.
+        version: a registered version.
+        promote: False leaves the promotion to a person: a better version becomes the challenger.
+    """
+    registry = Registry(store)
+    gate = compare_registered(store, version)
+    while promote and gate.passed:
+        if registry.promote_over(gate.champion, version, f"gate: {gate.reason}"):
+            return GateOutcome(promoted=True, challenges=False, reason=f"gate: {gate.reason}")
+        gate = compare_registered(store, version)  # another version has become the champion meanwhile
+    reason = f"gate: a person has to promote it; {gate.reason}" if gate.passed else f"gate: {gate.reason}"
+    if gate.champion in {None, version}:
+        return GateOutcome(promoted=False, challenges=False, reason=reason)
+    challenger = registry.challenge(version, reason, by="gate").challenger
+    return GateOutcome(promoted=False, challenges=challenger == version, reason=reason)
+
+
+@dataclass(frozen=True, slots=True)
 class _Examined:
     """Both models' answers on the same faces.
 

@@ -302,3 +302,18 @@ def test_presence_keeps_ten_minutes_of_speed() -> None:
     assert history[0][0] <= 605
     assert history[-1] == (0.0, Speed(698.0, None, None))
     assert 95 <= len(history) <= 122
+
+
+def test_hostile_heartbeats_end_neither_the_listening_nor_the_pages_and_cost_no_memory(tmp_path: Path) -> None:
+    with open_site(tmp_path) as site:
+        beat = {"schema": 1, "service": "inference", "worker": "here:1", "images_per_second": 5.0}
+        on_event = site.parts.workers.on_event
+        for more in ({"images_per_second": "x"}, {"recent_predictions": True}, {"drift": 3}, {"worker": 7}):
+            on_event(Event("worker.heartbeat", {**beat, **more}))
+        assert site.parts.workers.states() == []
+        for number in range(3000):
+            on_event(Event("worker.heartbeat", {**beat, "worker": f"there:{number}"}))
+        on_event(Event("worker.heartbeat", beat))
+        assert len(site.parts.workers.states()) <= 1000
+        assert "here:1" in {worker.state["worker"] for worker in site.parts.workers.states()}
+        assert site.web.get("/").status_code == 200

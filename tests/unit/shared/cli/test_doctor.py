@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 
 import pytest
 
 from shared.cli.doctor import file_system_of
+from tests.rabbitmq_node import RabbitNode
 from tests.unit.shared.cli.helpers import document, run
 
 MOUNTS = """\
@@ -41,6 +43,15 @@ def test_a_broker_that_is_away_is_a_problem_and_the_rest_is_looked_at(monkeypatc
     found = states(exit_code=1)
     assert (found["broker"], found["store"]) == ("problem", "ok")
     assert "hunter2" not in run("doctor").output
+
+
+@pytest.mark.rabbitmq
+def test_rabbitmq_that_is_well_is_told_so(rabbitmq: RabbitNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GENDERLINE_BROKER_URL", rabbitmq.url)
+    monkeypatch.setenv("GENDERLINE_QUEUE_PREFIX", f"t{uuid.uuid4().hex[:10]}")
+    found = states()
+    assert found["broker"] == "ok"
+    assert "file system of the broker" not in found
 
 
 def test_a_store_of_another_release_is_a_problem_with_words(folder: Path) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from shared.store.files import FileStore
-from shared.store.lease import Lease, LeaseLost
+from shared.store.lease import LeaseLost, Leases
 from tests.store_process import store_process
 
 
 class Clock:
-    """Unix time that stands still until told otherwise."""
+    """Seconds that stand still until told otherwise."""
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
@@ -35,7 +35,7 @@ def test_one_of_many_becomes_the_owner(store: FileStore) -> None:
     barrier = threading.Barrier(8)
 
     def acquire(_: int) -> bool:
-        lease = Lease(store, "runs/run-1", ttl_s=60)
+        lease = Leases(store, 60).lease("runs/run-1")
         barrier.wait()
         return lease.acquire()
 
@@ -44,12 +44,12 @@ def test_one_of_many_becomes_the_owner(store: FileStore) -> None:
 
 
 def test_leases_on_different_work_do_not_meet(store: FileStore) -> None:
-    assert Lease(store, "runs/run-1", ttl_s=60).acquire()
-    assert Lease(store, "runs/run-2", ttl_s=60).acquire()
+    assert Leases(store, 60).lease("runs/run-1").acquire()
+    assert Leases(store, 60).lease("runs/run-2").acquire()
 
 
 def test_a_living_owner_is_not_taken_over_for_as_long_as_it_renews(store: FileStore, clock: Clock) -> None:
-    owner, other = (Lease(store, "runs/run-1", ttl_s=10, clock=clock) for _ in range(2))
+    owner, other = (Leases(store, 10, clock).lease("runs/run-1") for _ in range(2))
     assert owner.acquire()
     for _ in range(5):
         clock.now += 9
@@ -58,8 +58,9 @@ def test_a_living_owner_is_not_taken_over_for_as_long_as_it_renews(store: FileSt
 
 
 def test_a_paused_owner_is_taken_over_after_its_time_and_finds_out(store: FileStore, clock: Clock) -> None:
-    paused, successor = (Lease(store, "runs/run-1", ttl_s=10, clock=clock) for _ in range(2))
+    paused, successor = (Leases(store, 10, clock).lease("runs/run-1") for _ in range(2))
     assert paused.acquire()
+    assert not successor.acquire()  # it begins to watch
     clock.now += 9.9
     assert not successor.acquire()
     clock.now += 0.2
@@ -69,16 +70,17 @@ def test_a_paused_owner_is_taken_over_after_its_time_and_finds_out(store: FileSt
 
 
 def test_an_owner_that_was_only_slow_stays_the_owner(store: FileStore, clock: Clock) -> None:
-    owner = Lease(store, "runs/run-1", ttl_s=10, clock=clock)
+    owner = Leases(store, 10, clock).lease("runs/run-1")
     assert owner.acquire()
     clock.now += 100
     owner.renew()
-    assert not Lease(store, "runs/run-1", ttl_s=10, clock=clock).acquire()
+    assert not Leases(store, 10, clock).lease("runs/run-1").acquire()
 
 
 def test_the_late_release_of_a_paused_owner_does_not_harm_its_successor(store: FileStore, clock: Clock) -> None:
-    paused, successor, third = (Lease(store, "runs/run-1", ttl_s=10, clock=clock) for _ in range(3))
+    paused, successor, third = (Leases(store, 10, clock).lease("runs/run-1") for _ in range(3))
     assert paused.acquire()
+    assert not successor.acquire()
     clock.now += 11
     assert successor.acquire()
     paused.release()
@@ -87,7 +89,7 @@ def test_the_late_release_of_a_paused_owner_does_not_harm_its_successor(store: F
 
 
 def test_a_released_lease_is_free_at_once_and_no_longer_renewed(store: FileStore, clock: Clock) -> None:
-    first, second = (Lease(store, "runs/run-1", ttl_s=10, clock=clock) for _ in range(2))
+    first, second = (Leases(store, 10, clock).lease("runs/run-1") for _ in range(2))
     assert first.acquire()
     first.release()
     with pytest.raises(LeaseLost):
@@ -98,7 +100,7 @@ def test_a_released_lease_is_free_at_once_and_no_longer_renewed(store: FileStore
 
 
 def test_who_never_acquired_neither_renews_nor_releases(store: FileStore) -> None:
-    lease = Lease(store, "runs/run-1", ttl_s=10)
+    lease = Leases(store, 10).lease("runs/run-1")
     with pytest.raises(LeaseLost):
         lease.renew()
     lease.release()
@@ -106,7 +108,7 @@ def test_who_never_acquired_neither_renews_nor_releases(store: FileStore) -> Non
 
 
 def test_a_killed_owner_of_this_machine_is_taken_over_at_once(store: FileStore) -> None:
-    successor = Lease(store, "runs/run-1", ttl_s=3600)
+    successor = Leases(store, 3600).lease("runs/run-1")
     with store_process(store.root, "hold", "runs/run-1") as owner:
         assert owner.line() == "held"
         assert not successor.acquire()
@@ -116,22 +118,22 @@ def test_a_killed_owner_of_this_machine_is_taken_over_at_once(store: FileStore) 
 
 def test_an_owner_on_another_machine_gets_its_whole_time(store: FileStore, clock: Clock) -> None:
     # The process id is one that no process here has: ids say nothing across machines.
-    store.put_json("runs/run-1/lease/00000001", {"owner": "far/pid:[1]:4194999:aa", "expires": clock.now + 10})
-    lease = Lease(store, "runs/run-1", ttl_s=10, clock=clock)
+    store.put_json("runs/run-1/lease/00000001", {"owner": "far/pid:[1]:4194999:aa", "renewals": 0})
+    lease = Leases(store, 10, clock).lease("runs/run-1")
     assert not lease.acquire()
     clock.now += 11
     assert lease.acquire()
 
 
 def test_a_living_process_of_another_user_is_no_dead_owner(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    owner = Lease(store, "runs/run-1", ttl_s=60)
+    owner = Leases(store, 60).lease("runs/run-1")
     assert owner.acquire()
 
     def refused(_pid: int, _signal: int) -> None:
         raise PermissionError
 
     monkeypatch.setattr("os.kill", refused)
-    assert not Lease(store, "runs/run-1", ttl_s=60).acquire()
+    assert not Leases(store, 60).lease("runs/run-1").acquire()
 
 
 def test_a_machine_without_process_namespaces_leases_too(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,10 +141,10 @@ def test_a_machine_without_process_namespaces_leases_too(store: FileStore, monke
         raise FileNotFoundError
 
     monkeypatch.setattr(Path, "readlink", missing)
-    assert Lease(store, "runs/run-1", ttl_s=60).acquire()
-    assert not Lease(store, "runs/run-1", ttl_s=60).acquire()
+    assert Leases(store, 60).lease("runs/run-1").acquire()
+    assert not Leases(store, 60).lease("runs/run-1").acquire()
 
 
 def test_a_file_that_somebody_left_among_the_leases_is_no_lease(store: FileStore) -> None:
     store.put("runs/run-1/lease/notes.txt", b"")
-    assert Lease(store, "runs/run-1", ttl_s=60).acquire()
+    assert Leases(store, 60).lease("runs/run-1").acquire()

@@ -11,7 +11,7 @@ from shared.records.dataset import FACES_CSV, FACES_NPY, FaceRow, Split, write_f
 from shared.records.model_card import GateResult
 from shared.store.files import FileStore
 from tests.model_builder import ModelBuilder, brightness_model, constant_model
-from trainer.release.promotion_gate import compare_registered, is_beyond_chance
+from trainer.release.promotion_gate import compare_registered, is_beyond_chance, pass_gate
 
 DARK, MIDDLE, BRIGHT = 60, 135, 190
 """Gray levels; the model for tests takes what is above 127.5 for female."""
@@ -246,3 +246,33 @@ def test_a_champion_that_cannot_be_run_is_no_fault_of_the_new_model(builder: Mod
     result = compare_new(builder, brightness_model(), data)
     assert (result.passed, result.champion) == (False, champion)
     assert result.reason.startswith("it cannot be compared with version 1: ")
+
+
+def test_the_better_version_is_promoted_and_any_other_challenges(builder: ModelBuilder) -> None:
+    data = dataset(builder.store, "a", [*both("test", 30, 1), ("test", faces(10, MIDDLE, 3), 0)])
+    first = builder.register(brightness_model(), promote=False, dataset=data)
+    assert pass_gate(builder.store, first, promote=True).promoted
+    better = builder.register(brightness_model(threshold=160), promote=False, dataset=data)
+    outcome = pass_gate(builder.store, better, promote=True)
+    assert (outcome.promoted, outcome.challenges) == (True, False)
+    assert outcome.reason.startswith("gate: balanced accuracy 100.0% against 87.5% of version 1 ")
+    assert builder.registry.history()[-1].reason == outcome.reason
+    equal = builder.register(brightness_model(threshold=161), promote=False, dataset=data)
+    outcome = pass_gate(builder.store, equal, promote=True)
+    assert (outcome.promoted, outcome.challenges) == (False, True)
+    aliases = builder.registry.aliases()
+    assert (aliases.champion, aliases.previous, aliases.challenger) == (better, first, equal)
+
+
+def test_where_only_a_person_promotes_a_better_version_becomes_the_challenger(builder: ModelBuilder) -> None:
+    data = dataset(builder.store, "a", [*both("test", 30, 1), ("test", faces(10, MIDDLE, 3), 0)])
+    first = builder.register(brightness_model(), promote=False, dataset=data)
+    outcome = pass_gate(builder.store, first, promote=False)
+    assert (outcome.promoted, outcome.challenges) == (False, False)
+    assert builder.registry.aliases().champion is None
+    builder.registry.promote(first, "a person")
+    better = builder.register(brightness_model(threshold=160), promote=False, dataset=data)
+    outcome = pass_gate(builder.store, better, promote=False)
+    assert (outcome.promoted, outcome.challenges) == (False, True)
+    assert outcome.reason.startswith("gate: a person has to promote it; balanced accuracy 100.0% against 87.5%")
+    assert (builder.registry.aliases().champion, builder.registry.aliases().challenger) == (first, better)
