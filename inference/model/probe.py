@@ -48,6 +48,14 @@ class ModelProber:
         Raises:
             Retryable: no child process can be started now.
         """
+        try:
+            return self._try_once_for_all(data)
+        except OSError as error:  # a full disk, say: the verdict cannot be shared
+            _LOG.warning("cannot write to %s: %s", self._folder, error.strerror)
+            return self._try(data)
+
+    def _try_once_for_all(self, data: bytes) -> bool:
+        """Tries a file unless a worker has; raises OSError where the verdicts cannot be read or written."""
         name = hashlib.sha256(data).hexdigest()
         survived, died = (self._folder / f"{name}.{verdict}" for verdict in ("survived", "died"))
         asked_at = time.time()

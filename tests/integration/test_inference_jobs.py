@@ -132,7 +132,7 @@ def test_an_archive_becomes_one_csv_in_archive_order_and_two_replies(either: Loo
     }
     rows = rows_of(either, job_id)
     names = [name for name, _ in entries if name != "__MACOSX/x"]
-    assert [row["name"] for row in rows] == [name.replace("\r", "\\r").replace("\n", "\\n") for name in names]
+    assert [row["name"] for row in rows] == [name.replace("\r", "␍").replace("\n", "␊") for name in names]
     first, labelled_wrongly, unlabelled, broken, unsafe = rows[0], rows[4], rows[7], rows[8], rows[9]
     assert (first["gender"], first["true_gender"], first["correct"], first["error"]) == ("male", "male", "true", "")
     assert float(first["probability_female"]) == pytest.approx(brightness_answer(20), abs=1e-4)

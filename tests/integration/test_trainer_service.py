@@ -47,6 +47,7 @@ def test_a_dataset_by_value_sent_twice_becomes_one_model_with_replies_and_metric
         assert {reply.correlation_id for reply in replies} == {"c1"}
         accepted, registered, again = (json.loads(reply.body) for reply in replies)
         run_id = run_id_of("m1")
+        assert accepted.pop("labels")["source"] == "names"
         assert accepted == {"schema": 1, "run_id": run_id, "status": "accepted", "name": "by value"}
         assert registered["status"] == "registered"
         version = registered["model"]["version"]
