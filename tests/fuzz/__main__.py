@@ -1,7 +1,7 @@
 """Feeds mutated archives, images and label tables to their readers, for as long as it is told to.
 
-Whatever comes, a reader answers with a result or with one of our errors, within two seconds of CPU time and one gigabyte. An input
-that does otherwise is written to the corpus, which `tests/unit/test_fuzz.py` replays.
+Whatever comes, a reader answers with a result or with one of our errors, within two seconds of CPU time and one
+gigabyte. An input that does otherwise is written to the corpus, which `tests/unit/test_fuzz.py` replays.
 
     python -m tests.fuzz MINUTES [SEED]
 """
