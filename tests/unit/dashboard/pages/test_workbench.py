@@ -66,9 +66,8 @@ def test_the_worst_group_is_in_the_table_and_leads_to_its_faces(filled: Site) ->
 
 
 def test_a_face_that_no_model_has_learned_from_is_not_called_learned(filled: Site) -> None:
-    other = filled.builder.dataset(40)
+    data, other = filled.parts.store_cache.dataset(sha_of(filled)), filled.builder.dataset(40)
     filled.store.put(f"datasets/{other}/predictions/1.csv", b"index,probability_female\n" + b"0,0.4\n" * 40)
-    data = filled.parts.store_cache.dataset(sha_of(filled))
     trained, tested = (int(np.flatnonzero(data.split == split)[0]) for split in (0, 2))
 
     assert "not part of its training" in filled.web.get(f"/datasets/{other}/faces/0").text
