@@ -5,8 +5,11 @@
 | `InvalidMessage`  | dead letter at once, never retried                 | an error reply           |
 | `InvalidDataset`  | acknowledged: the run or job ends `rejected`       | why, in the last reply   |
 | `InvalidImage`    | acknowledged with its neighbours                   | that image's error entry |
-| `Retryable`       | redelivered with back-off, then dead letter        | `unavailable`, at the end |
-| anything else     | a bug: redelivered once alone, then dead letter    | `internal`, no details   |
+| `Retryable`       | waits, with growing pauses, as long as it takes    | nothing meanwhile        |
+| another of these  | dead letter at once                                | an error reply           |
+| anything else     | a bug: tried once more alone, then dead letter     | `internal`, no details   |
+
+`shared.worker.retry` carries this out.
 """
 
 from __future__ import annotations
