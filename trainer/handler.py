@@ -107,11 +107,11 @@ class DatasetHandler(Handler[_Asked]):
             run = self._runs.get(run_id)
             self._tell_end(run)
             return json_reply(message, run.reply())
-        if isinstance(error, InvalidMessage):
-            return reply  # the run belongs to another message with the same id
         lease = self._leases.lease(f"runs/{run_id}")
         try:
-            if self._runs.get(run_id).state.is_final or not lease.acquire():
+            run = self._runs.get(run_id)
+            is_others = isinstance(error, InvalidMessage) and run.request_sha256 != request_digest(message)
+            if is_others or run.state.is_final or not lease.acquire():
                 return reply  # another message with the same id has made the run, and is trained or done
             return self._end(message, run_id, state, error, lease)
         except (DamagedRecord, LeaseLost, RecordEnded) as failure:  # the asker gets a reply all the same

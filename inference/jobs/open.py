@@ -85,10 +85,10 @@ class JobHandler(Handler[_Asked]):
         fault = Fault.of(error)
         if self._jobs.create(job_id, message_id=message.message_id, name="archive", state=state, error=fault):
             return self._finisher.publish_result(self._jobs.get(job_id), message)
-        if isinstance(error, InvalidMessage):
-            return reply  # the job belongs to another message with the same id
         try:
-            if self._jobs.get(job_id).shards_published:
+            job = self._jobs.get(job_id)
+            is_others = isinstance(error, InvalidMessage) and job.request_sha256 != request_digest(message)
+            if is_others or job.shards_published:
                 return reply  # another message with the same id has made the job, which this one must not undo
             return self._finisher.end(job_id, state, message, error=fault)
         except DamagedRecord as damage:  # nothing can be noted there; the asker gets a reply all the same
