@@ -16,7 +16,8 @@ from playwright.sync_api import Browser, Dialog, FilePayload, Locator, expect
 
 from dashboard.http_server import serve
 from shared.broker.base import Message
-from shared.records.runs import RunState
+from shared.events import EpochFinished, RunChanged, RunProgressed
+from shared.records.runs import Progress, RunState
 from tests.archives import zipped
 from tests.browser import DESK, PHONE, Visit, chromium
 from tests.dashboard_app import Site, open_site
@@ -169,14 +170,14 @@ def test_progress_and_curves_move_with_the_events(site: Site, base: str, browser
     chart = visit.page.locator("[data-series=loss]")
     expect(chart).to_have_attribute("data-points", "1")
     for epoch in (2, 3):
-        site.broker.emit("run.epoch", {"run_id": run_id, "row": site.builder.epoch(epoch)})
-        progress = {"stage": "training", "done": epoch, "total": 10, "epoch": epoch, "epochs": 10}
-        site.broker.emit("run.progress", {"run_id": run_id, "progress": progress})
+        site.broker.emit(*EpochFinished(run_id=run_id, row=site.builder.epoch(epoch)).wire())
+        progress = Progress(stage="training", done=epoch, total=10, epoch=epoch, epochs=10)
+        site.broker.emit(*RunProgressed(run_id=run_id, progress=progress).wire())
         expect(chart).to_have_attribute("data-points", str(epoch), timeout=2000)
         expect(visit.page.locator("[data-show=share]")).to_have_text(f"{10 * epoch} %", timeout=2000)
 
     site.builder.runs.update(run_id, state=RunState.FAILED, error={"code": "internal", "message": "the disk was full"})
-    site.broker.emit("run.failed", {"run_id": run_id, "status": "failed"})
+    site.broker.emit(*RunChanged.of(site.builder.runs.get(run_id)).wire())
 
     expect(visit.page.locator("#state .alert")).to_contain_text(f"Look for {run_id}", timeout=5000)
     visit.check()
@@ -435,7 +436,7 @@ def test_what_waits_in_the_queue_says_so_and_shows_curves_once_it_has_epochs(
         expect(charts.nth(i)).to_have_text("Appears after the first epoch.")
     visit.page.wait_for_timeout(1100)  # an answer is shared between plots for a second
     site.builder.runs.write_history(run_id, [site.builder.epoch(1)])
-    site.broker.emit("run.epoch", {"run_id": run_id, "row": site.builder.epoch(1)})
+    site.broker.emit(*EpochFinished(run_id=run_id, row=site.builder.epoch(1)).wire())
     for i in range(3):
         expect(charts.nth(i)).to_have_attribute("data-points", "1", timeout=5000)
     visit.check()

@@ -370,7 +370,8 @@ def test_an_image_that_comes_alone_waits_for_no_other_and_neither_do_packs(eithe
         for number in range(3):
             send(loops, single(200, inbox, str(number)))
             replies(inbox, 1)
-        send(loops, *(pack_message([(0, image_of(200))], reply_to=inbox.name) for _ in range(20)))
+        pack = [(number, image_of(200)) for number in range(2)]
+        send(loops, *(pack_message(pack, reply_to=inbox.name) for _ in range(20)))
         replies(inbox, 20)
 
 
