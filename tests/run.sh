@@ -10,8 +10,8 @@ nothing_selected=5
 alone=$?
 # By Ctrl-C, or by a file that could not be read: the rest would only hide it.
 [[ $alone -ne $interrupted ]] || exit "$interrupted"
-# One more than there are cores, since many tests wait for processes that start.
-processes=$(($(nproc) < 8 ? $(nproc) + 1 : 8))
+# No more than there are cores: browsers, trainers and workers that tests start take theirs as well.
+processes=$(($(nproc) < 8 ? $(nproc) : 8))
 # Tracing takes half as long again, so only CI measures coverage; a selection has none to reach.
 [[ $# -ne 0 || ${CI:-} != true ]] || set -- --cov --cov-report=term
 errors=$(mktemp)
