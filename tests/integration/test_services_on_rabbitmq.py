@@ -119,7 +119,7 @@ def test_upload_events_predictions_and_dead_letters_go_over_rabbitmq(
 
     def newest() -> list[float]:
         workers = get(dashboard, "/api/v1/status")["workers"]
-        return [entry["probability_female"] for worker in workers for entry in worker.get("recent_predictions", [])]
+        return [entry["probability_female"] for worker in workers for entry in worker.get("recent_predictions") or []]
 
     eventually(lambda: newest() == [probability], 10, "the worker tells of its newest prediction")
     services = {worker["service"] for worker in get(dashboard, "/api/v1/status")["workers"] if worker["alive"]}
