@@ -282,7 +282,7 @@ BAD_MESSAGES = {
     "an unknown parameter": (
         Message(b"PK", ZIP, headers={"params": '{"epoch": 3}'}),
         "invalid_params",
-        "Valid parameters: network, epochs",
+        "Valid parameters: init, network, epochs",
     ),
     "outside the roots": (by_reference("file:///etc/passwd"), "uri_not_allowed", "outside the allowed roots"),
     "climbing out of the store": (by_reference("store:../../etc/passwd"), "uri_not_allowed", "not a store key"),
