@@ -62,7 +62,7 @@ def serve(pipe: Connection) -> None:
         return run(*arguments)
 
     # Of the class, and in this process alone: for each run the handler makes a pipeline of its own.
-    Pipeline.run = run_or_die  # type: ignore[method-assign]
+    Pipeline.run = run_or_die  # type: ignore[assignment, method-assign]
     with open_broker_for(settings) as broker:
         handler = DatasetHandler(store, settings, metrics, pipeline, broker.emit, broker.topology)
         queues = {broker.topology.continuations: handler, broker.topology.datasets: handler}
