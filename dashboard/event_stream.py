@@ -14,37 +14,11 @@ from typing import Any, Final
 
 from shared.broker.base import Broker, BrokerClosed, Event, Subscription, topic_matches
 from shared.errors import Retryable, short_repr
-from shared.records.jobs import JobState
-from shared.records.runs import RunState
-from shared.topology import (
-    JOB_PROGRESS,
-    MODEL_CHALLENGED,
-    MODEL_PROMOTED,
-    MODEL_REGISTERED,
-    RUN_EPOCH,
-    RUN_PROGRESS,
-    WORKER_HEARTBEAT,
-    job_state_topic,
-    run_state_topic,
-)
 
 RESYNC: Final = "resync"
 """Topic of our own: events were missed, so whoever listens should look at the present state again."""
 AWAY: Final = "away"
 """Topic of our own: the broker does not answer. `RESYNC` says when it is back."""
-
-TOPICS: Final = (
-    *(run_state_topic(state) for state in RunState),
-    RUN_PROGRESS,
-    RUN_EPOCH,
-    MODEL_REGISTERED,
-    MODEL_PROMOTED,
-    MODEL_CHALLENGED,
-    *(job_state_topic(state) for state in JobState),
-    JOB_PROGRESS,
-    WORKER_HEARTBEAT,
-)
-"""Every topic of the broker's: a browser listens to each by name."""
 
 _RECEIVE_S: Final = 1.0
 _SILENT_S: Final = 3.0

@@ -6,6 +6,7 @@ Anybody who reaches the broker may publish events: whoever listens parses them i
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
@@ -29,6 +30,8 @@ from shared.topology import (
 
 _LOG = logging.getLogger(__name__)
 Name = Annotated[str, Field(min_length=1, max_length=200)]
+Emit = Callable[[str, Mapping[str, Any]], None]
+"""Tells an event's topic and payload, of `EventModel.wire`, to everybody who is subscribed."""
 
 
 class EventModel(StoredModel):

@@ -12,7 +12,7 @@ from shared.archives.archive import Archive, ArchiveLimits
 from shared.archives.fetch import fetch_archive
 from shared.broker.base import RETRIED_AT, Message, Outgoing
 from shared.errors import Cancelled, GenderlineError, InvalidDataset, InvalidMessage, Retryable
-from shared.events import ModelChallenged, ModelPromoted, ModelRegistered
+from shared.events import Emit, ModelChallenged, ModelPromoted, ModelRegistered
 from shared.messages import ArchiveRequest, by_reference, json_reply, parse_dataset, request_digest, run_id_of
 from shared.records.dataset import LABELS_JSON, dataset_id
 from shared.records.model_card import ModelCard
@@ -28,7 +28,7 @@ from shared.worker.loop import Context, Defer, Done, Handler, Outcome
 from trainer.data.labelling import recognize_labels
 from trainer.pipeline import Pipeline
 from trainer.release.promotion_gate import pass_gate
-from trainer.run_monitor import Emit, HandOver, RunMonitor, announce
+from trainer.run_monitor import HandOver, RunMonitor, announce
 from trainer.training.train import Interrupted
 
 _LOG = logging.getLogger(__name__)

@@ -5,19 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from shared.errors import Cancelled, GenderlineError, Retryable
-from shared.events import EpochFinished, RunChanged, RunProgressed
+from shared.events import Emit, EpochFinished, RunChanged, RunProgressed
 from shared.records.runs import EpochRow, Progress, Run, Runs, RunState
 from shared.runtime.settings import Settings
 from shared.store.lease import Lease, LeaseLost
 from shared.worker.retry import refuse_too_often
-
-Emit = Callable[[str, Mapping[str, Any]], None]
-"""Tells an event's topic and payload to whoever listens."""
 
 _EVENT_EVERY_S: Final = 1.0
 _RECORD_EVERY_S: Final = 3.0

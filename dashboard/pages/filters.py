@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from flask import Flask, request, url_for
 
-from dashboard.event_stream import TOPICS
+from shared.events import EVENT_TYPES
 from shared.faces.decode import reads_heic
 from shared.records.jobs import Job, JobState
 from shared.records.runs import Progress, Run, RunState
@@ -36,7 +36,7 @@ def register_formats(app: Flask) -> None:
         number=number,
         parameter=parameter,
     )
-    app.jinja_env.globals["event_topics"] = lambda: TOPICS
+    app.jinja_env.globals["event_topics"] = lambda: list(EVENT_TYPES)
     app.jinja_env.globals["label_hint"] = _label_hint()
     app.jinja_env.globals["static_url"] = lambda name: url_for("static", filename=name)
     app.context_processor(lambda: {"root": request.script_root})

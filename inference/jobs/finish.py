@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from shared.broker.base import RETRIED_AT, Message, Outgoing
 from shared.errors import NotFound, Retryable
-from shared.events import JobChanged
+from shared.events import Emit, JobChanged
 from shared.messages import json_message, json_reply
 from shared.records.jobs import Job, Jobs, JobState
 from shared.records.results import assemble
@@ -22,8 +22,6 @@ from shared.runtime.tempdir import temp_folder
 from shared.store.base import STORE_SCHEME, Store
 from shared.store.lease import Leases
 
-Emit = Callable[[str, Mapping[str, Any]], None]
-"""Tells an event's topic and payload to whoever listens."""
 _LOG = logging.getLogger(__name__)
 
 

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from inference.jobs.finish import Emit, JobFinisher
+from inference.jobs.finish import JobFinisher
 from inference.model.champion import Models
 from shared.archives.archive import Archive, ArchiveLimits
 from shared.archives.fetch import fetch_archive
 from shared.broker.base import Message, Outgoing
 from shared.errors import GenderlineError, InvalidDataset, InvalidMessage
+from shared.events import Emit
 from shared.messages import ArchiveRequest, job_id_of, json_message, json_reply, parse_job, request_digest
 from shared.records.jobs import Job, Jobs, JobState, shard_bounds
 from shared.records.record import DamagedRecord, Fault

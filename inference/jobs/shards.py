@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Final
 
-from inference.jobs.finish import Emit, JobFinisher
+from inference.jobs.finish import JobFinisher
 from inference.jobs.open import OpenArchive, shard_messages
 from inference.model.champion import Models
 from inference.model.predictor import Predictor
@@ -23,7 +23,7 @@ from inference.monitoring.throughput import ThroughputMeter
 from shared.archives.entry import EntryError
 from shared.broker.base import RETRIED_AT, Message, Outgoing
 from shared.errors import GenderlineError, InvalidMessage, NotFound, Retryable
-from shared.events import JobProgressed
+from shared.events import Emit, JobProgressed
 from shared.messages import ShardRequest, parse_shard
 from shared.records.jobs import Job, Jobs, JobState
 from shared.records.record import DamagedRecord, Fault

@@ -8,7 +8,6 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from shared.errors import InvalidMessage, short_repr
-from shared.faces.labels import GENDERS
 
 LabelSource = Literal["names", "folders", "table"]
 _LIST: Final = Field(max_length=100)
@@ -142,8 +141,3 @@ class LabelReport(BaseModel):
             such = ", ".join(map(repr, self.examples[:3]))
             parts.append(f"{self.unlabelled:,} files without a label, such as {such}")
         return "; ".join(parts)
-
-
-def count_genders(report: LabelReport) -> dict[str, int]:
-    """Returns `male`/`female` → files, of what was recognised."""
-    return {name: sum(value.files for value in report.values if value.gender == name) for name in GENDERS}

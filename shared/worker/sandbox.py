@@ -32,11 +32,6 @@ class Sandbox(abc.ABC, Generic[Request, Result]):
         self._pending: deque[Request] = deque()
 
     @property
-    def pending(self) -> int:
-        """How many requests are unanswered."""
-        return len(self._pending)
-
-    @property
     def pipe(self) -> Connection:
         """There is something to read once `receive` need not wait."""
         return self._living().pipe

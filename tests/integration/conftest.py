@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from shared.faces.synthetic import draw_sample
+from shared.store.files import FileStore
 from tests.rabbitmq_shared import SharedNode
 from tests.services import Installation
+from tests.wire import typed
 
 
 @pytest.fixture
@@ -38,7 +40,8 @@ def with_trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
     made = Installation(folder, f"sqlite:///{folder / 'broker.db'}")
     try:
         made.start("trainer")
-        yield made
+        with typed(made.broker(), FileStore(folder / "store"), "worker.heartbeat"):
+            yield made
     finally:
         made.close()
 

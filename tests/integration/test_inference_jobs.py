@@ -19,6 +19,7 @@ from inference.model.loader import ServedModel
 from inference.model.predictor import Predictor, Result
 from shared.broker.base import Message, ReplyQueue
 from shared.client import Client
+from shared.connect import open_broker_for
 from shared.messages import ZIP, by_reference, job_id_of, json_message, request_digest
 from shared.records.jobs import RESULT_COLUMNS, Jobs, JobState
 from shared.store.files import FileStore
@@ -26,6 +27,7 @@ from tests.inference_loops import Loops, open_loops
 from tests.model_builder import brightness_answer, brightness_model, constant_model, image_of
 from tests.rabbitmq_shared import SharedNode
 from tests.services import eventually
+from tests.wire import typed
 
 Entries = Sequence[tuple[str, bytes]]
 
@@ -114,7 +116,12 @@ def test_an_archive_becomes_one_csv_in_archive_order_and_two_replies(either: Loo
         ("line\r\nbreak.png", image_of(0)),
         ('quoted ",".png', image_of(0)),
     ]
-    with either.broker.reply_queue() as inbox, either.running(either.bulk().run):
+    told = ("job.accepted", "job.progress", "job.finished")
+    with (
+        typed(open_broker_for(either.settings), either.store, *told),
+        either.broker.reply_queue() as inbox,
+        either.running(either.bulk().run),
+    ):
         message = Message(zip_of(entries), ZIP, "m1", "c1", inbox.name, {"name": "holiday"})
         job_id = send(either, message)
         accepted, finished = job_replies(inbox, "accepted", "finished")

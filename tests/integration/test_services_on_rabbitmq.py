@@ -21,8 +21,10 @@ import pytest
 
 from shared.broker.base import Message
 from shared.faces.synthetic import draw_sample
+from shared.store.files import FileStore
 from tests.rabbitmq_shared import SharedNode
 from tests.services import Installation, Service, eventually
+from tests.wire import typed
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -43,7 +45,8 @@ def installation(rabbitmq: SharedNode, tmp_path_factory: pytest.TempPathFactory)
             made.start(module, wait=False)
         for service in made.services:
             eventually(service.ready, 60, f"{service.name} is ready")
-        yield made
+        with typed(made.broker(), FileStore(made.folder / "store"), "worker.heartbeat"):
+            yield made
     finally:
         made.close()
 
