@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -86,13 +87,15 @@ def test_a_small_body_gets_the_apps_own_answer(port: int) -> None:
 
 def test_connections_that_finish_no_headers_leave_room_for_others(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_server, "WAITING_CONNECTIONS", 20)
-    half_open = [connect(port) for _ in range(60)]
+    half_open = []
     try:
-        for client in half_open:
-            client.sendall(b"GET / HTTP/1.1\r\nHost: local")
+        for _ in range(60):
+            half_open.append(connect(port))
+            half_open[-1].sendall(b"GET / HTTP/1.1\r\nHost: local")
 
         assert answer_to(port, "GET /healthz HTTP/1.1\nHost: localhost\nConnection: close\n")[0] == 200
-        assert half_open[0].recv(1) == b""  # the oldest was closed
+        with contextlib.suppress(ConnectionResetError):  # closed with bytes unread
+            assert half_open[0].recv(1) == b""  # the oldest was closed
     finally:
         for client in half_open:
             client.close()
