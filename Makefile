@@ -114,7 +114,7 @@ sbom: $(VENV)/.services $(RELEASE_VENV)/.ready ## Write build/sbom.cdx.json: wha
 
 .PHONY: up
 up: ## Start everything in containers, with RabbitMQ and Prometheus (needs Docker)
-	@docker compose up --build --detach
+	@GENDERLINE_COMMIT=$$(git rev-parse HEAD 2> /dev/null || true) docker compose up --build --detach
 
 .PHONY: down
 down: ## Stop the containers; their data stays

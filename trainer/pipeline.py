@@ -37,6 +37,7 @@ from shared.records.model_card import CardDataset, ModelCard, Variant, VariantPr
 from shared.records.registry import MODEL_NAME, Registry
 from shared.records.runs import EpochRow, Progress, Runs, RunState
 from shared.runtime.settings import Settings
+from shared.runtime.version import describe_version
 from shared.store.base import Store
 from shared.telemetry.metrics import TrainerMetrics
 from trainer.data.dataset import Dataset, open_dataset
@@ -327,6 +328,7 @@ class Pipeline:
                 device=str(self._device),
                 warnings=_find_warnings(dataset),
                 gate=gate,
+                software=describe_version(self._settings.commit),
             )
             monitor.raise_if_stopped()  # the last moment at which an owner that lost its lease must not write
             files = {path.name: path for path in Path(work).iterdir()}

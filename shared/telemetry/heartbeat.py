@@ -39,6 +39,8 @@ class Heartbeat:
     def run(self, stop: threading.Event) -> None:
         """Beats until `stop`."""
         while True:
-            self._broker.emit(*WorkerHeartbeat.model_validate({**self._fixed, **self._state()}).wire())
+            trouble = self._broker.trouble
+            told = {**self._fixed, "broker_trouble": trouble and trouble.text, **self._state()}
+            self._broker.emit(*WorkerHeartbeat.model_validate(told).wire())
             if stop.wait(HEARTBEAT_S):
                 return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import struct
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +36,11 @@ _WINDOW_BYTES: Final = 16 * 2**20
 _NEARLY_FULL: Final = 0.9
 """Of its limit: quorum queues refuse a little before, and their count comes a little late."""
 _ANSWER_TIMEOUT_S: Final = 3.0
+_ELECTION_S: Final = 8.0
+"""In which a replica becomes the leader of a queue whose leader has died. What is refused meanwhile is sent again."""
+_AGAIN_S: Final = 0.25
+_TROUBLE_S: Final = 60.0
+"""How long a refusal counts as what is so now: where nobody publishes, nothing would tell that it is over."""
 
 
 class Batch:
@@ -85,7 +91,12 @@ class Batch:
 
 @dataclass(slots=True, eq=False)
 class Publication:
-    """One message on its way; `suspect` where it was under way when the broker closed on us."""
+    """One message on its way.
+
+    Attributes:
+        suspect: it was under way when the broker closed on us.
+        refused_at: when the broker refused it first, on the monotonic clock; 0 where it did not.
+    """
 
     batch: Batch
     queue: str
@@ -95,6 +106,7 @@ class Publication:
     droppable: bool
     exchange: str
     suspect: bool = False
+    refused_at: float = 0.0
 
 
 class Publisher:
@@ -104,8 +116,6 @@ class Publisher:
         connection: the connection.
         limit_of: a work queue's limit in messages, None of any other.
 
-    Attributes:
-        trouble: set while a work queue takes no messages for lack of a majority.
     """
 
     def __init__(self, connection: Connection, limit_of: Callable[[str], int | None]) -> None:
@@ -118,7 +128,15 @@ class Publisher:
         self._under_way: OrderedDict[int, Publication] = OrderedDict()
         self._under_way_bytes = 0
         self._closed = False
-        self.trouble: Trouble | None = None
+        self._refused: dict[str, list[Publication]] = {}
+        self._again: list[Publication] = []
+        self._trouble: Trouble | None = None
+        self._trouble_at = 0.0
+
+    @property
+    def trouble(self) -> Trouble | None:
+        """Set while a work queue takes no messages for lack of a majority; for any thread."""
+        return self._trouble if time.monotonic() - self._trouble_at < _TROUBLE_S else None
 
     def submit(self, batch: Batch) -> None:
         """Publishes after all that was submitted before; an empty batch ends at once."""
@@ -148,6 +166,10 @@ class Publisher:
         self._return_to_waiting(
             error if isinstance(error, ConnectionClosedByBroker) and error.reply_code >= 500 else None
         )
+        for refused in (*self._refused.values(), self._again):
+            self._waiting.extendleft(reversed(refused))
+        self._refused.clear()
+        self._again.clear()
         kept = deque[Publication]()
         for publication in self._waiting:
             batch = publication.batch
@@ -246,19 +268,22 @@ class Publisher:
     def _confirmed(self, publication: Publication, refused: bool) -> None:
         self._under_way_bytes -= len(publication.body)
         if not refused:
-            if self.trouble is not None and self._limit_of(publication.queue) is not None:
-                self.trouble = None
+            if self._trouble is not None and self._limit_of(publication.queue) is not None:
+                self._trouble = None
             self._done(publication.batch)
             return
         self._find_out_why(publication)
 
     def _find_out_why(self, publication: Publication) -> None:
-        """Ends a refused publication: a queue refuses when it is full, and when most of its replicas are away."""
+        """Asks why a publication was refused: a queue refuses when it is full, and while it has no leader."""
         queue, transport = publication.queue, self._connection.transport
-        limit = self._limit_of(queue)
-        if limit is None or transport is None:
+        if publication.droppable or transport is None:
             self._give_up(publication, BrokerError(f"RabbitMQ could not store a message for {queue!r}"))
             return
+        if queue in self._refused:  # which is being asked
+            self._refused[queue].append(publication)
+            return
+        self._refused[queue] = [publication]
         asked: list[Channel] = []
         answered = False
 
@@ -267,12 +292,8 @@ class Publisher:
             if answered:
                 return
             answered = True
-            if ready is not None and ready >= limit * _NEARLY_FULL:
-                error: BrokerError = BrokerFull(f"queue {queue} is full; its limit is {limit} messages")
-            else:
-                error = BrokerError(f"queue {queue} takes no messages: most of its replicas are away (no majority)")
-                self.trouble = Trouble("no_majority", str(error))
-            self._give_up(publication, error)
+            for refused in self._refused.pop(queue, []):
+                self._judge(refused, ready)
             if asked and asked[0].is_open:
                 asked[0].close()
 
@@ -285,6 +306,31 @@ class Publisher:
 
         transport.channel(on_open_callback=ask)
         self._connection.call_later(_ANSWER_TIMEOUT_S, lambda: answer(None))
+
+    def _judge(self, publication: Publication, ready: int | None) -> None:
+        """Decides what becomes of a refused publication whose queue has `ready` messages, as far as that is known."""
+        queue, now = publication.queue, time.monotonic()
+        limit = self._limit_of(queue)
+        publication.refused_at = publication.refused_at or now
+        if limit is not None and ready is not None and ready >= limit * _NEARLY_FULL:
+            self._give_up(publication, BrokerFull(f"queue {queue} is full; its limit is {limit} messages"))
+        elif self.trouble is None and now - publication.refused_at < _ELECTION_S:
+            if not self._again:
+                self._connection.call_later(_AGAIN_S, self._publish_again)
+            self._again.append(publication)
+        elif limit is None:
+            self._give_up(publication, BrokerError(f"RabbitMQ could not store a message for {queue!r}"))
+        else:
+            error = BrokerError(f"queue {queue} takes no messages: most of its replicas are away (no majority)")
+            if self.trouble is None:
+                log.warning("%s", error)
+            self._trouble, self._trouble_at = Trouble("no_majority", str(error)), now
+            self._give_up(publication, error)
+
+    def _publish_again(self) -> None:
+        self._waiting.extendleft(reversed(self._again))
+        self._again.clear()
+        self._pump()
 
     def _done(self, batch: Batch) -> None:
         batch.unconfirmed -= 1
