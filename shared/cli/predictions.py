@@ -112,9 +112,18 @@ def _show_predictions(output: Output, found: Any, out: Path | None) -> None:
 @click.option("--cancel", is_flag=True, help="Cancel the job.")
 @click.option("--retry", is_flag=True, help="Send a failed job back to its queue.")
 @click.option("--out", type=RESULTS, help="Write the finished job's results to this CSV file.")
+@click.option("--limit", type=click.IntRange(min=1), help="List only so many, the newest.")
 @json_option
 @click.pass_context
-def jobs(ctx: click.Context, job_id: str | None, follow: bool, cancel: bool, retry: bool, out: Path | None) -> None:
+def jobs(
+    ctx: click.Context,
+    job_id: str | None,
+    follow: bool,
+    cancel: bool,
+    retry: bool,
+    out: Path | None,
+    limit: int | None,
+) -> None:
     """List the batch jobs, or show one."""
     from shared.cli.follow import follow_job  # noqa: PLC0415
     from shared.cli.show import show_job, show_jobs  # noqa: PLC0415
@@ -124,7 +133,7 @@ def jobs(ctx: click.Context, job_id: str | None, follow: bool, cancel: bool, ret
         raise click.UsageError("--follow, --cancel, --retry and --out need a JOB_ID")
     with connected() as client:
         if job_id is None:
-            show_jobs(output, client, client.jobs.all())
+            show_jobs(output, client, client.jobs.page(limit))
             return
         if retry:
             client.retry_job(job_id)

@@ -153,9 +153,10 @@ def _tell_run(ctx: click.Context, output: Output, client: Client, run: Run) -> N
 @click.option("--follow", is_flag=True, help="Follow the run until it ends.")
 @click.option("--cancel", is_flag=True, help="Cancel the run.")
 @click.option("--retry", is_flag=True, help="Send a failed run back to its queue.")
+@click.option("--limit", type=click.IntRange(min=1), help="List only so many, the newest.")
 @json_option
 @click.pass_context
-def runs(ctx: click.Context, run_id: str | None, follow: bool, cancel: bool, retry: bool) -> None:
+def runs(ctx: click.Context, run_id: str | None, follow: bool, cancel: bool, retry: bool, limit: int | None) -> None:
     """List the training runs, or show one."""
     from shared.cli.show import show_run, show_runs  # noqa: PLC0415
 
@@ -164,7 +165,7 @@ def runs(ctx: click.Context, run_id: str | None, follow: bool, cancel: bool, ret
         raise click.UsageError("--follow, --cancel and --retry need a RUN_ID")
     with connected() as client:
         if run_id is None:
-            show_runs(output, client.runs.all())
+            show_runs(output, client.runs.page(limit))
             return
         if retry:
             run_id = client.retry_run(run_id)

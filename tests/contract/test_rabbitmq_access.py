@@ -46,8 +46,8 @@ def place(rabbitmq: RabbitNode) -> Iterator[Place]:
 
 def documented_rights() -> dict[str, list[str]]:
     """Returns the patterns for configure, write and read of each user in docs/rabbitmq.md."""
-    rows = re.findall(r"^\| (\w+) \| `(\^.*?)` \| `(.*?)` \| `(.*?)` \|$", PAGE.read_text(), re.MULTILINE)
-    return {user: [pattern.replace("\\|", "|") for pattern in patterns] for user, *patterns in rows}
+    commands = re.findall(r"rabbitmqctl set_permissions -p / (\w+)((?: \\\n +'[^']*')+)", PAGE.read_text())
+    return {user: re.findall("'([^']*)'", patterns) for user, patterns in commands}
 
 
 @dataclass(frozen=True)

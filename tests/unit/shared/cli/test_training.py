@@ -160,6 +160,7 @@ def test_runs_lists_and_shows_runs(builder: StoreBuilder) -> None:
     )
     progress = {"stage": "training", "done": 1, "total": 4, "epoch": 3, "epochs": 8}
     builder.run("run-000000000003", state=RunState.TRAINING, epochs=2, progress=progress)
+    assert len(document("runs", "--limit", "1")) == 1
     listed = run("runs").stdout
     assert "registered" in listed
     assert "training, epoch 3/8, 25%" in listed
