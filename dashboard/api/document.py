@@ -19,6 +19,7 @@ from shared.faces.labels import ETHNICITIES, GENDERS
 from shared.messages import ARCHIVES, IMAGES
 from shared.params import TrainingParams
 from shared.records.dataset import AGE_BANDS, SPLITS
+from shared.records.edits import CHANGES
 from shared.records.model_card import ModelCard
 
 _REF: Final = "#/components/schemas/{model}"
@@ -110,8 +111,13 @@ _CALLS: Final = (
         "Train on an archive of labelled faces",
         views.RunAccepted,
         202,
-        {"name": _text("The name of the run"), "params": _PARAMS, "labels": _LABELS},
-        _archive("name", "params", "labels"),
+        {
+            "name": _text("The name of the run"),
+            "params": _PARAMS,
+            "labels": _LABELS,
+            "train": _text("`false` only reads the archive, so that its faces can be looked at", "true", "false"),
+        },
+        _archive("name", "params", "labels", "train"),
         _ONCE,
     ),
     _Call(
@@ -121,8 +127,28 @@ _CALLS: Final = (
         "Train on a dataset that is here already",
         views.RunAccepted,
         202,
-        {"name": _text("The name of the run"), "params": _PARAMS},
+        {
+            "name": _text("The name of the run"),
+            "params": _PARAMS,
+            "edits": _text("The hash of the edits to train with, or `current`; by default the archive's own labels"),
+        },
         headers=_ONCE,
+    ),
+    _Call("GET", "/datasets/{sha256}/edits", "list_edits", "The edits of a dataset's labels", views.EditList),
+    _Call(
+        "POST",
+        "/datasets/{sha256}/edits",
+        "edit_dataset",
+        "Correct labels, exclude faces, restore them, or undo an edit",
+        views.EditMade,
+        query={
+            "change": _text("What to do with the faces", *CHANGES, "undo"),
+            "faces": (
+                "The index of a face; may be given several times",
+                {"type": "array", "items": {"type": "integer", "minimum": 0}},
+            ),
+            "number": _number("The edit to undo; by default the newest that is in force", 1, 10**9),
+        },
     ),
     _Call("GET", "/datasets/{sha256}/faces.csv", "dataset_faces", "Faces with their predictions", _CSV, query=_FACES),
     _Call("GET", "/datasets/{sha256}/rejects.csv", "dataset_rejects", "Rejected files with their reasons", _CSV),

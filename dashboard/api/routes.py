@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, Final, TypeVar
 
@@ -16,7 +17,7 @@ from dashboard.api.uploads import parse_number, receive_archive, receive_images
 from dashboard.auth import current_user
 from dashboard.context import dashboard
 from shared.archives.archive import ArchiveLimits
-from shared.client import Client
+from shared.client import CURRENT_EDITS, Client
 from shared.errors import Conflict, InvalidMessage, NotFound, short_repr
 from shared.faces.labelling import LabelSpec
 from shared.messages import SCHEMA
@@ -31,6 +32,8 @@ _LONGEST_ANSWER_S: Final = 120.0
 _PAGE: Final = 1000
 _SAMPLE_IMAGES: Final = 1500
 _REASON_LENGTH: Final = 500
+_UNDO: Final = "undo"
+_SHA256: Final = re.compile("[0-9a-f]{64}")
 
 _MODEL_SUMMARY: Final = {"name", "version", "run_id", "created", "dataset", "metrics", "params", "file"}
 _T = TypeVar("_T")
@@ -81,11 +84,13 @@ def submit_dataset() -> tuple[Response, int]:
     with receive_archive(ArchiveLimits.from_settings(parts.settings)) as archive:
         params = TrainingParams.parse(_read_field("params") or None)
         labels = LabelSpec.parse(_read_field("labels") or None)
+        train = _read_flag("train", True)
         run_id = parts.client.submit_dataset(
             archive.path,
             name=archive.name,
             params=params.as_dict(),
             labels=None if labels is None else labels.as_dict(),
+            train=train,
             message_id=_idempotency_key(),
             move=True,
         )
@@ -99,8 +104,38 @@ def train_dataset(sha256: str) -> tuple[Response, int]:
     ahead = parts.runs_ahead()
     params = TrainingParams.parse(_read_field("params") or None)
     name = _read_field("name") or None
-    run_id = parts.client.train_dataset(sha256, name=name, params=params.as_dict(), message_id=_idempotency_key())
+    run_id = parts.client.train_dataset(
+        sha256, name=name, params=params.as_dict(), edits=_read_edits(), message_id=_idempotency_key()
+    )
     return _accept_run(run_id, ahead)
+
+
+@blueprint.get("/datasets/<sha256>/edits")
+def list_edits(sha256: str) -> Response:
+    """Lists the edits of a dataset's labels, and what they make of its faces."""
+    history = dashboard().client.edits.history(sha256)
+    corrections = history.corrections()
+    return jsonify(
+        {
+            "edits": [edit.as_dict() for edit in history.edits],
+            "corrections": corrections.as_dict(),
+            "sha256": None if corrections.is_empty else corrections.sha256,
+        }
+    )
+
+
+@blueprint.post("/datasets/<sha256>/edits")
+def edit_dataset(sha256: str) -> Response:
+    """Makes an edit of a dataset's labels, or undoes one."""
+    edits, change = dashboard().client.edits, _read_field("change")
+    if change == _UNDO:
+        number = parse_number(_read_field("number"), "number", 1, 10**9)
+        history, edit = edits.undo(sha256, None if number is None else int(number), user=current_user())
+    else:
+        history = edits.add(sha256, change, _read_faces(), user=current_user())
+        edit = history.edits[-1]
+    corrections = history.corrections()
+    return jsonify({"edit": edit.as_dict(), "sha256": None if corrections.is_empty else corrections.sha256})
 
 
 @blueprint.get("/datasets/<sha256>/faces.csv")
@@ -427,6 +462,32 @@ def openapi() -> Response:
 
 
 # -- how
+
+
+def _read_faces() -> list[int]:
+    """Returns the faces that the request names, each by its index."""
+    given = [*request.values.getlist("faces")]
+    if isinstance(body := _read_json_object().get("faces"), list):
+        given += [str(item) for item in body]
+    faces = [parse_number(text, "faces", 0, 10**9) for text in given if text]
+    if any(face != int(face) for face in faces if face is not None):
+        raise InvalidMessage("found a face that is no whole number; expected the indices of faces")
+    return [int(face) for face in faces if face is not None]
+
+
+def _read_edits() -> str | None:
+    """Returns the hash of the edits to train with, or `current`; None for the labels of the archive."""
+    edits = _read_field("edits") or None
+    if edits is not None and edits != CURRENT_EDITS and not _SHA256.fullmatch(edits):
+        raise InvalidMessage(f"edits is {short_repr(edits)}; expected {CURRENT_EDITS} or a SHA-256")
+    return edits
+
+
+def _read_flag(name: str, default: bool) -> bool:
+    text = (_read_field(name) or str(default)).lower()
+    if text not in {"true", "false"}:
+        raise InvalidMessage(f"{name} is {short_repr(text)}; expected true or false")
+    return text == "true"
 
 
 def _read_field(name: str) -> str | None:

@@ -10,6 +10,7 @@ from dashboard.workers import Speed
 from shared.broker.base import Depth
 from shared.faces.labels import GENDERS
 from shared.records.dataset import DatasetSummary
+from shared.records.edits import Corrections, Edit
 from shared.records.evaluation import Evaluation
 from shared.records.jobs import Job
 from shared.records.model_card import CardDataset, CardFile
@@ -78,6 +79,33 @@ class Datasets(View):
 
     datasets: list[DatasetListed]
     total: int
+
+
+class EditRecord(Edit):
+    """An edit of a dataset's labels."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class CorrectionsRecord(Corrections):
+    """The corrected faces, by what they became."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class EditList(View):
+    """Every edit of a dataset, oldest first; `sha256` names the corrections, and is null where there are none."""
+
+    edits: list[EditRecord]
+    corrections: CorrectionsRecord
+    sha256: str | None
+
+
+class EditMade(View):
+    """The edit that was made or undone; `sha256` names the corrections now, and is null where there are none."""
+
+    edit: EditRecord
+    sha256: str | None
 
 
 class RunRecord(Run):

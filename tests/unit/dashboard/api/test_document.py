@@ -69,6 +69,11 @@ def answers_of(site: Site) -> dict[tuple[str, str], Callable[[], list[TestRespon
         ("/datasets", "post"): lambda: [web.post("/api/v1/datasets", data=archive(), **zipped)],
         ("/datasets", "get"): get("/datasets", "/datasets?limit=1"),
         ("/datasets/{sha256}/runs", "post"): post(f"/datasets/{sha256}/runs?name=again"),
+        ("/datasets/{sha256}/edits", "post"): lambda: [
+            web.post(f"/api/v1/datasets/{sha256}/edits", json={"change": "female", "faces": [1, 2]}),
+            web.post(f"/api/v1/datasets/{sha256}/edits?change=undo"),
+        ],
+        ("/datasets/{sha256}/edits", "get"): get(f"/datasets/{sha256}/edits"),
         ("/datasets/{sha256}/predictions", "post"): post(f"/datasets/{sha256}/predictions?version=1"),
         ("/scoring", "get"): get("/scoring"),
         ("/samples", "post"): post("/samples?images=40"),
