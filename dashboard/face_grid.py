@@ -22,6 +22,13 @@ SORTS: Final = {
     "youngest": "Youngest",
 }
 RESULTS: Final = ("correct", "wrong")
+AGREEMENTS: Final = {
+    "both_correct": "both correct",
+    "only_first": "only the first model correct",
+    "only_second": "only the second model correct",
+    "both_wrong": "both wrong",
+}
+"""The four cells of two models on the same faces: the filter's `version` is the first, its `other` the second."""
 THRESHOLD: Final = 0.5
 
 
@@ -31,6 +38,8 @@ class FaceFilter:
 
     Attributes:
         version: the model whose predictions count.
+        other: a second model to compare it with.
+        agreement: a key of `AGREEMENTS`: which of the two are correct.
         gender: the label.
         predicted: the model's prediction.
         ethnicity: of `shared.faces.labels.ETHNICITIES`.
@@ -45,6 +54,8 @@ class FaceFilter:
     """
 
     version: int | None = None
+    other: int | None = None
+    agreement: str = ""
     gender: str = ""
     predicted: str = ""
     ethnicity: str = ""
@@ -67,6 +78,8 @@ class FaceFilter:
 
         return cls(
             version=query.get("version", None, int),
+            other=query.get("other", None, int),
+            agreement=one_of("agreement", tuple(AGREEMENTS)),
             gender=one_of("gender", GENDERS),
             predicted=one_of("predicted", GENDERS),
             ethnicity=one_of("ethnicity", ETHNICITIES),
@@ -92,7 +105,7 @@ class FaceFilter:
     @property
     def is_open(self) -> bool:
         """Whether every face fits."""
-        return not self.as_query().keys() - {"version", "threshold", "sort"}
+        return not self.as_query().keys() - {"version", "other", "threshold", "sort"}
 
 
 def read_threshold(query: MultiDict[str, str]) -> float:
@@ -111,13 +124,19 @@ def predict_female(probabilities: NDArray[np.float32], threshold: float = THRESH
     return probabilities >= np.float32(threshold)
 
 
-def select_faces(data: Dataset, probabilities: NDArray[np.float32] | None, wanted: FaceFilter) -> NDArray[np.intp]:
+def select_faces(
+    data: Dataset,
+    probabilities: NDArray[np.float32] | None,
+    wanted: FaceFilter,
+    others: NDArray[np.float32] | None = None,
+) -> NDArray[np.intp]:
     """Returns the indices of the faces that fit, in the wanted order.
 
     Args:
         data: the dataset.
         probabilities: float32 (N,), of female; without them, filters on predictions are passed over.
         wanted: which ones.
+        others: float32 (N,), of female by the filter's `other` model; without them, `agreement` is passed over.
     """
     fits = np.ones(len(data), bool)
     if wanted.gender:
@@ -141,6 +160,10 @@ def select_faces(data: Dataset, probabilities: NDArray[np.float32] | None, wante
         fits &= female == bool(GENDERS.index(wanted.predicted))
     if wanted.result:
         fits &= correct if wanted.result == "correct" else ~correct
+    if wanted.agreement and others is not None:
+        other_correct = predict_female(others, wanted.threshold) == (data.gender == 1)
+        fits &= correct == (wanted.agreement in {"both_correct", "only_first"})
+        fits &= other_correct == (wanted.agreement in {"both_correct", "only_second"})
     if wanted.low is not None:
         fits &= confidence >= wanted.low
     if wanted.high is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import threading
 from collections import OrderedDict
@@ -30,6 +29,7 @@ from shared.records.dataset import (
 )
 from shared.records.jobs import Job, Jobs
 from shared.records.model_card import ModelCard
+from shared.records.predictions import read_predictions
 from shared.records.record import Listing, Record, list_records, newest_first
 from shared.records.registry import Registry
 from shared.records.runs import Run, Runs
@@ -249,17 +249,7 @@ class StoreCache:
             )
 
     def _load_predictions(self, sha256: str, version: int) -> NDArray[np.float32]:
-        card = self.card(version)
-        trained_on_it = card.dataset.sha256 == sha256
-        key = f"runs/{card.run_id}/predictions.csv" if trained_on_it else predictions_key(sha256, version)
-        text = self._store.get(key).decode()
-        rows = csv.DictReader(io.StringIO(text))
-        return np.array([float(row["probability_female"]) for row in rows], np.float32)
-
-
-def predictions_key(sha256: str, version: int) -> str:
-    """Returns the store key of a dataset's predictions by a model that was trained on another one."""
-    return f"datasets/{sha256}/predictions/{version}.csv"
+        return read_predictions(self._store, sha256, self.card(version))
 
 
 def _read_unless_final(ended: LruCache[str, _R], find: Callable[[str], _R | None], key: str) -> _R | None:

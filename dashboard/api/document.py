@@ -11,7 +11,7 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 
 from dashboard.api import views
-from dashboard.face_grid import RESULTS, SORTS
+from dashboard.face_grid import AGREEMENTS, RESULTS, SORTS
 from dashboard.tasks.samples import SampleState
 from dashboard.tasks.scoring import ScoringState
 from shared.errors import CODES
@@ -88,6 +88,8 @@ _SELECTED: Final[_Query] = {
 }
 _FACES: Final = {
     "version": _number("The model whose predictions count; the champion by default", 1, 10**9),
+    "other": _number("A second model to compare it with", 1, 10**9),
+    "agreement": _text("Which of the two models are correct", *AGREEMENTS),
     "gender": _text("The label", *GENDERS),
     "predicted": _text("The prediction", *GENDERS),
     "ethnicity": _text("The label", *ETHNICITIES),

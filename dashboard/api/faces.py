@@ -45,13 +45,17 @@ def requested_filter(sha256: str) -> tuple[FaceFilter, NDArray[np.float32] | Non
     return wanted.with_version(version), probabilities
 
 
+def predictions_to_compare(sha256: str, wanted: FaceFilter) -> NDArray[np.float32] | None:
+    """Returns the predictions of the filter's second model; None where it names none, or that model has none."""
+    return None if wanted.other is None else dashboard().store_cache.predictions(sha256, wanted.other)
+
+
 def send_faces(sha256: str) -> Response:
     """Sends the faces that fit the request's filter, a row each, in its order."""
     data = dashboard().store_cache.dataset(sha256)
     wanted, probabilities = requested_filter(sha256)
-    views = (
-        face_view(data, probabilities, int(i), wanted.threshold) for i in select_faces(data, probabilities, wanted)
-    )
+    found = select_faces(data, probabilities, wanted, predictions_to_compare(sha256, wanted))
+    views = (face_view(data, probabilities, int(i), wanted.threshold) for i in found)
     return _send_csv(_COLUMNS, ([view.get(name) for name in _COLUMNS] for view in views), f"{sha256[:12]}-faces.csv")
 
 

@@ -12,10 +12,19 @@ from flask import Blueprint, Response, jsonify, redirect, render_template, reque
 from numpy.typing import NDArray
 from werkzeug.wrappers import Response as WsgiResponse
 
-from dashboard.api.faces import requested_filter
+from dashboard.api.faces import predictions_to_compare, requested_filter
 from dashboard.api.uploads import parse_number
 from dashboard.context import dashboard
-from dashboard.face_grid import RESULTS, SORTS, FaceFilter, encode_png, face_view, predict_female, select_faces
+from dashboard.face_grid import (
+    AGREEMENTS,
+    RESULTS,
+    SORTS,
+    FaceFilter,
+    encode_png,
+    face_view,
+    predict_female,
+    select_faces,
+)
 from dashboard.pages.originals import send_original
 from dashboard.pages.train_fields import parameter_fields, read_parameters
 from dashboard.store_cache import Dataset
@@ -79,7 +88,7 @@ def show_dataset(sha256: str) -> str:
         )
     data = cache.dataset(sha256)
     wanted, probabilities = requested_filter(sha256)
-    found = select_faces(data, probabilities, wanted)
+    found = select_faces(data, probabilities, wanted, predictions_to_compare(sha256, wanted))
     pages = max(1, -(-len(found) // _PAGE))
     page = min(max(1, request.args.get("page", 1, int)), pages)
     shown = found[(page - 1) * _PAGE : page * _PAGE]
@@ -109,6 +118,7 @@ def show_dataset(sha256: str) -> str:
         bands=AGE_BANDS,
         splits=SPLITS,
         results=RESULTS,
+        agreements=AGREEMENTS,
         sorts=SORTS,
         fields=parameter_fields(like.params if like else None),
         open_form=like is not None,
@@ -150,7 +160,7 @@ def show_face(sha256: str, index: int) -> str:
     cache = dashboard().store_cache
     data = _with_face(sha256, index)
     wanted, probabilities = requested_filter(sha256)
-    found = select_faces(data, probabilities, wanted)
+    found = select_faces(data, probabilities, wanted, predictions_to_compare(sha256, wanted))
     if index not in found:  # then its neighbours are those of the whole dataset
         wanted, found = FaceFilter(version=wanted.version), np.arange(len(data))
     position = int(np.flatnonzero(found == index)[0])
