@@ -11,7 +11,8 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 
 from dashboard.api import views
-from dashboard.face_grid import AGREEMENTS, RESULTS, SORTS
+from dashboard.face_grid import AGREEMENTS, CONFIDENCE_BANDS, DUPLICATES, RESULTS, SORTS
+from dashboard.store_cache import EDITED
 from dashboard.tasks.samples import SampleState
 from dashboard.tasks.scoring import ScoringState
 from shared.errors import CODES
@@ -96,6 +97,10 @@ _FACES: Final = {
     "age": _text("A band of ages", *AGE_BANDS),
     "split": _text("A part of the dataset", *SPLITS),
     "result": _text("Whether prediction and label agree", *RESULTS),
+    "confidence": _text("A band of the confidence, in percent", *CONFIDENCE_BANDS),
+    "duplicates": _text("Whether another face looks the same", *DUPLICATES),
+    "edited": _text("What edits have made of the label", *EDITED),
+    "labels": _text("`archive`, or the hash of the edits that correct the labels; by default those in force"),
     "low": _number("The lowest confidence", 0, 1, "number"),
     "high": _number("The highest confidence", 0, 1, "number"),
     "threshold": _number("Predicted female from this probability on; 0.5 by default", 0, 1, "number"),
@@ -151,6 +156,22 @@ _CALLS: Final = (
             ),
             "number": _number("The edit to undo; by default the newest that is in force", 1, 10**9),
         },
+    ),
+    _Call(
+        "GET",
+        "/datasets/{sha256}/faces",
+        "list_faces",
+        "Faces with their predictions, and how many there are by label, prediction, age and so on",
+        views.Faces,
+        query={**_FACES, **_PAGING},
+    ),
+    _Call(
+        "GET",
+        "/datasets/{sha256}/faces/{index}",
+        "get_face",
+        "One face with every model's prediction and its edits",
+        views.FaceDetails,
+        query=_FACES,
     ),
     _Call("GET", "/datasets/{sha256}/faces.csv", "dataset_faces", "Faces with their predictions", _CSV, query=_FACES),
     _Call("GET", "/datasets/{sha256}/rejects.csv", "dataset_rejects", "Rejected files with their reasons", _CSV),
@@ -291,7 +312,12 @@ def _schemas() -> dict[str, Any]:
 
 def _operation(call: _Call) -> Schema:
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "integer" if name == "version" else "string"}}
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": {"type": "integer" if name in {"version", "index"} else "string"},
+        }
         for name in re.findall(r"{(\w+)}", call.path)
     ]
     parameters += [

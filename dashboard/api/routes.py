@@ -11,8 +11,8 @@ from typing import Any, Final, TypeVar
 from flask import Blueprint, Response, jsonify, request, send_file, url_for
 from werkzeug.datastructures import Headers
 
+from dashboard.api import faces
 from dashboard.api.document import document, query_parameters
-from dashboard.api.faces import send_faces, send_rejects
 from dashboard.api.uploads import parse_number, receive_archive, receive_images
 from dashboard.auth import current_user
 from dashboard.context import dashboard
@@ -30,6 +30,7 @@ ANSWER_S: Final = 30.0
 
 _LONGEST_ANSWER_S: Final = 120.0
 _PAGE: Final = 1000
+_FACES: Final = 120
 _SAMPLE_IMAGES: Final = 1500
 _REASON_LENGTH: Final = 500
 _UNDO: Final = "undo"
@@ -138,16 +139,30 @@ def edit_dataset(sha256: str) -> Response:
     return jsonify({"edit": edit.as_dict(), "sha256": None if corrections.is_empty else corrections.sha256})
 
 
+@blueprint.get("/datasets/<sha256>/faces")
+def list_faces(sha256: str) -> Response:
+    """Lists faces with their predictions, and counts them by what they can be chosen by."""
+    limit = parse_number(request.args.get("limit"), "limit", 1, _PAGE) or _FACES
+    offset = parse_number(request.args.get("offset"), "offset", 0, 10**9) or 0
+    return jsonify(faces.list_faces(sha256, int(offset), int(limit)))
+
+
+@blueprint.get("/datasets/<sha256>/faces/<int:index>")
+def get_face(sha256: str, index: int) -> Response:
+    """Returns one face: every model's prediction, the faces that look the same, and its edits."""
+    return jsonify(faces.describe_face(sha256, index))
+
+
 @blueprint.get("/datasets/<sha256>/faces.csv")
 def dataset_faces(sha256: str) -> Response:
     """Sends faces with their predictions."""
-    return send_faces(sha256)
+    return faces.send_faces(sha256)
 
 
 @blueprint.get("/datasets/<sha256>/rejects.csv")
 def dataset_rejects(sha256: str) -> Response:
     """Sends the rejected files with their reasons."""
-    return send_rejects(sha256)
+    return faces.send_rejects(sha256)
 
 
 @blueprint.post("/datasets/<sha256>/predictions")
@@ -469,10 +484,10 @@ def _read_faces() -> list[int]:
     given = [*request.values.getlist("faces")]
     if isinstance(body := _read_json_object().get("faces"), list):
         given += [str(item) for item in body]
-    faces = [parse_number(text, "faces", 0, 10**9) for text in given if text]
-    if any(face != int(face) for face in faces if face is not None):
+    numbers = [parse_number(text, "faces", 0, 10**9) for text in given if text]
+    if any(number != int(number) for number in numbers if number is not None):
         raise InvalidMessage("found a face that is no whole number; expected the indices of faces")
-    return [int(face) for face in faces if face is not None]
+    return [int(number) for number in numbers if number is not None]
 
 
 def _read_edits() -> str | None:

@@ -108,6 +108,62 @@ class EditMade(View):
     sha256: str | None
 
 
+class Face(View):
+    """A face with its label, as edits have corrected it, and the prediction of the model that was asked for."""
+
+    index: int
+    name: str
+    gender: Gender
+    age: int | None
+    ethnicity: str | None
+    split: str
+    predicted: Gender | None
+    probability_female: Share | None
+    confidence: Share | None
+    correct: bool | None
+    edited: str
+
+
+class FacetCounts(View):
+    """What the faces can be chosen by: `counts` says how many would be found by each value of that parameter."""
+
+    field: str
+    title: str
+    chosen: str
+    counts: dict[str, int]
+
+
+class Faces(View):
+    """Some faces; `version` predicted them, `edits` is the hash of the corrections of their labels."""
+
+    total: int
+    faces: list[Face]
+    facets: list[FacetCounts]
+    version: int | None
+    edits: str | None
+
+
+class FacePrediction(View):
+    """One model's prediction for a face; `role` says whether it has learned from it."""
+
+    version: int
+    predicted: Gender
+    probability_female: Share
+    confidence: Share
+    correct: bool
+    role: str
+
+
+class FaceDetails(View):
+    """A face with every model's prediction, the faces that look the same, and its edits, newest first."""
+
+    face: Face
+    archive_gender: Gender
+    predictions: list[FacePrediction]
+    near_duplicates: list[int]
+    edits: list[EditRecord]
+
+
 class RunRecord(Run):
     """A run as the store keeps it."""
 

@@ -36,19 +36,6 @@ USEFUL = {**FAST, "epochs": 10, "batch_size": 4}
 """As fast as a model can be trained that tells the genders apart a little, which its promotion needs."""
 
 
-def test_an_archive_that_is_only_looked_at_is_read_and_not_trained_on(
-    with_trainer: Installation, tmp_path: Path
-) -> None:
-    draw_sample(tmp_path / "look.zip", 40, seed=21)
-    with with_trainer.client() as client:
-        run_id = client.submit_dataset(tmp_path / "look.zip", train=False)
-        record = finished(client, run_id)
-        assert record.state is RunState.INGESTED
-        assert client.store.exists(f"datasets/{record.dataset}/faces.npy")
-        assert models_of(client, run_id) == []
-        assert client.store.children(f"runs/{run_id}") == ["run.json"]
-
-
 def test_a_dataset_by_value_sent_twice_becomes_one_model_with_replies_and_metrics(
     with_either_trainer: Installation, sample_zip: Path
 ) -> None:
@@ -340,3 +327,16 @@ def test_what_cannot_be_trained_is_rejected_with_the_reason(with_trainer: Instal
             code for name, (_, code, _) in cases.items() if name not in BAD_ARCHIVES
         )
         assert {letter.origin for letter in dead} == {client.broker.topology.datasets}
+
+
+def test_an_archive_that_is_only_looked_at_is_read_and_not_trained_on(
+    with_trainer: Installation, tmp_path: Path
+) -> None:
+    draw_sample(tmp_path / "look.zip", 40, seed=21)
+    with with_trainer.client() as client:
+        run_id = client.submit_dataset(tmp_path / "look.zip", train=False)
+        record = finished(client, run_id)
+        assert record.state is RunState.INGESTED
+        assert client.store.exists(f"datasets/{record.dataset}/faces.npy")
+        assert models_of(client, run_id) == []
+        assert client.runs.history(run_id) == []

@@ -39,7 +39,7 @@ def archive(entries: int = 3) -> bytes:
 
 def taken(site: Site, queue: str) -> Message:
     with site.broker.consume([queue], 10) as consumer:
-        (delivery,) = consumer.receive(10, 1.0)
+        delivery, *_ = consumer.receive(10, 1.0)
         return delivery.message
 
 
@@ -79,7 +79,7 @@ def test_edits_are_made_undone_and_trained_with(site: Site) -> None:
     for edits in ("current", first["sha256"]):
         run_id = (web.post(f"{path}/runs?edits={edits}").json or {})["run_id"]
         assert site.parts.client.runs.get(run_id).edits == first["sha256"]
-        assert parse_dataset(taken(site, site.broker.topology.datasets)).edits == first["sha256"]
+    assert parse_dataset(taken(site, site.broker.topology.datasets)).edits == first["sha256"]
 
 
 @pytest.mark.parametrize(
@@ -582,7 +582,7 @@ def test_a_body_that_is_no_json_is_refused_with_what_is_wrong_with_it(site: Site
     [
         ("GET", "/runs?limt=3", "found 'limt' in the query; expected limit or offset there"),
         ("GET", "/runs/run-a?verbose=1&x=2", "found 'verbose', 'x' in the query; expected nothing there"),
-        ("POST", "/datasets?epochs=3", "found 'epochs' in the query; expected name or params or labels there"),
+        ("POST", "/datasets?epochs=3", "found 'epochs' in the query; expected name or params or labels or train there"),
     ],
 )
 def test_an_unknown_query_parameter_is_refused_with_what_is_expected(
@@ -601,7 +601,7 @@ def test_every_query_parameter_that_is_described_is_taken(site: Site) -> None:
             if path == "/events" or not query:
                 continue
             answer = site.web.open(
-                f"/api/v1{path.format(version=1, sha256='abc', run_id='run-a', job_id='job-a')}",
+                f"/api/v1{path.format(version=1, sha256='abc', run_id='run-a', job_id='job-a', index=0)}",
                 method=method,
                 query_string=dict.fromkeys(query),
             )

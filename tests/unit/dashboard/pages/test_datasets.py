@@ -50,7 +50,7 @@ def test_a_dataset_shows_rejects_with_examples(filled: Site) -> None:
 
 
 def indices(text: str) -> list[int]:
-    return [int(i) for i in re.findall(r"/faces/(\d+)\.png", text)]
+    return [int(i) for i in re.findall(r"/faces/(\d+)\.webp", text)]
 
 
 def test_the_grid_filters_and_sorts_by_the_chosen_models_predictions(filled: Site) -> None:
@@ -205,7 +205,7 @@ def test_a_faces_page_shows_its_label_beside_each_models_word(filled: Site) -> N
 
     text = filled.web.get(f"/datasets/{sha256}/faces/5").text
 
-    assert f'gender-{GENDERS[data.gender[5]]}">{GENDERS[data.gender[5]]}</p>' in text
+    assert f'gender-{GENDERS[data.gender[5]]}">{GENDERS[data.gender[5]]}</span>' in text
     assert '<a href="/models/1">1</a>' in text
     assert '<a href="/models/2">2</a>' in text
 
