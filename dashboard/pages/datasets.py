@@ -35,7 +35,7 @@ from shared.faces.rejects import REJECT_REASONS
 from shared.records.dataset import SPLITS, DatasetSummary
 from shared.records.runs import Run
 
-_PAGE: Final = 60
+_PAGE: Final = 36
 _EXAMPLES: Final = 5
 _SHEET_FACES: Final = 64
 _SHEET_COLUMNS: Final = 8
