@@ -291,7 +291,7 @@ class RabbitCluster:
         """Returns the node that leads a quorum queue."""
         running = next(node for node in self.nodes if node.is_running)
         name = f'{{resource, <<"/">>, queue, <<"{queue}">>}}'
-        found = running.evaluate(f"{{ok, Q}} = rabbit_amqqueue:lookup({name}), node(amqqueue:get_pid(Q)).")
+        found = running.evaluate(f"{{ok, Q}} = rabbit_amqqueue:lookup({name}), element(2, amqqueue:get_pid(Q)).")
         return next(node for node in self.nodes if node.name in found)
 
     def close(self) -> None:
