@@ -11,8 +11,9 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 
 from dashboard.api import views
-from dashboard.face_grid import AGREEMENTS, RESULTS, SORTS
+from dashboard.face_grid import AGREEMENTS, CONFIDENCE_BANDS, DUPLICATES, RESULTS, SORTS
 from dashboard.incoming import Upload
+from dashboard.store_cache import EDITED
 from dashboard.tasks.samples import SampleState
 from dashboard.tasks.scoring import ScoringState
 from shared.errors import CODES
@@ -20,6 +21,7 @@ from shared.faces.labels import ETHNICITIES, GENDERS
 from shared.messages import ARCHIVES, IMAGES
 from shared.params import TrainingParams
 from shared.records.dataset import AGE_BANDS, SPLITS
+from shared.records.edits import CHANGES
 from shared.records.model_card import ModelCard
 
 _REF: Final = "#/components/schemas/{model}"
@@ -96,6 +98,10 @@ _FACES: Final = {
     "age": _text("A band of ages", *AGE_BANDS),
     "split": _text("A part of the dataset", *SPLITS),
     "result": _text("Whether prediction and label agree", *RESULTS),
+    "confidence": _text("A band of the confidence, in percent", *CONFIDENCE_BANDS),
+    "duplicates": _text("Whether another face looks the same", *DUPLICATES),
+    "edited": _text("What edits have made of the label", *EDITED),
+    "labels": _text("`archive`, or the hash of the edits that correct the labels; by default those in force"),
     "low": _number("The lowest confidence", 0, 1, "number"),
     "high": _number("The highest confidence", 0, 1, "number"),
     "threshold": _number("Predicted female from this probability on; 0.5 by default", 0, 1, "number"),
@@ -136,8 +142,14 @@ _CALLS: Final = (
         "Train on an archive of labelled faces",
         views.RunAccepted,
         202,
-        {"name": _text("The name of the run"), "params": _PARAMS, "labels": _LABELS, "upload": _UPLOAD},
-        _archive("name", "params", "labels"),
+        {
+            "name": _text("The name of the run"),
+            "params": _PARAMS,
+            "labels": _LABELS,
+            "train": _text("`false` only reads the archive, so that its faces can be looked at", "true", "false"),
+            "upload": _UPLOAD,
+        },
+        _archive("name", "params", "labels", "train"),
         _ONCE,
     ),
     _Call(
@@ -147,8 +159,44 @@ _CALLS: Final = (
         "Train on a dataset that is here already",
         views.RunAccepted,
         202,
-        {"name": _text("The name of the run"), "params": _PARAMS},
+        {
+            "name": _text("The name of the run"),
+            "params": _PARAMS,
+            "edits": _text("The hash of the edits to train with, or `current`; by default the archive's own labels"),
+        },
         headers=_ONCE,
+    ),
+    _Call("GET", "/datasets/{sha256}/edits", "list_edits", "The edits of a dataset's labels", views.EditList),
+    _Call(
+        "POST",
+        "/datasets/{sha256}/edits",
+        "edit_dataset",
+        "Correct labels, exclude faces, restore them, or undo an edit",
+        views.EditMade,
+        query={
+            "change": _text("What to do with the faces", *CHANGES, "undo"),
+            "faces": (
+                "The index of a face; may be given several times",
+                {"type": "array", "items": {"type": "integer", "minimum": 0}},
+            ),
+            "number": _number("The edit to undo; by default the newest that is in force", 1, 10**9),
+        },
+    ),
+    _Call(
+        "GET",
+        "/datasets/{sha256}/faces",
+        "list_faces",
+        "Faces with their predictions, and how many there are by label, prediction, age and so on",
+        views.Faces,
+        query={**_FACES, **_PAGING},
+    ),
+    _Call(
+        "GET",
+        "/datasets/{sha256}/faces/{index}",
+        "get_face",
+        "One face with every model's prediction and its edits",
+        views.FaceDetails,
+        query=_FACES,
     ),
     _Call("GET", "/datasets/{sha256}/faces.csv", "dataset_faces", "Faces with their predictions", _CSV, query=_FACES),
     _Call("GET", "/datasets/{sha256}/rejects.csv", "dataset_rejects", "Rejected files with their reasons", _CSV),
@@ -289,7 +337,12 @@ def _schemas() -> dict[str, Any]:
 
 def _operation(call: _Call) -> Schema:
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "integer" if name == "version" else "string"}}
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": {"type": "integer" if name in {"version", "index"} else "string"},
+        }
         for name in re.findall(r"{(\w+)}", call.path)
     ]
     parameters += [

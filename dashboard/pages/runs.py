@@ -15,7 +15,7 @@ from dashboard.face_grid import THRESHOLD, FaceFilter, face_view, predict_female
 from dashboard.group_metrics import measure_groups, measured_before
 from dashboard.pages.filters import parameters, progress_view
 from dashboard.pages.train_fields import parameter_fields
-from dashboard.store_cache import Dataset
+from dashboard.store_cache import ARCHIVE_LABELS, Dataset
 from shared.errors import NotFound
 from shared.faces.labels import GENDERS
 from shared.records.dataset import SPLITS
@@ -196,7 +196,9 @@ def _scored_dataset(run: Run) -> tuple[Dataset, NDArray[np.float32]] | None:
         return None
     try:
         probabilities = cache.predictions(run.dataset, run.model.version)
-        return None if probabilities is None else (cache.dataset(run.dataset), probabilities)
+        # With the labels that the run was measured on, whatever was edited later.
+        data = cache.edited(run.dataset, run.edits or ARCHIVE_LABELS)
+        return None if probabilities is None else (data, probabilities)
     except NotFound:
         return None
 
