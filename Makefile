@@ -47,6 +47,11 @@ test: $(VENV)/.developer ## Run all tests [ARGS='-k broker']
 	@tests/system-packages.sh
 	@PYTHON=$(BIN)/python tests/run.sh $(ARGS)
 
+.PHONY: test-cluster
+test-cluster: $(VENV)/.developer ## Run the tests that start a cluster of three RabbitMQ nodes: too much for `make test`
+	@tests/system-packages.sh
+	@$(BIN)/python -m pytest -m cluster $(ARGS)
+
 .PHONY: check
 check: $(VENV)/.developer ## Check style, types and import rules
 	@$(BIN)/ruff check .

@@ -37,7 +37,7 @@ def unanswered(dashboard: Service, run_id: str, job_id: str, sha256: str) -> dic
     """Returns the pages and calls that do not answer with 200."""
     paths = ["/", "/runs", "/models", "/models/1", "/jobs", "/datasets", "/dead", "/readyz", "/metrics"]
     paths += [f"/runs/{run_id}", f"/jobs/{job_id}", f"/datasets/{sha256}", f"/datasets/{sha256}/faces/1"]
-    paths += [f"/api/v1/jobs/{job_id}/results.csv", "/api/v1/models/1/model.onnx", f"/api/v1/runs/{run_id}"]
+    paths += [f"/api/v1/jobs/{job_id}/results.csv", "/api/v1/models/1", f"/api/v1/runs/{run_id}"]
     return {path: status for path in paths if (status := dashboard.get(path)[0]) != 200}
 
 

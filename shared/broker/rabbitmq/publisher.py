@@ -7,6 +7,7 @@ that is alone when it happens again is the culprit and fails; the others pass.
 
 from __future__ import annotations
 
+import functools
 import logging
 import struct
 import time
@@ -38,7 +39,7 @@ _NEARLY_FULL: Final = 0.9
 _ANSWER_TIMEOUT_S: Final = 3.0
 _ELECTION_S: Final = 8.0
 """In which a replica becomes the leader of a queue whose leader has died. What is refused meanwhile is sent again."""
-_AGAIN_S: Final = 0.25
+_AGAIN_S: Final = 0.5
 _TROUBLE_S: Final = 60.0
 """How long a refusal counts as what is so now: where nobody publishes, nothing would tell that it is over."""
 
@@ -130,6 +131,8 @@ class Publisher:
         self._closed = False
         self._refused: dict[str, list[Publication]] = {}
         self._again: list[Publication] = []
+        self._renews = False
+        self._newest: Channel | None = None
         self._trouble: Trouble | None = None
         self._trouble_at = 0.0
 
@@ -182,18 +185,25 @@ class Publisher:
         self._waiting = kept
 
     def _on_channel(self, channel: Channel) -> None:
+        self._newest = channel
+
         def ready(_: object) -> None:
+            if channel is not self._newest:
+                return
             self._channel = channel
             self._last_tag = 0
             self._pump()
 
         channel.add_on_close_callback(self._on_channel_closed)
         channel.add_on_return_callback(self._on_return)
-        channel.confirm_delivery(self._on_confirm, callback=ready)
+        channel.confirm_delivery(functools.partial(self._on_confirm, channel), callback=ready)
 
     def _on_channel_closed(self, channel: Channel, error: Exception) -> None:
         if not isinstance(error, ChannelClosedByBroker) or not channel.connection.is_open:
             return  # the whole connection goes, or we closed it: `on_disconnected` follows
+        is_newest = channel is self._newest
+        if not is_newest:
+            return  # another has taken its place
         self._channel = None
         if self._under_way:
             self._return_to_waiting(error)
@@ -254,7 +264,9 @@ class Publisher:
             self._under_way[self._last_tag] = publication
             self._under_way_bytes += len(publication.body)
 
-    def _on_confirm(self, frame: Any) -> None:
+    def _on_confirm(self, channel: Channel, frame: Any) -> None:
+        if channel is not self._channel:
+            return  # closed meanwhile: what it carried is published again
         method: Basic.Ack | Basic.Nack = frame.method
         refused = isinstance(method, Basic.Nack)
         tag = int(method.delivery_tag or 0)
@@ -315,9 +327,8 @@ class Publisher:
         if limit is not None and ready is not None and ready >= limit * _NEARLY_FULL:
             self._give_up(publication, BrokerFull(f"queue {queue} is full; its limit is {limit} messages"))
         elif self.trouble is None and now - publication.refused_at < _ELECTION_S:
-            if not self._again:
-                self._connection.call_later(_AGAIN_S, self._publish_again)
             self._again.append(publication)
+            self._renew_later()
         elif limit is None:
             self._give_up(publication, BrokerError(f"RabbitMQ could not store a message for {queue!r}"))
         else:
@@ -326,11 +337,31 @@ class Publisher:
                 log.warning("%s", error)
             self._trouble, self._trouble_at = Trouble("no_majority", str(error)), now
             self._give_up(publication, error)
+            self._renew_later()
 
-    def _publish_again(self) -> None:
-        self._waiting.extendleft(reversed(self._again))
-        self._again.clear()
-        self._pump()
+    def _renew_later(self) -> None:
+        if not self._renews:
+            self._renews = True
+            self._connection.call_later(_AGAIN_S, self._renew)
+
+    def _renew(self) -> None:
+        """Opens a new channel, and publishes there what was refused.
+
+        RabbitMQ's end of a channel keeps to the leader that it found when it first published to a queue. Where that was
+        just dying, it refuses everything for as long as the channel lives.
+        """
+        self._renews = False
+        refused, self._again = self._again, []
+        old, transport = self._channel, self._connection.transport
+        if old is None or transport is None or not transport.is_open:
+            self._waiting.extendleft(reversed(refused))
+            return  # a new channel is under way
+        self._channel = None
+        self._return_to_waiting(None)
+        self._waiting.extendleft(reversed(refused))
+        if old.is_open:
+            old.close()
+        transport.channel(on_open_callback=self._on_channel)
 
     def _done(self, batch: Batch) -> None:
         batch.unconfirmed -= 1
