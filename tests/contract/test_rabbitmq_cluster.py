@@ -39,7 +39,7 @@ def test_a_leader_killed_under_load_loses_nothing(cluster: RabbitCluster) -> Non
     queue = topology.predictions
     sent: set[str] = set()
     received: set[str] = set()
-    stop = threading.Event()
+    stop, all_sent = threading.Event(), threading.Event()
 
     def publish() -> None:
         with open_broker(cluster.url, topology) as broker:
@@ -49,24 +49,24 @@ def test_a_leader_killed_under_load_loses_nothing(cluster: RabbitCluster) -> Non
                 sent.update(ids)  # only what was confirmed counts
 
     def consume() -> None:
-        with open_broker(cluster.url, topology) as broker, broker.consume([queue], 100) as consumer:
-            while not (stop.is_set() and sent <= received):
-                deliveries = consumer.receive(100, 0.5)
+        with open_broker(cluster.url, topology) as broker, broker.consume([queue], 100) as reader:
+            while not (all_sent.is_set() and sent <= received):
+                deliveries = reader.receive(100, 0.5)
                 received.update(delivery.message.message_id for delivery in deliveries)
-                for delivery in deliveries:
-                    consumer.settle([delivery], [])
+                reader.settle(deliveries, [])
 
-    threads = [threading.Thread(target=work, daemon=True) for work in (publish, consume)]
-    for thread in threads:
-        thread.start()
+    publisher, consumer = (threading.Thread(target=work, daemon=True) for work in (publish, consume))
+    publisher.start()
+    consumer.start()
     eventually(lambda: len(received) > 200, 30, "the load")
     leader = cluster.leader_of(queue)
     leader.kill()
     before = len(sent)
     eventually(lambda: len(sent) > before + 200 and len(received) > before + 100, 60, "the load goes on")
     stop.set()
-    for thread in threads:
-        thread.join(60)
+    publisher.join(30)
+    all_sent.set()
+    consumer.join(30)
     assert sent <= received
     assert cluster.leader_of(queue) is not leader
     leader.start()
