@@ -69,16 +69,21 @@ def show_run(run_id: str) -> str:
         view["groups_threshold"] = THRESHOLD
     if evaluation and (scored := _scored_dataset(run)) is not None:
         data, probabilities = scored
+        held_out = parts.store_cache.held_out_predictions(data.sha256, version) if version else None
         view |= {
             "confusion": _confusion(data, probabilities, threshold),
             "groups": measure_groups(data, probabilities, threshold),
             "group_errors": True,
             "groups_threshold": threshold,
-            "suspects": _suspects(data, probabilities),
+            "suspects": _suspects(data, probabilities, held_out),
         }
 
+    # What a figure counted has to be found there, whatever is edited later.
+    edited = run.dataset is not None and not parts.store_cache.corrections(run.dataset).is_empty
+    labels = run.edits or (ARCHIVE_LABELS if edited else "")
+
     def faces_url(**filters: Any) -> str:
-        query = FaceFilter(version=version, split="test", threshold=threshold, **filters).as_query()
+        query = FaceFilter(version=version, split="test", threshold=threshold, labels=labels, **filters).as_query()
         return url_for("datasets.show_dataset", sha256=run.dataset, **query) + "#faces"
 
     trainable = run.dataset is not None and parts.store.exists(f"datasets/{run.dataset}/archive.zip")
@@ -96,7 +101,8 @@ def show_run(run_id: str) -> str:
         version=version,
         threshold=threshold,
         faces_url=faces_url,
-        suspects_query=FaceFilter(version=version, result="wrong", sort="largest_error").as_query(),
+        suspects_query=FaceFilter(version=version, sort="suspects").as_query(),
+        rival=_find_rival(run, request.args.get("against", None, int)),
         min_group=MIN_GROUP,
         fields=parameter_fields(run.params) if trainable else [],
         ahead=parts.runs_ahead(),
@@ -213,7 +219,22 @@ def _confusion(data: Dataset, probabilities: NDArray[np.float32], threshold: flo
     }
 
 
-def _suspects(data: Dataset, probabilities: NDArray[np.float32]) -> list[dict[str, Any]]:
-    """Returns the faces where the model most confidently disagrees with the label: likely label errors."""
-    order = select_faces(data, probabilities, FaceFilter(result="wrong", sort="largest_error"))
+def _find_rival(run: Run, version: int | None) -> Run | None:
+    """Returns the run of the model that a run with corrected labels is to be compared with.
+
+    That is the version that is asked for; otherwise the newest one of the same dataset that is older than the run's.
+    """
+    if run.edits is None or run.model is None or run.dataset is None:
+        return None
+    cache = dashboard().store_cache
+    older = [number for number in cache.predicting_versions(run.dataset) if number < run.model.version]
+    chosen = version if version in older else next(iter(older), None)
+    return None if chosen is None else cache.find_run(cache.card(chosen).run_id)
+
+
+def _suspects(
+    data: Dataset, probabilities: NDArray[np.float32], held_out: NDArray[np.float32] | None
+) -> list[dict[str, Any]]:
+    """Returns the faces whose labels are the likeliest to be wrong."""
+    order = select_faces(data, probabilities, FaceFilter(sort="suspects"), None, held_out)
     return [face_view(data, probabilities, int(i)) for i in order[:_SUSPECTS]]
