@@ -50,6 +50,7 @@ def test_the_corrected_set_is_trained_on_by_one_button(filled: Site) -> None:
     request = parse_dataset(delivery.message)
     assert request.edits == filled.parts.client.edits.freeze(sha256)
     assert request.name == "faces corrected"
+    assert request.params == filled.parts.client.runs.get("run-000000000002").params
     assert answer.location.endswith("?against=2")
     run_page = web.get(answer.location).text
     assert f'edits <span class="mono">{str(request.edits)[:12]}</span>' in run_page
