@@ -104,7 +104,7 @@ class Client:
         spec = LabelSpec.parse(None if labels is None else dict(labels))
         dataset = dataset_id(sha256, spec)
         key = _dataset_key(dataset)
-        if not self.store.exists(key):
+        if not self.store.holds(key, archive.stat().st_size):
             self._upload(archive, key, on_copied, move=move, sha256=sha256)
         return self._queue_run(dataset, name or archive_stem(archive.name), checked, message_id, spec, sha256)
 

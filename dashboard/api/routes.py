@@ -66,7 +66,7 @@ def list_datasets() -> Response:
         {
             "sha256": sha256,
             "name": names.get(sha256),
-            "summary": summary.model_dump(mode="json") if (summary := cache.summary(sha256)) else None,
+            "summary": summary.model_dump(mode="json") if (summary := cache.readable_summary(sha256)) else None,
         }
         for sha256 in _page(found)
     ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.records.dataset import FACES_CSV, FACES_NPY, FaceRow, age_band, read_faces_csv
+from shared.records.dataset import FACES_CSV, FACES_NPY, FaceRow, age_band, open_faces
 from shared.store.base import Store
 
 
@@ -63,9 +63,12 @@ class Dataset:
 
 @contextmanager
 def open_dataset(store: Store, sha256: str) -> Iterator[Dataset]:
-    """Opens a decoded dataset of the store; its faces may be used inside of the `with` block only."""
+    """Opens a decoded dataset of the store; its faces may be used inside of the `with` block only.
+
+    Raises:
+        NotFound: there is none.
+        DamagedRecord: its files are not what they should be.
+    """
     folder = f"datasets/{sha256}"
     with store.local(f"{folder}/{FACES_NPY}") as faces, store.local(f"{folder}/{FACES_CSV}") as table:
-        with table.open(encoding="utf-8", newline="") as file:
-            rows = read_faces_csv(file)
-        yield Dataset(sha256, np.load(faces, mmap_mode="r"), rows)
+        yield Dataset(sha256, *open_faces(faces, table, sha256))
