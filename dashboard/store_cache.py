@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Final, Generic, TypeVar
 
 import numpy as np
@@ -19,6 +18,7 @@ from shared.errors import NotFound
 from shared.records.dataset import (
     FACES_CSV,
     FACES_NPY,
+    NEAR_DUPLICATES_CSV,
     REFUSAL_JSON,
     REJECTS_CSV,
     SPLITS,
@@ -27,16 +27,25 @@ from shared.records.dataset import (
     RejectRow,
     find_summary,
     open_faces,
+    read_near_duplicates_csv,
     read_rejects_csv,
 )
+from shared.records.edits import Corrections, EditHistory, Edits, edits_key
 from shared.records.jobs import Job, Jobs
 from shared.records.model_card import ModelCard
-from shared.records.record import DamagedRecord, Listing, Record, list_records, newest_first
+from shared.records.predictions import read_held_out, read_predictions
+from shared.records.record import DamagedRecord, Listing, Record, parse_record
 from shared.records.registry import Registry
 from shared.records.runs import Run, Runs
 from shared.store.base import Store
 
+EDITED: Final = ("unedited", "corrected", "confirmed", "excluded")
+"""What edits have made of a face: another label, its own label again, or none."""
+EXCLUDED: Final = len(SPLITS)
+ARCHIVE_LABELS: Final = "archive"
+"""Names the labels of the archive where edits may be named."""
 _DATASETS_CACHED: Final = 4
+_EDITED_CACHED: Final = 8
 _PREDICTIONS_CACHED: Final = 16
 _SMALL_CACHED: Final = 2000
 
@@ -57,8 +66,11 @@ class Dataset:
         age: int16 (N,), years, or `UNKNOWN`.
         gender: uint8 (N,), index into `shared.faces.labels.GENDERS`.
         ethnicity: int16 (N,), index into `shared.faces.labels.ETHNICITIES`, or `UNKNOWN`.
-        split: uint8 (N,), index into `shared.records.dataset.SPLITS`.
+        split: uint8 (N,), index into `shared.records.dataset.SPLITS`, or `EXCLUDED` for a face that an edit left out.
         sizes: uint32 (N, 2), width and height of the original image in pixels.
+        groups: int32 (N,), the number of the faces that look the same; -1 for a face that is like no other.
+        edits: uint8 (N,), index into `EDITED`.
+        corrections: the hash of the edits that are applied; None where the labels are those of the archive.
         faces: uint8 (N, 128, 128), luma, mapped from the file.
         held: keeps the file of `faces` there.
     """
@@ -71,6 +83,9 @@ class Dataset:
     ethnicity: NDArray[np.int16]
     split: NDArray[np.uint8]
     sizes: NDArray[np.uint32]
+    groups: NDArray[np.int32]
+    edits: NDArray[np.uint8]
+    corrections: str | None
     faces: NDArray[np.uint8]
     held: contextlib.ExitStack = field(repr=False)
 
@@ -132,15 +147,37 @@ class StoreCache:
         self._cards: LruCache[int, ModelCard] = LruCache(self._registry.card, _SMALL_CACHED)
         self._summaries: LruCache[str, DatasetSummary] = LruCache(self._load_summary, _SMALL_CACHED)
         self._datasets: LruCache[str, Dataset] = LruCache(self._load_dataset, _DATASETS_CACHED)
+        self._edits = Edits(store)
+        self._histories: LruCache[tuple[str, bytes], tuple[EditHistory, Corrections]] = LruCache(
+            lambda key: self._load_history(*key), _EDITED_CACHED
+        )
+        self._edited: LruCache[tuple[str, str], Dataset] = LruCache(lambda key: self._edit(*key), _EDITED_CACHED)
+        self._held_out: LruCache[tuple[str, int], NDArray[np.float32]] = LruCache(
+            lambda key: self._load_held_out(*key), _PREDICTIONS_CACHED
+        )
         self._predictions: LruCache[tuple[str, int], NDArray[np.float32]] = LruCache(
             lambda key: self._load_predictions(*key), _PREDICTIONS_CACHED
         )
 
     # -- runs and jobs
 
-    def runs(self) -> Listing[Run]:
-        """Returns every run's record, newest first, and what is wrong with those that cannot be read."""
-        return newest_first(list_records(self._store.children("runs"), self.find_run))
+    def runs(self, limit: int | None = None, offset: int = 0) -> Listing[Run]:
+        """Returns the records of all runs, or of a page of them, as `Runs.page` does."""
+        return self._runs.page(limit, offset, self.find_run)
+
+    def open_runs(self) -> Listing[Run]:
+        """Returns the records of the runs that have not ended, newest first."""
+        return self._runs.open(self.find_run)
+
+    def ended_runs(self, open_runs: Iterable[Run]) -> Iterator[Run]:
+        """Yields the records of the runs that have ended, newest first, each read only when it is asked for.
+
+        Args:
+            open_runs: those that have not, and so need not be read.
+        """
+        passed_over = {run.run_id for run in open_runs}
+        found = self._runs.newest(lambda run_id: None if run_id in passed_over else self.find_run(run_id))
+        return (run for run in found if run.state.is_final)
 
     def find_run(self, run_id: str) -> Run | None:
         """Returns a run's record, or None."""
@@ -150,9 +187,9 @@ class StoreCache:
         """Returns a run's record, or raises `NotFound`."""
         return self.find_run(run_id) or self._runs.get(run_id)
 
-    def jobs(self) -> Listing[Job]:
-        """Returns every job's record, newest first, and what is wrong with those that cannot be read."""
-        return newest_first(list_records(self._store.children("jobs"), self.find_job))
+    def jobs(self, limit: int | None = None, offset: int = 0) -> Listing[Job]:
+        """Returns the records of all jobs, or of a page of them, as `Jobs.page` does."""
+        return self._jobs.page(limit, offset, self.find_job)
 
     def find_job(self, job_id: str) -> Job | None:
         """Returns a job's record, or None."""
@@ -164,15 +201,29 @@ class StoreCache:
 
     # -- models
 
-    def cards(self) -> Listing[ModelCard]:
-        """Returns every model's card, newest first, and what is wrong with those that cannot be read."""
-        return list_records(reversed(self._registry.versions()), self.card)
+    def cards(self, limit: int | None = None, offset: int = 0) -> Listing[ModelCard]:
+        """Returns the cards of all models, or of a page of them, as `Registry.page` does."""
+        return self._registry.page(limit, offset, self.card)
 
     def card(self, version: int) -> ModelCard:
         """Returns a model's card, or raises `NotFound` or `DamagedRecord`."""
         return self._cards.get(version)
 
     # -- datasets
+
+    def named_datasets(self) -> Iterator[tuple[str, str | None]]:
+        """Yields (hash, name of the newest run) of every dataset, those with the newest runs first.
+
+        Runs are read only as far as the caller goes on.
+        """
+        left = dict.fromkeys(self.dataset_ids())
+        runs = self._runs.newest(self.find_run)
+        while left and (run := next(runs, None)) is not None:
+            if run.dataset in left:
+                del left[run.dataset]
+                yield run.dataset, run.name
+        for sha256 in left:
+            yield sha256, None
 
     def dataset_ids(self) -> list[str]:
         """Returns the hashes of all datasets whose archive is here, decoded or not."""
@@ -202,6 +253,35 @@ class StoreCache:
         """
         return self._datasets.get(sha256)
 
+    def edit_history(self, sha256: str) -> EditHistory:
+        """Returns the edits of a dataset's labels; none where nobody made any."""
+        return self._history(sha256)[0]
+
+    def corrections(self, sha256: str) -> Corrections:
+        """Returns what the edits that are in force make of a dataset's labels."""
+        return self._history(sha256)[1]
+
+    def edited(self, sha256: str, edits: str = "") -> Dataset:
+        """Returns a decoded dataset with corrected labels.
+
+        Args:
+            sha256: the dataset.
+            edits: the hash of the corrections that a run was given, or `ARCHIVE_LABELS`; empty for those in force now.
+
+        Raises:
+            NotFound: there is no such dataset, it is not decoded yet, or it has no edits of that hash.
+        """
+        if edits == ARCHIVE_LABELS:
+            return self.dataset(sha256)
+        if not edits:
+            corrections = self.corrections(sha256)
+            if corrections.is_empty:
+                return self.dataset(sha256)
+            edits = corrections.sha256
+            if self._edited.find((sha256, edits)) is None:
+                self._edited.put((sha256, edits), _with_corrections(self.dataset(sha256), corrections, edits))
+        return self._edited.get((sha256, edits))
+
     def refusal(self, sha256: str) -> DatasetRefusal | None:
         """Returns why an archive did not become a dataset; None where it did, or was not processed yet."""
         key = f"datasets/{sha256}/{REFUSAL_JSON}"
@@ -225,9 +305,21 @@ class StoreCache:
         except NotFound:
             return None
 
+    def held_out_predictions(self, sha256: str, version: int) -> NDArray[np.float32] | None:
+        """Returns predictions by weights of a model that have not learned from the face; None where there are none.
+
+        A model that was trained on other faces has learned from none of these.
+        """
+        try:
+            return self._held_out.get((sha256, version))
+        except NotFound:
+            return None
+
     def close(self) -> None:
         """Lets go of everything that is kept."""
+        self._edited.clear()
         self._predictions.clear()
+        self._held_out.clear()
         self._datasets.clear()
 
     # -- how
@@ -254,22 +346,57 @@ class StoreCache:
                 np.array([row.ethnicity for row in rows], np.int16),
                 np.array([SPLITS.index(row.split) for row in rows], np.uint8),
                 np.array([(row.width, row.height) for row in rows], np.uint32).reshape(-1, 2),
+                self._load_groups(sha256, len(rows)),
+                np.zeros(len(rows), np.uint8),
+                None,
                 faces,
                 stack.pop_all(),
             )
 
-    def _load_predictions(self, sha256: str, version: int) -> NDArray[np.float32]:
+    def _load_groups(self, sha256: str, count: int) -> NDArray[np.int32]:
+        groups = np.full(count, -1, np.int32)
+        with contextlib.suppress(NotFound):  # of an older release
+            text = self._store.get(f"datasets/{sha256}/{NEAR_DUPLICATES_CSV}").decode()
+            found = read_near_duplicates_csv(io.StringIO(text, newline=""))
+            groups[list(found)] = list(found.values())
+        return groups
+
+    def _history(self, sha256: str) -> tuple[EditHistory, Corrections]:
+        key = edits_key(sha256)
+        try:
+            data = self._store.get(key)
+        except NotFound:
+            return EditHistory(), Corrections()
+        return self._histories.get((key, data))
+
+    def _load_history(self, key: str, data: bytes) -> tuple[EditHistory, Corrections]:
+        history = parse_record(data, key, EditHistory)
+        return history, history.corrections()
+
+    def _edit(self, sha256: str, edits: str) -> Dataset:
+        return _with_corrections(self.dataset(sha256), self._edits.frozen(sha256, edits), edits)
+
+    def _load_held_out(self, sha256: str, version: int) -> NDArray[np.float32]:
         card = self.card(version)
-        trained_on_it = card.dataset.sha256 == sha256
-        key = f"runs/{card.run_id}/predictions.csv" if trained_on_it else predictions_key(sha256, version)
-        text = self._store.get(key).decode()
-        rows = csv.DictReader(io.StringIO(text))
-        return np.array([float(row["probability_female"]) for row in rows], np.float32)
+        if card.dataset.sha256 != sha256:
+            raise NotFound(f"version {version} was trained on other faces")
+        return read_held_out(self._store, card.run_id)
+
+    def _load_predictions(self, sha256: str, version: int) -> NDArray[np.float32]:
+        return read_predictions(self._store, sha256, self.card(version))
 
 
-def predictions_key(sha256: str, version: int) -> str:
-    """Returns the store key of a dataset's predictions by a model that was trained on another one."""
-    return f"datasets/{sha256}/predictions/{version}.csv"
+def _with_corrections(data: Dataset, corrections: Corrections, sha256: str) -> Dataset:
+    """Returns a dataset with the labels that its edits make."""
+    gender = corrections.apply(data.gender)
+    edits, split = np.zeros(len(data), np.uint8), data.split.copy()
+    relabelled = [*corrections.male, *corrections.female]
+    edits[relabelled] = np.where(gender == data.gender, EDITED.index("confirmed"), EDITED.index("corrected"))[
+        relabelled
+    ]
+    excluded = list(corrections.exclude)
+    edits[excluded], split[excluded] = EDITED.index("excluded"), EXCLUDED
+    return replace(data, gender=gender, split=split, edits=edits, corrections=sha256)
 
 
 def _read_unless_final(ended: LruCache[str, _R], find: Callable[[str], _R | None], key: str) -> _R | None:

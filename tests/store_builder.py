@@ -19,6 +19,7 @@ from shared.records.dataset import (
     AGE_BANDS,
     FACES_CSV,
     FACES_NPY,
+    NEAR_DUPLICATES_CSV,
     REJECTS_CSV,
     SPLITS,
     SUMMARY_JSON,
@@ -28,6 +29,7 @@ from shared.records.dataset import (
     age_band,
     read_faces_csv,
     write_faces_csv,
+    write_near_duplicates_csv,
     write_rejects_csv,
 )
 from shared.records.evaluation import (
@@ -121,6 +123,9 @@ class StoreBuilder:
         text = io.StringIO(newline="")
         write_rejects_csv(text, rejects)
         self.store.put(f"{key}/{REJECTS_CSV}", text.getvalue().encode())
+        text = io.StringIO(newline="")
+        write_near_duplicates_csv(text, {0: 0, 1: 0, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4})
+        self.store.put(f"{key}/{NEAR_DUPLICATES_CSV}", text.getvalue().encode())
         self.store.put(f"{key}/{SUMMARY_JSON}", summary.model_dump_json(indent=2).encode())
         return sha256
 
@@ -156,7 +161,16 @@ class StoreBuilder:
             images_per_second=380.0,
         )
 
-    def model(self, sha256: str, run_id: str, *, name: str = "faces", accuracy: float = 0.93, epochs: int = 12) -> int:
+    def model(
+        self,
+        sha256: str,
+        run_id: str,
+        *,
+        name: str = "faces",
+        accuracy: float = 0.93,
+        epochs: int = 12,
+        **changes: Any,
+    ) -> int:
         """Writes a finished run of a dataset, with its predictions and evaluation, and registers its model."""
         summary = DatasetSummary.model_validate(self.store.get_json(f"datasets/{sha256}/{SUMMARY_JSON}"))
         counts = {split: sum(genders.values()) for split, genders in summary.splits.items()}
@@ -217,7 +231,11 @@ class StoreBuilder:
             self.store.put(f"{folder}/{file}", MODEL)
         self.registry.register(card, f"# gender {version}\n", {})
         self.runs.update(
-            run_id, state=RunState.REGISTERED, model={"name": "gender", "version": version}, metrics=metrics
+            run_id,
+            state=RunState.REGISTERED,
+            model={"name": "gender", "version": version},
+            metrics=metrics,
+            **changes,
         )
         return version
 

@@ -11,7 +11,9 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 
 from dashboard.api import views
-from dashboard.face_grid import RESULTS, SORTS
+from dashboard.face_grid import AGREEMENTS, CONFIDENCE_BANDS, DUPLICATES, RESULTS, SORTS
+from dashboard.incoming import Upload
+from dashboard.store_cache import EDITED
 from dashboard.tasks.samples import SampleState
 from dashboard.tasks.scoring import ScoringState
 from shared.errors import CODES
@@ -19,6 +21,7 @@ from shared.faces.labels import ETHNICITIES, GENDERS
 from shared.messages import ARCHIVES, IMAGES
 from shared.params import TrainingParams
 from shared.records.dataset import AGE_BANDS, SPLITS
+from shared.records.edits import CHANGES
 from shared.records.model_card import ModelCard
 
 _REF: Final = "#/components/schemas/{model}"
@@ -39,7 +42,7 @@ class _Call:
         path: below `/api/v1`; what stands in braces is a parameter.
         name: of the view that answers, and the `operationId`.
         summary: what it does.
-        answer: the type of its JSON, or a media type.
+        answer: the type of its JSON, or a media type; None where the answer has no body.
         status: of the answer.
         query: its parameters.
         body: what it takes, by media type.
@@ -50,7 +53,7 @@ class _Call:
     path: str
     name: str
     summary: str
-    answer: type[Any] | str
+    answer: type[Any] | str | None
     status: int = 200
     query: _Query = field(default_factory=dict)
     body: Schema = field(default_factory=dict)
@@ -87,12 +90,18 @@ _SELECTED: Final[_Query] = {
 }
 _FACES: Final = {
     "version": _number("The model whose predictions count; the champion by default", 1, 10**9),
+    "other": _number("A second model to compare it with", 1, 10**9),
+    "agreement": _text("Which of the two models are correct", *AGREEMENTS),
     "gender": _text("The label", *GENDERS),
     "predicted": _text("The prediction", *GENDERS),
     "ethnicity": _text("The label", *ETHNICITIES),
     "age": _text("A band of ages", *AGE_BANDS),
     "split": _text("A part of the dataset", *SPLITS),
     "result": _text("Whether prediction and label agree", *RESULTS),
+    "confidence": _text("A band of the confidence, in percent", *CONFIDENCE_BANDS),
+    "duplicates": _text("Whether another face looks the same", *DUPLICATES),
+    "edited": _text("What edits have made of the label", *EDITED),
+    "labels": _text("`archive`, or the hash of the edits that correct the labels; by default those in force"),
     "low": _number("The lowest confidence", 0, 1, "number"),
     "high": _number("The highest confidence", 0, 1, "number"),
     "threshold": _number("Predicted female from this probability on; 0.5 by default", 0, 1, "number"),
@@ -101,7 +110,30 @@ _FACES: Final = {
 }
 _ONCE: Final = {"Idempotency-Key": "The same key twice makes one run or job"}
 
+_UPLOAD: Final = _text("A finished upload, in place of a body; see /uploads")
+
 _CALLS: Final = (
+    _Call(
+        "POST",
+        "/uploads",
+        "create_upload",
+        "Begin an upload in parts, which can be resumed (tus 1.0)",
+        Upload,
+        201,
+        headers={"Upload-Length": "Bytes that it will have"},
+    ),
+    _Call("GET", "/uploads/{upload_id}", "get_upload", "How far an upload is", Upload),
+    _Call(
+        "PATCH",
+        "/uploads/{upload_id}",
+        "append_upload",
+        "Add bytes to an upload",
+        None,
+        204,
+        body={"application/offset+octet-stream": _FILE},
+        headers={"Upload-Offset": "Bytes that are there already"},
+    ),
+    _Call("DELETE", "/uploads/{upload_id}", "delete_upload", "Give an upload up", None, 204),
     _Call("GET", "/datasets", "list_datasets", "Datasets, newest first", views.Datasets, query=_PAGING),
     _Call(
         "POST",
@@ -110,8 +142,14 @@ _CALLS: Final = (
         "Train on an archive of labelled faces",
         views.RunAccepted,
         202,
-        {"name": _text("The name of the run"), "params": _PARAMS, "labels": _LABELS},
-        _archive("name", "params", "labels"),
+        {
+            "name": _text("The name of the run"),
+            "params": _PARAMS,
+            "labels": _LABELS,
+            "train": _text("`false` only reads the archive, so that its faces can be looked at", "true", "false"),
+            "upload": _UPLOAD,
+        },
+        _archive("name", "params", "labels", "train"),
         _ONCE,
     ),
     _Call(
@@ -121,8 +159,44 @@ _CALLS: Final = (
         "Train on a dataset that is here already",
         views.RunAccepted,
         202,
-        {"name": _text("The name of the run"), "params": _PARAMS},
+        {
+            "name": _text("The name of the run"),
+            "params": _PARAMS,
+            "edits": _text("The hash of the edits to train with, or `current`; by default the archive's own labels"),
+        },
         headers=_ONCE,
+    ),
+    _Call("GET", "/datasets/{sha256}/edits", "list_edits", "The edits of a dataset's labels", views.EditList),
+    _Call(
+        "POST",
+        "/datasets/{sha256}/edits",
+        "edit_dataset",
+        "Correct labels, exclude faces, restore them, or undo an edit",
+        views.EditMade,
+        query={
+            "change": _text("What to do with the faces", *CHANGES, "undo"),
+            "faces": (
+                "The index of a face; may be given several times",
+                {"type": "array", "items": {"type": "integer", "minimum": 0}},
+            ),
+            "number": _number("The edit to undo; by default the newest that is in force", 1, 10**9),
+        },
+    ),
+    _Call(
+        "GET",
+        "/datasets/{sha256}/faces",
+        "list_faces",
+        "Faces with their predictions, and how many there are by label, prediction, age and so on",
+        views.Faces,
+        query={**_FACES, **_PAGING},
+    ),
+    _Call(
+        "GET",
+        "/datasets/{sha256}/faces/{index}",
+        "get_face",
+        "One face with every model's prediction and its edits",
+        views.FaceDetails,
+        query=_FACES,
     ),
     _Call("GET", "/datasets/{sha256}/faces.csv", "dataset_faces", "Faces with their predictions", _CSV, query=_FACES),
     _Call("GET", "/datasets/{sha256}/rejects.csv", "dataset_rejects", "Rejected files with their reasons", _CSV),
@@ -176,7 +250,7 @@ _CALLS: Final = (
         "Predict an archive of images",
         views.JobAccepted,
         202,
-        {"name": _text("The name of the job"), **_MODEL_VERSION},
+        {"name": _text("The name of the job"), **_MODEL_VERSION, "upload": _UPLOAD},
         _archive("name", "model_version"),
         _ONCE,
     ),
@@ -253,7 +327,7 @@ def query_parameters() -> dict[str, tuple[str, ...]]:
 
 def _schemas() -> dict[str, Any]:
     """Returns the schema of every answer, and of what they refer to, by name."""
-    answers = {call.answer for call in _CALLS if not isinstance(call.answer, str)} | {views.Error, TrainingParams}
+    answers = {call.answer for call in _CALLS if isinstance(call.answer, type)} | {views.Error, TrainingParams}
     adapters = [(kind.__name__, "serialization", TypeAdapter(kind)) for kind in answers]
     _, found = TypeAdapter.json_schemas(adapters, ref_template=_REF)  # type: ignore[arg-type]  # invariant tuples
     schemas: dict[str, Any] = dict(sorted(found["$defs"].items()))
@@ -263,7 +337,12 @@ def _schemas() -> dict[str, Any]:
 
 def _operation(call: _Call) -> Schema:
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "integer" if name == "version" else "string"}}
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": {"type": "integer" if name in {"version", "index"} else "string"},
+        }
         for name in re.findall(r"{(\w+)}", call.path)
     ]
     parameters += [
@@ -274,7 +353,10 @@ def _operation(call: _Call) -> Schema:
         {"name": name, "in": "header", "description": meaning, "schema": {"type": "string"}}
         for name, meaning in call.headers.items()
     ]
-    body = {"required": True, "content": {kind: {"schema": schema} for kind, schema in call.body.items()}}
+    body = {
+        "required": "upload" not in call.query,
+        "content": {kind: {"schema": schema} for kind, schema in call.body.items()},
+    }
     return {
         "operationId": call.name,
         "summary": call.summary,
@@ -287,7 +369,9 @@ def _operation(call: _Call) -> Schema:
     }
 
 
-def _answer(answer: type[Any] | str, description: str) -> Schema:
+def _answer(answer: type[Any] | str | None, description: str) -> Schema:
+    if answer is None:
+        return {"description": description}
     if isinstance(answer, str):
         return {"description": description, "content": {answer: {}}}
     schema = {"$ref": _REF.format(model=answer.__name__)}

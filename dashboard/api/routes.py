@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
-from typing import Any, Final, TypeVar
+from itertools import islice
+from typing import Any, Final
 
 from flask import Blueprint, Response, jsonify, request, send_file, url_for
 from werkzeug.datastructures import Headers
 
+from dashboard.api import faces
 from dashboard.api.document import document, query_parameters
-from dashboard.api.faces import send_faces, send_rejects
 from dashboard.api.uploads import parse_number, receive_archive, receive_images
 from dashboard.auth import current_user
 from dashboard.context import dashboard
+from dashboard.incoming import Upload
 from shared.archives.archive import ArchiveLimits
-from shared.client import Client
+from shared.client import CURRENT_EDITS, Client
 from shared.errors import Conflict, InvalidMessage, NotFound, short_repr
 from shared.faces.labelling import LabelSpec
 from shared.messages import SCHEMA
@@ -29,11 +32,13 @@ ANSWER_S: Final = 30.0
 
 _LONGEST_ANSWER_S: Final = 120.0
 _PAGE: Final = 1000
+_FACES: Final = 120
 _SAMPLE_IMAGES: Final = 1500
 _REASON_LENGTH: Final = 500
+_UNDO: Final = "undo"
+_SHA256: Final = re.compile("[0-9a-f]{64}")
 
 _MODEL_SUMMARY: Final = {"name", "version", "run_id", "created", "dataset", "metrics", "params", "file"}
-_T = TypeVar("_T")
 
 blueprint = Blueprint("api", __name__, url_prefix="/api/v1")
 
@@ -49,6 +54,62 @@ def _refuse_unknown_parameters() -> None:
         )
 
 
+# -- uploads in parts: the core of tus 1.0, https://tus.io/protocols/resumable-upload
+
+
+@blueprint.post("/uploads")
+def create_upload() -> tuple[Response, int]:
+    """Begins an upload."""
+    size = _read_length("Upload-Length")
+    found = dashboard().uploads.create(size)
+    answer = _describe_upload(found, jsonify(found))
+    answer.headers["Location"] = url_for("api.get_upload", upload_id=found.upload_id)
+    return answer, 201
+
+
+@blueprint.get("/uploads/<upload_id>")
+def get_upload(upload_id: str) -> Response:
+    """Tells how far an upload is."""
+    found = dashboard().uploads.find(upload_id)
+    return _describe_upload(found, jsonify(found))
+
+
+@blueprint.patch("/uploads/<upload_id>")
+def append_upload(upload_id: str) -> tuple[Response, int]:
+    """Adds bytes to an upload."""
+    if request.mimetype not in {"application/offset+octet-stream", "application/octet-stream"}:
+        raise InvalidMessage(
+            f"content type is {request.mimetype!r}; expected application/offset+octet-stream",
+            code="unsupported_content_type",
+        )
+    parts = dashboard()
+    request.max_content_length = parts.settings.max_archive_bytes
+    offset = _read_length("Upload-Offset")
+    found = parts.uploads.append(upload_id, offset, request.stream, request.content_length)
+    return _describe_upload(found, Response()), 204
+
+
+@blueprint.delete("/uploads/<upload_id>")
+def delete_upload(upload_id: str) -> tuple[Response, int]:
+    """Gives an upload up."""
+    dashboard().uploads.delete(upload_id)
+    return Response(), 204
+
+
+def _read_length(header: str) -> int:
+    text = request.headers.get(header, "")
+    if not (text.isascii() and text.isdecimal() and len(text) <= 15):
+        raise InvalidMessage(f"header {header} is {short_repr(text)}; expected a number of bytes")
+    return int(text)
+
+
+def _describe_upload(found: Upload, answer: Response) -> Response:
+    answer.headers["Tus-Resumable"] = "1.0.0"
+    answer.headers["Upload-Offset"] = str(found.offset)
+    answer.headers["Upload-Length"] = str(found.size)
+    return answer
+
+
 # -- datasets and runs
 
 
@@ -56,21 +117,16 @@ def _refuse_unknown_parameters() -> None:
 def list_datasets() -> Response:
     """Lists datasets, those with the newest runs first."""
     cache = dashboard().store_cache
-    names: dict[str, str] = {}
-    for run in cache.runs().records:
-        if run.dataset:
-            names.setdefault(run.dataset, run.name)
-    stored = cache.dataset_ids()
-    found = [*(sha256 for sha256 in names if sha256 in stored), *(sha256 for sha256 in stored if sha256 not in names)]
+    limit, offset = _page()
     page = [
         {
             "sha256": sha256,
-            "name": names.get(sha256),
+            "name": name,
             "summary": summary.model_dump(mode="json") if (summary := cache.readable_summary(sha256)) else None,
         }
-        for sha256 in _page(found)
+        for sha256, name in islice(cache.named_datasets(), offset, offset + limit)
     ]
-    return jsonify({"datasets": page, "total": len(found)})
+    return jsonify({"datasets": page, "total": len(cache.dataset_ids())})
 
 
 @blueprint.post("/datasets")
@@ -81,13 +137,16 @@ def submit_dataset() -> tuple[Response, int]:
     with receive_archive(ArchiveLimits.from_settings(parts.settings)) as archive:
         params = TrainingParams.parse(_read_field("params") or None)
         labels = LabelSpec.parse(_read_field("labels") or None)
+        train = _read_flag("train", True)
         run_id = parts.client.submit_dataset(
             archive.path,
             name=archive.name,
             params=params.as_dict(),
             labels=None if labels is None else labels.as_dict(),
+            train=train,
             message_id=_idempotency_key(),
             move=True,
+            sha256=archive.sha256,
         )
     return _accept_run(run_id, ahead)
 
@@ -99,20 +158,64 @@ def train_dataset(sha256: str) -> tuple[Response, int]:
     ahead = parts.runs_ahead()
     params = TrainingParams.parse(_read_field("params") or None)
     name = _read_field("name") or None
-    run_id = parts.client.train_dataset(sha256, name=name, params=params.as_dict(), message_id=_idempotency_key())
+    run_id = parts.client.train_dataset(
+        sha256, name=name, params=params.as_dict(), edits=_read_edits(), message_id=_idempotency_key()
+    )
     return _accept_run(run_id, ahead)
+
+
+@blueprint.get("/datasets/<sha256>/edits")
+def list_edits(sha256: str) -> Response:
+    """Lists the edits of a dataset's labels, and what they make of its faces."""
+    history = dashboard().client.edits.history(sha256)
+    corrections = history.corrections()
+    return jsonify(
+        {
+            "edits": [edit.as_dict() for edit in history.edits],
+            "corrections": corrections.as_dict(),
+            "sha256": None if corrections.is_empty else corrections.sha256,
+        }
+    )
+
+
+@blueprint.post("/datasets/<sha256>/edits")
+def edit_dataset(sha256: str) -> Response:
+    """Makes an edit of a dataset's labels, or undoes one."""
+    edits, change = dashboard().client.edits, _read_field("change")
+    if change == _UNDO:
+        number = parse_number(_read_field("number"), "number", 1, 10**9)
+        history, edit = edits.undo(sha256, None if number is None else int(number), user=current_user())
+    else:
+        history = edits.add(sha256, change, _read_faces(), user=current_user())
+        edit = history.edits[-1]
+    corrections = history.corrections()
+    return jsonify({"edit": edit.as_dict(), "sha256": None if corrections.is_empty else corrections.sha256})
+
+
+@blueprint.get("/datasets/<sha256>/faces")
+def list_faces(sha256: str) -> Response:
+    """Lists faces with their predictions, and counts them by what they can be chosen by."""
+    limit = parse_number(request.args.get("limit"), "limit", 1, _PAGE) or _FACES
+    offset = parse_number(request.args.get("offset"), "offset", 0, 10**9) or 0
+    return jsonify(faces.list_faces(sha256, int(offset), int(limit)))
+
+
+@blueprint.get("/datasets/<sha256>/faces/<int:index>")
+def get_face(sha256: str, index: int) -> Response:
+    """Returns one face: every model's prediction, the faces that look the same, and its edits."""
+    return jsonify(faces.describe_face(sha256, index))
 
 
 @blueprint.get("/datasets/<sha256>/faces.csv")
 def dataset_faces(sha256: str) -> Response:
     """Sends faces with their predictions."""
-    return send_faces(sha256)
+    return faces.send_faces(sha256)
 
 
 @blueprint.get("/datasets/<sha256>/rejects.csv")
 def dataset_rejects(sha256: str) -> Response:
     """Sends the rejected files with their reasons."""
-    return send_rejects(sha256)
+    return faces.send_rejects(sha256)
 
 
 @blueprint.post("/datasets/<sha256>/predictions")
@@ -150,9 +253,9 @@ def get_sample() -> Response:
 @blueprint.get("/runs")
 def list_runs() -> Response:
     """Lists runs, newest first."""
-    found = dashboard().store_cache.runs()
-    page = [run.as_dict() for run in _page(found.records)]
-    return jsonify({"runs": page, "total": len(found.records), "damaged": _damaged(found.damaged)})
+    found = dashboard().store_cache.runs(*_page())
+    runs = [run.as_dict() for run in found.records]
+    return jsonify({"runs": runs, "total": found.total, "damaged": _damaged(found.damaged)})
 
 
 @blueprint.get("/runs/<run_id>")
@@ -233,9 +336,9 @@ def submit_job() -> tuple[Response, int]:
 @blueprint.get("/jobs")
 def list_jobs() -> Response:
     """Lists jobs, newest first."""
-    found = dashboard().store_cache.jobs()
-    page = [job.as_dict() for job in _page(found.records)]
-    return jsonify({"jobs": page, "total": len(found.records), "damaged": _damaged(found.damaged)})
+    found = dashboard().store_cache.jobs(*_page())
+    jobs = [job.as_dict() for job in found.records]
+    return jsonify({"jobs": jobs, "total": found.total, "damaged": _damaged(found.damaged)})
 
 
 @blueprint.get("/jobs/<job_id>")
@@ -280,15 +383,15 @@ def list_models() -> Response:
     """Lists the versions, newest first, and which of them are in use."""
     parts = dashboard()
     aliases, damaged = parts.client.registry.find_aliases()
-    found = parts.store_cache.cards()
-    models = [card.model_dump(mode="json", include=_MODEL_SUMMARY) for card in _page(found.records)]
+    found = parts.store_cache.cards(*_page())
+    models = [card.model_dump(mode="json", include=_MODEL_SUMMARY) for card in found.records]
     figures = parts.client.shadow()
     return jsonify(
         {
             "aliases": aliases.as_dict(),
             "shadow": figures.summary() if figures else None,
             "models": models,
-            "total": len(found.records),
+            "total": found.total,
             "damaged": _damaged(damaged + found.damaged),
         }
     )
@@ -429,6 +532,32 @@ def openapi() -> Response:
 # -- how
 
 
+def _read_faces() -> list[int]:
+    """Returns the faces that the request names, each by its index."""
+    given = [*request.values.getlist("faces")]
+    if isinstance(body := _read_json_object().get("faces"), list):
+        given += [str(item) for item in body]
+    numbers = [parse_number(text, "faces", 0, 10**9) for text in given if text]
+    if any(number != int(number) for number in numbers if number is not None):
+        raise InvalidMessage("found a face that is no whole number; expected the indices of faces")
+    return [int(number) for number in numbers if number is not None]
+
+
+def _read_edits() -> str | None:
+    """Returns the hash of the edits to train with, or `current`; None for the labels of the archive."""
+    edits = _read_field("edits") or None
+    if edits is not None and edits != CURRENT_EDITS and not _SHA256.fullmatch(edits):
+        raise InvalidMessage(f"edits is {short_repr(edits)}; expected {CURRENT_EDITS} or a SHA-256")
+    return edits
+
+
+def _read_flag(name: str, default: bool) -> bool:
+    text = (_read_field(name) or str(default)).lower()
+    if text not in {"true", "false"}:
+        raise InvalidMessage(f"{name} is {short_repr(text)}; expected true or false")
+    return text == "true"
+
+
 def _read_field(name: str) -> str | None:
     """Returns a value from the query, the form or a JSON body."""
     found = request.args.get(name)
@@ -463,10 +592,10 @@ def _idempotency_key() -> str | None:
     return key
 
 
-def _page(items: list[_T]) -> list[_T]:
+def _page() -> tuple[int, int]:
+    """Returns the request's limit and offset."""
     limit = int(parse_number(request.args.get("limit"), "limit", 1, _PAGE) or _PAGE)
-    offset = int(parse_number(request.args.get("offset"), "offset", 0, 10**9) or 0)
-    return items[offset : offset + limit]
+    return limit, int(parse_number(request.args.get("offset"), "offset", 0, 10**9) or 0)
 
 
 def _damaged(found: list[DamagedRecord]) -> list[dict[str, Any]]:

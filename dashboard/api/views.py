@@ -10,6 +10,7 @@ from dashboard.workers import Speed
 from shared.broker.base import Depth
 from shared.faces.labels import GENDERS
 from shared.records.dataset import DatasetSummary
+from shared.records.edits import Corrections, Edit
 from shared.records.evaluation import Evaluation
 from shared.records.jobs import Job
 from shared.records.model_card import CardDataset, CardFile
@@ -78,6 +79,89 @@ class Datasets(View):
 
     datasets: list[DatasetListed]
     total: int
+
+
+class EditRecord(Edit):
+    """An edit of a dataset's labels."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class CorrectionsRecord(Corrections):
+    """The corrected faces, by what they became."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class EditList(View):
+    """Every edit of a dataset, oldest first; `sha256` names the corrections, and is null where there are none."""
+
+    edits: list[EditRecord]
+    corrections: CorrectionsRecord
+    sha256: str | None
+
+
+class EditMade(View):
+    """The edit that was made or undone; `sha256` names the corrections now, and is null where there are none."""
+
+    edit: EditRecord
+    sha256: str | None
+
+
+class Face(View):
+    """A face with its label, as edits have corrected it, and the prediction of the model that was asked for."""
+
+    index: int
+    name: str
+    gender: Gender
+    age: int | None
+    ethnicity: str | None
+    split: str
+    predicted: Gender | None
+    probability_female: Share | None
+    confidence: Share | None
+    correct: bool | None
+    edited: str
+
+
+class FacetCounts(View):
+    """What the faces can be chosen by: `counts` says how many would be found by each value of that parameter."""
+
+    field: str
+    title: str
+    chosen: str
+    counts: dict[str, int]
+
+
+class Faces(View):
+    """Some faces; `version` predicted them, `edits` is the hash of the corrections of their labels."""
+
+    total: int
+    faces: list[Face]
+    facets: list[FacetCounts]
+    version: int | None
+    edits: str | None
+
+
+class FacePrediction(View):
+    """One model's prediction for a face; `role` says whether it has learned from it."""
+
+    version: int
+    predicted: Gender
+    probability_female: Share
+    confidence: Share
+    correct: bool
+    role: str
+
+
+class FaceDetails(View):
+    """A face with every model's prediction, the faces that look the same, and its edits, newest first."""
+
+    face: Face
+    archive_gender: Gender
+    predictions: list[FacePrediction]
+    near_duplicates: list[int]
+    edits: list[EditRecord]
 
 
 class RunRecord(Run):

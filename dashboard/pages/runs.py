@@ -15,7 +15,7 @@ from dashboard.face_grid import THRESHOLD, FaceFilter, face_view, predict_female
 from dashboard.group_metrics import measure_groups, measured_before
 from dashboard.pages.filters import parameters, progress_view
 from dashboard.pages.train_fields import parameter_fields
-from dashboard.store_cache import Dataset
+from dashboard.store_cache import ARCHIVE_LABELS, Dataset
 from shared.errors import NotFound
 from shared.faces.labels import GENDERS
 from shared.records.dataset import SPLITS
@@ -42,16 +42,15 @@ blueprint = Blueprint("runs", __name__)
 @blueprint.get("/runs")
 def list_runs() -> str:
     """Shows all runs, newest first."""
-    listing = dashboard().store_cache.runs()
-    found = listing.records
     page = max(1, request.args.get("page", 1, int))
+    listing = dashboard().store_cache.runs(_PAGE, (page - 1) * _PAGE)
     return render_template(
         "runs.html",
-        runs=[(run, _progress(run)) for run in found[(page - 1) * _PAGE : page * _PAGE]],
+        runs=[(run, _progress(run)) for run in listing.records],
         damaged=listing.damaged,
-        total=len(found),
+        total=listing.total,
         page=page,
-        pages=-(-len(found) // _PAGE),
+        pages=-(-listing.total // _PAGE),
         link=lambda number: url_for("runs.list_runs", page=number),
     )
 
@@ -70,16 +69,21 @@ def show_run(run_id: str) -> str:
         view["groups_threshold"] = THRESHOLD
     if evaluation and (scored := _scored_dataset(run)) is not None:
         data, probabilities = scored
+        held_out = parts.store_cache.held_out_predictions(data.sha256, version) if version else None
         view |= {
             "confusion": _confusion(data, probabilities, threshold),
             "groups": measure_groups(data, probabilities, threshold),
             "group_errors": True,
             "groups_threshold": threshold,
-            "suspects": _suspects(data, probabilities),
+            "suspects": _suspects(data, probabilities, held_out),
         }
 
+    # What a figure counted has to be found there, whatever is edited later.
+    edited = run.dataset is not None and not parts.store_cache.corrections(run.dataset).is_empty
+    labels = run.edits or (ARCHIVE_LABELS if edited else "")
+
     def faces_url(**filters: Any) -> str:
-        query = FaceFilter(version=version, split="test", threshold=threshold, **filters).as_query()
+        query = FaceFilter(version=version, split="test", threshold=threshold, labels=labels, **filters).as_query()
         return url_for("datasets.show_dataset", sha256=run.dataset, **query) + "#faces"
 
     trainable = run.dataset is not None and parts.store.exists(f"datasets/{run.dataset}/archive.zip")
@@ -97,7 +101,8 @@ def show_run(run_id: str) -> str:
         version=version,
         threshold=threshold,
         faces_url=faces_url,
-        suspects_query=FaceFilter(version=version, result="wrong", sort="largest_error").as_query(),
+        suspects_query=FaceFilter(version=version, sort="suspects").as_query(),
+        rival=_find_rival(run, request.args.get("against", None, int)),
         min_group=MIN_GROUP,
         fields=parameter_fields(run.params) if trainable else [],
         ahead=parts.runs_ahead(),
@@ -197,7 +202,9 @@ def _scored_dataset(run: Run) -> tuple[Dataset, NDArray[np.float32]] | None:
         return None
     try:
         probabilities = cache.predictions(run.dataset, run.model.version)
-        return None if probabilities is None else (cache.dataset(run.dataset), probabilities)
+        # With the labels that the run was measured on, whatever was edited later.
+        data = cache.edited(run.dataset, run.edits or ARCHIVE_LABELS)
+        return None if probabilities is None else (data, probabilities)
     except NotFound:
         return None
 
@@ -212,7 +219,22 @@ def _confusion(data: Dataset, probabilities: NDArray[np.float32], threshold: flo
     }
 
 
-def _suspects(data: Dataset, probabilities: NDArray[np.float32]) -> list[dict[str, Any]]:
-    """Returns the faces where the model most confidently disagrees with the label: likely label errors."""
-    order = select_faces(data, probabilities, FaceFilter(result="wrong", sort="largest_error"))
+def _find_rival(run: Run, version: int | None) -> Run | None:
+    """Returns the run of the model that a run with corrected labels is to be compared with.
+
+    That is the version that is asked for; otherwise the newest one of the same dataset that is older than the run's.
+    """
+    if run.edits is None or run.model is None or run.dataset is None:
+        return None
+    cache = dashboard().store_cache
+    older = [number for number in cache.predicting_versions(run.dataset) if number < run.model.version]
+    chosen = version if version in older else next(iter(older), None)
+    return None if chosen is None else cache.find_run(cache.card(chosen).run_id)
+
+
+def _suspects(
+    data: Dataset, probabilities: NDArray[np.float32], held_out: NDArray[np.float32] | None
+) -> list[dict[str, Any]]:
+    """Returns the faces whose labels are the likeliest to be wrong."""
+    order = select_faces(data, probabilities, FaceFilter(sort="suspects"), None, held_out)
     return [face_view(data, probabilities, int(i)) for i in order[:_SUSPECTS]]

@@ -5,17 +5,15 @@ As a job it leaves interactive predictions their turn, and stays out of their la
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass
 from typing import Final
 
-from dashboard.store_cache import Dataset, StoreCache, predictions_key
+from dashboard.store_cache import StoreCache
 from dashboard.tasks.background import BackgroundTask, TaskState
 from shared.client import Client
 from shared.errors import GenderlineError
 from shared.records.jobs import Jobs, JobState
-from shared.records.results import result_row
+from shared.records.predictions import write_predictions
 
 _LOOK_S: Final = 2.0
 """How often the job is looked at besides its events, so that a dashboard that stops waits no longer."""
@@ -67,8 +65,7 @@ class ScoringTask(BackgroundTask[ScoringState]):
         self.update(job_id=job_id)
         self._wait_for(job_id)
         text = self._client.store.get(Jobs.results_key(job_id)).decode()
-        lines = _predictions(self._store_cache.dataset(sha256), text)
-        self._client.store.put(predictions_key(sha256, version), ("\n".join(lines) + "\n").encode())
+        write_predictions(self._client.store, sha256, version, self._store_cache.dataset(sha256).names, text)
 
     def _wait_for(self, job_id: str) -> None:
         """Returns once the job has finished.
@@ -89,20 +86,3 @@ class ScoringTask(BackgroundTask[ScoringState]):
             except GenderlineError as error:
                 if error.code != "timeout":
                     raise
-
-
-def _predictions(data: Dataset, results: str) -> list[str]:
-    """Returns the lines of a dataset's predictions.
-
-    Args:
-        data: whose faces they are.
-        results: of the job that predicted its archive, as CSV.
-    """
-    found = {row["name"]: row["probability_female"] for row in csv.DictReader(io.StringIO(results, newline=""))}
-    lines = ["index,probability_female"]
-    for index, name in enumerate(data.names):
-        probability = found.get(str(result_row(name, 0.5)[0]))  # the name as results write it
-        if not probability:
-            raise GenderlineError(f"the job has no prediction for {name[:80]!r}, face {index} of the dataset")
-        lines.append(f"{index},{probability}")
-    return lines

@@ -161,6 +161,13 @@ class IdentifiedStore(Store):
         names = self._store.children(prefix)
         return self._believed(names, nothing=not names)
 
+    def folders_with(self, prefix: str, name: str) -> list[str]:  # noqa: D102
+        names = self._store.folders_with(prefix, name)
+        return self._believed(names, nothing=not names)
+
+    def staging_folder(self) -> Path:  # noqa: D102
+        return self._store.staging_folder()
+
     def delete(self, key: str) -> None:  # noqa: D102
         self._store.delete(key)
 

@@ -42,6 +42,8 @@ def every_use(store: Store, folder: Path) -> list[Callable[[], object]]:
         lambda: store.exists("kept"),
         lambda: store.size("kept"),
         lambda: store.children("runs"),
+        lambda: store.folders_with("runs", "run.json"),
+        store.staging_folder,
         lambda: store.local("kept").__enter__(),
         lambda: Leases(store, 10).lease("runs/1").acquire(),
     ]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from shared.errors import NotFound, Retryable
 from shared.faces.labels import GENDERS
 from shared.records.evaluation import MIN_GROUP, Evaluation
-from shared.records.model_card import GateResult, GroupLoss
+from shared.records.model_card import CardDataset, GateResult, GroupLoss
 from shared.records.record import DamagedRecord
 from shared.records.registry import Registry
 from shared.store.base import Store
@@ -86,7 +86,7 @@ def compare_registered(store: Store, version: int) -> GateResult:
     if card.gate is not None and card.gate.champion == champion:
         return card.gate  # no other version became the champion meanwhile
     with (
-        open_dataset(store, card.dataset.sha256) as dataset,
+        open_dataset(store, card.dataset.sha256, card.dataset.edits) as dataset,
         store.local(Registry.model_key(version)) as model,
     ):
         return compare(store, dataset, card.dataset.name, model, card.evaluation, champion=champion)
@@ -153,7 +153,7 @@ def _compare(store: Store, dataset: Dataset, name: str, model: Path, champion: i
             return GateResult(passed=False, reason=reason, champion=champion, labels_reversed=True)
         fair = [(dataset, name, held_out)]
         # The faces of a deleted dataset are unknown; the same dataset holds the same faces out.
-        other = None if card.dataset.sha256 == dataset.sha256 else _open_other(stack, store, card.dataset.sha256)
+        other = None if card.dataset.sha256 == dataset.sha256 else _open_other(stack, store, card.dataset)
         if other is not None:
             theirs = other.part("test")
             fair = [
@@ -177,10 +177,10 @@ def _compare(store: Store, dataset: Dataset, name: str, model: Path, champion: i
     return _decide(examined, groups, where or f"0 held-out faces of {name}", champion)
 
 
-def _open_other(stack: ExitStack, store: Store, sha256: str) -> Dataset | None:
+def _open_other(stack: ExitStack, store: Store, card: CardDataset) -> Dataset | None:
     """Opens the dataset of another model for as long as `stack` lasts; None where it was deleted or is damaged."""
     try:
-        return stack.enter_context(open_dataset(store, sha256))
+        return stack.enter_context(open_dataset(store, card.sha256, card.edits))
     except NotFound:
         return None
     except DamagedRecord as error:

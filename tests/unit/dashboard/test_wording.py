@@ -59,7 +59,8 @@ OLD_WORDS = {
     r"\bby itself\b": "automatically",
 }
 GLOSSARY = {
-    "dataset.html": ["Predicted", "Label", "Correct?", "Split", "Confidence from"],
+    "dataset.html": ["Predicted by model", "Decision threshold", "Confidence from"],
+    "../face_grid.py": ["Predicted", "Label", "Correct?", "Split", "Confidence"],
     "run.html": ["Accuracy by group", "Confusion matrix", "Decision threshold"],
     "face.html": ["Predicted", "Label", "Correct?", "Split", "Confidence"],
     "job.html": ["Predicted", "Label", "Correct?", "Confidence"],

@@ -1,0 +1,78 @@
+"""What a model predicted for every face of a dataset: beside its run if it was trained on it, else the dataset."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.errors import GenderlineError
+from shared.records.model_card import ModelCard
+from shared.records.results import result_row
+from shared.store.base import Store
+
+
+def predictions_key(sha256: str, version: int) -> str:
+    """Returns the store key of a dataset's predictions by a model that was trained on another one."""
+    return f"datasets/{sha256}/predictions/{version}.csv"
+
+
+def read_predictions(store: Store, sha256: str, card: ModelCard) -> NDArray[np.float32]:
+    """Returns float32 (N,), the probability of female of every face of a dataset.
+
+    Args:
+        store: where they lie.
+        sha256: the dataset.
+        card: of the model.
+
+    Raises:
+        NotFound: the model has not predicted this dataset.
+    """
+    trained_on_it = card.dataset.sha256 == sha256
+    key = f"runs/{card.run_id}/predictions.csv" if trained_on_it else predictions_key(sha256, card.version)
+    return _read(store.get(key))
+
+
+def held_out_key(run_id: str) -> str:
+    """Returns the store key of what a run predicted for each face by weights that had not learned from it."""
+    return f"runs/{run_id}/held_out.csv"
+
+
+def read_held_out(store: Store, run_id: str) -> NDArray[np.float32]:
+    """Returns float32 (N,), the probability of female of every face, by weights that had not learned from that face.
+
+    Raises:
+        NotFound: the run kept none.
+    """
+    return _read(store.get(held_out_key(run_id)))
+
+
+def _read(data: bytes) -> NDArray[np.float32]:
+    rows = csv.DictReader(io.StringIO(data.decode()))
+    return np.array([float(row["probability_female"]) for row in rows], np.float32)
+
+
+def write_predictions(store: Store, sha256: str, version: int, names: Sequence[str], results: str) -> None:
+    """Keeps what a job predicted for a dataset's archive as the predictions for its faces.
+
+    Args:
+        store: where they go.
+        sha256: the dataset.
+        version: the model.
+        names: of the dataset's faces, in their order.
+        results: of the job, as CSV.
+
+    Raises:
+        GenderlineError: the job has no prediction for one of the faces.
+    """
+    found = {row["name"]: row["probability_female"] for row in csv.DictReader(io.StringIO(results, newline=""))}
+    lines = ["index,probability_female"]
+    for index, name in enumerate(names):
+        probability = found.get(str(result_row(name, 0.5)[0]))  # the name as results write it
+        if not probability:
+            raise GenderlineError(f"the job has no prediction for {name[:80]!r}, face {index} of the dataset")
+        lines.append(f"{index},{probability}")
+    store.put(predictions_key(sha256, version), ("\n".join(lines) + "\n").encode())
