@@ -80,6 +80,4 @@ def test_packs_cost_little_more_than_the_bare_loop(installation: Installation, a
             work.append(alone.cpu_us / ours.cpu_us)
     assert max(speed) >= LEAST_SPEED, f"packs reach {[round(ratio, 2) for ratio in speed]} of the bare loop's speed"
     # Where the machine is busy, others give way to whoever waits a lot; processor time tells nevertheless.
-    assert max(work) >= LEAST_WORK, (
-        f"the bare loop takes {[round(ratio, 2) for ratio in work]} of the workers'"
-    )
+    assert max(work) >= LEAST_WORK, f"the bare loop takes {[round(ratio, 2) for ratio in work]} of the workers'"
