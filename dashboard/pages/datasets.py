@@ -75,7 +75,7 @@ def list_datasets() -> str:
     items: list[dict[str, Any]] = []
     for sha256 in cache.dataset_ids():
         found = runs_of[sha256]
-        summary = cache.summary(sha256)
+        summary = cache.readable_summary(sha256)
         items.append({"sha256": sha256, "summary": summary, "runs": found, "unread": _unread(found)})
     # The newest run says when a dataset was last used.
     items.sort(key=lambda item: item["runs"][0].created if item["runs"] else "", reverse=True)

@@ -37,7 +37,7 @@ def predict() -> str:
         if run.dataset:
             names.setdefault(run.dataset, run.name)
     known = dict.fromkeys([*names, *cache.dataset_ids()])
-    decoded = [(sha256, summary) for sha256 in known if (summary := cache.summary(sha256))]
+    decoded = [(sha256, summary) for sha256 in known if (summary := cache.readable_summary(sha256))]
     chosen = request.args.get("dataset") or (decoded[0][0] if decoded else None)
     face, note = None, ""
     if chosen is not None:

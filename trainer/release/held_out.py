@@ -20,7 +20,7 @@ from trainer.training.model import build_network
 from trainer.training.starter import STARTER_NETWORK, load_starter
 
 _FOLDS: Final = 5
-_REGULARISATION: Final = 0.1
+_REGULARISATION: Final = 0.01
 """Inverse strength, as scikit-learn has it; of features of unit variance."""
 _BATCH: Final = 256
 
