@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import NotFound
+from shared.records.annotations import Annotation, Annotations, Kind, has_tag, select_tagged, with_name
 from shared.records.dataset import (
     FACES_CSV,
     FACES_NPY,
@@ -107,6 +108,11 @@ class LruCache(Generic[_K, _V]):
             while len(self._values) > self._most:
                 self._values.popitem(last=False)
 
+    def drop(self, key: _K) -> None:
+        """Lets go of a value, if it is cached."""
+        with self._lock:
+            self._values.pop(key, None)
+
     def clear(self) -> None:
         """Lets go of all values."""
         with self._lock:
@@ -125,6 +131,7 @@ class StoreCache:
         self._runs = Runs(store)
         self._jobs = Jobs(store)
         self._registry = Registry(store)
+        self._annotations = Annotations(store)
         self._ended_runs: LruCache[str, Run] = LruCache(self._runs.get, _SMALL_CACHED)
         self._ended_jobs: LruCache[str, Job] = LruCache(self._jobs.get, _SMALL_CACHED)
         self._cards: LruCache[int, ModelCard] = LruCache(self._registry.card, _SMALL_CACHED)
@@ -136,45 +143,112 @@ class StoreCache:
 
     # -- runs and jobs
 
-    def runs(self) -> Listing[Run]:
-        """Returns every run's record, newest first, and what is wrong with those that cannot be read."""
-        return newest_first(list_records(self._store.children("runs"), self.find_run))
+    def runs(self, tag: str | None = None) -> Listing[Run]:
+        """Returns every run's record, newest first, and what is wrong with those that cannot be read.
+
+        Args:
+            tag: keeps only those that have it.
+        """
+        found = newest_first(list_records(self._store.children("runs"), self._find_run))
+        return select_tagged(found, self.annotations("run"), tag)
 
     def find_run(self, run_id: str) -> Run | None:
         """Returns a run's record, or None."""
-        return _read_unless_final(self._ended_runs, self._runs.find, run_id)
+        run = self._find_run(run_id)
+        return run and with_name(run, self.annotation("run", run_id))
 
     def run(self, run_id: str) -> Run:
         """Returns a run's record, or raises `NotFound`."""
         return self.find_run(run_id) or self._runs.get(run_id)
 
-    def jobs(self) -> Listing[Job]:
-        """Returns every job's record, newest first, and what is wrong with those that cannot be read."""
-        return newest_first(list_records(self._store.children("jobs"), self.find_job))
+    def jobs(self, tag: str | None = None) -> Listing[Job]:
+        """Returns every job's record, newest first, and what is wrong with those that cannot be read.
+
+        Args:
+            tag: keeps only those that have it.
+        """
+        found = newest_first(list_records(self._store.children("jobs"), self._find_job))
+        return select_tagged(found, self.annotations("job"), tag)
 
     def find_job(self, job_id: str) -> Job | None:
         """Returns a job's record, or None."""
-        return _read_unless_final(self._ended_jobs, self._jobs.find, job_id)
+        job = self._find_job(job_id)
+        return job and with_name(job, self.annotation("job", job_id))
 
     def job(self, job_id: str) -> Job:
         """Returns a job's record, or raises `NotFound`."""
         return self.find_job(job_id) or self._jobs.get(job_id)
 
+    # -- names, notes and tags
+
+    def annotations(self, kind: Kind) -> dict[str, Annotation]:
+        """Returns what people say of the things of one kind, by id; nothing while the file is damaged."""
+        return self._annotations.find_all(kind)[0]
+
+    def annotation(self, kind: Kind, which: str) -> Annotation | None:
+        """Returns what people say of one thing, if they do."""
+        return self.annotations(kind).get(which)
+
     # -- models
 
-    def cards(self) -> Listing[ModelCard]:
-        """Returns every model's card, newest first, and what is wrong with those that cannot be read."""
-        return list_records(reversed(self._registry.versions()), self.card)
+    def cards(self, tag: str | None = None) -> Listing[ModelCard]:
+        """Returns every model's card, newest first, and what is wrong with those that cannot be read.
+
+        Args:
+            tag: keeps only those that have it.
+        """
+        found = list_records(reversed(self._registry.versions()), self.card)
+        if tag is None:
+            return found
+        annotations = self.annotations("model")
+        return Listing(
+            [card for card in found.records if has_tag(annotations.get(str(card.version)), tag)], found.damaged
+        )
 
     def card(self, version: int) -> ModelCard:
         """Returns a model's card, or raises `NotFound` or `DamagedRecord`."""
         return self._cards.get(version)
+
+    def find_card(self, version: int) -> ModelCard | None:
+        """Returns a model's card; None where the model was deleted."""
+        try:
+            return self.card(version)
+        except NotFound:
+            return None
+
+    def forget(self, kind: Kind, which: str) -> None:
+        """Lets go of what is cached of something that was deleted."""
+        if kind == "model":
+            self._cards.drop(int(which))
+        elif kind == "dataset":
+            self._summaries.drop(which)
+            self._datasets.drop(which)
+        else:
+            (self._ended_runs if kind == "run" else self._ended_jobs).drop(which)
 
     # -- datasets
 
     def dataset_ids(self) -> list[str]:
         """Returns the hashes of all datasets whose archive is here, decoded or not."""
         return self._store.children("datasets")
+
+    def dataset_names(self, tag: str | None = None) -> dict[str, str | None]:
+        """Returns every dataset's name by its hash, those with the newest runs first; None for one without a name.
+
+        Args:
+            tag: keeps only those that have it.
+        """
+        names: dict[str, str | None] = {}
+        for run in self.runs().records:
+            if run.dataset:
+                names.setdefault(run.dataset, run.name)
+        stored, annotations = self.dataset_ids(), self.annotations("dataset")
+        ordered = [*(sha256 for sha256 in names if sha256 in stored), *(key for key in stored if key not in names)]
+        return {
+            sha256: (found.name if (found := annotations.get(sha256)) and found.name else names.get(sha256))
+            for sha256 in ordered
+            if tag is None or has_tag(annotations.get(sha256), tag)
+        }
 
     def summary(self, sha256: str) -> DatasetSummary | None:
         """Returns what a dataset holds; None before it is decoded."""
@@ -220,6 +294,12 @@ class StoreCache:
         self._datasets.clear()
 
     # -- how
+
+    def _find_run(self, run_id: str) -> Run | None:
+        return _read_unless_final(self._ended_runs, self._runs.find, run_id)
+
+    def _find_job(self, job_id: str) -> Job | None:
+        return _read_unless_final(self._ended_jobs, self._jobs.find, job_id)
 
     def _load_summary(self, sha256: str) -> DatasetSummary:
         return DatasetSummary.model_validate(self._store.get_json(f"datasets/{sha256}/{SUMMARY_JSON}"))

@@ -21,6 +21,8 @@ from shared.errors import Conflict, InvalidMessage, NotFound, short_repr
 from shared.faces.labelling import LabelSpec
 from shared.messages import SCHEMA
 from shared.params import TrainingParams
+from shared.records.annotations import Annotation, Kind
+from shared.records.deletion import Dependent
 from shared.records.jobs import Jobs
 from shared.records.record import DamagedRecord
 
@@ -56,21 +58,17 @@ def _refuse_unknown_parameters() -> None:
 def list_datasets() -> Response:
     """Lists datasets, those with the newest runs first."""
     cache = dashboard().store_cache
-    names: dict[str, str] = {}
-    for run in cache.runs().records:
-        if run.dataset:
-            names.setdefault(run.dataset, run.name)
-    stored = cache.dataset_ids()
-    found = [*(sha256 for sha256 in names if sha256 in stored), *(sha256 for sha256 in stored if sha256 not in names)]
+    names, annotations = cache.dataset_names(_tag()), cache.annotations("dataset")
     page = [
         {
             "sha256": sha256,
-            "name": names.get(sha256),
+            "name": names[sha256],
             "summary": summary.model_dump(mode="json") if (summary := cache.summary(sha256)) else None,
+            "annotation": _annotation(annotations.get(sha256)),
         }
-        for sha256 in _page(found)
+        for sha256 in _page(list(names))
     ]
-    return jsonify({"datasets": page, "total": len(found)})
+    return jsonify({"datasets": page, "total": len(names)})
 
 
 @blueprint.post("/datasets")
@@ -150,8 +148,9 @@ def get_sample() -> Response:
 @blueprint.get("/runs")
 def list_runs() -> Response:
     """Lists runs, newest first."""
-    found = dashboard().store_cache.runs()
-    page = [run.as_dict() for run in _page(found.records)]
+    cache = dashboard().store_cache
+    found, annotations = cache.runs(_tag()), cache.annotations("run")
+    page = [{**run.as_dict(), "annotation": _annotation(annotations.get(run.run_id))} for run in _page(found.records)]
     return jsonify({"runs": page, "total": len(found.records), "damaged": _damaged(found.damaged)})
 
 
@@ -163,6 +162,7 @@ def get_run(run_id: str) -> Response:
     return jsonify(
         {
             **record.as_dict(),
+            "annotation": _annotation(parts.store_cache.annotation("run", run_id)),
             "history": [row.as_dict() for row in parts.client.runs.history(run_id)],
             "evaluation": evaluation and evaluation.as_dict(),
         }
@@ -233,8 +233,9 @@ def submit_job() -> tuple[Response, int]:
 @blueprint.get("/jobs")
 def list_jobs() -> Response:
     """Lists jobs, newest first."""
-    found = dashboard().store_cache.jobs()
-    page = [job.as_dict() for job in _page(found.records)]
+    cache = dashboard().store_cache
+    found, annotations = cache.jobs(_tag()), cache.annotations("job")
+    page = [{**job.as_dict(), "annotation": _annotation(annotations.get(job.job_id))} for job in _page(found.records)]
     return jsonify({"jobs": page, "total": len(found.records), "damaged": _damaged(found.damaged)})
 
 
@@ -244,7 +245,8 @@ def get_job(job_id: str) -> Response:
     parts = dashboard()
     record = parts.store_cache.job(job_id)
     progress = parts.client.jobs.progress(record).model_dump(include={"done", "total"})
-    return jsonify({**record.as_dict(), "progress": progress})
+    annotation = _annotation(parts.store_cache.annotation("job", job_id))
+    return jsonify({**record.as_dict(), "annotation": annotation, "progress": progress})
 
 
 @blueprint.post("/jobs/<job_id>/cancel")
@@ -280,8 +282,14 @@ def list_models() -> Response:
     """Lists the versions, newest first, and which of them are in use."""
     parts = dashboard()
     aliases, damaged = parts.client.registry.find_aliases()
-    found = parts.store_cache.cards()
-    models = [card.model_dump(mode="json", include=_MODEL_SUMMARY) for card in _page(found.records)]
+    found, annotations = parts.store_cache.cards(_tag()), parts.store_cache.annotations("model")
+    models = [
+        {
+            **card.model_dump(mode="json", include=_MODEL_SUMMARY),
+            "annotation": _annotation(annotations.get(str(card.version))),
+        }
+        for card in _page(found.records)
+    ]
     figures = parts.client.shadow()
     return jsonify(
         {
@@ -297,7 +305,10 @@ def list_models() -> Response:
 @blueprint.get("/models/<int:version>")
 def get_model(version: int) -> Response:
     """Returns a version's card."""
-    return jsonify(dashboard().store_cache.card(version).as_dict())
+    cache = dashboard().store_cache
+    return jsonify(
+        {**cache.card(version).as_dict(), "annotation": _annotation(cache.annotation("model", str(version)))}
+    )
 
 
 @blueprint.get("/models/<int:version>/model.onnx")
@@ -350,6 +361,101 @@ def read_reason() -> str:
     return text or "by hand, over HTTP"
 
 
+# -- names, notes, tags, and the end
+
+
+@blueprint.patch("/datasets/<sha256>")
+def annotate_dataset(sha256: str) -> Response:
+    """Changes a dataset's name, note and tags."""
+    return _annotate("dataset", sha256)
+
+
+@blueprint.patch("/runs/<run_id>")
+def annotate_run(run_id: str) -> Response:
+    """Changes a run's name, note and tags."""
+    return _annotate("run", run_id)
+
+
+@blueprint.patch("/models/<int:version>")
+def annotate_model(version: int) -> Response:
+    """Changes a model's name, note and tags."""
+    return _annotate("model", str(version))
+
+
+@blueprint.patch("/jobs/<job_id>")
+def annotate_job(job_id: str) -> Response:
+    """Changes a job's name, note and tags."""
+    return _annotate("job", job_id)
+
+
+@blueprint.delete("/datasets/<sha256>")
+def delete_dataset(sha256: str) -> Response:
+    """Deletes a dataset."""
+    return _delete("dataset", sha256)
+
+
+@blueprint.delete("/runs/<run_id>")
+def delete_run(run_id: str) -> Response:
+    """Deletes a run."""
+    return _delete("run", run_id)
+
+
+@blueprint.delete("/models/<int:version>")
+def delete_model(version: int) -> Response:
+    """Deletes a model."""
+    return _delete("model", str(version))
+
+
+@blueprint.delete("/jobs/<job_id>")
+def delete_job(job_id: str) -> Response:
+    """Deletes a job."""
+    return _delete("job", job_id)
+
+
+def _annotate(kind: Kind, which: str) -> Response:
+    name, note = _read_field("name"), _read_field("note")
+    annotation = dashboard().client.annotate(kind, which, name=name, note=note, tags=_read_tags(), user=current_user())
+    return jsonify({"annotation": annotation.as_dict()})
+
+
+def _read_tags() -> list[str] | None:
+    """Returns the tags that the request gives, as a list in JSON or as a text with commas; None where it gives none."""
+    listed = _read_json_object().get("tags")
+    if isinstance(listed, list):
+        return [str(tag) for tag in listed]
+    text = _read_field("tags")
+    return None if text is None else split_tags(text)
+
+
+def split_tags(text: str) -> list[str]:
+    """Returns the tags in a text that separates them by commas."""
+    return [tag for part in text.split(",") if (tag := part.strip())]
+
+
+def _delete(kind: Kind, which: str) -> Response:
+    client = dashboard().client
+    dependents = client.dependents(kind, which)
+    if dependents and not _says_yes("confirm"):
+        raise Conflict(f"{describe_dependents(dependents)} Expected confirm=true to delete {kind} {which}")
+    client.delete(kind, which, user=current_user())
+    dashboard().store_cache.forget(kind, which)
+    told = [{"kind": found.kind, "id": found.which, "loss": found.loss} for found in dependents]
+    return jsonify({"deleted": which, "dependents": told})
+
+
+def describe_dependents(dependents: Sequence[Dependent]) -> str:
+    """Returns what stays and what it loses, as sentences."""
+    return " ".join(f"{found.kind.capitalize()} {found.which} stays, but loses {found.loss}." for found in dependents)
+
+
+def _tag() -> str | None:
+    return request.args.get("tag") or None
+
+
+def _annotation(found: Annotation | None) -> dict[str, Any] | None:
+    return None if found is None else found.as_dict()
+
+
 # -- failed messages and events
 
 
@@ -383,7 +489,7 @@ def read_dead_ids() -> list[str] | None:
         chosen += [str(item) for item in body]
     if chosen:
         return chosen
-    if (_read_field("all") or "").lower() in {"true", "1", "yes"}:
+    if _says_yes("all"):
         return None
     raise InvalidMessage("found neither dead_id nor all=true; expected one of them")
 
@@ -437,6 +543,10 @@ def _read_field(name: str) -> str | None:
     if found is None and (value := _read_json_object().get(name)) is not None:
         found = value if isinstance(value, str) else _json_text(value)
     return found
+
+
+def _says_yes(name: str) -> bool:
+    return (_read_field(name) or "").lower() in {"true", "1", "yes"}
 
 
 def _read_json_object() -> dict[str, Any]:

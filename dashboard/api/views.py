@@ -9,10 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from dashboard.workers import Speed
 from shared.broker.base import Depth
 from shared.faces.labels import GENDERS
+from shared.records.annotations import Annotation, Kind
 from shared.records.dataset import DatasetSummary
 from shared.records.evaluation import Evaluation
 from shared.records.jobs import Job
-from shared.records.model_card import CardDataset, CardFile
+from shared.records.model_card import CardDataset, CardFile, ModelCard
 from shared.records.record import Fault, ModelRef, Timestamp
 from shared.records.registry import Aliases
 from shared.records.runs import HISTORY_COLUMNS, Run
@@ -71,6 +72,7 @@ class DatasetListed(View):
     sha256: str
     name: str | None
     summary: DatasetSummary | None
+    annotation: Annotation | None
 
 
 class Datasets(View):
@@ -81,9 +83,11 @@ class Datasets(View):
 
 
 class RunRecord(Run):
-    """A run as the store keeps it."""
+    """A run as the store keeps it, under the name that people gave to it."""
 
     model_config = ConfigDict(extra="forbid")
+
+    annotation: Annotation | None
 
 
 HistoryRow = create_model("HistoryRow", __base__=View, **dict.fromkeys(HISTORY_COLUMNS, (float, ...)))  # type: ignore[call-overload]
@@ -105,9 +109,11 @@ class Runs(View):
 
 
 class JobRecord(Job):
-    """A job as the store keeps it."""
+    """A job as the store keeps it, under the name that people gave to it."""
 
     model_config = ConfigDict(extra="forbid")
+
+    annotation: Annotation | None
 
 
 class Done(View):
@@ -158,6 +164,36 @@ class ModelSummary(View):
     metrics: dict[str, float]
     params: dict[str, Any]
     file: CardFile
+    annotation: Annotation | None
+
+
+class ModelDetails(ModelCard):
+    """A version's card, and what people say of it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    annotation: Annotation | None
+
+
+class AnnotationChanged(View):
+    """What people say of it now."""
+
+    annotation: Annotation
+
+
+class Dependent(View):
+    """What stays, and what it has lost."""
+
+    kind: Kind
+    id: str
+    loss: str
+
+
+class Deleted(View):
+    """What was deleted, and what depended on it."""
+
+    deleted: str
+    dependents: list[Dependent]
 
 
 class Models(View):

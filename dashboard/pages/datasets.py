@@ -25,6 +25,7 @@ from dashboard.face_grid import (
     predict_female,
     select_faces,
 )
+from dashboard.pages.manage import annotation_view, tag_filter
 from dashboard.pages.originals import send_original
 from dashboard.pages.train_fields import parameter_fields, read_parameters
 from dashboard.store_cache import Dataset
@@ -59,14 +60,13 @@ def list_datasets() -> str:
     for run in cache.runs().records:
         if run.dataset:
             runs_of[run.dataset].append(run)
+    tagged = tag_filter("dataset")
     items: list[dict[str, Any]] = []
-    for sha256 in cache.dataset_ids():
+    for sha256, name in cache.dataset_names(tagged["tag"] or None).items():
         found = runs_of[sha256]
         summary = cache.summary(sha256)
-        items.append({"sha256": sha256, "summary": summary, "runs": found, "unread": _unread(found)})
-    # The newest run says when a dataset was last used.
-    items.sort(key=lambda item: item["runs"][0].created if item["runs"] else "", reverse=True)
-    return render_template("datasets.html", datasets=items, fields=parameter_fields())
+        items.append({"sha256": sha256, "name": name, "summary": summary, "runs": found, "unread": _unread(found)})
+    return render_template("datasets.html", datasets=items, fields=parameter_fields(), **tagged)
 
 
 @blueprint.get("/datasets/<sha256>")
@@ -75,12 +75,14 @@ def show_dataset(sha256: str) -> str:
     cache = dashboard().store_cache
     found_runs = [run for run in cache.runs().records if run.dataset == sha256]
     summary = cache.summary(sha256)
+    about = annotation_view("dataset", sha256, found_runs[0].name if found_runs else "Dataset")
     if summary is None:
         if sha256 not in cache.dataset_ids():
             raise NotFound(f"dataset {sha256[:12]} does not exist")
         return render_template(
             "dataset_waiting.html",
             sha256=sha256,
+            about=about,
             runs=found_runs,
             unread=_unread(found_runs),
             refusal=cache.refusal(sha256),
@@ -97,6 +99,8 @@ def show_dataset(sha256: str) -> str:
     return render_template(
         "dataset.html",
         data=data,
+        about=about,
+        name=about["annotation"].name or about["given_name"],
         summary=summary,
         warnings=_warnings(data, summary, probabilities, wanted.version),
         runs=found_runs,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, flash, redirect, render_template
+from flask import Blueprint, flash, redirect, render_template, url_for
 from werkzeug.wrappers import Response
 
 from dashboard.api.routes import read_reason
 from dashboard.auth import current_user
 from dashboard.context import dashboard
+from dashboard.pages.manage import annotation_view, tag_filter
 from dashboard.workers import summarize_monitoring
 from shared.records.evaluation import MIN_GROUP
 
@@ -19,12 +20,14 @@ def list_models() -> str:
     """Shows all versions and which of them are in use."""
     parts = dashboard()
     aliases, damaged = parts.client.registry.find_aliases()
-    cards = parts.store_cache.cards()
+    tagged = tag_filter("model")
+    cards = parts.store_cache.cards(tagged["tag"] or None)
     workers = [worker for worker in parts.workers.states() if worker.state.get("service") == "inference"]
     return render_template(
         "models.html",
         cards=cards.records,
-        damaged=damaged + cards.damaged,
+        damaged=damaged + cards.damaged + tagged["damaged_annotations"],
+        **tagged,
         aliases=aliases,
         history=[] if damaged else list(reversed(parts.client.registry.history()))[:20],
         workers=workers,
@@ -40,6 +43,7 @@ def show_model(version: int) -> str:
     return render_template(
         "model.html",
         card=parts.store_cache.card(version),
+        about=annotation_view("model", str(version), ""),
         min_group=MIN_GROUP,
         aliases=parts.client.registry.find_aliases()[0],
         workers=[worker for worker in parts.workers.states() if worker.state.get("version") == version],
@@ -51,7 +55,7 @@ def promote(version: int) -> Response:
     """Makes a version the champion."""
     dashboard().client.promote(version, read_reason(), user=current_user())
     flash(f"Model {version} is the champion now. Workers switch to it between two batches.")
-    return redirect("/models", 303)
+    return redirect(url_for("models.list_models"), 303)
 
 
 @blueprint.post("/models/rollback")
@@ -59,4 +63,4 @@ def roll_back() -> Response:
     """Makes the previous champion the champion again."""
     version = dashboard().client.rollback(read_reason(), user=current_user())
     flash(f"Rolled back: model {version} is the champion again.")
-    return redirect("/models", 303)
+    return redirect(url_for("models.list_models"), 303)

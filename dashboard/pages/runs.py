@@ -14,6 +14,7 @@ from dashboard.context import dashboard
 from dashboard.face_grid import THRESHOLD, FaceFilter, face_view, predict_female, read_threshold, select_faces
 from dashboard.group_metrics import measure_groups, measured_before
 from dashboard.pages.filters import parameters, progress_view
+from dashboard.pages.manage import annotation_view, tag_filter
 from dashboard.pages.train_fields import parameter_fields
 from dashboard.store_cache import Dataset
 from shared.errors import NotFound
@@ -42,17 +43,19 @@ blueprint = Blueprint("runs", __name__)
 @blueprint.get("/runs")
 def list_runs() -> str:
     """Shows all runs, newest first."""
-    listing = dashboard().store_cache.runs()
+    tagged = tag_filter("run")
+    listing = dashboard().store_cache.runs(tagged["tag"] or None)
     found = listing.records
     page = max(1, request.args.get("page", 1, int))
     return render_template(
         "runs.html",
         runs=[(run, _progress(run)) for run in found[(page - 1) * _PAGE : page * _PAGE]],
-        damaged=listing.damaged,
+        damaged=listing.damaged + tagged["damaged_annotations"],
+        **tagged,
         total=len(found),
         page=page,
         pages=-(-len(found) // _PAGE),
-        link=lambda number: url_for("runs.list_runs", page=number),
+        link=lambda number: url_for("runs.list_runs", page=number, tag=tagged["tag"] or None),
     )
 
 
@@ -62,7 +65,7 @@ def show_run(run_id: str) -> str:
     parts = dashboard()
     run = parts.store_cache.run(run_id)
     evaluation = parts.client.runs.evaluation(run_id)
-    version = run.model.version if run.model else None
+    version = run.model.version if run.model and parts.store_cache.find_card(run.model.version) else None
     threshold = read_threshold(request.args)
     view: dict[str, Any] = {"suspects": []}
     if evaluation:
@@ -86,6 +89,7 @@ def show_run(run_id: str) -> str:
     return render_template(
         "run.html",
         run=run,
+        about=annotation_view("run", run_id, run.name),
         parameters=_parameters(run),
         progress=_progress(run),
         abandoned=parts.workers.abandoned(run_id),
@@ -182,8 +186,8 @@ def _progress(run: Run) -> dict[str, Any]:
 def _parameters(run: Run) -> dict[str, str]:
     """Returns a run's parameters, and what became of those left to the recipe, as far as that is known."""
     asked = run.params.as_dict() if run.params else None
-    if run.model:
-        return parameters(asked, dashboard().store_cache.card(run.model.version).params)
+    if run.model and (card := dashboard().store_cache.find_card(run.model.version)):
+        return parameters(asked, card.params)
     epochs = run.progress.epochs if run.progress else None  # of a training under way
     if epochs is None and run.state.is_final:
         epochs = len(dashboard().client.runs.history(run.run_id)) or None  # of one that ended without a model

@@ -105,6 +105,11 @@ class Record(StoredModel):
     request_sha256: str | None = None
     retried_at: str | int | float | bool | None = None
 
+    @property
+    def record_id(self) -> str:
+        """The run's or job's id."""
+        raise NotImplementedError
+
     def require_request(self, sha256: str) -> None:
         """Makes sure that a message that came later is the one that the record was made for, or says the same.
 

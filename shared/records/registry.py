@@ -30,6 +30,7 @@ from shared.store.base import Store
 MODEL_NAME: Final = "gender"
 _ROOT: Final = f"models/{MODEL_NAME}"
 _ALIASES_KEY: Final = f"{_ROOT}/aliases.json"
+_CLAIM: Final = "claim.json"
 _HISTORY_KEPT: Final = 100
 
 
@@ -220,7 +221,7 @@ class Registry:
                 newest = version
         version = newest + 1
         content = json.dumps({"run_id": run_id}).encode()
-        while not self._store.create(f"{_ROOT}/{version}/claim.json", content):
+        while not self._store.create(f"{_ROOT}/{version}/{_CLAIM}", content):
             if self._claimant(version) == run_id:
                 break
             version += 1
@@ -238,6 +239,13 @@ class Registry:
             self._store.put_file(f"{_ROOT}/{card.version}/{name}", path)
         self._store.put(self.card_text_key(card.version), card_text.encode())
         self._store.put_json(self.card_key(card.version), card.as_dict())
+
+    def delete(self, version: int) -> None:
+        """Deletes a version's files. Its claim stays, so that no other model ever gets its number."""
+        self._store.delete(self.card_key(version))  # first, so that nobody finds a version without its files
+        for name in self._store.children(f"{_ROOT}/{version}"):
+            if name != _CLAIM:
+                self._store.delete(f"{_ROOT}/{version}/{name}")
 
     def promote(self, version: int, reason: str, *, user: str | None = None) -> Aliases:
         """Makes `version` the champion, by `user`. Promoting the champion again changes nothing.
@@ -355,5 +363,5 @@ class Registry:
 
     def _claimant(self, version: int) -> str | None:
         """Returns the run that a version is reserved for, if it is."""
-        claim = find_record(self._store, f"{_ROOT}/{version}/claim.json", _Claim)
+        claim = find_record(self._store, f"{_ROOT}/{version}/{_CLAIM}", _Claim)
         return None if claim is None else claim.run_id
