@@ -6,7 +6,7 @@ import contextlib
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import NotFound
-from shared.records.annotations import Annotation, Annotations, Kind, has_tag, select_tagged, with_name
+from shared.records.annotations import Annotation, Annotations, Kind, with_name
 from shared.records.dataset import (
     FACES_CSV,
     FACES_NPY,
@@ -31,7 +31,7 @@ from shared.records.dataset import (
 from shared.records.jobs import Job, Jobs
 from shared.records.model_card import ModelCard
 from shared.records.predictions import read_predictions
-from shared.records.record import Listing, Record, list_records, newest_first
+from shared.records.record import Listing, Record
 from shared.records.registry import Registry
 from shared.records.runs import Run, Runs
 from shared.store.base import Store
@@ -143,14 +143,23 @@ class StoreCache:
 
     # -- runs and jobs
 
-    def runs(self, tag: str | None = None) -> Listing[Run]:
-        """Returns every run's record, newest first, and what is wrong with those that cannot be read.
+    def runs(self, limit: int | None = None, offset: int = 0, tag: str | None = None) -> Listing[Run]:
+        """Returns the records of all runs, or of a page of them, or of those with a tag, as `Runs.page` does."""
+        return self._runs.page(limit, offset, self._named_runs(), self._tagged("run", tag))
+
+    def open_runs(self) -> Listing[Run]:
+        """Returns the records of the runs that have not ended, newest first."""
+        return self._runs.open(self._named_runs())
+
+    def ended_runs(self, open_runs: Iterable[Run]) -> Iterator[Run]:
+        """Yields the records of the runs that have ended, newest first, each read only when it is asked for.
 
         Args:
-            tag: keeps only those that have it.
+            open_runs: those that have not, and so need not be read.
         """
-        found = newest_first(list_records(self._store.children("runs"), self._find_run))
-        return select_tagged(found, self.annotations("run"), tag)
+        passed_over, find = {run.run_id for run in open_runs}, self._named_runs()
+        found = self._runs.newest(lambda run_id: None if run_id in passed_over else find(run_id))
+        return (run for run in found if run.state.is_final)
 
     def find_run(self, run_id: str) -> Run | None:
         """Returns a run's record, or None."""
@@ -161,14 +170,15 @@ class StoreCache:
         """Returns a run's record, or raises `NotFound`."""
         return self.find_run(run_id) or self._runs.get(run_id)
 
-    def jobs(self, tag: str | None = None) -> Listing[Job]:
-        """Returns every job's record, newest first, and what is wrong with those that cannot be read.
+    def jobs(self, limit: int | None = None, offset: int = 0, tag: str | None = None) -> Listing[Job]:
+        """Returns the records of all jobs, or of a page of them, or of those with a tag, as `Jobs.page` does."""
+        annotations = self.annotations("job")
 
-        Args:
-            tag: keeps only those that have it.
-        """
-        found = newest_first(list_records(self._store.children("jobs"), self._find_job))
-        return select_tagged(found, self.annotations("job"), tag)
+        def find(job_id: str) -> Job | None:
+            job = self._find_job(job_id)
+            return job and with_name(job, annotations.get(job_id))
+
+        return self._jobs.page(limit, offset, find, self._tagged("job", tag))
 
     def find_job(self, job_id: str) -> Job | None:
         """Returns a job's record, or None."""
@@ -191,19 +201,11 @@ class StoreCache:
 
     # -- models
 
-    def cards(self, tag: str | None = None) -> Listing[ModelCard]:
-        """Returns every model's card, newest first, and what is wrong with those that cannot be read.
-
-        Args:
-            tag: keeps only those that have it.
-        """
-        found = list_records(reversed(self._registry.versions()), self.card)
-        if tag is None:
-            return found
-        annotations = self.annotations("model")
-        return Listing(
-            [card for card in found.records if has_tag(annotations.get(str(card.version)), tag)], found.damaged
-        )
+    def cards(self, limit: int | None = None, offset: int = 0, tag: str | None = None) -> Listing[ModelCard]:
+        """Returns the cards of all models, or of a page of them, or of those with a tag, as `Registry.page` does."""
+        tagged = self._tagged("model", tag)
+        only = None if tagged is None else {int(version) for version in tagged}
+        return self._registry.page(limit, offset, self.card, only)
 
     def card(self, version: int) -> ModelCard:
         """Returns a model's card, or raises `NotFound` or `DamagedRecord`."""
@@ -228,27 +230,31 @@ class StoreCache:
 
     # -- datasets
 
-    def dataset_ids(self) -> list[str]:
-        """Returns the hashes of all datasets whose archive is here, decoded or not."""
-        return self._store.children("datasets")
+    def named_datasets(self, tag: str | None = None) -> Iterator[tuple[str, str | None]]:
+        """Yields (hash, name) of every dataset, those with the newest runs first; with a tag, of those that have it.
 
-    def dataset_names(self, tag: str | None = None) -> dict[str, str | None]:
-        """Returns every dataset's name by its hash, those with the newest runs first; None for one without a name.
-
-        Args:
-            tag: keeps only those that have it.
+        The name is the one that people gave to it, else that of its newest run. Runs are read only as far as the caller
+        goes on.
         """
-        names: dict[str, str | None] = {}
-        for run in self.runs().records:
-            if run.dataset:
-                names.setdefault(run.dataset, run.name)
-        stored, annotations = self.dataset_ids(), self.annotations("dataset")
-        ordered = [*(sha256 for sha256 in names if sha256 in stored), *(key for key in stored if key not in names)]
-        return {
-            sha256: (found.name if (found := annotations.get(sha256)) and found.name else names.get(sha256))
-            for sha256 in ordered
-            if tag is None or has_tag(annotations.get(sha256), tag)
-        }
+        annotations = self.annotations("dataset")
+
+        def name(sha256: str, otherwise: str | None) -> str | None:
+            found = annotations.get(sha256)
+            return found.name if found and found.name else otherwise
+
+        left = dict.fromkeys(self.dataset_ids(tag))
+        runs = self._runs.newest(self._named_runs())
+        while left and (run := next(runs, None)) is not None:
+            if run.dataset in left:
+                del left[run.dataset]
+                yield run.dataset, name(run.dataset, run.name)
+        for sha256 in left:
+            yield sha256, name(sha256, None)
+
+    def dataset_ids(self, tag: str | None = None) -> list[str]:
+        """Returns the hashes of all datasets, or of those with a tag, whose archive is here, decoded or not."""
+        tagged = self._tagged("dataset", tag)
+        return [sha256 for sha256 in self._store.children("datasets") if tagged is None or sha256 in tagged]
 
     def summary(self, sha256: str) -> DatasetSummary | None:
         """Returns what a dataset holds; None before it is decoded."""
@@ -294,6 +300,20 @@ class StoreCache:
         self._datasets.clear()
 
     # -- how
+
+    def _named_runs(self) -> Callable[[str], Run | None]:
+        """Returns what finds a run under the name that people gave to it, with all names read once."""
+        annotations = self.annotations("run")
+
+        def find(run_id: str) -> Run | None:
+            run = self._find_run(run_id)
+            return run and with_name(run, annotations.get(run_id))
+
+        return find
+
+    def _tagged(self, kind: Kind, tag: str | None) -> set[str] | None:
+        """Returns the ids of the things that have a tag; None for all things."""
+        return None if tag is None else {key for key, found in self.annotations(kind).items() if tag in found.tags}
 
     def _find_run(self, run_id: str) -> Run | None:
         return _read_unless_final(self._ended_runs, self._runs.find, run_id)

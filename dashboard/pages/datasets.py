@@ -62,7 +62,7 @@ def list_datasets() -> str:
             runs_of[run.dataset].append(run)
     tagged = tag_filter("dataset")
     items: list[dict[str, Any]] = []
-    for sha256, name in cache.dataset_names(tagged["tag"] or None).items():
+    for sha256, name in cache.named_datasets(tagged["tag"] or None):
         found = runs_of[sha256]
         summary = cache.summary(sha256)
         items.append({"sha256": sha256, "name": name, "summary": summary, "runs": found, "unread": _unread(found)})

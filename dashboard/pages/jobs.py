@@ -29,18 +29,16 @@ blueprint = Blueprint("jobs", __name__)
 def list_jobs() -> str:
     """Shows all jobs, newest first."""
     parts = dashboard()
-    tagged = tag_filter("job")
-    listing = parts.store_cache.jobs(tagged["tag"] or None)
-    found = listing.records
     page = max(1, request.args.get("page", 1, int))
-    shown = found[(page - 1) * _PAGE : page * _PAGE]
+    tagged = tag_filter("job")
+    listing = parts.store_cache.jobs(_PAGE, (page - 1) * _PAGE, tagged["tag"] or None)
     return render_template(
         "jobs.html",
-        jobs=[(job, _progress(job)) for job in shown],
+        jobs=[(job, _progress(job)) for job in listing.records],
         damaged=listing.damaged + tagged["damaged_annotations"],
         **tagged,
         page=page,
-        pages=-(-len(found) // _PAGE),
+        pages=-(-listing.total // _PAGE),
         link=lambda number: url_for("jobs.list_jobs", page=number, tag=tagged["tag"] or None),
     )
 

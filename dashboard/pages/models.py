@@ -21,7 +21,7 @@ def list_models() -> str:
     parts = dashboard()
     aliases, damaged = parts.client.registry.find_aliases()
     tagged = tag_filter("model")
-    cards = parts.store_cache.cards(tagged["tag"] or None)
+    cards = parts.store_cache.cards(tag=tagged["tag"] or None)
     workers = [worker for worker in parts.workers.states() if worker.state.get("service") == "inference"]
     return render_template(
         "models.html",

@@ -32,7 +32,7 @@ blueprint = Blueprint("predict", __name__)
 def predict() -> str:
     """Shows a face of a dataset, or the place to drop images of one's own."""
     cache = dashboard().store_cache
-    names = cache.dataset_names()
+    names = dict(cache.named_datasets())
     decoded = [(sha256, summary) for sha256 in names if (summary := cache.summary(sha256))]
     chosen = request.args.get("dataset") or (decoded[0][0] if decoded else None)
     face, note = None, ""

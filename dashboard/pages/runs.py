@@ -43,18 +43,17 @@ blueprint = Blueprint("runs", __name__)
 @blueprint.get("/runs")
 def list_runs() -> str:
     """Shows all runs, newest first."""
-    tagged = tag_filter("run")
-    listing = dashboard().store_cache.runs(tagged["tag"] or None)
-    found = listing.records
     page = max(1, request.args.get("page", 1, int))
+    tagged = tag_filter("run")
+    listing = dashboard().store_cache.runs(_PAGE, (page - 1) * _PAGE, tagged["tag"] or None)
     return render_template(
         "runs.html",
-        runs=[(run, _progress(run)) for run in found[(page - 1) * _PAGE : page * _PAGE]],
+        runs=[(run, _progress(run)) for run in listing.records],
         damaged=listing.damaged + tagged["damaged_annotations"],
         **tagged,
-        total=len(found),
+        total=listing.total,
         page=page,
-        pages=-(-len(found) // _PAGE),
+        pages=-(-listing.total // _PAGE),
         link=lambda number: url_for("runs.list_runs", page=number, tag=tagged["tag"] or None),
     )
 

@@ -217,7 +217,7 @@ def select_tagged(found: Listing[R], annotations: Mapping[str, Annotation], tag:
         for record in found.records
         if tag is None or has_tag(annotations.get(record.record_id), tag)
     ]
-    return Listing(records, found.damaged)
+    return Listing(records, found.damaged, len(records))
 
 
 def has_tag(annotation: Annotation | None, tag: str) -> bool:

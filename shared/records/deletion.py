@@ -77,10 +77,14 @@ class Deletion:
                 learned from.
         """
         self.dependents(kind, which)
-        if kind == "model":
+        if kind == "dataset":
+            self._store.delete(f"datasets/{which}")
+        elif kind == "run":
+            self._runs.delete(which)
+        elif kind == "model":
             self._delete_model(int(which))
         else:
-            self._store.delete(f"{kind}s/{which}")
+            self._jobs.delete(which)
         self._annotations.record_deletion(kind, which, user)
 
     def _check_dataset(self, sha256: str) -> list[Dependent]:

@@ -7,7 +7,7 @@ last its `card.json`, which makes it visible. Registering the same run again giv
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -139,7 +139,7 @@ class Registry:
 
     def versions(self) -> list[int]:
         """Returns all registered versions, oldest first."""
-        return [version for version in self._numbered() if self._store.exists(self.card_key(version))]
+        return sorted(int(name) for name in self._store.folders_with(_ROOT, "card.json") if name.isdecimal())
 
     def card(self, version: int) -> ModelCard:
         """Returns a version's card.
@@ -158,7 +158,26 @@ class Registry:
 
     def cards(self) -> Listing[ModelCard]:
         """Returns every version's card, newest first, and what is wrong with those that cannot be read."""
-        return list_records(reversed(self.versions()), self.card)
+        return self.page()
+
+    def page(
+        self,
+        limit: int | None = None,
+        offset: int = 0,
+        find: Callable[[int], ModelCard] | None = None,
+        only: Container[int] | None = None,
+    ) -> Listing[ModelCard]:
+        """Returns some versions' cards, newest first, and what is wrong with those that cannot be read.
+
+        Args:
+            limit: the most cards; None for all.
+            offset: how many newer ones to pass over.
+            find: returns the card of a version, in place of `self.card`.
+            only: the versions that count; None for all.
+        """
+        versions = [version for version in self.versions()[::-1] if only is None or version in only]
+        found = list_records(versions[offset:][:limit], find or self.card)
+        return Listing(found.records, found.damaged, len(versions))
 
     def aliases(self) -> Aliases:
         """Returns which versions are in use now, or raises `DamagedRecord`."""

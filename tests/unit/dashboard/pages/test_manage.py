@@ -57,7 +57,7 @@ def test_a_model_is_deleted_after_the_page_has_said_what_depends_on_it(filled: S
 
     asked = web.get(f"/manage/model/{version}/delete").text
     assert "run run-000000000009</a> loses its model" in asked
-    refused = web.delete(f"/api/v1/models/{version}")
+    refused = filled.web.delete(f"/api/v1/models/{version}")
     assert refused.status_code == 409
     assert "Run run-000000000009 stays, but loses its model." in refused.text
     after = web.post(f"/manage/model/{version}/delete", data={"csrf": csrf_of(web)}, follow_redirects=True).text
