@@ -13,6 +13,7 @@ from werkzeug.datastructures import MultiDict
 from dashboard.store_cache import Dataset
 from shared.faces.labels import ETHNICITIES, GENDERS, UNKNOWN
 from shared.records.dataset import AGE_BANDS, SPLITS
+from shared.records.predictions import THRESHOLD, predict_female
 
 SORTS: Final = {
     "archive": "Archive order",
@@ -29,7 +30,6 @@ AGREEMENTS: Final = {
     "both_wrong": "both wrong",
 }
 """The four cells of two models on the same faces: the filter's `version` is the first, its `other` the second."""
-THRESHOLD: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,16 +112,6 @@ def read_threshold(query: MultiDict[str, str]) -> float:
     """Returns the decision threshold that an address names, from 0 to 1; 1/2 where it names none."""
     threshold = query.get("threshold", THRESHOLD, float)
     return threshold if 0 <= threshold <= 1 else THRESHOLD
-
-
-def predict_female(probabilities: NDArray[np.float32], threshold: float = THRESHOLD) -> NDArray[np.bool_]:
-    """Returns bool (N,): who is predicted female. The one place where a probability becomes a prediction.
-
-    Args:
-        probabilities: float32 (N,), of female.
-        threshold: predicted female from here on.
-    """
-    return probabilities >= np.float32(threshold)
 
 
 def select_faces(

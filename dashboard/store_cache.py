@@ -28,9 +28,11 @@ from shared.records.dataset import (
     read_faces_csv,
     read_rejects_csv,
 )
+from shared.records.evaluation import Rate
+from shared.records.groups import wilson_rate
 from shared.records.jobs import Job, Jobs
 from shared.records.model_card import ModelCard
-from shared.records.predictions import read_predictions
+from shared.records.predictions import predict_female, read_predictions
 from shared.records.record import Listing, Record
 from shared.records.registry import Registry
 from shared.records.runs import Run, Runs
@@ -139,6 +141,9 @@ class StoreCache:
         self._datasets: LruCache[str, Dataset] = LruCache(self._load_dataset, _DATASETS_CACHED)
         self._predictions: LruCache[tuple[str, int], NDArray[np.float32]] = LruCache(
             lambda key: self._load_predictions(*key), _PREDICTIONS_CACHED
+        )
+        self._test_accuracies: LruCache[tuple[str, int], Rate] = LruCache(
+            lambda key: self._measure_accuracy(*key), _SMALL_CACHED
         )
 
     # -- runs and jobs
@@ -294,12 +299,29 @@ class StoreCache:
         except NotFound:
             return None
 
+    def test_accuracy(self, sha256: str, version: int) -> Rate | None:
+        """Returns a model's accuracy on a dataset's test faces; None where it has not predicted them."""
+        try:
+            return self._test_accuracies.get((sha256, version))
+        except NotFound:
+            return None
+
     def close(self) -> None:
         """Lets go of everything that is kept."""
         self._predictions.clear()
         self._datasets.clear()
 
     # -- how
+
+    def _measure_accuracy(self, sha256: str, version: int) -> Rate:
+        probabilities = self._predictions.get((sha256, version))
+        data = self.dataset(sha256)
+        test = data.split == SPLITS.index("test")
+        correct = predict_female(probabilities) == (data.gender == 1)
+        rate = wilson_rate(int((correct & test).sum()), int(test.sum()))
+        if rate is None:
+            raise NotFound(f"dataset {sha256[:12]} has no test faces")
+        return rate
 
     def _named_runs(self) -> Callable[[str], Run | None]:
         """Returns what finds a run under the name that people gave to it, with all names read once."""

@@ -11,14 +11,17 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 
 from dashboard.api import views
+from dashboard.api.comparing import Matrix
 from dashboard.face_grid import AGREEMENTS, RESULTS, SORTS
 from dashboard.incoming import Upload
+from dashboard.measures import Measures
 from dashboard.tasks.samples import SampleState
 from dashboard.tasks.scoring import ScoringState
 from shared.errors import CODES
 from shared.faces.labels import ETHNICITIES, GENDERS
 from shared.messages import ARCHIVES, IMAGES
 from shared.params import TrainingParams
+from shared.records.comparison import ALL_FACES
 from shared.records.dataset import AGE_BANDS, SPLITS
 
 _REF: Final = "#/components/schemas/{model}"
@@ -87,6 +90,11 @@ _ANNOTATION: Final = {
 }
 _CONFIRM: Final[_Query] = {"confirm": ("`true` to delete it also where something depends on it", {"type": "boolean"})}
 _MODEL_VERSION: Final = {"model_version": _number("A version; the champion by default", 1, 10**9)}
+_MEASURED: Final = {
+    "dataset": _text("SHA-256 of a dataset; that of the last version named by default"),
+    "split": _text("A part of the dataset; test by default", *SPLITS, ALL_FACES),
+    "threshold": _number("Predicted female from this probability on; 0.5 by default", 0, 1, "number"),
+}
 _REASON: Final = {"reason": _text("Why; it is recorded")}
 _SELECTED: Final[_Query] = {
     "dead_id": ("A message; may be given several times", {"type": "array", "items": {"type": "string"}}),
@@ -220,6 +228,27 @@ _CALLS: Final = (
     _Call("GET", "/models", "list_models", "Versions and aliases", views.Models, query=_LISTED),
     _Call("GET", "/models/{version}", "get_model", "A version's card", views.ModelDetails),
     _Call("GET", "/models/{version}/model.onnx", "get_model_file", "A version's file", "application/octet-stream"),
+    _Call(
+        "GET",
+        "/models/{version}/measures",
+        "measure_model",
+        "How well a version predicts a dataset at a decision threshold",
+        Measures,
+        query=_MEASURED,
+    ),
+    _Call(
+        "GET",
+        "/compare",
+        "compare_models",
+        "Two versions on the same faces",
+        views.ComparisonDetails,
+        query={
+            "first": _number("The version before", 1, 10**9),
+            "second": _number("The version after", 1, 10**9),
+            **_MEASURED,
+        },
+    ),
+    _Call("GET", "/compare/matrix", "get_matrix", "The newest versions on the newest datasets", Matrix),
     _Call("POST", "/models/{version}/promote", "promote_model", "Promote a version", views.AliasesNow, query=_REASON),
     _Call(
         "POST",

@@ -11,6 +11,8 @@ from typing import Any, Final
 from flask import Blueprint, Response, jsonify, request, send_file, url_for
 from werkzeug.datastructures import Headers
 
+from dashboard.api.comparing import accuracy_matrix, measure_requested, requested_comparison
+from dashboard.api.comparing import compare_models as run_comparison
 from dashboard.api.document import document, query_parameters
 from dashboard.api.faces import send_faces, send_rejects
 from dashboard.api.uploads import parse_number, receive_archive, receive_images
@@ -377,6 +379,38 @@ def get_model_file(version: int) -> Response:
     return _send_stored_file(
         parts.client.registry.model_key(version), "application/octet-stream", f"gender-{version}.onnx"
     )
+
+
+@blueprint.get("/models/<int:version>/measures")
+def measure_model(version: int) -> Response:
+    """Tells how well a version predicts the faces of a dataset at a decision threshold."""
+    measures = measure_requested(version)
+    return jsonify(measures.as_dict())
+
+
+@blueprint.get("/compare")
+def compare_models() -> Response:
+    """Compares two versions on the same faces."""
+    chosen = requested_comparison()
+    if chosen is None:
+        raise InvalidMessage("first or second is missing; expected two versions to compare")
+    found = run_comparison(chosen)
+    if found.comparison is None:
+        versions = " and ".join(str(version) for version in found.missing)
+        raise Conflict(
+            f"model {versions} has not predicted dataset {chosen.dataset[:12]}; "
+            f"start that with POST /api/v1/datasets/{chosen.dataset}/predictions?version={found.missing[0]}"
+        )
+    sentence = found.comparison.describe(chosen.first, chosen.second)
+    asked = {"versions": [chosen.first, chosen.second], **chosen.as_query()}
+    asked = {key: asked[key] for key in ("versions", "dataset", "split", "threshold")}
+    return jsonify({**asked, "sentence": sentence, **found.comparison.as_dict()})
+
+
+@blueprint.get("/compare/matrix")
+def get_matrix() -> Response:
+    """Tells the accuracy of the newest versions on the newest datasets."""
+    return jsonify(accuracy_matrix().as_dict())
 
 
 @blueprint.post("/models/<int:version>/promote")

@@ -10,6 +10,7 @@ from dashboard.workers import Speed
 from shared.broker.base import Depth
 from shared.faces.labels import GENDERS
 from shared.records.annotations import Annotation, Kind
+from shared.records.comparison import Comparison
 from shared.records.dataset import DatasetSummary
 from shared.records.evaluation import Evaluation
 from shared.records.jobs import Job
@@ -194,6 +195,26 @@ class Deleted(View):
 
     deleted: str
     dependents: list[Dependent]
+
+
+class ComparisonDetails(Comparison):
+    """Two versions on the same faces.
+
+    Attributes:
+        versions: the first and the second.
+        dataset: SHA-256 of the dataset.
+        split: the part of it, or `all`.
+        threshold: predicted female from here on, by both.
+        sentence: the result in words.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    versions: tuple[int, int]
+    dataset: str
+    split: str
+    threshold: float
+    sentence: str
 
 
 class Models(View):

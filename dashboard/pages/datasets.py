@@ -22,7 +22,6 @@ from dashboard.face_grid import (
     FaceFilter,
     encode_png,
     face_view,
-    predict_female,
     select_faces,
 )
 from dashboard.pages.manage import annotation_view, tag_filter
@@ -33,6 +32,7 @@ from shared.errors import InvalidMessage, NotFound
 from shared.faces.labels import ETHNICITIES, GENDERS
 from shared.faces.rejects import REJECT_REASONS
 from shared.records.dataset import AGE_BANDS, SPLITS, DatasetSummary
+from shared.records.predictions import predict_female
 from shared.records.runs import Run
 
 _PAGE: Final = 60

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, flash, redirect, render_template, url_for
+from flask import Blueprint, flash, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response
 
 from dashboard.api.routes import read_reason
 from dashboard.auth import current_user
 from dashboard.context import dashboard
+from dashboard.face_grid import read_threshold
+from dashboard.pages.answer import answer_view
 from dashboard.pages.manage import annotation_view, tag_filter
 from dashboard.workers import summarize_monitoring
-from shared.records.evaluation import MIN_GROUP
 
 blueprint = Blueprint("models", __name__)
 
@@ -40,11 +41,15 @@ def list_models() -> str:
 def show_model(version: int) -> str:
     """Shows a version's card."""
     parts = dashboard()
+    card = parts.store_cache.card(version)
     return render_template(
         "model.html",
-        card=parts.store_cache.card(version),
+        card=card,
+        has_run=parts.store_cache.find_run(card.run_id) is not None,
+        scores_url=url_for("runs.scores", run_id=card.run_id),
+        threshold_url=lambda value: url_for("models.show_model", version=version, threshold=value),
+        **answer_view(card.evaluation, card.dataset.sha256, card, read_threshold(request.args)),
         about=annotation_view("model", str(version), ""),
-        min_group=MIN_GROUP,
         aliases=parts.client.registry.find_aliases()[0],
         workers=[worker for worker in parts.workers.states() if worker.state.get("version") == version],
     )

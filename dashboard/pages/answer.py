@@ -1,0 +1,73 @@
+"""What the pages of a run and of its model begin with: how good the model is, for whom, and what the gate says."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from flask import url_for
+from numpy.typing import NDArray
+
+from dashboard.context import dashboard
+from dashboard.face_grid import FaceFilter, face_view, select_faces
+from dashboard.measures import measure, measured_before
+from dashboard.store_cache import Dataset
+from shared.errors import NotFound
+from shared.records.dataset import SPLITS
+from shared.records.evaluation import MIN_GROUP, Evaluation
+from shared.records.model_card import ModelCard
+from shared.records.predictions import THRESHOLD
+
+_SUSPECTS: Final = 12
+
+
+def answer_view(evaluation: Evaluation, sha256: str | None, card: ModelCard | None, threshold: float) -> dict[str, Any]:
+    """Returns what `answer.html` shows.
+
+    Args:
+        evaluation: of the run.
+        sha256: its dataset.
+        card: of its model; None where there is none, or it was deleted.
+        threshold: predicted female from here on.
+    """
+    scored = None if card is None or sha256 is None else find_scored(sha256, card.version)
+    measures, suspects, version = measured_before(evaluation), [], None
+    if scored is not None and card is not None:
+        data, probabilities = scored
+        measures = measure(data, probabilities, data.split == SPLITS.index("test"), threshold) or measures
+        suspects = _suspects(data, probabilities, threshold)
+        version = card.version
+
+    def faces_url(**filters: Any) -> str:
+        query = FaceFilter(version=version, split="test", threshold=threshold, **filters).as_query()
+        return url_for("datasets.show_dataset", sha256=sha256, **query) + "#faces"
+
+    wrong = FaceFilter(version=version, result="wrong", sort="largest_error", threshold=threshold)
+    return {
+        "evaluation": evaluation,
+        "measures": measures,
+        "gate": card.gate if card else None,
+        "scored": version is not None,
+        "threshold": threshold if version is not None else THRESHOLD,
+        "faces_url": faces_url,
+        "suspects": suspects,
+        "suspects_query": wrong.as_query(),
+        "min_group": MIN_GROUP,
+    }
+
+
+def find_scored(sha256: str, version: int) -> tuple[Dataset, NDArray[np.float32]] | None:
+    """Returns a dataset and a model's predictions for it; None where one of them is not there."""
+    cache = dashboard().store_cache
+    try:
+        probabilities = cache.predictions(sha256, version)
+        return None if probabilities is None else (cache.dataset(sha256), probabilities)
+    except NotFound:
+        return None
+
+
+def _suspects(data: Dataset, probabilities: NDArray[np.float32], threshold: float) -> list[dict[str, Any]]:
+    """Returns the faces where the model most confidently disagrees with the label: likely label errors."""
+    wanted = FaceFilter(result="wrong", sort="largest_error", threshold=threshold)
+    order = select_faces(data, probabilities, wanted)
+    return [face_view(data, probabilities, int(i), threshold) for i in order[:_SUSPECTS]]
