@@ -7,7 +7,7 @@ import io
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Generic, TypeVar
 
 import numpy as np
@@ -18,6 +18,7 @@ from shared.records.annotations import Annotation, Annotations, Kind, with_name
 from shared.records.dataset import (
     FACES_CSV,
     FACES_NPY,
+    NEAR_DUPLICATES_CSV,
     REFUSAL_JSON,
     REJECTS_CSV,
     SPLITS,
@@ -26,19 +27,27 @@ from shared.records.dataset import (
     DatasetSummary,
     RejectRow,
     read_faces_csv,
+    read_near_duplicates_csv,
     read_rejects_csv,
 )
+from shared.records.edits import Corrections, EditHistory, Edits, edits_key
 from shared.records.evaluation import Rate
 from shared.records.groups import wilson_rate
 from shared.records.jobs import Job, Jobs
 from shared.records.model_card import ModelCard
-from shared.records.predictions import predict_female, read_predictions
-from shared.records.record import Listing, Record
+from shared.records.predictions import predict_female, read_held_out, read_predictions
+from shared.records.record import Listing, Record, parse_record
 from shared.records.registry import Registry
 from shared.records.runs import Run, Runs
 from shared.store.base import Store
 
+EDITED: Final = ("unedited", "corrected", "confirmed", "excluded")
+"""What edits have made of a face: another label, its own label again, or none."""
+EXCLUDED: Final = len(SPLITS)
+ARCHIVE_LABELS: Final = "archive"
+"""Names the labels of the archive where edits may be named."""
 _DATASETS_CACHED: Final = 4
+_EDITED_CACHED: Final = 8
 _PREDICTIONS_CACHED: Final = 16
 _SMALL_CACHED: Final = 2000
 
@@ -58,8 +67,11 @@ class Dataset:
         age: int16 (N,), years, or `UNKNOWN`.
         gender: uint8 (N,), index into `shared.faces.labels.GENDERS`.
         ethnicity: int16 (N,), index into `shared.faces.labels.ETHNICITIES`, or `UNKNOWN`.
-        split: uint8 (N,), index into `shared.records.dataset.SPLITS`.
+        split: uint8 (N,), index into `shared.records.dataset.SPLITS`, or `EXCLUDED` for a face that an edit left out.
         sizes: uint32 (N, 2), width and height of the original image in pixels.
+        groups: int32 (N,), the number of the faces that look the same; -1 for a face that is like no other.
+        edits: uint8 (N,), index into `EDITED`.
+        corrections: the hash of the edits that are applied; None where the labels are those of the archive.
         faces: uint8 (N, 128, 128), luma, mapped from the file.
         held: keeps the file of `faces` there.
     """
@@ -72,6 +84,9 @@ class Dataset:
     ethnicity: NDArray[np.int16]
     split: NDArray[np.uint8]
     sizes: NDArray[np.uint32]
+    groups: NDArray[np.int32]
+    edits: NDArray[np.uint8]
+    corrections: str | None
     faces: NDArray[np.uint8]
     held: contextlib.ExitStack = field(repr=False)
 
@@ -139,11 +154,19 @@ class StoreCache:
         self._cards: LruCache[int, ModelCard] = LruCache(self._registry.card, _SMALL_CACHED)
         self._summaries: LruCache[str, DatasetSummary] = LruCache(self._load_summary, _SMALL_CACHED)
         self._datasets: LruCache[str, Dataset] = LruCache(self._load_dataset, _DATASETS_CACHED)
+        self._edits = Edits(store)
+        self._histories: LruCache[tuple[str, bytes], tuple[EditHistory, Corrections]] = LruCache(
+            lambda key: self._load_history(*key), _EDITED_CACHED
+        )
+        self._edited: LruCache[tuple[str, str], Dataset] = LruCache(lambda key: self._edit(*key), _EDITED_CACHED)
+        self._held_out: LruCache[tuple[str, int], NDArray[np.float32]] = LruCache(
+            lambda key: self._load_held_out(*key), _PREDICTIONS_CACHED
+        )
         self._predictions: LruCache[tuple[str, int], NDArray[np.float32]] = LruCache(
             lambda key: self._load_predictions(*key), _PREDICTIONS_CACHED
         )
-        self._test_accuracies: LruCache[tuple[str, int], Rate] = LruCache(
-            lambda key: self._measure_accuracy(*key), _SMALL_CACHED
+        self._test_accuracies: LruCache[tuple[str, int, str | None], Rate] = LruCache(
+            lambda key: self._measure_accuracy(*key[:2]), _SMALL_CACHED
         )
 
     # -- runs and jobs
@@ -276,6 +299,35 @@ class StoreCache:
         """
         return self._datasets.get(sha256)
 
+    def edit_history(self, sha256: str) -> EditHistory:
+        """Returns the edits of a dataset's labels; none where nobody made any."""
+        return self._history(sha256)[0]
+
+    def corrections(self, sha256: str) -> Corrections:
+        """Returns what the edits that are in force make of a dataset's labels."""
+        return self._history(sha256)[1]
+
+    def edited(self, sha256: str, edits: str = "") -> Dataset:
+        """Returns a decoded dataset with corrected labels.
+
+        Args:
+            sha256: the dataset.
+            edits: the hash of the corrections that a run was given, or `ARCHIVE_LABELS`; empty for those in force now.
+
+        Raises:
+            NotFound: there is no such dataset, it is not decoded yet, or it has no edits of that hash.
+        """
+        if edits == ARCHIVE_LABELS:
+            return self.dataset(sha256)
+        if not edits:
+            corrections = self.corrections(sha256)
+            if corrections.is_empty:
+                return self.dataset(sha256)
+            edits = corrections.sha256
+            if self._edited.find((sha256, edits)) is None:
+                self._edited.put((sha256, edits), _with_corrections(self.dataset(sha256), corrections, edits))
+        return self._edited.get((sha256, edits))
+
     def refusal(self, sha256: str) -> DatasetRefusal | None:
         """Returns why an archive did not become a dataset; None where it did, or was not processed yet."""
         key = f"datasets/{sha256}/{REFUSAL_JSON}"
@@ -299,23 +351,35 @@ class StoreCache:
         except NotFound:
             return None
 
-    def test_accuracy(self, sha256: str, version: int) -> Rate | None:
-        """Returns a model's accuracy on a dataset's test faces; None where it has not predicted them."""
+    def held_out_predictions(self, sha256: str, version: int) -> NDArray[np.float32] | None:
+        """Returns predictions by weights of a model that have not learned from the face; None where there are none.
+
+        A model that was trained on other faces has learned from none of these.
+        """
         try:
-            return self._test_accuracies.get((sha256, version))
+            return self._held_out.get((sha256, version))
+        except NotFound:
+            return None
+
+    def test_accuracy(self, sha256: str, version: int) -> Rate | None:
+        """Returns a model's accuracy on a dataset's test faces, by their labels now; None where it predicted none."""
+        try:
+            return self._test_accuracies.get((sha256, version, self.edited(sha256).corrections))
         except NotFound:
             return None
 
     def close(self) -> None:
         """Lets go of everything that is kept."""
+        self._edited.clear()
         self._predictions.clear()
+        self._held_out.clear()
         self._datasets.clear()
 
     # -- how
 
     def _measure_accuracy(self, sha256: str, version: int) -> Rate:
         probabilities = self._predictions.get((sha256, version))
-        data = self.dataset(sha256)
+        data = self.edited(sha256)
         test = data.split == SPLITS.index("test")
         correct = predict_female(probabilities) == (data.gender == 1)
         rate = wilson_rate(int((correct & test).sum()), int(test.sum()))
@@ -366,12 +430,57 @@ class StoreCache:
                 np.array([row.ethnicity for row in rows], np.int16),
                 np.array([SPLITS.index(row.split) for row in rows], np.uint8),
                 np.array([(row.width, row.height) for row in rows], np.uint32).reshape(-1, 2),
+                self._load_groups(sha256, len(rows)),
+                np.zeros(len(rows), np.uint8),
+                None,
                 faces,
                 stack.pop_all(),
             )
 
+    def _load_groups(self, sha256: str, count: int) -> NDArray[np.int32]:
+        groups = np.full(count, -1, np.int32)
+        with contextlib.suppress(NotFound):  # of an older release
+            text = self._store.get(f"datasets/{sha256}/{NEAR_DUPLICATES_CSV}").decode()
+            found = read_near_duplicates_csv(io.StringIO(text, newline=""))
+            groups[list(found)] = list(found.values())
+        return groups
+
+    def _history(self, sha256: str) -> tuple[EditHistory, Corrections]:
+        key = edits_key(sha256)
+        try:
+            data = self._store.get(key)
+        except NotFound:
+            return EditHistory(), Corrections()
+        return self._histories.get((key, data))
+
+    def _load_history(self, key: str, data: bytes) -> tuple[EditHistory, Corrections]:
+        history = parse_record(data, key, EditHistory)
+        return history, history.corrections()
+
+    def _edit(self, sha256: str, edits: str) -> Dataset:
+        return _with_corrections(self.dataset(sha256), self._edits.frozen(sha256, edits), edits)
+
+    def _load_held_out(self, sha256: str, version: int) -> NDArray[np.float32]:
+        card = self.card(version)
+        if card.dataset.sha256 != sha256:
+            raise NotFound(f"version {version} was trained on other faces")
+        return read_held_out(self._store, card.run_id)
+
     def _load_predictions(self, sha256: str, version: int) -> NDArray[np.float32]:
         return read_predictions(self._store, sha256, self.card(version))
+
+
+def _with_corrections(data: Dataset, corrections: Corrections, sha256: str) -> Dataset:
+    """Returns a dataset with the labels that its edits make."""
+    gender = corrections.apply(data.gender)
+    edits, split = np.zeros(len(data), np.uint8), data.split.copy()
+    relabelled = [*corrections.male, *corrections.female]
+    edits[relabelled] = np.where(gender == data.gender, EDITED.index("confirmed"), EDITED.index("corrected"))[
+        relabelled
+    ]
+    excluded = list(corrections.exclude)
+    edits[excluded], split[excluded] = EDITED.index("excluded"), EXCLUDED
+    return replace(data, gender=gender, split=split, edits=edits, corrections=sha256)
 
 
 def _read_unless_final(ended: LruCache[str, _R], find: Callable[[str], _R | None], key: str) -> _R | None:

@@ -19,6 +19,7 @@ from shared.records.dataset import (
     AGE_BANDS,
     FACES_CSV,
     FACES_NPY,
+    NEAR_DUPLICATES_CSV,
     REJECTS_CSV,
     SPLITS,
     SUMMARY_JSON,
@@ -28,6 +29,7 @@ from shared.records.dataset import (
     age_band,
     read_faces_csv,
     write_faces_csv,
+    write_near_duplicates_csv,
     write_rejects_csv,
 )
 from shared.records.evaluation import (
@@ -120,6 +122,9 @@ class StoreBuilder:
         text = io.StringIO(newline="")
         write_rejects_csv(text, rejects)
         self.store.put(f"{key}/{REJECTS_CSV}", text.getvalue().encode())
+        text = io.StringIO(newline="")
+        write_near_duplicates_csv(text, {0: 0, 1: 0, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4})
+        self.store.put(f"{key}/{NEAR_DUPLICATES_CSV}", text.getvalue().encode())
         self.store.put(f"{key}/{SUMMARY_JSON}", summary.model_dump_json(indent=2).encode())
         return sha256
 

@@ -25,6 +25,7 @@ from shared.records.dataset import (
     FACES_CSV,
     FACES_NPY,
     LABELS_JSON,
+    NEAR_DUPLICATES_CSV,
     REFUSAL_JSON,
     REJECTS_CSV,
     SPLITS,
@@ -66,7 +67,13 @@ _PARITY_FACES: Final = 256
 _CALIBRATION_FACES: Final = 512
 _COMPARED_FACES: Final = 20_000
 _ROBUSTNESS_FACES: Final = 300
-_DATASET_FILES: Final = (FACES_NPY, FACES_CSV, REJECTS_CSV, SUMMARY_JSON)  # the summary last: it says "complete"
+_DATASET_FILES: Final = (
+    FACES_NPY,
+    FACES_CSV,
+    REJECTS_CSV,
+    NEAR_DUPLICATES_CSV,
+    SUMMARY_JSON,
+)  # the summary last: it says "complete"
 
 
 class Pipeline:
@@ -101,7 +108,15 @@ class Pipeline:
         """Returns the same pipeline on another view of the store: that of a run's owner, for one."""
         return Pipeline(store, self._settings, self._metrics, self._device, self._group)
 
-    def run(self, run_id: str, name: str, sha256: str, params: TrainingParams, monitor: Monitor) -> ModelCard:
+    def run(
+        self,
+        run_id: str,
+        name: str,
+        sha256: str,
+        params: TrainingParams,
+        monitor: Monitor,
+        edits: str | None = None,
+    ) -> ModelCard:
         """Ingests, trains, evaluates, exports and registers, each unless it is done already.
 
         Args:
@@ -110,6 +125,7 @@ class Pipeline:
             sha256: names the archive, which lies in the store.
             params: the training parameters.
             monitor: who watches.
+            edits: the hash of the corrections to train with; None takes the labels of the archive.
 
         Returns:
             The registered model's card.
@@ -122,16 +138,22 @@ class Pipeline:
         """
         if (version := self._registry.version_of_run(run_id)) is not None:  # and then its process was killed
             return self._registry.card(version)
-        folder = f"datasets/{sha256}"
-        self._ingest(folder, sha256, monitor)
-        with open_dataset(self._store, sha256) as dataset:
+        self.ingest(sha256, monitor)
+        with open_dataset(self._store, sha256, edits) as dataset:
             self._warn(run_id, dataset)
             trained, recipe = self._train(run_id, dataset, params, monitor)
             return self._finish(run_id, name, dataset, recipe, trained, monitor)
 
     # -- ingest
 
-    def _ingest(self, folder: str, sha256: str, monitor: Monitor) -> None:
+    def ingest(self, sha256: str, monitor: Monitor) -> None:
+        """Decodes a dataset's archive, unless it is done already.
+
+        Raises:
+            InvalidDataset: the data is at fault.
+            Exception: what `monitor` raises.
+        """
+        folder = f"datasets/{sha256}"
         if self._store.exists(f"{folder}/{SUMMARY_JSON}"):
             return
         monitor.on_state(RunState.INGESTING)
@@ -291,7 +313,7 @@ class Pipeline:
         version = self._registry.claim(run_id)
         with tempfile.TemporaryDirectory(prefix="genderline-") as work:
             model = Path(work) / "model.onnx"
-            metadata = _metadata(version, run_id, dataset.sha256, figures)
+            metadata = _metadata(version, run_id, dataset, figures)
             export_onnx(network, temperature, model, metadata)
             sample = _spread(dataset.part("test"), _PARITY_FACES)
             parity = verify_parity(model, network, temperature, np.array(dataset.faces[sample]))
@@ -313,7 +335,10 @@ class Pipeline:
                 model_version=version,
                 run_id=run_id,
                 dataset=CardDataset(
-                    sha256=dataset.sha256, name=name, counts={split: len(dataset.part(split)) for split in SPLITS}
+                    sha256=dataset.sha256,
+                    name=name,
+                    counts={split: len(dataset.part(split)) for split in SPLITS},
+                    edits=dataset.edits,
                 ),
                 params=recipe,
                 trained=trained,
@@ -381,13 +406,14 @@ def _build_variants(
     )
 
 
-def _metadata(version: int, run_id: str, sha256: str, figures: Evaluation) -> dict[str, str]:
+def _metadata(version: int, run_id: str, dataset: Dataset, figures: Evaluation) -> dict[str, str]:
     """Returns what the ONNX file itself says about where it comes from."""
-    return {
+    edits = {} if dataset.edits is None else {"edits_sha256": dataset.edits}
+    return edits | {
         "name": MODEL_NAME,
         "version": str(version),
         "run_id": run_id,
-        "dataset_sha256": sha256,
+        "dataset_sha256": dataset.sha256,
         "labels": ",".join(GENDERS),
         "positive_label": GENDERS[1],
         "test_accuracy": f"{figures.accuracy:.4f}",

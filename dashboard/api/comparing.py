@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dashboard.api.uploads import parse_number
 from dashboard.context import dashboard
 from dashboard.measures import Measures, measure
-from dashboard.store_cache import Dataset
+from dashboard.store_cache import EXCLUDED, Dataset
 from shared.errors import Conflict, InvalidMessage, short_repr
 from shared.records.comparison import ALL_FACES, Comparison, compare
 from shared.records.dataset import SPLITS
@@ -36,6 +36,7 @@ class CompareRequest:
         dataset: SHA-256 of the dataset.
         split: a part of it, or `all`.
         threshold: predicted female from here on, by both.
+        labels: the hash of the edits that make the labels, or `archive`; empty for those in force now.
     """
 
     first: int
@@ -43,6 +44,7 @@ class CompareRequest:
     dataset: str
     split: str
     threshold: float
+    labels: str
 
     def as_query(self) -> dict[str, Any]:
         """Returns the query of an address that asks for the same."""
@@ -52,6 +54,7 @@ class CompareRequest:
             "dataset": self.dataset,
             "split": self.split,
             "threshold": self.threshold,
+            "labels": self.labels,
         }
 
 
@@ -126,18 +129,19 @@ def requested_comparison() -> CompareRequest | None:
     cache.card(first)
     card = cache.card(second)
     dataset = request.args.get("dataset") or card.dataset.sha256
-    return CompareRequest(first, second, dataset, _requested_split(), _requested_threshold())
+    split, threshold = _requested_split(), _requested_threshold()
+    return CompareRequest(first, second, dataset, split, threshold, _requested_labels())
 
 
 def compare_models(chosen: CompareRequest) -> Compared:
     """Compares two models.
 
     Raises:
-        NotFound: the dataset is not there, or not decoded.
+        NotFound: the dataset is not there, or not decoded, or has no such edits.
         Conflict: the dataset has no faces of the split.
     """
     cache = dashboard().store_cache
-    data = cache.dataset(chosen.dataset)
+    data = cache.edited(chosen.dataset, chosen.labels)
     first, second = (cache.predictions(chosen.dataset, version) for version in (chosen.first, chosen.second))
     if first is None or second is None:
         both = {chosen.first: first, chosen.second: second}
@@ -165,7 +169,7 @@ def measure_requested(version: int) -> Measures:
             f"model {version} has not predicted dataset {dataset[:12]}; "
             f"start that with POST /api/v1/datasets/{dataset}/predictions?version={version}"
         )
-    data, split = cache.dataset(dataset), _requested_split()
+    data, split = cache.edited(dataset, _requested_labels()), _requested_split()
     measures = measure(data, probabilities, _members(data, split), _requested_threshold())
     if measures is None:
         raise Conflict(f"dataset {dataset[:12]} has no {split} faces")
@@ -179,15 +183,19 @@ def _requested_split() -> str:
     return split
 
 
+def _requested_labels() -> str:
+    return request.args.get("labels", "")
+
+
 def _requested_threshold() -> float:
     threshold = parse_number(request.args.get("threshold"), "threshold", 0, 1)
     return THRESHOLD if threshold is None else threshold
 
 
 def _members(data: Dataset, split: str) -> NDArray[np.bool_]:
-    """Returns bool (N,): which faces are in a split, or in `all`."""
+    """Returns bool (N,): which faces are in a split, or in any; those that an edit left out are in none."""
     numbers: dict[str, int] = {name: i for i, name in enumerate(SPLITS)}
-    return np.asarray(data.split == numbers[split]) if split in numbers else np.ones(len(data), bool)
+    return np.asarray(data.split == numbers[split] if split in numbers else data.split != EXCLUDED)
 
 
 def accuracy_matrix() -> Matrix:

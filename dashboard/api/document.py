@@ -12,9 +12,10 @@ from pydantic import TypeAdapter
 
 from dashboard.api import views
 from dashboard.api.comparing import Matrix
-from dashboard.face_grid import AGREEMENTS, RESULTS, SORTS
+from dashboard.face_grid import AGREEMENTS, CONFIDENCE_BANDS, DUPLICATES, RESULTS, SORTS
 from dashboard.incoming import Upload
 from dashboard.measures import Measures
+from dashboard.store_cache import EDITED
 from dashboard.tasks.samples import SampleState
 from dashboard.tasks.scoring import ScoringState
 from shared.errors import CODES
@@ -23,6 +24,7 @@ from shared.messages import ARCHIVES, IMAGES
 from shared.params import TrainingParams
 from shared.records.comparison import ALL_FACES
 from shared.records.dataset import AGE_BANDS, SPLITS
+from shared.records.edits import CHANGES
 
 _REF: Final = "#/components/schemas/{model}"
 _CSV: Final = "text/csv"
@@ -94,6 +96,7 @@ _MEASURED: Final = {
     "dataset": _text("SHA-256 of a dataset; that of the last version named by default"),
     "split": _text("A part of the dataset; test by default", *SPLITS, ALL_FACES),
     "threshold": _number("Predicted female from this probability on; 0.5 by default", 0, 1, "number"),
+    "labels": _text("The hash of the edits that make the labels, or `archive`; those in force now by default"),
 }
 _REASON: Final = {"reason": _text("Why; it is recorded")}
 _SELECTED: Final[_Query] = {
@@ -110,6 +113,10 @@ _FACES: Final = {
     "age": _text("A band of ages", *AGE_BANDS),
     "split": _text("A part of the dataset", *SPLITS),
     "result": _text("Whether prediction and label agree", *RESULTS),
+    "confidence": _text("A band of the confidence, in percent", *CONFIDENCE_BANDS),
+    "duplicates": _text("Whether another face looks the same", *DUPLICATES),
+    "edited": _text("What edits have made of the label", *EDITED),
+    "labels": _text("`archive`, or the hash of the edits that correct the labels; by default those in force"),
     "low": _number("The lowest confidence", 0, 1, "number"),
     "high": _number("The highest confidence", 0, 1, "number"),
     "threshold": _number("Predicted female from this probability on; 0.5 by default", 0, 1, "number"),
@@ -150,8 +157,14 @@ _CALLS: Final = (
         "Train on an archive of labelled faces",
         views.RunAccepted,
         202,
-        {"name": _text("The name of the run"), "params": _PARAMS, "labels": _LABELS, "upload": _UPLOAD},
-        _archive("name", "params", "labels"),
+        {
+            "name": _text("The name of the run"),
+            "params": _PARAMS,
+            "labels": _LABELS,
+            "train": _text("`false` only reads the archive, so that its faces can be looked at", "true", "false"),
+            "upload": _UPLOAD,
+        },
+        _archive("name", "params", "labels", "train"),
         _ONCE,
     ),
     _Call(
@@ -161,8 +174,44 @@ _CALLS: Final = (
         "Train on a dataset that is here already",
         views.RunAccepted,
         202,
-        {"name": _text("The name of the run"), "params": _PARAMS},
+        {
+            "name": _text("The name of the run"),
+            "params": _PARAMS,
+            "edits": _text("The hash of the edits to train with, or `current`; by default the archive's own labels"),
+        },
         headers=_ONCE,
+    ),
+    _Call("GET", "/datasets/{sha256}/edits", "list_edits", "The edits of a dataset's labels", views.EditList),
+    _Call(
+        "POST",
+        "/datasets/{sha256}/edits",
+        "edit_dataset",
+        "Correct labels, exclude faces, restore them, or undo an edit",
+        views.EditMade,
+        query={
+            "change": _text("What to do with the faces", *CHANGES, "undo"),
+            "faces": (
+                "The index of a face; may be given several times",
+                {"type": "array", "items": {"type": "integer", "minimum": 0}},
+            ),
+            "number": _number("The edit to undo; by default the newest that is in force", 1, 10**9),
+        },
+    ),
+    _Call(
+        "GET",
+        "/datasets/{sha256}/faces",
+        "list_faces",
+        "Faces with their predictions, and how many there are by label, prediction, age and so on",
+        views.Faces,
+        query={**_FACES, **_PAGING},
+    ),
+    _Call(
+        "GET",
+        "/datasets/{sha256}/faces/{index}",
+        "get_face",
+        "One face with every model's prediction and its edits",
+        views.FaceDetails,
+        query=_FACES,
     ),
     _Call("GET", "/datasets/{sha256}/faces.csv", "dataset_faces", "Faces with their predictions", _CSV, query=_FACES),
     _Call("GET", "/datasets/{sha256}/rejects.csv", "dataset_rejects", "Rejected files with their reasons", _CSV),
@@ -351,7 +400,12 @@ def _schemas() -> dict[str, Any]:
 
 def _operation(call: _Call) -> Schema:
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "integer" if name == "version" else "string"}}
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": {"type": "integer" if name in {"version", "index"} else "string"},
+        }
         for name in re.findall(r"{(\w+)}", call.path)
     ]
     parameters += [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any, Final
@@ -11,16 +12,16 @@ from typing import Any, Final
 from flask import Blueprint, Response, jsonify, request, send_file, url_for
 from werkzeug.datastructures import Headers
 
+from dashboard.api import faces
 from dashboard.api.comparing import accuracy_matrix, measure_requested, requested_comparison
 from dashboard.api.comparing import compare_models as run_comparison
 from dashboard.api.document import document, query_parameters
-from dashboard.api.faces import send_faces, send_rejects
 from dashboard.api.uploads import parse_number, receive_archive, receive_images
 from dashboard.auth import current_user
 from dashboard.context import dashboard
 from dashboard.incoming import Upload
 from shared.archives.archive import ArchiveLimits
-from shared.client import Client
+from shared.client import CURRENT_EDITS, Client
 from shared.errors import Conflict, InvalidMessage, NotFound, short_repr
 from shared.faces.labelling import LabelSpec
 from shared.messages import SCHEMA
@@ -35,8 +36,11 @@ ANSWER_S: Final = 30.0
 
 _LONGEST_ANSWER_S: Final = 120.0
 _PAGE: Final = 1000
+_FACES: Final = 120
 _SAMPLE_IMAGES: Final = 1500
 _REASON_LENGTH: Final = 500
+_UNDO: Final = "undo"
+_SHA256: Final = re.compile("[0-9a-f]{64}")
 
 _MODEL_SUMMARY: Final = {"name", "version", "run_id", "created", "dataset", "metrics", "params", "file"}
 
@@ -138,11 +142,13 @@ def submit_dataset() -> tuple[Response, int]:
     with receive_archive(ArchiveLimits.from_settings(parts.settings)) as archive:
         params = TrainingParams.parse(_read_field("params") or None)
         labels = LabelSpec.parse(_read_field("labels") or None)
+        train = _read_flag("train", True)
         run_id = parts.client.submit_dataset(
             archive.path,
             name=archive.name,
             params=params.as_dict(),
             labels=None if labels is None else labels.as_dict(),
+            train=train,
             message_id=_idempotency_key(),
             move=True,
             sha256=archive.sha256,
@@ -157,20 +163,64 @@ def train_dataset(sha256: str) -> tuple[Response, int]:
     ahead = parts.runs_ahead()
     params = TrainingParams.parse(_read_field("params") or None)
     name = _read_field("name") or None
-    run_id = parts.client.train_dataset(sha256, name=name, params=params.as_dict(), message_id=_idempotency_key())
+    run_id = parts.client.train_dataset(
+        sha256, name=name, params=params.as_dict(), edits=_read_edits(), message_id=_idempotency_key()
+    )
     return _accept_run(run_id, ahead)
+
+
+@blueprint.get("/datasets/<sha256>/edits")
+def list_edits(sha256: str) -> Response:
+    """Lists the edits of a dataset's labels, and what they make of its faces."""
+    history = dashboard().client.edits.history(sha256)
+    corrections = history.corrections()
+    return jsonify(
+        {
+            "edits": [edit.as_dict() for edit in history.edits],
+            "corrections": corrections.as_dict(),
+            "sha256": None if corrections.is_empty else corrections.sha256,
+        }
+    )
+
+
+@blueprint.post("/datasets/<sha256>/edits")
+def edit_dataset(sha256: str) -> Response:
+    """Makes an edit of a dataset's labels, or undoes one."""
+    edits, change = dashboard().client.edits, _read_field("change")
+    if change == _UNDO:
+        number = parse_number(_read_field("number"), "number", 1, 10**9)
+        history, edit = edits.undo(sha256, None if number is None else int(number), user=current_user())
+    else:
+        history = edits.add(sha256, change, _read_faces(), user=current_user())
+        edit = history.edits[-1]
+    corrections = history.corrections()
+    return jsonify({"edit": edit.as_dict(), "sha256": None if corrections.is_empty else corrections.sha256})
+
+
+@blueprint.get("/datasets/<sha256>/faces")
+def list_faces(sha256: str) -> Response:
+    """Lists faces with their predictions, and counts them by what they can be chosen by."""
+    limit = parse_number(request.args.get("limit"), "limit", 1, _PAGE) or _FACES
+    offset = parse_number(request.args.get("offset"), "offset", 0, 10**9) or 0
+    return jsonify(faces.list_faces(sha256, int(offset), int(limit)))
+
+
+@blueprint.get("/datasets/<sha256>/faces/<int:index>")
+def get_face(sha256: str, index: int) -> Response:
+    """Returns one face: every model's prediction, the faces that look the same, and its edits."""
+    return jsonify(faces.describe_face(sha256, index))
 
 
 @blueprint.get("/datasets/<sha256>/faces.csv")
 def dataset_faces(sha256: str) -> Response:
     """Sends faces with their predictions."""
-    return send_faces(sha256)
+    return faces.send_faces(sha256)
 
 
 @blueprint.get("/datasets/<sha256>/rejects.csv")
 def dataset_rejects(sha256: str) -> Response:
     """Sends the rejected files with their reasons."""
-    return send_rejects(sha256)
+    return faces.send_rejects(sha256)
 
 
 @blueprint.post("/datasets/<sha256>/predictions")
@@ -403,7 +453,7 @@ def compare_models() -> Response:
         )
     sentence = found.comparison.describe(chosen.first, chosen.second)
     asked = {"versions": [chosen.first, chosen.second], **chosen.as_query()}
-    asked = {key: asked[key] for key in ("versions", "dataset", "split", "threshold")}
+    asked = {key: asked[key] for key in ("versions", "dataset", "split", "threshold", "labels")}
     return jsonify({**asked, "sentence": sentence, **found.comparison.as_dict()})
 
 
@@ -625,6 +675,32 @@ def openapi() -> Response:
 
 
 # -- how
+
+
+def _read_faces() -> list[int]:
+    """Returns the faces that the request names, each by its index."""
+    given = [*request.values.getlist("faces")]
+    if isinstance(body := _read_json_object().get("faces"), list):
+        given += [str(item) for item in body]
+    numbers = [parse_number(text, "faces", 0, 10**9) for text in given if text]
+    if any(number != int(number) for number in numbers if number is not None):
+        raise InvalidMessage("found a face that is no whole number; expected the indices of faces")
+    return [int(number) for number in numbers if number is not None]
+
+
+def _read_edits() -> str | None:
+    """Returns the hash of the edits to train with, or `current`; None for the labels of the archive."""
+    edits = _read_field("edits") or None
+    if edits is not None and edits != CURRENT_EDITS and not _SHA256.fullmatch(edits):
+        raise InvalidMessage(f"edits is {short_repr(edits)}; expected {CURRENT_EDITS} or a SHA-256")
+    return edits
+
+
+def _read_flag(name: str, default: bool) -> bool:
+    text = (_read_field(name) or str(default)).lower()
+    if text not in {"true", "false"}:
+        raise InvalidMessage(f"{name} is {short_repr(text)}; expected true or false")
+    return text == "true"
 
 
 def _read_field(name: str) -> str | None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dashboard.context import dashboard
 from dashboard.face_grid import FaceFilter, face_view, select_faces
 from dashboard.measures import measure, measured_before
-from dashboard.store_cache import Dataset
+from dashboard.store_cache import ARCHIVE_LABELS, Dataset
 from shared.errors import NotFound
 from shared.records.dataset import SPLITS
 from shared.records.evaluation import MIN_GROUP, Evaluation
@@ -30,7 +30,8 @@ def answer_view(evaluation: Evaluation, sha256: str | None, card: ModelCard | No
         card: of its model; None where there is none, or it was deleted.
         threshold: predicted female from here on.
     """
-    scored = None if card is None or sha256 is None else find_scored(sha256, card.version)
+    scored = None if card is None or sha256 is None else find_scored(sha256, card)
+    labels = labels_of(card) if scored and card else ""
     measures, suspects, version = measured_before(evaluation), [], None
     if scored is not None and card is not None:
         data, probabilities = scored
@@ -39,10 +40,10 @@ def answer_view(evaluation: Evaluation, sha256: str | None, card: ModelCard | No
         version = card.version
 
     def faces_url(**filters: Any) -> str:
-        query = FaceFilter(version=version, split="test", threshold=threshold, **filters).as_query()
+        query = FaceFilter(version=version, split="test", labels=labels, threshold=threshold, **filters).as_query()
         return url_for("datasets.show_dataset", sha256=sha256, **query) + "#faces"
 
-    wrong = FaceFilter(version=version, result="wrong", sort="largest_error", threshold=threshold)
+    wrong = FaceFilter(version=version, result="wrong", sort="largest_error", labels=labels, threshold=threshold)
     return {
         "evaluation": evaluation,
         "measures": measures,
@@ -56,14 +57,21 @@ def answer_view(evaluation: Evaluation, sha256: str | None, card: ModelCard | No
     }
 
 
-def find_scored(sha256: str, version: int) -> tuple[Dataset, NDArray[np.float32]] | None:
-    """Returns a dataset and a model's predictions for it; None where one of them is not there."""
+def find_scored(sha256: str, card: ModelCard) -> tuple[Dataset, NDArray[np.float32]] | None:
+    """Returns a model's own dataset, with the labels that it was measured by, and its predictions; None without."""
     cache = dashboard().store_cache
     try:
-        probabilities = cache.predictions(sha256, version)
-        return None if probabilities is None else (cache.dataset(sha256), probabilities)
+        probabilities = cache.predictions(sha256, card.version)
+        data = cache.edited(sha256, card.dataset.edits or ARCHIVE_LABELS)
+        return None if probabilities is None else (data, probabilities)
     except NotFound:
         return None
+
+
+def labels_of(card: ModelCard) -> str:
+    """Returns the filter's `labels` for the labels that a model was measured on, whatever was edited later."""
+    corrections = dashboard().store_cache.corrections(card.dataset.sha256)
+    return card.dataset.edits or ("" if corrections.is_empty else ARCHIVE_LABELS)
 
 
 def _suspects(data: Dataset, probabilities: NDArray[np.float32], threshold: float) -> list[dict[str, Any]]:

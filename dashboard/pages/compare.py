@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 from flask import Blueprint, redirect, render_template, request, url_for
@@ -11,14 +12,14 @@ from dashboard.api.comparing import CompareRequest, accuracy_matrix, compare_mod
 from dashboard.api.uploads import parse_number
 from dashboard.context import dashboard
 from dashboard.face_grid import AGREEMENTS, FaceFilter, face_view
-from dashboard.store_cache import Dataset
+from dashboard.store_cache import ARCHIVE_LABELS, Dataset
 from shared.errors import InvalidMessage
 from shared.records.comparison import ALL_FACES
 from shared.records.dataset import SPLITS
 from shared.records.evaluation import MIN_GROUP
 
 _FACES_SHOWN: Final = 12
-_QUERY: Final = ("first", "second", "dataset", "split", "threshold")
+_QUERY: Final = ("first", "second", "dataset", "split", "threshold", "labels")
 
 blueprint = Blueprint("compare", __name__)
 
@@ -65,7 +66,7 @@ def _compare(chosen: CompareRequest) -> dict[str, Any]:
     found = compare_models(chosen)
     if found.comparison is None:
         return {"comparison": None, "missing": found.missing}
-    data = dashboard().store_cache.dataset(chosen.dataset)
+    data = dashboard().store_cache.edited(chosen.dataset, chosen.labels)
 
     def faces_url(**filters: Any) -> str:
         query = _filter(chosen, **filters).as_query()
@@ -74,6 +75,7 @@ def _compare(chosen: CompareRequest) -> dict[str, Any]:
     return {
         "comparison": found.comparison,
         "missing": [],
+        "by_labels": _by_labels(chosen),
         "sentence": found.comparison.describe(chosen.first, chosen.second),
         "faces_url": faces_url,
         "turned_correct": _views(data, chosen, found.comparison.turned_correct),
@@ -84,12 +86,41 @@ def _compare(chosen: CompareRequest) -> dict[str, Any]:
     }
 
 
+def _by_labels(chosen: CompareRequest) -> list[dict[str, Any]]:
+    """Returns the same comparison by each kind of labels: those of the archive, those that a run was given, and now."""
+    cache = dashboard().store_cache
+    kinds = {ARCHIVE_LABELS: "Labels of the archive"}
+    for version in (chosen.first, chosen.second):
+        card = cache.card(version)
+        if card.dataset.sha256 == chosen.dataset and card.dataset.edits:
+            kinds.setdefault(card.dataset.edits, f"Labels that model {version} was trained with")
+    corrections = cache.corrections(chosen.dataset)
+    if not corrections.is_empty and corrections.sha256 not in kinds:
+        kinds[""] = "Labels as corrected now"
+    if len(kinds) == 1:
+        return []
+    now = "" if corrections.is_empty else corrections.sha256
+    rows = []
+    for labels, words in kinds.items():
+        asked = replace(chosen, labels=labels)
+        rows.append(
+            {
+                "words": words,
+                "chosen": labels == chosen.labels or (not chosen.labels and labels == now),
+                "comparison": compare_models(asked).comparison,
+                "url": url_for("compare.compare", **asked.as_query()),
+            }
+        )
+    return rows
+
+
 def _filter(chosen: CompareRequest, **filters: Any) -> FaceFilter:
     return FaceFilter(
         version=chosen.first,
         other=chosen.second,
         split="" if chosen.split == ALL_FACES else chosen.split,
         threshold=chosen.threshold,
+        labels=chosen.labels,
         **filters,
     )
 

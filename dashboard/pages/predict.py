@@ -37,7 +37,7 @@ def predict() -> str:
     chosen = request.args.get("dataset") or (decoded[0][0] if decoded else None)
     face, note = None, ""
     if chosen is not None:
-        data = cache.dataset(chosen)
+        data = cache.edited(chosen)
         index, note = _chosen_face(data)
         face = face_view(data, None, index)
     return render_template(

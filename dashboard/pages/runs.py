@@ -113,8 +113,10 @@ def history_csv(run_id: str) -> Response:
 @blueprint.get("/runs/<run_id>/scores.json")
 def scores(run_id: str) -> Response:
     """Returns, by label, how many test faces have a probability of at least 0, 0.005, … 1: what the slider counts."""
-    run = dashboard().store_cache.run(run_id)
-    scored = find_scored(run.dataset, run.model.version) if run.dataset and run.model else None
+    cache = dashboard().store_cache
+    run = cache.run(run_id)
+    card = cache.find_card(run.model.version) if run.model else None
+    scored = find_scored(run.dataset, card) if run.dataset and card else None
     if scored is None:
         raise NotFound("this run has no predictions in the store")
     data, probabilities = scored

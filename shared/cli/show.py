@@ -84,6 +84,7 @@ def show_run(output: Output, client: Client, record: Run) -> None:
             ("created", moment(record.created)),
             ("updated", moment(record.updated)),
             ("dataset", record.dataset),
+            ("edits", record.edits),
             ("params", ", ".join(f"{key}={value}" for key, value in params.items())),
             ("error", _error(record)),
         ],

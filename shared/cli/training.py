@@ -69,6 +69,12 @@ def _labels(_ctx: click.Context, _option: click.Parameter, given: tuple[str, ...
     callback=_labels,
     help="Where the labels stand, if guessing fails: source, table, file, gender, age, ethnicity, male, female.",
 )
+@click.option(
+    "--edits",
+    metavar="current|SHA256",
+    help="With --dataset: train on labels as corrected by `genderline dataset edits`.",
+)
+@click.option("--look", is_flag=True, help="Only read the archive, so that its faces can be looked at; train later.")
 @click.option("--detach", is_flag=True, help="Submit it and do not wait.")
 @click.option(
     "--timeout",
@@ -85,12 +91,18 @@ def train(
     name: str | None,
     params: dict[str, Any],
     labels: dict[str, Any],
+    edits: str | None,
+    look: bool,
     detach: bool,
     timeout_s: float | None,
 ) -> None:
     """Train a model on an archive (zip, tar or tar.gz) of labelled faces and follow it."""
     if (archive is None) == (dataset is None):
         raise click.UsageError("expected either an ARCHIVE or --dataset SHA256")
+    if edits and not dataset:
+        raise click.UsageError("--edits belongs to --dataset: a new ARCHIVE has none")
+    if dataset and look:
+        raise click.UsageError("--look belongs to an ARCHIVE; a dataset is in the store already")
     if dataset and labels:
         raise click.UsageError("--labels belongs to an ARCHIVE; a dataset has its labels already")
     output = output_of(ctx)
@@ -104,9 +116,11 @@ def train(
             steps.step("copying", copied / 1e6, size_mb, unit="MB")
 
         if archive:
-            run_id = client.submit_dataset(archive, name=name, params=params, labels=labels, on_copied=on_copied)
+            run_id = client.submit_dataset(
+                archive, name=name, params=params, labels=labels, train=not look, on_copied=on_copied
+            )
         else:
-            run_id = client.train_dataset(str(dataset), name=name, params=params)
+            run_id = client.train_dataset(str(dataset), name=name, params=params, edits=edits)
         if detach:
             _tell_run(ctx, output, client, client.runs.get(run_id))
             return
@@ -141,11 +155,14 @@ def _tell_run(ctx: click.Context, output: Output, client: Client, run: Run) -> N
         )
         for warning in run.warnings:
             output.line(f"warning: {warning}", "yellow")
+    elif run.state == "ingested":
+        output.line(f"{run.run_id}: read as dataset {run.dataset}; look at it in the dashboard", "green")
+        output.line(f"train on it with: genderline train --dataset {run.dataset}")
     elif run.error:
         output.error(f"{run.run_id} {run.state}: {run.error.code}: {run.error.message}")
     else:
         output.line(f"{run.run_id}: {run.state}")
-    if run.state.is_final and run.state != "registered":
+    if run.state.is_final and run.state not in {"registered", "ingested"}:
         ctx.exit(1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal, TextIO
 
@@ -18,6 +18,8 @@ from shared.records.cells import from_cell, to_cell
 FACES_NPY: Final = "faces.npy"
 FACES_CSV: Final = "faces.csv"
 REJECTS_CSV: Final = "rejects.csv"
+NEAR_DUPLICATES_CSV: Final = "near_duplicates.csv"
+"""The faces that look like another one, with the number of their group; older datasets lack it."""
 SUMMARY_JSON: Final = "summary.json"
 REFUSAL_JSON: Final = "refusal.json"
 LABELS_JSON: Final = "labels.json"
@@ -190,6 +192,23 @@ def read_rejects_csv(file: TextIO) -> list[RejectRow]:
     return [
         RejectRow(from_cell(row["name"]), row["reason"], from_cell(row["detail"])) for row in _read(file, RejectRow)
     ]
+
+
+def write_near_duplicates_csv(file: TextIO, groups: Mapping[int, int]) -> None:
+    """Writes `near_duplicates.csv`.
+
+    Args:
+        file: opened with `encoding="utf-8", newline=""`.
+        groups: the number of its group by the face's index, for the faces that look like another one.
+    """
+    writer = csv.writer(file)
+    writer.writerow(("index", "group"))
+    writer.writerows(sorted(groups.items()))
+
+
+def read_near_duplicates_csv(file: TextIO) -> dict[int, int]:
+    """Reads `near_duplicates.csv`: the number of its group by the face's index."""
+    return {int(row["index"]): int(row["group"]) for row in csv.DictReader(file)}
 
 
 def _read(file: TextIO, kind: type[Any]) -> Iterator[dict[str, str]]:

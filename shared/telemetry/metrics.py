@@ -24,7 +24,7 @@ LABELS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "genderline_drift_score": {"signal": ("luma", "contrast", "predicted_female", "confidence")},
     "genderline_shadow_predictions": {"outcome": ("agree", "disagree", "failed", "dropped")},
     "genderline_shadow_run_seconds": {"model": ("champion", "challenger")},
-    "genderline_datasets": {"outcome": ("registered", "rejected", "failed", "cancelled")},
+    "genderline_datasets": {"outcome": ("registered", "ingested", "rejected", "failed", "cancelled")},
     "genderline_images_rejected": {"reason": tuple(REJECT_REASONS)},
     "genderline_training_loss": {"split": ("train", "val")},
     "genderline_training_accuracy": {"split": ("train", "val")},

@@ -327,3 +327,16 @@ def test_what_cannot_be_trained_is_rejected_with_the_reason(with_trainer: Instal
             code for name, (_, code, _) in cases.items() if name not in BAD_ARCHIVES
         )
         assert {letter.origin for letter in dead} == {client.broker.topology.datasets}
+
+
+def test_an_archive_that_is_only_looked_at_is_read_and_not_trained_on(
+    with_trainer: Installation, tmp_path: Path
+) -> None:
+    draw_sample(tmp_path / "look.zip", 40, seed=21)
+    with with_trainer.client() as client:
+        run_id = client.submit_dataset(tmp_path / "look.zip", train=False)
+        record = finished(client, run_id)
+        assert record.state is RunState.INGESTED
+        assert client.store.exists(f"datasets/{record.dataset}/faces.npy")
+        assert models_of(client, run_id) == []
+        assert client.runs.history(run_id) == []

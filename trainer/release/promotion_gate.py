@@ -86,7 +86,7 @@ def compare_registered(store: Store, version: int) -> GateResult:
     if card.gate is not None and card.gate.champion == champion:
         return card.gate  # no other version became the champion meanwhile
     with (
-        open_dataset(store, card.dataset.sha256) as dataset,
+        open_dataset(store, card.dataset.sha256, card.dataset.edits) as dataset,
         store.local(Registry.model_key(version)) as model,
     ):
         return compare(store, dataset, card.dataset.name, model, card.evaluation, champion=champion)
@@ -154,7 +154,7 @@ def _compare(store: Store, dataset: Dataset, name: str, model: Path, champion: i
         fair = [(dataset, name, held_out)]
         # The faces of a deleted dataset are unknown; the same dataset holds the same faces out.
         if card.dataset.sha256 != dataset.sha256 and store.exists(f"datasets/{card.dataset.sha256}/{FACES_NPY}"):
-            other = stack.enter_context(open_dataset(store, card.dataset.sha256))
+            other = stack.enter_context(open_dataset(store, card.dataset.sha256, card.dataset.edits))
             theirs = other.part("test")
             fair = [
                 (dataset, name, held_out[~_seen_in_training(other, dataset, held_out)]),

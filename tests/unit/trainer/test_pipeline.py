@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from shared.faces.synthetic import draw_sample
 from shared.params import TrainingParams
+from shared.records.edits import Edits
 from shared.records.model_card import ModelCard
 from shared.records.registry import Registry
 from shared.records.runs import Runs, RunState
@@ -39,13 +40,20 @@ def accept(store: FileStore, run_id: str, archive: Path) -> str:
     return sha256
 
 
-def run(store: FileStore, run_id: str, sha256: str, params: TrainingParams, states: list[str]) -> ModelCard:
+def run(
+    store: FileStore,
+    run_id: str,
+    sha256: str,
+    params: TrainingParams,
+    states: list[str],
+    edits: str | None = None,
+) -> ModelCard:
     pipeline = Pipeline(store, Settings(), TrainerMetrics(CollectorRegistry()), torch.device("cpu"))
     monitor = Monitor()
     monitor.on_state = states.append  # type: ignore[method-assign, assignment]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own
-        return pipeline.run(run_id, "faces", sha256, params, monitor)
+        return pipeline.run(run_id, "faces", sha256, params, monitor, edits)
 
 
 def test_a_run_that_is_registered_is_not_trained_again(store: FileStore, tmp_path: Path) -> None:
@@ -60,6 +68,30 @@ def test_a_run_that_is_registered_is_not_trained_again(store: FileStore, tmp_pat
     assert len(states) == 4
     assert Registry(store).versions() == [card.version]
     assert store.get(Registry.model_key(card.version)) == written
+
+
+def test_a_run_with_edits_names_them_in_its_card_and_answers_for_every_face(store: FileStore, tmp_path: Path) -> None:
+    draw_sample(tmp_path / "faces.zip", 60, seed=7)
+    sha256 = accept(store, "run-1", tmp_path / "faces.zip")
+    plain = run(store, "run-1", sha256, PARAMS, [])
+    edits = Edits(store)
+    edits.add(sha256, "exclude", [0, 1, 2])
+    frozen = edits.freeze(sha256)
+
+    accept(store, "run-2", _again(store, sha256, tmp_path))
+    card = run(store, "run-2", sha256, PARAMS, [], frozen)
+
+    assert plain.dataset.edits is None
+    assert card.dataset.edits == frozen
+    assert sum(card.dataset.counts.values()) == sum(plain.dataset.counts.values()) - 3
+    assert len(store.get("runs/run-2/predictions.csv").splitlines()) == 61
+    text = store.get(f"models/gender/{card.version}/card.md").decode()
+    assert f"labels corrected by the edits `{frozen}`" in text
+
+
+def _again(store: FileStore, sha256: str, folder: Path) -> Path:
+    (folder / "again.zip").write_bytes(store.get(f"datasets/{sha256}/archive.zip"))
+    return folder / "again.zip"
 
 
 def test_a_model_of_95_men_and_4_women_is_warned_of_and_not_promoted(store: FileStore, tmp_path: Path) -> None:

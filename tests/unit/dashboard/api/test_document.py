@@ -85,6 +85,15 @@ def answers_of(site: Site) -> dict[tuple[str, str], Callable[[], list[TestRespon
         ("/datasets", "post"): lambda: [web.post("/api/v1/datasets", data=archive(), **zipped)],
         ("/datasets", "get"): get("/datasets", "/datasets?limit=1"),
         ("/datasets/{sha256}/runs", "post"): post(f"/datasets/{sha256}/runs?name=again"),
+        ("/datasets/{sha256}/edits", "post"): lambda: [
+            web.post(f"/api/v1/datasets/{sha256}/edits", json={"change": "female", "faces": [1, 2]}),
+            web.post(f"/api/v1/datasets/{sha256}/edits?change=undo"),
+        ],
+        ("/datasets/{sha256}/faces", "get"): get(
+            f"/datasets/{sha256}/faces?limit=5&sort=suspects&labels=archive", f"/datasets/{sha256}/faces?other=2"
+        ),
+        ("/datasets/{sha256}/faces/{index}", "get"): get(f"/datasets/{sha256}/faces/1"),
+        ("/datasets/{sha256}/edits", "get"): get(f"/datasets/{sha256}/edits"),
         ("/datasets/{sha256}/predictions", "post"): post(f"/datasets/{sha256}/predictions?version=1"),
         ("/scoring", "get"): get("/scoring"),
         ("/samples", "post"): post("/samples?images=40"),

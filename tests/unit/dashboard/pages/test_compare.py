@@ -11,7 +11,7 @@ import numpy as np
 
 from dashboard.face_grid import AGREEMENTS
 from tests.dashboard_app import Site
-from tests.unit.dashboard.pages.helpers import csrf_of, sha_of
+from tests.unit.dashboard.pages.helpers import RUN, csrf_of, sha_of
 
 
 def correct_by(site: Site, version: int, threshold: float = 0.5) -> np.ndarray:
@@ -107,3 +107,30 @@ def test_what_cannot_be_compared_is_said(filled: Site) -> None:
         ("first=1&second=2&dataset=abc", 404),
     ):
         assert filled.web.get(f"/api/v1/compare?{query}").status_code == status, query
+
+
+def test_after_edits_a_comparison_is_shown_by_old_and_by_new_labels(filled: Site) -> None:
+    web, sha256 = filled.web, sha_of(filled)
+    before = web.get("/api/v1/compare?first=1&second=2").json or {}
+    wrong = before["turned_wrong"] + before["turned_correct"]
+    data = filled.parts.store_cache.dataset(sha256)
+    for gender, change in enumerate(("female", "male")):
+        faces = [face for face in wrong if data.gender[face] == gender]
+        if faces:
+            filled.parts.client.edits.add(sha256, change, faces)
+
+    after = web.get("/api/v1/compare?first=1&second=2").json or {}
+    old = web.get("/api/v1/compare?first=1&second=2&labels=archive").json or {}
+    page = web.get("/compare?first=1&second=2").text
+
+    assert old["agreement"] == before["agreement"]
+    # Where the labels were turned, the models have changed places.
+    assert after["agreement"]["only_first"] == before["agreement"]["only_second"]
+    assert after["agreement"]["only_second"] == before["agreement"]["only_first"]
+    assert "Labels of the archive" in page
+    assert 'aria-current="true">Labels as corrected now' in page
+    cell = re.search(r'<a class="wrong" href="([^"]+)"><strong>(\d+)</strong><span class="small">turned wrong', page)
+    assert cell is not None
+    assert f">{cell[2]} of 150<" in web.get(html.unescape(cell[1])).text
+    # A run was measured by the labels that it was given.
+    assert web.get(f"/runs/{RUN}").text.count("labels=archive") > 4
