@@ -160,7 +160,16 @@ class StoreBuilder:
             images_per_second=380.0,
         )
 
-    def model(self, sha256: str, run_id: str, *, name: str = "faces", accuracy: float = 0.93, epochs: int = 12) -> int:
+    def model(
+        self,
+        sha256: str,
+        run_id: str,
+        *,
+        name: str = "faces",
+        accuracy: float = 0.93,
+        epochs: int = 12,
+        **changes: Any,
+    ) -> int:
         """Writes a finished run of a dataset, with its predictions and evaluation, and registers its model."""
         summary = DatasetSummary.model_validate(self.store.get_json(f"datasets/{sha256}/{SUMMARY_JSON}"))
         counts = {split: sum(genders.values()) for split, genders in summary.splits.items()}
@@ -229,7 +238,11 @@ class StoreBuilder:
             self.store.put(f"{folder}/{file}", b"onnx")
         self.registry.register(card, f"# gender {version}\n", {})
         self.runs.update(
-            run_id, state=RunState.REGISTERED, model={"name": "gender", "version": version}, metrics=metrics
+            run_id,
+            state=RunState.REGISTERED,
+            model={"name": "gender", "version": version},
+            metrics=metrics,
+            **changes,
         )
         return version
 

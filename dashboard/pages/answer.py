@@ -36,14 +36,14 @@ def answer_view(evaluation: Evaluation, sha256: str | None, card: ModelCard | No
     if scored is not None and card is not None:
         data, probabilities = scored
         measures = measure(data, probabilities, data.split == SPLITS.index("test"), threshold) or measures
-        suspects = _suspects(data, probabilities, threshold)
+        held_out = dashboard().store_cache.held_out_predictions(data.sha256, card.version)
+        suspects = _suspects(data, probabilities, held_out)
         version = card.version
 
     def faces_url(**filters: Any) -> str:
         query = FaceFilter(version=version, split="test", labels=labels, threshold=threshold, **filters).as_query()
         return url_for("datasets.show_dataset", sha256=sha256, **query) + "#faces"
 
-    wrong = FaceFilter(version=version, result="wrong", sort="largest_error", labels=labels, threshold=threshold)
     return {
         "evaluation": evaluation,
         "measures": measures,
@@ -52,7 +52,7 @@ def answer_view(evaluation: Evaluation, sha256: str | None, card: ModelCard | No
         "threshold": threshold if version is not None else THRESHOLD,
         "faces_url": faces_url,
         "suspects": suspects,
-        "suspects_query": wrong.as_query(),
+        "suspects_query": FaceFilter(version=version, sort="suspects").as_query(),
         "min_group": MIN_GROUP,
     }
 
@@ -74,8 +74,9 @@ def labels_of(card: ModelCard) -> str:
     return card.dataset.edits or ("" if corrections.is_empty else ARCHIVE_LABELS)
 
 
-def _suspects(data: Dataset, probabilities: NDArray[np.float32], threshold: float) -> list[dict[str, Any]]:
-    """Returns the faces where the model most confidently disagrees with the label: likely label errors."""
-    wanted = FaceFilter(result="wrong", sort="largest_error", threshold=threshold)
-    order = select_faces(data, probabilities, wanted)
-    return [face_view(data, probabilities, int(i), threshold) for i in order[:_SUSPECTS]]
+def _suspects(
+    data: Dataset, probabilities: NDArray[np.float32], held_out: NDArray[np.float32] | None
+) -> list[dict[str, Any]]:
+    """Returns the faces whose labels are the likeliest to be wrong."""
+    order = select_faces(data, probabilities, FaceFilter(sort="suspects"), None, held_out)
+    return [face_view(data, probabilities, int(i)) for i in order[:_SUSPECTS]]

@@ -34,7 +34,8 @@ from shared.faces.labels import GENDERS
 from shared.faces.rejects import REJECT_REASONS
 from shared.records.dataset import SPLITS, DatasetSummary
 from shared.records.predictions import predict_female
-from shared.records.runs import Run
+from shared.records.record import DamagedRecord
+from shared.records.runs import Run, RunState
 
 _PAGE: Final = 36
 _EXAMPLES: Final = 5
@@ -54,6 +55,8 @@ _WORDS: Final = {
     ("edited", "confirmed"): "label confirmed",
 }
 """Values of facets as a page writes them, where it does not write them as they are."""
+_LOOKED_AT: Final = 20
+"""Newest runs among which the last finished one is looked for."""
 _UNBALANCED: Final = 0.3
 _MANY: Final = 0.2
 _FEW_FACES: Final = 500
@@ -136,6 +139,9 @@ def show_dataset(sha256: str) -> str:
         sorts=SORTS,
         fields=parameter_fields(like.params if like else None),
         open_form=like is not None,
+        like_edits="current" if like is None or like.edits else "",
+        looked=bool(found_runs) and all(run.state is RunState.INGESTED for run in found_runs),
+        estimate=_estimate(summary),
         ahead=dashboard().runs_ahead(),
     )
 
@@ -145,9 +151,9 @@ def train(sha256: str) -> WsgiResponse:
     """Starts a training run on a dataset that is here already."""
     params = read_parameters(request.form)
     name = request.form.get("name", "").strip() or None
-    edits = request.form.get("edits") or None
+    edits, against = request.form.get("edits") or None, request.form.get("against", None, int)
     run_id = dashboard().client.train_dataset(sha256, name=name, params=params.as_dict(), edits=edits)
-    return redirect(url_for("runs.show_run", run_id=run_id), 303)
+    return redirect(url_for("runs.show_run", run_id=run_id, against=against), 303)
 
 
 @blueprint.post("/datasets/<sha256>/edits")
@@ -262,6 +268,22 @@ def face_original(sha256: str, index: int) -> Response:
     answer = send_original(f"datasets/{sha256}/archive.zip", data.names[index])
     answer.headers["Cache-Control"] = _FOREVER
     return answer
+
+
+def _estimate(summary: DatasetSummary) -> dict[str, Any] | None:
+    """Returns how long training will take, as the newest finished run did for each face and epoch; None without one."""
+    parts = dashboard()
+    for run in parts.store_cache.runs(_LOOKED_AT).records:
+        timings = run.timings
+        if run.model is None or timings.training_at is None or timings.registered_at is None:
+            continue
+        with contextlib.suppress(NotFound, DamagedRecord):  # deleted, or nothing to measure by
+            epochs = len(parts.client.runs.history(run.run_id))
+            faces = parts.store_cache.card(run.model.version).dataset.counts["train"]
+            took = timings.registered_at - timings.training_at
+            wanted = sum(summary.splits["train"].values())
+            return {"seconds": took * wanted / max(1, faces), "faces": faces, "epochs": epochs, "took": took}
+    return None
 
 
 def _unread(found: list[Run]) -> Run | None:

@@ -76,6 +76,7 @@ def show_run(run_id: str) -> str:
         version=card.version if card else None,
         scores_url=url_for("runs.scores", run_id=run_id),
         threshold_url=lambda value: url_for("runs.show_run", run_id=run_id, threshold=value),
+        rival=_find_rival(run, request.args.get("against", None, int)),
         fields=parameter_fields(run.params) if trainable else [],
         ahead=parts.runs_ahead(),
         **answer,
@@ -163,3 +164,16 @@ def _parameters(run: Run) -> dict[str, str]:
     if epochs is None and run.state.is_final:
         epochs = len(dashboard().client.runs.history(run.run_id)) or None  # of one that ended without a model
     return parameters(asked, {"epochs": epochs} if epochs else None)
+
+
+def _find_rival(run: Run, version: int | None) -> Run | None:
+    """Returns the run of the model that a run with corrected labels is to be compared with.
+
+    That is the version that is asked for; otherwise the newest one of the same dataset that is older than the run's.
+    """
+    if run.edits is None or run.model is None or run.dataset is None:
+        return None
+    cache = dashboard().store_cache
+    older = [number for number in cache.predicting_versions(run.dataset) if number < run.model.version]
+    chosen = version if version in older else next(iter(older), None)
+    return None if chosen is None else cache.find_run(cache.card(chosen).run_id)
