@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -22,11 +23,11 @@ from shared.records.dataset import (
     REFUSAL_JSON,
     REJECTS_CSV,
     SPLITS,
-    SUMMARY_JSON,
     DatasetRefusal,
     DatasetSummary,
     RejectRow,
-    read_faces_csv,
+    find_summary,
+    open_faces,
     read_near_duplicates_csv,
     read_rejects_csv,
 )
@@ -36,7 +37,7 @@ from shared.records.groups import wilson_rate
 from shared.records.jobs import Job, Jobs
 from shared.records.model_card import ModelCard
 from shared.records.predictions import predict_female, read_held_out, read_predictions
-from shared.records.record import Listing, Record, parse_record
+from shared.records.record import DamagedRecord, Listing, Record, parse_record
 from shared.records.registry import Registry
 from shared.records.runs import Run, Runs
 from shared.store.base import Store
@@ -51,6 +52,7 @@ _EDITED_CACHED: Final = 8
 _PREDICTIONS_CACHED: Final = 16
 _SMALL_CACHED: Final = 2000
 
+_LOG = logging.getLogger(__name__)
 _K = TypeVar("_K", bound=Hashable)
 _V = TypeVar("_V")
 _R = TypeVar("_R", bound=Record)
@@ -285,10 +287,18 @@ class StoreCache:
         return [sha256 for sha256 in self._store.children("datasets") if tagged is None or sha256 in tagged]
 
     def summary(self, sha256: str) -> DatasetSummary | None:
-        """Returns what a dataset holds; None before it is decoded."""
+        """Returns what a dataset holds; None before it is decoded, or raises `DamagedRecord`."""
         try:
             return self._summaries.get(sha256)
         except NotFound:
+            return None
+
+    def readable_summary(self, sha256: str) -> DatasetSummary | None:
+        """Returns the same for a list of datasets, of which a damaged one must not keep the others from being shown."""
+        try:
+            return self.summary(sha256)
+        except DamagedRecord as error:
+            _LOG.error("%s", error)
             return None
 
     def dataset(self, sha256: str) -> Dataset:
@@ -296,6 +306,7 @@ class StoreCache:
 
         Raises:
             NotFound: there is none of that hash, or it is not decoded yet.
+            DamagedRecord: one of its files is not what it should be.
         """
         return self._datasets.get(sha256)
 
@@ -408,19 +419,18 @@ class StoreCache:
         return _read_unless_final(self._ended_jobs, self._jobs.find, job_id)
 
     def _load_summary(self, sha256: str) -> DatasetSummary:
-        return DatasetSummary.model_validate(self._store.get_json(f"datasets/{sha256}/{SUMMARY_JSON}"))
+        if (found := find_summary(self._store, sha256)) is None:
+            raise NotFound(f"there is no decoded dataset {sha256[:12]!r}")
+        return found
 
     def _load_dataset(self, sha256: str) -> Dataset:
         summary = self.summary(sha256)
         if summary is None:
             raise NotFound(f"there is no decoded dataset {sha256[:12]!r}")
         with contextlib.ExitStack() as stack:
-            rows_path = stack.enter_context(self._store.local(f"datasets/{sha256}/{FACES_CSV}"))
-            with rows_path.open(encoding="utf-8", newline="") as file:
-                rows = read_faces_csv(file)
+            table = stack.enter_context(self._store.local(f"datasets/{sha256}/{FACES_CSV}"))
             path = stack.enter_context(self._store.local(f"datasets/{sha256}/{FACES_NPY}"))
-            # Not pickled, and mapped: only the faces that are looked at are read.
-            faces = np.load(path, mmap_mode="r", allow_pickle=False)
+            faces, rows = open_faces(path, table, sha256)
             return Dataset(
                 sha256,
                 summary,

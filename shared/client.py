@@ -112,7 +112,7 @@ class Client:
         spec = LabelSpec.parse(None if labels is None else dict(labels))
         dataset = dataset_id(sha256, spec)
         key = _dataset_key(dataset)
-        if not self.store.exists(key):
+        if not self.store.holds(key, archive.stat().st_size):
             self._upload(archive, key, on_copied, move=move, sha256=sha256)
         name = name or archive_stem(archive.name)
         return self._queue_run(dataset, name, checked, message_id, spec, sha256, train=train)

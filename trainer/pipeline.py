@@ -32,13 +32,17 @@ from shared.records.dataset import (
     SUMMARY_JSON,
     DatasetRefusal,
     DatasetSummary,
+    dataset_id,
+    find_summary,
+    require_whole,
 )
 from shared.records.evaluation import Evaluation
 from shared.records.model_card import CardDataset, ModelCard, Variant, VariantPrecision
+from shared.records.record import DamagedRecord
 from shared.records.registry import MODEL_NAME, Registry
 from shared.records.runs import EpochRow, Progress, Runs, RunState
 from shared.runtime.settings import Settings
-from shared.store.base import Store
+from shared.store.base import Store, sha256_of
 from shared.telemetry.metrics import TrainerMetrics
 from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.ingest import ingest
@@ -154,8 +158,17 @@ class Pipeline:
             Exception: what `monitor` raises.
         """
         folder = f"datasets/{sha256}"
-        if self._store.exists(f"{folder}/{SUMMARY_JSON}"):
-            return
+        again = False
+        try:
+            if (found := find_summary(self._store, sha256)) is not None:
+                require_whole(self._store, sha256, found)
+                with open_dataset(self._store, sha256):
+                    return
+        except DamagedRecord as error:
+            if not self._store.exists(f"{folder}/archive.zip"):
+                raise
+            _LOG.warning("%s; it is made again from its archive", error)
+            again = True
         monitor.on_state(RunState.INGESTING)
         started = time.monotonic()
 
@@ -171,6 +184,8 @@ class Pipeline:
             labels = None
             if self._store.exists(f"{folder}/{LABELS_JSON}"):
                 labels = LabelSpec.parse(self._store.get_json(f"{folder}/{LABELS_JSON}"))
+            if again and dataset_id(sha256_of(archive), labels) != sha256:
+                raise DamagedRecord(f"{folder}/archive.zip", "its SHA-256 is not the one that the dataset is called by")
             try:
                 summary: DatasetSummary = ingest(
                     archive,

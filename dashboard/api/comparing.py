@@ -202,7 +202,7 @@ def accuracy_matrix() -> Matrix:
     """Returns the accuracy of the newest models on the test faces of the newest datasets."""
     cache = dashboard().store_cache
     cards = cache.cards(_MODELS).records
-    decoded = ((sha256, name) for sha256, name in cache.named_datasets() if cache.summary(sha256))
+    decoded = ((sha256, name) for sha256, name in cache.named_datasets() if cache.readable_summary(sha256))
     datasets = [MatrixDataset(sha256=sha256, name=name) for sha256, name in islice(decoded, _DATASETS)]
     return Matrix(
         models=[card.version for card in cards],

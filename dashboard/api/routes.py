@@ -126,7 +126,7 @@ def list_datasets() -> Response:
         {
             "sha256": sha256,
             "name": name,
-            "summary": summary.model_dump(mode="json") if (summary := cache.summary(sha256)) else None,
+            "summary": summary.model_dump(mode="json") if (summary := cache.readable_summary(sha256)) else None,
             "annotation": _annotation(annotations.get(sha256)),
         }
         for sha256, name in islice(cache.named_datasets(_tag()), offset, offset + limit)

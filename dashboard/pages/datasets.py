@@ -77,7 +77,7 @@ def list_datasets() -> str:
     items: list[dict[str, Any]] = []
     for sha256, name in cache.named_datasets(tagged["tag"] or None):
         found = runs_of[sha256]
-        summary = cache.summary(sha256)
+        summary = cache.readable_summary(sha256)
         items.append({"sha256": sha256, "name": name, "summary": summary, "runs": found, "unread": _unread(found)})
     return render_template("datasets.html", datasets=items, fields=parameter_fields(), **tagged)
 

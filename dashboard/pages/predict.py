@@ -33,7 +33,7 @@ def predict() -> str:
     """Shows a face of a dataset, or the place to drop images of one's own."""
     cache = dashboard().store_cache
     names = dict(cache.named_datasets())
-    decoded = [(sha256, summary) for sha256 in names if (summary := cache.summary(sha256))]
+    decoded = [(sha256, summary) for sha256 in names if (summary := cache.readable_summary(sha256))]
     chosen = request.args.get("dataset") or (decoded[0][0] if decoded else None)
     face, note = None, ""
     if chosen is not None:

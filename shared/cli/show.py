@@ -411,6 +411,9 @@ def show_status(output: Output, client: Client) -> None:
             ],
             right=[2, 4, 5],
         )
+        for worker in workers:
+            if worker.get("store_trouble"):
+                output.error(f"{worker['service']} {worker['worker']} cannot use the store: {worker['store_trouble']}")
     else:
         output.line("no service is running; start them with `genderline up`")
     output.line()

@@ -83,7 +83,7 @@ def serving(client: Client, queue: str, handle: Handle) -> Iterator[None]:
 @contextlib.contextmanager
 def beating(client: Client, service: str, **state: Any) -> Iterator[None]:
     stop = threading.Event()
-    thread = threading.Thread(target=Heartbeat(client.broker, service, lambda: state).run, args=[stop])
+    thread = threading.Thread(target=Heartbeat(client.broker, service, lambda: state, client.store).run, args=[stop])
     thread.start()
     try:
         yield
