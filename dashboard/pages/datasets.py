@@ -24,8 +24,8 @@ from dashboard.face_grid import (
     encode_png,
     encode_webp,
     face_view,
-    predict_female,
 )
+from dashboard.pages.manage import annotation_view, tag_filter
 from dashboard.pages.originals import send_original
 from dashboard.pages.train_fields import parameter_fields, read_parameters
 from dashboard.store_cache import Dataset
@@ -33,6 +33,7 @@ from shared.errors import InvalidMessage, NotFound
 from shared.faces.labels import GENDERS
 from shared.faces.rejects import REJECT_REASONS
 from shared.records.dataset import SPLITS, DatasetSummary
+from shared.records.predictions import predict_female
 from shared.records.record import DamagedRecord
 from shared.records.runs import Run, RunState
 
@@ -72,14 +73,13 @@ def list_datasets() -> str:
     for run in cache.runs().records:
         if run.dataset:
             runs_of[run.dataset].append(run)
+    tagged = tag_filter("dataset")
     items: list[dict[str, Any]] = []
-    for sha256 in cache.dataset_ids():
+    for sha256, name in cache.named_datasets(tagged["tag"] or None):
         found = runs_of[sha256]
         summary = cache.readable_summary(sha256)
-        items.append({"sha256": sha256, "summary": summary, "runs": found, "unread": _unread(found)})
-    # The newest run says when a dataset was last used.
-    items.sort(key=lambda item: item["runs"][0].created if item["runs"] else "", reverse=True)
-    return render_template("datasets.html", datasets=items, fields=parameter_fields())
+        items.append({"sha256": sha256, "name": name, "summary": summary, "runs": found, "unread": _unread(found)})
+    return render_template("datasets.html", datasets=items, fields=parameter_fields(), **tagged)
 
 
 @blueprint.get("/datasets/<sha256>")
@@ -88,12 +88,14 @@ def show_dataset(sha256: str) -> str:
     cache = dashboard().store_cache
     found_runs = [run for run in cache.runs().records if run.dataset == sha256]
     summary = cache.summary(sha256)
+    about = annotation_view("dataset", sha256, found_runs[0].name if found_runs else "Dataset")
     if summary is None:
         if sha256 not in cache.dataset_ids():
             raise NotFound(f"dataset {sha256[:12]} does not exist")
         return render_template(
             "dataset_waiting.html",
             sha256=sha256,
+            about=about,
             runs=found_runs,
             unread=_unread(found_runs),
             refusal=cache.refusal(sha256),
@@ -110,6 +112,8 @@ def show_dataset(sha256: str) -> str:
     return render_template(
         "dataset.html",
         data=data,
+        about=about,
+        name=about["annotation"].name or about["given_name"],
         summary=summary,
         warnings=_warnings(data, summary, probabilities, wanted.version),
         runs=found_runs,
