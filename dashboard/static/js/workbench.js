@@ -208,12 +208,16 @@ async function go(position, { extend = false, keep = false } = {}) {
   reveal();
   if (!keep) {
     const [from, to] = [Math.min(anchor, cursor), Math.max(anchor, cursor)];
-    const wanted = [];
-    for (let at = from; at <= to; at += 1) wanted.push(faceSurely(at));
-    const own = cursor;
-    const faces = await Promise.all(wanted);
-    if (own !== cursor) return; // moved on meanwhile
-    selected = new Set(faces.filter(Boolean).map((face) => face.index));
+    const wanted = Array.from({ length: to - from + 1 }, (_, more) => from + more);
+    // At once, so that no key acts on what was selected before; those that are not here yet follow.
+    selected = new Set(wanted.map(faceAt).filter(Boolean).map((face) => face.index));
+    if (selected.size < wanted.length) {
+      const own = cursor;
+      draw();
+      const faces = await Promise.all(wanted.map(faceSurely));
+      if (own !== cursor) return; // moved on meanwhile
+      selected = new Set(faces.filter(Boolean).map((face) => face.index));
+    }
   }
   draw();
   showCursor();
@@ -359,6 +363,10 @@ function foresee(face, change) {
 
 function edit(change) {
   if (document.body.classList.contains("read-only") || !total) return;
+  if (new URLSearchParams(query).has("labels")) {
+    toast("These are not the labels as corrected now. Show those first to edit them.");
+    return;
+  }
   const here = faceAt(cursor);
   const faces = selected.size > 1 ? [...selected] : here ? [here.index] : [];
   if (!faces.length) return;
