@@ -130,6 +130,7 @@ def test_wrong_labels_are_found_corrected_by_keyboard_and_trained_on(
         assert record.params == client.runs.get(first).params
         assert accuracy_on_truth(client, second, truth) >= accuracy_on_truth(client, first, truth) - 0.05
         page.get_by_role("link", name="Compare with model 1").click()
-        expect(page.locator("thead th")).to_have_count(3)
+        expect(page.get_by_role("heading", name="With old and new labels")).to_be_visible()
+        expect(page.locator("#agreement")).to_be_visible()
         visit.check()
         visit.close()
