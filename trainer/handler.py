@@ -206,7 +206,7 @@ class DatasetHandler(Handler[_Asked]):
             if request.labels is not None:
                 self._store.put_json(f"datasets/{dataset}/{LABELS_JSON}", request.labels.as_dict())
             key = f"datasets/{dataset}/archive.zip"
-            if not self._store.exists(key):
+            if not self._store.holds(key, path.stat().st_size):
                 is_ours = path.is_relative_to(folder)  # and may be moved into the store
                 self._store.put_file(key, path if is_ours else shutil.copyfile(path, folder / "copy.zip"))
         context.send(json_reply(asked.message, run.changed(labels=labels).reply(RunState.ACCEPTED)))

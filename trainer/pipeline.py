@@ -32,20 +32,26 @@ from shared.records.dataset import (
     SUMMARY_JSON,
     DatasetRefusal,
     DatasetSummary,
+    dataset_id,
+    find_summary,
+    require_whole,
 )
 from shared.records.evaluation import Evaluation
 from shared.records.model_card import CardDataset, ModelCard, Variant, VariantPrecision
+from shared.records.predictions import held_out_key
+from shared.records.record import DamagedRecord
 from shared.records.registry import MODEL_NAME, Registry
 from shared.records.runs import EpochRow, Progress, Runs, RunState
 from shared.runtime.settings import Settings
 from shared.runtime.version import describe_version
-from shared.store.base import Store
+from shared.store.base import Store, sha256_of
 from shared.telemetry.metrics import TrainerMetrics
 from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.ingest import ingest
 from trainer.release.card import build_card, measure_inputs, render_card
 from trainer.release.evaluate import evaluate
 from trainer.release.export import build_variants, export_onnx, predict_onnx, verify_parity
+from trainer.release.held_out import predict_held_out
 from trainer.release.promotion_gate import compare
 from trainer.release.robustness import measure_robustness
 from trainer.run_monitor import Monitor
@@ -155,8 +161,17 @@ class Pipeline:
             Exception: what `monitor` raises.
         """
         folder = f"datasets/{sha256}"
-        if self._store.exists(f"{folder}/{SUMMARY_JSON}"):
-            return
+        again = False
+        try:
+            if (found := find_summary(self._store, sha256)) is not None:
+                require_whole(self._store, sha256, found)
+                with open_dataset(self._store, sha256):
+                    return
+        except DamagedRecord as error:
+            if not self._store.exists(f"{folder}/archive.zip"):
+                raise
+            _LOG.warning("%s; it is made again from its archive", error)
+            again = True
         monitor.on_state(RunState.INGESTING)
         started = time.monotonic()
 
@@ -172,6 +187,8 @@ class Pipeline:
             labels = None
             if self._store.exists(f"{folder}/{LABELS_JSON}"):
                 labels = LabelSpec.parse(self._store.get_json(f"{folder}/{LABELS_JSON}"))
+            if again and dataset_id(sha256_of(archive), labels) != sha256:
+                raise DamagedRecord(f"{folder}/archive.zip", "its SHA-256 is not the one that the dataset is called by")
             try:
                 summary: DatasetSummary = ingest(
                     archive,
@@ -307,7 +324,14 @@ class Pipeline:
             np.array([dataset.rows[i].ethnicity for i in test]),
         )
         self._runs.write_evaluation(run_id, figures)
-        self._write_predictions(run_id, probability)
+        self._write_predictions(f"runs/{run_id}/predictions.csv", probability)
+
+        def on_face(done: int, total: int) -> None:
+            monitor.raise_if_stopped()
+            monitor.on_progress(_progress(RunState.EVALUATING, done, total))
+
+        held_out = predict_held_out(dataset, probability, self._device, on_face)
+        self._write_predictions(held_out_key(run_id), held_out)
         monitor.raise_if_stopped()
 
         monitor.on_state(RunState.EXPORTING)
@@ -375,15 +399,15 @@ class Pipeline:
             monitor.on_progress(_progress(RunState.EVALUATING, done, len(everything), rate))
         return np.concatenate(logits)
 
-    def _write_predictions(self, run_id: str, probability: NDArray[np.float32]) -> None:
-        """Writes `predictions.csv`: every face of the dataset, by its index."""
+    def _write_predictions(self, key: str, probability: NDArray[np.float32]) -> None:
+        """Writes a table of every face of the dataset, by its index."""
         with tempfile.TemporaryDirectory(prefix="genderline-") as work:
             path = Path(work) / "predictions.csv"
             with path.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(("index", "probability_female"))
                 writer.writerows((index, f"{value:.6f}") for index, value in enumerate(probability))
-            self._store.put_file(f"runs/{run_id}/predictions.csv", path)
+            self._store.put_file(key, path)
 
 
 def _find_warnings(dataset: Dataset) -> list[str]:

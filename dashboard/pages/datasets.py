@@ -24,8 +24,8 @@ from dashboard.face_grid import (
     encode_png,
     encode_webp,
     face_view,
-    predict_female,
 )
+from dashboard.pages.manage import annotation_view, tag_filter
 from dashboard.pages.originals import send_original
 from dashboard.pages.train_fields import parameter_fields, read_parameters
 from dashboard.store_cache import Dataset
@@ -33,7 +33,9 @@ from shared.errors import InvalidMessage, NotFound
 from shared.faces.labels import GENDERS
 from shared.faces.rejects import REJECT_REASONS
 from shared.records.dataset import SPLITS, DatasetSummary
-from shared.records.runs import Run
+from shared.records.predictions import predict_female
+from shared.records.record import DamagedRecord
+from shared.records.runs import Run, RunState
 
 _PAGE: Final = 36
 _EXAMPLES: Final = 5
@@ -53,6 +55,8 @@ _WORDS: Final = {
     ("edited", "confirmed"): "label confirmed",
 }
 """Values of facets as a page writes them, where it does not write them as they are."""
+_LOOKED_AT: Final = 20
+"""Newest runs among which the last finished one is looked for."""
 _UNBALANCED: Final = 0.3
 _MANY: Final = 0.2
 _FEW_FACES: Final = 500
@@ -69,14 +73,13 @@ def list_datasets() -> str:
     for run in cache.runs().records:
         if run.dataset:
             runs_of[run.dataset].append(run)
+    tagged = tag_filter("dataset")
     items: list[dict[str, Any]] = []
-    for sha256 in cache.dataset_ids():
+    for sha256, name in cache.named_datasets(tagged["tag"] or None):
         found = runs_of[sha256]
-        summary = cache.summary(sha256)
-        items.append({"sha256": sha256, "summary": summary, "runs": found, "unread": _unread(found)})
-    # The newest run says when a dataset was last used.
-    items.sort(key=lambda item: item["runs"][0].created if item["runs"] else "", reverse=True)
-    return render_template("datasets.html", datasets=items, fields=parameter_fields())
+        summary = cache.readable_summary(sha256)
+        items.append({"sha256": sha256, "name": name, "summary": summary, "runs": found, "unread": _unread(found)})
+    return render_template("datasets.html", datasets=items, fields=parameter_fields(), **tagged)
 
 
 @blueprint.get("/datasets/<sha256>")
@@ -85,12 +88,14 @@ def show_dataset(sha256: str) -> str:
     cache = dashboard().store_cache
     found_runs = [run for run in cache.runs().records if run.dataset == sha256]
     summary = cache.summary(sha256)
+    about = annotation_view("dataset", sha256, found_runs[0].name if found_runs else "Dataset")
     if summary is None:
         if sha256 not in cache.dataset_ids():
             raise NotFound(f"dataset {sha256[:12]} does not exist")
         return render_template(
             "dataset_waiting.html",
             sha256=sha256,
+            about=about,
             runs=found_runs,
             unread=_unread(found_runs),
             refusal=cache.refusal(sha256),
@@ -107,6 +112,8 @@ def show_dataset(sha256: str) -> str:
     return render_template(
         "dataset.html",
         data=data,
+        about=about,
+        name=about["annotation"].name or about["given_name"],
         summary=summary,
         warnings=_warnings(data, summary, probabilities, wanted.version),
         runs=found_runs,
@@ -132,6 +139,9 @@ def show_dataset(sha256: str) -> str:
         sorts=SORTS,
         fields=parameter_fields(like.params if like else None),
         open_form=like is not None,
+        like_edits="current" if like is None or like.edits else "",
+        looked=bool(found_runs) and all(run.state is RunState.INGESTED for run in found_runs),
+        estimate=_estimate(summary),
         ahead=dashboard().runs_ahead(),
     )
 
@@ -139,11 +149,13 @@ def show_dataset(sha256: str) -> str:
 @blueprint.post("/datasets/<sha256>/train")
 def train(sha256: str) -> WsgiResponse:
     """Starts a training run on a dataset that is here already."""
+    edits, against = request.form.get("edits") or None, request.form.get("against", None, int)
     params = read_parameters(request.form)
+    if against is not None and (run := _run_of(against)) is not None:
+        params = run.params or params  # so that the labels are all that differs
     name = request.form.get("name", "").strip() or None
-    edits = request.form.get("edits") or None
     run_id = dashboard().client.train_dataset(sha256, name=name, params=params.as_dict(), edits=edits)
-    return redirect(url_for("runs.show_run", run_id=run_id), 303)
+    return redirect(url_for("runs.show_run", run_id=run_id, against=against), 303)
 
 
 @blueprint.post("/datasets/<sha256>/edits")
@@ -258,6 +270,30 @@ def face_original(sha256: str, index: int) -> Response:
     answer = send_original(f"datasets/{sha256}/archive.zip", data.names[index])
     answer.headers["Cache-Control"] = _FOREVER
     return answer
+
+
+def _run_of(version: int) -> Run | None:
+    """Returns the run that a model came of; None where one of them is gone."""
+    cache = dashboard().store_cache
+    with contextlib.suppress(NotFound, DamagedRecord):
+        return cache.find_run(cache.card(version).run_id)
+    return None
+
+
+def _estimate(summary: DatasetSummary) -> dict[str, Any] | None:
+    """Returns how long training will take, as the newest finished run did for each face and epoch; None without one."""
+    parts = dashboard()
+    for run in parts.store_cache.runs(_LOOKED_AT).records:
+        timings = run.timings
+        if run.model is None or timings.training_at is None or timings.registered_at is None:
+            continue
+        with contextlib.suppress(NotFound, DamagedRecord):  # deleted, or nothing to measure by
+            epochs = len(parts.client.runs.history(run.run_id))
+            faces = parts.store_cache.card(run.model.version).dataset.counts["train"]
+            took = timings.registered_at - timings.training_at
+            wanted = sum(summary.splits["train"].values())
+            return {"seconds": took * wanted / max(1, faces), "faces": faces, "epochs": epochs, "took": took}
+    return None
 
 
 def _unread(found: list[Run]) -> Run | None:

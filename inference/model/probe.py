@@ -1,9 +1,9 @@
 """Opens a model in a child process first: a file that kills its process takes no worker with it.
 
 ONNX Runtime, CUDA and cuDNN are native code: a file can end the process that opens it, and no exception says so.
-`python -m inference.model.probe PROVIDER` reads a model file from its standard input, opens it, warms it up and probes
-it, as a worker does. Exit code 0 says that the process survived, whether or not the model is any good: the worker then
-opens it itself, and meets the error where there is one.
+`python -m inference.model.probe PROVIDER BATCH` reads a model file from its standard input, opens it, warms it up and
+probes it, as a worker does, and runs it on a batch of that many images. Exit code 0 says that the process survived,
+whether or not the model is any good: the worker then opens it itself, and meets the error where there is one.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ import time
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from inference.model.loader import ProviderChoice, open_file
 from shared.errors import Retryable
+from shared.faces.decode import SIZE
 
 _TIMEOUT_S: Final = 120
 """Opening a model takes a second or two, on a GPU and under load some more."""
@@ -33,11 +36,13 @@ class ModelProber:
         folder: shared by the workers of one service, and gone when that ends. Verdicts are empty files in it, named
             after the model file's SHA-256.
         provider: as the settings say.
+        batch_size: the most images that it will run on.
     """
 
-    def __init__(self, folder: Path, provider: ProviderChoice) -> None:
+    def __init__(self, folder: Path, provider: ProviderChoice, batch_size: int = 1) -> None:
         self._folder = folder
         self._provider = provider
+        self._batch_size = batch_size
 
     def survives(self, data: bytes) -> bool:
         """Returns whether a process survives opening, warming up and probing a model file.
@@ -72,7 +77,7 @@ class ModelProber:
     def _try(self, data: bytes) -> bool:
         try:
             child = subprocess.run(  # noqa: S603 - this file
-                [sys.executable, "-m", __name__, self._provider],
+                [sys.executable, "-m", __name__, self._provider, str(self._batch_size)],
                 input=data,
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is for the worker
@@ -91,15 +96,16 @@ def _describe_exit(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
-def main(provider: ProviderChoice) -> int:
+def main(provider: ProviderChoice, batch_size: int) -> int:
     """Opens the model file on the standard input. Returns 0 if it is alive afterwards."""
     signal.alarm(_TIMEOUT_S)  # whatever native code does, and whether or not anybody still waits
     try:
-        open_file(sys.stdin.buffer.read(), provider, "the model")
+        _, run = open_file(sys.stdin.buffer.read(), provider, "the model")
+        run(np.random.default_rng(0).integers(0, 256, (batch_size, 1, SIZE, SIZE), dtype=np.uint8))
     except Exception as error:
         _LOG.debug("the worker will say why: %s", error)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))  # type: ignore[arg-type]  # from `ModelProber`
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))  # type: ignore[arg-type]  # from `ModelProber`

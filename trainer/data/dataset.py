@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from shared.errors import InvalidDataset, NotFound
 from shared.faces.labels import GENDERS
-from shared.records.dataset import FACES_CSV, FACES_NPY, SPLITS, FaceRow, age_band, read_faces_csv
+from shared.records.dataset import FACES_CSV, FACES_NPY, SPLITS, FaceRow, age_band, open_faces
 from shared.records.edits import Corrections, Edits
 from shared.store.base import Store
 
@@ -80,18 +80,19 @@ def open_dataset(store: Store, sha256: str, edits: str | None = None) -> Iterato
         edits: the hash of the corrections of its labels; None takes those of the archive.
 
     Raises:
+        NotFound: there is no such dataset.
+        DamagedRecord: its files are not what they should be.
         InvalidDataset: there are no such edits, or too few faces are left.
     """
     folder = f"datasets/{sha256}"
     with store.local(f"{folder}/{FACES_NPY}") as faces, store.local(f"{folder}/{FACES_CSV}") as table:
-        with table.open(encoding="utf-8", newline="") as file:
-            rows = read_faces_csv(file)
+        images, rows = open_faces(faces, table, sha256)
         corrections = _find_corrections(store, sha256, edits)
         for gender, changed in enumerate((corrections.male, corrections.female)):
             for index in changed:
                 rows[index].gender = gender
         excluded = frozenset(corrections.exclude)
-        dataset = Dataset(sha256, np.load(faces, mmap_mode="r"), rows, edits, excluded)
+        dataset = Dataset(sha256, images, rows, edits, excluded)
         if edits is not None:
             _require_both_genders(dataset)
         yield dataset

@@ -34,6 +34,7 @@ from shared.records.dataset import (
     REJECTS_CSV,
     SPLITS,
     SUMMARY_JSON,
+    DatasetFile,
     DatasetRefusal,
     DatasetSummary,
     FaceRow,
@@ -162,6 +163,9 @@ def ingest(
         luma_std=math.sqrt(max(0.0, luma_square - luma_mean**2)),
         seconds=seconds,
         images_per_second=images_seen / max(seconds, 1e-9),
+        files={
+            name: DatasetFile.of(folder / name) for name in (FACES_NPY, FACES_CSV, REJECTS_CSV, NEAR_DUPLICATES_CSV)
+        },
     )
     with replacing(summary_path) as temp_path:
         temp_path.write_text(summary.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,12 @@ from shared.faces.labels import ETHNICITIES, GENDERS
 from shared.records.dataset import AGE_BANDS, SPLITS, DatasetSummary
 from tests.dashboard_app import Site, open_site
 
+NOTHING: dict[str, Any] = {
+    **{key: {} for key in ("rejects", "genders", "ages", "ethnicities", "splits")},
+    **dict.fromkeys(("images_seen", "near_duplicate_groups", "near_duplicate_faces"), 0),
+    **dict.fromkeys(("luma_mean", "luma_std", "seconds", "images_per_second"), 0.0),
+    "archive_sha256": "0" * 64,
+}
 BUDGET_S = 0.1
 """What the server may take for the filter and the counts of 25,000 faces."""
 
@@ -32,7 +39,7 @@ def drawn(count: int, seed: int = 3) -> tuple[Dataset, NDArray[np.float32]]:
     random = np.random.default_rng(seed)
     data = Dataset(
         sha256="0" * 64,
-        summary=DatasetSummary.model_construct(faces=count),
+        summary=DatasetSummary.model_validate(NOTHING | {"faces": count}),
         names=[f"{i}_{i % 2}_0_Face{i:06d}.jpg" for i in range(count)],
         age=random.integers(-1, 90, count).astype(np.int16),
         gender=random.integers(0, 2, count).astype(np.uint8),

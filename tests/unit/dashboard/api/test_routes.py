@@ -384,6 +384,19 @@ def test_cancelling_a_job_leaves_word_for_its_workers(site: Site) -> None:
     assert site.builder.jobs.cancel_requested("job-b")
 
 
+def test_a_version_that_is_not_whole_is_refused_at_once_and_nobody_is_told_that_it_serves(site: Site) -> None:
+    version = site.builder.model(site.builder.dataset(30), "run-a")
+    site.store.put(f"models/gender/{version}/model.onnx", b"on")
+
+    with site.broker.subscribe(["model.*"]) as events:
+        answer = site.web.post(f"/api/v1/models/{version}/promote")
+        told = events.receive(0.1)
+
+    assert (answer.status_code, error_of(answer.data)[0]) == (500, "damaged_record")
+    assert f"models/gender/{version}/model.onnx in the store is damaged: found 2 bytes" in error_of(answer.data)[1]
+    assert (told, site.builder.registry.aliases().champion) == ([], None)
+
+
 def test_promotion_and_rollback_keep_their_reason_and_are_announced(site: Site) -> None:
     sha256 = site.builder.dataset(30)
     first, second = site.builder.model(sha256, "run-a"), site.builder.model(sha256, "run-b")

@@ -65,3 +65,12 @@ def test_promoting_and_rolling_back_need_no_reason(builder: StoreBuilder) -> Non
 
 def test_a_rollback_without_a_previous_champion_is_a_conflict() -> None:
     assert document("rollback", "--reason", "x", exit_code=1)["error"]["code"] == "conflict"
+
+
+def test_promoting_a_version_that_is_not_whole_is_refused_at_once(builder: StoreBuilder, client: Client) -> None:
+    version = builder.model(builder.dataset(30), "run-a")
+    client.store.delete(client.registry.model_key(version))
+    result = run("promote", str(version))
+    assert result.exit_code == 1
+    assert f"models/gender/{version}/model.onnx in the store is damaged: it is missing" in result.stderr
+    assert client.registry.aliases().champion is None
