@@ -27,7 +27,7 @@ from dashboard.face_grid import (
 )
 from dashboard.pages.manage import annotation_view, tag_filter
 from dashboard.pages.originals import send_original
-from dashboard.pages.train_fields import parameter_fields, read_parameters
+from dashboard.pages.train_fields import label_choices, parameter_fields, read_parameters
 from dashboard.store_cache import Dataset
 from shared.errors import InvalidMessage, NotFound
 from shared.faces.labels import GENDERS
@@ -139,7 +139,7 @@ def show_dataset(sha256: str) -> str:
         sorts=SORTS,
         fields=parameter_fields(like.params if like else None),
         open_form=like is not None,
-        like_edits="current" if like is None or like.edits else "",
+        labels=label_choices(None if corrections.is_empty else corrections.sha256, like),
         looked=bool(found_runs) and all(run.state is RunState.INGESTED for run in found_runs),
         estimate=_estimate(summary),
         ahead=dashboard().runs_ahead(),
