@@ -16,6 +16,7 @@ from werkzeug.datastructures import MultiDict
 from dashboard.store_cache import EDITED, EXCLUDED, Dataset
 from shared.faces.labels import ETHNICITIES, GENDERS, UNKNOWN
 from shared.records.dataset import AGE_BANDS, SPLITS
+from shared.records.predictions import THRESHOLD, predict_female
 
 SORTS: Final = {
     "archive": "Archive order",
@@ -37,7 +38,6 @@ CONFIDENCE_BANDS: Final = ("0-60", "60-70", "70-80", "80-90", "90-95", "95-100")
 """In percent; the upper end belongs to the next band."""
 _BAND_EDGES: Final = np.array([0.6, 0.7, 0.8, 0.9, 0.95], np.float32)
 DUPLICATES: Final = ("near-duplicates", "others")
-THRESHOLD: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,16 +133,6 @@ def read_threshold(query: MultiDict[str, str]) -> float:
     """Returns the decision threshold that an address names, from 0 to 1; 1/2 where it names none."""
     threshold = query.get("threshold", THRESHOLD, float)
     return threshold if 0 <= threshold <= 1 else THRESHOLD
-
-
-def predict_female(probabilities: NDArray[np.float32], threshold: float = THRESHOLD) -> NDArray[np.bool_]:
-    """Returns bool (N,): who is predicted female. The one place where a probability becomes a prediction.
-
-    Args:
-        probabilities: float32 (N,), of female.
-        threshold: predicted female from here on.
-    """
-    return probabilities >= np.float32(threshold)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import NotFound
+from shared.records.annotations import Annotation, Annotations, Kind, with_name
 from shared.records.dataset import (
     FACES_CSV,
     FACES_NPY,
@@ -31,9 +32,11 @@ from shared.records.dataset import (
     read_rejects_csv,
 )
 from shared.records.edits import Corrections, EditHistory, Edits, edits_key
+from shared.records.evaluation import Rate
+from shared.records.groups import wilson_rate
 from shared.records.jobs import Job, Jobs
 from shared.records.model_card import ModelCard
-from shared.records.predictions import read_held_out, read_predictions
+from shared.records.predictions import predict_female, read_held_out, read_predictions
 from shared.records.record import DamagedRecord, Listing, Record, parse_record
 from shared.records.registry import Registry
 from shared.records.runs import Run, Runs
@@ -124,6 +127,11 @@ class LruCache(Generic[_K, _V]):
             while len(self._values) > self._most:
                 self._values.popitem(last=False)
 
+    def drop(self, key: _K) -> None:
+        """Lets go of a value, if it is cached."""
+        with self._lock:
+            self._values.pop(key, None)
+
     def clear(self) -> None:
         """Lets go of all values."""
         with self._lock:
@@ -142,6 +150,7 @@ class StoreCache:
         self._runs = Runs(store)
         self._jobs = Jobs(store)
         self._registry = Registry(store)
+        self._annotations = Annotations(store)
         self._ended_runs: LruCache[str, Run] = LruCache(self._runs.get, _SMALL_CACHED)
         self._ended_jobs: LruCache[str, Job] = LruCache(self._jobs.get, _SMALL_CACHED)
         self._cards: LruCache[int, ModelCard] = LruCache(self._registry.card, _SMALL_CACHED)
@@ -158,16 +167,19 @@ class StoreCache:
         self._predictions: LruCache[tuple[str, int], NDArray[np.float32]] = LruCache(
             lambda key: self._load_predictions(*key), _PREDICTIONS_CACHED
         )
+        self._test_accuracies: LruCache[tuple[str, int, str | None], Rate] = LruCache(
+            lambda key: self._measure_accuracy(*key[:2]), _SMALL_CACHED
+        )
 
     # -- runs and jobs
 
-    def runs(self, limit: int | None = None, offset: int = 0) -> Listing[Run]:
-        """Returns the records of all runs, or of a page of them, as `Runs.page` does."""
-        return self._runs.page(limit, offset, self.find_run)
+    def runs(self, limit: int | None = None, offset: int = 0, tag: str | None = None) -> Listing[Run]:
+        """Returns the records of all runs, or of a page of them, or of those with a tag, as `Runs.page` does."""
+        return self._runs.page(limit, offset, self._named_runs(), self._tagged("run", tag))
 
     def open_runs(self) -> Listing[Run]:
         """Returns the records of the runs that have not ended, newest first."""
-        return self._runs.open(self.find_run)
+        return self._runs.open(self._named_runs())
 
     def ended_runs(self, open_runs: Iterable[Run]) -> Iterator[Run]:
         """Yields the records of the runs that have ended, newest first, each read only when it is asked for.
@@ -175,59 +187,104 @@ class StoreCache:
         Args:
             open_runs: those that have not, and so need not be read.
         """
-        passed_over = {run.run_id for run in open_runs}
-        found = self._runs.newest(lambda run_id: None if run_id in passed_over else self.find_run(run_id))
+        passed_over, find = {run.run_id for run in open_runs}, self._named_runs()
+        found = self._runs.newest(lambda run_id: None if run_id in passed_over else find(run_id))
         return (run for run in found if run.state.is_final)
 
     def find_run(self, run_id: str) -> Run | None:
         """Returns a run's record, or None."""
-        return _read_unless_final(self._ended_runs, self._runs.find, run_id)
+        run = self._find_run(run_id)
+        return run and with_name(run, self.annotation("run", run_id))
 
     def run(self, run_id: str) -> Run:
         """Returns a run's record, or raises `NotFound`."""
         return self.find_run(run_id) or self._runs.get(run_id)
 
-    def jobs(self, limit: int | None = None, offset: int = 0) -> Listing[Job]:
-        """Returns the records of all jobs, or of a page of them, as `Jobs.page` does."""
-        return self._jobs.page(limit, offset, self.find_job)
+    def jobs(self, limit: int | None = None, offset: int = 0, tag: str | None = None) -> Listing[Job]:
+        """Returns the records of all jobs, or of a page of them, or of those with a tag, as `Jobs.page` does."""
+        annotations = self.annotations("job")
+
+        def find(job_id: str) -> Job | None:
+            job = self._find_job(job_id)
+            return job and with_name(job, annotations.get(job_id))
+
+        return self._jobs.page(limit, offset, find, self._tagged("job", tag))
 
     def find_job(self, job_id: str) -> Job | None:
         """Returns a job's record, or None."""
-        return _read_unless_final(self._ended_jobs, self._jobs.find, job_id)
+        job = self._find_job(job_id)
+        return job and with_name(job, self.annotation("job", job_id))
 
     def job(self, job_id: str) -> Job:
         """Returns a job's record, or raises `NotFound`."""
         return self.find_job(job_id) or self._jobs.get(job_id)
 
+    # -- names, notes and tags
+
+    def annotations(self, kind: Kind) -> dict[str, Annotation]:
+        """Returns what people say of the things of one kind, by id; nothing while the file is damaged."""
+        return self._annotations.find_all(kind)[0]
+
+    def annotation(self, kind: Kind, which: str) -> Annotation | None:
+        """Returns what people say of one thing, if they do."""
+        return self.annotations(kind).get(which)
+
     # -- models
 
-    def cards(self, limit: int | None = None, offset: int = 0) -> Listing[ModelCard]:
-        """Returns the cards of all models, or of a page of them, as `Registry.page` does."""
-        return self._registry.page(limit, offset, self.card)
+    def cards(self, limit: int | None = None, offset: int = 0, tag: str | None = None) -> Listing[ModelCard]:
+        """Returns the cards of all models, or of a page of them, or of those with a tag, as `Registry.page` does."""
+        tagged = self._tagged("model", tag)
+        only = None if tagged is None else {int(version) for version in tagged}
+        return self._registry.page(limit, offset, self.card, only)
 
     def card(self, version: int) -> ModelCard:
         """Returns a model's card, or raises `NotFound` or `DamagedRecord`."""
         return self._cards.get(version)
 
+    def find_card(self, version: int) -> ModelCard | None:
+        """Returns a model's card; None where the model was deleted."""
+        try:
+            return self.card(version)
+        except NotFound:
+            return None
+
+    def forget(self, kind: Kind, which: str) -> None:
+        """Lets go of what is cached of something that was deleted."""
+        if kind == "model":
+            self._cards.drop(int(which))
+        elif kind == "dataset":
+            self._summaries.drop(which)
+            self._datasets.drop(which)
+        else:
+            (self._ended_runs if kind == "run" else self._ended_jobs).drop(which)
+
     # -- datasets
 
-    def named_datasets(self) -> Iterator[tuple[str, str | None]]:
-        """Yields (hash, name of the newest run) of every dataset, those with the newest runs first.
+    def named_datasets(self, tag: str | None = None) -> Iterator[tuple[str, str | None]]:
+        """Yields (hash, name) of every dataset, those with the newest runs first; with a tag, of those that have it.
 
-        Runs are read only as far as the caller goes on.
+        The name is the one that people gave to it, else that of its newest run. Runs are read only as far as the caller
+        goes on.
         """
-        left = dict.fromkeys(self.dataset_ids())
-        runs = self._runs.newest(self.find_run)
+        annotations = self.annotations("dataset")
+
+        def name(sha256: str, otherwise: str | None) -> str | None:
+            found = annotations.get(sha256)
+            return found.name if found and found.name else otherwise
+
+        left = dict.fromkeys(self.dataset_ids(tag))
+        runs = self._runs.newest(self._named_runs())
         while left and (run := next(runs, None)) is not None:
             if run.dataset in left:
                 del left[run.dataset]
-                yield run.dataset, run.name
+                yield run.dataset, name(run.dataset, run.name)
         for sha256 in left:
-            yield sha256, None
+            yield sha256, name(sha256, None)
 
-    def dataset_ids(self) -> list[str]:
-        """Returns the hashes of all datasets whose archive is here, decoded or not."""
-        return self._store.children("datasets")
+    def dataset_ids(self, tag: str | None = None) -> list[str]:
+        """Returns the hashes of all datasets, or of those with a tag, whose archive is here, decoded or not."""
+        tagged = self._tagged("dataset", tag)
+        return [sha256 for sha256 in self._store.children("datasets") if tagged is None or sha256 in tagged]
 
     def summary(self, sha256: str) -> DatasetSummary | None:
         """Returns what a dataset holds; None before it is decoded, or raises `DamagedRecord`."""
@@ -277,9 +334,12 @@ class StoreCache:
             corrections = self.corrections(sha256)
             if corrections.is_empty:
                 return self.dataset(sha256)
-            edits = corrections.sha256
-            if self._edited.find((sha256, edits)) is None:
-                self._edited.put((sha256, edits), _with_corrections(self.dataset(sha256), corrections, edits))
+            key = (sha256, corrections.sha256)
+            if (known := self._edited.find(key)) is not None:
+                return known
+            data = _with_corrections(self.dataset(sha256), corrections, corrections.sha256)
+            self._edited.put(key, data)
+            return data
         return self._edited.get((sha256, edits))
 
     def refusal(self, sha256: str) -> DatasetRefusal | None:
@@ -315,6 +375,13 @@ class StoreCache:
         except NotFound:
             return None
 
+    def test_accuracy(self, sha256: str, version: int) -> Rate | None:
+        """Returns a model's accuracy on a dataset's test faces, by their labels now; None where it predicted none."""
+        try:
+            return self._test_accuracies.get((sha256, version, self.edited(sha256).corrections))
+        except NotFound:
+            return None
+
     def close(self) -> None:
         """Lets go of everything that is kept."""
         self._edited.clear()
@@ -323,6 +390,36 @@ class StoreCache:
         self._datasets.clear()
 
     # -- how
+
+    def _measure_accuracy(self, sha256: str, version: int) -> Rate:
+        probabilities = self._predictions.get((sha256, version))
+        data = self.edited(sha256)
+        test = data.split == SPLITS.index("test")
+        correct = predict_female(probabilities) == (data.gender == 1)
+        rate = wilson_rate(int((correct & test).sum()), int(test.sum()))
+        if rate is None:
+            raise NotFound(f"dataset {sha256[:12]} has no test faces")
+        return rate
+
+    def _named_runs(self) -> Callable[[str], Run | None]:
+        """Returns what finds a run under the name that people gave to it, with all names read once."""
+        annotations = self.annotations("run")
+
+        def find(run_id: str) -> Run | None:
+            run = self._find_run(run_id)
+            return run and with_name(run, annotations.get(run_id))
+
+        return find
+
+    def _tagged(self, kind: Kind, tag: str | None) -> set[str] | None:
+        """Returns the ids of the things that have a tag; None for all things."""
+        return None if tag is None else {key for key, found in self.annotations(kind).items() if tag in found.tags}
+
+    def _find_run(self, run_id: str) -> Run | None:
+        return _read_unless_final(self._ended_runs, self._runs.find, run_id)
+
+    def _find_job(self, job_id: str) -> Job | None:
+        return _read_unless_final(self._ended_jobs, self._jobs.find, job_id)
 
     def _load_summary(self, sha256: str) -> DatasetSummary:
         if (found := find_summary(self._store, sha256)) is None:

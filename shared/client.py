@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -26,7 +26,9 @@ from shared.messages import (
     run_id_of,
 )
 from shared.params import TrainingParams
-from shared.records.dataset import LABELS_JSON, dataset_id
+from shared.records.annotations import Annotation, Annotations, Kind
+from shared.records.dataset import LABELS_JSON, SUMMARY_JSON, DatasetSummary, dataset_id
+from shared.records.deletion import Deletion, Dependent
 from shared.records.edits import Edits
 from shared.records.jobs import Job, JobProgress, Jobs
 from shared.records.record import Record
@@ -65,6 +67,7 @@ class Client:
         self.runs = Runs(store)
         self.jobs = Jobs(store)
         self.registry = Registry(store)
+        self.annotations = Annotations(store)
         self.edits = Edits(store)
 
     # -- datasets
@@ -159,6 +162,11 @@ class Client:
         labels = LabelSpec.parse(self.store.get_json(key)) if self.store.exists(key) else None
         archive_sha256 = sha256 if labels is None else None  # with labels, the dataset's id is another hash
         return self._queue_run(sha256, name, checked, message_id, labels, archive_sha256, edits=edits, train=train)
+
+    def find_summary(self, sha256: str) -> DatasetSummary | None:
+        """Returns what a dataset holds; None before it is decoded."""
+        found = self.store.find_json(f"datasets/{sha256}/{SUMMARY_JSON}")
+        return None if found is None else DatasetSummary.model_validate(found)
 
     def retry_run(self, run_id: str) -> str:
         """Sends a failed run's message back to its queue; where that is gone, a new run like it takes its place.
@@ -438,6 +446,62 @@ class Client:
         if aliases.challenger is None or aliases.champion is None:
             return None
         return shadow_figures(self.store, aliases.challenger, aliases.champion)
+
+    # -- names, notes, tags, and the end
+
+    def annotate(
+        self,
+        kind: Kind,
+        which: str,
+        *,
+        name: str | None = None,
+        note: str | None = None,
+        tags: Collection[str] | None = None,
+        add_tags: Collection[str] = (),
+        remove_tags: Collection[str] = (),
+        user: str | None = None,
+    ) -> Annotation:
+        """Gives a dataset, run, model or job a name, a note and tags; what is None stays as it is.
+
+        Args:
+            kind: of what is annotated.
+            which: its id; a model's is its version.
+            name: instead of the name that it came with; an empty one takes it away.
+            note: any text.
+            tags: in place of all that it has.
+            add_tags: beside those that it has.
+            remove_tags: of those that it has.
+            user: who does it.
+
+        Raises:
+            NotFound: there is no such thing.
+            InvalidMessage: something is too long, or cannot be shown.
+        """
+        if not self._exists(kind, which):
+            raise NotFound(f"there is no {kind} {which!r}")
+        return self.annotations.change(
+            kind, which, name=name, note=note, tags=tags, add_tags=add_tags, remove_tags=remove_tags, user=user
+        )
+
+    def dependents(self, kind: Kind, which: str) -> list[Dependent]:
+        """Returns what loses something if this is deleted, or raises `NotFound` or `Conflict` as `delete` would."""
+        return Deletion(self.store).dependents(kind, which)
+
+    def delete(self, kind: Kind, which: str, *, user: str | None = None) -> None:
+        """Deletes a dataset, run, model or job for good, unless it is in use.
+
+        Raises:
+            NotFound: there is no such thing.
+            Conflict: it is in use.
+        """
+        Deletion(self.store).delete(kind, which, user=user)
+
+    def _exists(self, kind: Kind, which: str) -> bool:
+        if kind == "dataset":
+            return which in self.store.children("datasets")
+        if kind == "model":
+            return which.isdecimal() and self.store.exists(self.registry.card_key(int(which)))
+        return self.store.exists(self.runs.key(which) if kind == "run" else self.jobs.key(which))
 
     # -- how
 

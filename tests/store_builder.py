@@ -34,16 +34,18 @@ from shared.records.dataset import (
 )
 from shared.records.evaluation import (
     Confusion,
+    Coverage,
     Curve,
     Evaluation,
     Group,
     GroupKind,
     Rate,
     ReliabilityBin,
+    Robustness,
     Spread,
 )
 from shared.records.jobs import RESULT_COLUMNS, Jobs, JobState
-from shared.records.model_card import CardDataset, CardFile, InputStatistics, ModelCard, Variant
+from shared.records.model_card import CardDataset, CardFile, GateResult, InputStatistics, ModelCard, Variant
 from shared.records.registry import Registry
 from shared.records.runs import EpochRow, Runs, RunState
 from shared.store.base import Store
@@ -195,6 +197,14 @@ class StoreBuilder:
             start=None,
             metrics=metrics,
             evaluation=evaluation,
+            gate=GateResult(passed=True, reason="the first model", champion=None)
+            if version == 1
+            else GateResult(
+                passed=False,
+                reason="balanced accuracy 90.1% against 92.4% of version 1 on 300 held-out faces",
+                champion=1,
+                faces=300,
+            ),
             temperature=1.12,
             parity=3.1e-7,
             file=CardFile(sha256=hashlib.sha256(MODEL).hexdigest(), size_bytes=10_812_345),
@@ -358,6 +368,16 @@ class StoreBuilder:
                 kind: Spread(accuracy=0.06, false_positive_rate=0.05, false_negative_rate=0.07)
                 for kind in get_args(GroupKind)
             },
+            coverage=tuple(
+                Coverage(confidence=c, covered=1 - (c - 0.5), accuracy=min(1.0, accuracy + (c - 0.5) / 10))
+                for c in (0.5, 0.7, 0.9)
+            ),
+            robustness=tuple(
+                Robustness(
+                    change=name, faces=count, accuracy=accuracy - lost, balanced_accuracy=accuracy - lost - 0.004
+                )
+                for name, lost in (("unchanged", 0.0), ("dark", 0.012), ("blurred", 0.05))
+            ),
             histogram=[count // (abs(10 - i) + 1) % 97 + 5 * abs(10 - i) for i in range(20)],
         )
 

@@ -9,11 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from dashboard.workers import Speed
 from shared.broker.base import Depth
 from shared.faces.labels import GENDERS
+from shared.records.annotations import Annotation, Kind
+from shared.records.comparison import Comparison
 from shared.records.dataset import DatasetSummary
 from shared.records.edits import Corrections, Edit
 from shared.records.evaluation import Evaluation
 from shared.records.jobs import Job
-from shared.records.model_card import CardDataset, CardFile
+from shared.records.model_card import CardDataset, CardFile, ModelCard
 from shared.records.record import Fault, ModelRef, Timestamp
 from shared.records.registry import Aliases
 from shared.records.runs import HISTORY_COLUMNS, Run
@@ -72,6 +74,7 @@ class DatasetListed(View):
     sha256: str
     name: str | None
     summary: DatasetSummary | None
+    annotation: Annotation | None
 
 
 class Datasets(View):
@@ -165,9 +168,11 @@ class FaceDetails(View):
 
 
 class RunRecord(Run):
-    """A run as the store keeps it."""
+    """A run as the store keeps it, under the name that people gave to it."""
 
     model_config = ConfigDict(extra="forbid")
+
+    annotation: Annotation | None
 
 
 HistoryRow = create_model("HistoryRow", __base__=View, **dict.fromkeys(HISTORY_COLUMNS, (float, ...)))  # type: ignore[call-overload]
@@ -189,9 +194,11 @@ class Runs(View):
 
 
 class JobRecord(Job):
-    """A job as the store keeps it."""
+    """A job as the store keeps it, under the name that people gave to it."""
 
     model_config = ConfigDict(extra="forbid")
+
+    annotation: Annotation | None
 
 
 class Done(View):
@@ -242,6 +249,58 @@ class ModelSummary(View):
     metrics: dict[str, float]
     params: dict[str, Any]
     file: CardFile
+    annotation: Annotation | None
+
+
+class ModelDetails(ModelCard):
+    """A version's card, and what people say of it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    annotation: Annotation | None
+
+
+class AnnotationChanged(View):
+    """What people say of it now."""
+
+    annotation: Annotation
+
+
+class Dependent(View):
+    """What stays, and what it has lost."""
+
+    kind: Kind
+    id: str
+    loss: str
+
+
+class Deleted(View):
+    """What was deleted, and what depended on it."""
+
+    deleted: str
+    dependents: list[Dependent]
+
+
+class ComparisonDetails(Comparison):
+    """Two versions on the same faces.
+
+    Attributes:
+        versions: the first and the second.
+        dataset: SHA-256 of the dataset.
+        split: the part of it, or `all`.
+        threshold: predicted female from here on, by both.
+        labels: the hash of the edits that make the labels, or `archive`; empty for those in force now.
+        sentence: the result in words.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    versions: tuple[int, int]
+    dataset: str
+    split: str
+    threshold: float
+    labels: str
+    sentence: str
 
 
 class Models(View):

@@ -24,15 +24,16 @@ from dashboard.face_grid import (
     encode_png,
     encode_webp,
     face_view,
-    predict_female,
 )
+from dashboard.pages.manage import annotation_view, tag_filter
 from dashboard.pages.originals import send_original
-from dashboard.pages.train_fields import parameter_fields, read_parameters
+from dashboard.pages.train_fields import label_choices, parameter_fields, read_parameters
 from dashboard.store_cache import Dataset
 from shared.errors import InvalidMessage, NotFound
 from shared.faces.labels import GENDERS
 from shared.faces.rejects import REJECT_REASONS
 from shared.records.dataset import SPLITS, DatasetSummary
+from shared.records.predictions import predict_female
 from shared.records.record import DamagedRecord
 from shared.records.runs import Run, RunState
 
@@ -72,14 +73,13 @@ def list_datasets() -> str:
     for run in cache.runs().records:
         if run.dataset:
             runs_of[run.dataset].append(run)
+    tagged = tag_filter("dataset")
     items: list[dict[str, Any]] = []
-    for sha256 in cache.dataset_ids():
+    for sha256, name in cache.named_datasets(tagged["tag"] or None):
         found = runs_of[sha256]
         summary = cache.readable_summary(sha256)
-        items.append({"sha256": sha256, "summary": summary, "runs": found, "unread": _unread(found)})
-    # The newest run says when a dataset was last used.
-    items.sort(key=lambda item: item["runs"][0].created if item["runs"] else "", reverse=True)
-    return render_template("datasets.html", datasets=items, fields=parameter_fields())
+        items.append({"sha256": sha256, "name": name, "summary": summary, "runs": found, "unread": _unread(found)})
+    return render_template("datasets.html", datasets=items, fields=parameter_fields(), **tagged)
 
 
 @blueprint.get("/datasets/<sha256>")
@@ -88,12 +88,14 @@ def show_dataset(sha256: str) -> str:
     cache = dashboard().store_cache
     found_runs = [run for run in cache.runs().records if run.dataset == sha256]
     summary = cache.summary(sha256)
+    about = annotation_view("dataset", sha256, found_runs[0].name if found_runs else "Dataset")
     if summary is None:
         if sha256 not in cache.dataset_ids():
             raise NotFound(f"dataset {sha256[:12]} does not exist")
         return render_template(
             "dataset_waiting.html",
             sha256=sha256,
+            about=about,
             runs=found_runs,
             unread=_unread(found_runs),
             refusal=cache.refusal(sha256),
@@ -110,6 +112,8 @@ def show_dataset(sha256: str) -> str:
     return render_template(
         "dataset.html",
         data=data,
+        about=about,
+        name=about["annotation"].name or about["given_name"],
         summary=summary,
         warnings=_warnings(data, summary, probabilities, wanted.version),
         runs=found_runs,
@@ -135,7 +139,7 @@ def show_dataset(sha256: str) -> str:
         sorts=SORTS,
         fields=parameter_fields(like.params if like else None),
         open_form=like is not None,
-        like_edits="current" if like is None or like.edits else "",
+        labels=label_choices(None if corrections.is_empty else corrections.sha256, like),
         looked=bool(found_runs) and all(run.state is RunState.INGESTED for run in found_runs),
         estimate=_estimate(summary),
         ahead=dashboard().runs_ahead(),
@@ -145,9 +149,11 @@ def show_dataset(sha256: str) -> str:
 @blueprint.post("/datasets/<sha256>/train")
 def train(sha256: str) -> WsgiResponse:
     """Starts a training run on a dataset that is here already."""
-    params = read_parameters(request.form)
-    name = request.form.get("name", "").strip() or None
     edits, against = request.form.get("edits") or None, request.form.get("against", None, int)
+    params = read_parameters(request.form)
+    if against is not None and (run := _run_of(against)) is not None:
+        params = run.params or params  # so that the labels are all that differs
+    name = request.form.get("name", "").strip() or None
     run_id = dashboard().client.train_dataset(sha256, name=name, params=params.as_dict(), edits=edits)
     return redirect(url_for("runs.show_run", run_id=run_id, against=against), 303)
 
@@ -264,6 +270,14 @@ def face_original(sha256: str, index: int) -> Response:
     answer = send_original(f"datasets/{sha256}/archive.zip", data.names[index])
     answer.headers["Cache-Control"] = _FOREVER
     return answer
+
+
+def _run_of(version: int) -> Run | None:
+    """Returns the run that a model came of; None where one of them is gone."""
+    cache = dashboard().store_cache
+    with contextlib.suppress(NotFound, DamagedRecord):
+        return cache.find_run(cache.card(version).run_id)
+    return None
 
 
 def _estimate(summary: DatasetSummary) -> dict[str, Any] | None:

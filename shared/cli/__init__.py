@@ -70,6 +70,7 @@ for _command in (
     services.doctor,
     training.train,
     training.runs,
+    training.datasets,
     models.models,
     models.promote,
     models.rollback,

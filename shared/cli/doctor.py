@@ -189,7 +189,7 @@ def _store(settings: Settings) -> Iterator[Finding]:
     else:
         yield Finding("clock", "ok", "this machine and the store agree")
     folder = Path(settings.store_url.removeprefix("file:")).absolute()
-    yield _room("room in the store", folder, "make room; `genderline delete` removes datasets, runs and jobs")
+    yield _room("room in the store", folder, "make room; `genderline delete` removes datasets, runs, models and jobs")
 
 
 def _broker(settings: Settings) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from shared.cli.annotate import Changes, annotate, annotation_options
 from shared.cli.base import connected, json_option, output_of
 
 if TYPE_CHECKING:
@@ -18,15 +19,18 @@ _reason_option = click.option(
 
 @click.command()
 @click.argument("version", type=click.IntRange(min=1), required=False)
+@annotation_options
 @json_option
 @click.pass_context
-def models(ctx: click.Context, version: int | None) -> None:
-    """List the models, or show one's card."""
+def models(ctx: click.Context, version: int | None, changes: Changes) -> None:
+    """List the models, or show one's card, or rename one."""
     from shared.cli.show import show_model, show_models  # noqa: PLC0415
 
     with connected() as client:
         if version is None:
-            show_models(output_of(ctx), client)
+            show_models(output_of(ctx), client, tag=changes.tag_to_list())
+        elif changes:
+            annotate(ctx, client, "model", str(version), changes)
         else:
             show_model(output_of(ctx), client, version)
 

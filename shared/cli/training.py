@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from shared.cli.annotate import Changes, annotate, annotation_options
 from shared.cli.base import FILE, connected, json_option, output_of, resume_hint
 from shared.errors import GenderlineError
 
@@ -166,14 +167,33 @@ def _tell_run(ctx: click.Context, output: Output, client: Client, run: Run) -> N
 
 
 @click.command()
+@click.argument("sha256", required=False)
+@annotation_options
+@json_option
+@click.pass_context
+def datasets(ctx: click.Context, sha256: str | None, changes: Changes) -> None:
+    """List the datasets, or show or rename one."""
+    from shared.cli.show import show_dataset, show_datasets  # noqa: PLC0415
+
+    with connected() as client:
+        if sha256 is None:
+            show_datasets(output_of(ctx), client, tag=changes.tag_to_list())
+        elif changes:
+            annotate(ctx, client, "dataset", sha256, changes)
+        else:
+            show_dataset(output_of(ctx), client, sha256)
+
+
+@click.command()
 @click.argument("run_id", required=False)
 @click.option("--follow", is_flag=True, help="Follow the run until it ends.")
 @click.option("--cancel", is_flag=True, help="Cancel the run.")
 @click.option("--retry", is_flag=True, help="Send a failed run back to its queue.")
+@annotation_options
 @json_option
 @click.pass_context
-def runs(ctx: click.Context, run_id: str | None, follow: bool, cancel: bool, retry: bool) -> None:
-    """List the training runs, or show one."""
+def runs(ctx: click.Context, run_id: str | None, follow: bool, cancel: bool, retry: bool, changes: Changes) -> None:
+    """List the training runs, or show or rename one."""
     from shared.cli.show import show_run, show_runs  # noqa: PLC0415
 
     output = output_of(ctx)
@@ -181,7 +201,10 @@ def runs(ctx: click.Context, run_id: str | None, follow: bool, cancel: bool, ret
         raise click.UsageError("--follow, --cancel and --retry need a RUN_ID")
     with connected() as client:
         if run_id is None:
-            show_runs(output, client.runs.all())
+            show_runs(output, client, tag=changes.tag_to_list())
+            return
+        if changes:
+            annotate(ctx, client, "run", run_id, changes)
             return
         if retry:
             run_id = client.retry_run(run_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,19 @@ from shared.errors import GenderlineError
 from shared.records.model_card import ModelCard
 from shared.records.results import result_row
 from shared.store.base import Store
+
+THRESHOLD: Final = 0.5
+"""The decision threshold of the workers, and of every page where none is chosen."""
+
+
+def predict_female(probabilities: NDArray[np.float32], threshold: float = THRESHOLD) -> NDArray[np.bool_]:
+    """Returns bool (N,): who is predicted female. The one place where a stored probability becomes a prediction.
+
+    Args:
+        probabilities: float32 (N,), of female.
+        threshold: predicted female from here on.
+    """
+    return probabilities >= np.float32(threshold)
 
 
 def predictions_key(sha256: str, version: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -31,6 +31,7 @@ from shared.store.base import Store
 MODEL_NAME: Final = "gender"
 _ROOT: Final = f"models/{MODEL_NAME}"
 _ALIASES_KEY: Final = f"{_ROOT}/aliases.json"
+_CLAIM: Final = "claim.json"
 _HISTORY_KEPT: Final = 100
 
 
@@ -199,7 +200,11 @@ class Registry:
         return self.page()
 
     def page(
-        self, limit: int | None = None, offset: int = 0, find: Callable[[int], ModelCard] | None = None
+        self,
+        limit: int | None = None,
+        offset: int = 0,
+        find: Callable[[int], ModelCard] | None = None,
+        only: Container[int] | None = None,
     ) -> Listing[ModelCard]:
         """Returns some versions' cards, newest first, and what is wrong with those that cannot be read.
 
@@ -207,8 +212,9 @@ class Registry:
             limit: the most cards; None for all.
             offset: how many newer ones to pass over.
             find: returns the card of a version, in place of `self.card`.
+            only: the versions that count; None for all.
         """
-        versions = self.versions()[::-1]
+        versions = [version for version in self.versions()[::-1] if only is None or version in only]
         found = list_records(versions[offset:][:limit], find or self.card)
         return Listing(found.records, found.damaged, len(versions))
 
@@ -285,7 +291,7 @@ class Registry:
                 newest = version
         version = newest + 1
         content = json.dumps({"run_id": run_id}).encode()
-        while not self._store.create(f"{_ROOT}/{version}/claim.json", content):
+        while not self._store.create(f"{_ROOT}/{version}/{_CLAIM}", content):
             if self._claimant(version) == run_id:
                 break
             version += 1
@@ -303,6 +309,13 @@ class Registry:
             self._store.put_file(f"{_ROOT}/{card.version}/{name}", path)
         self._store.put(self.card_text_key(card.version), card_text.encode())
         self._store.put_json(self.card_key(card.version), card.as_dict())
+
+    def delete(self, version: int) -> None:
+        """Deletes a version's files. Its claim stays, so that no other model ever gets its number."""
+        self._store.delete(self.card_key(version))  # first, so that nobody finds a version without its files
+        for name in self._store.children(f"{_ROOT}/{version}"):
+            if name != _CLAIM:
+                self._store.delete(f"{_ROOT}/{version}/{name}")
 
     def promote(self, version: int, reason: str, *, user: str | None = None) -> Aliases:
         """Makes `version` the champion, by `user`. Promoting the champion again changes nothing.
@@ -423,5 +436,5 @@ class Registry:
 
     def _claimant(self, version: int) -> str | None:
         """Returns the run that a version is reserved for, if it is."""
-        claim = find_record(self._store, f"{_ROOT}/{version}/claim.json", _Claim)
+        claim = find_record(self._store, f"{_ROOT}/{version}/{_CLAIM}", _Claim)
         return None if claim is None else claim.run_id

@@ -146,6 +146,10 @@ class Run(Record):
     timings: Timings = Timings()
     attempts: int = 0
 
+    @property
+    def record_id(self) -> str:  # noqa: D102
+        return self.run_id
+
     def reply(self, status: str | None = None) -> dict[str, Any]:
         """Returns the body of the reply and event that tell of the run's state."""
         body: dict[str, Any] = {"run_id": self.run_id, "status": status or self.state.value, "name": self.name}

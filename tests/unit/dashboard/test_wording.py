@@ -61,7 +61,7 @@ OLD_WORDS = {
 GLOSSARY = {
     "dataset.html": ["Predicted by model", "Decision threshold", "Confidence from"],
     "../face_grid.py": ["Predicted", "Label", "Correct?", "Split", "Confidence"],
-    "run.html": ["Accuracy by group", "Confusion matrix", "Decision threshold"],
+    "answer.html": ["Accuracy by group", "Confusion matrix", "Decision threshold"],
     "face.html": ["Predicted", "Label", "Correct?", "Split", "Confidence"],
     "job.html": ["Predicted", "Label", "Correct?", "Confidence"],
     "predict.html": ["Predicted", "Label"],
