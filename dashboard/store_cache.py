@@ -333,9 +333,12 @@ class StoreCache:
             corrections = self.corrections(sha256)
             if corrections.is_empty:
                 return self.dataset(sha256)
-            edits = corrections.sha256
-            if self._edited.find((sha256, edits)) is None:
-                self._edited.put((sha256, edits), _with_corrections(self.dataset(sha256), corrections, edits))
+            key = (sha256, corrections.sha256)
+            if (known := self._edited.find(key)) is not None:
+                return known
+            data = _with_corrections(self.dataset(sha256), corrections, corrections.sha256)
+            self._edited.put(key, data)
+            return data
         return self._edited.get((sha256, edits))
 
     def refusal(self, sha256: str) -> DatasetRefusal | None:

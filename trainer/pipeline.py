@@ -38,6 +38,7 @@ from shared.records.dataset import (
 )
 from shared.records.evaluation import Evaluation
 from shared.records.model_card import CardDataset, ModelCard, Variant, VariantPrecision
+from shared.records.predictions import held_out_key
 from shared.records.record import DamagedRecord
 from shared.records.registry import MODEL_NAME, Registry
 from shared.records.runs import EpochRow, Progress, Runs, RunState
@@ -49,6 +50,7 @@ from trainer.data.ingest import ingest
 from trainer.release.card import build_card, measure_inputs, render_card
 from trainer.release.evaluate import evaluate
 from trainer.release.export import build_variants, export_onnx, predict_onnx, verify_parity
+from trainer.release.held_out import predict_held_out
 from trainer.release.promotion_gate import compare
 from trainer.release.robustness import measure_robustness
 from trainer.run_monitor import Monitor
@@ -321,7 +323,14 @@ class Pipeline:
             np.array([dataset.rows[i].ethnicity for i in test]),
         )
         self._runs.write_evaluation(run_id, figures)
-        self._write_predictions(run_id, probability)
+        self._write_predictions(f"runs/{run_id}/predictions.csv", probability)
+
+        def on_face(done: int, total: int) -> None:
+            monitor.raise_if_stopped()
+            monitor.on_progress(_progress(RunState.EVALUATING, done, total))
+
+        held_out = predict_held_out(dataset, probability, self._device, on_face)
+        self._write_predictions(held_out_key(run_id), held_out)
         monitor.raise_if_stopped()
 
         monitor.on_state(RunState.EXPORTING)
@@ -388,15 +397,15 @@ class Pipeline:
             monitor.on_progress(_progress(RunState.EVALUATING, done, len(everything), rate))
         return np.concatenate(logits)
 
-    def _write_predictions(self, run_id: str, probability: NDArray[np.float32]) -> None:
-        """Writes `predictions.csv`: every face of the dataset, by its index."""
+    def _write_predictions(self, key: str, probability: NDArray[np.float32]) -> None:
+        """Writes a table of every face of the dataset, by its index."""
         with tempfile.TemporaryDirectory(prefix="genderline-") as work:
             path = Path(work) / "predictions.csv"
             with path.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(("index", "probability_female"))
                 writer.writerows((index, f"{value:.6f}") for index, value in enumerate(probability))
-            self._store.put_file(f"runs/{run_id}/predictions.csv", path)
+            self._store.put_file(key, path)
 
 
 def _find_warnings(dataset: Dataset) -> list[str]:

@@ -27,7 +27,7 @@ from dashboard.face_grid import (
 )
 from dashboard.pages.manage import annotation_view, tag_filter
 from dashboard.pages.originals import send_original
-from dashboard.pages.train_fields import parameter_fields, read_parameters
+from dashboard.pages.train_fields import label_choices, parameter_fields, read_parameters
 from dashboard.store_cache import Dataset
 from shared.errors import InvalidMessage, NotFound
 from shared.faces.labels import GENDERS
@@ -140,7 +140,7 @@ def show_dataset(sha256: str) -> str:
         sorts=SORTS,
         fields=parameter_fields(like.params if like else None),
         open_form=like is not None,
-        like_edits="current" if like is None or like.edits else "",
+        labels=label_choices(None if corrections.is_empty else corrections.sha256, like),
         looked=bool(found_runs) and all(run.state is RunState.INGESTED for run in found_runs),
         estimate=_estimate(summary),
         ahead=dashboard().runs_ahead(),
@@ -150,9 +150,11 @@ def show_dataset(sha256: str) -> str:
 @blueprint.post("/datasets/<sha256>/train")
 def train(sha256: str) -> WsgiResponse:
     """Starts a training run on a dataset that is here already."""
-    params = read_parameters(request.form)
-    name = request.form.get("name", "").strip() or None
     edits, against = request.form.get("edits") or None, request.form.get("against", None, int)
+    params = read_parameters(request.form)
+    if against is not None and (run := _run_of(against)) is not None:
+        params = run.params or params  # so that the labels are all that differs
+    name = request.form.get("name", "").strip() or None
     run_id = dashboard().client.train_dataset(sha256, name=name, params=params.as_dict(), edits=edits)
     return redirect(url_for("runs.show_run", run_id=run_id, against=against), 303)
 
@@ -269,6 +271,14 @@ def face_original(sha256: str, index: int) -> Response:
     answer = send_original(f"datasets/{sha256}/archive.zip", data.names[index])
     answer.headers["Cache-Control"] = _FOREVER
     return answer
+
+
+def _run_of(version: int) -> Run | None:
+    """Returns the run that a model came of; None where one of them is gone."""
+    cache = dashboard().store_cache
+    with contextlib.suppress(NotFound, DamagedRecord):
+        return cache.find_run(cache.card(version).run_id)
+    return None
 
 
 def _estimate(summary: DatasetSummary) -> dict[str, Any] | None:

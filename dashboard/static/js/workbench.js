@@ -12,6 +12,7 @@ const CELL = 116; // the least width, in pixels
 const CAPTION = 40;
 const GAP = 8;
 const SPARE_ROWS = 4; // drawn above and below what is in sight
+const MOST_AHEAD = 8; // chunks that are asked for before they are in sight
 const WAIT_MS = 150; // before a face that somebody passes over is asked for
 const CHANGES = { m: "male", f: "female", x: "exclude" };
 
@@ -53,7 +54,8 @@ function ask(number) {
   const promise = load(number).then(
     (chunk) => {
       own.set(number, chunk);
-      if (own === chunks) draw();
+      if (list.scrollTop) new Image().src = chunk.sheet; // before its cells are drawn
+      if (own === chunks) drawSoon();
     },
     () => own.delete(number),
   );
@@ -130,8 +132,12 @@ function draw() {
       cells.delete(position);
     }
   }
-  // One chunk more on either side: who scrolls arrives there next.
-  for (let number = Math.floor(from / CHUNK) - 1; number <= Math.floor(to / CHUNK) + 1; number += 1) ask(number);
+  // What is in sight first, then what whoever scrolls will see within the next second.
+  for (let number = Math.floor(from / CHUNK); number <= Math.floor(to / CHUNK); number += 1) ask(number);
+  const ahead = Math.ceil(columns * speed(height) / CHUNK);
+  for (let more = 1; more <= Math.min(Math.abs(ahead) + 1, MOST_AHEAD); more += 1) {
+    ask(ahead < 0 ? Math.floor(from / CHUNK) - more : Math.floor(to / CHUNK) + more);
+  }
   for (let position = from; position < to; position += 1) {
     let cell = cells.get(position);
     if (!cell) {
@@ -147,6 +153,15 @@ function draw() {
   }
   if (cells.has(cursor)) list.setAttribute("aria-activedescendant", `cell-${cursor}`);
   else list.removeAttribute("aria-activedescendant");
+}
+
+// Rows a second at which somebody scrolls; negative upwards.
+let last = { top: 0, at: 0 };
+function speed(height) {
+  const now = { top: list.scrollTop, at: performance.now() };
+  const rows = (now.top - last.top) / height / Math.max(0.016, (now.at - last.at) / 1000);
+  last = now;
+  return Math.abs(rows) > 1 ? rows : 0;
 }
 
 let drawing = false;
@@ -193,12 +208,16 @@ async function go(position, { extend = false, keep = false } = {}) {
   reveal();
   if (!keep) {
     const [from, to] = [Math.min(anchor, cursor), Math.max(anchor, cursor)];
-    const wanted = [];
-    for (let at = from; at <= to; at += 1) wanted.push(faceSurely(at));
-    const own = cursor;
-    const faces = await Promise.all(wanted);
-    if (own !== cursor) return; // moved on meanwhile
-    selected = new Set(faces.filter(Boolean).map((face) => face.index));
+    const wanted = Array.from({ length: to - from + 1 }, (_, more) => from + more);
+    // At once, so that no key acts on what was selected before; those that are not here yet follow.
+    selected = new Set(wanted.map(faceAt).filter(Boolean).map((face) => face.index));
+    if (selected.size < wanted.length) {
+      const own = cursor;
+      draw();
+      const faces = await Promise.all(wanted.map(faceSurely));
+      if (own !== cursor) return; // moved on meanwhile
+      selected = new Set(faces.filter(Boolean).map((face) => face.index));
+    }
   }
   draw();
   showCursor();
@@ -344,6 +363,10 @@ function foresee(face, change) {
 
 function edit(change) {
   if (document.body.classList.contains("read-only") || !total) return;
+  if (new URLSearchParams(query).has("labels")) {
+    toast("These are not the labels as corrected now. Show those first to edit them.");
+    return;
+  }
   const here = faceAt(cursor);
   const faces = selected.size > 1 ? [...selected] : here ? [here.index] : [];
   if (!faces.length) return;
