@@ -18,6 +18,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet install
 SERVICES := trainer,inference,dashboard
 # An environment of its own: there are two builds of ONNX Runtime, of which one can be installed.
 GPU_VENV := .venvs/gpu
+# Another, so that the bill of materials does not list the tools that make it.
+RELEASE_VENV := .venvs/release
 
 # For `make demo`: DATASET=my.zip trains on it instead of synthetic faces; ONCE=1 ends when all is done.
 DATASET ?=
@@ -94,6 +96,22 @@ pictures: $(VENV)/.developer ## Take the README's pictures anew, of the demo and
 reference: $(VENV)/.developer ## Renew the tables of docs/reference.md from the code
 	@$(BIN)/python -m tests.reference
 
+# No index's name gets into the files: what they pin may come from any.
+LOCK := $(RELEASE_VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--custom-compile-command 'make lock' pyproject.toml
+
+.PHONY: lock
+lock: $(RELEASE_VENV)/.ready ## Renew the lock files: every dependency with its hashes [ARGS=--upgrade]
+	@$(LOCK) --extra trainer --extra inference --extra dashboard --extra s3 --extra heic -o requirements.lock $(ARGS) > /dev/null
+	@$(LOCK) --extra inference-gpu --extra s3 --extra heic -o requirements-gpu.lock $(ARGS) > /dev/null
+
+.PHONY: sbom
+sbom: $(VENV)/.services $(RELEASE_VENV)/.ready ## Write build/sbom.cdx.json: what is installed in .venv, with its licenses
+	@mkdir -p build
+	@$(RELEASE_VENV)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible \
+		--output-file build/sbom.cdx.json
+	@echo build/sbom.cdx.json
+
 .PHONY: up
 up: ## Start everything in containers, with RabbitMQ and Prometheus (needs Docker)
 	@docker compose up --build --detach
@@ -122,6 +140,12 @@ $(VENV)/.services: pyproject.toml | $(BIN)/python
 $(VENV)/.developer: $(VENV)/.services
 	@echo "installing what the tests need into $(VENV)"
 	@$(PIP) --editable '.[$(SERVICES),test]'
+	@touch $@
+
+$(RELEASE_VENV)/.ready: pyproject.toml
+	@$(PYTHON) -m venv $(RELEASE_VENV)
+	@$(RELEASE_VENV)/bin/python -m pip --disable-pip-version-check --quiet --quiet install \
+		$$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["release"])')
 	@touch $@
 
 $(GPU_VENV)/.ready: pyproject.toml

@@ -6,11 +6,13 @@ from flask import Flask
 from prometheus_client import CollectorRegistry
 
 from dashboard.api import routes
+from dashboard.api.uploads import DashboardRequest
 from dashboard.auth import register_auth
 from dashboard.context import EXTENSION, Dashboard
 from dashboard.errors import register_errors
 from dashboard.event_stream import EventHub
 from dashboard.health import register_metrics
+from dashboard.incoming import IncomingUploads
 from dashboard.pages import register_pages
 from dashboard.pages.filters import register_formats
 from dashboard.proxy import BehindProxies
@@ -42,6 +44,7 @@ def create_app(broker: Broker, store: Store, settings: Settings, registry: Colle
         `close` after.
     """
     app = Flask(__name__)
+    app.request_class = DashboardRequest
     app.json.sort_keys = False  # type: ignore[attr-defined]  # Flask types the base class, the default provider has it
     client = Client(broker, store)
     workers = WorkerStates()
@@ -54,6 +57,7 @@ def create_app(broker: Broker, store: Store, settings: Settings, registry: Colle
         store_cache=store_cache,
         workers=workers,
         event_hub=EventHub(broker, [workers.on_event], max_streams=STREAMS),
+        uploads=IncomingUploads(store.staging_folder(), settings.max_archive_bytes),
         samples=SampleTask(client),
         scoring=ScoringTask(client, store_cache),
     )

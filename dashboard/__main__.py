@@ -36,6 +36,7 @@ def _serve(settings: Settings, stop: threading.Event) -> int:
                 port=settings.port,
                 threads=STREAMS + _REQUEST_THREADS,  # each open event stream holds a thread
                 max_body_bytes=settings.max_archive_bytes + 2**20,
+                staging=store.staging_folder(),
             )
         except OSError as error:
             raise Retryable(

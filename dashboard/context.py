@@ -10,6 +10,7 @@ from typing import Any
 from flask import current_app
 
 from dashboard.event_stream import EventHub
+from dashboard.incoming import IncomingUploads
 from dashboard.store_cache import StoreCache
 from dashboard.tasks.samples import SampleTask
 from dashboard.tasks.scoring import ScoringTask
@@ -39,6 +40,7 @@ class Dashboard:
     store_cache: StoreCache
     workers: WorkerStates
     event_hub: EventHub
+    uploads: IncomingUploads
     samples: SampleTask
     scoring: ScoringTask
     recent_predictions: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=50))

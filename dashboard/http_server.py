@@ -1,7 +1,8 @@
 """The HTTP server under the app: waitress, which looks at a request's headers before it takes in a large body.
 
 Without that, a stranger's gigabyte would lie on the disk before anybody looked at the token, and a thousand connections
-that never send a whole request would leave no room for others.
+that never send a whole request would leave no room for others. A large body that is let in is written to the store's
+staging folder, where an archive stays: not to the folder for temporary files, which is often memory.
 """
 
 from __future__ import annotations
@@ -9,18 +10,22 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from pathlib import Path
+from typing import IO, Any, Final
 
 from flask import Flask
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser
 from waitress.server import create_server
+from waitress.task import WSGITask
 from waitress.utilities import Error
 from werkzeug.test import EnvironBuilder
 
 from dashboard.auth import refusal_by_headers
 from dashboard.errors import status_of
-from shared.errors import GenderlineError
+from dashboard.incoming import RECEIVED_BODY
+from shared.errors import GenderlineError, Retryable
+from shared.store.staging import StagedFile
 
 SMALL_BODY_BYTES: Final = 64 * 1024
 """Bodies up to here, such as a form's, are taken in before the request is looked at."""
@@ -51,8 +56,8 @@ class _Refusal(Error):  # type: ignore[misc]  # waitress has no types
         return f"{self.code} {self.reason}", headers[: 2 if self.code == 401 else 1], self._content
 
 
-def serve(app: Flask, *, host: str, port: int, threads: int, max_body_bytes: int) -> Any:
-    """Returns a waitress server for the app, bound and not yet running.
+def serve(app: Flask, *, host: str, port: int, threads: int, max_body_bytes: int, staging: Path) -> Any:
+    """Returns a waitress server for the app, bound and not yet running; large bodies are received in `staging`.
 
     Raises:
         OSError: the address cannot be bound to.
@@ -72,7 +77,7 @@ def serve(app: Flask, *, host: str, port: int, threads: int, max_body_bytes: int
         max_request_body_size=max_body_bytes,
         ident="genderline",
     )
-    channel = _guarded_channel(_make_guard(app))
+    channel = _guarded_channel(_make_guard(app), staging)
     for dispatcher in dispatchers.values():  # `localhost` may be two addresses, with a server each
         if hasattr(dispatcher, "channel_class"):
             dispatcher.channel_class = channel
@@ -90,7 +95,33 @@ def _make_guard(app: Flask) -> Guard:
     return guard
 
 
-def _guarded_channel(guard: Guard) -> type[HTTPChannel]:
+class _Body:
+    """The buffer of a large body, as waitress wants one: a file in the staging folder.
+
+    Args:
+        folder: of the store.
+        hashed: whether its SHA-256 will be asked for.
+    """
+
+    def __init__(self, folder: Path, *, hashed: bool) -> None:
+        self.staged = StagedFile(folder, hashed=hashed)
+        self._reader = self.staged.path.open("rb")
+
+    def __len__(self) -> int:
+        return self.staged.size_bytes
+
+    def append(self, data: bytes) -> None:
+        self.staged.write(data)
+
+    def getfile(self) -> IO[bytes]:
+        return self._reader
+
+    def close(self) -> None:
+        self._reader.close()
+        self.staged.discard()
+
+
+def _guarded_channel(guard: Guard, staging: Path) -> type[HTTPChannel]:
     """Returns a channel class whose connections are bounded, and whose large bodies are let in by `guard`."""
 
     class Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress has no types
@@ -103,19 +134,33 @@ def _guarded_channel(guard: Guard) -> type[HTTPChannel]:
         def received(self, data: bytes) -> int:
             """Takes a piece of the request; returns how many of its bytes belong to it."""
             in_body = self.headers_finished
-            consumed: int = super().received(data)
-            large = self.chunked or self.content_length > SMALL_BODY_BYTES
-            if in_body or not self.headers_finished or self.error is not None or not large:
-                return consumed
-            if (refusal := guard(self)) is None:
-                return consumed
+            try:
+                consumed: int = super().received(data)
+                large = self.chunked or self.content_length > SMALL_BODY_BYTES
+                if in_body or not self.headers_finished or self.error is not None or not large:
+                    return consumed
+                if (refusal := guard(self)) is None:
+                    self.body_rcv.buf = _Body(staging, hashed=self.path.endswith("/datasets"))
+                    return consumed
+            except OSError as error:
+                refusal = Retryable(f"the upload cannot be stored: {error.strerror or error}")
             self.error = _Refusal(refusal)
             self.completed = True
             self.expect_continue = False
             return len(data)  # what came of the body is dropped
 
+    class Task(WSGITask):  # type: ignore[misc]  # waitress has no types
+        def get_environment(self) -> dict[str, Any]:
+            """Adds the file of a large body."""
+            environment: dict[str, Any] = super().get_environment()
+            body = self.request.body_rcv and self.request.body_rcv.getbuf()
+            if isinstance(body, _Body):
+                environment[RECEIVED_BODY] = body.staged
+            return environment
+
     class Channel(HTTPChannel):  # type: ignore[misc]  # waitress has no types
         parser_class = Parser
+        task_class = Task
 
         def __init__(self, server: Any, *args: Any, **options: Any) -> None:
             super().__init__(server, *args, **options)
@@ -128,6 +173,12 @@ def _guarded_channel(guard: Guard) -> type[HTTPChannel]:
             """Whether nobody works on this connection: it is idle, or has not sent all of its headers."""
             in_headers = self.request is None or not self.request.headers_finished
             return in_headers and not self.requests and not self.total_outbufs_len and not self.will_close
+
+        def handle_close(self) -> None:
+            """Removes what came of a body whose connection is lost."""
+            if self.request is not None:
+                self.request.close()
+            super().handle_close()
 
         def readable(self) -> bool:
             """Asked every second: closes a connection that does not finish its headers."""

@@ -6,7 +6,7 @@ import contextlib
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
@@ -30,7 +30,7 @@ from shared.records.dataset import (
 from shared.records.jobs import Job, Jobs
 from shared.records.model_card import ModelCard
 from shared.records.predictions import read_predictions
-from shared.records.record import Listing, Record, list_records, newest_first
+from shared.records.record import Listing, Record
 from shared.records.registry import Registry
 from shared.records.runs import Run, Runs
 from shared.store.base import Store
@@ -136,9 +136,23 @@ class StoreCache:
 
     # -- runs and jobs
 
-    def runs(self) -> Listing[Run]:
-        """Returns every run's record, newest first, and what is wrong with those that cannot be read."""
-        return newest_first(list_records(self._store.children("runs"), self.find_run))
+    def runs(self, limit: int | None = None, offset: int = 0) -> Listing[Run]:
+        """Returns the records of all runs, or of a page of them, as `Runs.page` does."""
+        return self._runs.page(limit, offset, self.find_run)
+
+    def open_runs(self) -> Listing[Run]:
+        """Returns the records of the runs that have not ended, newest first."""
+        return self._runs.open(self.find_run)
+
+    def ended_runs(self, open_runs: Iterable[Run]) -> Iterator[Run]:
+        """Yields the records of the runs that have ended, newest first, each read only when it is asked for.
+
+        Args:
+            open_runs: those that have not, and so need not be read.
+        """
+        passed_over = {run.run_id for run in open_runs}
+        found = self._runs.newest(lambda run_id: None if run_id in passed_over else self.find_run(run_id))
+        return (run for run in found if run.state.is_final)
 
     def find_run(self, run_id: str) -> Run | None:
         """Returns a run's record, or None."""
@@ -148,9 +162,9 @@ class StoreCache:
         """Returns a run's record, or raises `NotFound`."""
         return self.find_run(run_id) or self._runs.get(run_id)
 
-    def jobs(self) -> Listing[Job]:
-        """Returns every job's record, newest first, and what is wrong with those that cannot be read."""
-        return newest_first(list_records(self._store.children("jobs"), self.find_job))
+    def jobs(self, limit: int | None = None, offset: int = 0) -> Listing[Job]:
+        """Returns the records of all jobs, or of a page of them, as `Jobs.page` does."""
+        return self._jobs.page(limit, offset, self.find_job)
 
     def find_job(self, job_id: str) -> Job | None:
         """Returns a job's record, or None."""
@@ -162,15 +176,29 @@ class StoreCache:
 
     # -- models
 
-    def cards(self) -> Listing[ModelCard]:
-        """Returns every model's card, newest first, and what is wrong with those that cannot be read."""
-        return list_records(reversed(self._registry.versions()), self.card)
+    def cards(self, limit: int | None = None, offset: int = 0) -> Listing[ModelCard]:
+        """Returns the cards of all models, or of a page of them, as `Registry.page` does."""
+        return self._registry.page(limit, offset, self.card)
 
     def card(self, version: int) -> ModelCard:
         """Returns a model's card, or raises `NotFound` or `DamagedRecord`."""
         return self._cards.get(version)
 
     # -- datasets
+
+    def named_datasets(self) -> Iterator[tuple[str, str | None]]:
+        """Yields (hash, name of the newest run) of every dataset, those with the newest runs first.
+
+        Runs are read only as far as the caller goes on.
+        """
+        left = dict.fromkeys(self.dataset_ids())
+        runs = self._runs.newest(self.find_run)
+        while left and (run := next(runs, None)) is not None:
+            if run.dataset in left:
+                del left[run.dataset]
+                yield run.dataset, run.name
+        for sha256 in left:
+            yield sha256, None
 
     def dataset_ids(self) -> list[str]:
         """Returns the hashes of all datasets whose archive is here, decoded or not."""

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from io import BufferedWriter
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -37,6 +33,7 @@ from shared.records.registry import Registry
 from shared.records.runs import Run, Runs
 from shared.records.shadow import ShadowFigures, shadow_figures
 from shared.store.base import STORE_SCHEME, Store, sha256_of
+from shared.store.staging import StagedFile
 
 Entry = dict[str, Any]
 """One image's prediction or error, as in a reply."""
@@ -78,6 +75,7 @@ class Client:
         message_id: str | None = None,
         on_copied: Callable[[int], None] | None = None,
         move: bool = False,
+        sha256: str | None = None,
     ) -> str:
         """Puts an archive into the store and its message on the queue.
 
@@ -89,6 +87,7 @@ class Client:
             message_id: makes a second submission with the same id harmless.
             on_copied: called with the number of bytes copied, piece by piece.
             move: give the file to the store instead of copying it.
+            sha256: of the archive, where the caller knows it.
 
         Returns:
             The run's id.
@@ -100,7 +99,7 @@ class Client:
             OSError: the file cannot be read.
         """
         checked = TrainingParams.parse(dict(params or {}))
-        sha256 = sha256_of(archive)
+        sha256 = sha256 or sha256_of(archive)
         spec = LabelSpec.parse(None if labels is None else dict(labels))
         dataset = dataset_id(sha256, spec)
         key = _dataset_key(dataset)
@@ -136,7 +135,7 @@ class Client:
         if not self.store.exists(_dataset_key(sha256)):
             raise NotFound(f"the archive of dataset {sha256[:12]} is not in the store; upload it again")
         if name is None:
-            name = next((run.name for run in self.runs.all().records if run.dataset == sha256), sha256[:12])
+            name = next((run.name for run in self.runs.newest() if run.dataset == sha256), sha256[:12])
         labels = f"datasets/{sha256}/{LABELS_JSON}"
         if self.store.exists(labels):  # then the archive has another SHA-256 than the dataset is called by
             return self._queue_run(sha256, name, checked, message_id, LabelSpec.parse(self.store.get_json(labels)))
@@ -434,20 +433,19 @@ class Client:
         if move:
             self.store.put_file(key, archive)
             return
-        with tempfile.TemporaryDirectory(prefix="genderline-") as folder, archive.open("rb") as source:
-            copy = Path(folder) / "archive.zip"
-            digest = hashlib.sha256()
-            with copy.open("wb") as target:
+        with archive.open("rb") as source:
+            copy = StagedFile(self.store.staging_folder(), hashed=sha256 is not None)
+            try:
                 while piece := source.read(2**20):
-                    target.write(piece)
-                    _begin_to_store(target, len(piece))
-                    if sha256 is not None:
-                        digest.update(piece)
+                    copy.write(piece)
                     if on_copied:
                         on_copied(len(piece))
-            if sha256 not in {None, digest.hexdigest()}:
-                raise Conflict(f"{archive} changed while it was copied; submit it again once it is complete")
-            self.store.put_file(key, copy)
+                if sha256 is not None and sha256 != copy.sha256:
+                    raise Conflict(f"{archive} changed while it was copied; submit it again once it is complete")
+                copy.close()
+                self.store.put_file(key, copy.path)
+            finally:
+                copy.discard()
 
     def _follow(
         self, pattern: str, key: str, wanted: str, look: Callable[[str], R], timeout_s: float | None
@@ -502,13 +500,3 @@ def _reply_body(reply: Message) -> dict[str, Any]:
     if error := body.get("error"):
         raise GenderlineError(error["message"], code=error["code"])
     return body
-
-
-def _begin_to_store(file: BufferedWriter, count: int) -> None:
-    """Lets the disk begin with the last bytes written, so that syncing the whole file takes less long.
-
-    To Linux it says that nobody will read them soon; and before it can forget them it has to store them.
-    """
-    if hasattr(os, "posix_fadvise"):  # macOS has none
-        file.flush()
-        os.posix_fadvise(file.fileno(), file.tell() - count, count, os.POSIX_FADV_DONTNEED)

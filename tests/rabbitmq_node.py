@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pika
@@ -72,6 +73,7 @@ class RabbitNode:
         home: an empty folder for everything that it writes.
         server: the `rabbitmq-server` script.
         tls: take `amqps://` too, and logins by certificate.
+        cluster: of which it is a member, and whose port mapper it uses.
 
     Attributes:
         url: where clients connect, with its user and password.
@@ -80,7 +82,7 @@ class RabbitNode:
         certificates: `ca.pem`, and `client.pem` with `client.key`, whose common name is the user `certified`.
     """
 
-    def __init__(self, home: Path, server: Path, *, tls: bool = False) -> None:
+    def __init__(self, home: Path, server: Path, *, tls: bool = False, cluster: ClusterMember | None = None) -> None:
         self._home = home
         self._server = server
         self._beam: subprocess.Popen[bytes] | None = None
@@ -88,7 +90,9 @@ class RabbitNode:
         self.starts = 0
         self.port = free_port()
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}/%2F"
-        self._epmd_port = free_port()
+        self._epmd_port = cluster.epmd_port if cluster else free_port()
+        self._has_own_epmd = cluster is None
+        self.name = cluster.name if cluster else f"gl{os.getpid()}-{self.port}@localhost"
         self.tls_port = free_port() if tls else 0
         self.certificates = home / "tls"
         tls_lines = ""
@@ -107,11 +111,14 @@ class RabbitNode:
             )
         (home / "node.conf").write_text(
             f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
-            f"{tls_lines}"
+            f"{tls_lines}{cluster.lines if cluster else ''}"
             f"max_message_size = {MAX_MESSAGE_BYTES}\n"
             "raft.wal_max_size_bytes = 67108864\n"
             "disk_free_limit.absolute = 50MB\n"
         )
+        if cluster:
+            (home / ".erlang.cookie").write_text("tests")
+            (home / ".erlang.cookie").chmod(0o400)
         (home / "env.conf").touch()
         (home / "plugins").write_text("[rabbitmq_auth_mechanism_ssl].\n" if tls else "[].\n")
         self._environment = {
@@ -122,7 +129,7 @@ class RabbitNode:
             "RUNNING_UNDER_SYSTEMD": "true",
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "ERL_EPMD_PORT": str(self._epmd_port),
-            "RABBITMQ_NODENAME": f"gl{os.getpid()}-{self.port}@localhost",
+            "RABBITMQ_NODENAME": self.name,
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_DIST_PORT": str(free_port()),
@@ -142,14 +149,21 @@ class RabbitNode:
         Raises:
             RuntimeError: it did not start; the text ends with its last log lines.
         """
+        self.begin()
+        self.await_start()
+
+    def begin(self) -> None:
+        """Starts the node's process unless it runs."""
         if self._beam is not None:
             return
-        if self._epmd is None:
-            # In the foreground, as our own child: the daemon that Erlang would start outlives every node.
-            self._epmd = self._spawn(["epmd", "-address", "127.0.0.1", "-port", str(self._epmd_port)])
-            self._await_port(self._epmd_port)
+        if self._epmd is None and self._has_own_epmd:
+            self._epmd = start_epmd(self._epmd_port, self._home)
         self._beam = self._spawn([str(self._server)])
         self.starts += 1
+
+    def await_start(self) -> None:
+        """Returns once the node, which was begun, takes connections; raises as `start` does."""
+        assert self._beam is not None
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
             try:
@@ -169,6 +183,11 @@ class RabbitNode:
     def kill(self) -> None:
         """Kills the node with SIGKILL."""
         self._end(signal.SIGKILL)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its process was started and not ended since."""
+        return self._beam is not None
 
     @property
     def pid(self) -> int:
@@ -204,17 +223,7 @@ class RabbitNode:
             self._epmd = None
 
     def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
-        with (self._home / "output").open("ab") as output:
-            return subprocess.Popen(
-                _dying_with_us(command),
-                env=self._environment,
-                cwd=self._home,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                # Its own session: Ctrl-C in the terminal is for the tests, which then end the node themselves.
-                start_new_session=True,
-            )
+        return _spawn(command, self._home, self._environment)
 
     def _end(self, how: signal.Signals) -> None:
         if self._beam is None:
@@ -227,17 +236,104 @@ class RabbitNode:
             self._beam.wait()
         self._beam = None
 
-    @staticmethod
-    def _await_port(port: int) -> None:
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                return
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
+
+@dataclass(frozen=True)
+class ClusterMember:
+    """What makes a node one of a cluster.
+
+    Attributes:
+        name: of the node.
+        epmd_port: where the port mapper of all of them listens.
+        lines: of its configuration.
+    """
+
+    name: str
+    epmd_port: int
+    lines: str
+
+
+class RabbitCluster:
+    """Three nodes that form a cluster, each with a folder and ports of its own.
+
+    Args:
+        home: an empty folder.
+        server: the `rabbitmq-server` script.
+
+    Attributes:
+        url: of all three, for clients.
+        nodes: the nodes.
+    """
+
+    def __init__(self, home: Path, server: Path) -> None:
+        self._home = home
+        self._epmd_port = free_port()
+        self._epmd: subprocess.Popen[bytes] | None = None
+        names = [f"gl{os.getpid()}-{self._epmd_port}-{number}@localhost" for number in range(3)]
+        lines = "cluster_formation.peer_discovery_backend = classic_config\n" + "".join(
+            f"cluster_formation.classic_config.nodes.{number + 1} = {name}\n" for number, name in enumerate(names)
+        )
+        self.nodes: list[RabbitNode] = []
+        for name in names:
+            (folder := home / name.partition("@")[0]).mkdir()
+            self.nodes.append(RabbitNode(folder, server, cluster=ClusterMember(name, self._epmd_port, lines)))
+        hosts = ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+        self.url = f"amqp://guest:guest@{hosts}/%2F"
+
+    def start(self) -> None:
+        """Starts all nodes, and returns once they are one cluster."""
+        self._epmd = start_epmd(self._epmd_port, self._home)
+        for node in self.nodes:
+            node.begin()
+        for node in self.nodes:
+            node.await_start()
+
+    def leader_of(self, queue: str) -> RabbitNode:
+        """Returns the node that leads a quorum queue."""
+        running = next(node for node in self.nodes if node.is_running)
+        name = f'{{resource, <<"/">>, queue, <<"{queue}">>}}'
+        found = running.evaluate(f"{{ok, Q}} = rabbit_amqqueue:lookup({name}), element(2, amqqueue:get_pid(Q)).")
+        return next(node for node in self.nodes if node.name in found)
+
+    def close(self) -> None:
+        """Ends all nodes and the port mapper. Idempotent."""
+        for node in self.nodes:
+            node.close()
+        if self._epmd is not None:
+            self._epmd.kill()
+            self._epmd.wait()
+            self._epmd = None
+
+
+def start_epmd(port: int, home: Path) -> subprocess.Popen[bytes]:
+    """Starts Erlang's port mapper, and returns once it answers.
+
+    In the foreground, as our own child: the daemon that Erlang would start outlives every node.
+    """
+    environment = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": str(home)}
+    epmd = _spawn(["epmd", "-address", "127.0.0.1", "-port", str(port)], home, environment)
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return epmd
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+def _spawn(command: list[str], home: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    with (home / "output").open("ab") as output:
+        return subprocess.Popen(
+            _dying_with_us(command),
+            env=environment,
+            cwd=home,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # Its own session: Ctrl-C in the terminal is for the tests, which then end the node themselves.
+            start_new_session=True,
+        )
 
 
 def _make_certificates(folder: Path) -> None:

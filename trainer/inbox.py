@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import stat
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from shared.archives.fetch import open_below
 from shared.archives.tar import GZIP_SIGNATURE, gunzip
 from shared.client import Client
 from shared.errors import GenderlineError, InvalidDataset
+from shared.store.staging import StagedFile
 
 _LOG = logging.getLogger(__name__)
 
@@ -108,20 +108,13 @@ class InboxWatcher:
         identity = "\0".join([name, *map(str, signature)])
         message_id = "inbox-" + hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         try:
-            with (
-                open_below(self._folder, Path(name)) as file,
-                tempfile.TemporaryDirectory(prefix="genderline-") as folder,
-            ):
+            with open_below(self._folder, Path(name)) as file:
                 if _signature(os.fstat(file.fileno())) != signature:
                     return
                 if not broken and (self._cut_short.get(name) == signature or not self._is_whole(file)):
                     self._cut_short[name] = signature
                     return
-                copy = Path(folder) / "archive.zip"
-                file.seek(0)
-                with copy.open("wb") as copied:
-                    shutil.copyfileobj(file, copied, 2**20)
-                run_id = self._client.submit_dataset(copy, name=archive_stem(name), message_id=message_id, move=True)
+                run_id = self._copy_in(file, archive_stem(name), message_id)
             target = self._folder / SUBMITTED / name
             if target.exists():
                 target = target.with_name(f"{path.stem}.{run_id}{path.suffix}")
@@ -134,6 +127,19 @@ class InboxWatcher:
             self._say_once(name, f"{path} waits: {error}")
         else:
             _LOG.info("%s: submitted as %s", path, run_id)
+
+    def _copy_in(self, file: BinaryIO, name: str, message_id: str) -> str:
+        """Copies an archive into the store and submits it. Returns the run's id."""
+        copy = StagedFile(self._client.store.staging_folder())
+        try:
+            file.seek(0)
+            shutil.copyfileobj(file, copy, 2**20)
+            copy.close()
+            return self._client.submit_dataset(
+                copy.path, name=name, message_id=message_id, move=True, sha256=copy.sha256
+            )
+        finally:
+            copy.discard()
 
     def _is_whole(self, file: BinaryIO) -> bool:
         try:

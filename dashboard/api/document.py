@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from dashboard.api import views
 from dashboard.face_grid import AGREEMENTS, RESULTS, SORTS
+from dashboard.incoming import Upload
 from dashboard.tasks.samples import SampleState
 from dashboard.tasks.scoring import ScoringState
 from shared.errors import CODES
@@ -39,7 +40,7 @@ class _Call:
         path: below `/api/v1`; what stands in braces is a parameter.
         name: of the view that answers, and the `operationId`.
         summary: what it does.
-        answer: the type of its JSON, or a media type.
+        answer: the type of its JSON, or a media type; None where the answer has no body.
         status: of the answer.
         query: its parameters.
         body: what it takes, by media type.
@@ -50,7 +51,7 @@ class _Call:
     path: str
     name: str
     summary: str
-    answer: type[Any] | str
+    answer: type[Any] | str | None
     status: int = 200
     query: _Query = field(default_factory=dict)
     body: Schema = field(default_factory=dict)
@@ -103,7 +104,30 @@ _FACES: Final = {
 }
 _ONCE: Final = {"Idempotency-Key": "The same key twice makes one run or job"}
 
+_UPLOAD: Final = _text("A finished upload, in place of a body; see /uploads")
+
 _CALLS: Final = (
+    _Call(
+        "POST",
+        "/uploads",
+        "create_upload",
+        "Begin an upload in parts, which can be resumed (tus 1.0)",
+        Upload,
+        201,
+        headers={"Upload-Length": "Bytes that it will have"},
+    ),
+    _Call("GET", "/uploads/{upload_id}", "get_upload", "How far an upload is", Upload),
+    _Call(
+        "PATCH",
+        "/uploads/{upload_id}",
+        "append_upload",
+        "Add bytes to an upload",
+        None,
+        204,
+        body={"application/offset+octet-stream": _FILE},
+        headers={"Upload-Offset": "Bytes that are there already"},
+    ),
+    _Call("DELETE", "/uploads/{upload_id}", "delete_upload", "Give an upload up", None, 204),
     _Call("GET", "/datasets", "list_datasets", "Datasets, newest first", views.Datasets, query=_PAGING),
     _Call(
         "POST",
@@ -112,7 +136,7 @@ _CALLS: Final = (
         "Train on an archive of labelled faces",
         views.RunAccepted,
         202,
-        {"name": _text("The name of the run"), "params": _PARAMS, "labels": _LABELS},
+        {"name": _text("The name of the run"), "params": _PARAMS, "labels": _LABELS, "upload": _UPLOAD},
         _archive("name", "params", "labels"),
         _ONCE,
     ),
@@ -178,7 +202,7 @@ _CALLS: Final = (
         "Predict an archive of images",
         views.JobAccepted,
         202,
-        {"name": _text("The name of the job"), **_MODEL_VERSION},
+        {"name": _text("The name of the job"), **_MODEL_VERSION, "upload": _UPLOAD},
         _archive("name", "model_version"),
         _ONCE,
     ),
@@ -255,7 +279,7 @@ def query_parameters() -> dict[str, tuple[str, ...]]:
 
 def _schemas() -> dict[str, Any]:
     """Returns the schema of every answer, and of what they refer to, by name."""
-    answers = {call.answer for call in _CALLS if not isinstance(call.answer, str)} | {views.Error, TrainingParams}
+    answers = {call.answer for call in _CALLS if isinstance(call.answer, type)} | {views.Error, TrainingParams}
     adapters = [(kind.__name__, "serialization", TypeAdapter(kind)) for kind in answers]
     _, found = TypeAdapter.json_schemas(adapters, ref_template=_REF)  # type: ignore[arg-type]  # invariant tuples
     schemas: dict[str, Any] = dict(sorted(found["$defs"].items()))
@@ -276,7 +300,10 @@ def _operation(call: _Call) -> Schema:
         {"name": name, "in": "header", "description": meaning, "schema": {"type": "string"}}
         for name, meaning in call.headers.items()
     ]
-    body = {"required": True, "content": {kind: {"schema": schema} for kind, schema in call.body.items()}}
+    body = {
+        "required": "upload" not in call.query,
+        "content": {kind: {"schema": schema} for kind, schema in call.body.items()},
+    }
     return {
         "operationId": call.name,
         "summary": call.summary,
@@ -289,7 +316,9 @@ def _operation(call: _Call) -> Schema:
     }
 
 
-def _answer(answer: type[Any] | str, description: str) -> Schema:
+def _answer(answer: type[Any] | str | None, description: str) -> Schema:
+    if answer is None:
+        return {"description": description}
     if isinstance(answer, str):
         return {"description": description, "content": {answer: {}}}
     schema = {"$ref": _REF.format(model=answer.__name__)}

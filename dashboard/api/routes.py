@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import Any, Final, TypeVar
+from itertools import islice
+from typing import Any, Final
 
 from flask import Blueprint, Response, jsonify, request, send_file, url_for
 from werkzeug.datastructures import Headers
@@ -15,6 +16,7 @@ from dashboard.api.faces import send_faces, send_rejects
 from dashboard.api.uploads import parse_number, receive_archive, receive_images
 from dashboard.auth import current_user
 from dashboard.context import dashboard
+from dashboard.incoming import Upload
 from shared.archives.archive import ArchiveLimits
 from shared.client import Client
 from shared.errors import Conflict, InvalidMessage, NotFound, short_repr
@@ -33,7 +35,6 @@ _SAMPLE_IMAGES: Final = 1500
 _REASON_LENGTH: Final = 500
 
 _MODEL_SUMMARY: Final = {"name", "version", "run_id", "created", "dataset", "metrics", "params", "file"}
-_T = TypeVar("_T")
 
 blueprint = Blueprint("api", __name__, url_prefix="/api/v1")
 
@@ -49,6 +50,62 @@ def _refuse_unknown_parameters() -> None:
         )
 
 
+# -- uploads in parts: the core of tus 1.0, https://tus.io/protocols/resumable-upload
+
+
+@blueprint.post("/uploads")
+def create_upload() -> tuple[Response, int]:
+    """Begins an upload."""
+    size = _read_length("Upload-Length")
+    found = dashboard().uploads.create(size)
+    answer = _describe_upload(found, jsonify(found))
+    answer.headers["Location"] = url_for("api.get_upload", upload_id=found.upload_id)
+    return answer, 201
+
+
+@blueprint.get("/uploads/<upload_id>")
+def get_upload(upload_id: str) -> Response:
+    """Tells how far an upload is."""
+    found = dashboard().uploads.find(upload_id)
+    return _describe_upload(found, jsonify(found))
+
+
+@blueprint.patch("/uploads/<upload_id>")
+def append_upload(upload_id: str) -> tuple[Response, int]:
+    """Adds bytes to an upload."""
+    if request.mimetype not in {"application/offset+octet-stream", "application/octet-stream"}:
+        raise InvalidMessage(
+            f"content type is {request.mimetype!r}; expected application/offset+octet-stream",
+            code="unsupported_content_type",
+        )
+    parts = dashboard()
+    request.max_content_length = parts.settings.max_archive_bytes
+    offset = _read_length("Upload-Offset")
+    found = parts.uploads.append(upload_id, offset, request.stream, request.content_length)
+    return _describe_upload(found, Response()), 204
+
+
+@blueprint.delete("/uploads/<upload_id>")
+def delete_upload(upload_id: str) -> tuple[Response, int]:
+    """Gives an upload up."""
+    dashboard().uploads.delete(upload_id)
+    return Response(), 204
+
+
+def _read_length(header: str) -> int:
+    text = request.headers.get(header, "")
+    if not (text.isascii() and text.isdecimal() and len(text) <= 15):
+        raise InvalidMessage(f"header {header} is {short_repr(text)}; expected a number of bytes")
+    return int(text)
+
+
+def _describe_upload(found: Upload, answer: Response) -> Response:
+    answer.headers["Tus-Resumable"] = "1.0.0"
+    answer.headers["Upload-Offset"] = str(found.offset)
+    answer.headers["Upload-Length"] = str(found.size)
+    return answer
+
+
 # -- datasets and runs
 
 
@@ -56,21 +113,16 @@ def _refuse_unknown_parameters() -> None:
 def list_datasets() -> Response:
     """Lists datasets, those with the newest runs first."""
     cache = dashboard().store_cache
-    names: dict[str, str] = {}
-    for run in cache.runs().records:
-        if run.dataset:
-            names.setdefault(run.dataset, run.name)
-    stored = cache.dataset_ids()
-    found = [*(sha256 for sha256 in names if sha256 in stored), *(sha256 for sha256 in stored if sha256 not in names)]
+    limit, offset = _page()
     page = [
         {
             "sha256": sha256,
-            "name": names.get(sha256),
+            "name": name,
             "summary": summary.model_dump(mode="json") if (summary := cache.summary(sha256)) else None,
         }
-        for sha256 in _page(found)
+        for sha256, name in islice(cache.named_datasets(), offset, offset + limit)
     ]
-    return jsonify({"datasets": page, "total": len(found)})
+    return jsonify({"datasets": page, "total": len(cache.dataset_ids())})
 
 
 @blueprint.post("/datasets")
@@ -88,6 +140,7 @@ def submit_dataset() -> tuple[Response, int]:
             labels=None if labels is None else labels.as_dict(),
             message_id=_idempotency_key(),
             move=True,
+            sha256=archive.sha256,
         )
     return _accept_run(run_id, ahead)
 
@@ -150,9 +203,9 @@ def get_sample() -> Response:
 @blueprint.get("/runs")
 def list_runs() -> Response:
     """Lists runs, newest first."""
-    found = dashboard().store_cache.runs()
-    page = [run.as_dict() for run in _page(found.records)]
-    return jsonify({"runs": page, "total": len(found.records), "damaged": _damaged(found.damaged)})
+    found = dashboard().store_cache.runs(*_page())
+    runs = [run.as_dict() for run in found.records]
+    return jsonify({"runs": runs, "total": found.total, "damaged": _damaged(found.damaged)})
 
 
 @blueprint.get("/runs/<run_id>")
@@ -233,9 +286,9 @@ def submit_job() -> tuple[Response, int]:
 @blueprint.get("/jobs")
 def list_jobs() -> Response:
     """Lists jobs, newest first."""
-    found = dashboard().store_cache.jobs()
-    page = [job.as_dict() for job in _page(found.records)]
-    return jsonify({"jobs": page, "total": len(found.records), "damaged": _damaged(found.damaged)})
+    found = dashboard().store_cache.jobs(*_page())
+    jobs = [job.as_dict() for job in found.records]
+    return jsonify({"jobs": jobs, "total": found.total, "damaged": _damaged(found.damaged)})
 
 
 @blueprint.get("/jobs/<job_id>")
@@ -280,15 +333,15 @@ def list_models() -> Response:
     """Lists the versions, newest first, and which of them are in use."""
     parts = dashboard()
     aliases, damaged = parts.client.registry.find_aliases()
-    found = parts.store_cache.cards()
-    models = [card.model_dump(mode="json", include=_MODEL_SUMMARY) for card in _page(found.records)]
+    found = parts.store_cache.cards(*_page())
+    models = [card.model_dump(mode="json", include=_MODEL_SUMMARY) for card in found.records]
     figures = parts.client.shadow()
     return jsonify(
         {
             "aliases": aliases.as_dict(),
             "shadow": figures.summary() if figures else None,
             "models": models,
-            "total": len(found.records),
+            "total": found.total,
             "damaged": _damaged(damaged + found.damaged),
         }
     )
@@ -463,10 +516,10 @@ def _idempotency_key() -> str | None:
     return key
 
 
-def _page(items: list[_T]) -> list[_T]:
+def _page() -> tuple[int, int]:
+    """Returns the request's limit and offset."""
     limit = int(parse_number(request.args.get("limit"), "limit", 1, _PAGE) or _PAGE)
-    offset = int(parse_number(request.args.get("offset"), "offset", 0, 10**9) or 0)
-    return items[offset : offset + limit]
+    return limit, int(parse_number(request.args.get("offset"), "offset", 0, 10**9) or 0)
 
 
 def _damaged(found: list[DamagedRecord]) -> list[dict[str, Any]]:

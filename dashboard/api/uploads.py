@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import IO, Final, cast
 
-from flask import request
+from flask import Request, request
 from werkzeug.datastructures import FileStorage
 
+from dashboard.context import dashboard
+from dashboard.incoming import RECEIVED_BODY
 from shared.archives.archive import ArchiveLimits, archive_stem, check_archive
-from shared.errors import InvalidImage, InvalidMessage, short_repr
+from shared.errors import InvalidImage, InvalidMessage, Retryable, short_repr
 from shared.messages import ARCHIVES, IMAGES, find_content_type
+from shared.store.base import Store
+from shared.store.staging import StagedFile
 
 _PIECE: Final = 2**20
 _PACKS_BYTES: Final = 256 * 2**20
@@ -23,15 +28,39 @@ _PACKS_BYTES: Final = 256 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class UploadedArchive:
-    """An archive on this machine's disk, for as long as the request lasts."""
+    """An archive in the store's staging folder, for as long as the request lasts.
+
+    Attributes:
+        path: where it lies; it may be moved away.
+        name: what its sender calls it.
+        sha256: its hash, where it was hashed as it came in.
+    """
 
     path: Path
     name: str
+    sha256: str | None
+
+
+class DashboardRequest(Request):
+    """A request that writes an archive in a form to the store's staging folder, not to one for temporary files."""
+
+    def _get_file_stream(
+        self,
+        total_content_length: int | None,
+        content_type: str | None,
+        filename: str | None = None,
+        content_length: int | None = None,
+    ) -> IO[bytes]:
+        """Returns where werkzeug writes a file of a form: its documented way to choose."""
+        if self.endpoint in {"api.submit_dataset", "api.submit_job"}:
+            folder = dashboard().store.staging_folder()
+            return cast(IO[bytes], tempfile.NamedTemporaryFile(prefix="form-", dir=folder))
+        return super()._get_file_stream(total_content_length, content_type, filename, content_length)
 
 
 @contextlib.contextmanager
 def receive_archive(limits: ArchiveLimits) -> Iterator[UploadedArchive]:
-    """Gives the request's archive: a raw body of one of `ARCHIVES`, or the multipart field `file`.
+    """Gives the request's archive: an upload that it names, a raw body of one of `ARCHIVES`, or the field `file`.
 
     Its name is the field or query argument `name`, else the uploaded file's.
 
@@ -39,27 +68,51 @@ def receive_archive(limits: ArchiveLimits) -> Iterator[UploadedArchive]:
         GenderlineError: code `too_large`.
         InvalidDataset: what came is no archive, as from `check_archive`.
         InvalidMessage: nothing came, or its content type is another one.
+        NotFound: there is no such upload.
+        Conflict: the upload is not complete.
+        Retryable: the disk is full.
     """
     request.max_content_length = limits.max_bytes
-    with tempfile.TemporaryDirectory(prefix="genderline-") as folder:
-        path = Path(folder) / "archive.zip"
-        if request.mimetype == "multipart/form-data":
+    parts = dashboard()
+    with contextlib.ExitStack() as stack:
+        if (upload_id := request.args.get("upload")) is not None:
+            path, sha256 = stack.enter_context(parts.uploads.finished(upload_id))
+            archive = UploadedArchive(path, request.args.get("name", "archive"), sha256)
+        elif request.mimetype == "multipart/form-data":
             file = _files()[0]
-            file.save(path)
-            name = request.form.get("name") or archive_stem(file.filename or "archive")
+            # Another name of the same file, which may be moved away: werkzeug removes its own.
+            path = Path(file.stream.name).with_name(f"given-{uuid.uuid4().hex}")
+            stack.callback(path.unlink, missing_ok=True)
+            file.stream.flush()
+            path.hardlink_to(file.stream.name)
+            archive = UploadedArchive(path, request.form.get("name") or archive_stem(file.filename or ""), None)
         elif (kind := find_content_type(request.mimetype, b"")) in ARCHIVES or kind == "application/octet-stream":
-            with path.open("wb") as target:
-                while piece := request.stream.read(_PIECE):
-                    target.write(piece)
-            name = request.args.get("name", "archive")
+            archive = _take_body(stack, parts.store, request.args.get("name", "archive"))
         else:
             raise InvalidMessage(
                 f"content type is {request.mimetype!r}; expected {', '.join(ARCHIVES)} or multipart/form-data",
                 code="unsupported_content_type",
             )
-        with path.open("rb") as archive:
-            check_archive(archive, limits)
-        yield UploadedArchive(path, name[:200] or "archive")
+        with archive.path.open("rb") as content:
+            check_archive(content, limits)
+        yield replace(archive, name=archive.name[:200] or "archive")
+
+
+def _take_body(stack: contextlib.ExitStack, store: Store, name: str) -> UploadedArchive:
+    """Returns the body as a file: where the server has put a large one already, else a copy."""
+    received = request.environ.get(RECEIVED_BODY)
+    if isinstance(received, StagedFile):
+        received.close()
+        return UploadedArchive(received.path, name, received.sha256)
+    try:
+        copy = StagedFile(store.staging_folder())
+        stack.callback(copy.discard)
+        while piece := request.stream.read(_PIECE):
+            copy.write(piece)
+    except OSError as error:
+        raise Retryable(f"the upload cannot be stored: {error.strerror or error}") from error
+    copy.close()
+    return UploadedArchive(copy.path, name, copy.sha256)
 
 
 def receive_images(max_image_bytes: int) -> tuple[list[str | None], list[bytes]]:

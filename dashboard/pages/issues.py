@@ -14,12 +14,12 @@ from dashboard.context import Dashboard
 from dashboard.pages.filters import problem
 from shared.broker.base import Depth
 from shared.records.jobs import Job
-from shared.records.record import DamagedRecord, Listing
+from shared.records.record import DamagedRecord
 from shared.records.runs import Run
 
 _DISMISSED_KEY: Final = "dashboard/dismissed.json"
 _DISMISSED_KEPT: Final = 1000
-_NEWEST: Final = 20
+NEWEST: Final = 20
 """Runs, and jobs, that are looked at: what failed before them has been overtaken."""
 _LETTERS: Final = 200
 
@@ -43,12 +43,22 @@ class Issue:
 
 def find_issues(
     parts: Dashboard,
-    runs: Listing[Run],
-    jobs: Listing[Job],
+    runs: Sequence[Run],
+    jobs: Sequence[Job],
+    open_runs: Sequence[Run],
     depths: dict[str, Depth] | None,
-    damaged: list[DamagedRecord],
+    damaged: Iterable[DamagedRecord],
 ) -> list[Issue]:
-    """Returns everything that needs attention, the most urgent first."""
+    """Returns everything that needs attention, the most urgent first.
+
+    Args:
+        parts: of the dashboard.
+        runs: the newest, `NEWEST` of them.
+        jobs: the newest, `NEWEST` of them.
+        open_runs: those that have not ended.
+        depths: of the queues, by short name; None while the broker is away.
+        damaged: records that cannot be read.
+    """
     overview = url_for("overview.overview")
     found: list[Issue] = []
     if depths is None:
@@ -58,15 +68,15 @@ def find_issues(
         if depths is not None and depths[queue].ready and service not in alive:
             words = f"Messages are waiting in the queue {queue}, but no {service} service is running."
             found.append(Issue(words, f"Start one: python -m {service}", overview))
-    for run in runs.records:
-        if parts.workers.abandoned(run.run_id) and not run.state.is_final:
+    for run in open_runs:
+        if parts.workers.abandoned(run.run_id):
             words = f"The trainer of run {run.name[:60]} does not respond. Another one continues from the checkpoint."
             found.append(Issue(words, "See the run", url_for("runs.show_run", run_id=run.run_id)))
-    for damage in (*damaged, *runs.damaged, *jobs.damaged):
+    for damage in damaged:
         page = damage.key.split("/")[0]
         found.append(Issue(f"{damage}.", "See the list", url_for(f"{page}.list_{page}")))
-    failed_runs = [run for run in runs.records[:_NEWEST] if run.state.is_retryable]
-    failed_jobs = [job for job in jobs.records[:_NEWEST] if job.state.is_retryable]
+    failed_runs = [run for run in runs if run.state.is_retryable]
+    failed_jobs = [job for job in jobs if job.state.is_retryable]
     if depths is not None and depths["dead"].ready:
         found += _failed_messages(parts, depths["dead"].ready, [*failed_runs, *failed_jobs])
     dismissed = _dismissed(parts)

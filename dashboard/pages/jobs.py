@@ -28,16 +28,14 @@ blueprint = Blueprint("jobs", __name__)
 def list_jobs() -> str:
     """Shows all jobs, newest first."""
     parts = dashboard()
-    listing = parts.store_cache.jobs()
-    found = listing.records
     page = max(1, request.args.get("page", 1, int))
-    shown = found[(page - 1) * _PAGE : page * _PAGE]
+    listing = parts.store_cache.jobs(_PAGE, (page - 1) * _PAGE)
     return render_template(
         "jobs.html",
-        jobs=[(job, _progress(job)) for job in shown],
+        jobs=[(job, _progress(job)) for job in listing.records],
         damaged=listing.damaged,
         page=page,
-        pages=-(-len(found) // _PAGE),
+        pages=-(-listing.total // _PAGE),
         link=lambda number: url_for("jobs.list_jobs", page=number),
     )
 

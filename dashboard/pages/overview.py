@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+from itertools import islice
 from typing import Any, Final
 
 from flask import Blueprint, Response, flash, jsonify, redirect, render_template, request, url_for
@@ -11,10 +12,11 @@ from werkzeug.wrappers import Response as WsgiResponse
 
 from dashboard.context import Dashboard, dashboard
 from dashboard.pages.filters import progress_view
-from dashboard.pages.issues import dismiss, find_issues
+from dashboard.pages.issues import NEWEST, dismiss, find_issues
 from dashboard.workers import Speed, WorkerStates
 from shared.broker.base import Depth
 from shared.errors import Retryable
+from shared.records.record import list_records
 
 _SHOWN: Final = 6
 _SAMPLE_IMAGES: Final = 1500
@@ -26,21 +28,23 @@ blueprint = Blueprint("overview", __name__)
 def overview() -> str:
     """Shows the model in use, training runs, services, queues and what needs attention."""
     parts = dashboard()
-    runs, jobs = parts.store_cache.runs(), parts.store_cache.jobs()
+    cache = parts.store_cache
+    runs, jobs, open_runs, cards = cache.runs(NEWEST), cache.jobs(NEWEST), cache.open_runs(), cache.cards(NEWEST)
     aliases, damaged = parts.client.registry.find_aliases()
-    cards = parts.store_cache.cards()
-    champion = next((card for card in cards.records if card.version == aliases.champion), None)
+    champion = list_records([] if aliases.champion is None else [aliases.champion], cache.card)
+    for found in (runs, jobs, open_runs, cards, champion):
+        damaged += found.damaged
+    damaged_once = {damage.key: damage for damage in damaged}.values()
     depths = _depths(parts)
-    issues = find_issues(parts, runs, jobs, depths, damaged + cards.damaged)
+    issues = find_issues(parts, runs.records, jobs.records, open_runs.records, depths, damaged_once)
     return render_template(
         "overview.html",
-        champion=champion,
+        champion=next(iter(champion.records), None),
         running=[
             (run, progress_view(run.progress, run.state, abandoned=parts.workers.abandoned(run.run_id)))
-            for run in runs.records
-            if not run.state.is_final
+            for run in open_runs.records
         ],
-        recent=[run for run in runs.records if run.state.is_final][:_SHOWN],
+        recent=list(islice(cache.ended_runs(open_runs.records), _SHOWN)),
         jobs=jobs.records[:_SHOWN],
         workers=parts.workers.states(),
         speed=parts.workers.speed(),
@@ -49,7 +53,7 @@ def overview() -> str:
         issues=issues[:_SHOWN],
         more_issues=max(0, len(issues) - _SHOWN),
         sample=parts.samples.state,
-        is_new=not runs.records and champion is None,
+        is_new=not runs.total and aliases.champion is None,
         predictions=_recent_predictions(parts),
     )
 

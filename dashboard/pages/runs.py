@@ -42,16 +42,15 @@ blueprint = Blueprint("runs", __name__)
 @blueprint.get("/runs")
 def list_runs() -> str:
     """Shows all runs, newest first."""
-    listing = dashboard().store_cache.runs()
-    found = listing.records
     page = max(1, request.args.get("page", 1, int))
+    listing = dashboard().store_cache.runs(_PAGE, (page - 1) * _PAGE)
     return render_template(
         "runs.html",
-        runs=[(run, _progress(run)) for run in found[(page - 1) * _PAGE : page * _PAGE]],
+        runs=[(run, _progress(run)) for run in listing.records],
         damaged=listing.damaged,
-        total=len(found),
+        total=listing.total,
         page=page,
-        pages=-(-len(found) // _PAGE),
+        pages=-(-listing.total // _PAGE),
         link=lambda number: url_for("runs.list_runs", page=number),
     )
 

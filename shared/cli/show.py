@@ -16,6 +16,8 @@ from shared.records.runs import Run
 from shared.telemetry.liveness import HeartbeatListener
 
 _DAMAGED: Final = "damaged"
+_NEWEST: Final = 50
+"""Runs, jobs and models that `status` looks at."""
 LISTEN_S: Final = 2.5
 """How long `status` listens: a running service reports every two seconds."""
 
@@ -266,9 +268,10 @@ def show_status(output: Output, client: Client) -> None:
     depths = broker.depths()
     aliases, damaged = client.registry.find_aliases()
     champion = aliases.champion
-    runs, jobs = client.runs.all(), client.jobs.all()
-    running = [run for run in runs.records if not run.state.is_final]
-    damaged += runs.damaged + jobs.damaged + client.registry.cards().damaged
+    found = client.runs.open()
+    running = found.records
+    for listing in (found, client.runs.page(_NEWEST), client.jobs.page(_NEWEST), client.registry.page(_NEWEST)):
+        damaged += [damage for damage in listing.damaged if damage.key not in {known.key for known in damaged}]
     if output.as_json:
         output.document(
             {

@@ -62,7 +62,7 @@ class Deletion:
         for alias, version in self._in_use().items():
             if self._registry.card(version).run_id == run_id:
                 raise Conflict(f"version {version}, the {alias}, came of it; expected one that is not in use")
-        self._store.delete(f"runs/{run_id}")
+        self._runs.delete(run_id)
 
     def job(self, job_id: str) -> None:
         """Deletes a job's record, archive and results.
@@ -74,7 +74,7 @@ class Deletion:
         with contextlib.suppress(DamagedRecord):  # deleting it is the way to be rid of it
             if not (state := self._jobs.get(job_id).state).is_final:
                 raise Conflict(f"job {job_id} is {state}; expected one that has ended, so cancel it first")
-        self._store.delete(f"jobs/{job_id}")
+        self._jobs.delete(job_id)
 
     def _in_use(self) -> dict[str, int]:
         """Returns the versions in use by their alias."""

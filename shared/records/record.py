@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSche
 
 from shared.clock import now_iso
 from shared.errors import Conflict, GenderlineError, InvalidMessage, NotFound, short_repr
+from shared.records.index import RecordIndex
 from shared.store.base import Store, json_bytes
 
 Timestamp = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
@@ -153,15 +154,17 @@ R = TypeVar("R", bound=Record)
 
 @dataclass(frozen=True, slots=True)
 class Listing(Generic[T]):
-    """All records of one kind.
+    """Records of one kind: all, or a page of them.
 
     Attributes:
         records: those that can be read, newest first.
         damaged: what is wrong with the others.
+        total: how many there are on all pages.
     """
 
     records: list[T]
     damaged: list[DamagedRecord]
+    total: int
 
 
 def parse_record(data: bytes, key: str, kind: type[T]) -> T:
@@ -203,6 +206,8 @@ def find_record(store: Store, key: str, kind: type[T]) -> T | None:
 class Records(Generic[R]):
     """All records of one kind in a store.
 
+    A list reads no more records than it returns, by `RecordIndex`.
+
     Args:
         store: where they lie.
     """
@@ -213,6 +218,9 @@ class Records(Generic[R]):
     def __init__(self, store: Store, kind: type[R]) -> None:
         self._store = store
         self._kind = kind
+        self._index = RecordIndex(store, f"{self.noun}s")
+        self._created: dict[str, str] = {}
+        """When each record was made, by its id, as the last list found it."""
 
     def key(self, record_id: str) -> str:
         """Returns the store key of a record's file."""
@@ -237,7 +245,49 @@ class Records(Generic[R]):
 
     def all(self) -> Listing[R]:
         """Returns every record, newest first, and what is wrong with those that cannot be read."""
-        return newest_first(list_records(self._store.children(f"{self.noun}s"), self.find))
+        return self.page()
+
+    def page(
+        self, limit: int | None = None, offset: int = 0, find: Callable[[str], R | None] | None = None
+    ) -> Listing[R]:
+        """Returns some records, newest first, and what is wrong with those that cannot be read.
+
+        Args:
+            limit: the most records; None for all.
+            offset: how many newer ones to pass over.
+            find: returns the record of an id, in place of `self.find`.
+        """
+        find = find or self.find
+        ids, undated = self._newest_first(find)
+        found = list_records(ids[offset:][:limit], find)
+        return Listing(found.records, undated + found.damaged, len(ids))
+
+    def newest(self, find: Callable[[str], R | None] | None = None) -> Iterator[R]:
+        """Yields the records that can be read, newest first, each read only when it is asked for."""
+        find = find or self.find
+        for record_id in self._newest_first(find)[0]:
+            yield from list_records([record_id], find).records
+
+    def open(self, find: Callable[[str], R | None] | None = None) -> Listing[R]:
+        """Returns the records that have not ended, newest first, and what is wrong with those that cannot be read."""
+        find = find or self.find
+        self._newest_first(find)  # completes the index
+        records: list[R] = []
+        damaged: list[DamagedRecord] = []
+        for record_id in self._index.open_ids():
+            found = list_records([record_id], find)
+            damaged += found.damaged
+            still_open = [record for record in found.records if not record.state.is_final]
+            records += still_open
+            if not still_open and not found.damaged:
+                self._index.set_open(record_id, is_open=False)
+        records.sort(key=lambda record: record.created, reverse=True)
+        return Listing(records, damaged, len(records))
+
+    def delete(self, record_id: str) -> None:
+        """Deletes the record and everything that lies with it."""
+        self._store.delete(f"{self.noun}s/{record_id}")
+        self._index.remove(record_id)
 
     def update(self, record_id: str, **changes: Any) -> R:
         """Changes some of the record's fields, in one atomic step, and returns the whole.
@@ -273,13 +323,42 @@ class Records(Generic[R]):
 
     def _create(self, record_id: str, record: R) -> bool:
         """Writes a new record. Returns False, changing nothing, where there is one already."""
-        return self._store.create(self.key(record_id), json_bytes(record.as_dict()))
+        created = self._store.create(self.key(record_id), json_bytes(record.as_dict()))
+        if created:
+            self._index.add(record_id, record.created, is_open=not record.state.is_final)
+        return created
+
+    def _newest_first(self, find: Callable[[str], R | None]) -> tuple[list[str], list[DamagedRecord]]:
+        """Returns the ids of all records, newest first, and what is wrong with those of which no time is known."""
+        ids = self._store.children(f"{self.noun}s")
+        created = self._created
+        if any(record_id not in created for record_id in ids):
+            created = self._index.created()
+        damaged: list[DamagedRecord] = []
+        for record_id in (record_id for record_id in ids if record_id not in created):
+            found = list_records([record_id], find)
+            damaged += found.damaged
+            for record in found.records:
+                created[record_id] = record.created
+                self._index.add(record_id, record.created, is_open=not record.state.is_final)
+        known = {record_id: created[record_id] for record_id in ids if record_id in created}
+        self._created = known
+        return sorted(known, key=lambda record_id: (known[record_id], record_id), reverse=True), damaged
 
     def _change(self, record_id: str, change: Callable[[R], R | None]) -> R:
         """Replaces a record by what `change` makes of it, in one atomic step; None leaves it as it is."""
-        return change_record(
-            self._store, self.key(record_id), self._kind, lambda record: change(self._known(record, record_id))
-        )
+        was_final = False
+
+        def change_known(found: R | None) -> R | None:
+            nonlocal was_final
+            record = self._known(found, record_id)
+            was_final = record.state.is_final
+            return change(record)
+
+        record = change_record(self._store, self.key(record_id), self._kind, change_known)
+        if record.state.is_final != was_final:
+            self._index.set_open(record_id, is_open=was_final)
+        return record
 
     def _known(self, record: R | None, record_id: str) -> R:
         if record is None:
@@ -330,9 +409,4 @@ def list_records(names: Iterable[N], find: Callable[[N], T | None]) -> Listing[T
         else:
             if record is not None:
                 records.append(record)
-    return Listing(records, damaged)
-
-
-def newest_first(found: Listing[R]) -> Listing[R]:
-    """Returns the same records by the time when they were made."""
-    return Listing(sorted(found.records, key=lambda record: record.created, reverse=True), found.damaged)
+    return Listing(records, damaged, len(records))

@@ -139,7 +139,7 @@ class Registry:
 
     def versions(self) -> list[int]:
         """Returns all registered versions, oldest first."""
-        return [version for version in self._numbered() if self._store.exists(self.card_key(version))]
+        return sorted(int(name) for name in self._store.folders_with(_ROOT, "card.json") if name.isdecimal())
 
     def card(self, version: int) -> ModelCard:
         """Returns a version's card.
@@ -158,7 +158,21 @@ class Registry:
 
     def cards(self) -> Listing[ModelCard]:
         """Returns every version's card, newest first, and what is wrong with those that cannot be read."""
-        return list_records(reversed(self.versions()), self.card)
+        return self.page()
+
+    def page(
+        self, limit: int | None = None, offset: int = 0, find: Callable[[int], ModelCard] | None = None
+    ) -> Listing[ModelCard]:
+        """Returns some versions' cards, newest first, and what is wrong with those that cannot be read.
+
+        Args:
+            limit: the most cards; None for all.
+            offset: how many newer ones to pass over.
+            find: returns the card of a version, in place of `self.card`.
+        """
+        versions = self.versions()[::-1]
+        found = list_records(versions[offset:][:limit], find or self.card)
+        return Listing(found.records, found.damaged, len(versions))
 
     def aliases(self) -> Aliases:
         """Returns which versions are in use now, or raises `DamagedRecord`."""

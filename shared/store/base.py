@@ -87,6 +87,10 @@ class Store(ABC):
         """Returns the names directly below a prefix, sorted; empty where there is nothing."""
 
     @abstractmethod
+    def folders_with(self, prefix: str, name: str) -> list[str]:
+        """Returns the names directly below a prefix, sorted, that hold an object called `name`."""
+
+    @abstractmethod
     def delete(self, key: str) -> None:
         """Deletes an object, or everything below a prefix. Deleting nothing is no error."""
 
@@ -103,6 +107,13 @@ class Store(ABC):
     @abstractmethod
     def local(self, key: str) -> contextlib.AbstractContextManager[Path]:
         """Gives the object as a local file to read from, for as long as the context lasts."""
+
+    @abstractmethod
+    def staging_folder(self) -> Path:
+        """Returns a local folder for files that `put_file` will move into the store: where it can, on the same disk.
+
+        Its files are no objects. Raises `Retryable` where it cannot be made.
+        """
 
     @abstractmethod
     def ping(self) -> bool:

@@ -112,6 +112,9 @@ class FileStore(Store):
             return []
         return sorted(name for name in names if not name.startswith("."))
 
+    def folders_with(self, prefix: str, name: str) -> list[str]:  # noqa: D102
+        return [folder for folder in self.children(prefix) if self.exists(f"{prefix}/{folder}/{name}")]
+
     def delete(self, key: str) -> None:  # noqa: D102
         path = self.path(key)
         with contextlib.suppress(NotFound), _reading(key):
@@ -134,6 +137,12 @@ class FileStore(Store):
         if not self.exists(key):
             raise _not_found(key)
         yield self.path(key)
+
+    def staging_folder(self) -> Path:  # noqa: D102
+        folder = self.root / ".staging"
+        with _writing("its folder .staging"):
+            _make_folder(folder)
+        return folder
 
     def ping(self) -> bool:  # noqa: D102
         return os.access(self.root, os.W_OK)

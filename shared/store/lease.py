@@ -232,8 +232,14 @@ class FencedStore(Store):
     def children(self, prefix: str) -> list[str]:  # noqa: D102
         return self._store.children(prefix)
 
+    def folders_with(self, prefix: str, name: str) -> list[str]:  # noqa: D102
+        return self._store.folders_with(prefix, name)
+
     def local(self, key: str) -> contextlib.AbstractContextManager[Path]:  # noqa: D102
         return self._store.local(key)
+
+    def staging_folder(self) -> Path:  # noqa: D102
+        return self._store.staging_folder()
 
     def ping(self) -> bool:  # noqa: D102
         return self._store.ping()

@@ -36,7 +36,9 @@ def browser() -> Iterator[Browser]:
 @contextlib.contextmanager
 def served(site: Site) -> Iterator[str]:
     """Serves the site as the dashboard's process does; gives its address."""
-    server = serve(site.app, host="127.0.0.1", port=0, threads=32, max_body_bytes=2**30)
+    server = serve(
+        site.app, host="127.0.0.1", port=0, threads=32, max_body_bytes=2**30, staging=site.store.staging_folder()
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

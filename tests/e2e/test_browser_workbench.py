@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import random
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Dialog, FilePayload, expect
+from playwright.sync_api import Browser, Dialog, FilePayload, Route, expect
 
 from shared.records.runs import RunState
 from tests.archives import zipped
@@ -174,7 +176,7 @@ def test_an_upload_whose_end_was_missed_shows_its_state(site: Site, visit: Visit
 
 def test_leaving_in_mid_upload_is_asked_about(base: str, visit: Visit) -> None:
     visit.go("/datasets")
-    visit.page.route("**/api/v1/datasets?*", lambda _: None)  # it never gets through
+    visit.page.route("**/api/v1/uploads/*", lambda _: None)  # it never gets through
     visit.page.locator("input[type=file]").set_input_files(archive())
     expect(visit.page.locator(".uploads .task")).to_have_count(1)
     asked: list[str] = []
@@ -191,10 +193,52 @@ def test_leaving_in_mid_upload_is_asked_about(base: str, visit: Visit) -> None:
 
 def test_a_proxys_limit_on_uploads_is_explained(visit: Visit) -> None:
     visit.go("/datasets")
-    visit.page.route("**/api/v1/datasets?*", lambda route: route.fulfill(status=413, body="<html>too large</html>"))
+    visit.page.route("**/api/v1/uploads/*", lambda route: route.fulfill(status=413, body="<html>too large</html>"))
     visit.page.locator("input[type=file]").set_input_files(archive())
 
     expect(visit.page.locator(".uploads .alert")).to_contain_text("client_max_body_size")
+
+
+def large_archive() -> FilePayload:
+    content = random.Random(1).randbytes(11_000_000)
+    return {"name": "large.zip", "mimeType": "application/zip", "buffer": zipped([("30_1_0.jpg", content)])}
+
+
+def test_a_proxy_that_takes_no_more_than_1_mb_gets_smaller_parts(site: Site, visit: Visit) -> None:
+    visit.go("/datasets")
+
+    def refuse_large(route: Route) -> None:
+        if len(route.request.post_data_buffer or b"") > 10**6:
+            route.fulfill(status=413, body="<html>too large</html>")
+        else:
+            route.continue_()
+
+    visit.page.route("**/api/v1/uploads/*", refuse_large)
+    visit.page.locator("input[type=file]").set_input_files([large_archive()])
+
+    expect(visit.page.locator(".uploads a")).to_be_visible()
+    assert hashlib.sha256(large_archive()["buffer"]).hexdigest() in site.store.children("datasets")
+
+
+def test_a_cut_line_costs_the_part_that_was_on_its_way(site: Site, visit: Visit) -> None:
+    visit.go("/datasets")
+    offsets: list[str | None] = []
+
+    def cut_the_second(route: Route) -> None:
+        if route.request.method == "PATCH":
+            offsets.append(route.request.header_value("upload-offset"))
+        if len(offsets) == 2 and route.request.method == "PATCH":
+            route.abort("connectionreset")
+        else:
+            route.continue_()
+
+    visit.page.route("**/api/v1/uploads/*", cut_the_second)
+    visit.page.locator("input[type=file]").set_input_files([large_archive()])
+
+    expect(visit.page.locator(".uploads [data-show=stage]")).to_contain_text("lost. Trying again")
+    expect(visit.page.locator(".uploads a")).to_be_visible()
+    assert offsets == ["0", str(8 * 2**20), str(8 * 2**20)]
+    assert hashlib.sha256(large_archive()["buffer"]).hexdigest() in site.store.children("datasets")
 
 
 def test_only_what_was_changed_in_the_form_is_sent(visit: Visit) -> None:
@@ -207,7 +251,7 @@ def test_only_what_was_changed_in_the_form_is_sent(visit: Visit) -> None:
     visit.page.locator("input[type=file]").set_input_files(archive())
     expect(visit.page.locator(".uploads a")).to_be_visible()
 
-    assert sent[0].endswith("params=%7B%22epochs%22%3A9%2C%22augment%22%3Afalse%7D")
+    assert "params=%7B%22epochs%22%3A9%2C%22augment%22%3Afalse%7D&upload=" in sent[-1]
 
 
 def test_what_cannot_be_undone_asks_first(site: Site, visit: Visit) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 from check_jsonschema.builtin_schemas import get_builtin_schema
+from packaging.requirements import Requirement
 from ruamel.yaml import YAML
 
 from shared.cli.reference_tables import metrics_reference, settings_reference
@@ -173,3 +175,25 @@ def test_commands_that_alerts_advise_exist() -> None:
     advised = re.findall(r"`genderline (\w+)", (REPOSITORY / "deploy" / "alerts.yml").read_text())
     assert advised
     assert set(advised) <= set(main.commands)
+
+
+LOCKS = {
+    "requirements.lock": ("trainer", "inference", "dashboard", "s3", "heic"),
+    "requirements-gpu.lock": ("inference-gpu", "s3", "heic"),
+}
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_a_lock_file_has_every_dependency_as_pinned_with_hashes_and_names_no_index(name: str) -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [
+        Requirement(line) for line in (*project["dependencies"], *(pin for key in LOCKS[name] for pin in extras[key]))
+    ]
+    text = (REPOSITORY / name).read_text()
+    lines = re.findall(r"^([a-z0-9-]+)(?:\[[^]]*\])?==([^ ;]+).*\\\n    --hash=sha256:", text, flags=re.MULTILINE)
+    locked = dict(lines)
+
+    assert {pin.name: str(pin.specifier) for pin in wanted} == {pin.name: f"=={locked[pin.name]}" for pin in wanted}
+    assert len(lines) == len(re.findall("^[a-z]", text, flags=re.MULTILINE)), "each of them has a hash"
+    assert "://" not in text

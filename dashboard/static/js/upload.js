@@ -1,6 +1,6 @@
-// Drop zones: archives are sent as they are, with the true number of bytes, and then followed through the queue.
-import { STAGES, changedParameters, csrfToken, duration, get, refresh, root, toast } from "./app.js";
-import { logIn } from "./login.js";
+// Drop zones: archives are sent in parts, with the true number of bytes, and then followed through the queue.
+import { STAGES, changedParameters, duration, get, refresh, root, toast } from "./app.js";
+import { NO_ANSWER, Refused, call, sendInParts } from "./parts.js";
 
 const ENDED = ["registered", "finished", "rejected", "failed", "cancelled"];
 const ARCHIVE = /\.(zip|tar|tar\.gz|tgz)$/i;
@@ -39,7 +39,7 @@ function meaning(request) {
   return `The server answered ${request.status}. Try again; if it stays like this, check the proxy in front of the dashboard.`;
 }
 
-function send(zone, file) {
+async function send(zone, file) {
   const task = row(file);
   zone.querySelector(".uploads").prepend(task);
   const show = (name, text) => (task.querySelector(`[data-show="${name}"]`).textContent = text);
@@ -49,21 +49,6 @@ function send(zone, file) {
   const labels = [...zone.querySelectorAll("[data-label]")].map((field) => [field.dataset.label, field.value.trim()]);
   const given = labels.filter(([, value]) => value);
   if (given.length) query.set("labels", JSON.stringify(Object.fromEntries(given)));
-  const request = new XMLHttpRequest();
-  const started = performance.now();
-  request.open("POST", `${zone.dataset.upload}?${query}`);
-  request.setRequestHeader("Content-Type", "application/zip");
-  request.setRequestHeader("Accept", "application/json");
-  request.setRequestHeader("X-CSRF-Token", csrfToken());
-  request.responseType = "json";
-  request.upload.onprogress = (event) => {
-    const part = event.loaded / event.total;
-    task.querySelector("progress").value = part;
-    show("share", `${Math.floor(100 * part)} %`);
-    show("stage", `Sending · ${size(event.loaded)} of ${size(event.total)}`);
-    const seconds = (performance.now() - started) / 1000;
-    show("eta", part < 1 && seconds > 1 ? `${duration((seconds * (1 - part)) / part)} left` : "");
-  };
   const fail = (message) => {
     task.querySelector("progress").remove();
     show("share", "");
@@ -74,45 +59,56 @@ function send(zone, file) {
     words.textContent = message;
     task.querySelector(".task-foot").replaceWith(words);
   };
-  request.onload = async () => {
-    if (request.status === 401) {
-      show("stage", "Waiting for you to log in");
-      try {
-        await logIn();
-      } catch (error) {
-        fail(error.message);
-        return;
-      }
-      task.remove();
-      send(zone, file);
-      return;
-    }
-    if (request.status !== 202) {
-      fail(meaning(request));
-      return;
-    }
-    const id = request.response[zone.dataset.key];
-    const kind = zone.dataset.key.replace("_id", "");
-    task.dataset[kind] = id;
-    task.querySelector("progress").value = 0;
-    show("share", "");
-    show("eta", "");
-    const { ahead } = request.response;
-    show("stage", ahead == null ? "Queued" : `Queued (${ahead} ahead)`);
-    const link = document.createElement("a");
-    link.href = `${zone.dataset.page}/${id}`;
-    link.append(task.querySelector(".name").cloneNode(true));
-    task.querySelector(".name").replaceWith(link);
-    follow(task, kind, id, show);
-    refresh();
+  let started = null;
+  const onProgress = (bytes) => {
+    started ??= { at: performance.now(), bytes };
+    const part = Math.min(1, bytes / file.size);
+    task.querySelector("progress").value = part;
+    show("share", `${Math.floor(100 * part)} %`);
+    show("stage", `Sending · ${size(Math.min(bytes, file.size))} of ${size(file.size)}`);
+    const seconds = (performance.now() - started.at) / 1000;
+    const rate = (bytes - started.bytes) / seconds;
+    show("eta", part < 1 && seconds > 1 && rate > 0 ? `${duration((file.size - bytes) / rate)} left` : "");
   };
-  request.onerror = () => fail("The connection to the server was lost. Check that the dashboard is running, then drop the file again.");
-  request.onloadend = () => (sending -= 1);
+  const onTrouble = (error) => {
+    started = null;
+    const why = error instanceof Refused ? error.request.response?.error?.message : null;
+    show("stage", `${why ?? "The connection to the server was lost"}. Trying again…`);
+    show("eta", "");
+  };
+  const onLogin = () => show("stage", "Waiting for you to log in");
   sending += 1;
-  request.send(file);
+  try {
+    const finish = (upload) => call("POST", `${zone.dataset.upload}?${query}&upload=${upload}`, { onLogin });
+    const request = await sendInParts(file, finish, { onProgress, onTrouble, onLogin });
+    queued(zone, task, show, request.response);
+  } catch (error) {
+    if (error instanceof Refused) fail(meaning(error.request));
+    else if (error.message !== NO_ANSWER) fail(error.message);
+    else fail("The connection to the server was lost. Check that the dashboard is running, then drop the file again: what was sent is kept for a day.");
+  } finally {
+    sending -= 1;
+  }
 }
 
-// Leaving the page would end an upload.
+// Links an upload to the run or job that it became, and follows that.
+function queued(zone, task, show, answer) {
+  const id = answer[zone.dataset.key];
+  const kind = zone.dataset.key.replace("_id", "");
+  task.dataset[kind] = id;
+  task.querySelector("progress").value = 0;
+  show("share", "");
+  show("eta", "");
+  show("stage", answer.ahead == null ? "Queued" : `Queued (${answer.ahead} ahead)`);
+  const link = document.createElement("a");
+  link.href = `${zone.dataset.page}/${id}`;
+  link.append(task.querySelector(".name").cloneNode(true));
+  task.querySelector(".name").replaceWith(link);
+  follow(task, kind, id, show);
+  refresh();
+}
+
+// Leaving the page interrupts an upload.
 window.addEventListener("beforeunload", (event) => sending && event.preventDefault());
 
 // Shows how a run or job ends: from its event, or from its record where the event was missed.

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import random
 import socket
+import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +18,7 @@ import pytest
 from dashboard import http_server
 from dashboard.http_server import SMALL_BODY_BYTES, serve
 from tests.archives import zipped
-from tests.dashboard_app import Site, open_site
+from tests.dashboard_app import Site, error_of, open_site
 
 TOKEN = "correct horse"
 
@@ -27,13 +31,28 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 @pytest.fixture
 def port(site: Site) -> Iterator[int]:
-    server = serve(site.app, host="127.0.0.1", port=0, threads=4, max_body_bytes=2 * 10**9)
+    server = serve(
+        site.app, host="127.0.0.1", port=0, threads=4, max_body_bytes=2 * 10**9, staging=site.store.staging_folder()
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     yield server.effective_port
     server.task_dispatcher.shutdown()
     server.asyncore.close_all(server._map)
     thread.join()
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], bool]], None]:
+    """Waits until something holds that nobody announces."""
+
+    def wait(holds: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 10
+        while not holds():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    return wait
 
 
 def connect(port: int) -> socket.socket:
@@ -107,3 +126,65 @@ def test_headers_that_do_not_come_to_an_end_close_the_connection(port: int, monk
         client.sendall(b"GET / HTTP/1.1\r\nHost: local")
 
         assert client.recv(1) == b""
+
+
+def staged(site: Site) -> list[Path]:
+    return sorted(site.store.staging_folder().iterdir())
+
+
+def test_a_large_body_lies_in_the_store_s_staging_folder_while_it_comes_in(
+    port: int, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., None]
+) -> None:
+    (no_room := tmp_path / "tmp").mkdir(mode=0o500)
+    monkeypatch.setattr(tempfile, "tempdir", str(no_room / "nowhere"))  # nothing can be written there
+    body = zipped([("30_1_0.jpg", random.Random(1).randbytes(10**6))])
+    head = f"{POST}Content-Length: {len(body)}\nAuthorization: Bearer {TOKEN}\nConnection: close\n"
+    with connect(port) as client:
+        client.sendall(head.replace("\n", "\r\n").encode() + b"\r\n" + body[:-10])
+        eventually(lambda: [path.stat().st_size for path in staged(site)] == [len(body) - 10])
+        inode = staged(site)[0].stat().st_ino
+        client.sendall(body[-10:])
+        answer = client.recv(65536)
+
+    assert b" 202 " in answer.splitlines()[0]
+    (dataset,) = site.store.children("datasets")
+    archive = site.store.path(f"datasets/{dataset}/archive.zip")
+    assert dataset == hashlib.sha256(body).hexdigest()
+    assert archive.stat().st_ino == inode, "it was moved, not copied"
+    eventually(lambda: staged(site) == [])
+
+
+@pytest.mark.parametrize("kind", ["datasets", "jobs"])
+def test_an_archive_in_a_form_needs_no_temporary_folder_either(
+    port: int, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., None], kind: str
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    archive = zipped([("30_1_0.jpg", random.Random(1).randbytes(10**6))])
+    field = b'--X\r\nContent-Disposition: form-data; name="file"; filename="faces.zip"\r\n\r\n'
+    body = field + archive + b"\r\n--X--\r\n"
+    head = (
+        f"POST /api/v1/{kind} HTTP/1.1\nHost: localhost\nContent-Type: multipart/form-data; boundary=X\n"
+        f"Content-Length: {len(body)}\nAuthorization: Bearer {TOKEN}\nConnection: close\n"
+    )
+    assert answer_to(port, head, body)[0] == 202
+    (stored,) = site.store.children(kind)
+    assert site.store.get(f"{kind}/{stored}/archive.zip") == archive
+    eventually(lambda: staged(site) == [])
+
+
+def test_what_came_of_a_body_whose_connection_broke_is_removed(
+    port: int, site: Site, eventually: Callable[..., None]
+) -> None:
+    head = f"{POST}Content-Length: 1000000\nAuthorization: Bearer {TOKEN}\n"
+    with connect(port) as client:
+        client.sendall(head.replace("\n", "\r\n").encode() + b"\r\n" + bytes(200_000))
+        eventually(lambda: len(staged(site)) == 1)
+    eventually(lambda: staged(site) == [])
+
+
+def test_a_disk_that_takes_no_upload_is_told_and_ends_no_server(port: int, site: Site) -> None:
+    head = f"{POST}Content-Length: 1000000\nAuthorization: Bearer {TOKEN}\n"
+    site.store.staging_folder().rmdir()
+    status, answer = answer_to(port, head)
+    assert (status, error_of(answer)[0]) == (503, "unavailable")
+    assert answer_to(port, "GET /healthz HTTP/1.1\nHost: localhost\nConnection: close\n")[0] == 200

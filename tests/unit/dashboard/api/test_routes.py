@@ -528,7 +528,11 @@ def test_a_body_that_is_no_json_is_refused_with_what_is_wrong_with_it(site: Site
     [
         ("GET", "/runs?limt=3", "found 'limt' in the query; expected limit or offset there"),
         ("GET", "/runs/run-a?verbose=1&x=2", "found 'verbose', 'x' in the query; expected nothing there"),
-        ("POST", "/datasets?epochs=3", "found 'epochs' in the query; expected name or params or labels there"),
+        (
+            "POST",
+            "/datasets?epochs=3",
+            "found 'epochs' in the query; expected name or params or labels or upload there",
+        ),
     ],
 )
 def test_an_unknown_query_parameter_is_refused_with_what_is_expected(

@@ -156,10 +156,13 @@ def test_an_unknown_run_is_not_found(records: Runs) -> None:
             ask("run-9")
 
 
-def test_all_runs_come_newest_first_without_folders_that_hold_none(store: FileStore, records: Runs) -> None:
+def test_all_runs_come_newest_first_without_folders_that_hold_none(
+    store: FileStore, records: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in (1, 2, 3):
+        now = f"2026-01-0{4 - number}T00:00:00.000Z"
+        monkeypatch.setattr("shared.records.runs.now_iso", lambda now=now: now)
         create(records, f"run-{number}")
-        records.update(f"run-{number}", created=f"2026-01-0{4 - number}T00:00:00.000Z")
     store.put("runs/run-4/cancel", b"")
     assert [record.run_id for record in records.all().records] == ["run-1", "run-2", "run-3"]
 
