@@ -1,4 +1,4 @@
-"""What a model predicted for every face of a dataset: with its run where it was trained on it, else beside the dataset."""
+"""What a model predicted for every face of a dataset: with its run if it was trained on it, else beside the dataset."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import json
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -31,7 +31,7 @@ from trainer.data.dataset import Dataset
 from trainer.data.ingest import ingest
 from trainer.data.near_duplicates import dhash
 from trainer.data.seen import SEEN
-from trainer.pretrain.fit import Plan, SoftLoss, fit, hard_targets, predict
+from trainer.pretrain.fit import Plan, SoftLoss, fit, hard_targets, planned_epochs, predict
 from trainer.pretrain.teacher import build_teacher, decode_colour
 from trainer.release.card import measure_inputs
 from trainer.release.evaluate import evaluate
@@ -40,7 +40,7 @@ from trainer.release.robustness import measure_robustness
 from trainer.training.calibrate import calibrated_loss, fit_temperature
 from trainer.training.device import DeviceFaces, choose_device, seeded
 from trainer.training.model import FaceNetwork, build_network
-from trainer.training.starter import FOLDER, STARTER_NETWORK, Starter, save_starter
+from trainer.training.starter import FOLDER, STARTER_NETWORK, Starter, load_starter, save_starter
 from trainer.training.train import predict_logits
 
 _HASHED_AT_ONCE: Final = 64
@@ -51,6 +51,8 @@ TEACHER: Final = Plan(
     epochs=18, rate=0.003, weight_decay=0.05, dropout=0.3, averaging=0.999, mixup=0.2, erasing=0.25, batch_size=64
 )
 STUDENT: Final = Plan(epochs=40, rate=0.004, weight_decay=0.02, dropout=0.1, averaging=0.999, mixup=0.0, erasing=0.0)
+RATE_FROM_EARLIER: Final = 0.002
+"""The largest step where the network begins from an earlier starter: smaller, as it knows faces already."""
 
 
 @click.command()
@@ -61,6 +63,11 @@ STUDENT: Final = Plan(epochs=40, rate=0.004, weight_decay=0.02, dropout=0.1, ave
 @click.option("--teacher-epochs", default=TEACHER.epochs, show_default=True, help="0: no teacher, the labels alone.")
 @click.option("--epochs", default=STUDENT.epochs, show_default=True, help="Of the network that is served.")
 @click.option(
+    "--begin",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The folder of an earlier starter to go on from, which teaches as well; random weights without it.",
+)
+@click.option(
     "--work",
     default=Path("build/pretrain"),
     show_default=True,
@@ -68,7 +75,14 @@ STUDENT: Final = Plan(epochs=40, rate=0.004, weight_decay=0.02, dropout=0.1, ave
     help="Keeps both networks' state.",
 )
 def main(
-    archive: Path, source: str, held_out: Path | None, out: Path, teacher_epochs: int, epochs: int, work: Path
+    archive: Path,
+    source: str,
+    held_out: Path | None,
+    out: Path,
+    teacher_epochs: int,
+    epochs: int,
+    begin: Path | None,
+    work: Path,
 ) -> None:
     """Trains the starter on ARCHIVE, on nine tenths of its faces, and measures it on the rest."""
     configure_opencv()
@@ -80,17 +94,26 @@ def main(
     with tempfile.TemporaryDirectory(prefix="genderline-") as folder:
         dataset = _decode(archive, Path(folder) / "archive", settings)
         targets = hard_targets(dataset.targets)
-        teacher = Plan(**asdict(TEACHER) | {"epochs": teacher_epochs})
-        student = Plan(**asdict(STUDENT) | {"epochs": epochs})
-        taught, of_teacher = targets, {}
+        teacher = replace(TEACHER, epochs=teacher_epochs)
+        student = replace(STUDENT, epochs=epochs, rate=STUDENT.rate if begin is None else RATE_FROM_EARLIER)
+        earlier = None if begin is None else load_starter(begin)
+        taught, of_teachers = targets, {}
         if teacher_epochs:
             said = _teach(dataset, targets, archive, teacher, device, work, settings)
-            accuracy = _accuracy(said[:, 0] - 0.5, dataset, dataset.part("validation"))
-            of_teacher = {"teacher_validation_accuracy": accuracy}
+            everyone = {"teacher": said[:, 0]}
+            if earlier is not None:
+                everyone["earlier_starter"] = _ask(earlier, dataset, device)
+                said[:, 0] = (everyone["teacher"] + everyone["earlier_starter"]) / 2
+                everyone["both"] = said[:, 0]
+            of_teachers = {
+                f"{name}_validation_accuracy": _accuracy(answers - 0.5, dataset, dataset.part("validation"))
+                for name, answers in everyone.items()
+            }
+            click.echo(f"teachers: {of_teachers}")
             taught = TAUGHT * said + (1 - TAUGHT) * targets
-        network = _learn(dataset, taught, student, device, work).network
+        network = _learn(dataset, taught, student, earlier, device, work).network
         validation = dataset.part("validation")
-        figures = of_teacher | _accuracies(network, dataset, validation, device, "validation_accuracy")
+        figures = of_teachers | _accuracies(network, dataset, validation, device, "validation_accuracy")
         measured, faces = dataset, validation
         if held_out is not None:
             measured = _decode(held_out, Path(folder) / "held-out", settings)
@@ -104,7 +127,10 @@ def main(
             "archive_sha256": dataset.sha256,
             "faces": len(dataset.rows),
             "recipe": asdict(student) | {"taught": TAUGHT if teacher_epochs else 0.0},
+            "planned_epochs": planned_epochs(work / "student.pt"),
             "teacher": asdict(teacher) if teacher_epochs else None,
+            "began_from": None if earlier is None else f"the starter of {earlier.card['created']}",
+            "teacher_planned_epochs": planned_epochs(work / "teacher.pt") if teacher_epochs else [],
             "seconds": round(time.monotonic() - started, 1),
             "torch": version("torch"),
             "figures": {name: round(value, 4) for name, value in figures.items()},
@@ -144,10 +170,19 @@ def _teach(
     return predict(model.probabilities, faces, np.arange(len(dataset.rows)), device)
 
 
-def _learn(dataset: Dataset, targets: NDArray[np.float32], plan: Plan, device: torch.device, work: Path) -> SoftLoss:
+def _learn(
+    dataset: Dataset,
+    targets: NDArray[np.float32],
+    plan: Plan,
+    earlier: Starter | None,
+    device: torch.device,
+    work: Path,
+) -> SoftLoss:
     """Trains the network that is served, and returns it."""
     with seeded(device, plan.seed, 2):
         model = SoftLoss(build_network(STARTER_NETWORK, dropout=plan.dropout), plan.auxiliary).to(device)
+    if earlier is not None:
+        model.network.load_state_dict(earlier.weights)
     source = DeviceFaces(dataset.faces, device)
     validation = dataset.part("validation")
 
@@ -159,6 +194,14 @@ def _learn(dataset: Dataset, targets: NDArray[np.float32], plan: Plan, device: t
         return model.network.shrink(source.take(indices).float().div_(255))
 
     return fit(model, faces, targets, _learned(dataset), plan, device, work / "student.pt", on_epoch)
+
+
+def _ask(starter: Starter, dataset: Dataset, device: torch.device) -> NDArray[np.float32]:
+    """Returns the probabilities of female that an earlier starter gives all faces, with their mirror images."""
+    network = build_network(STARTER_NETWORK, dropout=0.0, mirror=True).to(device)
+    network.load_state_dict(starter.weights)
+    logits = predict_logits(network, DeviceFaces(dataset.faces, device), np.arange(len(dataset.rows)))
+    return (1 / (1 + np.exp(-logits))).astype(np.float32)
 
 
 def _learned(dataset: Dataset) -> NDArray[np.intp]:

@@ -115,7 +115,8 @@ def fit(
         training: indices of the faces to learn from.
         plan: how.
         device: where to compute.
-        checkpoint: written after every epoch; where it is of the same plan, training carries on from it.
+        checkpoint: written after every epoch; where it is of the same plan, training carries on from it. A plan of more
+            or fewer epochs takes over with its own steps.
         on_epoch: gets each finished epoch, the averaged model and the mean loss.
     """
     groups = [
@@ -127,6 +128,7 @@ def fit(
     kept = cast("SoftLoss", average.module)
     wanted = torch.from_numpy(targets).to(device)
     done = _resume(checkpoint, plan, model, optimizer, average)
+    planned = planned_epochs(checkpoint)[:done]
     steps = math.ceil(len(training) / plan.batch_size)
     for epoch in range(done + 1, plan.epochs + 1):
         order = np.random.default_rng((plan.seed, epoch)).permutation(training)
@@ -152,7 +154,8 @@ def fit(
             total += loss.item()
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average.state_dict()}
         aside = checkpoint.with_suffix(".part")
-        torch.save({"plan": asdict(plan), "epoch": epoch, **state}, aside)
+        planned.append(plan.epochs)
+        torch.save({"plan": asdict(plan), "epoch": epoch, "planned": planned, **state}, aside)
         aside.replace(checkpoint)
         kept.eval()
         on_epoch(epoch, kept, total / steps)
@@ -201,14 +204,23 @@ def _mix(
 def _resume(
     checkpoint: Path, plan: Plan, model: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel
 ) -> int:
-    """Loads a checkpoint of the same plan, and returns how many epochs it has done; 0 without one."""
+    """Loads a checkpoint of the same plan, whose epochs may be more or fewer, and returns how many it has done."""
     if not checkpoint.exists():
         return 0
     state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
-    if state["plan"] != asdict(plan):
+    if state["plan"] | {"epochs": plan.epochs} != asdict(plan) or state["epoch"] > plan.epochs:
         return 0
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     average.load_state_dict(state["average"])
     done: int = state["epoch"]
     return done
+
+
+def planned_epochs(checkpoint: Path) -> list[int]:
+    """Returns for each finished epoch how many were planned at that time: all the same, unless the plan was changed."""
+    if not checkpoint.exists():
+        return []
+    state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+    planned: list[int] = state.get("planned") or [state["plan"]["epochs"]] * state["epoch"]
+    return planned

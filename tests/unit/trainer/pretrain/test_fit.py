@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from shared.faces.labels import UNKNOWN
 from trainer.data.dataset import Targets
-from trainer.pretrain.fit import CLASSES, Plan, SoftLoss, fit, hard_targets, predict
+from trainer.pretrain.fit import CLASSES, Plan, SoftLoss, fit, hard_targets, planned_epochs, predict
 from trainer.training.device import seeded
 from trainer.training.model import build_network
 
@@ -81,6 +81,15 @@ def test_a_checkpoint_of_another_plan_is_left_alone(tmp_path: Path) -> None:
     epochs: list[int] = []
     train(tmp_path / "state.pt", replace(PLAN, seed=4), epochs=epochs)
     assert epochs == [1, 2]
+
+
+def test_a_shorter_plan_takes_over_and_the_checkpoint_tells(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "state.pt", replace(PLAN, epochs=9), killed_after=1)
+    epochs: list[int] = []
+    train(tmp_path / "state.pt", PLAN, epochs=epochs)
+    assert epochs == [2]
+    assert planned_epochs(tmp_path / "state.pt") == [9, 2]
 
 
 def test_what_is_taught_is_learned(tmp_path: Path) -> None:
