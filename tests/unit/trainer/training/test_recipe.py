@@ -70,7 +70,12 @@ def test_epochs_asked_for_are_trained_whatever_the_budget() -> None:
     assert decided(10_000, epochs=30, budget_s=1).epochs == 30
 
 
-def test_every_network_mirrors_but_the_reference_unless_told_otherwise() -> None:
+def test_from_the_starter_no_mirror_image_is_needed_unless_told_otherwise() -> None:
+    assert not decided(helps=True).mirror
+    assert decided(helps=True, mirror=True).mirror
+
+
+def test_from_random_weights_every_network_mirrors_but_the_reference_unless_told_otherwise() -> None:
     assert decided(network="compact").mirror
     assert decided().mirror
     assert not decided(network="reference").mirror
@@ -109,6 +114,15 @@ def test_the_starter_is_not_tried_where_it_is_not_wanted_or_does_not_fit(params:
 def test_the_starter_is_used_untried_where_it_is_asked_for() -> None:
     asked = TrainingParams.parse({"init": "starter"})
     assert decide(asked, faces=300, device=CPU, throughput=unasked, starter_helps=untried).init == "starter"
+
+
+def test_named_weights_bring_their_network_and_refuse_another() -> None:
+    asked = TrainingParams.parse({"init": "gender:3"})
+    recipe = decide(asked, faces=300, device=CPU, throughput=unasked, starter_helps=untried, start_network="large")
+    assert (recipe.init, recipe.network) == ("gender:3", "large")
+    assert recipe.fits(asked)
+    with pytest.raises(InvalidMessage, match="init is gender:3, which needs network compact; found network small"):
+        decided(init="gender:3", network="small")
 
 
 def test_the_starter_with_another_network_is_refused_and_both_are_named() -> None:
