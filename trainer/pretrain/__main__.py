@@ -100,7 +100,7 @@ def main(
         taught, of_teachers = targets, {}
         if teacher_epochs:
             said = _teach(dataset, targets, archive, teacher, device, work, settings)
-            everyone = {"teacher": said[:, 0]}
+            everyone = {"teacher": said[:, 0].copy()}
             if earlier is not None:
                 everyone["earlier_starter"] = _ask(earlier, dataset, device)
                 said[:, 0] = (everyone["teacher"] + everyone["earlier_starter"]) / 2
