@@ -67,8 +67,7 @@ class TrainingParams(BaseModel):
     )
     mirror: bool | Auto = Field(
         "auto",
-        description="Answer with the mean of a face and its mirror image, at twice the cost; `auto`: only from random "
-        "weights, and not with `reference`",
+        description="Answer with the mean of a face and its mirror image; `auto`: with every network but `reference`",
     )
     precision: Precision | Auto = Field(
         "auto", description="What training computes in; `auto`: bfloat16 where the device is built for it"

@@ -79,8 +79,7 @@ def decide(
         "init": "starter" if from_start else "scratch",
         "network": network,
         "learning_rate": 0.0005 if from_start else 0.004,
-        # The starter has learned to need no mirror image; the reference is there to be compared to, as it is.
-        "mirror": network != "reference" and not from_start,
+        "mirror": network != "reference",  # which is there to be compared to, as it is
         "batch_size": 256 if device.type == "cuda" and faces >= MANY_FACES else 64 if faces >= FEW_FACES else 32,
         "precision": "bfloat16" if computes_bfloat16(device) else "float32",
         "epochs": min(MAX_EPOCHS_FROM_STARTER if from_start else MAX_EPOCHS, max(MIN_EPOCHS, FACES_SHOWN // faces)),

@@ -70,12 +70,7 @@ def test_epochs_asked_for_are_trained_whatever_the_budget() -> None:
     assert decided(10_000, epochs=30, budget_s=1).epochs == 30
 
 
-def test_from_the_starter_no_mirror_image_is_needed_unless_told_otherwise() -> None:
-    assert not decided(helps=True).mirror
-    assert decided(helps=True, mirror=True).mirror
-
-
-def test_from_random_weights_every_network_mirrors_but_the_reference_unless_told_otherwise() -> None:
+def test_every_network_mirrors_but_the_reference_unless_told_otherwise() -> None:
     assert decided(network="compact").mirror
     assert decided().mirror
     assert not decided(network="reference").mirror
