@@ -24,7 +24,7 @@ from shared.broker.base import Broker
 from shared.client import Client
 from shared.runtime.settings import Settings
 from shared.store.base import Store
-from shared.telemetry.metrics import BrokerCollector, process_registry
+from shared.telemetry.metrics import BrokerCollector, StoreCollector, process_registry
 
 STREAMS = 64
 """Event streams that may be open at once."""
@@ -65,6 +65,7 @@ def create_app(broker: Broker, store: Store, settings: Settings, registry: Colle
     app.wsgi_app = BehindProxies(app.wsgi_app, settings)  # type: ignore[method-assign]  # Flask's own way of wrapping
     registry = registry or process_registry()
     registry.register(BrokerCollector(broker))
+    registry.register(StoreCollector(store))
     register_auth(app, settings)
     register_metrics(app, parts, registry)
     register_errors(app)

@@ -14,6 +14,7 @@ from shared.connect import open_broker_for, open_store_for
 from shared.errors import Retryable
 from shared.runtime.service import run_service
 from shared.runtime.settings import Settings
+from shared.runtime.tempdir import workspace
 
 _REQUEST_THREADS: Final = 16
 _LOG = logging.getLogger("dashboard")
@@ -25,8 +26,8 @@ def main() -> int:
 
 
 def _serve(settings: Settings, stop: threading.Event) -> int:
-    store = open_store_for(settings)
-    with open_broker_for(settings) as broker:
+    with workspace("dashboard"), open_broker_for(settings) as broker:
+        store = open_store_for(settings, broker)
         app = create_app(broker, store, settings)
         parts: Dashboard = app.extensions[EXTENSION]
         try:

@@ -20,6 +20,7 @@ from shared.client import Client
 from shared.errors import Retryable
 from shared.runtime.settings import Settings
 from shared.store.base import Store
+from shared.store.identity import watch_store
 from shared.telemetry.heartbeat import Heartbeat
 
 EXTENSION = "genderline"
@@ -45,14 +46,20 @@ class Dashboard:
     scoring: ScoringTask
     recent_predictions: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=50))
     _stop: threading.Event = field(default_factory=threading.Event)
-    _beats: threading.Thread | None = None
+    _threads: list[threading.Thread] = field(default_factory=list)
 
     def start(self) -> None:
         """Starts listening to events, and telling the others that this process lives."""
         self.event_hub.start()
-        heartbeat = Heartbeat(self.broker, "dashboard", lambda: {"version": None, "provider": None, "busy": None})
-        self._beats = threading.Thread(target=heartbeat.run, args=(self._stop,), name="heartbeat", daemon=True)
-        self._beats.start()
+        heartbeat = Heartbeat(
+            self.broker, "dashboard", lambda: {"version": None, "provider": None, "busy": None}, self.store
+        )
+        self._threads = [
+            threading.Thread(target=heartbeat.run, args=(self._stop,), name="heartbeat", daemon=True),
+            threading.Thread(target=watch_store, args=(self.store, self._stop), name="store", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def runs_ahead(self) -> int:
         """Returns how many runs wait in the queue before a new one; 0 while the broker is away."""
@@ -68,8 +75,8 @@ class Dashboard:
         self.samples.close()
         self.scoring.close()
         self.store_cache.close()
-        if self._beats is not None:
-            self._beats.join()
+        for thread in self._threads:
+            thread.join()
 
 
 def dashboard() -> Dashboard:

@@ -60,8 +60,9 @@ def readyz() -> tuple[Response, int]:
     parts = dashboard()
     state = {"broker": _is_reachable(parts.broker.ping), "store": _is_reachable(parts.store.ping)}
     ready = all(state.values())
-    trouble = parts.broker.trouble
-    return jsonify({"ready": ready, **state, "broker_trouble": trouble and trouble.text}), 200 if ready else 503
+    troubles = {"broker_trouble": parts.broker.trouble, "store_trouble": parts.store.trouble}
+    said = {name: trouble and trouble.text for name, trouble in troubles.items()}
+    return jsonify({"ready": ready, **state, **said}), 200 if ready else 503
 
 
 @blueprint.get("/metrics")

@@ -4,41 +4,55 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import NotFound
+from shared.records.annotations import Annotation, Annotations, Kind, with_name
 from shared.records.dataset import (
     FACES_CSV,
     FACES_NPY,
+    NEAR_DUPLICATES_CSV,
     REFUSAL_JSON,
     REJECTS_CSV,
     SPLITS,
-    SUMMARY_JSON,
     DatasetRefusal,
     DatasetSummary,
     RejectRow,
-    read_faces_csv,
+    find_summary,
+    open_faces,
+    read_near_duplicates_csv,
     read_rejects_csv,
 )
+from shared.records.edits import Corrections, EditHistory, Edits, edits_key
+from shared.records.evaluation import Rate
+from shared.records.groups import wilson_rate
 from shared.records.jobs import Job, Jobs
 from shared.records.model_card import ModelCard
-from shared.records.predictions import read_predictions
-from shared.records.record import Listing, Record
+from shared.records.predictions import predict_female, read_held_out, read_predictions
+from shared.records.record import DamagedRecord, Listing, Record, parse_record
 from shared.records.registry import Registry
 from shared.records.runs import Run, Runs
 from shared.store.base import Store
 
+EDITED: Final = ("unedited", "corrected", "confirmed", "excluded")
+"""What edits have made of a face: another label, its own label again, or none."""
+EXCLUDED: Final = len(SPLITS)
+ARCHIVE_LABELS: Final = "archive"
+"""Names the labels of the archive where edits may be named."""
 _DATASETS_CACHED: Final = 4
+_EDITED_CACHED: Final = 8
 _PREDICTIONS_CACHED: Final = 16
 _SMALL_CACHED: Final = 2000
 
+_LOG = logging.getLogger(__name__)
 _K = TypeVar("_K", bound=Hashable)
 _V = TypeVar("_V")
 _R = TypeVar("_R", bound=Record)
@@ -55,8 +69,11 @@ class Dataset:
         age: int16 (N,), years, or `UNKNOWN`.
         gender: uint8 (N,), index into `shared.faces.labels.GENDERS`.
         ethnicity: int16 (N,), index into `shared.faces.labels.ETHNICITIES`, or `UNKNOWN`.
-        split: uint8 (N,), index into `shared.records.dataset.SPLITS`.
+        split: uint8 (N,), index into `shared.records.dataset.SPLITS`, or `EXCLUDED` for a face that an edit left out.
         sizes: uint32 (N, 2), width and height of the original image in pixels.
+        groups: int32 (N,), the number of the faces that look the same; -1 for a face that is like no other.
+        edits: uint8 (N,), index into `EDITED`.
+        corrections: the hash of the edits that are applied; None where the labels are those of the archive.
         faces: uint8 (N, 128, 128), luma, mapped from the file.
         held: keeps the file of `faces` there.
     """
@@ -69,6 +86,9 @@ class Dataset:
     ethnicity: NDArray[np.int16]
     split: NDArray[np.uint8]
     sizes: NDArray[np.uint32]
+    groups: NDArray[np.int32]
+    edits: NDArray[np.uint8]
+    corrections: str | None
     faces: NDArray[np.uint8]
     held: contextlib.ExitStack = field(repr=False)
 
@@ -107,6 +127,11 @@ class LruCache(Generic[_K, _V]):
             while len(self._values) > self._most:
                 self._values.popitem(last=False)
 
+    def drop(self, key: _K) -> None:
+        """Lets go of a value, if it is cached."""
+        with self._lock:
+            self._values.pop(key, None)
+
     def clear(self) -> None:
         """Lets go of all values."""
         with self._lock:
@@ -125,24 +150,36 @@ class StoreCache:
         self._runs = Runs(store)
         self._jobs = Jobs(store)
         self._registry = Registry(store)
+        self._annotations = Annotations(store)
         self._ended_runs: LruCache[str, Run] = LruCache(self._runs.get, _SMALL_CACHED)
         self._ended_jobs: LruCache[str, Job] = LruCache(self._jobs.get, _SMALL_CACHED)
         self._cards: LruCache[int, ModelCard] = LruCache(self._registry.card, _SMALL_CACHED)
         self._summaries: LruCache[str, DatasetSummary] = LruCache(self._load_summary, _SMALL_CACHED)
         self._datasets: LruCache[str, Dataset] = LruCache(self._load_dataset, _DATASETS_CACHED)
+        self._edits = Edits(store)
+        self._histories: LruCache[tuple[str, bytes], tuple[EditHistory, Corrections]] = LruCache(
+            lambda key: self._load_history(*key), _EDITED_CACHED
+        )
+        self._edited: LruCache[tuple[str, str], Dataset] = LruCache(lambda key: self._edit(*key), _EDITED_CACHED)
+        self._held_out: LruCache[tuple[str, int], NDArray[np.float32]] = LruCache(
+            lambda key: self._load_held_out(*key), _PREDICTIONS_CACHED
+        )
         self._predictions: LruCache[tuple[str, int], NDArray[np.float32]] = LruCache(
             lambda key: self._load_predictions(*key), _PREDICTIONS_CACHED
+        )
+        self._test_accuracies: LruCache[tuple[str, int, str | None], Rate] = LruCache(
+            lambda key: self._measure_accuracy(*key[:2]), _SMALL_CACHED
         )
 
     # -- runs and jobs
 
-    def runs(self, limit: int | None = None, offset: int = 0) -> Listing[Run]:
-        """Returns the records of all runs, or of a page of them, as `Runs.page` does."""
-        return self._runs.page(limit, offset, self.find_run)
+    def runs(self, limit: int | None = None, offset: int = 0, tag: str | None = None) -> Listing[Run]:
+        """Returns the records of all runs, or of a page of them, or of those with a tag, as `Runs.page` does."""
+        return self._runs.page(limit, offset, self._named_runs(), self._tagged("run", tag))
 
     def open_runs(self) -> Listing[Run]:
         """Returns the records of the runs that have not ended, newest first."""
-        return self._runs.open(self.find_run)
+        return self._runs.open(self._named_runs())
 
     def ended_runs(self, open_runs: Iterable[Run]) -> Iterator[Run]:
         """Yields the records of the runs that have ended, newest first, each read only when it is asked for.
@@ -150,65 +187,118 @@ class StoreCache:
         Args:
             open_runs: those that have not, and so need not be read.
         """
-        passed_over = {run.run_id for run in open_runs}
-        found = self._runs.newest(lambda run_id: None if run_id in passed_over else self.find_run(run_id))
+        passed_over, find = {run.run_id for run in open_runs}, self._named_runs()
+        found = self._runs.newest(lambda run_id: None if run_id in passed_over else find(run_id))
         return (run for run in found if run.state.is_final)
 
     def find_run(self, run_id: str) -> Run | None:
         """Returns a run's record, or None."""
-        return _read_unless_final(self._ended_runs, self._runs.find, run_id)
+        run = self._find_run(run_id)
+        return run and with_name(run, self.annotation("run", run_id))
 
     def run(self, run_id: str) -> Run:
         """Returns a run's record, or raises `NotFound`."""
         return self.find_run(run_id) or self._runs.get(run_id)
 
-    def jobs(self, limit: int | None = None, offset: int = 0) -> Listing[Job]:
-        """Returns the records of all jobs, or of a page of them, as `Jobs.page` does."""
-        return self._jobs.page(limit, offset, self.find_job)
+    def jobs(self, limit: int | None = None, offset: int = 0, tag: str | None = None) -> Listing[Job]:
+        """Returns the records of all jobs, or of a page of them, or of those with a tag, as `Jobs.page` does."""
+        annotations = self.annotations("job")
+
+        def find(job_id: str) -> Job | None:
+            job = self._find_job(job_id)
+            return job and with_name(job, annotations.get(job_id))
+
+        return self._jobs.page(limit, offset, find, self._tagged("job", tag))
 
     def find_job(self, job_id: str) -> Job | None:
         """Returns a job's record, or None."""
-        return _read_unless_final(self._ended_jobs, self._jobs.find, job_id)
+        job = self._find_job(job_id)
+        return job and with_name(job, self.annotation("job", job_id))
 
     def job(self, job_id: str) -> Job:
         """Returns a job's record, or raises `NotFound`."""
         return self.find_job(job_id) or self._jobs.get(job_id)
 
+    # -- names, notes and tags
+
+    def annotations(self, kind: Kind) -> dict[str, Annotation]:
+        """Returns what people say of the things of one kind, by id; nothing while the file is damaged."""
+        return self._annotations.find_all(kind)[0]
+
+    def annotation(self, kind: Kind, which: str) -> Annotation | None:
+        """Returns what people say of one thing, if they do."""
+        return self.annotations(kind).get(which)
+
     # -- models
 
-    def cards(self, limit: int | None = None, offset: int = 0) -> Listing[ModelCard]:
-        """Returns the cards of all models, or of a page of them, as `Registry.page` does."""
-        return self._registry.page(limit, offset, self.card)
+    def cards(self, limit: int | None = None, offset: int = 0, tag: str | None = None) -> Listing[ModelCard]:
+        """Returns the cards of all models, or of a page of them, or of those with a tag, as `Registry.page` does."""
+        tagged = self._tagged("model", tag)
+        only = None if tagged is None else {int(version) for version in tagged}
+        return self._registry.page(limit, offset, self.card, only)
 
     def card(self, version: int) -> ModelCard:
         """Returns a model's card, or raises `NotFound` or `DamagedRecord`."""
         return self._cards.get(version)
 
+    def find_card(self, version: int) -> ModelCard | None:
+        """Returns a model's card; None where the model was deleted."""
+        try:
+            return self.card(version)
+        except NotFound:
+            return None
+
+    def forget(self, kind: Kind, which: str) -> None:
+        """Lets go of what is cached of something that was deleted."""
+        if kind == "model":
+            self._cards.drop(int(which))
+        elif kind == "dataset":
+            self._summaries.drop(which)
+            self._datasets.drop(which)
+        else:
+            (self._ended_runs if kind == "run" else self._ended_jobs).drop(which)
+
     # -- datasets
 
-    def named_datasets(self) -> Iterator[tuple[str, str | None]]:
-        """Yields (hash, name of the newest run) of every dataset, those with the newest runs first.
+    def named_datasets(self, tag: str | None = None) -> Iterator[tuple[str, str | None]]:
+        """Yields (hash, name) of every dataset, those with the newest runs first; with a tag, of those that have it.
 
-        Runs are read only as far as the caller goes on.
+        The name is the one that people gave to it, else that of its newest run. Runs are read only as far as the caller
+        goes on.
         """
-        left = dict.fromkeys(self.dataset_ids())
-        runs = self._runs.newest(self.find_run)
+        annotations = self.annotations("dataset")
+
+        def name(sha256: str, otherwise: str | None) -> str | None:
+            found = annotations.get(sha256)
+            return found.name if found and found.name else otherwise
+
+        left = dict.fromkeys(self.dataset_ids(tag))
+        runs = self._runs.newest(self._named_runs())
         while left and (run := next(runs, None)) is not None:
             if run.dataset in left:
                 del left[run.dataset]
-                yield run.dataset, run.name
+                yield run.dataset, name(run.dataset, run.name)
         for sha256 in left:
-            yield sha256, None
+            yield sha256, name(sha256, None)
 
-    def dataset_ids(self) -> list[str]:
-        """Returns the hashes of all datasets whose archive is here, decoded or not."""
-        return self._store.children("datasets")
+    def dataset_ids(self, tag: str | None = None) -> list[str]:
+        """Returns the hashes of all datasets, or of those with a tag, whose archive is here, decoded or not."""
+        tagged = self._tagged("dataset", tag)
+        return [sha256 for sha256 in self._store.children("datasets") if tagged is None or sha256 in tagged]
 
     def summary(self, sha256: str) -> DatasetSummary | None:
-        """Returns what a dataset holds; None before it is decoded."""
+        """Returns what a dataset holds; None before it is decoded, or raises `DamagedRecord`."""
         try:
             return self._summaries.get(sha256)
         except NotFound:
+            return None
+
+    def readable_summary(self, sha256: str) -> DatasetSummary | None:
+        """Returns the same for a list of datasets, of which a damaged one must not keep the others from being shown."""
+        try:
+            return self.summary(sha256)
+        except DamagedRecord as error:
+            _LOG.error("%s", error)
             return None
 
     def dataset(self, sha256: str) -> Dataset:
@@ -216,8 +306,41 @@ class StoreCache:
 
         Raises:
             NotFound: there is none of that hash, or it is not decoded yet.
+            DamagedRecord: one of its files is not what it should be.
         """
         return self._datasets.get(sha256)
+
+    def edit_history(self, sha256: str) -> EditHistory:
+        """Returns the edits of a dataset's labels; none where nobody made any."""
+        return self._history(sha256)[0]
+
+    def corrections(self, sha256: str) -> Corrections:
+        """Returns what the edits that are in force make of a dataset's labels."""
+        return self._history(sha256)[1]
+
+    def edited(self, sha256: str, edits: str = "") -> Dataset:
+        """Returns a decoded dataset with corrected labels.
+
+        Args:
+            sha256: the dataset.
+            edits: the hash of the corrections that a run was given, or `ARCHIVE_LABELS`; empty for those in force now.
+
+        Raises:
+            NotFound: there is no such dataset, it is not decoded yet, or it has no edits of that hash.
+        """
+        if edits == ARCHIVE_LABELS:
+            return self.dataset(sha256)
+        if not edits:
+            corrections = self.corrections(sha256)
+            if corrections.is_empty:
+                return self.dataset(sha256)
+            key = (sha256, corrections.sha256)
+            if (known := self._edited.find(key)) is not None:
+                return known
+            data = _with_corrections(self.dataset(sha256), corrections, corrections.sha256)
+            self._edited.put(key, data)
+            return data
+        return self._edited.get((sha256, edits))
 
     def refusal(self, sha256: str) -> DatasetRefusal | None:
         """Returns why an archive did not become a dataset; None where it did, or was not processed yet."""
@@ -242,27 +365,75 @@ class StoreCache:
         except NotFound:
             return None
 
+    def held_out_predictions(self, sha256: str, version: int) -> NDArray[np.float32] | None:
+        """Returns predictions by weights of a model that have not learned from the face; None where there are none.
+
+        A model that was trained on other faces has learned from none of these.
+        """
+        try:
+            return self._held_out.get((sha256, version))
+        except NotFound:
+            return None
+
+    def test_accuracy(self, sha256: str, version: int) -> Rate | None:
+        """Returns a model's accuracy on a dataset's test faces, by their labels now; None where it predicted none."""
+        try:
+            return self._test_accuracies.get((sha256, version, self.edited(sha256).corrections))
+        except NotFound:
+            return None
+
     def close(self) -> None:
         """Lets go of everything that is kept."""
+        self._edited.clear()
         self._predictions.clear()
+        self._held_out.clear()
         self._datasets.clear()
 
     # -- how
 
+    def _measure_accuracy(self, sha256: str, version: int) -> Rate:
+        probabilities = self._predictions.get((sha256, version))
+        data = self.edited(sha256)
+        test = data.split == SPLITS.index("test")
+        correct = predict_female(probabilities) == (data.gender == 1)
+        rate = wilson_rate(int((correct & test).sum()), int(test.sum()))
+        if rate is None:
+            raise NotFound(f"dataset {sha256[:12]} has no test faces")
+        return rate
+
+    def _named_runs(self) -> Callable[[str], Run | None]:
+        """Returns what finds a run under the name that people gave to it, with all names read once."""
+        annotations = self.annotations("run")
+
+        def find(run_id: str) -> Run | None:
+            run = self._find_run(run_id)
+            return run and with_name(run, annotations.get(run_id))
+
+        return find
+
+    def _tagged(self, kind: Kind, tag: str | None) -> set[str] | None:
+        """Returns the ids of the things that have a tag; None for all things."""
+        return None if tag is None else {key for key, found in self.annotations(kind).items() if tag in found.tags}
+
+    def _find_run(self, run_id: str) -> Run | None:
+        return _read_unless_final(self._ended_runs, self._runs.find, run_id)
+
+    def _find_job(self, job_id: str) -> Job | None:
+        return _read_unless_final(self._ended_jobs, self._jobs.find, job_id)
+
     def _load_summary(self, sha256: str) -> DatasetSummary:
-        return DatasetSummary.model_validate(self._store.get_json(f"datasets/{sha256}/{SUMMARY_JSON}"))
+        if (found := find_summary(self._store, sha256)) is None:
+            raise NotFound(f"there is no decoded dataset {sha256[:12]!r}")
+        return found
 
     def _load_dataset(self, sha256: str) -> Dataset:
         summary = self.summary(sha256)
         if summary is None:
             raise NotFound(f"there is no decoded dataset {sha256[:12]!r}")
         with contextlib.ExitStack() as stack:
-            rows_path = stack.enter_context(self._store.local(f"datasets/{sha256}/{FACES_CSV}"))
-            with rows_path.open(encoding="utf-8", newline="") as file:
-                rows = read_faces_csv(file)
+            table = stack.enter_context(self._store.local(f"datasets/{sha256}/{FACES_CSV}"))
             path = stack.enter_context(self._store.local(f"datasets/{sha256}/{FACES_NPY}"))
-            # Not pickled, and mapped: only the faces that are looked at are read.
-            faces = np.load(path, mmap_mode="r", allow_pickle=False)
+            faces, rows = open_faces(path, table, sha256)
             return Dataset(
                 sha256,
                 summary,
@@ -272,12 +443,57 @@ class StoreCache:
                 np.array([row.ethnicity for row in rows], np.int16),
                 np.array([SPLITS.index(row.split) for row in rows], np.uint8),
                 np.array([(row.width, row.height) for row in rows], np.uint32).reshape(-1, 2),
+                self._load_groups(sha256, len(rows)),
+                np.zeros(len(rows), np.uint8),
+                None,
                 faces,
                 stack.pop_all(),
             )
 
+    def _load_groups(self, sha256: str, count: int) -> NDArray[np.int32]:
+        groups = np.full(count, -1, np.int32)
+        with contextlib.suppress(NotFound):  # of an older release
+            text = self._store.get(f"datasets/{sha256}/{NEAR_DUPLICATES_CSV}").decode()
+            found = read_near_duplicates_csv(io.StringIO(text, newline=""))
+            groups[list(found)] = list(found.values())
+        return groups
+
+    def _history(self, sha256: str) -> tuple[EditHistory, Corrections]:
+        key = edits_key(sha256)
+        try:
+            data = self._store.get(key)
+        except NotFound:
+            return EditHistory(), Corrections()
+        return self._histories.get((key, data))
+
+    def _load_history(self, key: str, data: bytes) -> tuple[EditHistory, Corrections]:
+        history = parse_record(data, key, EditHistory)
+        return history, history.corrections()
+
+    def _edit(self, sha256: str, edits: str) -> Dataset:
+        return _with_corrections(self.dataset(sha256), self._edits.frozen(sha256, edits), edits)
+
+    def _load_held_out(self, sha256: str, version: int) -> NDArray[np.float32]:
+        card = self.card(version)
+        if card.dataset.sha256 != sha256:
+            raise NotFound(f"version {version} was trained on other faces")
+        return read_held_out(self._store, card.run_id)
+
     def _load_predictions(self, sha256: str, version: int) -> NDArray[np.float32]:
         return read_predictions(self._store, sha256, self.card(version))
+
+
+def _with_corrections(data: Dataset, corrections: Corrections, sha256: str) -> Dataset:
+    """Returns a dataset with the labels that its edits make."""
+    gender = corrections.apply(data.gender)
+    edits, split = np.zeros(len(data), np.uint8), data.split.copy()
+    relabelled = [*corrections.male, *corrections.female]
+    edits[relabelled] = np.where(gender == data.gender, EDITED.index("confirmed"), EDITED.index("corrected"))[
+        relabelled
+    ]
+    excluded = list(corrections.exclude)
+    edits[excluded], split[excluded] = EDITED.index("excluded"), EXCLUDED
+    return replace(data, gender=gender, split=split, edits=edits, corrections=sha256)
 
 
 def _read_unless_final(ended: LruCache[str, _R], find: Callable[[str], _R | None], key: str) -> _R | None:

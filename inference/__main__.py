@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import sys
-import tempfile
 import threading
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +18,7 @@ from shared.runtime.environment import SINGLE_CORE_ENV
 from shared.runtime.service import run_service
 from shared.runtime.settings import Settings
 from shared.runtime.supervisor import WRONG_USAGE, Child, Supervisor
+from shared.runtime.tempdir import workspace
 from shared.telemetry.metrics import BrokerCollector, process_registry
 from shared.telemetry.status_server import StatusServer
 
@@ -48,21 +48,21 @@ def _supervise(settings: Settings, stop: threading.Event) -> int:
             _LOG.error("%s", error)
             return WRONG_USAGE
     workers = plan_for(settings).workers
-    with open_broker_for(settings) as broker, tempfile.TemporaryDirectory(prefix="genderline-workers-") as folder:
+    with open_broker_for(settings) as broker, workspace("inference") as folder:
         registry = process_registry()
         registry.register(BrokerCollector(broker))
-        files = [Path(folder) / f"worker-{number}.json" for number in range(workers)]
+        files = [folder / f"worker-{number}.json" for number in range(workers)]
         children = [
             Child(
                 name=f"worker {number}",
                 command=[sys.executable, "-m", "inference", "--worker", str(file)],
-                # Each worker's metrics are files in this folder, which the parent adds up.
-                env=SINGLE_CORE_ENV | os.environ | {"PROMETHEUS_MULTIPROC_DIR": folder},
+                # Each worker's metrics are files in this folder, which the parent adds up; what it leaves goes with it.
+                env=SINGLE_CORE_ENV | os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(folder), "TMPDIR": str(folder)},
             )
             for number, file in enumerate(files)
         ]
         supervisor = Supervisor(children, on_event=_LOG.info)
-        registry.register(WorkersCollector(Path(folder), lambda: set(supervisor.pids.values())))
+        registry.register(WorkersCollector(folder, lambda: set(supervisor.pids.values())))
 
         def readiness() -> dict[str, Any]:
             living = set(supervisor.pids.values())
@@ -96,7 +96,7 @@ def _work(settings: Settings, stop: threading.Event, status_file: Path) -> int:
     configure_opencv()
     decode_processes = plan_for(settings).decode_processes
     with open_broker_for(settings) as broker:
-        store = open_store_for(settings)
+        store = open_store_for(settings, broker)
         worker = Worker(broker, store, settings, decode_processes=decode_processes, status_file=status_file)
         try:
             worker.run(stop)

@@ -20,6 +20,7 @@ from inference.model.champion import Models
 from inference.model.decoder import Decoder
 from inference.model.predictor import Predictor
 from inference.model.probe import ModelProber
+from inference.model.run_journal import RunJournal
 from inference.monitoring.drift import Drift
 from inference.monitoring.recent_predictions import RecentPredictions
 from inference.monitoring.shadow import Shadow
@@ -29,7 +30,7 @@ from shared.archives.archive import ArchiveLimits
 from shared.broker.base import Broker
 from shared.faces.decode import ImageLimits
 from shared.runtime.settings import Settings
-from shared.store.base import Store
+from shared.store.base import STORE_TROUBLES, Store
 from shared.telemetry.heartbeat import Heartbeat
 from shared.telemetry.metrics import InferenceMetrics
 from shared.worker.child import ForkServer
@@ -56,11 +57,16 @@ class Worker:
         self, broker: Broker, store: Store, settings: Settings, *, decode_processes: int, status_file: Path
     ) -> None:
         self._broker = broker
+        self._store = store
         self._status_file = status_file
-        metrics = InferenceMetrics(CollectorRegistry())
+        self._metrics = metrics = InferenceMetrics(CollectorRegistry())
         limits = ImageLimits.from_settings(settings)
         self._models = Models(
-            store, settings.provider, metrics, ModelProber(status_file.parent, settings.provider).survives
+            store,
+            settings.provider,
+            metrics,
+            ModelProber(status_file.parent, settings.provider, settings.batch_size).survives,
+            RunJournal(status_file.with_suffix(".runs")),
         )
         self._drift = Drift(metrics, lambda: self._models.champion)
         self._shadow = Shadow(store, settings, self._models, metrics)
@@ -109,7 +115,7 @@ class Worker:
             prefetch=1,
             wait_until_ready=self._models.wait_for_champion,
         )
-        self._heartbeat = Heartbeat(broker, "inference", self._state)
+        self._heartbeat = Heartbeat(broker, "inference", self._state, store)
 
     def run(self, stop: threading.Event) -> None:
         """Works until `stop`, then finishes what it holds. A loop that dies of a bug ends the whole worker."""
@@ -172,12 +178,15 @@ class Worker:
         }
 
     def _write_status(self, *, ready: bool) -> None:
-        champion = self._models.champion
+        champion, trouble = self._models.champion, self._store.trouble
+        for kind in STORE_TROUBLES:
+            self._metrics.store_trouble.labels(kind).set(trouble is not None and trouble.kind == kind)
         state = {
             "pid": os.getpid(),
             "ready": ready,
             "version": champion.version if champion else None,
             "provider": champion.provider if champion else None,
+            "store_trouble": trouble and trouble.text,
         }
         aside = self._status_file.with_suffix(".new")
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -26,7 +26,10 @@ from shared.messages import (
     run_id_of,
 )
 from shared.params import TrainingParams
-from shared.records.dataset import LABELS_JSON, dataset_id
+from shared.records.annotations import Annotation, Annotations, Kind
+from shared.records.dataset import LABELS_JSON, SUMMARY_JSON, DatasetSummary, dataset_id
+from shared.records.deletion import Deletion, Dependent
+from shared.records.edits import Edits
 from shared.records.jobs import Job, JobProgress, Jobs
 from shared.records.record import Record
 from shared.records.registry import Registry
@@ -38,6 +41,8 @@ from shared.store.staging import StagedFile
 Entry = dict[str, Any]
 """One image's prediction or error, as in a reply."""
 
+CURRENT_EDITS: Final = "current"
+"""Names the edits of a dataset that are in force now, in the place of a hash."""
 _PACK_BYTES: Final = 8 * 2**20
 """Images beyond this go into the next pack; RabbitMQ 4 takes no message above 16 MiB."""
 _LETTERS: Final = 10_000
@@ -62,6 +67,8 @@ class Client:
         self.runs = Runs(store)
         self.jobs = Jobs(store)
         self.registry = Registry(store)
+        self.annotations = Annotations(store)
+        self.edits = Edits(store)
 
     # -- datasets
 
@@ -72,6 +79,7 @@ class Client:
         name: str | None = None,
         params: Mapping[str, Any] | None = None,
         labels: Mapping[str, Any] | None = None,
+        train: bool = True,
         message_id: str | None = None,
         on_copied: Callable[[int], None] | None = None,
         move: bool = False,
@@ -84,6 +92,7 @@ class Client:
             name: what the run is called, cut to 200 characters; by default the file's name.
             params: training parameters.
             labels: where the labels stand, as in a message.
+            train: False only reads the archive, so that somebody can look at its faces before they train on them.
             message_id: makes a second submission with the same id harmless.
             on_copied: called with the number of bytes copied, piece by piece.
             move: give the file to the store instead of copying it.
@@ -103,9 +112,10 @@ class Client:
         spec = LabelSpec.parse(None if labels is None else dict(labels))
         dataset = dataset_id(sha256, spec)
         key = _dataset_key(dataset)
-        if not self.store.exists(key):
+        if not self.store.holds(key, archive.stat().st_size):
             self._upload(archive, key, on_copied, move=move, sha256=sha256)
-        return self._queue_run(dataset, name or archive_stem(archive.name), checked, message_id, spec, sha256)
+        name = name or archive_stem(archive.name)
+        return self._queue_run(dataset, name, checked, message_id, spec, sha256, train=train)
 
     def train_dataset(
         self,
@@ -113,6 +123,8 @@ class Client:
         *,
         name: str | None = None,
         params: Mapping[str, Any] | None = None,
+        edits: str | None = None,
+        train: bool = True,
         message_id: str | None = None,
     ) -> str:
         """Puts a new run on the queue for a dataset whose archive is in the store already.
@@ -121,14 +133,18 @@ class Client:
             sha256: the dataset.
             name: what the run is called; by default as the dataset's newest run.
             params: training parameters.
+            edits: the hash of the corrections to train with, or `CURRENT_EDITS` for those in force now; None trains on
+                the labels of the archive.
+            train: False only reads the archive.
             message_id: makes a second submission with the same id harmless.
 
         Returns:
             The run's id.
 
         Raises:
-            NotFound: there is no such dataset, or its archive was deleted.
+            NotFound: there is no such dataset, or its archive was deleted, or it has no edits of that hash.
             InvalidMessage: a parameter is unknown or out of range.
+            Conflict: the edits in force are asked for, and there are none.
             Retryable: broker or store are away.
         """
         checked = TrainingParams.parse(dict(params or {}))
@@ -136,10 +152,21 @@ class Client:
             raise NotFound(f"the archive of dataset {sha256[:12]} is not in the store; upload it again")
         if name is None:
             name = next((run.name for run in self.runs.newest() if run.dataset == sha256), sha256[:12])
-        labels = f"datasets/{sha256}/{LABELS_JSON}"
-        if self.store.exists(labels):  # then the archive has another SHA-256 than the dataset is called by
-            return self._queue_run(sha256, name, checked, message_id, LabelSpec.parse(self.store.get_json(labels)))
-        return self._queue_run(sha256, name, checked, message_id, archive_sha256=sha256)
+        if edits == CURRENT_EDITS:
+            edits = self.edits.freeze(sha256)
+            if edits is None:
+                raise Conflict(f"dataset {sha256[:12]} has no edits to train with")
+        elif edits is not None:
+            self.edits.frozen(sha256, edits)
+        key = f"datasets/{sha256}/{LABELS_JSON}"
+        labels = LabelSpec.parse(self.store.get_json(key)) if self.store.exists(key) else None
+        archive_sha256 = sha256 if labels is None else None  # with labels, the dataset's id is another hash
+        return self._queue_run(sha256, name, checked, message_id, labels, archive_sha256, edits=edits, train=train)
+
+    def find_summary(self, sha256: str) -> DatasetSummary | None:
+        """Returns what a dataset holds; None before it is decoded."""
+        found = self.store.find_json(f"datasets/{sha256}/{SUMMARY_JSON}")
+        return None if found is None else DatasetSummary.model_validate(found)
 
     def retry_run(self, run_id: str) -> str:
         """Sends a failed run's message back to its queue; where that is gone, a new run like it takes its place.
@@ -158,7 +185,8 @@ class Client:
             return run_id
         if run.dataset is None:
             raise Conflict(f"the message of run {run_id} is gone, and its dataset is not known; upload it again")
-        return self.train_dataset(run.dataset, name=run.name, params=run.params.as_dict() if run.params else None)
+        params = run.params.as_dict() if run.params else None
+        return self.train_dataset(run.dataset, name=run.name, params=params, edits=run.edits, train=run.train)
 
     def _queue_run(
         self,
@@ -168,17 +196,35 @@ class Client:
         message_id: str | None,
         labels: LabelSpec | None = None,
         archive_sha256: str | None = None,
+        *,
+        edits: str | None = None,
+        train: bool = True,
     ) -> str:
         message_id = message_id or uuid.uuid4().hex
         name, run_id = fit_name(name), run_id_of(message_id)
         uri = f"{STORE_SCHEME}{_dataset_key(dataset)}"
         message = by_reference(
-            uri, name=name, sha256=archive_sha256, params=params, labels=labels, message_id=message_id
+            uri,
+            name=name,
+            sha256=archive_sha256,
+            params=params,
+            labels=labels,
+            edits=edits,
+            train=train,
+            message_id=message_id,
         )
         self._submit(self.broker.topology.datasets, message, f"run {run_id}")
         # Last, so that a refused message leaves no run that waits forever. A trainer that was faster made the same.
         digest = request_digest(message)
-        self.runs.create(run_id, message_id=message_id, name=name, params=params, request_sha256=digest)
+        self.runs.create(
+            run_id,
+            message_id=message_id,
+            name=name,
+            params=params,
+            edits=edits,
+            train=train,
+            request_sha256=digest,
+        )
         return run_id
 
     def _submit(self, queue: str, message: Message, name: str) -> None:
@@ -413,6 +459,62 @@ class Client:
         if aliases.challenger is None or aliases.champion is None:
             return None
         return shadow_figures(self.store, aliases.challenger, aliases.champion)
+
+    # -- names, notes, tags, and the end
+
+    def annotate(
+        self,
+        kind: Kind,
+        which: str,
+        *,
+        name: str | None = None,
+        note: str | None = None,
+        tags: Collection[str] | None = None,
+        add_tags: Collection[str] = (),
+        remove_tags: Collection[str] = (),
+        user: str | None = None,
+    ) -> Annotation:
+        """Gives a dataset, run, model or job a name, a note and tags; what is None stays as it is.
+
+        Args:
+            kind: of what is annotated.
+            which: its id; a model's is its version.
+            name: instead of the name that it came with; an empty one takes it away.
+            note: any text.
+            tags: in place of all that it has.
+            add_tags: beside those that it has.
+            remove_tags: of those that it has.
+            user: who does it.
+
+        Raises:
+            NotFound: there is no such thing.
+            InvalidMessage: something is too long, or cannot be shown.
+        """
+        if not self._exists(kind, which):
+            raise NotFound(f"there is no {kind} {which!r}")
+        return self.annotations.change(
+            kind, which, name=name, note=note, tags=tags, add_tags=add_tags, remove_tags=remove_tags, user=user
+        )
+
+    def dependents(self, kind: Kind, which: str) -> list[Dependent]:
+        """Returns what loses something if this is deleted, or raises `NotFound` or `Conflict` as `delete` would."""
+        return Deletion(self.store).dependents(kind, which)
+
+    def delete(self, kind: Kind, which: str, *, user: str | None = None) -> None:
+        """Deletes a dataset, run, model or job for good, unless it is in use.
+
+        Raises:
+            NotFound: there is no such thing.
+            Conflict: it is in use.
+        """
+        Deletion(self.store).delete(kind, which, user=user)
+
+    def _exists(self, kind: Kind, which: str) -> bool:
+        if kind == "dataset":
+            return which in self.store.children("datasets")
+        if kind == "model":
+            return which.isdecimal() and self.store.exists(self.registry.card_key(int(which)))
+        return self.store.exists(self.runs.key(which) if kind == "run" else self.jobs.key(which))
 
     # -- how
 

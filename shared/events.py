@@ -198,6 +198,8 @@ class WorkerHeartbeat(EventModel):
     latency_p99_ms: float | None = None
     drift: Drift | None = None
     challenger: ChallengerState | None = None
+    store: str | None = None
+    store_trouble: str | None = None
     recent_predictions: Annotated[list[RecentPrediction], Field(max_length=100)] | None = None
 
 

@@ -35,6 +35,8 @@ ARCHIVES: Final = (ZIP, TAR, GZIP)
 """Content types of an archive sent by value; a tar.gz is a file of gzip."""
 PROBE: Final = "probe"
 """Header of a prediction that only tests the model."""
+TRAIN: Final = "train"
+"""Header of an archive sent by value: false where it is only to be read, and not trained on."""
 IMAGES: Final = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/avif", "image/heic")
 _ALIASES: Final = {
     "application/x-zip": ZIP,
@@ -93,6 +95,8 @@ class _ByReference(_Body):
     sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None = None
     params: dict[str, Any] | None = None
     labels: dict[str, Any] | None = None
+    edits: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    train: bool = True
 
 
 class _Shard(_Body):
@@ -130,7 +134,8 @@ class ArchiveRequest:
     """A dataset to train on, or a job: an archive by value or by reference.
 
     Exactly one of `body` and `uri` is given. `params` are a dataset's training parameters, `labels` what the message
-    says of where its labels stand; `model_version` is the one that a job asks for, None for the champion.
+    says of where its labels stand, `edits` the hash of the corrections to train with; without `train` the dataset is
+    only read, so that somebody can look at it. `model_version` is the one that a job asks for, None for the champion.
     """
 
     message_id: str
@@ -140,6 +145,8 @@ class ArchiveRequest:
     sha256: str | None = None
     params: TrainingParams = field(default_factory=TrainingParams)
     labels: LabelSpec | None = None
+    edits: str | None = None
+    train: bool = True
     model_version: int | None = None
 
 
@@ -210,18 +217,22 @@ def _archive_request(message: Message, *, takes_params: bool) -> ArchiveRequest:
     name: object
     params: object
     labels: object
+    edits: str | None = None
     kind = _content_type(message)
     if kind in ARCHIVES:
         name, params, labels = (message.headers.get(key) for key in ("name", "params", "labels"))
         body, uri, sha256 = message.body, None, None
+        train = _flag(message, TRAIN, True)
     elif kind == JSON:
         parsed = _validated(_ByReference, _json(message.body))
         name, params, labels = parsed.name, parsed.params, parsed.labels
         body, uri, sha256 = None, parsed.uri, parsed.sha256
+        edits, train = parsed.edits, parsed.train
     else:
         raise _wrong_type(message, (*ARCHIVES, JSON))
-    if not takes_params and (params is not None or labels is not None):
-        given = "params" if labels is None else "labels"
+    for_datasets = {"params": params, "labels": labels, "edits": edits, "train": None if train else train}
+    given = next((key for key, value in for_datasets.items() if value is not None), None)
+    if not takes_params and given:
         raise InvalidMessage(f"a job takes no {given}; they belong to datasets", code="invalid_params")
     return ArchiveRequest(
         message_id=message.message_id,
@@ -231,6 +242,8 @@ def _archive_request(message: Message, *, takes_params: bool) -> ArchiveRequest:
         sha256=sha256.lower() if sha256 else None,
         params=TrainingParams.parse(params),
         labels=LabelSpec.parse(labels),
+        edits=edits,
+        train=train,
         model_version=None if takes_params else _model_version(message),
     )
 
@@ -252,7 +265,7 @@ def parse_prediction(message: Message) -> PredictionRequest:
         images = [image.data for image in pack.images]
     else:
         raise _wrong_type(message, (*IMAGES, MSGPACK))
-    return PredictionRequest(ids, images, _model_version(message), _deadline(message), _probe(message))
+    return PredictionRequest(ids, images, _model_version(message), _deadline(message), _flag(message, PROBE, False))
 
 
 def parse_shard(message: Message) -> ShardRequest:
@@ -288,13 +301,13 @@ def _deadline(message: Message) -> float | None:
     raise InvalidMessage(f"header deadline is {short_repr(given)}; expected Unix time in seconds")
 
 
-def _probe(message: Message) -> bool:
-    given = message.headers.get(PROBE, False)
+def _flag(message: Message, header: str, default: bool) -> bool:
+    given = message.headers.get(header, default)
     if isinstance(given, bool):
         return given
     if given in ("true", "false"):
         return given == "true"
-    raise InvalidMessage(f"header {PROBE} is {short_repr(given)}; expected true or false")
+    raise InvalidMessage(f"header {header} is {short_repr(given)}; expected true or false")
 
 
 def _content_type(message: Message) -> str:
@@ -398,6 +411,8 @@ def by_reference(
     sha256: str | None = None,
     params: TrainingParams | None = None,
     labels: LabelSpec | None = None,
+    edits: str | None = None,
+    train: bool = True,
     message_id: str | None = None,
     reply_to: str | None = None,
     correlation_id: str | None = None,
@@ -413,6 +428,10 @@ def by_reference(
         body["params"] = params.model_dump(mode="json", exclude_defaults=True)
     if labels is not None:
         body["labels"] = labels.as_dict()
+    if edits is not None:
+        body["edits"] = edits
+    if not train:
+        body["train"] = False
     return json_message(body, message_id=message_id, reply_to=reply_to, correlation_id=correlation_id, headers=headers)
 
 

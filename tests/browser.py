@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 ARGUMENTS = (
     "--no-sandbox",
@@ -133,3 +134,21 @@ class Visit:
     def close(self) -> None:
         """Ends the visit."""
         self.context.close()
+
+
+def drop(zone: Locator, files: Mapping[str, bytes]) -> None:
+    """Drops files on an element, as a person does from a folder."""
+    named = [[name, base64.b64encode(data).decode()] for name, data in files.items()]
+    zone.evaluate(_DROP, named)
+
+
+_DROP = """async (zone, files) => {
+  const transfer = new DataTransfer();
+  for (const [name, base64] of files) {
+    const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+    transfer.items.add(new File([bytes], name));
+  }
+  for (const kind of ["dragover", "drop"]) {
+    zone.dispatchEvent(new DragEvent(kind, { dataTransfer: transfer, bubbles: true, cancelable: true }));
+  }
+}"""

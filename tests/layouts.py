@@ -150,7 +150,7 @@ def phone() -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
     for number, _, gender, _, _ in _people():
-        pixels = cv2.cvtColor(face_pixels(number, gender), cv2.COLOR_BGR2RGB)
+        pixels = cv2.cvtColor(cv2.resize(face_pixels(number, gender), (128, 128)), cv2.COLOR_BGR2RGB)
         image = Image.fromarray(np.rot90(pixels, 1) if number % 2 else pixels)
         data = saved(image, "HEIF", quality=80, **({"exif": exif.tobytes()} if number % 2 else {}))
         files.append((f"{('Men', 'Women')[gender]}/IMG_{number:04d}.HEIC", data))

@@ -209,6 +209,23 @@ def kills_its_process(model: onnx.ModelProto) -> None:
     append_before_sigmoid(model, nodes, "as_float")
 
 
+def kills_in_the_dark(model: onnx.ModelProto) -> None:
+    """The same, for a black image only: whoever tries the model on others survives."""
+    gemm = next(node for node in model.graph.node if node.op_type == "Gemm")
+    for name, value in (("least", np.int32(-(2**31))), ("two", np.int32(2)), ("one", np.int32(1))):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value), name))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0.001, np.float32), "nearly_black"))
+    nodes = [
+        helper.make_node("Less", [gemm.input[0], "nearly_black"], ["is_black"]),
+        helper.make_node("Cast", ["is_black"], ["black"], to=onnx.TensorProto.INT32),
+        helper.make_node("Mul", ["black", "two"], ["twice"]),
+        helper.make_node("Sub", ["one", "twice"], ["divisor"]),  # -1 for a black image, 1 for any other
+        helper.make_node("Div", ["least", "divisor"], ["quotient"]),
+        helper.make_node("Cast", ["quotient"], ["as_float"], to=onnx.TensorProto.FLOAT),
+    ]
+    append_before_sigmoid(model, nodes, "as_float")
+
+
 # -- registering
 
 

@@ -21,6 +21,7 @@ from shared.broker import open_broker
 from shared.broker.base import Broker, Message, ReplyQueue
 from shared.client import Client
 from shared.store.files import FileStore
+from shared.store.identity import give_identity
 from shared.topology import Topology
 from tests.rabbitmq_node import free_port
 
@@ -135,8 +136,10 @@ class Installation:
     @contextlib.contextmanager
     def client(self) -> Iterator[Client]:
         """Opens a client."""
+        store = FileStore(self.folder / "store")
+        give_identity(store)  # else the first service on RabbitMQ listens for others before it makes one
         with self.broker() as broker:
-            yield Client(broker, FileStore(self.folder / "store"))
+            yield Client(broker, store)
 
     def logs(self) -> str:
         """Returns what all services have printed, for a message of failure."""

@@ -6,7 +6,7 @@ import hashlib
 import io
 import math
 import zipfile
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 import cv2
 import numpy as np
@@ -19,6 +19,7 @@ from shared.records.dataset import (
     AGE_BANDS,
     FACES_CSV,
     FACES_NPY,
+    NEAR_DUPLICATES_CSV,
     REJECTS_CSV,
     SPLITS,
     SUMMARY_JSON,
@@ -28,20 +29,23 @@ from shared.records.dataset import (
     age_band,
     read_faces_csv,
     write_faces_csv,
+    write_near_duplicates_csv,
     write_rejects_csv,
 )
 from shared.records.evaluation import (
     Confusion,
+    Coverage,
     Curve,
     Evaluation,
     Group,
     GroupKind,
     Rate,
     ReliabilityBin,
+    Robustness,
     Spread,
 )
 from shared.records.jobs import RESULT_COLUMNS, Jobs, JobState
-from shared.records.model_card import CardDataset, CardFile, InputStatistics, ModelCard, Variant
+from shared.records.model_card import CardDataset, CardFile, GateResult, InputStatistics, ModelCard, Variant
 from shared.records.registry import Registry
 from shared.records.runs import EpochRow, Runs, RunState
 from shared.store.base import Store
@@ -53,6 +57,9 @@ HOSTILE_NAMES = (
 )
 RECIPE = {"network": "small", "batch_size": 32, "mirror": True, "precision": "float32"}
 """What a trainer decides where a run's parameters leave it open."""
+
+MODEL: Final = b"onnx"
+"""What stands in the place of a model's file."""
 
 
 class StoreBuilder:
@@ -118,6 +125,9 @@ class StoreBuilder:
         text = io.StringIO(newline="")
         write_rejects_csv(text, rejects)
         self.store.put(f"{key}/{REJECTS_CSV}", text.getvalue().encode())
+        text = io.StringIO(newline="")
+        write_near_duplicates_csv(text, {0: 0, 1: 0, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4})
+        self.store.put(f"{key}/{NEAR_DUPLICATES_CSV}", text.getvalue().encode())
         self.store.put(f"{key}/{SUMMARY_JSON}", summary.model_dump_json(indent=2).encode())
         return sha256
 
@@ -153,7 +163,16 @@ class StoreBuilder:
             images_per_second=380.0,
         )
 
-    def model(self, sha256: str, run_id: str, *, name: str = "faces", accuracy: float = 0.93, epochs: int = 12) -> int:
+    def model(
+        self,
+        sha256: str,
+        run_id: str,
+        *,
+        name: str = "faces",
+        accuracy: float = 0.93,
+        epochs: int = 12,
+        **changes: Any,
+    ) -> int:
         """Writes a finished run of a dataset, with its predictions and evaluation, and registers its model."""
         summary = DatasetSummary.model_validate(self.store.get_json(f"datasets/{sha256}/{SUMMARY_JSON}"))
         counts = {split: sum(genders.values()) for split, genders in summary.splits.items()}
@@ -178,9 +197,17 @@ class StoreBuilder:
             start=None,
             metrics=metrics,
             evaluation=evaluation,
+            gate=GateResult(passed=True, reason="the first model", champion=None)
+            if version == 1
+            else GateResult(
+                passed=False,
+                reason="balanced accuracy 90.1% against 92.4% of version 1 on 300 held-out faces",
+                champion=1,
+                faces=300,
+            ),
             temperature=1.12,
             parity=3.1e-7,
-            file=CardFile(sha256="ab" * 32, size_bytes=10_812_345),
+            file=CardFile(sha256=hashlib.sha256(MODEL).hexdigest(), size_bytes=10_812_345),
             variants={
                 "int8": Variant(
                     faces=counts["test"],
@@ -188,13 +215,13 @@ class StoreBuilder:
                     accuracy=evaluation.accuracy - 0.001,
                     images_per_second_float32=310.0,
                     images_per_second=905.0,
-                    file=CardFile(sha256="cd" * 32, size_bytes=2_750_001),
+                    file=CardFile(sha256=hashlib.sha256(MODEL).hexdigest(), size_bytes=2_750_001),
                 ),
                 "float16": Variant(
                     faces=counts["test"],
                     accuracy_float32=evaluation.accuracy,
                     accuracy=evaluation.accuracy,
-                    file=CardFile(sha256="ef" * 32, size_bytes=5_406_172),
+                    file=CardFile(sha256=hashlib.sha256(MODEL).hexdigest(), size_bytes=5_406_172),
                 ),
             },
             parameters=2_700_000,
@@ -211,10 +238,14 @@ class StoreBuilder:
         # The dashboard never loads a model, so any bytes do.
         folder = f"models/gender/{version}"
         for file in ("model.onnx", "model_int8.onnx", "model_float16.onnx"):
-            self.store.put(f"{folder}/{file}", b"onnx")
+            self.store.put(f"{folder}/{file}", MODEL)
         self.registry.register(card, f"# gender {version}\n", {})
         self.runs.update(
-            run_id, state=RunState.REGISTERED, model={"name": "gender", "version": version}, metrics=metrics
+            run_id,
+            state=RunState.REGISTERED,
+            model={"name": "gender", "version": version},
+            metrics=metrics,
+            **changes,
         )
         return version
 
@@ -337,6 +368,16 @@ class StoreBuilder:
                 kind: Spread(accuracy=0.06, false_positive_rate=0.05, false_negative_rate=0.07)
                 for kind in get_args(GroupKind)
             },
+            coverage=tuple(
+                Coverage(confidence=c, covered=1 - (c - 0.5), accuracy=min(1.0, accuracy + (c - 0.5) / 10))
+                for c in (0.5, 0.7, 0.9)
+            ),
+            robustness=tuple(
+                Robustness(
+                    change=name, faces=count, accuracy=accuracy - lost, balanced_accuracy=accuracy - lost - 0.004
+                )
+                for name, lost in (("unchanged", 0.0), ("dark", 0.012), ("blurred", 0.05))
+            ),
             histogram=[count // (abs(10 - i) + 1) % 97 + 5 * abs(10 - i) for i in range(20)],
         )
 

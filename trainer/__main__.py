@@ -16,16 +16,17 @@ from shared.connect import open_broker_for, open_store_for
 from shared.faces.decode import configure_opencv
 from shared.runtime.service import run_service
 from shared.runtime.settings import Settings
+from shared.runtime.tempdir import workspace
 from shared.store.base import Store
+from shared.store.identity import watch_store
 from shared.telemetry.heartbeat import Heartbeat
-from shared.telemetry.metrics import BrokerCollector, TrainerMetrics, process_registry
+from shared.telemetry.metrics import BrokerCollector, StoreCollector, TrainerMetrics, process_registry
 from shared.telemetry.status_server import StatusServer
 from shared.worker.loop import ConsumerLoop
 from shared.worker.retry import RetryPolicy
 from trainer.handler import DatasetHandler
 from trainer.inbox import InboxWatcher
 from trainer.pipeline import Pipeline
-from trainer.tempdir import workspace
 from trainer.training.device import choose_device
 from trainer.training.distributed import run_member, stop_members
 from trainer.training.process_group import ProcessGroup, end_with_launcher, watch_launcher
@@ -40,7 +41,7 @@ def main() -> int:
 
 
 def _serve(settings: Settings, stop: threading.Event) -> int:
-    with workspace():
+    with workspace("trainer"):
         return _train(settings, stop)
 
 
@@ -53,14 +54,13 @@ def _train(settings: Settings, stop: threading.Event) -> int:
         end_with_launcher()
     torch.set_num_threads(settings.threads or max(1, settings.cores // group.local_size))
     configure_opencv()
-    store = open_store_for(settings)
     if not group.is_main:  # the main process ends it once the run under way is done
         _LOG.info("member %d of %d on %s", group.rank, group.size, device)
-        run_member(group, store, device)
+        run_member(group, open_store_for(settings), device)
         group.destroy()
         return 0
     with open_broker_for(settings) as broker:
-        _run_main_process(settings, stop, broker, store, device, group)
+        _run_main_process(settings, stop, broker, open_store_for(settings, broker), device, group)
     if group.aborted:
         _LOG.error("this process failed and the others of its group did not; the group ends with it")
     return 1 if group.aborted else 0
@@ -72,6 +72,7 @@ def _run_main_process(
     """Takes messages until `stop`; the other processes of the group train along."""
     registry = process_registry()
     registry.register(BrokerCollector(broker))
+    registry.register(StoreCollector(store))
     metrics = TrainerMetrics(registry)
     pipeline = Pipeline(store, settings, metrics, device, group)
     handler = DatasetHandler(store, settings, metrics, pipeline, broker.emit, broker.topology)
@@ -86,10 +87,12 @@ def _run_main_process(
         return {"version": None, "provider": device.type, "device": str(device), "busy": handler.busy}
 
     def readiness() -> dict[str, Any]:
-        trouble = broker.trouble
+        ready = broker.ping() and store.ping()
+        trouble, store_trouble = broker.trouble, store.trouble
         return {
-            "ready": broker.ping() and store.ping(),
+            "ready": ready,
             "broker_trouble": trouble and trouble.text,
+            "store_trouble": store_trouble and store_trouble.text,
             "busy": handler.busy,
             "device": str(device),
         }
@@ -99,8 +102,9 @@ def _run_main_process(
     _LOG.info("ready on %s with %d threads; metrics on port %d", device, torch.get_num_threads(), status.port)
     inbox = InboxWatcher(Client(broker, store), settings.inbox, ArchiveLimits.from_settings(settings))
     helpers = [
-        threading.Thread(target=Heartbeat(broker, "trainer", state).run, args=[stop], name="heartbeat"),
+        threading.Thread(target=Heartbeat(broker, "trainer", state, store).run, args=[stop], name="heartbeat"),
         threading.Thread(target=inbox.run, args=[stop], name="inbox"),
+        threading.Thread(target=watch_store, args=[store, stop], name="store"),
     ]
     for helper in helpers:
         helper.start()

@@ -124,7 +124,13 @@ class DatasetHandler(Handler[_Asked]):
         run_id, request = asked.run_id, asked.request
         digest = request_digest(asked.message)
         self._runs.create(
-            run_id, message_id=request.message_id, name=request.name, params=request.params, request_sha256=digest
+            run_id,
+            message_id=request.message_id,
+            name=request.name,
+            params=request.params,
+            edits=request.edits,
+            train=request.train,
+            request_sha256=digest,
         )
         run = self._runs.get(run_id)
         continues = run.dataset is not None and request.uri == f"{STORE_SCHEME}datasets/{run.dataset}/archive.zip"
@@ -171,7 +177,11 @@ class DatasetHandler(Handler[_Asked]):
         dataset = self._accept(asked, lease, context)
         pipeline = self._pipeline.with_store(lease.store)
         try:
-            card = pipeline.run(asked.run_id, asked.request.name, dataset, asked.request.params, monitor)
+            if not asked.request.train:
+                pipeline.ingest(dataset, monitor)
+                return self._end_ingested(asked, lease)
+            request = asked.request
+            card = pipeline.run(asked.run_id, request.name, dataset, request.params, monitor, request.edits)
         except Interrupted:
             monitor.raise_if_stopped()  # raises why, unless it was time
             raise HandOver(f"{self._settings.handover_s:g} s are over") from None
@@ -196,7 +206,7 @@ class DatasetHandler(Handler[_Asked]):
             if request.labels is not None:
                 self._store.put_json(f"datasets/{dataset}/{LABELS_JSON}", request.labels.as_dict())
             key = f"datasets/{dataset}/archive.zip"
-            if not self._store.exists(key):
+            if not self._store.holds(key, path.stat().st_size):
                 is_ours = path.is_relative_to(folder)  # and may be moved into the store
                 self._store.put_file(key, path if is_ours else shutil.copyfile(path, folder / "copy.zip"))
         context.send(json_reply(asked.message, run.changed(labels=labels).reply(RunState.ACCEPTED)))
@@ -233,6 +243,14 @@ class DatasetHandler(Handler[_Asked]):
         announce(run, self._emit)
         return json_reply(asked.message, run.reply())
 
+    def _end_ingested(self, asked: _Asked, lease: Lease) -> list[Outgoing]:
+        """Ends a run that only reads its dataset. Returns the reply."""
+        run = Runs(lease.store).update(asked.run_id, state=RunState.INGESTED, progress=None)
+        self._metrics.datasets.labels(RunState.INGESTED).inc()
+        _LOG.info("%s ingested", asked.run_id)
+        announce(run, self._emit)
+        return json_reply(asked.message, run.reply())
+
     def _pass_gate(self, version: int) -> None:
         """Promotes a version, or makes it the challenger, and says so."""
         outcome = pass_gate(self._store, version, promote=self._settings.auto_promote)
@@ -254,6 +272,8 @@ class DatasetHandler(Handler[_Asked]):
             sha256=dataset,
             params=request.params,
             labels=request.labels,
+            edits=request.edits,
+            train=request.train,
             message_id=request.message_id,
             reply_to=message.reply_to,
             correlation_id=message.correlation_id,

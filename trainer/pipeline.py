@@ -24,24 +24,31 @@ from shared.records.dataset import (
     FACES_CSV,
     FACES_NPY,
     LABELS_JSON,
+    NEAR_DUPLICATES_CSV,
     REFUSAL_JSON,
     REJECTS_CSV,
     SPLITS,
     SUMMARY_JSON,
     DatasetRefusal,
     DatasetSummary,
+    dataset_id,
+    find_summary,
+    require_whole,
 )
 from shared.records.model_card import CardDataset, ModelCard, Variant, VariantPrecision
+from shared.records.predictions import held_out_key
+from shared.records.record import DamagedRecord
 from shared.records.registry import WEIGHTS_FILE, Registry
 from shared.records.runs import EpochRow, Progress, Runs, RunState
 from shared.runtime.settings import Settings
-from shared.store.base import Store
+from shared.store.base import Store, sha256_of
 from shared.telemetry.metrics import TrainerMetrics
 from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.ingest import ingest
 from trainer.release.card import build_card, measure_inputs, render_card
 from trainer.release.evaluate import evaluate
 from trainer.release.export import build_variants, describe_model, export_onnx, predict_onnx, verify_parity
+from trainer.release.held_out import predict_held_out
 from trainer.release.promotion_gate import compare
 from trainer.release.robustness import measure_robustness
 from trainer.release.start import Start, find_start
@@ -65,7 +72,13 @@ _PARITY_FACES: Final = 256
 _CALIBRATION_FACES: Final = 512
 _COMPARED_FACES: Final = 20_000
 _ROBUSTNESS_FACES: Final = 300
-_DATASET_FILES: Final = (FACES_NPY, FACES_CSV, REJECTS_CSV, SUMMARY_JSON)  # the summary last: it says "complete"
+_DATASET_FILES: Final = (
+    FACES_NPY,
+    FACES_CSV,
+    REJECTS_CSV,
+    NEAR_DUPLICATES_CSV,
+    SUMMARY_JSON,
+)  # the summary last: it says "complete"
 
 
 class Pipeline:
@@ -100,7 +113,15 @@ class Pipeline:
         """Returns the same pipeline on another view of the store: that of a run's owner, for one."""
         return Pipeline(store, self._settings, self._metrics, self._device, self._group)
 
-    def run(self, run_id: str, name: str, sha256: str, params: TrainingParams, monitor: Monitor) -> ModelCard:
+    def run(
+        self,
+        run_id: str,
+        name: str,
+        sha256: str,
+        params: TrainingParams,
+        monitor: Monitor,
+        edits: str | None = None,
+    ) -> ModelCard:
         """Ingests, trains, evaluates, exports and registers, each unless it is done already.
 
         Args:
@@ -109,6 +130,7 @@ class Pipeline:
             sha256: names the archive, which lies in the store.
             params: the training parameters.
             monitor: who watches.
+            edits: the hash of the corrections to train with; None takes the labels of the archive.
 
         Returns:
             The registered model's card.
@@ -121,9 +143,8 @@ class Pipeline:
         """
         if (version := self._registry.version_of_run(run_id)) is not None:  # and then its process was killed
             return self._registry.card(version)
-        folder = f"datasets/{sha256}"
-        self._ingest(folder, sha256, monitor)
-        with open_dataset(self._store, sha256) as dataset:
+        self.ingest(sha256, monitor)
+        with open_dataset(self._store, sha256, edits) as dataset:
             self._warn(run_id, dataset)
             start = find_start(params.init, dataset, self._store, self._settings)
             trained, recipe = self._train(run_id, dataset, params, start, monitor)
@@ -131,9 +152,25 @@ class Pipeline:
 
     # -- ingest
 
-    def _ingest(self, folder: str, sha256: str, monitor: Monitor) -> None:
-        if self._store.exists(f"{folder}/{SUMMARY_JSON}"):
-            return
+    def ingest(self, sha256: str, monitor: Monitor) -> None:
+        """Decodes a dataset's archive, unless it is done already.
+
+        Raises:
+            InvalidDataset: the data is at fault.
+            Exception: what `monitor` raises.
+        """
+        folder = f"datasets/{sha256}"
+        again = False
+        try:
+            if (found := find_summary(self._store, sha256)) is not None:
+                require_whole(self._store, sha256, found)
+                with open_dataset(self._store, sha256):
+                    return
+        except DamagedRecord as error:
+            if not self._store.exists(f"{folder}/archive.zip"):
+                raise
+            _LOG.warning("%s; it is made again from its archive", error)
+            again = True
         monitor.on_state(RunState.INGESTING)
         started = time.monotonic()
 
@@ -149,6 +186,8 @@ class Pipeline:
             labels = None
             if self._store.exists(f"{folder}/{LABELS_JSON}"):
                 labels = LabelSpec.parse(self._store.get_json(f"{folder}/{LABELS_JSON}"))
+            if again and dataset_id(sha256_of(archive), labels) != sha256:
+                raise DamagedRecord(f"{folder}/archive.zip", "its SHA-256 is not the one that the dataset is called by")
             try:
                 summary: DatasetSummary = ingest(
                     archive,
@@ -296,14 +335,21 @@ class Pipeline:
             np.array([dataset.rows[i].ethnicity for i in test]),
         )
         self._runs.write_evaluation(run_id, figures)
-        self._write_predictions(run_id, probability)
+        self._write_predictions(f"runs/{run_id}/predictions.csv", probability)
+
+        def on_face(done: int, total: int) -> None:
+            monitor.raise_if_stopped()
+            monitor.on_progress(_progress(RunState.EVALUATING, done, total))
+
+        held_out = predict_held_out(dataset, probability, self._device, on_face)
+        self._write_predictions(held_out_key(run_id), held_out)
         monitor.raise_if_stopped()
 
         monitor.on_state(RunState.EXPORTING)
         version = self._registry.claim(run_id)
         with tempfile.TemporaryDirectory(prefix="genderline-") as work:
             model = Path(work) / "model.onnx"
-            metadata = describe_model(version, run_id, dataset.sha256, figures)
+            metadata = describe_model(version, run_id, dataset.sha256, figures, edits=dataset.edits)
             export_onnx(network, temperature, model, metadata)
             save_weights(trained.weights, Path(work) / WEIGHTS_FILE)
             sample = _spread(dataset.part("test"), _PARITY_FACES)
@@ -326,7 +372,10 @@ class Pipeline:
                 model_version=version,
                 run_id=run_id,
                 dataset=CardDataset(
-                    sha256=dataset.sha256, name=name, counts={split: len(dataset.part(split)) for split in SPLITS}
+                    sha256=dataset.sha256,
+                    name=name,
+                    counts={split: len(dataset.part(split)) for split in SPLITS},
+                    edits=dataset.edits,
                 ),
                 params=recipe,
                 start=None if recipe.init == "scratch" else start.card,
@@ -362,15 +411,15 @@ class Pipeline:
             monitor.on_progress(_progress(RunState.EVALUATING, done, len(everything), rate))
         return np.concatenate(logits)
 
-    def _write_predictions(self, run_id: str, probability: NDArray[np.float32]) -> None:
-        """Writes `predictions.csv`: every face of the dataset, by its index."""
+    def _write_predictions(self, key: str, probability: NDArray[np.float32]) -> None:
+        """Writes a table of every face of the dataset, by its index."""
         with tempfile.TemporaryDirectory(prefix="genderline-") as work:
             path = Path(work) / "predictions.csv"
             with path.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(("index", "probability_female"))
                 writer.writerows((index, f"{value:.6f}") for index, value in enumerate(probability))
-            self._store.put_file(f"runs/{run_id}/predictions.csv", path)
+            self._store.put_file(key, path)
 
 
 def _find_warnings(dataset: Dataset) -> list[str]:

@@ -11,16 +11,20 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 
 from dashboard.api import views
-from dashboard.face_grid import AGREEMENTS, RESULTS, SORTS
+from dashboard.api.comparing import Matrix
+from dashboard.face_grid import AGREEMENTS, CONFIDENCE_BANDS, DUPLICATES, RESULTS, SORTS
 from dashboard.incoming import Upload
+from dashboard.measures import Measures
+from dashboard.store_cache import EDITED
 from dashboard.tasks.samples import SampleState
 from dashboard.tasks.scoring import ScoringState
 from shared.errors import CODES
 from shared.faces.labels import ETHNICITIES, GENDERS
 from shared.messages import ARCHIVES, IMAGES
 from shared.params import TrainingParams
+from shared.records.comparison import ALL_FACES
 from shared.records.dataset import AGE_BANDS, SPLITS
-from shared.records.model_card import ModelCard
+from shared.records.edits import CHANGES
 
 _REF: Final = "#/components/schemas/{model}"
 _CSV: Final = "text/csv"
@@ -80,7 +84,20 @@ _PAGING: Final = {
     "limit": _number("The most items to return", 1, 1000),
     "offset": _number("Items to pass over", 0, 10**9),
 }
+_LISTED: Final = {**_PAGING, "tag": _text("Only those that have this tag")}
+_ANNOTATION: Final = {
+    "name": _text("Its name; an empty text gives back the name that it came with"),
+    "note": _text("Any text"),
+    "tags": _text("Its tags, separated by commas, in place of all that it has; in a JSON body also a list"),
+}
+_CONFIRM: Final[_Query] = {"confirm": ("`true` to delete it also where something depends on it", {"type": "boolean"})}
 _MODEL_VERSION: Final = {"model_version": _number("A version; the champion by default", 1, 10**9)}
+_MEASURED: Final = {
+    "dataset": _text("SHA-256 of a dataset; that of the last version named by default"),
+    "split": _text("A part of the dataset; test by default", *SPLITS, ALL_FACES),
+    "threshold": _number("Predicted female from this probability on; 0.5 by default", 0, 1, "number"),
+    "labels": _text("The hash of the edits that make the labels, or `archive`; those in force now by default"),
+}
 _REASON: Final = {"reason": _text("Why; it is recorded")}
 _SELECTED: Final[_Query] = {
     "dead_id": ("A message; may be given several times", {"type": "array", "items": {"type": "string"}}),
@@ -96,6 +113,10 @@ _FACES: Final = {
     "age": _text("A band of ages", *AGE_BANDS),
     "split": _text("A part of the dataset", *SPLITS),
     "result": _text("Whether prediction and label agree", *RESULTS),
+    "confidence": _text("A band of the confidence, in percent", *CONFIDENCE_BANDS),
+    "duplicates": _text("Whether another face looks the same", *DUPLICATES),
+    "edited": _text("What edits have made of the label", *EDITED),
+    "labels": _text("`archive`, or the hash of the edits that correct the labels; by default those in force"),
     "low": _number("The lowest confidence", 0, 1, "number"),
     "high": _number("The highest confidence", 0, 1, "number"),
     "threshold": _number("Predicted female from this probability on; 0.5 by default", 0, 1, "number"),
@@ -128,7 +149,7 @@ _CALLS: Final = (
         headers={"Upload-Offset": "Bytes that are there already"},
     ),
     _Call("DELETE", "/uploads/{upload_id}", "delete_upload", "Give an upload up", None, 204),
-    _Call("GET", "/datasets", "list_datasets", "Datasets, newest first", views.Datasets, query=_PAGING),
+    _Call("GET", "/datasets", "list_datasets", "Datasets, newest first", views.Datasets, query=_LISTED),
     _Call(
         "POST",
         "/datasets",
@@ -136,8 +157,14 @@ _CALLS: Final = (
         "Train on an archive of labelled faces",
         views.RunAccepted,
         202,
-        {"name": _text("The name of the run"), "params": _PARAMS, "labels": _LABELS, "upload": _UPLOAD},
-        _archive("name", "params", "labels"),
+        {
+            "name": _text("The name of the run"),
+            "params": _PARAMS,
+            "labels": _LABELS,
+            "train": _text("`false` only reads the archive, so that its faces can be looked at", "true", "false"),
+            "upload": _UPLOAD,
+        },
+        _archive("name", "params", "labels", "train"),
         _ONCE,
     ),
     _Call(
@@ -147,8 +174,44 @@ _CALLS: Final = (
         "Train on a dataset that is here already",
         views.RunAccepted,
         202,
-        {"name": _text("The name of the run"), "params": _PARAMS},
+        {
+            "name": _text("The name of the run"),
+            "params": _PARAMS,
+            "edits": _text("The hash of the edits to train with, or `current`; by default the archive's own labels"),
+        },
         headers=_ONCE,
+    ),
+    _Call("GET", "/datasets/{sha256}/edits", "list_edits", "The edits of a dataset's labels", views.EditList),
+    _Call(
+        "POST",
+        "/datasets/{sha256}/edits",
+        "edit_dataset",
+        "Correct labels, exclude faces, restore them, or undo an edit",
+        views.EditMade,
+        query={
+            "change": _text("What to do with the faces", *CHANGES, "undo"),
+            "faces": (
+                "The index of a face; may be given several times",
+                {"type": "array", "items": {"type": "integer", "minimum": 0}},
+            ),
+            "number": _number("The edit to undo; by default the newest that is in force", 1, 10**9),
+        },
+    ),
+    _Call(
+        "GET",
+        "/datasets/{sha256}/faces",
+        "list_faces",
+        "Faces with their predictions, and how many there are by label, prediction, age and so on",
+        views.Faces,
+        query={**_FACES, **_PAGING},
+    ),
+    _Call(
+        "GET",
+        "/datasets/{sha256}/faces/{index}",
+        "get_face",
+        "One face with every model's prediction and its edits",
+        views.FaceDetails,
+        query=_FACES,
     ),
     _Call("GET", "/datasets/{sha256}/faces.csv", "dataset_faces", "Faces with their predictions", _CSV, query=_FACES),
     _Call("GET", "/datasets/{sha256}/rejects.csv", "dataset_rejects", "Rejected files with their reasons", _CSV),
@@ -172,7 +235,7 @@ _CALLS: Final = (
         {"images": _number("How many faces", 40, 20000), "params": _PARAMS},
     ),
     _Call("GET", "/samples", "get_sample", "How far the synthetic dataset is", SampleState),
-    _Call("GET", "/runs", "list_runs", "Runs, newest first", views.Runs, query=_PAGING),
+    _Call("GET", "/runs", "list_runs", "Runs, newest first", views.Runs, query=_LISTED),
     _Call("GET", "/runs/{run_id}", "get_run", "A run with its history and evaluation", views.RunDetails),
     _Call("POST", "/runs/{run_id}/cancel", "cancel_run", "Ask for a run to stop", views.RunCancelled, 202),
     _Call("POST", "/runs/{run_id}/retry", "retry_run", "Send a failed run back to its queue", views.RunAccepted, 202),
@@ -206,14 +269,35 @@ _CALLS: Final = (
         _archive("name", "model_version"),
         _ONCE,
     ),
-    _Call("GET", "/jobs", "list_jobs", "Jobs, newest first", views.Jobs, query=_PAGING),
+    _Call("GET", "/jobs", "list_jobs", "Jobs, newest first", views.Jobs, query=_LISTED),
     _Call("GET", "/jobs/{job_id}", "get_job", "A job and its progress", views.JobDetails),
     _Call("POST", "/jobs/{job_id}/cancel", "cancel_job", "Ask for a job to stop", views.JobAccepted, 202),
     _Call("POST", "/jobs/{job_id}/retry", "retry_job", "Send a failed job back to its queue", views.JobAccepted, 202),
     _Call("GET", "/jobs/{job_id}/results.csv", "job_results", "A finished job's results, a row an image", _CSV),
-    _Call("GET", "/models", "list_models", "Versions and aliases", views.Models, query=_PAGING),
-    _Call("GET", "/models/{version}", "get_model", "A version's card", ModelCard),
+    _Call("GET", "/models", "list_models", "Versions and aliases", views.Models, query=_LISTED),
+    _Call("GET", "/models/{version}", "get_model", "A version's card", views.ModelDetails),
     _Call("GET", "/models/{version}/model.onnx", "get_model_file", "A version's file", "application/octet-stream"),
+    _Call(
+        "GET",
+        "/models/{version}/measures",
+        "measure_model",
+        "How well a version predicts a dataset at a decision threshold",
+        Measures,
+        query=_MEASURED,
+    ),
+    _Call(
+        "GET",
+        "/compare",
+        "compare_models",
+        "Two versions on the same faces",
+        views.ComparisonDetails,
+        query={
+            "first": _number("The version before", 1, 10**9),
+            "second": _number("The version after", 1, 10**9),
+            **_MEASURED,
+        },
+    ),
+    _Call("GET", "/compare/matrix", "get_matrix", "The newest versions on the newest datasets", Matrix),
     _Call("POST", "/models/{version}/promote", "promote_model", "Promote a version", views.AliasesNow, query=_REASON),
     _Call(
         "POST",
@@ -225,6 +309,33 @@ _CALLS: Final = (
     ),
     _Call("DELETE", "/models/{version}/challenge", "dismiss_model", "End that", views.AliasesNow, query=_REASON),
     _Call("POST", "/models/rollback", "roll_back_model", "Promote the one before", views.AliasesNow, query=_REASON),
+    *(
+        call
+        for noun, path in (
+            ("dataset", "/datasets/{sha256}"),
+            ("run", "/runs/{run_id}"),
+            ("model", "/models/{version}"),
+            ("job", "/jobs/{job_id}"),
+        )
+        for call in (
+            _Call(
+                "PATCH",
+                path,
+                f"annotate_{noun}",
+                f"Change a {noun}'s name, note or tags; what is left out stays",
+                views.AnnotationChanged,
+                query=_ANNOTATION,
+            ),
+            _Call(
+                "DELETE",
+                path,
+                f"delete_{noun}",
+                f"Delete a {noun}, unless it is in use",
+                views.Deleted,
+                query=_CONFIRM,
+            ),
+        )
+    ),
     _Call("GET", "/dead", "list_dead", "Failed messages", views.DeadLetters),
     _Call("POST", "/dead/retry", "retry_dead", "Re-queue failed messages", views.Count, query=_SELECTED),
     _Call("POST", "/dead/drop", "drop_dead", "Delete failed messages", views.Count, query=_SELECTED),
@@ -289,7 +400,12 @@ def _schemas() -> dict[str, Any]:
 
 def _operation(call: _Call) -> Schema:
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "integer" if name == "version" else "string"}}
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": {"type": "integer" if name in {"version", "index"} else "string"},
+        }
         for name in re.findall(r"{(\w+)}", call.path)
     ]
     parameters += [

@@ -1,20 +1,33 @@
-"""The faces that a request asks for, by the filter in its address; and the same as CSV."""
+"""The faces that a request asks for, by the filter in its address; the same as CSV; and one face with all about it."""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 from flask import Response, request
 from numpy.typing import NDArray
 
 from dashboard.context import dashboard
-from dashboard.face_grid import FaceFilter, face_view, select_faces
+from dashboard.face_grid import FaceFilter, Facet, count_facets, face_view, select_faces
+from dashboard.store_cache import Dataset
+from shared.errors import NotFound
+from shared.faces.labels import GENDERS
 from shared.records.cells import to_cell
+from shared.records.dataset import SPLITS
 
+_VERSIONS: Final = 8
+"""Models whose predictions are shown of a face."""
+_ROLES: Final = {
+    "train": "trained on this face",
+    "validation": "tuned on this face",
+    "test": "tested on this face",
+}
 _COLUMNS: Final = (
     "index",
     "name",
@@ -50,12 +63,111 @@ def predictions_to_compare(sha256: str, wanted: FaceFilter) -> NDArray[np.float3
     return None if wanted.other is None else dashboard().store_cache.predictions(sha256, wanted.other)
 
 
+@dataclass(frozen=True, slots=True)
+class RequestedFaces:
+    """A dataset as a request wants to see it.
+
+    Attributes:
+        data: with the labels that the filter asks for.
+        wanted: the filter, with the model in it whose predictions count.
+        probabilities: that model's, float32 (N,); None where there are none.
+        others: the filter's second model's, float32 (N,); None where there are none.
+    """
+
+    data: Dataset
+    wanted: FaceFilter
+    probabilities: NDArray[np.float32] | None
+    others: NDArray[np.float32] | None
+
+    def select(self) -> NDArray[np.intp]:
+        """Returns the indices of the faces that fit, in the wanted order."""
+        cache, held_out = dashboard().store_cache, None
+        if self.wanted.sort == "suspects" and self.wanted.version is not None:
+            held_out = cache.held_out_predictions(self.data.sha256, self.wanted.version)
+        return select_faces(self.data, self.probabilities, self.wanted, self.others, held_out)
+
+    def count_facets(self) -> list[Facet]:
+        """Returns how many faces there would be of each value, were the filter to name it."""
+        return count_facets(self.data, self.probabilities, self.wanted, self.others)
+
+    def view(self, index: int) -> dict[str, Any]:
+        """Returns what a page says of one face."""
+        return face_view(self.data, self.probabilities, index, self.wanted.threshold)
+
+
+def requested_faces(sha256: str) -> RequestedFaces:
+    """Returns the dataset as the request's filter wants to see it.
+
+    Raises:
+        NotFound: there is no such dataset, it is not decoded yet, or it has no edits of the hash in the filter.
+    """
+    wanted, probabilities = requested_filter(sha256)
+    data = dashboard().store_cache.edited(sha256, wanted.labels)
+    return RequestedFaces(data, wanted, probabilities, predictions_to_compare(sha256, wanted))
+
+
+def list_faces(sha256: str, offset: int, limit: int) -> dict[str, Any]:
+    """Returns some of the faces that fit the request's filter, and how many there are of each kind."""
+    asked = requested_faces(sha256)
+    found = asked.select()
+    return {
+        "total": len(found),
+        "faces": [_face_record(asked.view(int(i))) for i in found[offset : offset + limit]],
+        "facets": [dataclasses.asdict(facet) for facet in asked.count_facets()],
+        "version": asked.wanted.version if asked.probabilities is not None else None,
+        "edits": asked.data.corrections,
+    }
+
+
+def describe_face(sha256: str, index: int) -> dict[str, Any]:
+    """Returns one face: every model's prediction, the faces that look the same, and its edits, newest first."""
+    cache = dashboard().store_cache
+    asked = requested_faces(sha256)
+    data = asked.data
+    require_face(data, index)
+    group = data.groups[index]
+    alike = np.flatnonzero(data.groups == group) if group >= 0 else np.array([], np.intp)
+    return {
+        "face": _face_record(asked.view(index)),
+        "archive_gender": GENDERS[cache.dataset(sha256).gender[index]],
+        "predictions": list_predictions(data, index, asked.wanted.threshold),
+        "near_duplicates": alike[alike != index].tolist(),
+        "edits": [edit.as_dict() for edit in cache.edit_history(sha256).of_face(index)],
+    }
+
+
+def list_predictions(data: Dataset, index: int, threshold: float) -> list[dict[str, Any]]:
+    """Returns what the newest models predict for a face, and whether each has learned from it."""
+    cache = dashboard().store_cache
+    found = []
+    split = cache.dataset(data.sha256).split[index]
+    for version in cache.predicting_versions(data.sha256)[:_VERSIONS]:
+        probabilities = cache.predictions(data.sha256, version)
+        if probabilities is not None:
+            view = face_view(data, probabilities, index, threshold)
+            own = cache.card(version).dataset.sha256 == data.sha256
+            answer = {name: view[name] for name in ("predicted", "probability_female", "confidence", "correct")}
+            role = _ROLES[SPLITS[split]] if own else "not part of its training"
+            found.append({"version": version, **answer, "role": role})
+    return found
+
+
+def require_face(data: Dataset, index: int) -> None:
+    """Raises `NotFound` where a dataset has no face of that index."""
+    if index >= len(data):
+        raise NotFound(
+            f"face {index} does not exist: dataset {data.sha256[:12]} has {len(data):,} faces, numbered from 0"
+        )
+
+
+def _face_record(view: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: view.get(name) for name in (*_COLUMNS, "edited")}
+
+
 def send_faces(sha256: str) -> Response:
     """Sends the faces that fit the request's filter, a row each, in its order."""
-    data = dashboard().store_cache.dataset(sha256)
-    wanted, probabilities = requested_filter(sha256)
-    found = select_faces(data, probabilities, wanted, predictions_to_compare(sha256, wanted))
-    views = (face_view(data, probabilities, int(i), wanted.threshold) for i in found)
+    asked = requested_faces(sha256)
+    views = (asked.view(int(i)) for i in asked.select())
     return _send_csv(_COLUMNS, ([view.get(name) for name in _COLUMNS] for view in views), f"{sha256[:12]}-faces.csv")
 
 

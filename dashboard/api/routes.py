@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any, Final
@@ -11,18 +12,22 @@ from typing import Any, Final
 from flask import Blueprint, Response, jsonify, request, send_file, url_for
 from werkzeug.datastructures import Headers
 
+from dashboard.api import faces
+from dashboard.api.comparing import accuracy_matrix, measure_requested, requested_comparison
+from dashboard.api.comparing import compare_models as run_comparison
 from dashboard.api.document import document, query_parameters
-from dashboard.api.faces import send_faces, send_rejects
 from dashboard.api.uploads import parse_number, receive_archive, receive_images
 from dashboard.auth import current_user
 from dashboard.context import dashboard
 from dashboard.incoming import Upload
 from shared.archives.archive import ArchiveLimits
-from shared.client import Client
+from shared.client import CURRENT_EDITS, Client
 from shared.errors import Conflict, InvalidMessage, NotFound, short_repr
 from shared.faces.labelling import LabelSpec
 from shared.messages import SCHEMA
 from shared.params import TrainingParams
+from shared.records.annotations import Annotation, Kind
+from shared.records.deletion import Dependent
 from shared.records.jobs import Jobs
 from shared.records.record import DamagedRecord
 
@@ -31,8 +36,11 @@ ANSWER_S: Final = 30.0
 
 _LONGEST_ANSWER_S: Final = 120.0
 _PAGE: Final = 1000
+_FACES: Final = 120
 _SAMPLE_IMAGES: Final = 1500
 _REASON_LENGTH: Final = 500
+_UNDO: Final = "undo"
+_SHA256: Final = re.compile("[0-9a-f]{64}")
 
 _MODEL_SUMMARY: Final = {"name", "version", "run_id", "created", "dataset", "metrics", "params", "file"}
 
@@ -113,16 +121,17 @@ def _describe_upload(found: Upload, answer: Response) -> Response:
 def list_datasets() -> Response:
     """Lists datasets, those with the newest runs first."""
     cache = dashboard().store_cache
-    limit, offset = _page()
+    annotations, (limit, offset) = cache.annotations("dataset"), _page()
     page = [
         {
             "sha256": sha256,
             "name": name,
-            "summary": summary.model_dump(mode="json") if (summary := cache.summary(sha256)) else None,
+            "summary": summary.model_dump(mode="json") if (summary := cache.readable_summary(sha256)) else None,
+            "annotation": _annotation(annotations.get(sha256)),
         }
-        for sha256, name in islice(cache.named_datasets(), offset, offset + limit)
+        for sha256, name in islice(cache.named_datasets(_tag()), offset, offset + limit)
     ]
-    return jsonify({"datasets": page, "total": len(cache.dataset_ids())})
+    return jsonify({"datasets": page, "total": len(cache.dataset_ids(_tag()))})
 
 
 @blueprint.post("/datasets")
@@ -133,11 +142,13 @@ def submit_dataset() -> tuple[Response, int]:
     with receive_archive(ArchiveLimits.from_settings(parts.settings)) as archive:
         params = TrainingParams.parse(_read_field("params") or None)
         labels = LabelSpec.parse(_read_field("labels") or None)
+        train = _read_flag("train", True)
         run_id = parts.client.submit_dataset(
             archive.path,
             name=archive.name,
             params=params.as_dict(),
             labels=None if labels is None else labels.as_dict(),
+            train=train,
             message_id=_idempotency_key(),
             move=True,
             sha256=archive.sha256,
@@ -152,20 +163,64 @@ def train_dataset(sha256: str) -> tuple[Response, int]:
     ahead = parts.runs_ahead()
     params = TrainingParams.parse(_read_field("params") or None)
     name = _read_field("name") or None
-    run_id = parts.client.train_dataset(sha256, name=name, params=params.as_dict(), message_id=_idempotency_key())
+    run_id = parts.client.train_dataset(
+        sha256, name=name, params=params.as_dict(), edits=_read_edits(), message_id=_idempotency_key()
+    )
     return _accept_run(run_id, ahead)
+
+
+@blueprint.get("/datasets/<sha256>/edits")
+def list_edits(sha256: str) -> Response:
+    """Lists the edits of a dataset's labels, and what they make of its faces."""
+    history = dashboard().client.edits.history(sha256)
+    corrections = history.corrections()
+    return jsonify(
+        {
+            "edits": [edit.as_dict() for edit in history.edits],
+            "corrections": corrections.as_dict(),
+            "sha256": None if corrections.is_empty else corrections.sha256,
+        }
+    )
+
+
+@blueprint.post("/datasets/<sha256>/edits")
+def edit_dataset(sha256: str) -> Response:
+    """Makes an edit of a dataset's labels, or undoes one."""
+    edits, change = dashboard().client.edits, _read_field("change")
+    if change == _UNDO:
+        number = parse_number(_read_field("number"), "number", 1, 10**9)
+        history, edit = edits.undo(sha256, None if number is None else int(number), user=current_user())
+    else:
+        history = edits.add(sha256, change, _read_faces(), user=current_user())
+        edit = history.edits[-1]
+    corrections = history.corrections()
+    return jsonify({"edit": edit.as_dict(), "sha256": None if corrections.is_empty else corrections.sha256})
+
+
+@blueprint.get("/datasets/<sha256>/faces")
+def list_faces(sha256: str) -> Response:
+    """Lists faces with their predictions, and counts them by what they can be chosen by."""
+    limit = parse_number(request.args.get("limit"), "limit", 1, _PAGE) or _FACES
+    offset = parse_number(request.args.get("offset"), "offset", 0, 10**9) or 0
+    return jsonify(faces.list_faces(sha256, int(offset), int(limit)))
+
+
+@blueprint.get("/datasets/<sha256>/faces/<int:index>")
+def get_face(sha256: str, index: int) -> Response:
+    """Returns one face: every model's prediction, the faces that look the same, and its edits."""
+    return jsonify(faces.describe_face(sha256, index))
 
 
 @blueprint.get("/datasets/<sha256>/faces.csv")
 def dataset_faces(sha256: str) -> Response:
     """Sends faces with their predictions."""
-    return send_faces(sha256)
+    return faces.send_faces(sha256)
 
 
 @blueprint.get("/datasets/<sha256>/rejects.csv")
 def dataset_rejects(sha256: str) -> Response:
     """Sends the rejected files with their reasons."""
-    return send_rejects(sha256)
+    return faces.send_rejects(sha256)
 
 
 @blueprint.post("/datasets/<sha256>/predictions")
@@ -203,8 +258,9 @@ def get_sample() -> Response:
 @blueprint.get("/runs")
 def list_runs() -> Response:
     """Lists runs, newest first."""
-    found = dashboard().store_cache.runs(*_page())
-    runs = [run.as_dict() for run in found.records]
+    cache = dashboard().store_cache
+    found, annotations = cache.runs(*_page(), _tag()), cache.annotations("run")
+    runs = [{**run.as_dict(), "annotation": _annotation(annotations.get(run.run_id))} for run in found.records]
     return jsonify({"runs": runs, "total": found.total, "damaged": _damaged(found.damaged)})
 
 
@@ -216,6 +272,7 @@ def get_run(run_id: str) -> Response:
     return jsonify(
         {
             **record.as_dict(),
+            "annotation": _annotation(parts.store_cache.annotation("run", run_id)),
             "history": [row.as_dict() for row in parts.client.runs.history(run_id)],
             "evaluation": evaluation and evaluation.as_dict(),
         }
@@ -286,8 +343,9 @@ def submit_job() -> tuple[Response, int]:
 @blueprint.get("/jobs")
 def list_jobs() -> Response:
     """Lists jobs, newest first."""
-    found = dashboard().store_cache.jobs(*_page())
-    jobs = [job.as_dict() for job in found.records]
+    cache = dashboard().store_cache
+    found, annotations = cache.jobs(*_page(), _tag()), cache.annotations("job")
+    jobs = [{**job.as_dict(), "annotation": _annotation(annotations.get(job.job_id))} for job in found.records]
     return jsonify({"jobs": jobs, "total": found.total, "damaged": _damaged(found.damaged)})
 
 
@@ -297,7 +355,8 @@ def get_job(job_id: str) -> Response:
     parts = dashboard()
     record = parts.store_cache.job(job_id)
     progress = parts.client.jobs.progress(record).model_dump(include={"done", "total"})
-    return jsonify({**record.as_dict(), "progress": progress})
+    annotation = _annotation(parts.store_cache.annotation("job", job_id))
+    return jsonify({**record.as_dict(), "annotation": annotation, "progress": progress})
 
 
 @blueprint.post("/jobs/<job_id>/cancel")
@@ -333,8 +392,14 @@ def list_models() -> Response:
     """Lists the versions, newest first, and which of them are in use."""
     parts = dashboard()
     aliases, damaged = parts.client.registry.find_aliases()
-    found = parts.store_cache.cards(*_page())
-    models = [card.model_dump(mode="json", include=_MODEL_SUMMARY) for card in found.records]
+    found, annotations = parts.store_cache.cards(*_page(), _tag()), parts.store_cache.annotations("model")
+    models = [
+        {
+            **card.model_dump(mode="json", include=_MODEL_SUMMARY),
+            "annotation": _annotation(annotations.get(str(card.version))),
+        }
+        for card in found.records
+    ]
     figures = parts.client.shadow()
     return jsonify(
         {
@@ -350,7 +415,10 @@ def list_models() -> Response:
 @blueprint.get("/models/<int:version>")
 def get_model(version: int) -> Response:
     """Returns a version's card."""
-    return jsonify(dashboard().store_cache.card(version).as_dict())
+    cache = dashboard().store_cache
+    return jsonify(
+        {**cache.card(version).as_dict(), "annotation": _annotation(cache.annotation("model", str(version)))}
+    )
 
 
 @blueprint.get("/models/<int:version>/model.onnx")
@@ -361,6 +429,38 @@ def get_model_file(version: int) -> Response:
     return _send_stored_file(
         parts.client.registry.model_key(version), "application/octet-stream", f"gender-{version}.onnx"
     )
+
+
+@blueprint.get("/models/<int:version>/measures")
+def measure_model(version: int) -> Response:
+    """Tells how well a version predicts the faces of a dataset at a decision threshold."""
+    measures = measure_requested(version)
+    return jsonify(measures.as_dict())
+
+
+@blueprint.get("/compare")
+def compare_models() -> Response:
+    """Compares two versions on the same faces."""
+    chosen = requested_comparison()
+    if chosen is None:
+        raise InvalidMessage("first or second is missing; expected two versions to compare")
+    found = run_comparison(chosen)
+    if found.comparison is None:
+        versions = " and ".join(str(version) for version in found.missing)
+        raise Conflict(
+            f"model {versions} has not predicted dataset {chosen.dataset[:12]}; "
+            f"start that with POST /api/v1/datasets/{chosen.dataset}/predictions?version={found.missing[0]}"
+        )
+    sentence = found.comparison.describe(chosen.first, chosen.second)
+    asked = {"versions": [chosen.first, chosen.second], **chosen.as_query()}
+    asked = {key: asked[key] for key in ("versions", "dataset", "split", "threshold", "labels")}
+    return jsonify({**asked, "sentence": sentence, **found.comparison.as_dict()})
+
+
+@blueprint.get("/compare/matrix")
+def get_matrix() -> Response:
+    """Tells the accuracy of the newest versions on the newest datasets."""
+    return jsonify(accuracy_matrix().as_dict())
 
 
 @blueprint.post("/models/<int:version>/promote")
@@ -403,6 +503,101 @@ def read_reason() -> str:
     return text or "by hand, over HTTP"
 
 
+# -- names, notes, tags, and the end
+
+
+@blueprint.patch("/datasets/<sha256>")
+def annotate_dataset(sha256: str) -> Response:
+    """Changes a dataset's name, note and tags."""
+    return _annotate("dataset", sha256)
+
+
+@blueprint.patch("/runs/<run_id>")
+def annotate_run(run_id: str) -> Response:
+    """Changes a run's name, note and tags."""
+    return _annotate("run", run_id)
+
+
+@blueprint.patch("/models/<int:version>")
+def annotate_model(version: int) -> Response:
+    """Changes a model's name, note and tags."""
+    return _annotate("model", str(version))
+
+
+@blueprint.patch("/jobs/<job_id>")
+def annotate_job(job_id: str) -> Response:
+    """Changes a job's name, note and tags."""
+    return _annotate("job", job_id)
+
+
+@blueprint.delete("/datasets/<sha256>")
+def delete_dataset(sha256: str) -> Response:
+    """Deletes a dataset."""
+    return _delete("dataset", sha256)
+
+
+@blueprint.delete("/runs/<run_id>")
+def delete_run(run_id: str) -> Response:
+    """Deletes a run."""
+    return _delete("run", run_id)
+
+
+@blueprint.delete("/models/<int:version>")
+def delete_model(version: int) -> Response:
+    """Deletes a model."""
+    return _delete("model", str(version))
+
+
+@blueprint.delete("/jobs/<job_id>")
+def delete_job(job_id: str) -> Response:
+    """Deletes a job."""
+    return _delete("job", job_id)
+
+
+def _annotate(kind: Kind, which: str) -> Response:
+    name, note = _read_field("name"), _read_field("note")
+    annotation = dashboard().client.annotate(kind, which, name=name, note=note, tags=_read_tags(), user=current_user())
+    return jsonify({"annotation": annotation.as_dict()})
+
+
+def _read_tags() -> list[str] | None:
+    """Returns the tags that the request gives, as a list in JSON or as a text with commas; None where it gives none."""
+    listed = _read_json_object().get("tags")
+    if isinstance(listed, list):
+        return [str(tag) for tag in listed]
+    text = _read_field("tags")
+    return None if text is None else split_tags(text)
+
+
+def split_tags(text: str) -> list[str]:
+    """Returns the tags in a text that separates them by commas."""
+    return [tag for part in text.split(",") if (tag := part.strip())]
+
+
+def _delete(kind: Kind, which: str) -> Response:
+    client = dashboard().client
+    dependents = client.dependents(kind, which)
+    if dependents and not _says_yes("confirm"):
+        raise Conflict(f"{describe_dependents(dependents)} Expected confirm=true to delete {kind} {which}")
+    client.delete(kind, which, user=current_user())
+    dashboard().store_cache.forget(kind, which)
+    told = [{"kind": found.kind, "id": found.which, "loss": found.loss} for found in dependents]
+    return jsonify({"deleted": which, "dependents": told})
+
+
+def describe_dependents(dependents: Sequence[Dependent]) -> str:
+    """Returns what stays and what it loses, as sentences."""
+    return " ".join(f"{found.kind.capitalize()} {found.which} stays, but loses {found.loss}." for found in dependents)
+
+
+def _tag() -> str | None:
+    return request.args.get("tag") or None
+
+
+def _annotation(found: Annotation | None) -> dict[str, Any] | None:
+    return None if found is None else found.as_dict()
+
+
 # -- failed messages and events
 
 
@@ -436,7 +631,7 @@ def read_dead_ids() -> list[str] | None:
         chosen += [str(item) for item in body]
     if chosen:
         return chosen
-    if (_read_field("all") or "").lower() in {"true", "1", "yes"}:
+    if _says_yes("all"):
         return None
     raise InvalidMessage("found neither dead_id nor all=true; expected one of them")
 
@@ -482,6 +677,32 @@ def openapi() -> Response:
 # -- how
 
 
+def _read_faces() -> list[int]:
+    """Returns the faces that the request names, each by its index."""
+    given = [*request.values.getlist("faces")]
+    if isinstance(body := _read_json_object().get("faces"), list):
+        given += [str(item) for item in body]
+    numbers = [parse_number(text, "faces", 0, 10**9) for text in given if text]
+    if any(number != int(number) for number in numbers if number is not None):
+        raise InvalidMessage("found a face that is no whole number; expected the indices of faces")
+    return [int(number) for number in numbers if number is not None]
+
+
+def _read_edits() -> str | None:
+    """Returns the hash of the edits to train with, or `current`; None for the labels of the archive."""
+    edits = _read_field("edits") or None
+    if edits is not None and edits != CURRENT_EDITS and not _SHA256.fullmatch(edits):
+        raise InvalidMessage(f"edits is {short_repr(edits)}; expected {CURRENT_EDITS} or a SHA-256")
+    return edits
+
+
+def _read_flag(name: str, default: bool) -> bool:
+    text = (_read_field(name) or str(default)).lower()
+    if text not in {"true", "false"}:
+        raise InvalidMessage(f"{name} is {short_repr(text)}; expected true or false")
+    return text == "true"
+
+
 def _read_field(name: str) -> str | None:
     """Returns a value from the query, the form or a JSON body."""
     found = request.args.get(name)
@@ -490,6 +711,10 @@ def _read_field(name: str) -> str | None:
     if found is None and (value := _read_json_object().get(name)) is not None:
         found = value if isinstance(value, str) else _json_text(value)
     return found
+
+
+def _says_yes(name: str) -> bool:
+    return (_read_field(name) or "").lower() in {"true", "1", "yes"}
 
 
 def _read_json_object() -> dict[str, Any]:

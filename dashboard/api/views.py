@@ -9,10 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from dashboard.workers import Speed
 from shared.broker.base import Depth
 from shared.faces.labels import GENDERS
+from shared.records.annotations import Annotation, Kind
+from shared.records.comparison import Comparison
 from shared.records.dataset import DatasetSummary
+from shared.records.edits import Corrections, Edit
 from shared.records.evaluation import Evaluation
 from shared.records.jobs import Job
-from shared.records.model_card import CardDataset, CardFile
+from shared.records.model_card import CardDataset, CardFile, ModelCard
 from shared.records.record import Fault, ModelRef, Timestamp
 from shared.records.registry import Aliases
 from shared.records.runs import HISTORY_COLUMNS, Run
@@ -71,6 +74,7 @@ class DatasetListed(View):
     sha256: str
     name: str | None
     summary: DatasetSummary | None
+    annotation: Annotation | None
 
 
 class Datasets(View):
@@ -80,10 +84,95 @@ class Datasets(View):
     total: int
 
 
-class RunRecord(Run):
-    """A run as the store keeps it."""
+class EditRecord(Edit):
+    """An edit of a dataset's labels."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class CorrectionsRecord(Corrections):
+    """The corrected faces, by what they became."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class EditList(View):
+    """Every edit of a dataset, oldest first; `sha256` names the corrections, and is null where there are none."""
+
+    edits: list[EditRecord]
+    corrections: CorrectionsRecord
+    sha256: str | None
+
+
+class EditMade(View):
+    """The edit that was made or undone; `sha256` names the corrections now, and is null where there are none."""
+
+    edit: EditRecord
+    sha256: str | None
+
+
+class Face(View):
+    """A face with its label, as edits have corrected it, and the prediction of the model that was asked for."""
+
+    index: int
+    name: str
+    gender: Gender
+    age: int | None
+    ethnicity: str | None
+    split: str
+    predicted: Gender | None
+    probability_female: Share | None
+    confidence: Share | None
+    correct: bool | None
+    edited: str
+
+
+class FacetCounts(View):
+    """What the faces can be chosen by: `counts` says how many would be found by each value of that parameter."""
+
+    field: str
+    title: str
+    chosen: str
+    counts: dict[str, int]
+
+
+class Faces(View):
+    """Some faces; `version` predicted them, `edits` is the hash of the corrections of their labels."""
+
+    total: int
+    faces: list[Face]
+    facets: list[FacetCounts]
+    version: int | None
+    edits: str | None
+
+
+class FacePrediction(View):
+    """One model's prediction for a face; `role` says whether it has learned from it."""
+
+    version: int
+    predicted: Gender
+    probability_female: Share
+    confidence: Share
+    correct: bool
+    role: str
+
+
+class FaceDetails(View):
+    """A face with every model's prediction, the faces that look the same, and its edits, newest first."""
+
+    face: Face
+    archive_gender: Gender
+    predictions: list[FacePrediction]
+    near_duplicates: list[int]
+    edits: list[EditRecord]
+
+
+class RunRecord(Run):
+    """A run as the store keeps it, under the name that people gave to it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    annotation: Annotation | None
 
 
 HistoryRow = create_model("HistoryRow", __base__=View, **dict.fromkeys(HISTORY_COLUMNS, (float, ...)))  # type: ignore[call-overload]
@@ -105,9 +194,11 @@ class Runs(View):
 
 
 class JobRecord(Job):
-    """A job as the store keeps it."""
+    """A job as the store keeps it, under the name that people gave to it."""
 
     model_config = ConfigDict(extra="forbid")
+
+    annotation: Annotation | None
 
 
 class Done(View):
@@ -158,6 +249,58 @@ class ModelSummary(View):
     metrics: dict[str, float]
     params: dict[str, Any]
     file: CardFile
+    annotation: Annotation | None
+
+
+class ModelDetails(ModelCard):
+    """A version's card, and what people say of it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    annotation: Annotation | None
+
+
+class AnnotationChanged(View):
+    """What people say of it now."""
+
+    annotation: Annotation
+
+
+class Dependent(View):
+    """What stays, and what it has lost."""
+
+    kind: Kind
+    id: str
+    loss: str
+
+
+class Deleted(View):
+    """What was deleted, and what depended on it."""
+
+    deleted: str
+    dependents: list[Dependent]
+
+
+class ComparisonDetails(Comparison):
+    """Two versions on the same faces.
+
+    Attributes:
+        versions: the first and the second.
+        dataset: SHA-256 of the dataset.
+        split: the part of it, or `all`.
+        threshold: predicted female from here on, by both.
+        labels: the hash of the edits that make the labels, or `archive`; empty for those in force now.
+        sentence: the result in words.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    versions: tuple[int, int]
+    dataset: str
+    split: str
+    threshold: float
+    labels: str
+    sentence: str
 
 
 class Models(View):

@@ -12,37 +12,51 @@ from flask import Blueprint, Response, jsonify, redirect, render_template, reque
 from numpy.typing import NDArray
 from werkzeug.wrappers import Response as WsgiResponse
 
-from dashboard.api.faces import predictions_to_compare, requested_filter
+from dashboard.api.faces import RequestedFaces, list_predictions, requested_faces, require_face
 from dashboard.api.uploads import parse_number
+from dashboard.auth import current_user
 from dashboard.context import dashboard
 from dashboard.face_grid import (
     AGREEMENTS,
-    RESULTS,
+    CONFIDENCE_BANDS,
     SORTS,
     FaceFilter,
     encode_png,
+    encode_webp,
     face_view,
-    predict_female,
-    select_faces,
 )
+from dashboard.pages.manage import annotation_view, tag_filter
 from dashboard.pages.originals import send_original
 from dashboard.pages.train_fields import parameter_fields, read_parameters
 from dashboard.store_cache import Dataset
 from shared.errors import InvalidMessage, NotFound
-from shared.faces.labels import ETHNICITIES, GENDERS
+from shared.faces.labels import GENDERS
 from shared.faces.rejects import REJECT_REASONS
-from shared.records.dataset import AGE_BANDS, SPLITS, DatasetSummary
-from shared.records.runs import Run
+from shared.records.dataset import SPLITS, DatasetSummary
+from shared.records.predictions import predict_female
+from shared.records.record import DamagedRecord
+from shared.records.runs import Run, RunState
 
-_PAGE: Final = 60
+_PAGE: Final = 36
 _EXAMPLES: Final = 5
-_VERSIONS: Final = 8
+_SHEET_FACES: Final = 64
+_SHEET_COLUMNS: Final = 8
+_THUMBNAIL: Final = 96
+"""Side of a thumbnail, in pixels."""
 _FOREVER: Final = "private, max-age=31536000, immutable"
-_ROLES: Final = {
-    "train": "trained on this face",
-    "validation": "tuned on this face",
-    "test": "tested on this face",
+_WORDS: Final = {
+    ("confidence", "0-60"): "below 60 %",
+    **{("confidence", band): f"{band} %".replace("-", "\N{EN DASH}") for band in CONFIDENCE_BANDS[1:]},
+    **{("agreement", key): words for key, words in AGREEMENTS.items()},
+    ("duplicates", "near-duplicates"): "with a near-duplicate",
+    ("duplicates", "others"): "without",
+    ("edited", "unedited"): "not edited",
+    ("edited", "corrected"): "label corrected",
+    ("edited", "confirmed"): "label confirmed",
 }
+"""Values of facets as a page writes them, where it does not write them as they are."""
+_LOOKED_AT: Final = 20
+"""Newest runs among which the last finished one is looked for."""
 _UNBALANCED: Final = 0.3
 _MANY: Final = 0.2
 _FEW_FACES: Final = 500
@@ -59,14 +73,13 @@ def list_datasets() -> str:
     for run in cache.runs().records:
         if run.dataset:
             runs_of[run.dataset].append(run)
+    tagged = tag_filter("dataset")
     items: list[dict[str, Any]] = []
-    for sha256 in cache.dataset_ids():
+    for sha256, name in cache.named_datasets(tagged["tag"] or None):
         found = runs_of[sha256]
-        summary = cache.summary(sha256)
-        items.append({"sha256": sha256, "summary": summary, "runs": found, "unread": _unread(found)})
-    # The newest run says when a dataset was last used.
-    items.sort(key=lambda item: item["runs"][0].created if item["runs"] else "", reverse=True)
-    return render_template("datasets.html", datasets=items, fields=parameter_fields())
+        summary = cache.readable_summary(sha256)
+        items.append({"sha256": sha256, "name": name, "summary": summary, "runs": found, "unread": _unread(found)})
+    return render_template("datasets.html", datasets=items, fields=parameter_fields(), **tagged)
 
 
 @blueprint.get("/datasets/<sha256>")
@@ -75,28 +88,32 @@ def show_dataset(sha256: str) -> str:
     cache = dashboard().store_cache
     found_runs = [run for run in cache.runs().records if run.dataset == sha256]
     summary = cache.summary(sha256)
+    about = annotation_view("dataset", sha256, found_runs[0].name if found_runs else "Dataset")
     if summary is None:
         if sha256 not in cache.dataset_ids():
             raise NotFound(f"dataset {sha256[:12]} does not exist")
         return render_template(
             "dataset_waiting.html",
             sha256=sha256,
+            about=about,
             runs=found_runs,
             unread=_unread(found_runs),
             refusal=cache.refusal(sha256),
             rejects=_rejects(sha256),
         )
-    data = cache.dataset(sha256)
-    wanted, probabilities = requested_filter(sha256)
-    found = select_faces(data, probabilities, wanted, predictions_to_compare(sha256, wanted))
+    asked = requested_faces(sha256)
+    data, wanted, probabilities, found = asked.data, asked.wanted, asked.probabilities, asked.select()
     pages = max(1, -(-len(found) // _PAGE))
     page = min(max(1, request.args.get("page", 1, int)), pages)
     shown = found[(page - 1) * _PAGE : page * _PAGE]
     query = wanted.as_query()
+    corrections = cache.corrections(sha256)
     like = next((run for run in found_runs if run.run_id == request.args.get("like")), None)
     return render_template(
         "dataset.html",
         data=data,
+        about=about,
+        name=about["annotation"].name or about["given_name"],
         summary=summary,
         warnings=_warnings(data, summary, probabilities, wanted.version),
         runs=found_runs,
@@ -107,21 +124,24 @@ def show_dataset(sha256: str) -> str:
         scoring=dashboard().scoring.state,
         wanted=wanted,
         query=query,
+        without_labels={name: value for name, value in query.items() if name != "labels"},
         csv_url=url_for("api.dataset_faces", sha256=sha256, **query),
-        faces=[face_view(data, probabilities, int(i), wanted.threshold) for i in shown],
+        facets=_facets(asked),
+        corrections=corrections,
+        edits=corrections.sha256 if not corrections.is_empty else None,
+        start=_position(found, request.args.get("face", None, int)),
+        faces=[asked.view(int(i)) for i in shown],
         found=len(found),
         page=page,
         pages=pages,
         link=lambda number: url_for("datasets.show_dataset", sha256=sha256, page=number, **query) + "#faces",
-        genders=GENDERS,
-        ethnicities=ETHNICITIES,
-        bands=AGE_BANDS,
         splits=SPLITS,
-        results=RESULTS,
-        agreements=AGREEMENTS,
         sorts=SORTS,
         fields=parameter_fields(like.params if like else None),
         open_form=like is not None,
+        like_edits="current" if like is None or like.edits else "",
+        looked=bool(found_runs) and all(run.state is RunState.INGESTED for run in found_runs),
+        estimate=_estimate(summary),
         ahead=dashboard().runs_ahead(),
     )
 
@@ -129,10 +149,25 @@ def show_dataset(sha256: str) -> str:
 @blueprint.post("/datasets/<sha256>/train")
 def train(sha256: str) -> WsgiResponse:
     """Starts a training run on a dataset that is here already."""
+    edits, against = request.form.get("edits") or None, request.form.get("against", None, int)
     params = read_parameters(request.form)
+    if against is not None and (run := _run_of(against)) is not None:
+        params = run.params or params  # so that the labels are all that differs
     name = request.form.get("name", "").strip() or None
-    run_id = dashboard().client.train_dataset(sha256, name=name, params=params.as_dict())
-    return redirect(url_for("runs.show_run", run_id=run_id), 303)
+    run_id = dashboard().client.train_dataset(sha256, name=name, params=params.as_dict(), edits=edits)
+    return redirect(url_for("runs.show_run", run_id=run_id, against=against), 303)
+
+
+@blueprint.post("/datasets/<sha256>/edits")
+def edit(sha256: str) -> WsgiResponse:
+    """Makes an edit of one face's label, or undoes the newest, and shows the face again: for pages without scripts."""
+    edits, index = dashboard().client.edits, request.form.get("face", 0, int)
+    if request.form.get("change") == "undo":
+        edits.undo(sha256, request.form.get("number", None, int), user=current_user())
+    else:
+        edits.add(sha256, request.form.get("change"), [index], user=current_user())
+    query = FaceFilter.from_query(request.args).as_query()
+    return redirect(url_for("datasets.show_face", sha256=sha256, index=index, **query), 303)
 
 
 @blueprint.post("/datasets/<sha256>/predict")
@@ -157,10 +192,9 @@ def summary_json(sha256: str) -> Response:
 @blueprint.get("/datasets/<sha256>/faces/<int:index>")
 def show_face(sha256: str, index: int) -> str:
     """Shows one face: its label beside each model's prediction, and the way to its neighbours in the filtered view."""
-    cache = dashboard().store_cache
-    data = _with_face(sha256, index)
-    wanted, probabilities = requested_filter(sha256)
-    found = select_faces(data, probabilities, wanted, predictions_to_compare(sha256, wanted))
+    asked = requested_faces(sha256)
+    data, wanted, found = asked.data, asked.wanted, asked.select()
+    require_face(data, index)
     if index not in found:  # then its neighbours are those of the whole dataset
         wanted, found = FaceFilter(version=wanted.version), np.arange(len(data))
     position = int(np.flatnonzero(found == index)[0])
@@ -171,18 +205,15 @@ def show_face(sha256: str, index: int) -> str:
             return None
         return url_for("datasets.show_face", sha256=sha256, index=int(found[position + step]), **query)
 
-    views = []
-    for number in cache.predicting_versions(sha256)[:_VERSIONS]:
-        predictions = cache.predictions(sha256, number)
-        if predictions is not None:
-            own = cache.card(number).dataset.sha256 == sha256
-            role = _ROLES[SPLITS[data.split[index]]] if own else "not part of its training"
-            views.append((number, face_view(data, predictions, index, wanted.threshold), role))
+    cache = dashboard().store_cache
     return render_template(
         "face.html",
         data=data,
         face=face_view(data, None, index),
-        views=views,
+        views=list_predictions(data, index, wanted.threshold),
+        archive_gender=GENDERS[cache.dataset(sha256).gender[index]],
+        edits=cache.edit_history(sha256).of_face(index),
+        query=query,
         position=position,
         matches=len(found),
         filtered=not wanted.is_open,
@@ -205,6 +236,33 @@ def face_image(sha256: str, index: int) -> Response:
     return answer
 
 
+@blueprint.get("/datasets/<sha256>/faces/<int:index>.webp")
+def face_thumbnail(sha256: str, index: int) -> Response:
+    """Sends a face as a small WebP."""
+    answer = Response(encode_webp(_thumbnail(_with_face(sha256, index), index)), mimetype="image/webp")
+    answer.headers["Cache-Control"] = _FOREVER
+    return answer
+
+
+@blueprint.get("/datasets/<sha256>/faces/sheet.webp")
+def face_sheet(sha256: str) -> Response:
+    """Sends some faces as one WebP, eight in a row, in the order in which `faces` names them: one request for many."""
+    data = dashboard().store_cache.dataset(sha256)
+    named = request.args.get("faces", "").split(",")
+    if not all(text.isascii() and text.isdigit() for text in named) or len(named) > _SHEET_FACES:
+        raise InvalidMessage(f"expected 1 to {_SHEET_FACES} indices of faces, separated by commas, in faces")
+    indices = [int(text) for text in named]
+    require_face(data, max(indices))
+    rows = -(-len(indices) // _SHEET_COLUMNS)
+    sheet = np.zeros((rows * _THUMBNAIL, min(len(indices), _SHEET_COLUMNS) * _THUMBNAIL), np.uint8)
+    for place, index in enumerate(indices):
+        y, x = (_THUMBNAIL * number for number in divmod(place, _SHEET_COLUMNS))
+        sheet[y : y + _THUMBNAIL, x : x + _THUMBNAIL] = _thumbnail(data, index)
+    answer = Response(encode_webp(sheet), mimetype="image/webp")
+    answer.headers["Cache-Control"] = _FOREVER
+    return answer
+
+
 @blueprint.get("/datasets/<sha256>/faces/<int:index>/original")
 def face_original(sha256: str, index: int) -> Response:
     """Sends a face's image as it stands in the archive."""
@@ -214,6 +272,30 @@ def face_original(sha256: str, index: int) -> Response:
     return answer
 
 
+def _run_of(version: int) -> Run | None:
+    """Returns the run that a model came of; None where one of them is gone."""
+    cache = dashboard().store_cache
+    with contextlib.suppress(NotFound, DamagedRecord):
+        return cache.find_run(cache.card(version).run_id)
+    return None
+
+
+def _estimate(summary: DatasetSummary) -> dict[str, Any] | None:
+    """Returns how long training will take, as the newest finished run did for each face and epoch; None without one."""
+    parts = dashboard()
+    for run in parts.store_cache.runs(_LOOKED_AT).records:
+        timings = run.timings
+        if run.model is None or timings.training_at is None or timings.registered_at is None:
+            continue
+        with contextlib.suppress(NotFound, DamagedRecord):  # deleted, or nothing to measure by
+            epochs = len(parts.client.runs.history(run.run_id))
+            faces = parts.store_cache.card(run.model.version).dataset.counts["train"]
+            took = timings.registered_at - timings.training_at
+            wanted = sum(summary.splits["train"].values())
+            return {"seconds": took * wanted / max(1, faces), "faces": faces, "epochs": epochs, "took": took}
+    return None
+
+
 def _unread(found: list[Run]) -> Run | None:
     """Returns the newest of some runs if all have ended: why their archive was not read; None where one may read it."""
     return found[0] if found and all(run.state.is_final for run in found) else None
@@ -221,9 +303,44 @@ def _unread(found: list[Run]) -> Run | None:
 
 def _with_face(sha256: str, index: int) -> Dataset:
     data = dashboard().store_cache.dataset(sha256)
-    if index >= len(data):
-        raise NotFound(f"face {index} does not exist: dataset {sha256[:12]} has {len(data):,} faces, numbered from 0")
+    require_face(data, index)
     return data
+
+
+def _thumbnail(data: Dataset, index: int) -> NDArray[np.uint8]:
+    side = (_THUMBNAIL, _THUMBNAIL)
+    return np.asarray(cv2.resize(data.faces[index], side, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _facets(asked: RequestedFaces) -> list[dict[str, Any]]:
+    """Returns the facets of a page: each with its values that some faces have, and where each value leads."""
+    query = asked.wanted.as_query()
+    found = []
+    for facet in asked.count_facets():
+        rest = {name: value for name, value in query.items() if name != facet.field}
+        options = [
+            {
+                "value": value,
+                "words": _WORDS.get((facet.field, value), value),
+                "count": count,
+                "chosen": value == facet.chosen,
+                # The chosen value leads back to all.
+                "query": rest if value == facet.chosen else {**rest, facet.field: value},
+            }
+            for value, count in facet.counts.items()
+            if count or value == facet.chosen
+        ]
+        if len(options) > 1 or facet.chosen:
+            found.append({"field": facet.field, "title": facet.title, "options": options})
+    return found
+
+
+def _position(found: NDArray[np.intp], index: int | None) -> int:
+    """Returns where a face stands among those that were found; 0 where it does not."""
+    if index is None:
+        return 0
+    places = np.flatnonzero(found == index)
+    return int(places[0]) if len(places) else 0
 
 
 def _warnings(

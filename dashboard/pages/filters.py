@@ -144,7 +144,7 @@ def parameters(asked: Mapping[str, Any] | None, done: Mapping[str, Any] | None) 
 
 def state_class(state: str) -> str:
     """Returns how a state is coloured."""
-    if state in {RunState.REGISTERED, JobState.FINISHED}:
+    if state in {RunState.REGISTERED, RunState.INGESTED, JobState.FINISHED}:
         return "good"
     if state in {RunState.FAILED, RunState.REJECTED, "damaged"}:
         return "bad"

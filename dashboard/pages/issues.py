@@ -12,6 +12,7 @@ from flask import url_for
 
 from dashboard.context import Dashboard
 from dashboard.pages.filters import problem
+from dashboard.workers import WorkerState
 from shared.broker.base import Depth
 from shared.records.jobs import Job
 from shared.records.record import DamagedRecord
@@ -68,6 +69,10 @@ def find_issues(
         if depths is not None and depths[queue].ready and service not in alive:
             words = f"Messages are waiting in the queue {queue}, but no {service} service is running."
             found.append(Issue(words, f"Start one: python -m {service}", overview))
+    troubled = {str(worker.state["store_trouble"]) for worker in parts.workers.states() if _has_store_trouble(worker)}
+    found += [
+        Issue(f"A service cannot use the store: {trouble}.", "See the services", overview) for trouble in troubled
+    ]
     for run in open_runs:
         if parts.workers.abandoned(run.run_id):
             words = f"The trainer of run {run.name[:60]} does not respond. Another one continues from the checkpoint."
@@ -83,6 +88,10 @@ def find_issues(
     found += _failed("Run", failed_runs, dismissed)
     found += _failed("Job", failed_jobs, dismissed)
     return found
+
+
+def _has_store_trouble(worker: WorkerState) -> bool:
+    return worker.alive and bool(worker.state.get("store_trouble"))
 
 
 def dismiss(parts: Dashboard, keys: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from werkzeug.wrappers import Response as WsgiResponse
 
 from dashboard.context import dashboard
 from dashboard.face_grid import encode_png
+from dashboard.pages.manage import annotation_view, tag_filter
 from dashboard.pages.originals import read_original
 from shared.errors import NotFound
 from shared.faces.decode import ImageLimits, decode_face
@@ -29,14 +30,16 @@ def list_jobs() -> str:
     """Shows all jobs, newest first."""
     parts = dashboard()
     page = max(1, request.args.get("page", 1, int))
-    listing = parts.store_cache.jobs(_PAGE, (page - 1) * _PAGE)
+    tagged = tag_filter("job")
+    listing = parts.store_cache.jobs(_PAGE, (page - 1) * _PAGE, tagged["tag"] or None)
     return render_template(
         "jobs.html",
         jobs=[(job, _progress(job)) for job in listing.records],
-        damaged=listing.damaged,
+        damaged=listing.damaged + tagged["damaged_annotations"],
+        **tagged,
         page=page,
         pages=-(-listing.total // _PAGE),
-        link=lambda number: url_for("jobs.list_jobs", page=number),
+        link=lambda number: url_for("jobs.list_jobs", page=number, tag=tagged["tag"] or None),
     )
 
 
@@ -54,6 +57,7 @@ def show_job(job_id: str) -> str:
     return render_template(
         "job.html",
         job=job,
+        about=annotation_view("job", job_id, job.name),
         progress=_progress(job),
         ended=job.state.is_final,
         retry=job.state is JobState.FAILED,

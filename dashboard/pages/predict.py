@@ -32,21 +32,17 @@ blueprint = Blueprint("predict", __name__)
 def predict() -> str:
     """Shows a face of a dataset, or the place to drop images of one's own."""
     cache = dashboard().store_cache
-    names: dict[str, str] = {}  # in the order of their newest runs
-    for run in cache.runs().records:
-        if run.dataset:
-            names.setdefault(run.dataset, run.name)
-    known = dict.fromkeys([*names, *cache.dataset_ids()])
-    decoded = [(sha256, summary) for sha256 in known if (summary := cache.summary(sha256))]
+    names = dict(cache.named_datasets())
+    decoded = [(sha256, summary) for sha256 in names if (summary := cache.readable_summary(sha256))]
     chosen = request.args.get("dataset") or (decoded[0][0] if decoded else None)
     face, note = None, ""
     if chosen is not None:
-        data = cache.dataset(chosen)
+        data = cache.edited(chosen)
         index, note = _chosen_face(data)
         face = face_view(data, None, index)
     return render_template(
         "predict.html",
-        datasets=[(sha256, names.get(sha256, sha256[:12]), summary.faces) for sha256, summary in decoded],
+        datasets=[(sha256, names[sha256] or sha256[:12], summary.faces) for sha256, summary in decoded],
         chosen=chosen,
         face=face,
         note=note,

@@ -5,28 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, Final
 
-import numpy as np
 from flask import Blueprint, Response, flash, jsonify, redirect, render_template, request, url_for
-from numpy.typing import NDArray
 from werkzeug.wrappers import Response as WsgiResponse
 
 from dashboard.context import dashboard
-from dashboard.face_grid import THRESHOLD, FaceFilter, face_view, predict_female, read_threshold, select_faces
-from dashboard.group_metrics import measure_groups, measured_before
+from dashboard.face_grid import read_threshold
+from dashboard.measures import female_counts
+from dashboard.pages.answer import answer_view, find_scored
 from dashboard.pages.filters import parameters, progress_view
+from dashboard.pages.manage import annotation_view, tag_filter
 from dashboard.pages.train_fields import parameter_fields
-from dashboard.store_cache import Dataset
 from shared.errors import NotFound
 from shared.faces.labels import GENDERS
 from shared.records.dataset import SPLITS
-from shared.records.evaluation import MIN_GROUP
 from shared.records.runs import Run, RunState
 
 _PAGE: Final = 50
 _COMPARED: Final = 6
-_STEPS: Final = 200
-"""Of the threshold's slider, from 0 to 1."""
-_SUSPECTS: Final = 12
 _METRICS: Final = (
     ("accuracy", "Accuracy", "percent"),
     ("balanced_accuracy", "Balanced accuracy", "percent"),
@@ -43,15 +38,17 @@ blueprint = Blueprint("runs", __name__)
 def list_runs() -> str:
     """Shows all runs, newest first."""
     page = max(1, request.args.get("page", 1, int))
-    listing = dashboard().store_cache.runs(_PAGE, (page - 1) * _PAGE)
+    tagged = tag_filter("run")
+    listing = dashboard().store_cache.runs(_PAGE, (page - 1) * _PAGE, tagged["tag"] or None)
     return render_template(
         "runs.html",
         runs=[(run, _progress(run)) for run in listing.records],
-        damaged=listing.damaged,
+        damaged=listing.damaged + tagged["damaged_annotations"],
+        **tagged,
         total=listing.total,
         page=page,
         pages=-(-listing.total // _PAGE),
-        link=lambda number: url_for("runs.list_runs", page=number),
+        link=lambda number: url_for("runs.list_runs", page=number, tag=tagged["tag"] or None),
     )
 
 
@@ -61,30 +58,14 @@ def show_run(run_id: str) -> str:
     parts = dashboard()
     run = parts.store_cache.run(run_id)
     evaluation = parts.client.runs.evaluation(run_id)
-    version = run.model.version if run.model else None
+    card = parts.store_cache.find_card(run.model.version) if run.model else None
     threshold = read_threshold(request.args)
-    view: dict[str, Any] = {"suspects": []}
-    if evaluation:
-        view |= {"confusion": evaluation.confusion, "groups": measured_before(evaluation), "group_errors": False}
-        view["groups_threshold"] = THRESHOLD
-    if evaluation and (scored := _scored_dataset(run)) is not None:
-        data, probabilities = scored
-        view |= {
-            "confusion": _confusion(data, probabilities, threshold),
-            "groups": measure_groups(data, probabilities, threshold),
-            "group_errors": True,
-            "groups_threshold": threshold,
-            "suspects": _suspects(data, probabilities),
-        }
-
-    def faces_url(**filters: Any) -> str:
-        query = FaceFilter(version=version, split="test", threshold=threshold, **filters).as_query()
-        return url_for("datasets.show_dataset", sha256=run.dataset, **query) + "#faces"
-
+    answer = answer_view(evaluation, run.dataset, card, threshold) if evaluation else {"evaluation": None}
     trainable = run.dataset is not None and parts.store.exists(f"datasets/{run.dataset}/archive.zip")
     return render_template(
         "run.html",
         run=run,
+        about=annotation_view("run", run_id, run.name),
         parameters=_parameters(run),
         progress=_progress(run),
         abandoned=parts.workers.abandoned(run_id),
@@ -92,15 +73,13 @@ def show_run(run_id: str) -> str:
         ended=run.state.is_final,
         retry=run.state is RunState.FAILED,
         epochs=len(parts.client.runs.history(run_id)),
-        evaluation=evaluation,
-        version=version,
-        threshold=threshold,
-        faces_url=faces_url,
-        suspects_query=FaceFilter(version=version, result="wrong", sort="largest_error").as_query(),
-        min_group=MIN_GROUP,
+        version=card.version if card else None,
+        scores_url=url_for("runs.scores", run_id=run_id),
+        threshold_url=lambda value: url_for("runs.show_run", run_id=run_id, threshold=value),
+        rival=_find_rival(run, request.args.get("against", None, int)),
         fields=parameter_fields(run.params) if trainable else [],
         ahead=parts.runs_ahead(),
-        **view,
+        **answer,
     )
 
 
@@ -135,18 +114,16 @@ def history_csv(run_id: str) -> Response:
 @blueprint.get("/runs/<run_id>/scores.json")
 def scores(run_id: str) -> Response:
     """Returns, by label, how many test faces have a probability of at least 0, 0.005, … 1: what the slider counts."""
-    scored = _scored_dataset(dashboard().store_cache.run(run_id))
+    cache = dashboard().store_cache
+    run = cache.run(run_id)
+    card = cache.find_card(run.model.version) if run.model else None
+    scored = find_scored(run.dataset, card) if run.dataset and card else None
     if scored is None:
         raise NotFound("this run has no predictions in the store")
     data, probabilities = scored
     test = data.split == SPLITS.index("test")
-    thresholds = [step / _STEPS for step in range(_STEPS + 1)]
-    return jsonify(
-        {
-            gender: [int(predict_female(probabilities[test & (data.gender == i)], at).sum()) for at in thresholds]
-            for i, gender in enumerate(GENDERS)
-        }
-    )
+    counts = female_counts(data.gender[test] == 1, probabilities[test])
+    return jsonify(dict(zip(GENDERS, counts, strict=True)))
 
 
 @blueprint.get("/runs/compare")
@@ -181,37 +158,22 @@ def _progress(run: Run) -> dict[str, Any]:
 def _parameters(run: Run) -> dict[str, str]:
     """Returns a run's parameters, and what became of those left to the recipe, as far as that is known."""
     asked = run.params.as_dict() if run.params else None
-    if run.model:
-        return parameters(asked, dashboard().store_cache.card(run.model.version).params)
+    if run.model and (card := dashboard().store_cache.find_card(run.model.version)):
+        return parameters(asked, card.params)
     epochs = run.progress.epochs if run.progress else None  # of a training under way
     if epochs is None and run.state.is_final:
         epochs = len(dashboard().client.runs.history(run.run_id)) or None  # of one that ended without a model
     return parameters(asked, {"epochs": epochs} if epochs else None)
 
 
-def _scored_dataset(run: Run) -> tuple[Dataset, NDArray[np.float32]] | None:
-    """Returns a run's dataset and its model's predictions for it; None where one of them is not there."""
+def _find_rival(run: Run, version: int | None) -> Run | None:
+    """Returns the run of the model that a run with corrected labels is to be compared with.
+
+    That is the version that is asked for; otherwise the newest one of the same dataset that is older than the run's.
+    """
+    if run.edits is None or run.model is None or run.dataset is None:
+        return None
     cache = dashboard().store_cache
-    if run.dataset is None or run.model is None:
-        return None
-    try:
-        probabilities = cache.predictions(run.dataset, run.model.version)
-        return None if probabilities is None else (cache.dataset(run.dataset), probabilities)
-    except NotFound:
-        return None
-
-
-def _confusion(data: Dataset, probabilities: NDArray[np.float32], threshold: float) -> dict[str, int]:
-    test = data.split == SPLITS.index("test")
-    female = predict_female(probabilities, threshold)
-    return {
-        f"{label}_as_{predicted}": int((test & (data.gender == i) & (female == bool(j))).sum())
-        for i, label in enumerate(GENDERS)
-        for j, predicted in enumerate(GENDERS)
-    }
-
-
-def _suspects(data: Dataset, probabilities: NDArray[np.float32]) -> list[dict[str, Any]]:
-    """Returns the faces where the model most confidently disagrees with the label: likely label errors."""
-    order = select_faces(data, probabilities, FaceFilter(result="wrong", sort="largest_error"))
-    return [face_view(data, probabilities, int(i)) for i in order[:_SUSPECTS]]
+    older = [number for number in cache.predicting_versions(run.dataset) if number < run.model.version]
+    chosen = version if version in older else next(iter(older), None)
+    return None if chosen is None else cache.find_run(cache.card(chosen).run_id)

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from inference.model.loader import (
@@ -18,9 +18,10 @@ from inference.model.loader import (
     load_model,
     release_freed_memory,
 )
+from inference.model.run_journal import DEATHS, RunJournal
 from shared.broker.base import Broker, Subscription
-from shared.errors import GenderlineError, InvalidMessage, NotFound, Retryable
-from shared.records.registry import Registry
+from shared.errors import GenderlineError, InvalidMessage, InvalidModel, NotFound, Retryable
+from shared.records.registry import Aliases, Registry
 from shared.store.base import Store
 from shared.telemetry.metrics import InferenceMetrics
 from shared.topology import MODEL_CHALLENGED, MODEL_PROMOTED
@@ -52,6 +53,7 @@ class Models:
         provider: where models shall run.
         metrics: told of swaps and of what serves.
         survives: as `ModelProber.survives`.
+        journal: of this worker's runs; None keeps none.
     """
 
     def __init__(
@@ -60,7 +62,9 @@ class Models:
         provider: ProviderChoice,
         metrics: InferenceMetrics,
         survives: Survives = lambda *_: True,
+        journal: RunJournal | None = None,
     ) -> None:
+        self._journal = journal
         self._store = store
         self._registry = Registry(store)
         self._provider = provider
@@ -70,6 +74,7 @@ class Models:
         self._there_is_one = threading.Event()
         self._pinned: OrderedDict[int, ServedModel] = OrderedDict()
         self._pinned_lock = threading.Lock()
+        self._served: dict[int, str] = {}  # versions, and the SHA-256 that their cards had when they were first loaded
         self._failed: dict[int, float] = {}  # versions, and when to try them again on the monotonic clock
         self.challenger: int | None = None
         """The version that the aliases name as challenger."""
@@ -108,8 +113,23 @@ class Models:
             return model
 
     def load(self, version: int) -> ServedModel:
-        """Loads a version beside those that serve; see `load_model` for what is raised."""
-        return load_model(self._store, version, self._provider, self._survives)
+        """Loads a version beside those that serve.
+
+        Raises:
+            KillsProcess: workers have died while it ran.
+            InvalidModel: it is not the model that it was when this process loaded it first.
+            Exception: as `load_model` says.
+        """
+        if (refusal := self._registry.refusal(version)) is not None:
+            raise KillsProcess(f"version {version} was refused at {refusal.at}: {refusal.reason}")
+        model = load_model(self._store, version, self._provider, self._survives)
+        first, now = self._served.setdefault(version, model.card.file.sha256), model.card.file.sha256
+        if now != first:
+            raise InvalidModel(
+                f"version {version}: its card says the SHA-256 {now}; it was {first} when this version was loaded "
+                "before. A version never changes: put the files back, or register the model as a new version"
+            )
+        return model if self._journal is None else replace(model, run=self._journal.watched(version, model.run))
 
     def _keep_pinned(self, model: ServedModel) -> None:
         self._pinned[model.version] = model
@@ -157,6 +177,7 @@ class Models:
             _LOG.warning("cannot see which model is champion: %s", error)
             return
         self.challenger = aliases.challenger
+        self._refuse_killer(aliases)
         if self.refused is not None and self.refused.version not in {aliases.champion, aliases.previous}:
             self.refused = None
         for wanted in (aliases.champion, aliases.previous):
@@ -164,6 +185,21 @@ class Models:
                 return
             if self._champion is not None:
                 return
+
+    def _refuse_killer(self, aliases: Aliases) -> None:
+        """Keeps every worker from a version that this worker's predecessors died of, where another one can serve."""
+        if self._journal is None or (killer := self._journal.killer) is None:
+            return
+        if killer == aliases.champion and aliases.previous in {None, killer}:
+            return
+        reason = f"{DEATHS} workers in a row died while it ran. To try it again, promote it once more"
+        try:
+            self._registry.refuse(killer, reason)
+        except Retryable as error:
+            _LOG.warning("version %d is not refused yet: %s", killer, error)
+            return
+        _LOG.error("version %d is refused: %s", killer, reason)
+        self._journal.forget()
 
     def _serves(self, version: int) -> bool:
         return self._champion is not None and self._champion.version == version

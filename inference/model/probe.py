@@ -1,9 +1,9 @@
 """Opens a model in a child process first: a file that kills its process takes no worker with it.
 
 ONNX Runtime, CUDA and cuDNN are native code: a file can end the process that opens it, and no exception says so.
-`python -m inference.model.probe PROVIDER|openvino` reads a model file from its standard input, opens it, warms it up
-and probes it, as a worker does. Exit code 0 says that the process survived, whether or not the model is any good: the
-worker then opens it itself, and meets the error where there is one.
+`python -m inference.model.probe PROVIDER|openvino BATCH` reads a model file from its standard input, opens it, warms it
+up and probes it, as a worker does, and runs it on a batch of that many images. Exit code 0 says that the process
+survived, whether or not the model is any good: the worker then opens it itself, and meets the error where there is one.
 """
 
 from __future__ import annotations
@@ -38,11 +38,13 @@ class ModelProber:
         folder: shared by the workers of one service, and gone when that ends. Verdicts are empty files in it, named
             after the model file's SHA-256 and the runtime.
         provider: as the settings say.
+        batch_size: the most images that it will run on.
     """
 
-    def __init__(self, folder: Path, provider: ProviderChoice) -> None:
+    def __init__(self, folder: Path, provider: ProviderChoice, batch_size: int = 1) -> None:
         self._folder = folder
         self._provider = provider
+        self._batch_size = batch_size
 
     def survives(self, data: bytes, runtime: Runtime = "onnxruntime") -> bool:
         """Returns whether a process survives opening, warming up and probing a model file in a runtime.
@@ -77,7 +79,13 @@ class ModelProber:
     def _try(self, data: bytes, runtime: Runtime) -> bool:
         try:
             child = subprocess.run(  # noqa: S603 - this file
-                [sys.executable, "-m", __name__, "openvino" if runtime == "openvino" else self._provider],
+                [
+                    sys.executable,
+                    "-m",
+                    __name__,
+                    "openvino" if runtime == "openvino" else self._provider,
+                    str(self._batch_size),
+                ],
                 input=data,
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is for the worker
@@ -96,19 +104,17 @@ def _describe_exit(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
-def main(where: ProviderChoice | Literal["openvino"]) -> int:
+def main(where: ProviderChoice | Literal["openvino"], batch_size: int) -> int:
     """Opens the model file on the standard input, at a provider or in OpenVINO. Returns 0 if it is alive afterwards."""
     signal.alarm(_TIMEOUT_S)  # whatever native code does, and whether or not anybody still waits
     try:
         data = sys.stdin.buffer.read()
-        if where == "openvino":
-            openvino_run.open_run(data)(np.zeros((1, 1, SIZE, SIZE), np.uint8))
-        else:
-            open_file(data, where, "the model")
+        run = openvino_run.open_run(data) if where == "openvino" else open_file(data, where, "the model")[1]
+        run(np.random.default_rng(0).integers(0, 256, (batch_size, 1, SIZE, SIZE), dtype=np.uint8))
     except Exception as error:
         _LOG.debug("the worker will say why: %s", error)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))  # type: ignore[arg-type]  # from `ModelProber`
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))  # type: ignore[arg-type]  # from `ModelProber`

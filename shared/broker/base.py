@@ -350,6 +350,8 @@ class Broker(abc.ABC):
     topology: Topology
     prefers_batches: ClassVar[bool] = False
     """Whether messages that come one by one cost so much more than some together that letting them gather pays."""
+    remembers_stores: ClassVar[bool] = False
+    """Whether it knows, after all services were stopped, which store they worked with."""
 
     @abc.abstractmethod
     def publish_many(self, outgoing: Sequence[Outgoing], timeout_s: float = 30.0) -> None:
@@ -410,6 +412,13 @@ class Broker(abc.ABC):
     @abc.abstractmethod
     def drop_dead(self, dead_ids: Sequence[str] | None = None) -> int:
         """Deletes dead letters; None means all. Returns how many."""
+
+    def remembered_store(self) -> str | None:
+        """Returns which store the services of this broker work with; None where it does not know."""
+        return None
+
+    def remember_store(self, identity: str) -> None:  # noqa: B027 - for those that can
+        """Remembers the store that the services work with, unless it remembers one."""
 
     @property
     def trouble(self) -> Trouble | None:

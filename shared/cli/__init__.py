@@ -10,7 +10,18 @@ from typing import Any
 
 import click
 
-from shared.cli import dead, definitions, delete, demo_commands, models, predictions, reference, services, training
+from shared.cli import (
+    datasets,
+    dead,
+    definitions,
+    delete,
+    demo_commands,
+    models,
+    predictions,
+    reference,
+    services,
+    training,
+)
 from shared.cli.base import output_of
 from shared.errors import GenderlineError
 
@@ -59,10 +70,12 @@ for _command in (
     services.doctor,
     training.train,
     training.runs,
+    training.datasets,
     models.models,
     models.promote,
     models.rollback,
     models.challenge,
+    datasets.dataset,
     predictions.predict,
     predictions.jobs,
     dead.dead,

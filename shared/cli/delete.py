@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from shared.cli.base import connected, json_option, output_of
 
 
 @click.command()
-@click.argument("kind", metavar="dataset|run|job", type=click.Choice(["dataset", "run", "job"]))
+@click.argument("kind", metavar="dataset|run|model|job", type=click.Choice(["dataset", "run", "model", "job"]))
 @click.argument("which", metavar="ID")
+@click.option("--yes", is_flag=True, help="Delete it also where something depends on it, without asking.")
 @json_option
 @click.pass_context
-def delete(ctx: click.Context, kind: str, which: str) -> None:
-    """Delete a dataset, a run or a job from the store, for good.
+def delete(ctx: click.Context, kind: str, which: str, yes: bool) -> None:
+    """Delete a dataset, a run, a model or a job from the store, for good.
 
-    What is in use is refused: a run or job that has not ended, and the run or dataset of a model that is champion,
-    previous or challenger.
+    What is in use is refused: a run or job that has not ended, a model that is champion, previous or challenger, and
+    its run and dataset. Where something else depends on it, the command says what, and asks.
     """
-    from shared.records.deletion import Deletion  # noqa: PLC0415
+    from shared.errors import Conflict  # noqa: PLC0415
+    from shared.records.annotations import KINDS  # noqa: PLC0415
 
     output = output_of(ctx)
+    chosen = KINDS[[str(known) for known in KINDS].index(kind)]
     with connected() as client:
-        deletion = Deletion(client.store)
-        {"dataset": deletion.dataset, "run": deletion.run, "job": deletion.job}[kind](which)
+        dependents = client.dependents(chosen, which)
+        told = [f"{found.kind} {found.which} stays, but loses {found.loss}" for found in dependents]
+        if dependents and not yes:
+            question = f"{'; '.join(told)}. Delete {kind} {which}?"
+            if output.as_json or not sys.stdin.isatty():
+                raise Conflict(f"{'; '.join(told)}; expected --yes to delete {kind} {which}")
+            click.confirm(question, abort=True, err=True)
+        client.delete(chosen, which)
     if output.as_json:
-        output.document({"deleted": which})
+        dependent = [{"kind": found.kind, "id": found.which, "loss": found.loss} for found in dependents]
+        output.document({"deleted": which, "dependents": dependent})
     else:
         output.line(f"deleted {kind} {which}")
+        for line in told:
+            output.remark(line)

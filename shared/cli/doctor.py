@@ -166,7 +166,9 @@ def file_system_of(folder: Path, mounts: str) -> str:
 
 
 def _store(settings: Settings) -> Iterator[Finding]:
-    store = open_store_for(settings)  # which tries conditional writes, and looks at the format
+    with contextlib.ExitStack() as stack:  # the embedded broker knows which store is theirs
+        broker = stack.enter_context(open_broker_for(settings)) if settings.broker_url.startswith("sqlite:") else None
+        store = open_store_for(settings, broker)  # which tries conditional writes, and looks at the format
     key, started = f"probes/{uuid.uuid4().hex}", time.time()
     store.put(key, b"probe")
     try:
@@ -187,7 +189,7 @@ def _store(settings: Settings) -> Iterator[Finding]:
     else:
         yield Finding("clock", "ok", "this machine and the store agree")
     folder = Path(settings.store_url.removeprefix("file:")).absolute()
-    yield _room("room in the store", folder, "make room; `genderline delete` removes datasets, runs and jobs")
+    yield _room("room in the store", folder, "make room; `genderline delete` removes datasets, runs, models and jobs")
 
 
 def _broker(settings: Settings) -> Iterator[Finding]:

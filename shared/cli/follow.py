@@ -53,7 +53,7 @@ def follow_run(client: Client, run_id: str, steps: Steps, timeout_s: float | Non
                 eta_s=progress.eta_s,
                 detail=f"epoch {progress.epoch}/{progress.epochs}" if progress.epoch else "",
             )
-    if run.state is RunState.REGISTERED:
+    if run.state in {RunState.REGISTERED, RunState.INGESTED}:
         steps.finish()
         epochs.tell_end()
     return run

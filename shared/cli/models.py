@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from shared.cli.annotate import Changes, annotate, annotation_options
 from shared.cli.base import connected, json_option, output_of
 
 if TYPE_CHECKING:
@@ -28,27 +29,32 @@ class _Models(click.Group):
 
 
 @click.group(cls=_Models, invoke_without_command=True, subcommand_metavar="[VERSION | import starter]")
+@annotation_options
 @json_option
 @click.pass_context
-def models(ctx: click.Context) -> None:
-    """List the models, show one's card, or import the starter."""
+def models(ctx: click.Context, changes: Changes) -> None:
+    """List the models, show one's card, rename one, or import the starter."""
     from shared.cli.show import show_models  # noqa: PLC0415
 
     if ctx.invoked_subcommand is None:
         with connected() as client:
-            show_models(output_of(ctx), client)
+            show_models(output_of(ctx), client, tag=changes.tag_to_list())
 
 
 @models.command("show", hidden=True)
 @click.argument("version", type=click.IntRange(min=1))
+@annotation_options
 @json_option
 @click.pass_context
-def models_show(ctx: click.Context, version: int) -> None:
-    """Show a version's card."""
+def models_show(ctx: click.Context, version: int, changes: Changes) -> None:
+    """Show a version's card, or rename it."""
     from shared.cli.show import show_model  # noqa: PLC0415
 
     with connected() as client:
-        show_model(output_of(ctx), client, version)
+        if changes:
+            annotate(ctx, client, "model", str(version), changes)
+        else:
+            show_model(output_of(ctx), client, version)
 
 
 @models.command("import")

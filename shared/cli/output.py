@@ -23,6 +23,7 @@ _PLAIN_PAUSE_S: Final = 10.0
 
 STYLES: Final[Mapping[str, str]] = {
     "registered": "green",
+    "ingested": "green",
     "finished": "green",
     "champion": "bold green",
     "challenger": "cyan",

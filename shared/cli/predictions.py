@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from shared.cli.annotate import Changes, annotate, annotation_options
 from shared.cli.base import ANY, RESULTS, connected, json_option, output_of, resume_hint
 
 if TYPE_CHECKING:
@@ -112,10 +113,19 @@ def _show_predictions(output: Output, found: Any, out: Path | None) -> None:
 @click.option("--cancel", is_flag=True, help="Cancel the job.")
 @click.option("--retry", is_flag=True, help="Send a failed job back to its queue.")
 @click.option("--out", type=RESULTS, help="Write the finished job's results to this CSV file.")
+@annotation_options
 @json_option
 @click.pass_context
-def jobs(ctx: click.Context, job_id: str | None, follow: bool, cancel: bool, retry: bool, out: Path | None) -> None:
-    """List the batch jobs, or show one."""
+def jobs(
+    ctx: click.Context,
+    job_id: str | None,
+    follow: bool,
+    cancel: bool,
+    retry: bool,
+    out: Path | None,
+    changes: Changes,
+) -> None:
+    """List the batch jobs, or show or rename one."""
     from shared.cli.follow import follow_job  # noqa: PLC0415
     from shared.cli.show import show_job, show_jobs  # noqa: PLC0415
 
@@ -124,7 +134,10 @@ def jobs(ctx: click.Context, job_id: str | None, follow: bool, cancel: bool, ret
         raise click.UsageError("--follow, --cancel, --retry and --out need a JOB_ID")
     with connected() as client:
         if job_id is None:
-            show_jobs(output, client, client.jobs.all())
+            show_jobs(output, client, tag=changes.tag_to_list())
+            return
+        if changes:
+            annotate(ctx, client, "job", job_id, changes)
             return
         if retry:
             client.retry_job(job_id)

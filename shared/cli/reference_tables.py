@@ -19,7 +19,8 @@ from shared.faces.rejects import REJECT_REASONS
 from shared.params import TrainingParams
 from shared.runtime.field_docs import values_of
 from shared.runtime.settings import Settings, variable
-from shared.telemetry.metrics import LABELS, BrokerCollector, InferenceMetrics, TrainerMetrics
+from shared.store import open_store
+from shared.telemetry.metrics import LABELS, BrokerCollector, InferenceMetrics, StoreCollector, TrainerMetrics
 
 _HIDDEN: Final = "***"
 _VALUES_SHOWN: Final = 6
@@ -96,7 +97,7 @@ def metrics_reference() -> Reference:
         for metric in vars(kind(CollectorRegistry())).values():
             (family,) = metric.describe()
             found.setdefault(family.name, (family, []))[1].append(service)
-    for family in _broker_metrics():
+    for family in _shared_metrics():
         found[family.name] = (family, ["trainer", "inference", "dashboard"])
     return Reference(
         ("Metric", "Type", "Labels", "Service", "Meaning"),
@@ -127,13 +128,13 @@ def without_password(url: str) -> str:
     return parts._replace(netloc=f"{user.partition(':')[0]}:{_HIDDEN}@{host}").geturl()
 
 
-def _broker_metrics() -> Sequence[Metric]:
-    """Returns what `BrokerCollector` yields for an idle broker."""
+def _shared_metrics() -> Sequence[Metric]:
+    """Returns what the collectors of every service yield, for an idle broker and store."""
     with (
         tempfile.TemporaryDirectory(prefix="genderline-") as folder,
         open_broker(f"sqlite:///{folder}/broker.db") as broker,
     ):
-        return list(BrokerCollector(broker).collect())
+        return [*BrokerCollector(broker).collect(), *StoreCollector(open_store(f"file:{folder}/store")).collect()]
 
 
 def _label(name: str, values: Sequence[str]) -> str:

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from shared.broker.base import Broker, DeadLetter
+from shared.cli.annotate import tags_of
 from shared.cli.output import Output, moment, percent
 from shared.client import Client
+from shared.errors import NotFound
+from shared.records.annotations import Annotation, has_tag, select_tagged, with_name
 from shared.records.evaluation import Evaluation
 from shared.records.jobs import Job
 from shared.records.record import DamagedRecord, Listing, Record
@@ -25,16 +28,19 @@ LISTEN_S: Final = 2.5
 # -- runs
 
 
-def show_runs(output: Output, found: Listing[Run]) -> None:
-    """Prints a line a run."""
+def show_runs(output: Output, client: Client, tag: str | None = None) -> None:
+    """Prints a line a run, of those that have a tag if one is given."""
+    annotations, damaged = client.annotations.find_all("run")
+    found = select_tagged(client.runs.all(), annotations, tag)
     if output.as_json:
-        output.document([run.as_dict() for run in found.records] + _damaged_entries(found, "run_id"))
+        rows = [{**run.as_dict(), "annotation": _as_dict(annotations.get(run.run_id))} for run in found.records]
+        output.document(rows + _damaged_entries(found, "run_id"))
         return
     if not found.records and not found.damaged:
         output.remark("no runs yet; make one with `genderline train ZIP`")
         return
     output.table(
-        ["RUN", "STATE", "MODEL", "VALIDATION", "CREATED (UTC)", "NAME"],
+        ["RUN", "STATE", "MODEL", "VALIDATION", "CREATED (UTC)", "NAME", "TAGS"],
         [
             (
                 run.run_id,
@@ -43,36 +49,42 @@ def show_runs(output: Output, found: Listing[Run]) -> None:
                 percent((run.metrics or {}).get("val_accuracy")) or _progress(run),
                 moment(run.created),
                 run.name,
+                tags_of(annotations, run.run_id),
             )
             for run in found.records
         ]
-        + [(error.record_id, _DAMAGED, None, None, None, None) for error in found.damaged],
+        + [(error.record_id, _DAMAGED, *[None] * 5) for error in found.damaged],
         right=[2, 3],
     )
-    _name_damaged(output, found.damaged)
+    _name_damaged(output, damaged + found.damaged)
 
 
 def show_run(output: Output, client: Client, record: Run) -> None:
     """Prints all about one run."""
     run_id = record.run_id
+    annotation = client.annotations.find_all("run")[0].get(run_id)
+    record = with_name(record, annotation)
     history = client.runs.history(run_id)
     evaluation = client.runs.evaluation(run_id)
     params = record.params.as_dict() if record.params else {}
     if output.as_json:
         rows = [row.as_dict() for row in history]
-        output.document({**record.as_dict(), "history": rows, "evaluation": evaluation and evaluation.as_dict()})
+        told = {"history": rows, "evaluation": evaluation and evaluation.as_dict()}
+        output.document({**record.as_dict(), "annotation": _as_dict(annotation), **told})
         return
     _facts(
         output,
         [
             ("run", run_id),
             ("name", record.name),
+            *_annotated(annotation),
             ("state", record.state),
             ("progress", _progress(record)),
             ("model", _version(record)),
             ("created", moment(record.created)),
             ("updated", moment(record.updated)),
             ("dataset", record.dataset),
+            ("edits", record.edits),
             ("params", ", ".join(f"{key}={value}" for key, value in params.items())),
             ("error", _error(record)),
         ],
@@ -116,20 +128,105 @@ def _show_evaluation(output: Output, found: Evaluation) -> None:
     )
 
 
+# -- datasets
+
+
+def show_datasets(output: Output, client: Client, tag: str | None = None) -> None:
+    """Prints a line a dataset, those with the newest runs first; with a tag, of those that have it."""
+    annotations, damaged = client.annotations.find_all("dataset")
+    found = {
+        sha256: facts
+        for sha256, facts in _datasets(client).items()
+        if tag is None or has_tag(annotations.get(sha256), tag)
+    }
+    if output.as_json:
+        rows = [{**facts, "annotation": _as_dict(annotations.get(sha256))} for sha256, facts in found.items()]
+        output.document(rows)
+        return
+    if not found:
+        output.remark("no datasets yet; make one with `genderline train ZIP`")
+        return
+    output.table(
+        ["DATASET", "FACES", "MALE", "FEMALE", "RUNS", "NAME", "TAGS"],
+        [
+            (
+                sha256[:12],
+                f"{summary.faces:,}" if (summary := client.find_summary(sha256)) else None,
+                f"{summary.genders['male']:,}" if summary else None,
+                f"{summary.genders['female']:,}" if summary else None,
+                len(facts["runs"]),
+                facts["name"],
+                tags_of(annotations, sha256),
+            )
+            for sha256, facts in found.items()
+        ],
+        right=[1, 2, 3, 4],
+    )
+    _name_damaged(output, damaged)
+
+
+def show_dataset(output: Output, client: Client, sha256: str) -> None:
+    """Prints all about one dataset."""
+    facts = _datasets(client).get(sha256)
+    if facts is None:
+        raise NotFound(f"there is no dataset {sha256!r}")
+    annotation = client.annotations.find_all("dataset")[0].get(sha256)
+    summary = client.find_summary(sha256)
+    if output.as_json:
+        told = summary.model_dump(mode="json") if summary else None
+        output.document({**facts, "annotation": _as_dict(annotation), "summary": told})
+        return
+    _facts(
+        output,
+        [
+            ("dataset", sha256),
+            ("name", facts["name"]),
+            *_annotated(annotation),
+            ("faces", f"{summary.faces:,}" if summary else "not processed yet"),
+            ("genders", summary and ", ".join(f"{count:,} {gender}" for gender, count in summary.genders.items())),
+            ("rejected", summary and f"{summary.images_seen - summary.faces:,}"),
+            ("runs", ", ".join(facts["runs"])),
+        ],
+    )
+
+
+def _datasets(client: Client) -> dict[str, dict[str, Any]]:
+    """Returns id, name and runs of every dataset by its id, those with the newest runs first."""
+    annotations, _ = client.annotations.find_all("dataset")
+    runs = select_tagged(client.runs.all(), client.annotations.find_all("run")[0]).records
+    stored = client.store.children("datasets")
+    ordered = dict.fromkeys([*(run.dataset for run in runs if run.dataset in stored), *stored])
+    found: dict[str, dict[str, Any]] = {}
+    for sha256 in filter(None, ordered):
+        own = [run for run in runs if run.dataset == sha256]
+        given = (annotation := annotations.get(sha256)) and annotation.name
+        name = given or (own[0].name if own else None)
+        found[sha256] = {"sha256": sha256, "name": name, "runs": [run.run_id for run in own]}
+    return found
+
+
 # -- models
 
 
-def show_models(output: Output, client: Client) -> None:
-    """Prints a line a version, and which of them serve."""
+def show_models(output: Output, client: Client, tag: str | None = None) -> None:
+    """Prints a line a version, and which of them serve; with a tag, of those that have it."""
     registry = client.registry
     (aliases, damaged), figures, cards = registry.find_aliases(), client.shadow(), registry.cards()
+    annotations, unknown = client.annotations.find_all("model")
+    damaged += unknown
+    if tag is not None:
+        tagged = [card for card in cards.records if has_tag(annotations.get(str(card.version)), tag)]
+        cards = Listing(tagged, cards.damaged, len(tagged))
     if output.as_json:
         output.document(
             {
                 "name": "gender",
                 "aliases": aliases.as_dict(),
                 "shadow": figures.summary() if figures else None,
-                "versions": [card.as_dict() for card in reversed(cards.records)],
+                "versions": [
+                    {**card.as_dict(), "annotation": _as_dict(annotations.get(str(card.version)))}
+                    for card in reversed(cards.records)
+                ],
                 "history": [] if damaged else [change.as_dict() for change in registry.history()],
                 "damaged": _damaged_files(damaged + cards.damaged),
             }
@@ -139,7 +236,7 @@ def show_models(output: Output, client: Client) -> None:
         output.remark("no models yet; train one with `genderline train ZIP`")
         return
     output.table(
-        ["VERSION", "ALIAS", "VALIDATION", "TEST", "RUN", "CREATED (UTC)", "DATASET"],
+        ["VERSION", "ALIAS", "VALIDATION", "TEST", "RUN", "CREATED (UTC)", "DATASET", "NAME", "TAGS"],
         [
             (
                 card.version,
@@ -149,10 +246,12 @@ def show_models(output: Output, client: Client) -> None:
                 card.run_id,
                 moment(card.created),
                 card.dataset.name,
+                (found := annotations.get(str(card.version))) and found.name,
+                tags_of(annotations, str(card.version)),
             )
             for card in reversed(cards.records)
         ]
-        + [(error.record_id, _DAMAGED, *[None] * 5) for error in cards.damaged],
+        + [(error.record_id, _DAMAGED, *[None] * 7) for error in cards.damaged],
         right=[0, 2, 3],
     )
     _name_damaged(output, damaged + cards.damaged)
@@ -164,25 +263,30 @@ def show_models(output: Output, client: Client) -> None:
 def show_model(output: Output, client: Client, version: int) -> None:
     """Prints a version's card."""
     card = client.registry.card(version)
+    annotation = client.annotations.find_all("model")[0].get(str(version))
     if output.as_json:
-        output.document(card.as_dict())
+        output.document({**card.as_dict(), "annotation": _as_dict(annotation)})
     else:
+        _facts(output, [("name", annotation and annotation.name), *_annotated(annotation)])
         output.markdown(client.store.get(Registry.card_text_key(version)).decode())
 
 
 # -- jobs
 
 
-def show_jobs(output: Output, client: Client, found: Listing[Job]) -> None:
-    """Prints a line a job."""
+def show_jobs(output: Output, client: Client, tag: str | None = None) -> None:
+    """Prints a line a job, of those that have a tag if one is given."""
+    annotations, damaged = client.annotations.find_all("job")
+    found = select_tagged(client.jobs.all(), annotations, tag)
     if output.as_json:
-        output.document([job.as_dict() for job in found.records] + _damaged_entries(found, "job_id"))
+        rows = [{**job.as_dict(), "annotation": _as_dict(annotations.get(job.job_id))} for job in found.records]
+        output.document(rows + _damaged_entries(found, "job_id"))
         return
     if not found.records and not found.damaged:
         output.remark("no jobs yet; make one with `genderline predict ARCHIVE.zip`")
         return
     output.table(
-        ["JOB", "STATE", "DONE", "IMAGES", "ERRORS", "ACCURACY", "MODEL", "CREATED (UTC)", "NAME"],
+        ["JOB", "STATE", "DONE", "IMAGES", "ERRORS", "ACCURACY", "MODEL", "CREATED (UTC)", "NAME", "TAGS"],
         [
             (
                 job.job_id,
@@ -194,26 +298,30 @@ def show_jobs(output: Output, client: Client, found: Listing[Job]) -> None:
                 _version(job),
                 moment(job.created),
                 job.name,
+                tags_of(annotations, job.job_id),
             )
             for job in found.records
         ]
-        + [(error.record_id, _DAMAGED, *[None] * 7) for error in found.damaged],
+        + [(error.record_id, _DAMAGED, *[None] * 8) for error in found.damaged],
         right=[2, 3, 4, 5, 6],
     )
-    _name_damaged(output, found.damaged)
+    _name_damaged(output, damaged + found.damaged)
 
 
 def show_job(output: Output, client: Client, record: Job) -> None:
     """Prints all about one job."""
     progress = client.jobs.progress(record)
+    annotation = client.annotations.find_all("job")[0].get(record.job_id)
+    record = with_name(record, annotation)
     if output.as_json:
-        output.document({**record.as_dict(), "done": progress.done})
+        output.document({**record.as_dict(), "annotation": _as_dict(annotation), "done": progress.done})
         return
     _facts(
         output,
         [
             ("job", record.job_id),
             ("name", record.name),
+            *_annotated(annotation),
             ("state", record.state),
             ("images", f"{progress.done:,} of {progress.total:,}"),
             ("errors", record.counts and record.counts.errors),
@@ -303,6 +411,9 @@ def show_status(output: Output, client: Client) -> None:
             ],
             right=[2, 4, 5],
         )
+        for worker in workers:
+            if worker.get("store_trouble"):
+                output.error(f"{worker['service']} {worker['worker']} cannot use the store: {worker['store_trouble']}")
     else:
         output.line("no service is running; start them with `genderline up`")
     output.line()
@@ -326,6 +437,15 @@ def _facts(output: Output, facts: list[tuple[str, object]]) -> None:
     for name, value in facts:
         if value not in {None, ""}:
             output.line(f"{name:<10}{value}")
+
+
+def _as_dict(annotation: Annotation | None) -> dict[str, Any] | None:
+    return None if annotation is None else annotation.as_dict()
+
+
+def _annotated(annotation: Annotation | None) -> list[tuple[str, object]]:
+    """Returns tags and note for `_facts`."""
+    return [("tags", ", ".join(annotation.tags)), ("note", annotation.note)] if annotation else []
 
 
 def _damaged_entries(found: Listing[Any], key: str) -> list[dict[str, Any]]:

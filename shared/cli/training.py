@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from shared.cli.annotate import Changes, annotate, annotation_options
 from shared.cli.base import FILE, connected, json_option, output_of, resume_hint
 from shared.errors import GenderlineError
 
@@ -68,6 +69,12 @@ def _labels(_ctx: click.Context, _option: click.Parameter, given: tuple[str, ...
     callback=_labels,
     help="Where the labels stand, if guessing fails: source, table, file, gender, age, ethnicity, male, female.",
 )
+@click.option(
+    "--edits",
+    metavar="current|SHA256",
+    help="With --dataset: train on labels as corrected by `genderline dataset edits`.",
+)
+@click.option("--look", is_flag=True, help="Only read the archive, so that its faces can be looked at; train later.")
 @click.option("--detach", is_flag=True, help="Submit it and do not wait.")
 @click.option(
     "--timeout",
@@ -84,12 +91,18 @@ def train(
     name: str | None,
     params: dict[str, Any],
     labels: dict[str, Any],
+    edits: str | None,
+    look: bool,
     detach: bool,
     timeout_s: float | None,
 ) -> None:
     """Train a model on an archive (zip, tar or tar.gz) of labelled faces and follow it."""
     if (archive is None) == (dataset is None):
         raise click.UsageError("expected either an ARCHIVE or --dataset SHA256")
+    if edits and not dataset:
+        raise click.UsageError("--edits belongs to --dataset: a new ARCHIVE has none")
+    if dataset and look:
+        raise click.UsageError("--look belongs to an ARCHIVE; a dataset is in the store already")
     if dataset and labels:
         raise click.UsageError("--labels belongs to an ARCHIVE; a dataset has its labels already")
     output = output_of(ctx)
@@ -103,9 +116,11 @@ def train(
             steps.step("copying", copied / 1e6, size_mb, unit="MB")
 
         if archive:
-            run_id = client.submit_dataset(archive, name=name, params=params, labels=labels, on_copied=on_copied)
+            run_id = client.submit_dataset(
+                archive, name=name, params=params, labels=labels, train=not look, on_copied=on_copied
+            )
         else:
-            run_id = client.train_dataset(str(dataset), name=name, params=params)
+            run_id = client.train_dataset(str(dataset), name=name, params=params, edits=edits)
         if detach:
             _tell_run(ctx, output, client, client.runs.get(run_id))
             return
@@ -140,12 +155,33 @@ def _tell_run(ctx: click.Context, output: Output, client: Client, run: Run) -> N
         )
         for warning in run.warnings:
             output.line(f"warning: {warning}", "yellow")
+    elif run.state == "ingested":
+        output.line(f"{run.run_id}: read as dataset {run.dataset}; look at it in the dashboard", "green")
+        output.line(f"train on it with: genderline train --dataset {run.dataset}")
     elif run.error:
         output.error(f"{run.run_id} {run.state}: {run.error.code}: {run.error.message}")
     else:
         output.line(f"{run.run_id}: {run.state}")
-    if run.state.is_final and run.state != "registered":
+    if run.state.is_final and run.state not in {"registered", "ingested"}:
         ctx.exit(1)
+
+
+@click.command()
+@click.argument("sha256", required=False)
+@annotation_options
+@json_option
+@click.pass_context
+def datasets(ctx: click.Context, sha256: str | None, changes: Changes) -> None:
+    """List the datasets, or show or rename one."""
+    from shared.cli.show import show_dataset, show_datasets  # noqa: PLC0415
+
+    with connected() as client:
+        if sha256 is None:
+            show_datasets(output_of(ctx), client, tag=changes.tag_to_list())
+        elif changes:
+            annotate(ctx, client, "dataset", sha256, changes)
+        else:
+            show_dataset(output_of(ctx), client, sha256)
 
 
 @click.command()
@@ -153,10 +189,11 @@ def _tell_run(ctx: click.Context, output: Output, client: Client, run: Run) -> N
 @click.option("--follow", is_flag=True, help="Follow the run until it ends.")
 @click.option("--cancel", is_flag=True, help="Cancel the run.")
 @click.option("--retry", is_flag=True, help="Send a failed run back to its queue.")
+@annotation_options
 @json_option
 @click.pass_context
-def runs(ctx: click.Context, run_id: str | None, follow: bool, cancel: bool, retry: bool) -> None:
-    """List the training runs, or show one."""
+def runs(ctx: click.Context, run_id: str | None, follow: bool, cancel: bool, retry: bool, changes: Changes) -> None:
+    """List the training runs, or show or rename one."""
     from shared.cli.show import show_run, show_runs  # noqa: PLC0415
 
     output = output_of(ctx)
@@ -164,7 +201,10 @@ def runs(ctx: click.Context, run_id: str | None, follow: bool, cancel: bool, ret
         raise click.UsageError("--follow, --cancel and --retry need a RUN_ID")
     with connected() as client:
         if run_id is None:
-            show_runs(output, client.runs.all())
+            show_runs(output, client, tag=changes.tag_to_list())
+            return
+        if changes:
+            annotate(ctx, client, "run", run_id, changes)
             return
         if retry:
             run_id = client.retry_run(run_id)

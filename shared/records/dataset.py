@@ -5,19 +5,28 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Final, Literal, TextIO
 
-from pydantic import BaseModel, ConfigDict
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from shared.errors import NotFound
+from shared.faces.decode import SIZE
 from shared.faces.labelling import LabelReport, LabelSpec
 from shared.faces.labels import UNKNOWN
 from shared.records.cells import from_cell, to_cell
+from shared.records.record import DamagedRecord, describe_fault
+from shared.store.base import Store, sha256_of
 
 FACES_NPY: Final = "faces.npy"
 FACES_CSV: Final = "faces.csv"
 REJECTS_CSV: Final = "rejects.csv"
+NEAR_DUPLICATES_CSV: Final = "near_duplicates.csv"
+"""The faces that look like another one, with the number of their group; older datasets lack it."""
 SUMMARY_JSON: Final = "summary.json"
 REFUSAL_JSON: Final = "refusal.json"
 LABELS_JSON: Final = "labels.json"
@@ -46,6 +55,20 @@ def age_band(age: int) -> int:
     return min(age // 10, len(AGE_BANDS) - 1) if age >= 0 else UNKNOWN
 
 
+class DatasetFile(BaseModel):
+    """One of a dataset's files, as it was written."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    size_bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> DatasetFile:
+        """Returns the size and the hash of a local file."""
+        return cls(size_bytes=path.stat().st_size, sha256=sha256_of(path))
+
+
 class DatasetSummary(BaseModel):
     """What a decoded dataset holds: `summary.json`, written last, so that its presence means the rest is whole.
 
@@ -67,6 +90,7 @@ class DatasetSummary(BaseModel):
         labels: where the labels come from; None in datasets of earlier releases.
         seconds: spent on decoding and splitting.
         images_per_second: `images_seen` by `seconds`.
+        files: the other files by their names; none in datasets of earlier releases.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -86,6 +110,7 @@ class DatasetSummary(BaseModel):
     labels: LabelReport | None = None
     seconds: float
     images_per_second: float
+    files: dict[str, DatasetFile] = Field(default_factory=dict)
 
 
 class DatasetRefusal(BaseModel):
@@ -150,6 +175,73 @@ class RejectRow:
     detail: str
 
 
+def find_summary(store: Store, dataset: str) -> DatasetSummary | None:
+    """Returns what a dataset holds; None before it is decoded.
+
+    Raises:
+        DamagedRecord: the file cannot be read.
+    """
+    key = f"datasets/{dataset}/{SUMMARY_JSON}"
+    try:
+        data = store.get(key)
+    except NotFound:
+        return None
+    try:
+        return DatasetSummary.model_validate_json(data)
+    except ValidationError as error:
+        raise DamagedRecord(key, describe_fault(error)) from None
+
+
+def require_whole(store: Store, dataset: str, summary: DatasetSummary) -> None:
+    """Makes sure that a decoded dataset's files are those that were written.
+
+    Raises:
+        DamagedRecord: one is missing, or has another length or other bytes.
+    """
+    for name, expected in summary.files.items():
+        key = f"datasets/{dataset}/{name}"
+        try:
+            size = store.size(key)
+            if size == expected.size_bytes:
+                with store.local(key) as path:
+                    found = DatasetFile.of(path)
+        except NotFound:
+            raise DamagedRecord(key, "it is missing") from None
+        if size != expected.size_bytes:
+            raise DamagedRecord(key, f"found {size} bytes, expected {expected.size_bytes}")
+        if found != expected:
+            raise DamagedRecord(key, f"found the SHA-256 {found.sha256}, expected {expected.sha256}")
+
+
+def open_faces(faces: Path, table: Path, dataset: str) -> tuple[NDArray[np.uint8], list[FaceRow]]:
+    """Opens the faces of a decoded dataset.
+
+    Args:
+        faces: a local `faces.npy`.
+        table: a local `faces.csv`.
+        dataset: what it is called, for messages.
+
+    Returns:
+        uint8 (N, 128, 128), a read-only memory map, and a row a face.
+
+    Raises:
+        DamagedRecord: one of the files is not what it should be, or they do not fit each other.
+    """
+    try:
+        with table.open(encoding="utf-8", newline="") as file:
+            rows = read_faces_csv(file)
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise DamagedRecord(f"datasets/{dataset}/{FACES_CSV}", str(error)) from None
+    key = f"datasets/{dataset}/{FACES_NPY}"
+    try:
+        found = np.load(faces, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DamagedRecord(key, str(error)) from None
+    if found.shape != (len(rows), SIZE, SIZE) or found.dtype != np.uint8:
+        raise DamagedRecord(key, f"found {found.dtype} {found.shape}, expected uint8 {(len(rows), SIZE, SIZE)}")
+    return found, rows
+
+
 def write_faces_csv(file: TextIO, rows: Iterable[FaceRow]) -> None:
     """Writes `faces.csv` to a file opened with `encoding="utf-8", newline=""`."""
     columns = [field.name for field in fields(FaceRow)]
@@ -190,6 +282,23 @@ def read_rejects_csv(file: TextIO) -> list[RejectRow]:
     return [
         RejectRow(from_cell(row["name"]), row["reason"], from_cell(row["detail"])) for row in _read(file, RejectRow)
     ]
+
+
+def write_near_duplicates_csv(file: TextIO, groups: Mapping[int, int]) -> None:
+    """Writes `near_duplicates.csv`.
+
+    Args:
+        file: opened with `encoding="utf-8", newline=""`.
+        groups: the number of its group by the face's index, for the faces that look like another one.
+    """
+    writer = csv.writer(file)
+    writer.writerow(("index", "group"))
+    writer.writerows(sorted(groups.items()))
+
+
+def read_near_duplicates_csv(file: TextIO) -> dict[int, int]:
+    """Reads `near_duplicates.csv`: the number of its group by the face's index."""
+    return {int(row["index"]): int(row["group"]) for row in csv.DictReader(file)}
 
 
 def _read(file: TextIO, kind: type[Any]) -> Iterator[dict[str, str]]:

@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from shared.errors import Conflict, NotFound
+from shared.records.annotations import Annotations, Kind
 from shared.records.jobs import Jobs
+from shared.records.predictions import predictions_key
 from shared.records.record import DamagedRecord
 from shared.records.registry import Registry
 from shared.records.runs import Runs
 from shared.store.base import Store
 
 
+@dataclass(frozen=True, slots=True)
+class Dependent:
+    """Something that stays where its foundation is deleted, and is worth less then.
+
+    Attributes:
+        kind: what it is.
+        which: its id.
+        loss: what it loses, in words.
+    """
+
+    kind: Kind
+    which: str
+    loss: str
+
+
 class Deletion:
-    """Deletes datasets, runs and jobs.
+    """Deletes datasets, runs, models and jobs.
 
     What is looked at first can change meanwhile: work that somebody submits in the very moment of the deletion misses
     its archive, and is rejected.
@@ -27,18 +46,52 @@ class Deletion:
         self._runs = Runs(store)
         self._jobs = Jobs(store)
         self._registry = Registry(store)
+        self._annotations = Annotations(store)
 
-    def dataset(self, sha256: str) -> None:
-        """Deletes a dataset: its archive, its decoded faces, and what models predicted for them.
+    def dependents(self, kind: Kind, which: str) -> list[Dependent]:
+        """Returns what depends on something, and stays if that is deleted.
 
         Raises:
-            NotFound: there is none of that hash.
-            Conflict: a run may still read it, or a model in use was trained on it. The gate has to know which faces the
-                champion has learned from.
+            NotFound: there is no such thing.
+            Conflict: it is in use, so it cannot be deleted.
         """
+        checks: dict[Kind, Callable[[str], list[Dependent]]] = {
+            "dataset": self._check_dataset,
+            "run": self._check_run,
+            "model": self._check_model,
+            "job": self._check_job,
+        }
+        return checks[kind](which)
+
+    def delete(self, kind: Kind, which: str, *, user: str | None = None) -> None:
+        """Deletes something for good, and keeps that `user` did.
+
+        Of a dataset its archive goes, its decoded faces, and what models predicted for them; of a run its record,
+        curves, evaluation and predictions; of a model its files and its predictions for other datasets; of a job its
+        record, archive and results.
+
+        Raises:
+            NotFound: there is no such thing.
+            Conflict: it is in use: a run may still read the dataset; a run or job has not ended; a model has an alias,
+                or is one with an alias the dataset's or the run's. The gate has to know which faces the champion has
+                learned from.
+        """
+        self.dependents(kind, which)
+        if kind == "dataset":
+            self._store.delete(f"datasets/{which}")
+        elif kind == "run":
+            self._runs.delete(which)
+        elif kind == "model":
+            self._delete_model(int(which))
+        else:
+            self._jobs.delete(which)
+        self._annotations.record_deletion(kind, which, user)
+
+    def _check_dataset(self, sha256: str) -> list[Dependent]:
         if sha256 not in self._store.children("datasets"):
             raise NotFound(f"there is no dataset {sha256!r}")
-        for run in self._runs.all().records:  # one whose record is damaged cannot go on
+        runs = self._runs.all().records
+        for run in runs:  # one whose record is damaged cannot go on
             # Before it is accepted, a run's record does not say of which dataset it is.
             if not run.state.is_final and run.dataset in {None, sha256}:
                 raise Conflict(f"run {run.run_id} is {run.state} and may need the dataset; expected it to have ended")
@@ -47,34 +100,44 @@ class Deletion:
                 raise Conflict(
                     f"version {version}, the {alias}, was trained on it; expected a model that is not in use"
                 )
-        self._store.delete(f"datasets/{sha256}")
+        found = [Dependent("run", run.run_id, "its faces") for run in runs if run.dataset == sha256]
+        models = [card.version for card in self._registry.cards().records if card.dataset.sha256 == sha256]
+        return found + [Dependent("model", str(version), "the faces it was tested on") for version in models]
 
-    def run(self, run_id: str) -> None:
-        """Deletes a run's record, curves, evaluation and predictions; its model stays.
-
-        Raises:
-            NotFound: there is no such run.
-            Conflict: it has not ended, or its model is in use.
-        """
+    def _check_run(self, run_id: str) -> list[Dependent]:
         with contextlib.suppress(DamagedRecord):  # deleting it is the way to be rid of it
             if not (state := self._runs.get(run_id).state).is_final:
                 raise Conflict(f"run {run_id} is {state}; expected one that has ended, so cancel it first")
         for alias, version in self._in_use().items():
             if self._registry.card(version).run_id == run_id:
                 raise Conflict(f"version {version}, the {alias}, came of it; expected one that is not in use")
-        self._runs.delete(run_id)
+        models = [card.version for card in self._registry.cards().records if card.run_id == run_id]
+        return [Dependent("model", str(version), "its curves and predictions") for version in models]
 
-    def job(self, job_id: str) -> None:
-        """Deletes a job's record, archive and results.
+    def _check_model(self, which: str) -> list[Dependent]:
+        if not which.isdecimal() or not self._store.exists(self._registry.card_key(int(which))):
+            raise NotFound(f"there is no model {which!r}")
+        version = int(which)
+        for alias, used in self._in_use().items():
+            if used == version:
+                raise Conflict(f"version {version} is the {alias}; expected one that is not in use")
+        found: list[Dependent] = []
+        with contextlib.suppress(DamagedRecord):
+            run_id = self._registry.card(version).run_id
+            if self._store.exists(self._runs.key(run_id)):
+                found.append(Dependent("run", run_id, "its model"))
+        return found
 
-        Raises:
-            NotFound: there is no such job.
-            Conflict: it has not ended.
-        """
+    def _check_job(self, job_id: str) -> list[Dependent]:
         with contextlib.suppress(DamagedRecord):  # deleting it is the way to be rid of it
             if not (state := self._jobs.get(job_id).state).is_final:
                 raise Conflict(f"job {job_id} is {state}; expected one that has ended, so cancel it first")
-        self._jobs.delete(job_id)
+        return []
+
+    def _delete_model(self, version: int) -> None:
+        for sha256 in self._store.children("datasets"):
+            self._store.delete(predictions_key(sha256, version))
+        self._registry.delete(version)
 
     def _in_use(self) -> dict[str, int]:
         """Returns the versions in use by their alias."""

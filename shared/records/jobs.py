@@ -125,6 +125,10 @@ class Job(Record):
     shards_published: bool = False
     final_reply_sent: bool = False
 
+    @property
+    def record_id(self) -> str:  # noqa: D102
+        return self.job_id
+
     def reply(self, status: str | None = None) -> dict[str, Any]:
         """Returns the body of the reply and event that tell of the job's state."""
         body: dict[str, Any] = {"job_id": self.job_id, "status": status or self.state.value, "name": self.name}

@@ -27,11 +27,13 @@ class CardDataset(StoredModel):
         sha256: of the archive, which names it in the store.
         name: what its sender called it.
         counts: faces in each part of the split: `train`, `validation`, `test`.
+        edits: the hash of the corrections of its labels; None where they are those of the archive.
     """
 
     sha256: str
     name: str
     counts: dict[str, int]
+    edits: str | None = None
 
 
 class CardStart(StoredModel):

@@ -1,10 +1,11 @@
-"""What a model predicted for every face of a dataset: with its run if it was trained on it, else beside the dataset."""
+"""What a model predicted for every face of a dataset: beside its run if it was trained on it, else the dataset."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,19 @@ from shared.errors import GenderlineError
 from shared.records.model_card import ModelCard
 from shared.records.results import result_row
 from shared.store.base import Store
+
+THRESHOLD: Final = 0.5
+"""The decision threshold of the workers, and of every page where none is chosen."""
+
+
+def predict_female(probabilities: NDArray[np.float32], threshold: float = THRESHOLD) -> NDArray[np.bool_]:
+    """Returns bool (N,): who is predicted female. The one place where a stored probability becomes a prediction.
+
+    Args:
+        probabilities: float32 (N,), of female.
+        threshold: predicted female from here on.
+    """
+    return probabilities >= np.float32(threshold)
 
 
 def predictions_key(sha256: str, version: int) -> str:
@@ -33,7 +47,25 @@ def read_predictions(store: Store, sha256: str, card: ModelCard) -> NDArray[np.f
     """
     trained_on_it = card.dataset.sha256 == sha256
     key = f"runs/{card.run_id}/predictions.csv" if trained_on_it else predictions_key(sha256, card.version)
-    rows = csv.DictReader(io.StringIO(store.get(key).decode()))
+    return _read(store.get(key))
+
+
+def held_out_key(run_id: str) -> str:
+    """Returns the store key of what a run predicted for each face by weights that had not learned from it."""
+    return f"runs/{run_id}/held_out.csv"
+
+
+def read_held_out(store: Store, run_id: str) -> NDArray[np.float32]:
+    """Returns float32 (N,), the probability of female of every face, by weights that had not learned from that face.
+
+    Raises:
+        NotFound: the run kept none.
+    """
+    return _read(store.get(held_out_key(run_id)))
+
+
+def _read(data: bytes) -> NDArray[np.float32]:
+    rows = csv.DictReader(io.StringIO(data.decode()))
     return np.array([float(row["probability_female"]) for row in rows], np.float32)
 
 

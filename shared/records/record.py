@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
@@ -105,6 +105,11 @@ class Record(StoredModel):
     error: Fault | None = None
     request_sha256: str | None = None
     retried_at: str | int | float | bool | None = None
+
+    @property
+    def record_id(self) -> str:
+        """The run's or job's id."""
+        raise NotImplementedError
 
     def require_request(self, sha256: str) -> None:
         """Makes sure that a message that came later is the one that the record was made for, or says the same.
@@ -248,7 +253,11 @@ class Records(Generic[R]):
         return self.page()
 
     def page(
-        self, limit: int | None = None, offset: int = 0, find: Callable[[str], R | None] | None = None
+        self,
+        limit: int | None = None,
+        offset: int = 0,
+        find: Callable[[str], R | None] | None = None,
+        only: Container[str] | None = None,
     ) -> Listing[R]:
         """Returns some records, newest first, and what is wrong with those that cannot be read.
 
@@ -256,9 +265,12 @@ class Records(Generic[R]):
             limit: the most records; None for all.
             offset: how many newer ones to pass over.
             find: returns the record of an id, in place of `self.find`.
+            only: the ids that count; None for all.
         """
         find = find or self.find
         ids, undated = self._newest_first(find)
+        if only is not None:
+            ids = [record_id for record_id in ids if record_id in only]
         found = list_records(ids[offset:][:limit], find)
         return Listing(found.records, undated + found.damaged, len(ids))
 

@@ -6,8 +6,9 @@ last its `card.json`, which makes it visible. Registering the same run again giv
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -15,7 +16,7 @@ from pydantic import Field
 
 from shared.clock import now_iso
 from shared.errors import Conflict, NotFound
-from shared.records.model_card import ModelCard, ServedPrecision
+from shared.records.model_card import CardFile, ModelCard, ServedPrecision
 from shared.records.record import (
     DamagedRecord,
     Listing,
@@ -31,6 +32,7 @@ MODEL_NAME: Final = "gender"
 _ROOT: Final = f"models/{MODEL_NAME}"
 _ALIASES_KEY: Final = f"{_ROOT}/aliases.json"
 WEIGHTS_FILE: Final = "weights.npz"
+_CLAIM: Final = "claim.json"
 _HISTORY_KEPT: Final = 100
 
 
@@ -119,6 +121,18 @@ class _AliasesFile(Aliases):
         return [*(change.as_dict() for change in self.history), entry][-_HISTORY_KEPT:]
 
 
+class Refusal(StoredModel):
+    """`refused.json`: why no worker serves a version.
+
+    Attributes:
+        at: since when, ISO 8601 in UTC.
+        reason: for people.
+    """
+
+    at: Timestamp
+    reason: str
+
+
 class _Claim(StoredModel):
     """`claim.json`: the run that a version is reserved for."""
 
@@ -156,12 +170,42 @@ class Registry:
             raise DamagedRecord(self.card_key(version), f"found the card of version {card.version}")
         return card
 
+    def require_whole(self, version: int) -> ModelCard:
+        """Returns a version's card, once every file is the one that the card describes.
+
+        Raises:
+            NotFound: there is no such version.
+            DamagedRecord: its card cannot be read, or one of its files is missing, cut short or another one.
+        """
+        card = self.card(version)
+        files: dict[ServedPrecision, CardFile | None] = {"float32": card.file}
+        files |= {precision: variant.file for precision, variant in card.variants.items()}
+        for precision, expected in files.items():
+            if expected is None:
+                continue
+            key = self.model_key(version, precision)
+            try:
+                data = self._store.get(key)
+            except NotFound:
+                raise DamagedRecord(key, "it is missing") from None
+            if (found := hashlib.sha256(data).hexdigest()) != expected.sha256:
+                raise DamagedRecord(
+                    key,
+                    f"found {len(data)} bytes with the SHA-256 {found}, expected {expected.size_bytes} bytes with "
+                    f"{expected.sha256}, as the card says",
+                )
+        return card
+
     def cards(self) -> Listing[ModelCard]:
         """Returns every version's card, newest first, and what is wrong with those that cannot be read."""
         return self.page()
 
     def page(
-        self, limit: int | None = None, offset: int = 0, find: Callable[[int], ModelCard] | None = None
+        self,
+        limit: int | None = None,
+        offset: int = 0,
+        find: Callable[[int], ModelCard] | None = None,
+        only: Container[int] | None = None,
     ) -> Listing[ModelCard]:
         """Returns some versions' cards, newest first, and what is wrong with those that cannot be read.
 
@@ -169,8 +213,9 @@ class Registry:
             limit: the most cards; None for all.
             offset: how many newer ones to pass over.
             find: returns the card of a version, in place of `self.card`.
+            only: the versions that count; None for all.
         """
-        versions = self.versions()[::-1]
+        versions = [version for version in self.versions()[::-1] if only is None or version in only]
         found = list_records(versions[offset:][:limit], find or self.card)
         return Listing(found.records, found.damaged, len(versions))
 
@@ -226,7 +271,19 @@ class Registry:
         """Returns the store key of how a version does as a challenger."""
         return f"{_ROOT}/{version}/shadow.json"
 
+    def refusal(self, version: int) -> Refusal | None:
+        """Returns why no worker serves a version; None where nothing is known against it, or raises `DamagedRecord`."""
+        return find_record(self._store, self._refusal_key(version), Refusal)
+
+    @staticmethod
+    def _refusal_key(version: int) -> str:
+        return f"{_ROOT}/{version}/refused.json"
+
     # -- writing
+
+    def refuse(self, version: int, reason: str) -> None:
+        """Keeps every worker from serving a version, also after a restart, until a person promotes it again."""
+        self._store.put_json(self._refusal_key(version), Refusal(at=now_iso(), reason=reason).as_dict())
 
     def claim(self, run_id: str) -> int:
         """Reserves a version number for a run; the same run gets the same number again."""
@@ -240,7 +297,7 @@ class Registry:
                 newest = version
         version = newest + 1
         content = json.dumps({"run_id": run_id}).encode()
-        while not self._store.create(f"{_ROOT}/{version}/claim.json", content):
+        while not self._store.create(f"{_ROOT}/{version}/{_CLAIM}", content):
             if self._claimant(version) == run_id:
                 break
             version += 1
@@ -259,14 +316,24 @@ class Registry:
         self._store.put(self.card_text_key(card.version), card_text.encode())
         self._store.put_json(self.card_key(card.version), card.as_dict())
 
+    def delete(self, version: int) -> None:
+        """Deletes a version's files. Its claim stays, so that no other model ever gets its number."""
+        self._store.delete(self.card_key(version))  # first, so that nobody finds a version without its files
+        for name in self._store.children(f"{_ROOT}/{version}"):
+            if name != _CLAIM:
+                self._store.delete(f"{_ROOT}/{version}/{name}")
+
     def promote(self, version: int, reason: str, *, user: str | None = None) -> Aliases:
         """Makes `version` the champion, by `user`. Promoting the champion again changes nothing.
 
+        One that was refused for its deaths is tried again.
+
         Raises:
             NotFound: there is no such version.
-            DamagedRecord: its card, or the file of the aliases, cannot be read.
+            DamagedRecord: it is not whole (see `require_whole`), or the file of the aliases cannot be read.
         """
-        self.card(version)
+        self.require_whole(version)
+        self._store.delete(self._refusal_key(version))
 
         def change(now: _AliasesFile) -> _AliasesFile | None:
             return None if now.champion == version else now.with_champion("promote", version, reason, user)
@@ -283,7 +350,7 @@ class Registry:
             NotFound: there is no such version.
             DamagedRecord: as `promote` does.
         """
-        self.card(version)
+        self.require_whole(version)
 
         def change(now: _AliasesFile) -> _AliasesFile | None:
             if now.champion != champion or champion == version:
@@ -304,7 +371,7 @@ class Registry:
         def change(now: _AliasesFile) -> _AliasesFile:
             if now.previous is None:
                 raise Conflict("there is no previous champion to roll back to")
-            self.card(now.previous)
+            self.require_whole(now.previous)
             return now.with_champion("rollback", now.previous, reason, user)
 
         return self._change_aliases(change)
@@ -321,7 +388,7 @@ class Registry:
             Conflict: it is the champion, or there is none.
             DamagedRecord: as `promote` does.
         """
-        self.card(version)
+        self.require_whole(version)
 
         def change(now: _AliasesFile) -> _AliasesFile | None:
             chosen = now.challenger is not None and now.challenged_by == "hand"
@@ -375,5 +442,5 @@ class Registry:
 
     def _claimant(self, version: int) -> str | None:
         """Returns the run that a version is reserved for, if it is."""
-        claim = find_record(self._store, f"{_ROOT}/{version}/claim.json", _Claim)
+        claim = find_record(self._store, f"{_ROOT}/{version}/{_CLAIM}", _Claim)
         return None if claim is None else claim.run_id

@@ -20,7 +20,10 @@ from shared.store.base import Store
 
 
 class RunState(State):
-    """Where a run stands, in the order in which a good run goes through them."""
+    """Where a run stands, in the order in which a good run goes through them.
+
+    `ingested` is the end of a run that only reads its dataset, so that somebody can look at it.
+    """
 
     QUEUED = "queued"
     ACCEPTED = "accepted"
@@ -28,6 +31,7 @@ class RunState(State):
     TRAINING = "training"
     EVALUATING = "evaluating"
     EXPORTING = "exporting"
+    INGESTED = "ingested"
     REGISTERED = "registered"
     REJECTED = "rejected"
     FAILED = "failed"
@@ -36,12 +40,17 @@ class RunState(State):
     @property
     def is_final(self) -> bool:
         """Whether the run has ended."""
-        return self in {RunState.REGISTERED, RunState.REJECTED, RunState.FAILED, RunState.CANCELLED}
+        return self in _FINAL_STATES
 
     @property
     def is_retryable(self) -> bool:
         """Whether the run has ended in such a way that its message may be a dead letter, and can be sent back."""
         return self in {RunState.REJECTED, RunState.FAILED}
+
+
+_FINAL_STATES: Final = frozenset(
+    {RunState.INGESTED, RunState.REGISTERED, RunState.REJECTED, RunState.FAILED, RunState.CANCELLED}
+)
 
 
 class Progress(StoredModel):
@@ -115,6 +124,8 @@ class Run(Record):
         params: the training parameters asked for; None where the message that asked could not be read.
         dataset: SHA-256 of the archive, which names the dataset; None until the run is accepted.
         labels: what was recognised of the labels; None until the run is accepted.
+        edits: the hash of the corrections that it trains with; None where it takes the labels of the archive.
+        train: whether it trains; False where it only reads the dataset.
         progress: how far the present stage is; None between stages and at the end.
         metrics: of the model: `val_accuracy`, `test_accuracy`, …
         warnings: what the user should know about the dataset, in sentences.
@@ -127,11 +138,17 @@ class Run(Record):
     params: TrainingParams | None
     dataset: str | None = None
     labels: LabelReport | None = None
+    edits: str | None = None
+    train: bool = True
     progress: Progress | None = None
     metrics: dict[str, float] | None = None
     warnings: tuple[str, ...] = ()
     timings: Timings = Timings()
     attempts: int = 0
+
+    @property
+    def record_id(self) -> str:  # noqa: D102
+        return self.run_id
 
     def reply(self, status: str | None = None) -> dict[str, Any]:
         """Returns the body of the reply and event that tell of the run's state."""
@@ -141,6 +158,8 @@ class Run(Record):
             body["metrics"] = self.metrics
         if self.labels:
             body["labels"] = self.labels.model_dump(mode="json")
+        if self.edits:
+            body["edits"] = self.edits
         if self.warnings:
             body["warnings"] = self.warnings
         if self.error:
@@ -167,6 +186,8 @@ class Runs(Records[Run]):
         message_id: str,
         name: str,
         params: TrainingParams | None,
+        edits: str | None = None,
+        train: bool = True,
         state: RunState = RunState.QUEUED,
         error: Fault | None = None,
         request_sha256: str | None = None,
@@ -181,6 +202,8 @@ class Runs(Records[Run]):
             created=now,
             updated=now,
             params=params,
+            edits=edits,
+            train=train,
             error=error,
             request_sha256=request_sha256,
         )

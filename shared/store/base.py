@@ -8,7 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Literal, NamedTuple, Protocol, cast, get_args
 
 from shared.errors import InvalidMessage, NotFound, short_repr
 
@@ -16,6 +16,17 @@ STORE_SCHEME: Final = "store:"
 _LONGEST_NAME: Final = 200
 _LONGEST_KEY: Final = 900
 """In bytes; file systems end at 255 a name, S3 at 1024 a key, and both need room for prefixes."""
+
+
+StoreTroubleKind = Literal["away", "replaced"]
+STORE_TROUBLES: Final[tuple[StoreTroubleKind, ...]] = get_args(StoreTroubleKind)
+
+
+class StoreTrouble(NamedTuple):
+    """Why the store cannot be used now: a word for programs and a sentence for people."""
+
+    kind: StoreTroubleKind
+    text: str
 
 
 class Fence(Protocol):
@@ -118,6 +129,23 @@ class Store(ABC):
     @abstractmethod
     def ping(self) -> bool:
         """Returns whether the store answers."""
+
+    @property
+    def identity(self) -> str | None:
+        """Which store this is, where it makes sure of that; see `shared.store.identity`."""
+        return None
+
+    @property
+    def trouble(self) -> StoreTrouble | None:
+        """Why the store could not be used when it was tried last; None where it could, or nobody looks."""
+        return None
+
+    def holds(self, key: str, size_bytes: int) -> bool:
+        """Returns whether there is an object of this size: one that is named after its content, and not cut short."""
+        try:
+            return self.size(key) == size_bytes
+        except NotFound:
+            return False
 
     def update_json(self, key: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
         """Replaces a JSON object by what `change` makes of it (of `{}` where there is none), as one atomic step."""

@@ -22,13 +22,15 @@ class FileStore(Store):
     """The store in a folder. Several processes of one machine, or of many over a shared file system, may use it.
 
     Args:
-        root: the folder; it is made.
+        root: the folder.
+        make: whether to make it. That is done here, and never again: a folder that has gone is away, and not empty.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, *, make: bool = True) -> None:
         self.root = Path(root).absolute()
-        with _writing(f"its folder {self.root}"):
-            _make_folder(self.root)
+        if make:
+            with _writing(f"its folder {self.root}"):
+                _make_folder(self.root)
 
     def path(self, key: str) -> Path:
         """Returns where an object lies, or would lie."""
@@ -52,15 +54,15 @@ class FileStore(Store):
         with path.open("rb"):  # a file that cannot be read is not the store's fault
             pass
         with _writing(key):
-            _make_folder(target.parent)
+            _make_folder(target.parent, self.root)
             _move(path, target)
             _sync_folder(target.parent)
 
     def put_fenced(self, key: str, content: bytes | Path, fence: Fence) -> None:  # noqa: D102
         target, staged = self.path(key), self._staged(fence)
         with _writing(key):
-            _make_folder(target.parent)
-            _make_folder(staged)
+            _make_folder(target.parent, self.root)
+            _make_folder(staged, self.root)
             handle, name = tempfile.mkstemp(prefix=f"{fence.number}-", dir=staged)
         temporary = Path(name)
         try:
@@ -141,7 +143,7 @@ class FileStore(Store):
     def staging_folder(self) -> Path:  # noqa: D102
         folder = self.root / ".staging"
         with _writing("its folder .staging"):
-            _make_folder(folder)
+            _make_folder(folder, self.root)
         return folder
 
     def ping(self) -> bool:  # noqa: D102
@@ -154,7 +156,7 @@ class FileStore(Store):
     def _written_aside(self, key: str, data: bytes) -> Iterator[tuple[Path, Path]]:
         """Writes a hidden, synced file next to the object's place, and makes what the caller does with it durable."""
         target = self.path(key)
-        _make_folder(target.parent)
+        _make_folder(target.parent, self.root)
         with _aside(target) as (file, temporary):
             file.write(data)
             _sync(file)
@@ -169,7 +171,7 @@ class FileStore(Store):
         target = self.path(key)
         with contextlib.ExitStack() as stack:
             with _writing(key):
-                _make_folder(target.parent)
+                _make_folder(target.parent, self.root)
                 lock = stack.enter_context(target.with_name(f".{target.name}.lock").open("w"))
                 fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -221,12 +223,15 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _make_folder(folder: Path) -> None:
-    """Makes a folder and those above it, durably."""
-    if not folder.is_dir():
-        _make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        _sync_folder(folder.parent)
+def _make_folder(folder: Path, root: Path | None = None) -> None:
+    """Makes a folder and those above it, durably; but for `root`, which must be there."""
+    if folder.is_dir():
+        return
+    if folder == root:
+        raise FileNotFoundError(errno.ENOENT, f"the store's folder {root} is gone")
+    _make_folder(folder.parent, root)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
 
 
 def _not_found(key: str) -> NotFound:

@@ -11,6 +11,7 @@ from typing import Any, Final
 from shared.broker.base import Broker
 from shared.clock import now_iso
 from shared.events import WorkerHeartbeat
+from shared.store.base import Store
 
 HEARTBEAT_S: Final = 2.0
 
@@ -22,11 +23,13 @@ class Heartbeat:
         broker: where to.
         service: `trainer`, `inference` or `dashboard`.
         state: returns what changes: `version`, `provider`, `busy`, `images_per_second`, ….
+        store: which the process works with.
     """
 
-    def __init__(self, broker: Broker, service: str, state: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(self, broker: Broker, service: str, state: Callable[[], Mapping[str, Any]], store: Store) -> None:
         self._broker = broker
         self._state = state
+        self._store = store
         self._fixed = {
             "schema": 1,
             "service": service,
@@ -34,11 +37,14 @@ class Heartbeat:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "started": now_iso(),
+            "store": store.identity,
         }
 
     def run(self, stop: threading.Event) -> None:
         """Beats until `stop`."""
         while True:
-            self._broker.emit(*WorkerHeartbeat.model_validate({**self._fixed, **self._state()}).wire())
+            trouble = self._store.trouble
+            state = {**self._fixed, "store_trouble": trouble and trouble.text, **self._state()}
+            self._broker.emit(*WorkerHeartbeat.model_validate(state).wire())
             if stop.wait(HEARTBEAT_S):
                 return

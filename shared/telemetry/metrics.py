@@ -15,6 +15,7 @@ from shared.broker.base import TROUBLES, Broker
 from shared.errors import CODES, Retryable
 from shared.faces.labels import GENDERS
 from shared.faces.rejects import REJECT_REASONS
+from shared.store.base import STORE_TROUBLES, Store
 
 LABELS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "genderline_predictions": {"outcome": ("ok", "invalid", "failed", "expired")},
@@ -24,17 +25,19 @@ LABELS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "genderline_drift_score": {"signal": ("luma", "contrast", "predicted_female", "confidence")},
     "genderline_shadow_predictions": {"outcome": ("agree", "disagree", "failed", "dropped")},
     "genderline_shadow_run_seconds": {"model": ("champion", "challenger")},
-    "genderline_datasets": {"outcome": ("registered", "rejected", "failed", "cancelled")},
+    "genderline_datasets": {"outcome": ("registered", "ingested", "rejected", "failed", "cancelled")},
     "genderline_images_rejected": {"reason": tuple(REJECT_REASONS)},
     "genderline_training_loss": {"split": ("train", "val")},
     "genderline_training_accuracy": {"split": ("train", "val")},
     "genderline_dead_letters": {"reason": (*CODES, "delivery_limit")},
     "genderline_queue_depth": {"queue": ()},
     "genderline_broker_trouble": {"kind": TROUBLES},
+    "genderline_store_trouble": {"kind": STORE_TROUBLES},
 }
 """Every label with its values, none where they are open. A series whose labels are all known stands at 0 from the start
 of a process: `increase()` in an alert sees a change only where it has seen the value before."""
 
+STORE_TROUBLE_HELP: Final = "Why the store cannot be used"
 _SCRAPE_WAIT_S: Final = 1.0
 """For a broker that is away: Prometheus gives a whole scrape ten seconds, and loses all of it after them."""
 _LATENCY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -113,6 +116,13 @@ class InferenceMetrics:
             buckets=_LATENCY_BUCKETS,
             registry=registry,
         )
+        self.store_trouble = Gauge(
+            "genderline_store_trouble",
+            STORE_TROUBLE_HELP,
+            ["kind"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self.dead_letters = _dead_letters(registry)
         _start_at_zero(self)
 
@@ -176,6 +186,21 @@ class BrokerCollector(Collector):
     def describe(self) -> Iterable[Metric]:
         """Nothing up front, so that registering does not ask the broker."""
         return []
+
+
+class StoreCollector(Collector):
+    """Whether the store is in trouble, as its user knows: a scrape waits for no store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def collect(self) -> Iterable[Metric]:
+        """Yields a figure for each kind of trouble."""
+        trouble = self._store.trouble
+        family = GaugeMetricFamily("genderline_store_trouble", STORE_TROUBLE_HELP, labels=["kind"])
+        for kind in STORE_TROUBLES:
+            family.add_metric([kind], float(trouble is not None and trouble.kind == kind))
+        yield family
 
 
 def process_registry() -> CollectorRegistry:

@@ -81,7 +81,7 @@ def overload(stage: Stage) -> list[Row]:
         samples = []
         for _ in range(seconds * 2):
             time.sleep(0.5)
-            samples.append(served.rss_bytes())
+            samples.append(served.memory_bytes())
         left = broker.depths()[broker.topology.predictions].ready
     if not left:
         raise RuntimeError("the queue ran empty: that was no overload")
@@ -105,10 +105,10 @@ def swapping(stage: Stage, broker: str, *, count: int, provider: str = "cpu") ->
         with load.running():
             for number in range(4):  # both models have been loaded and dropped: what that takes is taken
                 _swap(served, number, load)
-            before = served.rss_bytes()
+            before = served.memory_bytes()
             for number in range(count):
                 _swap(served, number, load)
-            after = served.rss_bytes()
+            after = served.memory_bytes()
     growth = after / before - 1
     figure = f"{count} swaps, {load.replies:,} replies, {load.wrong} wrong; memory {before / 1e6:,.0f} MB {growth:+.1%}"
     met = load.wrong == 0 and abs(growth) <= 0.1

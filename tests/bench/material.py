@@ -90,7 +90,7 @@ class Material:
 def material() -> Material:
     """Returns the material, made now if it is not there."""
     key = hashlib.sha256(f"{FACES} {MODELS} {TrainingParams()!r}".encode())
-    for name in ("model.py", "export.py"):
+    for name in ("training/model.py", "release/export.py"):
         key.update((ROOT / "trainer" / name).read_bytes())
     folder = KEPT / key.hexdigest()[:12]
     if not folder.exists():

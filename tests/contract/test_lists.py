@@ -151,6 +151,6 @@ def test_an_entry_that_a_dead_process_left_is_cleared(store: Store) -> None:
 
 def test_a_deleted_run_is_in_no_list(store: Store) -> None:
     fill(store)
-    Deletion(store).run("run-29")
+    Deletion(store).delete("run", "run-29")
     assert Runs(store).page(1).records[0].run_id == "run-28"
     assert len(store.children("index/runs/created")) == MANY - 1

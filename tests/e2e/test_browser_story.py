@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import subprocess
 import sys
 import time
@@ -110,18 +111,20 @@ def test_from_an_empty_system_to_a_model_that_is_rolled_back(
     expect(page.locator("[data-chart=genders]")).to_have_attribute("data-drawn", "yes")
     expect(page.locator("[data-chart=genders]")).to_contain_text("%")
     expect(page.get_by_text("Rejected files")).to_be_visible()
-    expect(page.locator(".faces li").first).to_be_visible()
+    expect(page.locator(".cell[data-face]").first).to_be_visible()
     visit.check_at(DESK)
-    page.get_by_label("Correct?").select_option("wrong")
+    page.get_by_text("Filter", exact=True).click()
+    page.locator("#facet-result-wrong").click()
     page.wait_for_url("**result=wrong**")
-    wrong = page.locator(".faces li").count()
-    assert 0 < wrong < FACES
-    assert page.locator(".faces a.wrong").count() == wrong
+    expect(page.locator(".cell[data-face]").first).to_have_class(re.compile("wrong"))
+    assert 0 < int(page.locator(".cell").first.get_attribute("aria-setsize") or 0) < FACES
+    expect(page.locator(".cell[data-face]:not(.wrong)")).to_have_count(0)
     visit.check_at(DESK)
 
     # One of the wrong ones, predicted now, its label beside it, and where the network looked.
-    page.locator(".faces a").first.click()
-    label = page.locator("p.big").inner_text()
+    page.locator(".cell").first.click()
+    page.get_by_role("link", name="Open", exact=True).click()
+    label = page.locator("#label .big").inner_text()
     visit.check_at(DESK)
     page.get_by_role("link", name="Predict it now").click()
     expect(page.locator("[data-true]").first).to_contain_text(label)

@@ -123,16 +123,22 @@ def test_epochs_that_were_lost_with_their_trainer_are_marked(site: Site, visit: 
 def test_an_arrow_key_in_a_filter_shows_its_faces_and_keeps_the_focus(site: Site, visit: Visit) -> None:
     (sha256,) = site.store.children("datasets")
     visit.go(f"/datasets/{sha256}")
-    visit.page.locator("#f-gender").focus()
+    visit.page.locator("#f-sort").focus()
     visit.page.keyboard.press("ArrowDown")
+    visit.page.wait_for_url("**sort=suspects**")
+    expect(visit.page.locator("#f-sort")).to_be_focused()
 
+    facet = visit.page.locator("#facet-gender-male")
+    facet.focus()
+    visit.page.keyboard.press("Enter")
     visit.page.wait_for_url("**gender=male**")
-    expect(visit.page.locator("#f-gender")).to_be_focused()
+    assert "sort=suspects" in visit.page.url
+    expect(facet).to_be_focused()
+    expect(facet).to_have_attribute("aria-current", "true")
     males = int((site.parts.store_cache.dataset(sha256).gender == 0).sum())
     expect(visit.page.locator("#found header")).to_contain_text(f"{males} of 150")
-    visit.page.keyboard.press("ArrowDown")
-    visit.page.wait_for_url("**gender=female**")
-    expect(visit.page.locator("#f-gender")).to_be_focused()
+    visit.page.keyboard.press("Enter")
+    expect(visit.page.locator("#found header")).to_contain_text("150 of 150")
     visit.check()
 
 

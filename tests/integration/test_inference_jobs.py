@@ -460,7 +460,9 @@ class Halting(Predictor):
         *,
         probe: bool = False,
     ) -> list[Result]:
-        if self.metrics.batch_size._sum.get() > 0 and not self.go_on.is_set():
+        (sizes,) = self.metrics.batch_size.collect()
+        predicted = sum(sample.value for sample in sizes.samples if sample.name.endswith("_sum"))
+        if predicted > 0 and not self.go_on.is_set():
             self.reached.set()
             self.go_on.wait(20)
         if self.fail and self.reached.is_set():

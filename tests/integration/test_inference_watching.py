@@ -212,3 +212,30 @@ def test_a_champion_that_kills_its_process_is_refused_and_the_one_before_serves_
             assert {reply["model"]["version"] for reply in predict_packs(client, 4)} == {1}
             assert metrics(service, "genderline_model_swaps_total")['outcome="crashed"'] >= WORKERS
         assert client.broker.dead_letters() == []
+
+
+def test_a_champion_that_kills_its_workers_as_it_runs_is_refused_and_the_one_before_answers_also_after_a_restart(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENDERLINE_WORKERS", "1")
+    monkeypatch.setenv("GENDERLINE_SHADOW_SHARE", "0")
+    with installation.client() as client:
+        builder = builder_of(client)
+        builder.register(constant_model(0.9))
+        killer = builder.register(constant_model(0.2, build.kills_in_the_dark))
+        service = installation.start("inference")
+        assert {reply["model"]["version"] for reply in predict_packs(client, 1)} == {killer}
+        for restart in (False, True):
+            if restart:
+                assert service.stop() == 0
+                service = installation.start("inference")
+            answers = predict_packs(client, 1, level=0)
+            assert [answer["model"]["version"] for answer in answers] == [1]
+        refusal = client.registry.refusal(killer)
+        assert refusal is not None
+        assert "3 workers in a row died while it ran" in refusal.reason
+        assert installation.logs().count("died of SIGFPE") == 3
+        assert client.broker.dead_letters() == []
+        client.promote(killer, "once more")
+        assert client.registry.refusal(killer) is None
+        eventually(lambda: predict_packs(client, 1)[0]["model"]["version"] == killer, 20, "it is tried again")

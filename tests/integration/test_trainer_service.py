@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+import pytest
 import torch
 from prometheus_client import CollectorRegistry
 
@@ -187,6 +190,39 @@ def test_a_store_that_is_away_is_waited_for_and_costs_no_run_and_no_trainer(
         assert client.broker.dead_letters() == []
 
 
+@pytest.fixture
+def small_disk(installation: Installation) -> Iterator[Path]:
+    """The installation's store, on a disk of its own of 100 MB."""
+    store = installation.folder / "store"
+    store.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", store], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small disk: {mounted.stderr.strip()}")
+    yield store
+    installation.close()
+    subprocess.run(["umount", store], check=True)
+
+
+def test_a_full_disk_is_waited_for_and_costs_no_run_and_no_trainer(
+    installation: Installation, small_disk: Path, sample_zip: Path
+) -> None:
+    trainer = installation.start("trainer")
+    with installation.client() as client:
+        run_id = client.submit_dataset(sample_zip, params=SLOW | {"epochs": 3}, message_id="full")
+        eventually(lambda: client.runs.history(run_id), 60, "a first epoch")
+        ballast = small_disk / "ballast"
+        subprocess.run(["dd", "if=/dev/zero", f"of={ballast}", "bs=4k"], stderr=subprocess.DEVNULL, check=False)
+        assert shutil.disk_usage(small_disk).free == 0
+        eventually(lambda: "trying again in 8 s" in trainer.log.read_text(), 60, "more tries than a message is given")
+        assert client.runs.get(run_id).state is RunState.TRAINING
+        ballast.unlink()
+        assert finished(client, run_id).state is RunState.REGISTERED, trainer.log.read_text()
+        assert trainer.process.poll() is None
+        assert client.broker.dead_letters() == []
+
+
 class OvertakenStore(FileStore):
     """A store whose user writes the next version of an archive once the trainer has copied the one that it saw."""
 
@@ -327,3 +363,16 @@ def test_what_cannot_be_trained_is_rejected_with_the_reason(with_trainer: Instal
             code for name, (_, code, _) in cases.items() if name not in BAD_ARCHIVES
         )
         assert {letter.origin for letter in dead} == {client.broker.topology.datasets}
+
+
+def test_an_archive_that_is_only_looked_at_is_read_and_not_trained_on(
+    with_trainer: Installation, tmp_path: Path
+) -> None:
+    draw_sample(tmp_path / "look.zip", 40, seed=21)
+    with with_trainer.client() as client:
+        run_id = client.submit_dataset(tmp_path / "look.zip", train=False)
+        record = finished(client, run_id)
+        assert record.state is RunState.INGESTED
+        assert client.store.exists(f"datasets/{record.dataset}/faces.npy")
+        assert models_of(client, run_id) == []
+        assert client.runs.history(run_id) == []

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.records.dataset import FACES_CSV, FACES_NPY, FaceRow, age_band, read_faces_csv
+from shared.errors import InvalidDataset, NotFound
+from shared.faces.labels import GENDERS
+from shared.records.dataset import FACES_CSV, FACES_NPY, SPLITS, FaceRow, age_band, open_faces
+from shared.records.edits import Corrections, Edits
 from shared.store.base import Store
 
 
@@ -35,12 +38,16 @@ class Dataset:
     Attributes:
         sha256: of its archive.
         faces: uint8 (N, 128, 128), a read-only memory map.
-        rows: a row a face, in the same order.
+        rows: a row a face, in the same order, with corrected labels.
+        edits: the hash of the corrections; None where the labels are those of the archive.
+        excluded: indices of faces that are in no part.
     """
 
     sha256: str
     faces: NDArray[np.uint8]
     rows: list[FaceRow]
+    edits: str | None = None
+    excluded: frozenset[int] = frozenset()
 
     @property
     def targets(self) -> Targets:
@@ -58,14 +65,54 @@ class Dataset:
 
     def part(self, split: str) -> NDArray[np.intp]:
         """Returns the indices of the faces in a part of the split."""
-        return np.flatnonzero([row.split == split for row in self.rows])
+        return np.flatnonzero([row.split == split and row.index not in self.excluded for row in self.rows])
 
 
 @contextmanager
-def open_dataset(store: Store, sha256: str) -> Iterator[Dataset]:
-    """Opens a decoded dataset of the store; its faces may be used inside of the `with` block only."""
+def open_dataset(store: Store, sha256: str, edits: str | None = None) -> Iterator[Dataset]:
+    """Opens a decoded dataset of the store; its faces may be used inside of the `with` block only.
+
+    The split stays as it is, so that models from before and after an edit are compared on the same held-out faces.
+
+    Args:
+        store: where it lies.
+        sha256: names it.
+        edits: the hash of the corrections of its labels; None takes those of the archive.
+
+    Raises:
+        NotFound: there is no such dataset.
+        DamagedRecord: its files are not what they should be.
+        InvalidDataset: there are no such edits, or too few faces are left.
+    """
     folder = f"datasets/{sha256}"
     with store.local(f"{folder}/{FACES_NPY}") as faces, store.local(f"{folder}/{FACES_CSV}") as table:
-        with table.open(encoding="utf-8", newline="") as file:
-            rows = read_faces_csv(file)
-        yield Dataset(sha256, np.load(faces, mmap_mode="r"), rows)
+        images, rows = open_faces(faces, table, sha256)
+        corrections = _find_corrections(store, sha256, edits)
+        for gender, changed in enumerate((corrections.male, corrections.female)):
+            for index in changed:
+                rows[index].gender = gender
+        excluded = frozenset(corrections.exclude)
+        dataset = Dataset(sha256, images, rows, edits, excluded)
+        if edits is not None:
+            _require_both_genders(dataset)
+        yield dataset
+
+
+def _find_corrections(store: Store, sha256: str, edits: str | None) -> Corrections:
+    if edits is None:
+        return Corrections()
+    try:
+        return Edits(store).frozen(sha256, edits)
+    except NotFound as error:
+        raise InvalidDataset(f"{error}; expected those of one of its runs", code="uri_not_found") from None
+
+
+def _require_both_genders(dataset: Dataset) -> None:
+    for split in SPLITS:
+        counts = np.bincount(dataset.labels[dataset.part(split)], minlength=len(GENDERS))
+        if counts.min() == 0:
+            missing = GENDERS[int(counts.argmin())]
+            raise InvalidDataset(
+                f"found no {missing} face in the {split} part once the edits are applied; expected both genders there",
+                code="single_gender",
+            )

@@ -29,16 +29,19 @@ from shared.records.dataset import (
     AGE_BANDS,
     FACES_CSV,
     FACES_NPY,
+    NEAR_DUPLICATES_CSV,
     REFUSAL_JSON,
     REJECTS_CSV,
     SPLITS,
     SUMMARY_JSON,
+    DatasetFile,
     DatasetRefusal,
     DatasetSummary,
     FaceRow,
     Split,
     age_band,
     write_faces_csv,
+    write_near_duplicates_csv,
     write_rejects_csv,
 )
 from shared.store.base import sha256_of
@@ -78,7 +81,7 @@ def ingest(
 
     Args:
         archive: of images whose labels can be recognised.
-        folder: made if need be; afterwards holds the four files of `shared.records.dataset`.
+        folder: made if need be; afterwards holds the five files of `shared.records.dataset`.
         archive_limits: bounds on the archive and its entries.
         image_limits: bounds on one image.
         threads: how many processes unpack and decode side by side, where the archive is worth more than one.
@@ -133,9 +136,13 @@ def ingest(
             write_faces_csv(file, rows)
         with replacing(folder / REJECTS_CSV) as temp_path, temp_path.open("w", encoding="utf-8", newline="") as file:
             write_rejects_csv(file, deduplicator.reject_rows())
+        group_sizes = np.bincount(groups)
+        alike = {index: int(group) for index, group in enumerate(groups) if group_sizes[group] > 1}
+        duplicates = folder / NEAR_DUPLICATES_CSV
+        with replacing(duplicates) as temp_path, temp_path.open("w", encoding="utf-8", newline="") as file:
+            write_near_duplicates_csv(file, alike)
 
     seconds = time.monotonic() - started
-    group_sizes = np.bincount(groups)
     # Every face has as many pixels, so the mean of their means is the mean of all, and likewise of their squares.
     luma_mean = math.fsum(face.traits.luma_mean for face in faces) / len(faces)
     luma_square = math.fsum(face.traits.luma_std**2 + face.traits.luma_mean**2 for face in faces) / len(faces)
@@ -156,6 +163,9 @@ def ingest(
         luma_std=math.sqrt(max(0.0, luma_square - luma_mean**2)),
         seconds=seconds,
         images_per_second=images_seen / max(seconds, 1e-9),
+        files={
+            name: DatasetFile.of(folder / name) for name in (FACES_NPY, FACES_CSV, REJECTS_CSV, NEAR_DUPLICATES_CSV)
+        },
     )
     with replacing(summary_path) as temp_path:
         temp_path.write_text(summary.model_dump_json(indent=2) + "\n", encoding="utf-8")

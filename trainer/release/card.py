@@ -173,7 +173,7 @@ gives the probability that its label is *female*.
 
 ## Data
 
-Archive SHA-256 `{card.dataset.sha256}`.
+Dataset `{card.dataset.sha256}`, {_edits(card)}.
 
 {data}
 
@@ -386,6 +386,12 @@ def _text(value: object) -> str:
     """Keeps text from outside, such as a dataset's name, from being taken for Markdown or HTML."""
     text = " ".join(str(value).split())
     return "".join(f"\\{character}" if character in r"\`*_{}[]<>#|&~" else character for character in text)
+
+
+def _edits(card: ModelCard) -> str:
+    if card.dataset.edits is None:
+        return "with the labels of its archive"
+    return f"with labels corrected by the edits `{card.dataset.edits}`"
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

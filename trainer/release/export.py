@@ -63,9 +63,11 @@ class ServedModel(nn.Module):
         return torch.sigmoid(logits.float() / self.temperature)
 
 
-def describe_model(version: int, run_id: str, sha256: str, figures: Evaluation) -> dict[str, str]:
+def describe_model(
+    version: int, run_id: str, sha256: str, figures: Evaluation, *, edits: str | None = None
+) -> dict[str, str]:
     """Returns what the ONNX file itself says about where it comes from."""
-    return {
+    return ({} if edits is None else {"edits_sha256": edits}) | {
         "name": MODEL_NAME,
         "version": str(version),
         "run_id": run_id,

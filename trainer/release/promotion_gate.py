@@ -16,11 +16,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.errors import Retryable
+from shared.errors import NotFound, Retryable
 from shared.faces.labels import GENDERS
-from shared.records.dataset import FACES_NPY
 from shared.records.evaluation import MIN_GROUP, Evaluation
-from shared.records.model_card import GateResult, GroupLoss
+from shared.records.model_card import CardDataset, GateResult, GroupLoss
+from shared.records.record import DamagedRecord
 from shared.records.registry import Registry
 from shared.store.base import Store
 from trainer.data.dataset import Dataset, open_dataset
@@ -86,7 +86,7 @@ def compare_registered(store: Store, version: int) -> GateResult:
     if card.gate is not None and card.gate.champion == champion:
         return card.gate  # no other version became the champion meanwhile
     with (
-        open_dataset(store, card.dataset.sha256) as dataset,
+        open_dataset(store, card.dataset.sha256, card.dataset.edits) as dataset,
         store.local(Registry.model_key(version)) as model,
     ):
         return compare(store, dataset, card.dataset.name, model, card.evaluation, champion=champion)
@@ -153,8 +153,8 @@ def _compare(store: Store, dataset: Dataset, name: str, model: Path, champion: i
             return GateResult(passed=False, reason=reason, champion=champion, labels_reversed=True)
         fair = [(dataset, name, held_out)]
         # The faces of a deleted dataset are unknown; the same dataset holds the same faces out.
-        if card.dataset.sha256 != dataset.sha256 and store.exists(f"datasets/{card.dataset.sha256}/{FACES_NPY}"):
-            other = stack.enter_context(open_dataset(store, card.dataset.sha256))
+        other = None if card.dataset.sha256 == dataset.sha256 else _open_other(stack, store, card.dataset)
+        if other is not None:
             theirs = other.part("test")
             fair = [
                 (dataset, name, held_out[~seen_in_training(other, dataset, held_out)]),
@@ -175,6 +175,17 @@ def _compare(store: Store, dataset: Dataset, name: str, model: Path, champion: i
     }
     where = " and ".join(f"{len(faces)} held-out faces of {title}" for _, title, faces in fair if len(faces))
     return _decide(examined, groups, where or f"0 held-out faces of {name}", champion)
+
+
+def _open_other(stack: ExitStack, store: Store, card: CardDataset) -> Dataset | None:
+    """Opens the dataset of another model for as long as `stack` lasts; None where it was deleted or is damaged."""
+    try:
+        return stack.enter_context(open_dataset(store, card.sha256, card.edits))
+    except NotFound:
+        return None
+    except DamagedRecord as error:
+        _LOG.warning("%s; the models are compared without it", error)
+        return None
 
 
 def _decide(examined: _Examined, groups: dict[str, NDArray[np.intp]], where: str, champion: int) -> GateResult:

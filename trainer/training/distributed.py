@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final, ParamSpec
+from typing import Any, Final, ParamSpec
 
 import torch
 
@@ -48,8 +48,13 @@ def train_distributed(
         Exception: raised by `train` or a hook. The members have stopped by then and wait for the next run, unless this
             process failed alone, in the middle of a step: then the group is aborted.
     """
-    work = {"sha256": dataset.sha256, "recipe": recipe.as_dict(), "checkpoint_s": hooks.checkpoint_s}
-    work["start"] = start
+    work: dict[str, Any] = {
+        "sha256": dataset.sha256,
+        "edits": dataset.edits,
+        "recipe": recipe.as_dict(),
+        "checkpoint_s": hooks.checkpoint_s,
+        "start": start,
+    }
     work["resume"] = None if resume is None else checkpoint.dump(resume)
     errors = DeferredErrors()
     try:
@@ -86,7 +91,7 @@ def run_member(group: ProcessGroup, store: Store, device: torch.device) -> None:
         device: where this process computes.
     """
     while (work := group.broadcast_object(None)) is not None:
-        with open_dataset(store, work["sha256"]) as dataset:
+        with open_dataset(store, work["sha256"], work["edits"]) as dataset:
             try:
                 train(
                     TrainingJob.from_dataset(dataset, Recipe.model_validate(work["recipe"]), work["start"]),

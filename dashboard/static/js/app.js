@@ -267,18 +267,34 @@ document.addEventListener("submit", (event) => {
 
 // A filter shows its faces at once, and leaves the keyboard where it is.
 let latestFilter = 0;
-async function applyFilters(form) {
+export async function applyFilters(form) {
   const number = ++latestFilter;
   const query = new URLSearchParams([...new FormData(form)].filter(([, value]) => value !== ""));
   const url = `${location.pathname}?${query}`;
   const fresh = await fetchPage(url).catch(() => null);
   if (!fresh || number !== latestFilter) return;
   history.replaceState(null, "", `${url}${location.hash}`);
-  for (const id of [form.dataset.auto, "scoring"]) {
+  takeRegions(fresh, [...form.dataset.auto.split(" "), "scoring"]);
+  document.dispatchEvent(new CustomEvent("genderline:filtered"));
+}
+
+// Takes regions of a newer page by their ids; what had the focus keeps it.
+function takeRegions(fresh, ids) {
+  for (const id of ids) {
     const [old, newer] = [document.getElementById(id), fresh.getElementById(id)];
-    if (old && newer) replaceRegion(old, newer);
+    if (!old || !newer) continue;
+    const focused = old.contains(document.activeElement) ? document.activeElement.id : "";
+    replaceRegion(old, newer);
+    if (focused) document.getElementById(focused)?.focus();
   }
 }
+
+// Brings regions of this page up to date.
+export async function renewRegions(...ids) {
+  const fresh = await fetchPage(location.href).catch(() => null);
+  if (fresh) takeRegions(fresh, ids);
+}
+
 for (const form of document.querySelectorAll("form[data-auto]")) {
   form.addEventListener("change", () => applyFilters(form));
   form.addEventListener("submit", (event) => {

@@ -1,4 +1,4 @@
-// The threshold's slider: moves the confusion matrix, a ring on the curves, the groups and every link to faces. Its value
+// The threshold's slider: moves the confusion matrix, a ring on the curves, every figure and every link to faces. Its value
 // stands in the address, so that a reload or a link shows the same.
 import { replaceRegion } from "./app.js";
 import { json } from "./json.js";
@@ -9,12 +9,6 @@ export function showThreshold() {
   show();
 }
 
-// The step of the slider where `cost` is lowest.
-function best(scores, cost) {
-  const costs = scores.male.map((_, step) => cost(step));
-  return costs.indexOf(Math.min(...costs));
-}
-
 function withThreshold(link, value) {
   const url = new URL(link.href);
   if (value === 0.5) url.searchParams.delete("threshold");
@@ -22,16 +16,19 @@ function withThreshold(link, value) {
   link.href = url.pathname + url.search + url.hash;
 }
 
-// Groups are counted by the server, once the slider rests.
+// What is counted by the server follows once the slider rests.
 let resting = 0;
-function refreshGroups() {
+function refreshCounted() {
   clearTimeout(resting);
   resting = setTimeout(async () => {
     const asked = location.href;
     const answer = await fetch(asked, { headers: { Accept: "text/html" } });
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
-    const [old, newer] = [document.getElementById("groups"), fresh.getElementById("groups")];
-    if (old && newer && asked === location.href) replaceRegion(old, newer);
+    if (asked !== location.href) return;
+    for (const old of document.querySelectorAll("[data-follows-threshold]")) {
+      const newer = fresh.getElementById(old.id);
+      if (newer) replaceRegion(old, newer);
+    }
   }, 300);
 }
 
@@ -62,11 +59,12 @@ export async function followThreshold() {
     const falsePositive = cells["male-female"] / Math.max(1, total.male);
     const accuracy = (cells["male-male"] + cells["female-female"]) / all;
     document.getElementById("threshold-value").textContent = value.toFixed(3);
+    const curves = document.querySelector("[data-chart=roc]") ? "; marked on both curves" : "";
     document.getElementById("threshold-words").textContent =
       `Accuracy ${(100 * accuracy).toFixed(1)} %, precision ${(100 * precision).toFixed(1)} %, ` +
-      `recall ${(100 * recall).toFixed(1)} %, false positive rate ${(100 * falsePositive).toFixed(1)} %; marked on both curves.`;
-    document.querySelector("[data-chart=roc]").mark?.(falsePositive, recall);
-    document.querySelector("[data-chart=precision_recall]").mark?.(recall, precision);
+      `recall ${(100 * recall).toFixed(1)} %, false positive rate ${(100 * falsePositive).toFixed(1)} %${curves}.`;
+    document.querySelector("[data-chart=roc]")?.mark?.(falsePositive, recall);
+    document.querySelector("[data-chart=precision_recall]")?.mark?.(recall, precision);
   };
   const move = () => {
     const url = new URL(location.href);
@@ -74,17 +72,17 @@ export async function followThreshold() {
     else url.searchParams.set("threshold", slider.value);
     history.replaceState(null, "", url);
     show();
-    refreshGroups();
+    refreshCounted();
   };
   slider.addEventListener("input", move);
-  const wrong = (step) => scores.male[step] + total.female - scores.female[step];
-  const difference = (step) => Math.abs(scores.male[step] / Math.max(1, total.male) - 1 + scores.female[step] / Math.max(1, total.female));
-  const choices = { accuracy: () => best(scores, wrong), equal: () => best(scores, difference), reset: () => steps / 2 };
   for (const button of document.querySelectorAll("[data-threshold]")) {
-    button.addEventListener("click", () => {
-      slider.value = choices[button.dataset.threshold]() / steps;
+    button.addEventListener("click", (event) => {
+      event.preventDefault();
+      slider.value = button.dataset.threshold;
       move();
     });
   }
   show();
 }
+
+followThreshold();

@@ -2,7 +2,7 @@
 import { STAGES, changedParameters, duration, get, refresh, root, toast } from "./app.js";
 import { NO_ANSWER, Refused, call, sendInParts } from "./parts.js";
 
-const ENDED = ["registered", "finished", "rejected", "failed", "cancelled"];
+const ENDED = ["registered", "ingested", "finished", "rejected", "failed", "cancelled"];
 const ARCHIVE = /\.(zip|tar|tar\.gz|tgz)$/i;
 let sending = 0;
 
@@ -49,6 +49,7 @@ async function send(zone, file) {
   const labels = [...zone.querySelectorAll("[data-label]")].map((field) => [field.dataset.label, field.value.trim()]);
   const given = labels.filter(([, value]) => value);
   if (given.length) query.set("labels", JSON.stringify(Object.fromEntries(given)));
+  if (zone.querySelector("[data-look]")?.checked) query.set("train", "false");
   const fail = (message) => {
     task.querySelector("progress").remove();
     show("share", "");
@@ -117,7 +118,7 @@ function follow(task, kind, id, show) {
     document.removeEventListener("genderline:event", listen);
     document.removeEventListener("genderline:refreshed", look);
     task.dataset.state = state;
-    task.querySelector("progress").value = state === "registered" || state === "finished" ? 1 : 0;
+    task.querySelector("progress").value = ["registered", "ingested", "finished"].includes(state) ? 1 : 0;
     show("share", state);
     show("eta", "");
     show("stage", error?.message ?? "Done");

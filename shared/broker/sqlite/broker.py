@@ -63,6 +63,8 @@ class SqliteBroker(Broker):
         BrokerError: the file cannot be opened as a database.
     """
 
+    remembers_stores = True
+
     def __init__(
         self, path: str | Path, topology: Topology | None = None, *, lease_s: float = 15.0, queue_limit: int = 1_000_000
     ) -> None:
@@ -225,6 +227,16 @@ class SqliteBroker(Broker):
             ]
             delete_rows(db, done)
         return len(done)
+
+    def remembered_store(self) -> str | None:
+        with self._file.read() as db:
+            found = db.execute("SELECT identity FROM stores WHERE prefix = ?", (self.topology.prefix,)).fetchone()
+        return None if found is None else str(found[0])
+
+    def remember_store(self, identity: str) -> None:
+        if self.remembered_store() is None:
+            with self._file.write(durable=True) as db:
+                db.execute("INSERT OR IGNORE INTO stores VALUES (?, ?)", (self.topology.prefix, identity))
 
     @property
     def reconnects(self) -> int:

@@ -40,6 +40,8 @@ CREATE TABLE events (
     id INTEGER PRIMARY KEY AUTOINCREMENT, happened_at REAL NOT NULL, topic TEXT NOT NULL, payload TEXT NOT NULL
 );
 """
+_ADDED: Final = "CREATE TABLE IF NOT EXISTS stores (prefix TEXT PRIMARY KEY, identity TEXT NOT NULL)"
+"""What releases before did without, and do not mind."""
 BUSY_TIMEOUT_S: Final = 30.0
 _FORMAT: Final = 1
 """`PRAGMA user_version` of a file with these tables."""
@@ -191,6 +193,7 @@ class QueueFile:
                 )
             else:
                 self._end_leases_before_restart(connection)
+            _until_free(lambda: connection.execute(_ADDED), BUSY_TIMEOUT_S)
             owned.identity = tuple(map(_identity, _files(self._path)))
             return owned
 

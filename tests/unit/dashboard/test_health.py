@@ -26,11 +26,11 @@ def test_ready_means_that_broker_and_store_answer(tmp_path: Path) -> None:
 
     assert (well.status_code, well.json) == (
         200,
-        {"ready": True, "broker": True, "store": True, "broker_trouble": None},
+        {"ready": True, "broker": True, "store": True, "broker_trouble": None, "store_trouble": None},
     )
     assert (ill.status_code, ill.json) == (
         503,
-        {"ready": False, "broker": False, "store": True, "broker_trouble": None},
+        {"ready": False, "broker": False, "store": True, "broker_trouble": None, "store_trouble": None},
     )
 
 

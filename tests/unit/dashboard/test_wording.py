@@ -59,8 +59,9 @@ OLD_WORDS = {
     r"\bby itself\b": "automatically",
 }
 GLOSSARY = {
-    "dataset.html": ["Predicted", "Label", "Correct?", "Split", "Confidence from"],
-    "run.html": ["Accuracy by group", "Confusion matrix", "Decision threshold"],
+    "dataset.html": ["Predicted by model", "Decision threshold", "Confidence from"],
+    "../face_grid.py": ["Predicted", "Label", "Correct?", "Split", "Confidence"],
+    "answer.html": ["Accuracy by group", "Confusion matrix", "Decision threshold"],
     "face.html": ["Predicted", "Label", "Correct?", "Split", "Confidence"],
     "job.html": ["Predicted", "Label", "Correct?", "Confidence"],
     "predict.html": ["Predicted", "Label"],

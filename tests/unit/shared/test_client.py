@@ -312,6 +312,7 @@ def test_without_an_answer_in_time_the_error_says_how_many_are_missing(client: C
 def test_promoting_and_rolling_back_are_told_to_the_workers(client: Client) -> None:
     for version in (1, 2):
         client.registry.register(card_of(client.registry.claim(f"run-{version}"), f"run-{version}"), "", {})
+        client.store.put(client.registry.model_key(version), b"onnx")
     with client.broker.subscribe(["model.*"]) as events:
         client.promote(1, "first")
         client.promote(2, "better")

@@ -82,6 +82,21 @@ def test_an_archive_by_reference_is_what_the_client_builds() -> None:
     assert message.reply_to == "r"
 
 
+def test_edits_and_the_wish_only_to_read_travel_with_a_dataset_and_not_with_a_job() -> None:
+    asked = parse_dataset(by_reference("store:a/b.zip", edits=SHA256, train=False))
+    assert (asked.edits, asked.train) == (SHA256, False)
+    plain = parse_dataset(by_reference("store:a/b.zip"))
+    assert (plain.edits, plain.train) == (None, True)
+    assert b"train" not in by_reference("store:a/b.zip").body
+    for value in (False, "false"):
+        assert not parse_dataset(Message(b"PK", "application/zip", headers={"train": value})).train
+    with pytest.raises(InvalidMessage, match="expected true or false"):
+        parse_dataset(Message(b"PK", "application/zip", headers={"train": "no"}))
+    for fields in ({"edits": SHA256}, {"train": False}):
+        with pytest.raises(InvalidMessage, match=f"a job takes no {next(iter(fields))}"):
+            parse_job(by_reference("store:a/b.zip", **fields))
+
+
 def test_a_sha256_may_be_written_in_capitals() -> None:
     assert parse_job(by_reference("store:a", sha256=SHA256.upper())).sha256 == SHA256
 

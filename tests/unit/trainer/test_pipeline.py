@@ -1,5 +1,6 @@
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,10 @@ from prometheus_client import CollectorRegistry
 
 from shared.faces.synthetic import draw_sample
 from shared.params import TrainingParams
+from shared.records.edits import Edits
 from shared.records.model_card import ModelCard
+from shared.records.predictions import read_held_out
+from shared.records.record import DamagedRecord
 from shared.records.registry import Registry
 from shared.records.runs import Runs, RunState
 from shared.runtime.settings import Settings
@@ -39,13 +43,20 @@ def accept(store: FileStore, run_id: str, archive: Path) -> str:
     return sha256
 
 
-def run(store: FileStore, run_id: str, sha256: str, params: TrainingParams, states: list[str]) -> ModelCard:
+def run(
+    store: FileStore,
+    run_id: str,
+    sha256: str,
+    params: TrainingParams,
+    states: list[str],
+    edits: str | None = None,
+) -> ModelCard:
     pipeline = Pipeline(store, Settings(), TrainerMetrics(CollectorRegistry()), torch.device("cpu"))
     monitor = Monitor()
     monitor.on_state = states.append  # type: ignore[method-assign, assignment]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own
-        return pipeline.run(run_id, "faces", sha256, params, monitor)
+        return pipeline.run(run_id, "faces", sha256, params, monitor, edits)
 
 
 def test_a_run_that_is_registered_is_not_trained_again(store: FileStore, tmp_path: Path) -> None:
@@ -60,6 +71,31 @@ def test_a_run_that_is_registered_is_not_trained_again(store: FileStore, tmp_pat
     assert len(states) == 4
     assert Registry(store).versions() == [card.version]
     assert store.get(Registry.model_key(card.version)) == written
+
+
+def test_a_run_with_edits_names_them_in_its_card_and_answers_for_every_face(store: FileStore, tmp_path: Path) -> None:
+    draw_sample(tmp_path / "faces.zip", 60, seed=7)
+    sha256 = accept(store, "run-1", tmp_path / "faces.zip")
+    plain = run(store, "run-1", sha256, PARAMS, [])
+    edits = Edits(store)
+    edits.add(sha256, "exclude", [0, 1, 2])
+    frozen = edits.freeze(sha256)
+
+    accept(store, "run-2", _again(store, sha256, tmp_path))
+    card = run(store, "run-2", sha256, PARAMS, [], frozen)
+
+    assert plain.dataset.edits is None
+    assert card.dataset.edits == frozen
+    assert sum(card.dataset.counts.values()) == sum(plain.dataset.counts.values()) - 3
+    assert len(store.get("runs/run-2/predictions.csv").splitlines()) == 61
+    assert len(read_held_out(store, "run-2")) == 60
+    text = store.get(f"models/gender/{card.version}/card.md").decode()
+    assert f"labels corrected by the edits `{frozen}`" in text
+
+
+def _again(store: FileStore, sha256: str, folder: Path) -> Path:
+    (folder / "again.zip").write_bytes(store.get(f"datasets/{sha256}/archive.zip"))
+    return folder / "again.zip"
 
 
 def test_a_model_of_95_men_and_4_women_is_warned_of_and_not_promoted(store: FileStore, tmp_path: Path) -> None:
@@ -88,3 +124,69 @@ def test_a_model_of_95_men_and_4_women_is_warned_of_and_not_promoted(store: File
     assert tuple(card.warnings) == Runs(store).get("run-2").warnings
     assert "highly unbalanced: " in card.warnings[0]
     assert "67 male training faces" in card.warnings[0]
+
+
+def ingested(store: FileStore, folder: Path, faces: int = 40) -> str:
+    """Returns a dataset that a run has decoded, and trained on."""
+    draw_sample(folder / "faces.zip", faces, seed=7)
+    sha256 = accept(store, "run-1", folder / "faces.zip")
+    run(store, "run-1", sha256, PARAMS, [])
+    return sha256
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("faces.npy", lambda data: data[:-1]),
+        ("faces.npy", lambda data: data[:-1] + bytes([data[-1] ^ 1])),
+        ("faces.npy", lambda _: None),
+        ("faces.csv", lambda data: data.rpartition(b"\n")[0].rpartition(b"\n")[0]),
+        ("rejects.csv", lambda _: b""),
+        ("summary.json", lambda data: data[:40]),
+        ("summary.json", lambda _: b""),
+    ],
+)
+def test_a_damaged_file_of_a_dataset_is_made_again_from_the_archive(
+    store: FileStore, tmp_path: Path, name: str, damage: Callable[[bytes], bytes | None]
+) -> None:
+    sha256 = ingested(store, tmp_path)
+    key = f"datasets/{sha256}/{name}"
+    whole = store.get(key)
+    if (damaged := damage(whole)) is None:
+        store.delete(key)
+    else:
+        store.put(key, damaged)
+    Runs(store).create("run-2", message_id="run-2", name="faces", params=PARAMS, state=RunState.ACCEPTED)
+    states: list[str] = []
+    card = run(store, "run-2", sha256, PARAMS, states)
+    assert states[0] == RunState.INGESTING
+    assert card.version == 2
+    if name != "summary.json":  # which says how long it took
+        assert store.get(key) == whole
+
+
+def test_a_damaged_dataset_whose_archive_is_gone_or_damaged_too_is_named(store: FileStore, tmp_path: Path) -> None:
+    sha256 = ingested(store, tmp_path)
+    folder = f"datasets/{sha256}"
+    store.put(f"{folder}/faces.npy", store.get(f"{folder}/faces.npy")[:-1])
+    Runs(store).create("run-2", message_id="run-2", name="faces", params=PARAMS, state=RunState.ACCEPTED)
+    archive = store.get(f"{folder}/archive.zip")
+    store.put(f"{folder}/archive.zip", archive[:-1])
+    with pytest.raises(DamagedRecord, match=r"archive\.zip in the store is damaged: its SHA-256 is not the one"):
+        run(store, "run-2", sha256, PARAMS, [])
+    store.delete(f"{folder}/archive.zip")
+    with pytest.raises(DamagedRecord, match=r"faces\.npy in the store is damaged: found \d+ bytes, expected \d+"):
+        run(store, "run-2", sha256, PARAMS, [])
+
+
+def test_a_dataset_of_an_earlier_release_whose_faces_are_cut_short_is_made_again_too(
+    store: FileStore, tmp_path: Path
+) -> None:
+    sha256 = ingested(store, tmp_path)
+    folder = f"datasets/{sha256}"
+    whole = store.get(f"{folder}/faces.npy")
+    store.update_json(f"{folder}/summary.json", lambda summary: {**summary, "files": {}})
+    store.put(f"{folder}/faces.npy", whole[:1000])
+    Runs(store).create("run-2", message_id="run-2", name="faces", params=PARAMS, state=RunState.ACCEPTED)
+    run(store, "run-2", sha256, PARAMS, [])
+    assert store.get(f"{folder}/faces.npy") == whole

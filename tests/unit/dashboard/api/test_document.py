@@ -33,6 +33,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
         sha256 = site.builder.dataset(30)
         site.builder.model(sha256, RUN)
         site.builder.model(sha256, "run-b")
+        site.builder.model(sha256, "run-c")
         site.parts.client.promote(1, "first")
         site.parts.client.promote(2, "second")
         error = {"code": "single_gender", "message": "all faces are male"}
@@ -64,6 +65,19 @@ def answers_of(site: Site) -> dict[tuple[str, str], Callable[[], list[TestRespon
     def post(path: str, **body: Any) -> Callable[[], list[TestResponse]]:
         return lambda: [web.post(f"/api/v1{path}", **body)]
 
+    def change(path: str, *bodies: dict[str, Any]) -> Callable[[], list[TestResponse]]:
+        return lambda: [web.patch(f"/api/v1{path}", json=body) for body in bodies]
+
+    def delete_dataset() -> list[TestResponse]:
+        unused = site.builder.dataset(30)
+        for run in site.builder.runs.all().records:  # one that goes on may need it
+            if not run.state.is_final:
+                site.builder.runs.update(run.run_id, state=RunState.CANCELLED)
+        return [web.delete(f"/api/v1/datasets/{unused}")]
+
+    def delete(path: str) -> Callable[[], list[TestResponse]]:
+        return lambda: [web.delete(f"/api/v1{path}")]
+
     zipped = {"content_type": "application/zip"}
     return {
         ("/uploads", "post"): post("/uploads", headers={"Upload-Length": "3"}),
@@ -71,6 +85,15 @@ def answers_of(site: Site) -> dict[tuple[str, str], Callable[[], list[TestRespon
         ("/datasets", "post"): lambda: [web.post("/api/v1/datasets", data=archive(), **zipped)],
         ("/datasets", "get"): get("/datasets", "/datasets?limit=1"),
         ("/datasets/{sha256}/runs", "post"): post(f"/datasets/{sha256}/runs?name=again"),
+        ("/datasets/{sha256}/edits", "post"): lambda: [
+            web.post(f"/api/v1/datasets/{sha256}/edits", json={"change": "female", "faces": [1, 2]}),
+            web.post(f"/api/v1/datasets/{sha256}/edits?change=undo"),
+        ],
+        ("/datasets/{sha256}/faces", "get"): get(
+            f"/datasets/{sha256}/faces?limit=5&sort=suspects&labels=archive", f"/datasets/{sha256}/faces?other=2"
+        ),
+        ("/datasets/{sha256}/faces/{index}", "get"): get(f"/datasets/{sha256}/faces/1"),
+        ("/datasets/{sha256}/edits", "get"): get(f"/datasets/{sha256}/edits"),
         ("/datasets/{sha256}/predictions", "post"): post(f"/datasets/{sha256}/predictions?version=1"),
         ("/scoring", "get"): get("/scoring"),
         ("/samples", "post"): post("/samples?images=40"),
@@ -92,13 +115,24 @@ def answers_of(site: Site) -> dict[tuple[str, str], Callable[[], list[TestRespon
         ("/models", "get"): get("/models"),
         ("/models/{version}/challenge", "delete"): lambda: [web.delete("/api/v1/models/1/challenge")],
         ("/models/{version}", "get"): get("/models/1"),
+        ("/models/{version}/measures", "get"): get("/models/1/measures", "/models/1/measures?threshold=0.7&split=all"),
+        ("/compare", "get"): get("/compare?first=1&second=2", "/compare?first=2&second=1&split=all&threshold=0.3"),
+        ("/compare/matrix", "get"): get("/compare/matrix"),
         ("/models/{version}/promote", "post"): post("/models/1/promote"),
         ("/models/rollback", "post"): post("/models/rollback"),
+        ("/datasets/{sha256}", "patch"): change(f"/datasets/{sha256}", {"name": "winter", "tags": ["a", "b"]}),
+        ("/runs/{run_id}", "patch"): change(f"/runs/{RUN}", {"note": "with glasses"}, {}),
+        ("/models/{version}", "patch"): change("/models/1", {"tags": "a, b"}),
+        ("/jobs/{job_id}", "patch"): change(f"/jobs/{JOB}", {"name": "x"}),
         ("/dead", "get"): get("/dead"),
         ("/dead/retry", "post"): post("/dead/retry?all=true"),
         ("/dead/drop", "post"): post("/dead/drop?all=true"),
         ("/status", "get"): get("/status"),
         ("/openapi.json", "get"): get("/openapi.json"),
+        ("/jobs/{job_id}", "delete"): delete(f"/jobs/{JOB}"),
+        ("/models/{version}", "delete"): delete("/models/3?confirm=true"),
+        ("/runs/{run_id}", "delete"): delete("/runs/run-rejected"),
+        ("/datasets/{sha256}", "delete"): delete_dataset,
     }
 
 

@@ -39,7 +39,7 @@ def archive(entries: int = 3) -> bytes:
 
 def taken(site: Site, queue: str) -> Message:
     with site.broker.consume([queue], 10) as consumer:
-        (delivery,) = consumer.receive(10, 1.0)
+        delivery, *_ = consumer.receive(10, 1.0)
         return delivery.message
 
 
@@ -54,6 +54,60 @@ def test_a_raw_archive_is_stored_and_queued(site: Site) -> None:
     assert message.uri is not None
     assert site.store.get(message.uri.removeprefix("store:")) == archive()
     assert site.parts.client.runs.get(run_id).state == RunState.QUEUED
+
+
+def test_edits_are_made_undone_and_trained_with(site: Site) -> None:
+    sha256 = site.builder.dataset(30)
+    path = f"/api/v1/datasets/{sha256}"
+    web = site.web
+    assert web.get(f"{path}/edits").json == {
+        "edits": [],
+        "corrections": {"schema": 1, "male": [], "female": [], "exclude": []},
+        "sha256": None,
+    }
+    assert error_of(web.post(f"{path}/runs?edits=current").data)[0] == "conflict"
+
+    first = web.post(f"{path}/edits", json={"change": "male", "faces": [4, 2]}).json or {}
+    web.post(f"{path}/edits", data={"change": "exclude", "faces": ["7", "8"]})
+    undone = web.post(f"{path}/edits?change=undo").json or {}
+    assert undone["edit"]["number"] == 2
+    assert undone["sha256"] == first["sha256"]
+    found = web.get(f"{path}/edits").json or {}
+    assert found["corrections"]["male"] == [2, 4]
+    assert len(found["edits"]) == 2
+
+    for edits in ("current", first["sha256"]):
+        run_id = (web.post(f"{path}/runs?edits={edits}").json or {})["run_id"]
+        assert site.parts.client.runs.get(run_id).edits == first["sha256"]
+    assert parse_dataset(taken(site, site.broker.topology.datasets)).edits == first["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [
+        ("change=male&faces=30", 400),
+        ("change=male&faces=1.5", 400),
+        ("change=male", 400),
+        ("change=boy&faces=1", 400),
+        ("faces=1", 400),
+        ("change=undo", 409),
+        ("change=undo&number=4", 404),
+    ],
+)
+def test_an_edit_that_makes_no_sense_is_refused(site: Site, query: str, status: int) -> None:
+    sha256 = site.builder.dataset(30)
+    assert site.web.post(f"/api/v1/datasets/{sha256}/edits?{query}").status_code == status
+    assert site.web.post(f"/api/v1/datasets/{'0' * 64}/edits?change=male&faces=1").status_code == 404
+    assert site.web.post(f"/api/v1/datasets/{sha256}/runs?edits=mine").status_code == 400
+    assert site.web.post(f"/api/v1/datasets/{sha256}/runs?edits={'0' * 64}").status_code == 404
+
+
+def test_an_archive_may_be_sent_only_to_be_looked_at(site: Site) -> None:
+    answer = site.web.post("/api/v1/datasets?train=false", data=archive(), content_type="application/zip")
+    assert not site.parts.client.runs.get((answer.json or {})["run_id"]).train
+    assert not parse_dataset(taken(site, site.broker.topology.datasets)).train
+    refused = site.web.post("/api/v1/datasets?train=maybe", data=archive(), content_type="application/zip")
+    assert error_of(refused.data)[1] == "train is 'maybe'; expected true or false"
 
 
 def test_a_multipart_archive_carries_name_and_params(site: Site) -> None:
@@ -330,6 +384,19 @@ def test_cancelling_a_job_leaves_word_for_its_workers(site: Site) -> None:
     assert site.builder.jobs.cancel_requested("job-b")
 
 
+def test_a_version_that_is_not_whole_is_refused_at_once_and_nobody_is_told_that_it_serves(site: Site) -> None:
+    version = site.builder.model(site.builder.dataset(30), "run-a")
+    site.store.put(f"models/gender/{version}/model.onnx", b"on")
+
+    with site.broker.subscribe(["model.*"]) as events:
+        answer = site.web.post(f"/api/v1/models/{version}/promote")
+        told = events.receive(0.1)
+
+    assert (answer.status_code, error_of(answer.data)[0]) == (500, "damaged_record")
+    assert f"models/gender/{version}/model.onnx in the store is damaged: found 2 bytes" in error_of(answer.data)[1]
+    assert (told, site.builder.registry.aliases().champion) == ([], None)
+
+
 def test_promotion_and_rollback_keep_their_reason_and_are_announced(site: Site) -> None:
     sha256 = site.builder.dataset(30)
     first, second = site.builder.model(sha256, "run-a"), site.builder.model(sha256, "run-b")
@@ -531,7 +598,7 @@ def test_a_body_that_is_no_json_is_refused_with_what_is_wrong_with_it(site: Site
         (
             "POST",
             "/datasets?epochs=3",
-            "found 'epochs' in the query; expected name or params or labels or upload there",
+            "found 'epochs' in the query; expected name or params or labels or train or upload there",
         ),
     ],
 )
@@ -551,7 +618,7 @@ def test_every_query_parameter_that_is_described_is_taken(site: Site) -> None:
             if path == "/events" or not query:
                 continue
             answer = site.web.open(
-                f"/api/v1{path.format(version=1, sha256='abc', run_id='run-a', job_id='job-a')}",
+                f"/api/v1{path.format(version=1, sha256='abc', run_id='run-a', job_id='job-a', index=0)}",
                 method=method,
                 query_string=dict.fromkeys(query),
             )

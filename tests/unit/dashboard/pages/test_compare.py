@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
+import re
 
 import numpy as np
 
 from dashboard.face_grid import AGREEMENTS
 from tests.dashboard_app import Site
-from tests.unit.dashboard.pages.helpers import sha_of
+from tests.unit.dashboard.pages.helpers import RUN, csrf_of, sha_of
 
 
 def correct_by(site: Site, version: int, threshold: float = 0.5) -> np.ndarray:
@@ -35,3 +37,100 @@ def test_the_four_cells_of_two_models_lead_to_their_faces(filled: Site) -> None:
         page = filled.web.get(f"/datasets/{sha_of(filled)}?{query}").text
         assert f">{mask.sum():,} of 150<" in page
     assert sum(mask.sum() for mask in expected.values()) == 150
+
+
+def test_two_models_are_compared_with_cells_gains_and_faces(filled: Site) -> None:
+    first, second = correct_by(filled, 1), correct_by(filled, 2)
+    test = filled.parts.store_cache.dataset(sha_of(filled)).split == 2
+    page = filled.web.get("/compare?first=1&second=2").text
+    found = filled.web.get("/api/v1/compare?first=1&second=2").json or {}
+
+    assert found["agreement"] == {
+        "both_correct": int((first & second & test).sum()),
+        "only_first": int((first & ~second & test).sum()),
+        "only_second": int((~first & second & test).sum()),
+        "both_wrong": int((~first & ~second & test).sum()),
+    }
+    assert found["turned_wrong"] == np.flatnonzero(first & ~second & test).tolist()
+    assert found["sentence"] in html.unescape(page)
+    cells = re.findall(r'<td><a class="\w+" href="([^"]+)"><strong>(\d+)</strong>', page)
+    assert [int(count) for _, count in cells] == [
+        found["agreement"][cell] for cell in ("both_correct", "only_first", "only_second", "both_wrong")
+    ]
+    for url, count in cells + re.findall(r'class="grow"><a href="([^"]+)">[^<]+</a>.*?data-label="Faces">(\d+)<', page):
+        assert f">{count} of 150<" in filled.web.get(html.unescape(url)).text, url
+    assert 'action="/models/1/promote"' in page
+    assert 'action="/models/2/promote"' not in page  # the champion
+
+
+def test_a_model_that_has_not_predicted_the_dataset_is_asked_to_and_then_compared(filled: Site) -> None:
+    other = filled.builder.dataset(40)
+    web = filled.web
+    query = f"first=1&second=2&dataset={other}"
+    assert web.get(f"/api/v1/compare?{query}").status_code == 409
+    assert "Predict all faces with model 1" in web.get(f"/compare?{query}").text
+    with filled.job_worker():
+        for version in ("1", "2"):
+            form = {"csrf": csrf_of(web), "version": version, "first": "1", "second": "2", "dataset": other}
+            answer = web.post("/compare/predict", data=form)
+            assert "first=1" in answer.headers["Location"]
+            filled.parts.scoring.wait(20)
+            assert filled.parts.scoring.state.error is None
+
+    assert "Both models are correct on" in web.get(f"/compare?{query}").text
+
+
+def test_the_matrix_has_every_model_on_every_dataset(filled: Site) -> None:
+    sha256, right = sha_of(filled), [correct_by(filled, version) for version in (1, 2)]
+    test = filled.parts.store_cache.dataset(sha256).split == 2
+    filled.builder.dataset(40)
+    found = filled.web.get("/api/v1/compare/matrix").json or {}
+    page = filled.web.get("/compare").text
+
+    assert found["models"] == [2, 1]
+    assert len(found["cells"]) == 4
+    shares = {
+        (cell["version"], cell["dataset"]): cell["accuracy"] and cell["accuracy"]["share"] for cell in found["cells"]
+    }
+    assert [shares.pop((version, sha256)) for version in (1, 2)] == [correct[test].mean() for correct in right]
+    assert list(shares.values()) == [None, None]
+    assert page.count('aria-label="Predict this dataset with model') == 2
+
+
+def test_what_cannot_be_compared_is_said(filled: Site) -> None:
+    for query, status in (
+        ("", 400),
+        ("first=1", 400),
+        ("first=1&second=9", 404),
+        ("first=1&second=2&split=half", 400),
+        ("first=1&second=2&threshold=2", 400),
+        ("first=1&second=2&dataset=abc", 404),
+    ):
+        assert filled.web.get(f"/api/v1/compare?{query}").status_code == status, query
+
+
+def test_after_edits_a_comparison_is_shown_by_old_and_by_new_labels(filled: Site) -> None:
+    web, sha256 = filled.web, sha_of(filled)
+    before = web.get("/api/v1/compare?first=1&second=2").json or {}
+    wrong = before["turned_wrong"] + before["turned_correct"]
+    data = filled.parts.store_cache.dataset(sha256)
+    for gender, change in enumerate(("female", "male")):
+        faces = [face for face in wrong if data.gender[face] == gender]
+        if faces:
+            filled.parts.client.edits.add(sha256, change, faces)
+
+    after = web.get("/api/v1/compare?first=1&second=2").json or {}
+    old = web.get("/api/v1/compare?first=1&second=2&labels=archive").json or {}
+    page = web.get("/compare?first=1&second=2").text
+
+    assert old["agreement"] == before["agreement"]
+    # Where the labels were turned, the models have changed places.
+    assert after["agreement"]["only_first"] == before["agreement"]["only_second"]
+    assert after["agreement"]["only_second"] == before["agreement"]["only_first"]
+    assert "Labels of the archive" in page
+    assert 'aria-current="true">Labels as corrected now' in page
+    cell = re.search(r'<a class="wrong" href="([^"]+)"><strong>(\d+)</strong><span class="small">turned wrong', page)
+    assert cell is not None
+    assert f">{cell[2]} of 150<" in web.get(html.unescape(cell[1])).text
+    # A run was measured by the labels that it was given.
+    assert web.get(f"/runs/{RUN}").text.count("labels=archive") > 4

@@ -50,7 +50,7 @@ def test_a_dataset_shows_rejects_with_examples(filled: Site) -> None:
 
 
 def indices(text: str) -> list[int]:
-    return [int(i) for i in re.findall(r"/faces/(\d+)\.png", text)]
+    return [int(i) for i in re.findall(r"/faces/(\d+)\.webp", text)]
 
 
 def test_the_grid_filters_and_sorts_by_the_chosen_models_predictions(filled: Site) -> None:
@@ -62,7 +62,7 @@ def test_the_grid_filters_and_sorts_by_the_chosen_models_predictions(filled: Sit
 
     text = filled.web.get(f"/datasets/{sha256}?version=1&result=wrong&sort=largest_error").text
 
-    assert indices(text) == most[:60].tolist()
+    assert indices(text) == most[:36].tolist()
     assert f"{len(wrong)} of 150" in text
 
 
@@ -115,7 +115,7 @@ def test_sorting_orders_by_what_it_says(filled: Site, sort: str) -> None:
 
 
 def test_without_predictions_the_grid_still_filters_by_label(site: Site) -> None:
-    sha256 = site.builder.dataset(50)
+    sha256 = site.builder.dataset(36)
 
     text = site.web.get(f"/datasets/{sha256}?gender=male&sort=youngest").text
 
@@ -205,7 +205,7 @@ def test_a_faces_page_shows_its_label_beside_each_models_word(filled: Site) -> N
 
     text = filled.web.get(f"/datasets/{sha256}/faces/5").text
 
-    assert f'gender-{GENDERS[data.gender[5]]}">{GENDERS[data.gender[5]]}</p>' in text
+    assert f'gender-{GENDERS[data.gender[5]]}">{GENDERS[data.gender[5]]}</span>' in text
     assert '<a href="/models/1">1</a>' in text
     assert '<a href="/models/2">2</a>' in text
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import re
+
+import numpy as np
+import pytest
 
 from shared.faces.labels import GENDERS
 from shared.params import TrainingParams
@@ -109,3 +113,88 @@ def test_runs_side_by_side_show_only_the_parameters_that_differ(site: Site) -> N
 
     assert '<td class="line mono">epochs</td>' in text
     assert "dropout" not in text
+
+
+def figures_at(site: Site, path: str) -> dict[str, str]:
+    """Returns the figures that a page begins with, by their names."""
+    text = site.web.get(path).text
+    pairs = re.findall(r"<dt>([^<]+)</dt><dd>(.*?)</dd>", text[text.index('id="figures"') : text.index('id="matrix"')])
+    return {name: re.sub(r"<[^>]+>|\s", " ", value).split("%")[0].strip() for name, value in pairs}
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.7])
+@pytest.mark.parametrize("path", [f"/runs/{RUN}", "/models/1"])
+def test_a_page_begins_with_figures_that_follow_the_threshold(filled: Site, path: str, threshold: float) -> None:
+    data = filled.parts.store_cache.dataset(sha_of(filled))
+    probabilities = filled.parts.store_cache.predictions(data.sha256, 1)
+    assert probabilities is not None
+    test = data.split == 2
+    correct = (probabilities >= threshold) == (data.gender == 1)
+    recalls = [correct[test & (data.gender == i)].mean() for i in (0, 1)]
+
+    found = figures_at(filled, f"{path}?threshold={threshold}")
+
+    assert found["Accuracy"] == f"{100 * correct[test].mean():.1f}"
+    assert found["Balanced accuracy"] == f"{100 * np.mean(recalls):.1f}"
+    assert [found["Recall male"], found["Recall female"]] == [f"{100 * recall:.1f}" for recall in recalls]
+
+
+@pytest.mark.parametrize("path", [f"/runs/{RUN}", "/models/1"])
+def test_every_cell_and_row_leads_to_as_many_faces_as_it_says(filled: Site, path: str) -> None:
+    text = filled.web.get(f"{path}?threshold=0.7").text
+    cells = re.findall(r'data-cell="[^"]+" href="([^"]+)"><strong>([\d,]+)</strong>', text)
+    rows = re.findall(r'class="grow"><a href="([^"]+)">.*?data-label="Faces">([\d,]+)<', text)
+    assert len(cells) == 4
+    assert len(rows) > 8
+    for url, count in cells + rows:
+        listed = filled.web.get(html.unescape(url)).text
+        assert f'<span class="muted">{count} of 150</span>' in listed, url
+
+
+def test_the_gate_speaks_in_words_and_changed_faces_and_abstention_have_tables(filled: Site) -> None:
+    for path, words in (
+        ("/models/1", "Passed the gate:</strong> the first model."),
+        ("/models/2", "Did not pass the gate:</strong> balanced accuracy 90.1%"),
+        ("/runs/run-000000000002", "Did not pass the gate:</strong> balanced accuracy 90.1%"),
+    ):
+        text = filled.web.get(path).text
+        assert words in text
+        assert (
+            text.index('id="gate"')
+            < text.index("Confusion matrix")
+            < text.index("Trained on" if "models" in path else "Loss")
+        )
+        assert "<td>blurred</td>" in text
+        assert "-5.0 points" in text
+        assert re.search(r"<td>≥ 90\N{NO-BREAK SPACE}%</td>", text)
+
+
+def test_the_thresholds_of_the_buttons_are_the_best_on_the_test_faces(filled: Site) -> None:
+    data = filled.parts.store_cache.dataset(sha_of(filled))
+    probabilities = filled.parts.store_cache.predictions(data.sha256, 1)
+    assert probabilities is not None
+    test = data.split == 2
+    text = filled.web.get(f"/runs/{RUN}").text
+    best, equal = (float(value) for value in re.findall(r'data-threshold="([\d.]+)"', text)[:2])
+
+    def accuracy(threshold: float) -> float:
+        return float(((probabilities >= np.float32(threshold)) == (data.gender == 1))[test].mean())
+
+    def difference(threshold: float) -> float:
+        female = probabilities >= np.float32(threshold)
+        wrong = [(female != (data.gender == 1))[test & (data.gender == i)].mean() for i in (0, 1)]
+        return float(abs(wrong[0] - wrong[1]))
+
+    steps = [step / 200 for step in range(201)]
+    assert accuracy(best) == max(map(accuracy, steps))
+    assert difference(equal) == pytest.approx(min(map(difference, steps)))
+
+
+def test_a_run_whose_dataset_is_gone_shows_what_was_measured(filled: Site) -> None:
+    filled.parts.client.store.delete(f"datasets/{sha_of(filled)}")
+    filled.parts.store_cache.close()
+
+    found = figures_at(filled, f"/runs/{RUN}?threshold=0.7")
+
+    assert found["Accuracy"] == "93.0"
+    assert "False positive rate" in filled.web.get(f"/runs/{RUN}").text

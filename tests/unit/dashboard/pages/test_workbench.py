@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import re
+from dataclasses import replace
 from html import unescape
 from typing import Any
 
 import numpy as np
 import pytest
 
+from dashboard.context import EXTENSION
 from dashboard.face_grid import FaceFilter, select_faces
 from dashboard.pages.train_fields import parameter_fields, read_parameters
+from dashboard.workers import WorkerStates
 from shared.broker.base import Event, Message
 from shared.faces.labels import GENDERS
 from shared.messages import parse_dataset
@@ -123,12 +126,14 @@ def test_what_was_done_stays_known_when_a_run_ends_without_a_model(site: Site) -
     assert '<dt>epochs</dt><dd class="mono">auto → 7</dd>' in site.web.get(f"/runs/{RUN}").text
 
 
-def test_a_dead_trainer_is_said_after_a_few_heartbeats(filled: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_id = "run-000000000003"
+def test_a_dead_trainer_is_said_after_a_few_heartbeats(filled: Site) -> None:
+    run_id, seconds = "run-000000000003", [0.0]
+    parts = replace(filled.parts, workers=WorkerStates(clock=lambda: seconds[0]))
+    filled.app.extensions[EXTENSION] = parts
+    filled = replace(filled, parts=parts)
     beat(filled, "here:1", busy=run_id)
     assert "does not respond" not in filled.web.get("/").text
-    clock = filled.parts.workers._clock
-    monkeypatch.setattr(filled.parts.workers, "_clock", lambda: clock() + 8)
+    seconds[0] = 8.0
 
     for path in ("/", f"/runs/{run_id}"):
         text = filled.web.get(path).text
@@ -255,7 +260,7 @@ def test_what_is_seen_is_exported(filled: Site) -> None:
 
     rows = list(csv.DictReader(io.StringIO(filled.web.get(href.replace("&amp;", "&")).text)))
 
-    assert [int(row["index"]) for row in rows][:60] == [int(i) for i in re.findall(r"/faces/(\d+)\.png", page)]
+    assert [int(row["index"]) for row in rows][:36] == [int(i) for i in re.findall(r"/faces/(\d+)\.webp", page)]
     assert {row["correct"] for row in rows} == {"False"}
     assert all(row["predicted"] == GENDERS[row["gender"] == "male"] for row in rows)
     rejects = filled.web.get(f"/api/v1/datasets/{sha256}/rejects.csv").text.splitlines()

@@ -83,7 +83,7 @@ def serving(client: Client, queue: str, handle: Handle) -> Iterator[None]:
 @contextlib.contextmanager
 def beating(client: Client, service: str, **state: Any) -> Iterator[None]:
     stop = threading.Event()
-    thread = threading.Thread(target=Heartbeat(client.broker, service, lambda: state).run, args=[stop])
+    thread = threading.Thread(target=Heartbeat(client.broker, service, lambda: state, client.store).run, args=[stop])
     thread.start()
     try:
         yield
@@ -100,7 +100,13 @@ def trains(client: Client, **final: Any) -> Handle:
         run_id = run_id_of(request.message_id)
         # Whoever is first makes the record: the client, or the trainer that took the message.
         client.runs.create(
-            run_id, message_id=request.message_id, name=request.name, params=request.params, state=RunState.ACCEPTED
+            run_id,
+            message_id=request.message_id,
+            name=request.name,
+            params=request.params,
+            edits=request.edits,
+            train=request.train,
+            state=RunState.ACCEPTED,
         )
 
         def tell(**changes: Any) -> None:

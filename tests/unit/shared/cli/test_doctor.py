@@ -35,7 +35,10 @@ def test_a_new_installation_is_well_but_for_services_that_do_not_run() -> None:
 def test_what_it_tried_is_gone_afterwards(folder: Path) -> None:
     run("doctor")
     left = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
-    assert {name for name in left if "broker.db" not in name} == {"data/store/format.json"}
+    assert {name for name in left if "broker.db" not in name} == {
+        "data/store/format.json",
+        "data/store/identity.json",
+    }
 
 
 def test_a_broker_that_is_away_is_a_problem_and_the_rest_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

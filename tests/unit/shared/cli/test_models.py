@@ -82,3 +82,12 @@ def test_only_the_starter_can_be_imported() -> None:
     assert refused.exit_code == 2
     assert "starter" in refused.stderr
     assert run("models", "other").exit_code == 2
+
+
+def test_promoting_a_version_that_is_not_whole_is_refused_at_once(builder: StoreBuilder, client: Client) -> None:
+    version = builder.model(builder.dataset(30), "run-a")
+    client.store.delete(client.registry.model_key(version))
+    result = run("promote", str(version))
+    assert result.exit_code == 1
+    assert f"models/gender/{version}/model.onnx in the store is damaged: it is missing" in result.stderr
+    assert client.registry.aliases().champion is None

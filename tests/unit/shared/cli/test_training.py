@@ -44,6 +44,18 @@ def test_a_run_that_came_to_nothing_is_exit_code_1(client: Client, folder: Path,
     assert document("runs", run_id, "--follow", exit_code=1)["error"] == error
 
 
+def test_an_archive_is_only_looked_at_where_that_is_asked_for(client: Client, folder: Path) -> None:
+    (folder / "faces.zip").write_bytes(ZIP)
+    with serving(client, client.broker.topology.datasets, trains(client, state="ingested", dataset="d" * 64)):
+        result = run("train", "faces.zip", "--look")
+    assert result.exit_code == 0, result.output
+    (record,) = client.runs.all().records
+    assert not record.train
+    assert f"{record.run_id}: read as dataset {'d' * 64}" in result.stdout
+    assert f"genderline train --dataset {'d' * 64}" in result.stdout
+    assert run("train", "--dataset", "d" * 64, "--look").exit_code == 2
+
+
 def test_train_for_programs_prints_the_last_reply(client: Client, folder: Path) -> None:
     (folder / "faces.zip").write_bytes(ZIP)
     with serving(client, client.broker.topology.datasets, trains(client, **registered(3))):

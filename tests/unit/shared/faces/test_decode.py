@@ -393,8 +393,9 @@ def test_images_of_one_message_share_their_pixels() -> None:
     assert all(decode_face(data, limits, budget).width == 200 for data in photos)
 
 
-@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-@pytest.mark.parametrize("size", [(4032, 3024), (3024, 4032), (4001, 3003)])
+@pytest.mark.parametrize(
+    ("size", "orientation"), [((4032, 3024), 1), ((3024, 4032), 3), ((4001, 3003), 6), ((3003, 4001), 8)]
+)
 def test_a_large_photo_is_decoded_at_a_quarter_with_the_same_pixels(size: tuple[int, int], orientation: int) -> None:
     pixels = cv2.resize(face_pixels(1), (1024, 1024), interpolation=cv2.INTER_CUBIC)
     large = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
@@ -402,7 +403,9 @@ def test_a_large_photo_is_decoded_at_a_quarter_with_the_same_pixels(size: tuple[
     exif[0x0112] = orientation
     face = decode(saved(large, "JPEG", quality=90, exif=exif.tobytes()))
     assert (face.width, face.height) == size
-    whole = decode(saved(large.rotate({1: 0, 3: 180, 6: -90, 8: 90}[orientation], expand=True), "PNG"))
+    whole = decode(
+        saved(large.rotate({1: 0, 3: 180, 6: -90, 8: 90}[orientation], expand=True), "PNG", compress_level=1)
+    )
     apart = np.abs(face.pixels.astype(int) - whole.pixels.astype(int))
     assert apart.mean() < 1.0
     assert np.percentile(apart, 99) <= 2.0

@@ -8,6 +8,7 @@ import pytest
 
 from shared.errors import Conflict, InvalidMessage, NotFound
 from shared.params import TrainingParams
+from shared.records.annotations import KINDS, Annotations, Kind
 from shared.records.deletion import Deletion
 from shared.records.jobs import JobState
 from shared.records.runs import RunState
@@ -39,9 +40,9 @@ def dataset_of(builder: StoreBuilder, version: int) -> str:
 def test_what_is_not_in_use_is_deleted_whole_and_alone(store: FileStore, builder: StoreBuilder) -> None:
     sha256, (job_id,) = dataset_of(builder, 1), store.children("jobs")
     deletion = Deletion(store)
-    deletion.dataset(sha256)
-    deletion.run(RUNS[0])
-    deletion.job(job_id)
+    deletion.delete("dataset", sha256)
+    deletion.delete("run", RUNS[0])
+    deletion.delete("job", job_id)
     assert sha256 not in store.children("datasets")
     assert len(store.children("datasets")) == 2
     assert store.children("runs") == list(RUNS[1:])
@@ -56,9 +57,9 @@ def test_run_and_dataset_of_a_model_in_use_are_refused(
     if alias == "challenger":
         builder.registry.challenge(version, "to see")
     with pytest.raises(Conflict, match=f"version {version}, the {alias} model, was trained on it"):
-        Deletion(store).dataset(dataset_of(builder, version))
+        Deletion(store).delete("dataset", dataset_of(builder, version))
     with pytest.raises(Conflict, match=f"version {version}, the {alias} model, came of it"):
-        Deletion(store).run(RUNS[version - 1])
+        Deletion(store).delete("run", RUNS[version - 1])
     assert (len(store.children("datasets")), len(store.children("runs"))) == (3, 3)
 
 
@@ -70,19 +71,51 @@ def test_what_has_not_ended_is_refused_and_so_is_every_dataset_that_it_may_need(
     builder.jobs.create("job-q", message_id="q", name="q", state=JobState.QUEUED)
     deletion = Deletion(store)
     with pytest.raises(Conflict, match="run run-q is queued; expected one that has ended"):
-        deletion.run("run-q")
+        deletion.delete("run", "run-q")
     with pytest.raises(Conflict, match="job job-q is queued; expected one that has ended"):
-        deletion.job("job-q")
+        deletion.delete("job", "job-q")
     with pytest.raises(Conflict, match="run run-q is queued and may need the dataset"):
-        deletion.dataset(free)
+        deletion.delete("dataset", free)
     builder.runs.update("run-q", state=RunState.TRAINING, dataset=dataset_of(builder, 2))
-    deletion.dataset(free)
+    deletion.delete("dataset", free)
 
 
-@pytest.mark.parametrize("kind", ["dataset", "run", "job"])
+def test_a_model_that_is_not_in_use_goes_and_its_number_never_comes_again(
+    store: FileStore, builder: StoreBuilder
+) -> None:
+    deletion = Deletion(store)
+    other = dataset_of(builder, 2)
+    store.put(f"datasets/{other}/predictions/1.csv", b"index,probability_female\n")
+    for version, alias in ((3, "champion"), (2, "previous")):
+        with pytest.raises(Conflict, match=f"version {version} is the {alias} model"):
+            deletion.delete("model", str(version))
+
+    deletion.delete("model", "1", user="alice")
+
+    assert builder.registry.versions() == [2, 3]
+    assert store.children("models/gender/1") == ["claim.json"]
+    assert store.children(f"datasets/{other}/predictions") == []
+    assert builder.registry.claim("run-new") == 4
+    (entry,) = Annotations(store).deletions("model")
+    assert (entry.which, entry.by) == ("1", "alice")
+
+
+def test_what_depends_on_it_is_said_before(store: FileStore, builder: StoreBuilder) -> None:
+    deletion = Deletion(store)
+
+    def told(kind: Kind, which: str) -> list[tuple[str, str]]:
+        return [(found.kind, found.which) for found in deletion.dependents(kind, which)]
+
+    assert told("dataset", dataset_of(builder, 1)) == [("run", RUNS[0]), ("model", "1")]
+    assert told("run", RUNS[0]) == [("model", "1")]
+    assert told("model", "1") == [("run", RUNS[0])]
+    assert told("job", store.children("jobs")[0]) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("which", ["nope", "", "..", "a/b"])
-def test_what_is_not_there_is_said(store: FileStore, builder: StoreBuilder, kind: str, which: str) -> None:
+def test_what_is_not_there_is_said(store: FileStore, builder: StoreBuilder, kind: Kind, which: str) -> None:
     before = sorted(store.root.rglob("*"))
     with pytest.raises((NotFound, InvalidMessage), match=r"there is no|is not a store key"):
-        getattr(Deletion(store), kind)(which)
+        Deletion(store).delete(kind, which)
     assert sorted(store.root.rglob("*")) == before

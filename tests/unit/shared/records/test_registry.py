@@ -27,7 +27,7 @@ def register(registry: Registry, run_id: str, folder: Path) -> int:
     version = registry.claim(run_id)
     model = folder / f"{run_id}.onnx"
     model.write_bytes(run_id.encode())
-    registry.register(card_of(version, run_id), "# card", {"model.onnx": model})
+    registry.register(card_of(version, run_id, run_id.encode()), "# card", {"model.onnx": model})
     return version
 
 
@@ -71,6 +71,34 @@ def test_a_version_deleted_but_for_its_claim_is_gone_and_its_number_not_given_ag
             store.delete(f"models/gender/2/{name}")
     assert registry.versions() == [1]
     assert registry.claim("run-3") == 3
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut short", "another file"])
+def test_a_version_that_is_not_whole_is_refused_whatever_it_shall_become(
+    store: FileStore, registry: Registry, tmp_path: Path, damage: str
+) -> None:
+    for run_id in ("run-1", "run-2"):
+        registry.promote(register(registry, run_id, tmp_path), "good")
+    broken = register(registry, "run-3", tmp_path)
+    before = registry.aliases()
+    for version in (1, broken):
+        key = Registry.model_key(version)
+        if damage == "missing":
+            store.delete(key)
+        else:
+            store.put(key, b"run" if damage == "cut short" else b"run-4")
+    said = (
+        "it is missing" if damage == "missing" else f"found {3 if damage == 'cut short' else 5} bytes with the SHA-256"
+    )
+    for attempt in (
+        lambda: registry.promote(broken, "by hand"),
+        lambda: registry.promote_over(2, broken, "by the gate"),
+        lambda: registry.challenge(broken, "by hand"),
+        lambda: registry.rollback("to the first"),
+    ):
+        with pytest.raises(DamagedRecord, match=f"model.onnx in the store is damaged: {said}"):
+            attempt()
+    assert registry.aliases() == before
 
 
 def test_a_registered_version_has_its_card_and_files(store: FileStore, registry: Registry, tmp_path: Path) -> None:

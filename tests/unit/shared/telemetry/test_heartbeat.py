@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from shared.broker.sqlite.broker import SqliteBroker
+from shared.store.files import FileStore
 from shared.telemetry import heartbeat
 from shared.telemetry.heartbeat import Heartbeat
 
@@ -17,7 +18,9 @@ def test_beats_tell_who_and_what_until_stopped(tmp_path: Path, monkeypatch: pyte
     stop = threading.Event()
     with SqliteBroker(tmp_path / "broker.db") as broker, broker.subscribe(["worker.*"]) as events:
         state = {"busy": None, "provider": "cpu"}
-        thread = threading.Thread(target=Heartbeat(broker, "trainer", lambda: state).run, args=(stop,))
+        thread = threading.Thread(
+            target=Heartbeat(broker, "trainer", lambda: state, FileStore(tmp_path)).run, args=(stop,)
+        )
         thread.start()
         first: dict[str, Any] = events.receive(10)[0].payload
         state["busy"] = "run-1"
@@ -35,7 +38,7 @@ def test_the_last_beat_is_sent_though_it_was_stopped_before(tmp_path: Path) -> N
     stop = threading.Event()
     stop.set()
     with SqliteBroker(tmp_path / "broker.db") as broker, broker.subscribe(["worker.*"]) as events:
-        Heartbeat(broker, "inference", dict).run(stop)
+        Heartbeat(broker, "inference", dict, FileStore(tmp_path)).run(stop)
         assert [event.topic for event in events.receive(10)] == ["worker.heartbeat"]
 
 
@@ -49,7 +52,7 @@ def test_a_broker_that_is_away_does_not_end_the_beats(tmp_path: Path, monkeypatc
         asked.release()
         return {}
 
-    thread = threading.Thread(target=Heartbeat(broker, "trainer", state).run, args=(stop,))
+    thread = threading.Thread(target=Heartbeat(broker, "trainer", state, FileStore(tmp_path)).run, args=(stop,))
     thread.start()
     for _ in range(3):
         assert asked.acquire(timeout=10)

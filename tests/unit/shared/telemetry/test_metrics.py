@@ -23,7 +23,7 @@ genderline_model_info{version,provider} genderline_model_swaps_total{outcome}
 genderline_predicted_gender_total{gender} genderline_datasets_total{outcome} genderline_images_ingested_total
 genderline_images_rejected_total{reason} genderline_training_epoch genderline_training_loss{split}
 genderline_training_accuracy{split} genderline_training_images_per_second genderline_dead_letters_total{reason}
-genderline_broker_reconnects_total genderline_broker_trouble{kind}
+genderline_broker_reconnects_total genderline_broker_trouble{kind} genderline_store_trouble{kind}
 """
 WATCHING = """
 genderline_drift_score{signal} genderline_drift_window_images genderline_shadow_predictions_total{outcome}

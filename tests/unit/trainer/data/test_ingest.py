@@ -130,7 +130,13 @@ def test_interrupted_it_leaves_nothing_that_looks_finished_and_can_be_called_aga
     assert list(folder.iterdir()) == []
     (folder / ".faces.npy.part").write_bytes(b"left behind by a killed process")
     assert ingest(archive, folder, ARCHIVE_LIMITS, IMAGE_LIMITS, archive_sha256="known").archive_sha256 == "known"
-    assert sorted(path.name for path in folder.iterdir()) == ["faces.csv", "faces.npy", "rejects.csv", "summary.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "faces.csv",
+        "faces.npy",
+        "near_duplicates.csv",
+        "rejects.csv",
+        "summary.json",
+    ]
 
 
 @pytest.mark.parametrize("was_enabled", [True, False])

@@ -1,0 +1,131 @@
+"""Looking at a dataset before training, correcting its labels without scripts, and training on what came of it."""
+
+from __future__ import annotations
+
+import re
+from html import unescape
+
+import cv2
+import numpy as np
+
+from shared.messages import parse_dataset
+from shared.records.runs import RunState, Timings
+from tests.dashboard_app import Site
+from tests.unit.dashboard.pages.helpers import RUN, csrf_of, sha_of
+
+
+def test_a_face_is_corrected_on_its_page_and_the_correction_undone(filled: Site) -> None:
+    sha256, web = sha_of(filled), filled.web
+    gender = ("male", "female")[int(filled.parts.store_cache.dataset(sha256).gender[5])]
+    other = "female" if gender == "male" else "male"
+    page = f"/datasets/{sha256}/faces/5?sort=suspects&version=1"
+    action = unescape(re.findall(r'action="([^"]+/edits[^"]*)"', web.get(page).text)[0])
+
+    answer = web.post(action, data={"csrf": csrf_of(web), "face": "5", "change": other})
+    assert (answer.status_code, answer.location) == (303, f"/datasets/{sha256}/faces/5?version=1&sort=suspects")
+    text = web.get(page).text
+    assert f'gender-{other}">{other}</span> <span class="badge warn">corrected</span>' in text
+    assert f"{gender} in the archive" in text
+    assert "1 edit of this face" in text
+
+    web.post(action, data={"csrf": csrf_of(web), "face": "5", "change": "undo", "number": "1"})
+    text = web.get(page).text
+    assert f'gender-{gender}">{gender}</span>' in text
+    assert "(undone)" in text
+
+
+def test_the_corrected_set_is_trained_on_by_one_button(filled: Site) -> None:
+    sha256, web = sha_of(filled), filled.web
+    assert "Train on the corrected set" not in web.get(f"/datasets/{sha256}").text
+    filled.parts.client.edits.add(sha256, "exclude", [3, 4])
+
+    text = web.get(f"/datasets/{sha256}").text
+    assert "0 labels set, 2 faces excluded" in text
+    form = text[text.index('id="corrected"') :].partition("</form>")[0]
+    fields = dict(re.findall(r'type="hidden" name="([^"]+)" value="([^"]*)"', form))
+    answer = web.post(f"/datasets/{sha256}/train", data={**fields, "csrf": csrf_of(web)})
+
+    with filled.broker.consume([filled.broker.topology.datasets], 1) as consumer:
+        (delivery,) = consumer.receive(1, 1.0)
+    request = parse_dataset(delivery.message)
+    assert request.edits == filled.parts.client.edits.freeze(sha256)
+    assert request.name == "faces corrected"
+    assert request.params == filled.parts.client.runs.get("run-000000000002").params
+    assert answer.location.endswith("?against=2")
+    run_page = web.get(answer.location).text
+    assert f'edits <span class="mono">{str(request.edits)[:12]}</span>' in run_page
+    filled.builder.model(sha256, answer.location.partition("?")[0].rpartition("/")[2])
+    assert "Compare with model 2" in web.get(answer.location).text
+
+
+def test_a_filtered_view_keeps_to_the_labels_that_a_run_was_measured_on(filled: Site) -> None:
+    sha256, web = sha_of(filled), filled.web
+    wrong = f"/datasets/{sha256}?version=1&result=wrong&split=test"
+    before = re.findall(r">(\d+) of 150<", web.get(wrong).text)
+    data = filled.parts.store_cache.dataset(sha256)
+    test = np.flatnonzero(data.split == 2).tolist()
+    filled.parts.client.edits.add(sha256, "exclude", test)
+
+    assert re.findall(r">(\d+) of 150<", web.get(wrong).text) == ["0"]
+    assert re.findall(r">(\d+) of 150<", web.get(f"{wrong}&labels=archive").text) == before
+    cells = re.findall(
+        r'data-cell="[a-z-]+" href="([^"]+)#faces"><strong>([\d,]+)</strong>', web.get(f"/runs/{RUN}").text
+    )
+    assert sum(int(count) for _, count in cells) == len(test)
+    for href, count in cells:
+        assert f">{count} of 150<" in web.get(unescape(href)).text
+
+
+def test_a_dataset_that_was_only_read_shows_its_faces_and_a_way_to_train(site: Site) -> None:
+    sha256 = site.builder.dataset(60)
+    site.builder.run("run-00000000000a", name="look", state=RunState.INGESTED, dataset=sha256)
+
+    text = site.web.get(f"/datasets/{sha256}").text
+    assert "was read and not trained on yet" in text
+    assert "Few faces" in text
+    assert "Rejected files" in text
+    assert "with a near-duplicate" in text
+    assert 'href="#train"' in text
+    assert "No model has been trained yet" in text
+    run_page = site.web.get("/runs/run-00000000000a").text
+    assert "ingested" in run_page
+    assert f"/datasets/{sha256}" in run_page
+
+    site.builder.model(sha256, RUN)
+    assert "not trained on yet" not in site.web.get(f"/datasets/{sha256}").text
+
+
+def test_the_form_says_how_long_training_will_take(site: Site) -> None:
+    trained, other = site.builder.dataset(150), site.builder.dataset(300)
+    site.builder.model(trained, RUN, timings=Timings(training_at=100.0, registered_at=220.0))
+    counts = [site.parts.store_cache.summary(sha256) for sha256 in (trained, other)]
+    faces = [sum(summary.splits["train"].values()) for summary in counts if summary]
+
+    text = " ".join(site.web.get(f"/datasets/{other}").text.split())
+
+    minutes, seconds = divmod(round(120 * faces[1] / faces[0]), 60)
+    assert (
+        f"About {minutes} min {seconds} s, at the speed of the last run ({faces[0]} faces, 12 epochs in 2 min 0 s)"
+        in text
+    )
+
+
+def test_thumbnails_are_small_and_a_sheet_has_the_faces_that_were_named(filled: Site) -> None:
+    sha256, web = sha_of(filled), filled.web
+    one = web.get(f"/datasets/{sha256}/faces/3.webp")
+    png = web.get(f"/datasets/{sha256}/faces/3.png")
+    assert (one.mimetype, one.headers["Cache-Control"]) == ("image/webp", png.headers["Cache-Control"])
+    assert len(one.data) < len(png.data)
+
+    sheet = web.get(f"/datasets/{sha256}/faces/sheet.webp?faces={','.join(map(str, range(10)))}")
+    picture = cv2.imdecode(np.frombuffer(sheet.data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert picture is not None
+    assert picture.shape == (2 * 96, 8 * 96)
+    faces = filled.parts.store_cache.dataset(sha256).faces
+    for index in (0, 7, 8):
+        y, x = (96 * number for number in divmod(index, 8))
+        wanted = cv2.resize(faces[index], (96, 96), interpolation=cv2.INTER_AREA)
+        assert np.abs(picture[y : y + 96, x : x + 96].astype(int) - wanted).mean() < 6
+    for query in ("", "faces=", "faces=1,x", "faces=-1", f"faces={','.join(['1'] * 65)}"):
+        assert web.get(f"/datasets/{sha256}/faces/sheet.webp?{query}").status_code == 400
+    assert web.get(f"/datasets/{sha256}/faces/sheet.webp?faces=150").status_code == 404
