@@ -31,7 +31,7 @@ from trainer.data.dataset import Dataset
 from trainer.data.ingest import ingest
 from trainer.data.near_duplicates import dhash
 from trainer.data.seen import SEEN
-from trainer.pretrain.fit import Plan, SoftLoss, fit, hard_targets, planned_epochs, predict
+from trainer.pretrain.fit import Plan, SoftLoss, fit, hard_targets, is_finished, planned_epochs, predict
 from trainer.pretrain.teacher import build_teacher, decode_colour
 from trainer.release.card import measure_inputs
 from trainer.release.evaluate import evaluate
@@ -98,7 +98,10 @@ def main(
         student = replace(STUDENT, epochs=epochs, rate=STUDENT.rate if begin is None else RATE_FROM_EARLIER)
         earlier = None if begin is None else load_starter(begin)
         taught, of_teachers = targets, {}
-        if teacher_epochs:
+        figures_file = work / "teachers.json"
+        if teacher_epochs and is_finished(work / "student.pt", student) and figures_file.exists():
+            of_teachers = json.loads(figures_file.read_text(encoding="utf-8"))  # nothing is left to be taught
+        elif teacher_epochs:
             said = _teach(dataset, targets, archive, teacher, device, work, settings)
             everyone = {"teacher": said[:, 0].copy()}
             if earlier is not None:
@@ -109,6 +112,7 @@ def main(
                 f"{name}_validation_accuracy": _accuracy(answers - 0.5, dataset, dataset.part("validation"))
                 for name, answers in everyone.items()
             }
+            figures_file.write_text(json.dumps(of_teachers), encoding="utf-8")
             click.echo(f"teachers: {of_teachers}")
             taught = TAUGHT * said + (1 - TAUGHT) * targets
         network = _learn(dataset, taught, student, earlier, device, work).network

@@ -217,6 +217,14 @@ def _resume(
     return done
 
 
+def is_finished(checkpoint: Path, plan: Plan) -> bool:
+    """Returns whether a checkpoint has done all epochs of a plan."""
+    if not checkpoint.exists():
+        return False
+    state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+    return bool(state["plan"] | {"epochs": plan.epochs} == asdict(plan) and state["epoch"] == plan.epochs)
+
+
 def planned_epochs(checkpoint: Path) -> list[int]:
     """Returns for each finished epoch how many were planned at that time: all the same, unless the plan was changed."""
     if not checkpoint.exists():
