@@ -58,6 +58,11 @@ check: $(VENV)/.developer ## Check style, types and import rules
 fuzz: $(VENV)/.developer ## Feed mutated archives, images, tables and messages to their readers [MINUTES=5] [SEED=1]
 	@$(BIN)/python -m tests.fuzz $(or $(MINUTES),5) $(or $(SEED),1)
 
+.PHONY: soak
+soak: $(VENV)/.developer ## Hurt services under load, and check that every promise was kept [MINUTES=3] [SEED=1] [BROKER=both] [ARGS=--write]
+	@tests/system-packages.sh
+	@$(BIN)/python -m tests.soak $(or $(MINUTES),3) $(or $(SEED),1) $(or $(BROKER),both) $(ARGS)
+
 .PHONY: bench
 bench: $(VENV)/.developer ## Measure ours against the bare loop [ARGS='--only packs --quick'] [ARGS=--write]
 	@tests/system-packages.sh
