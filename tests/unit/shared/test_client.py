@@ -324,6 +324,7 @@ def test_promoting_and_rolling_back_are_told_to_the_workers(client: Client) -> N
 def test_an_imported_model_is_promoted_only_where_nothing_serves(client: Client) -> None:
     for version in (1, 2):
         client.registry.register(card_of(client.registry.claim(f"run-{version}"), f"run-{version}"), "", {})
+        client.store.put(client.registry.model_key(version), b"onnx")
     with client.broker.subscribe(["model.*"]) as events:
         assert client.adopt(2, "imported")
         assert not client.adopt(1, "imported")
