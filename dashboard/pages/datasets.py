@@ -126,6 +126,7 @@ def show_dataset(sha256: str) -> str:
         query=query,
         without_labels={name: value for name, value in query.items() if name != "labels"},
         csv_url=url_for("api.dataset_faces", sha256=sha256, **query),
+        zip_url=url_for("api.dataset_face_images", sha256=sha256, **query),
         facets=_facets(asked),
         corrections=corrections,
         edits=corrections.sha256 if not corrections.is_empty else None,
