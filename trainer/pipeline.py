@@ -143,7 +143,7 @@ class Pipeline:
         """
         if (version := self._registry.version_of_run(run_id)) is not None:  # and then its process was killed
             return self._registry.card(version)
-        self.ingest(sha256, monitor)
+        self.ingest(sha256, monitor, continued=self._store.exists(f"runs/{run_id}/checkpoint.pt"))
         with open_dataset(self._store, sha256, edits) as dataset:
             self._warn(run_id, dataset)
             start = find_start(params.init, dataset, self._store, self._settings)
@@ -152,10 +152,16 @@ class Pipeline:
 
     # -- ingest
 
-    def ingest(self, sha256: str, monitor: Monitor) -> None:
-        """Decodes a dataset's archive, unless it is done already.
+    def ingest(self, sha256: str, monitor: Monitor, *, continued: bool = False) -> None:
+        """Decodes a dataset's archive, unless it is done already and what it made is whole.
+
+        Args:
+            sha256: names the dataset.
+            monitor: who watches.
+            continued: whether this run has trained on the dataset already, and so has read all of it before.
 
         Raises:
+            DamagedRecord: a file is damaged, and the archive that it could be made from is gone, or damaged too.
             InvalidDataset: the data is at fault.
             Exception: what `monitor` raises.
         """
@@ -163,7 +169,7 @@ class Pipeline:
         again = False
         try:
             if (found := find_summary(self._store, sha256)) is not None:
-                require_whole(self._store, sha256, found)
+                require_whole(self._store, sha256, found, lengths_only=continued)
                 with open_dataset(self._store, sha256):
                     return
         except DamagedRecord as error:
