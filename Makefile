@@ -63,6 +63,11 @@ check: $(VENV)/.developer ## Check style, types and import rules
 fuzz: $(VENV)/.developer ## Feed mutated archives, images, tables and messages to their readers [MINUTES=5] [SEED=1]
 	@$(BIN)/python -m tests.fuzz $(or $(MINUTES),5) $(or $(SEED),1)
 
+.PHONY: soak
+soak: $(VENV)/.developer ## Hurt services under load, and check that every promise was kept [MINUTES=3] [SEED=1] [BROKER=both] [ARGS=--write]
+	@tests/system-packages.sh
+	@$(BIN)/python -m tests.soak $(or $(MINUTES),3) $(or $(SEED),1) $(or $(BROKER),both) $(ARGS)
+
 .PHONY: bench
 bench: $(VENV)/.developer ## Measure ours against the bare loop [ARGS='--only packs --quick'] [ARGS=--write]
 	@tests/system-packages.sh
@@ -87,6 +92,10 @@ test-gpu: $(GPU_VENV)/.ready ## Run the tests that need a GPU; needs an NVIDIA o
 bench-recipe: $(VENV)/.developer ## Measure what each ingredient of the recipe is worth DATASET=faces.zip [ARGS='--seeds 1']
 	@$(BIN)/python -m tests.bench.bench_recipe '$(DATASET)' $(ARGS)
 
+.PHONY: bench-runtimes
+bench-runtimes: $(VENV)/.developer ## Measure the champion by precision and runtime, with and without the mirror image
+	@$(BIN)/python -m tests.bench.bench_runtimes
+
 .PHONY: pretrain
 pretrain: $(VENV)/.services ## Make the weights that training begins from anew DATASET=faces.zip ARGS='--source "…" [--held-out other.zip]'
 	@$(BIN)/python -m trainer.pretrain '$(DATASET)' $(ARGS)
@@ -107,7 +116,7 @@ LOCK := $(RELEASE_VENV)/bin/uv pip compile --quiet --universal --python-version 
 
 .PHONY: lock
 lock: $(RELEASE_VENV)/.ready ## Renew the lock files: every dependency with its hashes [ARGS=--upgrade]
-	@$(LOCK) --extra trainer --extra inference --extra dashboard --extra s3 --extra heic -o requirements.lock $(ARGS) > /dev/null
+	@$(LOCK) --extra trainer --extra inference --extra dashboard --extra s3 --extra heic --extra openvino -o requirements.lock $(ARGS) > /dev/null
 	@$(LOCK) --extra inference-gpu --extra s3 --extra heic -o requirements-gpu.lock $(ARGS) > /dev/null
 
 .PHONY: sbom

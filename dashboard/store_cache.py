@@ -35,6 +35,7 @@ from shared.records.edits import Corrections, EditHistory, Edits, edits_key
 from shared.records.evaluation import Rate
 from shared.records.groups import wilson_rate
 from shared.records.jobs import Job, Jobs
+from shared.records.labels import ARCHIVE_LABELS
 from shared.records.model_card import ModelCard
 from shared.records.predictions import predict_female, read_held_out, read_predictions
 from shared.records.record import DamagedRecord, Listing, Record, parse_record
@@ -45,8 +46,6 @@ from shared.store.base import Store
 EDITED: Final = ("unedited", "corrected", "confirmed", "excluded")
 """What edits have made of a face: another label, its own label again, or none."""
 EXCLUDED: Final = len(SPLITS)
-ARCHIVE_LABELS: Final = "archive"
-"""Names the labels of the archive where edits may be named."""
 _DATASETS_CACHED: Final = 4
 _EDITED_CACHED: Final = 8
 _PREDICTIONS_CACHED: Final = 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import uuid
@@ -12,7 +13,7 @@ from typing import Any, Final, TypeVar
 from shared.archives.archive import archive_stem
 from shared.broker.base import Broker, HeaderValue, Message, MessageTooLarge, Outgoing, Unconfirmed
 from shared.errors import Conflict, GenderlineError, InvalidImage, NotFound
-from shared.events import JobProgressed, ModelChallenged, ModelPromoted, RunProgressed, parse_event
+from shared.events import JobProgressed, ModelChallenged, ModelPromoted, ModelRegistered, RunProgressed, parse_event
 from shared.faces.labelling import LabelSpec
 from shared.messages import (
     PACK_LIMIT,
@@ -27,10 +28,14 @@ from shared.messages import (
 )
 from shared.params import TrainingParams
 from shared.records.annotations import Annotation, Annotations, Kind
+from shared.records.comparison import Comparison, MatrixCell, compare
 from shared.records.dataset import LABELS_JSON, SUMMARY_JSON, DatasetSummary, dataset_id
 from shared.records.deletion import Deletion, Dependent
 from shared.records.edits import Edits
+from shared.records.groups import wilson_rate
 from shared.records.jobs import Job, JobProgress, Jobs
+from shared.records.labels import ARCHIVE_LABELS, LabelledFaces, read_labelled_faces
+from shared.records.predictions import THRESHOLD, predict_female, read_predictions, write_predictions
 from shared.records.record import Record
 from shared.records.registry import Registry
 from shared.records.runs import Run, Runs
@@ -422,6 +427,19 @@ class Client:
         self.registry.promote(version, reason, user=user)
         self.broker.emit(*ModelPromoted(version=version, reason=reason).wire())
 
+    def adopt(self, version: int, reason: str) -> bool:
+        """Announces a version that no run has made, and makes it the champion where there is none.
+
+        Returns:
+            Whether it is the champion.
+        """
+        card = self.registry.card(version)
+        self.broker.emit(*ModelRegistered(version=version, run_id=card.run_id, metrics=card.metrics).wire())
+        promoted = self.registry.promote_over(None, version, reason)
+        if promoted:
+            self.broker.emit(*ModelPromoted(version=version, reason=reason).wire())
+        return promoted
+
     def rollback(self, reason: str, *, user: str | None = None) -> int:
         """Makes the previous champion the champion again and tells the workers. Returns its version."""
         champion = self.registry.rollback(reason, user=user).champion
@@ -446,6 +464,82 @@ class Client:
         if aliases.challenger is None or aliases.champion is None:
             return None
         return shadow_figures(self.store, aliases.challenger, aliases.champion)
+
+    def compare(
+        self,
+        first: int,
+        second: int,
+        *,
+        dataset: str | None = None,
+        split: str = "test",
+        threshold: float = THRESHOLD,
+        labels: str = "",
+    ) -> tuple[Comparison, LabelledFaces]:
+        """Compares two models on the same faces.
+
+        Args:
+            first: version of the model before.
+            second: version of the model after.
+            dataset: whose faces; by default those of the dataset that the second was trained on.
+            split: a part of it, or `ALL_FACES`.
+            threshold: predicted female from here on, by both.
+            labels: the hash of the edits that make the labels, or `ARCHIVE_LABELS`; empty for those in force now.
+
+        Returns:
+            (the comparison, the faces that its indices mean).
+
+        Raises:
+            NotFound: there is no such model or dataset, or a model has not predicted it.
+            Conflict: the dataset has no such faces.
+        """
+        cards = [self.registry.card(version) for version in (first, second)]
+        sha256 = dataset or cards[1].dataset.sha256
+        faces = read_labelled_faces(self.store, sha256, labels)
+        probabilities = []
+        for card in cards:
+            try:
+                probabilities.append(read_predictions(self.store, sha256, card))
+            except NotFound:
+                raise NotFound(f"model {card.version} has not predicted dataset {sha256[:12]}") from None
+        found = compare(faces.labels, probabilities[0], probabilities[1], faces.members(split), threshold)
+        if found is None:
+            raise Conflict(f"dataset {sha256[:12]} has no {split} faces to compare on")
+        return found, faces
+
+    def accuracy_matrix(self) -> list[MatrixCell]:
+        """Returns the accuracy of every model on the test faces of every dataset, by their labels now."""
+        cards = self.registry.cards().records
+        faces: dict[str, LabelledFaces] = {}
+        for sha256 in self.store.children("datasets"):
+            with contextlib.suppress(NotFound):  # not processed yet
+                faces[sha256] = read_labelled_faces(self.store, sha256)
+        cells = []
+        for card in cards:
+            for sha256, found in faces.items():
+                accuracy = None
+                with contextlib.suppress(NotFound):  # not predicted yet
+                    correct = predict_female(read_predictions(self.store, sha256, card)) == (found.labels.gender == 1)
+                    test = found.members("test")
+                    accuracy = wilson_rate(int((correct & test).sum()), int(test.sum()))
+                own = card.dataset.sha256 == sha256
+                cells.append(MatrixCell(version=card.version, dataset=sha256, accuracy=accuracy, trained_on_it=own))
+        return cells
+
+    def score_dataset(self, sha256: str, version: int, on_progress: Callable[[JobProgress], None]) -> None:
+        """Has a model predict every face of a dataset that it was not trained on, as a job, and keeps the result.
+
+        Raises:
+            NotFound: there is no such dataset or model, or the archive was deleted.
+            GenderlineError: the job ended without results.
+        """
+        self.registry.card(version)
+        names = read_labelled_faces(self.store, sha256, ARCHIVE_LABELS).names
+        job_id = self.predict_dataset(sha256, version)
+        for job, progress in self.follow_job(job_id):
+            on_progress(progress)
+            if job.error is not None:
+                raise GenderlineError(job.error.message, code=job.error.code)
+        write_predictions(self.store, sha256, version, names, self.store.get(Jobs.results_key(job_id)).decode())
 
     # -- names, notes, tags, and the end
 

@@ -15,10 +15,10 @@ from dashboard.context import dashboard
 from dashboard.measures import Measures, measure
 from dashboard.store_cache import EXCLUDED, Dataset
 from shared.errors import Conflict, InvalidMessage, short_repr
-from shared.records.comparison import ALL_FACES, Comparison, compare
+from shared.records.comparison import Comparison, MatrixCell, compare
 from shared.records.dataset import SPLITS
-from shared.records.evaluation import Rate
 from shared.records.groups import Labels
+from shared.records.labels import ALL_FACES
 from shared.records.predictions import THRESHOLD
 from shared.records.record import StoredModel
 
@@ -76,22 +76,6 @@ class MatrixDataset(StoredModel):
 
     sha256: str
     name: str | None
-
-
-class MatrixCell(StoredModel):
-    """A model on a dataset.
-
-    Attributes:
-        version: the model.
-        dataset: SHA-256 of the dataset.
-        accuracy: on its test faces; None where the model has not predicted it.
-        trained_on_it: whether the model was trained on this dataset's training faces.
-    """
-
-    version: int
-    dataset: str
-    accuracy: Rate | None
-    trained_on_it: bool
 
 
 class Matrix(StoredModel):

@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from pydantic import TypeAdapter
 
@@ -22,12 +22,14 @@ from shared.errors import CODES
 from shared.faces.labels import ETHNICITIES, GENDERS
 from shared.messages import ARCHIVES, IMAGES
 from shared.params import TrainingParams
-from shared.records.comparison import ALL_FACES
 from shared.records.dataset import AGE_BANDS, SPLITS
 from shared.records.edits import CHANGES
+from shared.records.labels import ALL_FACES
+from shared.records.model_card import ServedPrecision
 
 _REF: Final = "#/components/schemas/{model}"
 _CSV: Final = "text/csv"
+_ZIP: Final = "application/zip"
 _FILE: Final = {"type": "string", "format": "binary"}
 
 Schema = dict[str, Any]
@@ -276,7 +278,26 @@ _CALLS: Final = (
     _Call("GET", "/jobs/{job_id}/results.csv", "job_results", "A finished job's results, a row an image", _CSV),
     _Call("GET", "/models", "list_models", "Versions and aliases", views.Models, query=_LISTED),
     _Call("GET", "/models/{version}", "get_model", "A version's card", views.ModelDetails),
-    _Call("GET", "/models/{version}/model.onnx", "get_model_file", "A version's file", "application/octet-stream"),
+    _Call(
+        "GET",
+        "/models/{version}/model.onnx",
+        "get_model_file",
+        "A version's file, or a variant of it",
+        "application/octet-stream",
+        query={"precision": _text("float32 by default", *get_args(ServedPrecision))},
+    ),
+    _Call("GET", "/models/{version}/card.md", "get_model_card", "A version's card for people", "text/markdown"),
+    _Call("GET", "/models/{version}/export.zip", "export_model", "A version, its variants and its card", _ZIP),
+    _Call("GET", "/runs/{run_id}/export.zip", "export_run", "A run's record, curves, evaluation, predictions", _ZIP),
+    _Call("GET", "/datasets/{sha256}/export.zip", "export_dataset", "A dataset's tables", _ZIP),
+    _Call(
+        "GET",
+        "/datasets/{sha256}/faces.zip",
+        "dataset_face_images",
+        "Faces as images, with a table of their predictions",
+        _ZIP,
+        query=_FACES,
+    ),
     _Call(
         "GET",
         "/models/{version}/measures",

@@ -166,22 +166,30 @@ def _face_record(view: Mapping[str, Any]) -> dict[str, Any]:
 
 def send_faces(sha256: str) -> Response:
     """Sends the faces that fit the request's filter, a row each, in its order."""
-    asked = requested_faces(sha256)
+    return _send_csv(faces_csv(requested_faces(sha256)), f"{sha256[:12]}-faces.csv")
+
+
+def faces_csv(asked: RequestedFaces) -> str:
+    """Returns the faces that fit a filter as CSV, a row each, in its order."""
     views = (asked.view(int(i)) for i in asked.select())
-    return _send_csv(_COLUMNS, ([view.get(name) for name in _COLUMNS] for view in views), f"{sha256[:12]}-faces.csv")
+    return _csv(_COLUMNS, ([view.get(name) for name in _COLUMNS] for view in views))
 
 
 def send_rejects(sha256: str) -> Response:
     """Sends the rejected files of a dataset with their reasons, in archive order."""
     rows = ([row.name, row.reason, row.detail] for row in dashboard().store_cache.rejects(sha256))
-    return _send_csv(("name", "reason", "detail"), rows, f"{sha256[:12]}-rejects.csv")
+    return _send_csv(_csv(("name", "reason", "detail"), rows), f"{sha256[:12]}-rejects.csv")
 
 
-def _send_csv(columns: Sequence[str], rows: Iterable[Sequence[object]], name: str) -> Response:
+def _csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows([to_cell(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
-    answer = Response(text.getvalue(), mimetype="text/csv")
+    return text.getvalue()
+
+
+def _send_csv(text: str, name: str) -> Response:
+    answer = Response(text, mimetype="text/csv")
     answer.headers["Content-Disposition"] = f'attachment; filename="{name}"'
     return answer

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from flask import Blueprint, Response, jsonify, request, send_file, url_for
 from werkzeug.datastructures import Headers
@@ -16,6 +16,7 @@ from dashboard.api import faces
 from dashboard.api.comparing import accuracy_matrix, measure_requested, requested_comparison
 from dashboard.api.comparing import compare_models as run_comparison
 from dashboard.api.document import document, query_parameters
+from dashboard.api.exports import send_export, send_face_images
 from dashboard.api.uploads import parse_number, receive_archive, receive_images
 from dashboard.auth import current_user
 from dashboard.context import dashboard
@@ -29,7 +30,9 @@ from shared.params import TrainingParams
 from shared.records.annotations import Annotation, Kind
 from shared.records.deletion import Dependent
 from shared.records.jobs import Jobs
+from shared.records.model_card import ServedPrecision
 from shared.records.record import DamagedRecord
+from shared.records.registry import Registry
 
 ANSWER_S: Final = 30.0
 """How long a request waits for predictions unless it says otherwise."""
@@ -423,12 +426,46 @@ def get_model(version: int) -> Response:
 
 @blueprint.get("/models/<int:version>/model.onnx")
 def get_model_file(version: int) -> Response:
-    """Sends a version's ONNX file."""
-    parts = dashboard()
-    parts.store_cache.card(version)
-    return _send_stored_file(
-        parts.client.registry.model_key(version), "application/octet-stream", f"gender-{version}.onnx"
-    )
+    """Sends a version's ONNX file, or a variant of it."""
+    cache = dashboard().store_cache
+    cache.card(version)
+    asked = request.args.get("precision") or "float32"
+    precision = next((known for known in get_args(ServedPrecision) if known == asked), None)
+    if precision is None:
+        raise InvalidMessage(f"precision is {short_repr(asked)}; expected {', '.join(get_args(ServedPrecision))}")
+    name = f"gender-{version}.onnx" if precision == "float32" else f"gender-{version}-{precision}.onnx"
+    return _send_stored_file(Registry.model_key(version, precision), "application/octet-stream", name)
+
+
+@blueprint.get("/models/<int:version>/card.md")
+def get_model_card(version: int) -> Response:
+    """Sends a version's card for people."""
+    dashboard().store_cache.card(version)
+    return _send_stored_file(Registry.card_text_key(version), "text/markdown", f"gender-{version}.md")
+
+
+@blueprint.get("/models/<int:version>/export.zip")
+def export_model(version: int) -> Response:
+    """Sends a version with all of its variants and its card."""
+    return send_export("model", str(version))
+
+
+@blueprint.get("/runs/<run_id>/export.zip")
+def export_run(run_id: str) -> Response:
+    """Sends a run's record, curves, evaluation and predictions, and its model's card."""
+    return send_export("run", run_id)
+
+
+@blueprint.get("/datasets/<sha256>/export.zip")
+def export_dataset(sha256: str) -> Response:
+    """Sends a dataset's tables: faces, rejects, summary, edits, predictions."""
+    return send_export("dataset", sha256)
+
+
+@blueprint.get("/datasets/<sha256>/faces.zip")
+def dataset_face_images(sha256: str) -> Response:
+    """Sends faces as images with their predictions."""
+    return send_face_images(sha256)
 
 
 @blueprint.get("/models/<int:version>/measures")

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from dashboard.context import dashboard
 from dashboard.face_grid import FaceFilter, face_view, select_faces
 from dashboard.measures import measure, measured_before
-from dashboard.store_cache import ARCHIVE_LABELS, Dataset
+from dashboard.store_cache import Dataset
 from shared.errors import NotFound
 from shared.records.dataset import SPLITS
 from shared.records.evaluation import MIN_GROUP, Evaluation
+from shared.records.labels import ARCHIVE_LABELS
 from shared.records.model_card import ModelCard
 from shared.records.predictions import THRESHOLD
 

@@ -12,11 +12,11 @@ from dashboard.api.comparing import CompareRequest, accuracy_matrix, compare_mod
 from dashboard.api.uploads import parse_number
 from dashboard.context import dashboard
 from dashboard.face_grid import AGREEMENTS, FaceFilter, face_view
-from dashboard.store_cache import ARCHIVE_LABELS, Dataset
+from dashboard.store_cache import Dataset
 from shared.errors import InvalidMessage
-from shared.records.comparison import ALL_FACES
 from shared.records.dataset import SPLITS
 from shared.records.evaluation import MIN_GROUP
+from shared.records.labels import ALL_FACES, ARCHIVE_LABELS
 
 _FACES_SHOWN: Final = 12
 _QUERY: Final = ("first", "second", "dataset", "split", "threshold", "labels")

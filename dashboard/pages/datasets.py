@@ -27,7 +27,7 @@ from dashboard.face_grid import (
 )
 from dashboard.pages.manage import annotation_view, tag_filter
 from dashboard.pages.originals import send_original
-from dashboard.pages.train_fields import parameter_fields, read_parameters
+from dashboard.pages.train_fields import label_choices, parameter_fields, read_parameters
 from dashboard.store_cache import Dataset
 from shared.errors import InvalidMessage, NotFound
 from shared.faces.labels import GENDERS
@@ -126,6 +126,7 @@ def show_dataset(sha256: str) -> str:
         query=query,
         without_labels={name: value for name, value in query.items() if name != "labels"},
         csv_url=url_for("api.dataset_faces", sha256=sha256, **query),
+        zip_url=url_for("api.dataset_face_images", sha256=sha256, **query),
         facets=_facets(asked),
         corrections=corrections,
         edits=corrections.sha256 if not corrections.is_empty else None,
@@ -139,7 +140,7 @@ def show_dataset(sha256: str) -> str:
         sorts=SORTS,
         fields=parameter_fields(like.params if like else None),
         open_form=like is not None,
-        like_edits="current" if like is None or like.edits else "",
+        labels=label_choices(None if corrections.is_empty else corrections.sha256, like),
         looked=bool(found_runs) and all(run.state is RunState.INGESTED for run in found_runs),
         estimate=_estimate(summary),
         ahead=dashboard().runs_ahead(),

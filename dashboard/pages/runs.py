@@ -14,7 +14,7 @@ from dashboard.measures import female_counts
 from dashboard.pages.answer import answer_view, find_scored
 from dashboard.pages.filters import parameters, progress_view
 from dashboard.pages.manage import annotation_view, tag_filter
-from dashboard.pages.train_fields import parameter_fields
+from dashboard.pages.train_fields import label_choices, parameter_fields
 from shared.errors import NotFound
 from shared.faces.labels import GENDERS
 from shared.records.dataset import SPLITS
@@ -78,6 +78,7 @@ def show_run(run_id: str) -> str:
         threshold_url=lambda value: url_for("runs.show_run", run_id=run_id, threshold=value),
         rival=_find_rival(run, request.args.get("against", None, int)),
         fields=parameter_fields(run.params) if trainable else [],
+        labels=label_choices(_current_edits(run), run),
         ahead=parts.runs_ahead(),
         **answer,
     )
@@ -164,6 +165,14 @@ def _parameters(run: Run) -> dict[str, str]:
     if epochs is None and run.state.is_final:
         epochs = len(dashboard().client.runs.history(run.run_id)) or None  # of one that ended without a model
     return parameters(asked, {"epochs": epochs} if epochs else None)
+
+
+def _current_edits(run: Run) -> str | None:
+    """Returns the hash of the edits of a run's dataset that are in force; None where there are none."""
+    if run.dataset is None:
+        return None
+    corrections = dashboard().store_cache.corrections(run.dataset)
+    return None if corrections.is_empty else corrections.sha256
 
 
 def _find_rival(run: Run, version: int | None) -> Run | None:

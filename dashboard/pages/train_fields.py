@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from shared.client import CURRENT_EDITS
 from shared.params import TrainingParams
+from shared.records.runs import Run
 from shared.runtime.field_docs import values_of
 
 PREFIX: Final = "param-"
@@ -49,6 +51,24 @@ def parameter_fields(params: TrainingParams | None = None) -> list[ParameterFiel
     given = (params or TrainingParams()).as_dict()
     properties = TrainingParams.model_json_schema()["properties"]
     return [_field(name, properties[name], given[name]) for name in TrainingParams.model_fields]
+
+
+def label_choices(current: str | None, like: Run | None) -> list[tuple[str, str]]:
+    """Returns the labels that can be trained with, as (value, words): first those that the form begins with.
+
+    Args:
+        current: the hash of the edits in force; None where there are none.
+        like: the run that the form begins with.
+    """
+    corrected = [] if current is None else [(CURRENT_EDITS, f"as corrected now ({current[:12]})")]
+    archive = [("", "of the archive")]
+    if like is None:
+        found = [*corrected, *archive]
+    elif like.edits is None:
+        found = [*archive, *corrected]
+    else:
+        found = [(like.edits, f"as that run had them ({like.edits[:12]})"), *corrected, *archive]
+    return found if len(found) > 1 else []
 
 
 def read_parameters(form: Mapping[str, str]) -> TrainingParams:

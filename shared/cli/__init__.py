@@ -11,11 +11,13 @@ from typing import Any
 import click
 
 from shared.cli import (
+    compare,
     datasets,
     dead,
     definitions,
     delete,
     demo_commands,
+    export,
     models,
     predictions,
     reference,
@@ -72,6 +74,7 @@ for _command in (
     training.runs,
     training.datasets,
     models.models,
+    compare.compare,
     models.promote,
     models.rollback,
     models.challenge,
@@ -80,6 +83,7 @@ for _command in (
     predictions.jobs,
     dead.dead,
     delete.delete,
+    export.export,
     demo_commands.sample,
     demo_commands.demo,
     definitions.definitions,

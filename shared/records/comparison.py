@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,6 @@ from shared.records.evaluation import GroupKind, Rate
 from shared.records.groups import Z_95, Labels, face_groups, wilson_rate
 from shared.records.predictions import THRESHOLD, predict_female
 from shared.records.record import StoredModel
-
-ALL_FACES: Final = "all"
-"""Instead of the name of a split: all faces of the dataset."""
 
 
 class Gain(StoredModel):
@@ -117,6 +114,22 @@ class Comparison(StoredModel):
             f"Model {better} is correct on {abs(more):,} {faces} more than model {worse}, of {self.first.total:,}: "
             f"{chance} (McNemar's {p})."
         )
+
+
+class MatrixCell(StoredModel):
+    """A model on a dataset.
+
+    Attributes:
+        version: the model.
+        dataset: SHA-256 of the dataset.
+        accuracy: on its test faces; None where the model has not predicted it.
+        trained_on_it: whether the model was trained on this dataset's training faces.
+    """
+
+    version: int
+    dataset: str
+    accuracy: Rate | None
+    trained_on_it: bool
 
 
 def compare(

@@ -58,6 +58,24 @@ def test_the_corrected_set_is_trained_on_by_one_button(filled: Site) -> None:
     assert "Compare with model 2" in web.get(answer.location).text
 
 
+def test_a_run_is_trained_again_with_the_labels_that_it_had_unless_others_are_chosen(filled: Site) -> None:
+    sha256, web, client = sha_of(filled), filled.web, filled.parts.client
+    client.edits.add(sha256, "exclude", [3])
+    run_id = client.train_dataset(sha256, edits="current")
+    filled.builder.model(sha256, run_id)
+    client.edits.add(sha256, "exclude", [4])
+    own, current = str(client.runs.get(run_id).edits), str(client.edits.freeze(sha256))
+
+    def choices(page: str) -> list[str]:
+        return re.findall(r'<option value="([^"]*)">(?:as|of)', web.get(page).text.partition('id="train-edits"')[2])
+
+    assert choices(f"/runs/{run_id}") == choices(f"/datasets/{sha256}?like={run_id}") == [own, "current", ""]
+    assert choices(f"/runs/{RUN}") == choices(f"/datasets/{sha256}?like={RUN}") == ["", "current"]
+    assert choices(f"/datasets/{sha256}") == ["current", ""]
+    answer = web.post(f"/datasets/{sha256}/train", data={"csrf": csrf_of(web), "edits": own})
+    assert client.runs.get(answer.location.rpartition("/")[2]).edits == own != current
+
+
 def test_a_filtered_view_keeps_to_the_labels_that_a_run_was_measured_on(filled: Site) -> None:
     sha256, web = sha_of(filled), filled.web
     wrong = f"/datasets/{sha256}?version=1&result=wrong&split=test"

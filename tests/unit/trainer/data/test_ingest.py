@@ -15,7 +15,15 @@ from shared.archives.archive import ArchiveLimits
 from shared.errors import Cancelled, InvalidDataset
 from shared.faces.decode import ImageLimits, decode_face
 from shared.faces.labels import parse_label
-from shared.records.dataset import SPLITS, DatasetSummary, FaceRow, RejectRow, read_faces_csv, read_rejects_csv
+from shared.records.dataset import (
+    SPLITS,
+    DatasetSummary,
+    FaceRow,
+    RejectRow,
+    read_faces_csv,
+    read_near_duplicates_csv,
+    read_rejects_csv,
+)
 from shared.runtime.settings import Settings
 from tests import archives
 from tests.archives import Files, face_jpeg, face_pixels, labelled_faces, zipped
@@ -275,6 +283,11 @@ def test_copies_of_one_photo_at_two_sizes_share_a_part(tmp_path: Path) -> None:
     done = Ingested(tmp_path, zipped([*files, *smaller]))
     assert done.summary.near_duplicate_groups >= 55
     assert done.summary.near_duplicate_faces == 2 * done.summary.near_duplicate_groups
+    with (done.folder / "near_duplicates.csv").open(encoding="utf-8", newline="") as file:
+        groups = read_near_duplicates_csv(file)
+    names = {row.index: row.name.removesuffix("_small.jpg") for row in done.rows}
+    assert len(groups) == done.summary.near_duplicate_faces
+    assert len({(group, names[index]) for index, group in groups.items()}) == done.summary.near_duplicate_groups
     part = {row.name: row.split for row in done.rows}
     assert sum(part[name] == part[f"{name}_small.jpg"] for name, _ in files) >= done.summary.near_duplicate_groups
 

@@ -1,0 +1,48 @@
+"""Zips to download: a dataset's tables, a run, a model with every variant, and the faces of a filtered view."""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+from collections.abc import Callable
+from typing import IO
+
+from flask import Response, send_file
+
+from dashboard.api.faces import faces_csv, requested_faces
+from dashboard.context import dashboard
+from dashboard.face_grid import encode_png
+from shared.faces.labels import GENDERS
+from shared.records.exports import ExportKind, write_export
+
+
+def send_export(kind: ExportKind, which: str) -> Response:
+    """Sends what a dataset, run or model consists of."""
+    short = which[:12] if kind == "dataset" else which
+    name = f"gender-{short}.zip" if kind == "model" else f"{short}.zip"
+    return _send(name, lambda file: write_export(dashboard().store, kind, which, file))
+
+
+def send_face_images(sha256: str) -> Response:
+    """Sends the faces that fit the request's filter, as the network sees them, with a table of all about them."""
+    asked = requested_faces(sha256)
+
+    def write(file: IO[bytes]) -> None:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            for index in asked.select():
+                gender = GENDERS[asked.data.gender[index]]
+                archive.writestr(f"{gender}/{index:06d}.png", encode_png(asked.data.faces[index]))
+            archive.writestr("faces.csv", faces_csv(asked), zipfile.ZIP_DEFLATED)
+
+    return _send(f"{sha256[:12]}-faces.zip", write)
+
+
+def _send(name: str, write: Callable[[IO[bytes]], None]) -> Response:
+    file = tempfile.TemporaryFile(prefix="genderline-")  # noqa: SIM115 - the answer closes it when it is sent
+    try:
+        write(file)
+        file.seek(0)
+        return send_file(file, mimetype="application/zip", as_attachment=True, download_name=name)
+    except BaseException:
+        file.close()
+        raise

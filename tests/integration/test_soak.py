@@ -1,0 +1,17 @@
+"""A short soak on the embedded broker; `make soak` is the long one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.soak.check import check
+from tests.soak.run import Plan, soak
+
+
+def test_nothing_is_lost_or_misrouted_in_a_few_seconds_of_faults(tmp_path: Path) -> None:
+    plan = Plan(seconds=6, seed=1, broker="sqlite", trainer=False, lease_s=1.0, gaps_s=(0.1, 0.4))
+    verdict = check(soak(plan, tmp_path))
+    assert verdict.is_clean, verdict
+    assert verdict.requests > 20
+    assert verdict.jobs > 0
+    assert verdict.faults.total() >= 2
