@@ -168,7 +168,7 @@ class Worker:
         return {
             "version": champion.version if champion else None,
             "provider": champion.provider if champion else None,
-            "device": champion.precision if champion else None,
+            "device": champion.computes_in if champion else None,
             "busy": self._jobs.busy or self._shards.busy,
             "refused": None if refused is None else asdict(refused),
             "drift": self._drift.summary(),

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from shared.archives.archive import archive_stem
 from shared.broker.base import Broker, HeaderValue, Message, MessageTooLarge, Outgoing, Unconfirmed
 from shared.errors import Conflict, GenderlineError, InvalidImage, NotFound
-from shared.events import JobProgressed, ModelChallenged, ModelPromoted, RunProgressed, parse_event
+from shared.events import JobProgressed, ModelChallenged, ModelPromoted, ModelRegistered, RunProgressed, parse_event
 from shared.faces.labelling import LabelSpec
 from shared.messages import (
     PACK_LIMIT,
@@ -426,6 +426,19 @@ class Client:
         """Makes a version the champion, for good reason, and tells the workers."""
         self.registry.promote(version, reason, user=user)
         self.broker.emit(*ModelPromoted(version=version, reason=reason).wire())
+
+    def adopt(self, version: int, reason: str) -> bool:
+        """Announces a version that no run has made, and makes it the champion where there is none.
+
+        Returns:
+            Whether it is the champion.
+        """
+        card = self.registry.card(version)
+        self.broker.emit(*ModelRegistered(version=version, run_id=card.run_id, metrics=card.metrics).wire())
+        promoted = self.registry.promote_over(None, version, reason)
+        if promoted:
+            self.broker.emit(*ModelPromoted(version=version, reason=reason).wire())
+        return promoted
 
     def rollback(self, reason: str, *, user: str | None = None) -> int:
         """Makes the previous champion the champion again and tells the workers. Returns its version."""

@@ -14,6 +14,10 @@ from shared.runtime.field_docs import expected_of
 EPOCH_LIMIT: Final = 1000
 Auto = Literal["auto"]
 """Leaves a choice to the recipe, which knows how many faces there are and what they are trained on."""
+StartUri = Annotated[
+    str, Field(pattern=r"^(gender:[1-9][0-9]{0,8}|file:///.+\.npz)$", description="gender:VERSION or file:///PATH.npz")
+]
+"""Names weights to begin from: a registered model's, or a file's."""
 Network = Literal["small", "compact", "large", "reference"]
 Precision = Literal["float32", "bfloat16"]
 
@@ -23,10 +27,11 @@ class TrainingParams(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    init: Literal["auto", "starter", "scratch"] = Field(
+    init: Literal["auto", "starter", "scratch"] | StartUri = Field(
         "auto",
         description="What training begins from: `starter`, weights that have seen faces, or `scratch`, random ones; "
-        "`auto` takes the starter where it tells the training faces apart better than guessing",
+        "`auto` takes the starter where it tells the training faces apart better than guessing. Also `gender:VERSION`, "
+        "a registered model, or `file:///FOLDER/starter.npz`, what `make pretrain` wrote into an allowed root",
     )
     network: Network | Auto = Field(
         "auto",

@@ -19,7 +19,6 @@ from shared.archives.archive import ArchiveLimits
 from shared.errors import InvalidDataset
 from shared.faces.decode import ImageLimits
 from shared.faces.labelling import LabelSpec
-from shared.faces.labels import GENDERS
 from shared.params import TrainingParams
 from shared.records.dataset import (
     FACES_CSV,
@@ -36,11 +35,10 @@ from shared.records.dataset import (
     find_summary,
     require_whole,
 )
-from shared.records.evaluation import Evaluation
 from shared.records.model_card import CardDataset, ModelCard, Variant, VariantPrecision
 from shared.records.predictions import held_out_key
 from shared.records.record import DamagedRecord
-from shared.records.registry import MODEL_NAME, Registry
+from shared.records.registry import WEIGHTS_FILE, Registry
 from shared.records.runs import EpochRow, Progress, Runs, RunState
 from shared.runtime.settings import Settings
 from shared.store.base import Store, sha256_of
@@ -49,10 +47,11 @@ from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.ingest import ingest
 from trainer.release.card import build_card, measure_inputs, render_card
 from trainer.release.evaluate import evaluate
-from trainer.release.export import build_variants, export_onnx, predict_onnx, verify_parity
+from trainer.release.export import build_variants, describe_model, export_onnx, predict_onnx, verify_parity
 from trainer.release.held_out import predict_held_out
 from trainer.release.promotion_gate import compare
 from trainer.release.robustness import measure_robustness
+from trainer.release.start import Start, find_start
 from trainer.run_monitor import Monitor
 from trainer.training import checkpoint
 from trainer.training.balance import warn_of_imbalance
@@ -63,7 +62,7 @@ from trainer.training.distributed import train_distributed
 from trainer.training.model import build_network, measure_cost
 from trainer.training.process_group import ProcessGroup
 from trainer.training.recipe import Recipe, decide
-from trainer.training.starter import starter_helps
+from trainer.training.starter import save_weights, starter_helps
 from trainer.training.throughput import measure_throughput
 from trainer.training.train import Hooks, Trained, predict_logits
 from trainer.training.train import Progress as TrainingProgress
@@ -144,18 +143,25 @@ class Pipeline:
         """
         if (version := self._registry.version_of_run(run_id)) is not None:  # and then its process was killed
             return self._registry.card(version)
-        self.ingest(sha256, monitor)
+        self.ingest(sha256, monitor, continued=self._store.exists(f"runs/{run_id}/checkpoint.pt"))
         with open_dataset(self._store, sha256, edits) as dataset:
             self._warn(run_id, dataset)
-            trained, recipe = self._train(run_id, dataset, params, monitor)
-            return self._finish(run_id, name, dataset, recipe, trained, monitor)
+            start = find_start(params.init, dataset, self._store, self._settings)
+            trained, recipe = self._train(run_id, dataset, params, start, monitor)
+            return self._finish(run_id, name, dataset, recipe, start, trained, monitor)
 
     # -- ingest
 
-    def ingest(self, sha256: str, monitor: Monitor) -> None:
-        """Decodes a dataset's archive, unless it is done already.
+    def ingest(self, sha256: str, monitor: Monitor, *, continued: bool = False) -> None:
+        """Decodes a dataset's archive, unless it is done already and what it made is whole.
+
+        Args:
+            sha256: names the dataset.
+            monitor: who watches.
+            continued: whether this run has trained on the dataset already, and so has read all of it before.
 
         Raises:
+            DamagedRecord: a file is damaged, and the archive that it could be made from is gone, or damaged too.
             InvalidDataset: the data is at fault.
             Exception: what `monitor` raises.
         """
@@ -163,7 +169,7 @@ class Pipeline:
         again = False
         try:
             if (found := find_summary(self._store, sha256)) is not None:
-                require_whole(self._store, sha256, found)
+                require_whole(self._store, sha256, found, lengths_only=continued)
                 with open_dataset(self._store, sha256):
                     return
         except DamagedRecord as error:
@@ -228,7 +234,9 @@ class Pipeline:
 
     # -- train
 
-    def _train(self, run_id: str, dataset: Dataset, params: TrainingParams, monitor: Monitor) -> tuple[Trained, Recipe]:
+    def _train(
+        self, run_id: str, dataset: Dataset, params: TrainingParams, start: Start, monitor: Monitor
+    ) -> tuple[Trained, Recipe]:
         monitor.on_state(RunState.TRAINING)
         key = f"runs/{run_id}/checkpoint.pt"
         resume = self._checkpoint(key, params, dataset.sha256)
@@ -241,6 +249,7 @@ class Pipeline:
                 device=self._device,
                 throughput=lambda recipe: measure_throughput(recipe, self._device) * self._group.size,
                 starter_helps=lambda: starter_helps(dataset, self._device),
+                start_network=start.network,
             )
         rows = [] if resume is None else [EpochRow.model_validate(row) for row in resume.history]
 
@@ -285,7 +294,9 @@ class Pipeline:
             checkpoint_s=self._settings.checkpoint_s,
         )
         try:
-            trained = train_distributed(self._group, dataset, recipe, self._device, hooks, resume=resume)
+            trained = train_distributed(
+                self._group, dataset, recipe, self._device, hooks, resume=resume, start=start.weights
+            )
         finally:
             self._metrics.epoch.set(0)
             self._metrics.images_per_second.set(0)
@@ -306,7 +317,14 @@ class Pipeline:
     # -- evaluate, export, register
 
     def _finish(
-        self, run_id: str, name: str, dataset: Dataset, recipe: Recipe, trained: Trained, monitor: Monitor
+        self,
+        run_id: str,
+        name: str,
+        dataset: Dataset,
+        recipe: Recipe,
+        start: Start,
+        trained: Trained,
+        monitor: Monitor,
     ) -> ModelCard:
         monitor.on_state(RunState.EVALUATING)
         network = build_network(recipe.network, dropout=recipe.dropout, mirror=recipe.mirror)
@@ -337,8 +355,9 @@ class Pipeline:
         version = self._registry.claim(run_id)
         with tempfile.TemporaryDirectory(prefix="genderline-") as work:
             model = Path(work) / "model.onnx"
-            metadata = _metadata(version, run_id, dataset, figures)
+            metadata = describe_model(version, run_id, dataset.sha256, figures, edits=dataset.edits)
             export_onnx(network, temperature, model, metadata)
+            save_weights(trained.weights, Path(work) / WEIGHTS_FILE)
             sample = _spread(dataset.part("test"), _PARITY_FACES)
             parity = verify_parity(model, network, temperature, np.array(dataset.faces[sample]))
             monitor.on_progress(_progress(RunState.EXPORTING, 1, 3))
@@ -365,6 +384,7 @@ class Pipeline:
                     edits=dataset.edits,
                 ),
                 params=recipe,
+                start=None if recipe.init == "scratch" else start.card,
                 trained=trained,
                 evaluation=figures,
                 temperature=temperature,
@@ -428,21 +448,6 @@ def _build_variants(
         faces=np.array(dataset.faces[held_out]),
         labels=dataset.labels[held_out],
     )
-
-
-def _metadata(version: int, run_id: str, dataset: Dataset, figures: Evaluation) -> dict[str, str]:
-    """Returns what the ONNX file itself says about where it comes from."""
-    edits = {} if dataset.edits is None else {"edits_sha256": dataset.edits}
-    return edits | {
-        "name": MODEL_NAME,
-        "version": str(version),
-        "run_id": run_id,
-        "dataset_sha256": dataset.sha256,
-        "labels": ",".join(GENDERS),
-        "positive_label": GENDERS[1],
-        "test_accuracy": f"{figures.accuracy:.4f}",
-        "test_faces": str(figures.count),
-    }
 
 
 def _progress(stage: RunState, done: int, total: int, rate: float | None = None) -> Progress:

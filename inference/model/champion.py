@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -15,6 +14,7 @@ from inference.model.loader import (
     ProviderChoice,
     ProviderUnavailable,
     ServedModel,
+    Survives,
     load_model,
     release_freed_memory,
 )
@@ -52,7 +52,7 @@ class Models:
         store: where the registry lies.
         provider: where models shall run.
         metrics: told of swaps and of what serves.
-        survives: tells whether a process survives opening a model file; see `inference.model.probe`.
+        survives: as `ModelProber.survives`.
         journal: of this worker's runs; None keeps none.
     """
 
@@ -61,7 +61,7 @@ class Models:
         store: Store,
         provider: ProviderChoice,
         metrics: InferenceMetrics,
-        survives: Callable[[bytes], bool] = lambda _: True,
+        survives: Survives = lambda *_: True,
         journal: RunJournal | None = None,
     ) -> None:
         self._journal = journal
@@ -236,6 +236,6 @@ class Models:
             # Label sets shared between processes cannot be removed, only set to nothing.
             self._metrics.model_info.labels(str(now.version), now.provider).set(0)
         self._metrics.model_info.labels(str(model.version), model.provider).set(1)
-        _LOG.info("serving version %d on %s in %s", model.version, model.provider, model.precision)
+        _LOG.info("serving version %d on %s in %s by %s", model.version, model.provider, model.precision, model.runtime)
         release_freed_memory()
         return True

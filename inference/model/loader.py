@@ -7,7 +7,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -15,6 +15,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from inference.model import gpu as cuda
+from inference.model import openvino_run
+from inference.model.run import Run, Runtime
 from shared.errors import InvalidModel, NotFound
 from shared.faces.decode import SIZE
 from shared.records.model_card import CardFile, ModelCard, ServedPrecision, VariantPrecision
@@ -25,8 +27,8 @@ from shared.store.base import Store
 Provider = Literal["cpu", "cuda"]
 ProviderChoice = Literal["auto", "cpu", "cuda"]
 """The setting: `auto` takes CUDA where it works."""
-Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""Images uint8 (N, 1, 128, 128) in, probabilities of *female*, float32 (N,), out."""
+Survives = Callable[[bytes, Runtime], bool]
+"""Tells whether a process survives opening a model file in a runtime; see `inference.model.probe`."""
 
 _INPUT: Final = ("image", "tensor(uint8)")
 _OUTPUT: Final = ("probability_female", "tensor(float)")
@@ -40,6 +42,10 @@ _TRIAL_IMAGES: Final[dict[Provider, int]] = {"cpu": 8, "cuda": cuda.SIZES[-1]}
 _TRIAL_RUNS: Final = 4
 MIN_SPEEDUP: Final[dict[ServedPrecision, float]] = {"int8": 1.15, "float16": 1.0}
 """How many times as fast as float32 a variant must be on this machine to be taken."""
+MIN_RUNTIME_SPEEDUP: Final = 1.15
+"""How many times as fast as ONNX Runtime OpenVINO must be on this machine to be taken."""
+_RUNTIME_TOLERANCE: Final = 0.02
+"""How far both runtimes' answers may differ: int8 is rounded at other places."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -58,6 +64,7 @@ class ServedModel:
         precision: `float32`, or that of the variant that serves in its place.
         card: its card.
         run: the model itself; used by several threads at once.
+        runtime: what computes it.
     """
 
     version: int
@@ -65,6 +72,7 @@ class ServedModel:
     precision: ServedPrecision
     card: ModelCard
     run: Run
+    runtime: Runtime = "onnxruntime"
 
     def predict(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Returns the probability of *female* for each face.
@@ -78,6 +86,11 @@ class ServedModel:
         return self.run(faces[:, np.newaxis])
 
     @property
+    def computes_in(self) -> str:
+        """The precision, and the runtime where it is another than ONNX Runtime, for people."""
+        return self.precision if self.runtime == "onnxruntime" else f"{self.precision}, OpenVINO"
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Returns `{"name", "version"}`, as replies carry it."""
         return {"name": MODEL_NAME, "version": self.version}
@@ -88,18 +101,20 @@ class KillsProcess(InvalidModel):
 
 
 def load_model(
-    store: Store, version: int, provider: ProviderChoice, survives: Callable[[bytes], bool] = lambda _: True
+    store: Store, version: int, provider: ProviderChoice, survives: Survives = lambda *_: True
 ) -> ServedModel:
     """Loads a registered model and makes sure that it answers sensibly.
 
     Where the card says that its variant for this provider, int8 for a CPU and float16 for a GPU, holds the accuracy, it
-    is loaded too, and taken if it is faster here. One that is broken costs nothing but its speed.
+    is loaded too, and taken if it is faster here. One that is broken costs nothing but its speed. On a CPU, the file
+    that was taken is loaded into OpenVINO as well, where that is installed, and served there if it answers alike and
+    faster.
 
     Args:
         store: where the registry lies.
         version: which one.
         provider: where it shall run.
-        survives: tells whether a process survives opening a model file; see `inference.model.probe`.
+        survives: as `ModelProber.survives`.
 
     Raises:
         NotFound: there is no such version.
@@ -110,6 +125,13 @@ def load_model(
         Retryable: the store is away.
     """
     card = _card(store, version)
+    model = _load_fastest(store, card, provider, survives)
+    return _in_openvino(store, model, survives) if model.provider == "cpu" and openvino_run.available() else model
+
+
+def _load_fastest(store: Store, card: ModelCard, provider: ProviderChoice, survives: Survives) -> ServedModel:
+    """Loads a version in the precision that is the fastest here."""
+    version = card.version
     model = _load(store, card, card.file, "float32", provider, survives)
     precision, file = _variant(card, model.provider)
     if file is None:
@@ -143,6 +165,28 @@ def release_freed_memory() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError):
         return  # another C library, with its own habits
+
+
+def _in_openvino(store: Store, model: ServedModel, survives: Survives) -> ServedModel:
+    """Returns the model in OpenVINO, if it answers there as in ONNX Runtime, and faster; else as it is."""
+    file = model.card.file if model.precision == "float32" else model.card.variants[model.precision].file
+    assert file is not None  # noqa: S101 - it is loaded
+    data = _file(store, model.card, model.precision, file)
+    name = f"version {model.version}"
+    if not survives(data, "openvino"):
+        _LOG.error("%s: OpenVINO died of its %s file; ONNX Runtime serves", name, model.precision)
+        return model
+    try:
+        run = openvino_run.open_run(data)
+        _probe(run, name)
+    except Exception as error:  # as in `open_file`
+        _LOG.warning("%s: OpenVINO not taken, ONNX Runtime serves: %s", name, error)
+        return model
+    difference = float(np.abs(run(_probe_images()) - model.run(_probe_images())).max())
+    other = replace(model, run=run, runtime="openvino")
+    speedup = _speedup(model, other)
+    _LOG.info("%s: OpenVINO runs %.2f times as fast, and differs by up to %.4f", name, speedup, difference)
+    return other if difference <= _RUNTIME_TOLERANCE and speedup >= MIN_RUNTIME_SPEEDUP else model
 
 
 def _card(store: Store, version: int) -> ModelCard:
@@ -186,11 +230,11 @@ def _load(
     file: CardFile,
     precision: ServedPrecision,
     wanted: ProviderChoice,
-    survives: Callable[[bytes], bool],
+    survives: Survives,
 ) -> ServedModel:
     """Reads one file of a version and opens it, if a process survives that."""
     data = _file(store, card, precision, file)
-    if not survives(data):
+    if not survives(data, "onnxruntime"):
         raise KillsProcess(f"version {card.version}: its {precision} file killed the process that tried it")
     provider, run = open_file(data, wanted, f"version {card.version}")
     return ServedModel(card.version, provider, precision, card, run)
@@ -256,11 +300,7 @@ def _probe(run: Run, name: str) -> None:
     Raises:
         InvalidModel: they are not probabilities, or depend on the batch.
     """
-    # Smooth and rough, dark and light: none of them a face, all of them fixed.
-    ramp = np.linspace(0, 255, SIZE).astype(np.uint8)
-    noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE), dtype=np.uint8)
-    dark, light = np.tile(ramp // 2, (SIZE, 1)), np.tile(255 - ramp[:, np.newaxis] // 2, (1, SIZE))
-    images = np.stack([dark, light, noise, 255 - noise])[:, np.newaxis]
+    images = _probe_images()
     try:
         together = run(images)
         alone = np.concatenate([run(image[np.newaxis]) for image in images])
@@ -281,18 +321,26 @@ def _probe(run: Run, name: str) -> None:
         )
 
 
-def _speedup(model: ServedModel, variant: ServedModel) -> float:
-    """Returns how many times as fast the variant runs: the best of a few runs of each, by turns.
+def _probe_images() -> NDArray[np.uint8]:
+    """Returns images smooth and rough, dark and light, none of them a face: uint8 (4, 1, 128, 128), always the same."""
+    ramp = np.linspace(0, 255, SIZE).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE), dtype=np.uint8)
+    dark, light = np.tile(ramp // 2, (SIZE, 1)), np.tile(255 - ramp[:, np.newaxis] // 2, (1, SIZE))
+    return np.stack([dark, light, noise, 255 - noise])[:, np.newaxis]
+
+
+def _speedup(model: ServedModel, other: ServedModel) -> float:
+    """Returns how many times as fast the other runs: the best of a few runs of each, by turns.
 
     On a CPU it counts this thread's own processor time, in which the models run: who else uses the machine at the
     moment does not decide which of the two is served. A GPU's time is on the clock.
     """
     faces = np.full((_TRIAL_IMAGES[model.provider], SIZE, SIZE), 128, np.uint8)
     clock = time.perf_counter if model.provider == "cuda" else time.thread_time
-    times: dict[str, list[float]] = {}
+    times: list[list[float]] = [[], []]
     for _ in range(_TRIAL_RUNS):
-        for each in (model, variant):
+        for each, of_each in zip((model, other), times, strict=True):
             start = clock()
             each.predict(faces)
-            times.setdefault(each.precision, []).append(clock() - start)
-    return min(times[model.precision]) / max(min(times[variant.precision]), 1e-9)
+            of_each.append(clock() - start)
+    return min(times[0]) / max(min(times[1]), 1e-9)

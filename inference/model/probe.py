@@ -1,9 +1,9 @@
 """Opens a model in a child process first: a file that kills its process takes no worker with it.
 
 ONNX Runtime, CUDA and cuDNN are native code: a file can end the process that opens it, and no exception says so.
-`python -m inference.model.probe PROVIDER BATCH` reads a model file from its standard input, opens it, warms it up and
-probes it, as a worker does, and runs it on a batch of that many images. Exit code 0 says that the process survived,
-whether or not the model is any good: the worker then opens it itself, and meets the error where there is one.
+`python -m inference.model.probe PROVIDER|openvino BATCH` reads a model file from its standard input, opens it, warms it
+up and probes it, as a worker does, and runs it on a batch of that many images. Exit code 0 says that the process
+survived, whether or not the model is any good: the worker then opens it itself, and meets the error where there is one.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
+from inference.model import openvino_run
 from inference.model.loader import ProviderChoice, open_file
+from inference.model.run import Runtime
 from shared.errors import Retryable
 from shared.faces.decode import SIZE
 
@@ -34,7 +36,7 @@ class ModelProber:
 
     Args:
         folder: shared by the workers of one service, and gone when that ends. Verdicts are empty files in it, named
-            after the model file's SHA-256.
+            after the model file's SHA-256 and the runtime.
         provider: as the settings say.
         batch_size: the most images that it will run on.
     """
@@ -44,8 +46,8 @@ class ModelProber:
         self._provider = provider
         self._batch_size = batch_size
 
-    def survives(self, data: bytes) -> bool:
-        """Returns whether a process survives opening, warming up and probing a model file.
+    def survives(self, data: bytes, runtime: Runtime = "onnxruntime") -> bool:
+        """Returns whether a process survives opening, warming up and probing a model file in a runtime.
 
         A death may be the fault of something else, such as the kernel's OOM killer: the file is tried again at the
         next call, but for callers that waited for this verdict.
@@ -54,14 +56,14 @@ class ModelProber:
             Retryable: no child process can be started now.
         """
         try:
-            return self._try_once_for_all(data)
+            return self._try_once_for_all(data, runtime)
         except OSError as error:  # a full disk, say: the verdict cannot be shared
             _LOG.warning("cannot write to %s: %s", self._folder, error.strerror)
-            return self._try(data)
+            return self._try(data, runtime)
 
-    def _try_once_for_all(self, data: bytes) -> bool:
+    def _try_once_for_all(self, data: bytes, runtime: Runtime) -> bool:
         """Tries a file unless a worker has; raises OSError where the verdicts cannot be read or written."""
-        name = hashlib.sha256(data).hexdigest()
+        name = f"{hashlib.sha256(data).hexdigest()}.{runtime}"
         survived, died = (self._folder / f"{name}.{verdict}" for verdict in ("survived", "died"))
         asked_at = time.time()
         with (self._folder / "probe.lock").open("w") as lock:
@@ -70,14 +72,20 @@ class ModelProber:
                 return True
             if died.exists() and died.stat().st_mtime >= asked_at:
                 return False
-            survives = self._try(data)
+            survives = self._try(data, runtime)
             (survived if survives else died).touch()
             return survives
 
-    def _try(self, data: bytes) -> bool:
+    def _try(self, data: bytes, runtime: Runtime) -> bool:
         try:
             child = subprocess.run(  # noqa: S603 - this file
-                [sys.executable, "-m", __name__, self._provider, str(self._batch_size)],
+                [
+                    sys.executable,
+                    "-m",
+                    __name__,
+                    "openvino" if runtime == "openvino" else self._provider,
+                    str(self._batch_size),
+                ],
                 input=data,
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is for the worker
@@ -96,11 +104,12 @@ def _describe_exit(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
-def main(provider: ProviderChoice, batch_size: int) -> int:
-    """Opens the model file on the standard input. Returns 0 if it is alive afterwards."""
+def main(where: ProviderChoice | Literal["openvino"], batch_size: int) -> int:
+    """Opens the model file on the standard input, at a provider or in OpenVINO. Returns 0 if it is alive afterwards."""
     signal.alarm(_TIMEOUT_S)  # whatever native code does, and whether or not anybody still waits
     try:
-        _, run = open_file(sys.stdin.buffer.read(), provider, "the model")
+        data = sys.stdin.buffer.read()
+        run = openvino_run.open_run(data) if where == "openvino" else open_file(data, where, "the model")[1]
         run(np.random.default_rng(0).integers(0, 256, (batch_size, 1, SIZE, SIZE), dtype=np.uint8))
     except Exception as error:
         _LOG.debug("the worker will say why: %s", error)

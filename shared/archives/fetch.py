@@ -65,7 +65,7 @@ def _local(request: ArchiveRequest, store: Store, settings: Settings, folder: Pa
         except NotFound as error:
             raise InvalidMessage(f"uri: {error}", code="uri_not_found") from None
     elif request.uri.startswith("file://"):
-        with _open_allowed(request.uri, settings.allowed_roots) as source:
+        with open_allowed(request.uri, settings.allowed_roots) as source:
             _check(source, settings)  # before the copy: what is no archive must not fill the disk first
             _copy(source, copy)
         yield copy
@@ -84,7 +84,7 @@ def _check(file: BinaryIO, settings: Settings) -> None:
     check_archive(file, ArchiveLimits.from_settings(settings))
 
 
-def _open_allowed(uri: str, allowed_roots: tuple[Path, ...]) -> BinaryIO:
+def open_allowed(uri: str, allowed_roots: tuple[Path, ...]) -> BinaryIO:
     """Opens the file of a `file://` URI where it lies, links resolved, inside an allowed root.
 
     What is checked is what is opened: after the links are resolved none is followed any more, so that a file or folder

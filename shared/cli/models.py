@@ -17,22 +17,66 @@ _reason_option = click.option(
 )
 
 
-@click.command()
-@click.argument("version", type=click.IntRange(min=1), required=False)
+class _Models(click.Group):
+    """A group whose command may be a version's number: that version's card is shown."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0].isdecimal():
+            return super().resolve_command(ctx, ["show", *args])
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Models, invoke_without_command=True, subcommand_metavar="[VERSION | import starter]")
 @annotation_options
 @json_option
 @click.pass_context
-def models(ctx: click.Context, version: int | None, changes: Changes) -> None:
-    """List the models, or show one's card, or rename one."""
-    from shared.cli.show import show_model, show_models  # noqa: PLC0415
+def models(ctx: click.Context, changes: Changes) -> None:
+    """List the models, show one's card, rename one, or import the starter."""
+    from shared.cli.show import show_models  # noqa: PLC0415
+
+    if ctx.invoked_subcommand is None:
+        with connected() as client:
+            show_models(output_of(ctx), client, tag=changes.tag_to_list())
+
+
+@models.command("show", hidden=True)
+@click.argument("version", type=click.IntRange(min=1))
+@annotation_options
+@json_option
+@click.pass_context
+def models_show(ctx: click.Context, version: int, changes: Changes) -> None:
+    """Show a version's card, or rename it."""
+    from shared.cli.show import show_model  # noqa: PLC0415
 
     with connected() as client:
-        if version is None:
-            show_models(output_of(ctx), client, tag=changes.tag_to_list())
-        elif changes:
+        if changes:
             annotate(ctx, client, "model", str(version), changes)
         else:
             show_model(output_of(ctx), client, version)
+
+
+@models.command("import")
+@click.argument("name", type=click.Choice(["starter"]))
+@json_option
+@click.pass_context
+def models_import(ctx: click.Context, name: str) -> None:
+    """Register the weights that training begins from as a model, which answers before anybody has trained.
+
+    It becomes the champion where there is none. The gate replaces it by the first better model.
+    """
+    output = output_of(ctx)
+    with connected() as client:
+        version = _register_starter()
+        client.adopt(version, "imported: the first model")
+        champion = client.registry.aliases().champion
+    if output.as_json:
+        output.document({"version": version, "champion": champion})
+    elif champion == version:
+        output.line(f"the {name} is version {version}, the champion")
+    else:
+        output.line(f"the {name} is version {version}; version {champion} stays the champion")
 
 
 @click.command()
@@ -84,6 +128,27 @@ def challenge(ctx: click.Context, version: int | None, clear: bool, reason: str)
             output.document({"champion": aliases.champion, "challenger": aliases.challenger})
         else:
             output.line(text)
+
+
+def _register_starter() -> int:
+    """Registers the starter and returns its version, in a process of its own: only the trainer can export a model."""
+    import json  # noqa: PLC0415
+    import subprocess  # noqa: PLC0415
+    import sys  # noqa: PLC0415
+    from importlib.util import find_spec  # noqa: PLC0415
+
+    from shared.errors import Conflict  # noqa: PLC0415
+
+    if find_spec("torch") is None:
+        raise Conflict("the trainer exports the starter, and is not installed: pip install 'genderline[trainer]'")
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer.release.import_starter"], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        last = (done.stderr.strip() or "no word").splitlines()[-1]
+        raise Conflict(f"the starter cannot be registered: {last}")
+    version: int = json.loads(done.stdout.splitlines()[-1])["version"]
+    return version
 
 
 def _tell_champion(ctx: click.Context, client: Client) -> None:

@@ -12,6 +12,8 @@ from shared.records.record import StoredModel, Timestamp
 VariantPrecision = Literal["int8", "float16"]
 ServedPrecision = Literal["float32", "int8", "float16"]
 """The precisions of a version's files: `float32` is the model itself, the others are its variants."""
+STARTER_RUN: Final = "starter-"
+"""What the `run_id` of the imported starter begins with, which no run of this installation has made."""
 LUMA_RANGE: Final = (0, 255)
 """What the bins of `luma_histogram` cover: the mean luma that an image can have."""
 CONTRAST_RANGE: Final = (0, 128)
@@ -195,3 +197,8 @@ class ModelCard(StoredModel):
     seconds: float
     device: str
     libraries: dict[str, str]
+
+    @property
+    def is_starter(self) -> bool:
+        """Whether this is the imported starter: neither its run nor its dataset is in the store."""
+        return self.run_id.startswith(STARTER_RUN)

@@ -31,6 +31,7 @@ from shared.store.base import Store
 MODEL_NAME: Final = "gender"
 _ROOT: Final = f"models/{MODEL_NAME}"
 _ALIASES_KEY: Final = f"{_ROOT}/aliases.json"
+WEIGHTS_FILE: Final = "weights.npz"
 _CLAIM: Final = "claim.json"
 _HISTORY_KEPT: Final = 100
 
@@ -254,6 +255,11 @@ class Registry:
     def model_key(version: int, precision: ServedPrecision = "float32") -> str:
         """Returns the store key of a version's ONNX file."""
         return f"{_ROOT}/{version}/{Registry.model_file(precision)}"
+
+    @staticmethod
+    def weights_key(version: int) -> str:
+        """Returns the store key of a version's weights, from which training can begin."""
+        return f"{_ROOT}/{version}/{WEIGHTS_FILE}"
 
     @staticmethod
     def card_text_key(version: int) -> str:

@@ -14,7 +14,8 @@ def values_of(field: FieldInfo) -> str:
     members = _members(field)
     if len(members) == 1:
         return _of_type(members[0].annotation, field.metadata)
-    return " or ".join(filter(None, (_of_type(member.annotation, member.metadata) for member in members)))
+    described = (_of_type(member.annotation, member.metadata) or member.description for member in members)
+    return " or ".join(filter(None, described))
 
 
 def expected_of(field: FieldInfo) -> str:

@@ -42,6 +42,7 @@ from trainer.training.device import DeviceFaces, choose_device
 from trainer.training.model import NETWORKS, build_network, measure_cost, residual
 from trainer.training.process_group import ProcessGroup
 from trainer.training.recipe import Recipe, decide
+from trainer.training.starter import load_starter
 from trainer.training.throughput import measure_throughput
 from trainer.training.train import Hooks, TrainingJob, predict_logits, train
 
@@ -55,13 +56,18 @@ PLAIN: Final[dict[str, Any]] = {
     "patience": 5,
 }
 """The `reference` without our recipe. A constant step has no end to wait for: it stops soon after its best epoch."""
+CURVE: Final = ("the starter, as it is", "… from the starter", "the default")
+"""The rows of the learning curve."""
 PLAIN_ROW: Final = "`reference`, plain"
 """What all others are compared to."""
+AS_IT_IS: Final = "the starter, as it is"
+"""Trains nothing; the validation faces give the temperature."""
 FEWER_LAYERS: Final = ((16, 32, 64, 112, 160), (0, 0, 1, 1))
 """Widths and blocks of 30 M multiply-adds."""
 
 ROWS: Final[dict[str, dict[str, Any]]] = {
     "the default": {},
+    AS_IT_IS: {"init": "starter"},
     "… from the starter": {"init": "starter"},
     "… stopping early": {"patience": 12},
     "… in batches of 8": {"batch_size": 8},
@@ -166,15 +172,19 @@ def measure(row: str, seed: int, recipe: Recipe, dataset: Dataset, device: torch
         curve.append((seconds_on(device) - started, epoch.val_accuracy))
 
     task = progress.add_task(f"{row}, seed {seed}", total=recipe.epochs)
-    hooks = Hooks(
-        on_step=lambda at: progress.update(task, completed=at.epoch - 1 + at.step / at.steps),
-        on_epoch=on_epoch,
-        checkpoint_s=math.inf,
-    )
-    trained = train(TrainingJob.from_dataset(dataset, recipe), device=device, group=ProcessGroup(), hooks=hooks)
-    progress.remove_task(task)
     network = build_network(recipe.network, dropout=recipe.dropout, mirror=recipe.mirror)
-    network.load_state_dict(trained.weights)
+    if row == AS_IT_IS:
+        network.load_state_dict(load_starter().weights)
+    else:
+        hooks = Hooks(
+            on_step=lambda at: progress.update(task, completed=at.epoch - 1 + at.step / at.steps),
+            on_epoch=on_epoch,
+            checkpoint_s=math.inf,
+        )
+        job = TrainingJob.from_dataset(dataset, recipe)
+        trained = train(job, device=device, group=ProcessGroup(), hooks=hooks)
+        network.load_state_dict(trained.weights)
+    progress.remove_task(task)
     source = DeviceFaces(dataset.faces, device)
     for_calibration, logits = (predict_logits(network.to(device), source, part) for part in (validation, held_out))
     temperature = fit_temperature(for_calibration, dataset.labels[validation])
@@ -197,7 +207,7 @@ def measure(row: str, seed: int, recipe: Recipe, dataset: Dataset, device: torch
         unmirrored=float(np.mean((unmirrored >= 0) == (dataset.labels[held_out] > 0))),
         ece=figures.ece,
         multiply_adds=measure_cost(network).multiply_adds,
-        seconds=curve[-1][0],
+        seconds=curve[-1][0] if curve else 0.0,
         curve=curve,
     )
 
@@ -233,18 +243,53 @@ def _reached(outcome: Outcome, target: float | None) -> float | None:
     return next((at for at, accuracy in outcome.curve if target is not None and accuracy >= target), None)
 
 
-def take_few(dataset: Dataset, count: int) -> Dataset:
-    """Returns the dataset with `count` of its faces split as if there were no others, which are all held out."""
-    chosen = np.sort(np.random.default_rng(count).permutation(len(dataset.rows))[:count])
+def take_few(dataset: Dataset, count: int, seed: int) -> Dataset:
+    """Returns `count` of the faces that are not held out, split as if there were no others, and all that are.
+
+    The held-out part stays the same for every count and seed. A tenth of the chosen faces validates, as ever; the fifth
+    that would be held out of them trains as well.
+    """
+    held_out = dataset.part("test")
+    others = np.setdiff1d(np.arange(len(dataset.rows)), held_out)
+    chosen = np.sort(np.random.default_rng((count, seed)).permutation(others)[:count])
     parts = split(
         [Label(row.age, row.gender, row.ethnicity) for row in (dataset.rows[index] for index in chosen)],
         [hashlib.sha256(dataset.faces[index].tobytes()).digest() for index in chosen],
         np.arange(count),
     )
-    rows = [replace(row, split="test") for row in dataset.rows]
-    for index, part in zip(chosen, parts, strict=True):
-        rows[index].split = part
-    return Dataset(f"{dataset.sha256}-{count}", dataset.faces, rows)
+    kept = np.concatenate([chosen, held_out])
+    roles = ["train" if part == "test" else part for part in parts] + ["test"] * len(held_out)
+    rows = [replace(dataset.rows[index], split=role) for index, role in zip(kept, roles, strict=True)]
+    return Dataset(f"{dataset.sha256}-{count}", np.array(dataset.faces[kept]), rows)
+
+
+def learning_curve(outcomes: list[Outcome], sha256: str) -> str:
+    """Returns the accuracy by the number of faces as Markdown, and the points that twice the faces are worth.
+
+    Args:
+        outcomes: of the archive and of parts of it.
+        sha256: of the archive.
+    """
+    sizes = sorted({_size(outcome) for outcome in outcomes if outcome.dataset != sha256})
+    names = [name for name in CURVE if any(outcome.row == name for outcome in outcomes)]
+    lines = [f"| faces | {' | '.join(names)} |", "| ---: |" + " --- |" * len(names)]
+    for size in sizes:
+        cells = []
+        for name in names:
+            found = [outcome.accuracy for outcome in outcomes if outcome.row == name and _size(outcome) == size]
+            cells.append(f"{statistics.mean(found):.1%} ({len(found)} seeds)" if found else "")
+        lines.append(f"| {size:,} | {' | '.join(cells)} |")
+    for name in names:
+        points = [(math.log2(_size(o)), o.accuracy) for o in outcomes if o.row == name and o.dataset != sha256]
+        if len({x for x, _ in points}) > 1:
+            slope = statistics.linear_regression(*zip(*points, strict=True)).slope
+            lines.append(f"\n{name}: with twice the faces {100 * slope:+.1f} points")
+    return "\n".join(lines)
+
+
+def _size(outcome: Outcome) -> int:
+    _, _, count = outcome.dataset.partition("-")
+    return int(count or 0)
 
 
 @contextmanager
@@ -270,7 +315,9 @@ def decoded(archive: Path) -> Iterator[Dataset]:
 
 @click.command()
 @click.argument("archive", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--faces", type=click.IntRange(min=20), help="Split only so many of the faces; the others are held out.")
+@click.option(
+    "--faces", multiple=True, type=click.IntRange(min=20), help="Learn from so many of them only; repeatable."
+)
 @click.option("--seeds", default=2, show_default=True, help="Seeds of each row.")
 @click.option("--only", multiple=True, type=click.Choice(list(ROWS)), help="Rows to train; all without it.")
 @click.option(
@@ -280,7 +327,7 @@ def decoded(archive: Path) -> Iterator[Dataset]:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Keeps what is done; rows in it are not trained again.",
 )
-def main(archive: Path, faces: int | None, seeds: int, only: tuple[str, ...], results: Path) -> None:
+def main(archive: Path, faces: tuple[int, ...], seeds: int, only: tuple[str, ...], results: Path) -> None:
     """Trains every row of the table on ARCHIVE, and prints what it is worth."""
     settings = load_settings()
     torch.set_num_threads(settings.threads or settings.cores)
@@ -288,32 +335,39 @@ def main(archive: Path, faces: int | None, seeds: int, only: tuple[str, ...], re
     console = Console()
     results.parent.mkdir(parents=True, exist_ok=True)
     results.touch()
+    where = f"{os.cpu_count()} cores" if device.type == "cpu" else torch.cuda.get_device_name(device)
     with (
         decoded(archive) as whole,
         Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console) as progress,
     ):
-        dataset = whole if faces is None else take_few(whole, faces)
-        outcomes = [Outcome(**json.loads(line)) for line in results.read_text().splitlines()]
-        outcomes = [outcome for outcome in outcomes if outcome.dataset == dataset.sha256]
-        for seed in range(seeds):
-            for row in only or ROWS:
-                recipe = recipe_of(row, seed, len(dataset.part("train")), device)
-                outcomes = [
-                    outcome
-                    for outcome in outcomes
-                    if (outcome.row, outcome.seed) != (row, seed) or outcome.recipe == recipe.as_dict()
-                ]
-                if any((outcome.row, outcome.seed) == (row, seed) for outcome in outcomes):
-                    continue
-                with changed_code(row):
-                    outcomes.append(measure(row, seed, recipe, dataset, device, progress))
-                with results.open("a") as file:
-                    file.write(json.dumps(asdict(outcomes[-1])) + "\n")
-                progress.console.print(f"{row}, seed {seed}: {outcomes[-1].accuracy:.1%}")
-        counts = {part: len(dataset.part(part)) for part in SPLITS}
-    where = f"{os.cpu_count()} cores" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    console.print(f"{archive.name}: {counts}, {where}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
-    print(table(outcomes))  # noqa: T201 - Markdown, whole lines
+        known = [Outcome(**json.loads(line)) for line in results.read_text().splitlines()]
+        known = [outcome for outcome in known if outcome.dataset.startswith(whole.sha256)]
+        for count in faces or (None,):
+            outcomes: list[Outcome] = []
+            for seed in range(seeds):
+                dataset = whole if count is None else take_few(whole, count, seed)
+                for row in only or ROWS:
+                    recipe = recipe_of(row, seed, len(dataset.part("train")), device)
+                    done = _find(known, row, seed, recipe, dataset)
+                    if done is None:
+                        with changed_code(row):
+                            done = measure(row, seed, recipe, dataset, device, progress)
+                        known.append(done)
+                        with results.open("a") as file:
+                            file.write(json.dumps(asdict(done)) + "\n")
+                        progress.console.print(f"{row}, seed {seed}: {done.accuracy:.1%}")
+                    outcomes.append(done)
+            counts = {part: len(dataset.part(part)) for part in SPLITS}
+            console.print(f"{archive.name}: {counts}, {where}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
+            print(table(outcomes))  # noqa: T201 - Markdown, whole lines
+    if faces:
+        print(learning_curve(known, whole.sha256))  # noqa: T201 - likewise
+
+
+def _find(known: list[Outcome], row: str, seed: int, recipe: Recipe, dataset: Dataset) -> Outcome | None:
+    """Returns what is known of a row with a seed, from the newest on."""
+    wanted = (row, seed, recipe.as_dict(), dataset.sha256)
+    return next((o for o in reversed(known) if (o.row, o.seed, o.recipe, o.dataset) == wanted), None)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,14 @@ from tests.services import Installation
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
 FACES = 240
 FLIPPED = 0.05
-PARAMS = {"network": "small", "init": "scratch", "epochs": "10", "batch_size": "16", "quantize": "false"}
+PARAMS = {
+    "network": "small",
+    "init": "scratch",
+    "epochs": "8",
+    "batch_size": "8",
+    "averaging": "0",  # over so few steps
+    "quantize": "false",
+}
 
 
 @pytest.fixture(scope="module")

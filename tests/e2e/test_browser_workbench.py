@@ -180,6 +180,28 @@ def test_an_upload_whose_end_was_missed_shows_its_state(site: Site, visit: Visit
         consumer.settle(consumer.receive(10, 1.0), [])
 
 
+def test_an_archive_that_is_only_looked_at_ends_as_ingested(site: Site, visit: Visit) -> None:
+    visit.go("/datasets")
+    visit.page.get_by_label("Look at the faces first, train later").check()
+    visit.page.locator("input[type=file]").set_input_files(archive())
+    task = visit.page.locator(".uploads .task")
+    expect(task.locator("[data-show=stage]")).to_have_text("Queued (0 ahead)")
+    run_id = str(task.get_attribute("data-run"))
+    assert not site.parts.client.runs.get(run_id).train
+    progress = {"stage": "ingesting", "done": 10, "total": 10, "rate": 50.0, "eta_s": 0}
+    site.broker.emit("run.progress", {"run_id": run_id, "progress": progress})
+    expect(task.locator("[data-show=share]")).to_have_text("100 %")
+
+    run = site.builder.runs.update(run_id, state=RunState.INGESTED)
+    site.broker.emit("run.ingested", run.reply())
+
+    expect(task.locator("[data-show=share]")).to_have_text("ingested")
+    visit.page.evaluate(REFRESH)
+    expect(task.locator("[data-show=share]")).to_have_text("ingested")
+    with site.broker.consume([site.broker.topology.datasets], 10) as consumer:
+        consumer.settle(consumer.receive(10, 1.0), [])
+
+
 def test_leaving_in_mid_upload_is_asked_about(base: str, visit: Visit) -> None:
     visit.go("/datasets")
     visit.page.route("**/api/v1/uploads/*", lambda _: None)  # it never gets through

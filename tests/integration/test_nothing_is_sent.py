@@ -1,4 +1,4 @@
-"""ONNX Runtime gathers no telemetry in a process of ours: no file below HOME, no socket, no look-up."""
+"""ONNX Runtime and OpenVINO gather no telemetry in a process of ours: no file below HOME, no socket, no look-up."""
 
 from __future__ import annotations
 
@@ -6,44 +6,47 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 WAIT_S = 13  # the library makes its files as it loads, and looks its maker's host up some ten seconds later
-ALONE = "onnxruntime"
-OURS = ("inference.model.loader", "trainer.release.export")
+ALONE = "import onnxruntime"
+OURS = ["import inference.model.loader", "import trainer.release.export"]
+if find_spec("openvino"):
+    OURS.append("from inference.model.openvino_run import import_openvino; import_openvino()")
 
 Traces = dict[str, tuple[list[str], str]]
 
 
 @pytest.fixture(scope="module")
 def traces(tmp_path_factory: pytest.TempPathFactory) -> Traces:
-    """The files below HOME and the network's system calls, by the module that a process imported; side by side."""
+    """The files below HOME and the network's system calls, by what a process imported; side by side."""
     strace = shutil.which("strace")
     traced = [strace, "-f", "-qq", "-e", "trace=socket,connect", "-e", "signal=none"] if strace else []
-    homes = {module: tmp_path_factory.mktemp("home") for module in (ALONE, *OURS)}
+    homes = {imported: tmp_path_factory.mktemp("home") for imported in (ALONE, *OURS)}
     processes = {
-        module: subprocess.Popen(
-            [*traced, sys.executable, "-c", f"import {module}, time; time.sleep({WAIT_S})"],
+        imported: subprocess.Popen(
+            [*traced, sys.executable, "-c", f"{imported}; import time; time.sleep({WAIT_S})"],
             env={"PATH": os.environ["PATH"], "HOME": str(home)},
             stderr=subprocess.PIPE,
             text=True,
         )
-        for module, home in homes.items()
+        for imported, home in homes.items()
     }
-    calls = {module: process.communicate()[1] for module, process in processes.items()}
-    assert {module: process.returncode for module, process in processes.items()} == dict.fromkeys(homes, 0), calls
-    return {module: (files_below(home), calls[module]) for module, home in homes.items()}
+    calls = {imported: process.communicate()[1] for imported, process in processes.items()}
+    assert {imported: process.returncode for imported, process in processes.items()} == dict.fromkeys(homes, 0), calls
+    return {imported: (files_below(home), calls[imported]) for imported, home in homes.items()}
 
 
 def files_below(home: Path) -> list[str]:
     return [file.name for file in home.rglob("*") if file.is_file()]
 
 
-@pytest.mark.parametrize("module", OURS)
-def test_a_service_leaves_no_file_and_looks_nothing_up(module: str, traces: Traces) -> None:
-    files, calls = traces[module]
+@pytest.mark.parametrize("imported", OURS)
+def test_a_service_leaves_no_file_and_looks_nothing_up(imported: str, traces: Traces) -> None:
+    files, calls = traces[imported]
     assert files == []
     assert "AF_INET" not in calls
 

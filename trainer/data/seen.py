@@ -18,9 +18,14 @@ MOST_SEEN: Final = 0.5
 """The share of seen faces among the held-out ones up to which they train instead: above it, too few would be left."""
 
 
-def find_seen(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Returns which faces look like one that the starter was trained on, bool (N,), by their hashes of `dhash`."""
-    return near_any(hashes, np.load(SEEN, allow_pickle=False))
+def find_seen(hashes: NDArray[np.uint64], known: NDArray[np.uint64] | None = None) -> NDArray[np.bool_]:
+    """Returns which faces look like one of `known`, by their hashes of `dhash`: bool (N,).
+
+    Args:
+        hashes: uint64 (N, 2), of the faces.
+        known: uint64 (M, 2); None is of those that the starter was trained on.
+    """
+    return near_any(hashes, np.load(SEEN, allow_pickle=False) if known is None else known)
 
 
 def train_on_seen(parts: Sequence[Split], groups: NDArray[np.int64], hashes: NDArray[np.uint64]) -> list[Split]:

@@ -28,10 +28,8 @@ from shared.records.model_card import (
     VariantPrecision,
 )
 from shared.records.registry import Registry
-from shared.records.runs import EpochRow
 from shared.store.base import sha256_of
 from trainer.training.model import Cost
-from trainer.training.starter import load_starter
 from trainer.training.train import Trained
 
 LIBRARIES: Final = ("torch", "torchvision", "numpy", "scikit-learn", "onnx", "onnxruntime", "onnxscript")
@@ -46,6 +44,7 @@ def build_card(
     run_id: str,
     dataset: CardDataset,
     params: TrainingParams,
+    start: CardStart | None,
     trained: Trained,
     evaluation: Evaluation,
     temperature: float,
@@ -65,6 +64,7 @@ def build_card(
         run_id: the run.
         dataset: what it was trained on.
         params: with which parameters.
+        start: the weights that training began from; None where they were random.
         trained: what training came to.
         evaluation: on the held-out part.
         temperature: from `fit_temperature`.
@@ -84,8 +84,8 @@ def build_card(
         created=now_iso(),
         dataset=dataset,
         params=params.as_dict(),
-        start=CardStart.model_validate(load_starter().card) if params.init == "starter" else None,
-        metrics=_headline(best, evaluation),
+        start=start,
+        metrics=headline(best.val_accuracy, best.val_loss, evaluation),
         evaluation=evaluation,
         warnings=warnings,
         gate=gate,
@@ -154,7 +154,7 @@ def render_card(card: ModelCard) -> str:
     return f"""\
 # {card.name}, version {card.version}
 
-Trained by run {_text(card.run_id)}, {card.created}, from {_start(card)}.
+{_origin(card)}
 
 ## Model
 
@@ -228,7 +228,7 @@ Abstaining: the faces that are answered with a confidence of at least …, and t
 - Faces unlike the training data (in age, ethnicity, pose, light, cropping, image quality) are predicted less well; the
   groups above show where. Small groups have wide intervals, and the worst of many groups is in part the unluckiest.
 - The model expects one cropped face. Given anything else, it still answers.
-- The held-out faces come from the same archive as the training faces: expect less on other images.
+- The held-out faces come from the same source as the training faces: expect less on other images.
 
 ## How it was trained
 
@@ -246,10 +246,11 @@ Best epoch {card.best_epoch} of {card.epochs}, {card.seconds:,.0f} s on {_text(c
 """
 
 
-def _headline(best: EpochRow, evaluation: Evaluation) -> dict[str, float]:
+def headline(val_accuracy: float, val_loss: float, evaluation: Evaluation) -> dict[str, float]:
+    """Returns the figures that a model is listed with; those that are undefined are left out."""
     figures = {
-        "val_accuracy": best.val_accuracy,
-        "val_loss": best.val_loss,
+        "val_accuracy": val_accuracy,
+        "val_loss": val_loss,
         "test_accuracy": evaluation.accuracy,
         "test_balanced_accuracy": evaluation.balanced_accuracy,
         "test_recall_male": evaluation.recall_male.share if evaluation.recall_male else None,
@@ -259,6 +260,12 @@ def _headline(best: EpochRow, evaluation: Evaluation) -> dict[str, float]:
         "test_ece": evaluation.ece,
     }
     return {name: value for name, value in figures.items() if value is not None}
+
+
+def _origin(card: ModelCard) -> str:
+    if card.is_starter:
+        return f"The starter, the weights that training begins from, imported {card.created} as a first model."
+    return f"Trained by run {_text(card.run_id)}, {card.created}, from {_start(card)}."
 
 
 def _start(card: ModelCard) -> str:

@@ -20,8 +20,10 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
 from shared.errors import InvalidModel
+from shared.faces.labels import GENDERS
+from shared.records.evaluation import Evaluation
 from shared.records.model_card import CardFile, Variant, VariantPrecision
-from shared.records.registry import Registry
+from shared.records.registry import MODEL_NAME, Registry
 from shared.store.base import sha256_of
 from trainer.training.model import SIDE
 
@@ -59,6 +61,22 @@ class ServedModel(nn.Module):
         """Returns the probability of female, float32 (N,), for images uint8 (N, 1, 128, 128)."""
         logits: torch.Tensor = self.network(image.to(self.dtype) / 255)
         return torch.sigmoid(logits.float() / self.temperature)
+
+
+def describe_model(
+    version: int, run_id: str, sha256: str, figures: Evaluation, *, edits: str | None = None
+) -> dict[str, str]:
+    """Returns what the ONNX file itself says about where it comes from."""
+    return ({} if edits is None else {"edits_sha256": edits}) | {
+        "name": MODEL_NAME,
+        "version": str(version),
+        "run_id": run_id,
+        "dataset_sha256": sha256,
+        "labels": ",".join(GENDERS),
+        "positive_label": GENDERS[1],
+        "test_accuracy": f"{figures.accuracy:.4f}",
+        "test_faces": str(figures.count),
+    }
 
 
 def export_onnx(

@@ -157,7 +157,7 @@ def _compare(store: Store, dataset: Dataset, name: str, model: Path, champion: i
         if other is not None:
             theirs = other.part("test")
             fair = [
-                (dataset, name, held_out[~_seen_in_training(other, dataset, held_out)]),
+                (dataset, name, held_out[~seen_in_training(other, dataset, held_out)]),
                 # A face that is held out of both counts once.
                 (other, card.dataset.name, theirs[~_seen(dataset, np.arange(len(dataset.rows)), other, theirs)]),
             ]
@@ -337,7 +337,7 @@ def _predict(model: Path, dataset: Dataset, faces: NDArray[np.intp]) -> NDArray[
     return (predict_onnx(model, dataset.faces, faces) >= 0.5).astype(np.uint8)
 
 
-def _seen_in_training(trained: Dataset, dataset: Dataset, held_out: NDArray[np.intp]) -> NDArray[np.bool_]:
+def seen_in_training(trained: Dataset, dataset: Dataset, held_out: NDArray[np.intp]) -> NDArray[np.bool_]:
     """Returns which held-out faces look like one that trained or validated a model of another dataset: bool (N,).
 
     Args:

@@ -14,6 +14,7 @@ from trainer.training import checkpoint
 from trainer.training.checkpoint import Checkpoint
 from trainer.training.process_group import ProcessGroup
 from trainer.training.recipe import Recipe
+from trainer.training.starter import Weights
 from trainer.training.train import Hooks, Interrupted, Trained, TrainingDiverged, TrainingJob, train
 
 P = ParamSpec("P")
@@ -30,6 +31,7 @@ def train_distributed(
     hooks: Hooks,
     *,
     resume: Checkpoint | None,
+    start: Weights | None = None,
 ) -> Trained:
     """Trains on a dataset of the store, together with every process in `run_member`.
 
@@ -40,6 +42,7 @@ def train_distributed(
         device: where this process computes.
         hooks: as in `train`.
         resume: as in `train`.
+        start: as in `TrainingJob`.
 
     Raises:
         Exception: raised by `train` or a hook. The members have stopped by then and wait for the next run, unless this
@@ -50,13 +53,14 @@ def train_distributed(
         "edits": dataset.edits,
         "recipe": recipe.as_dict(),
         "checkpoint_s": hooks.checkpoint_s,
+        "start": start,
     }
     work["resume"] = None if resume is None else checkpoint.dump(resume)
     errors = DeferredErrors()
     try:
         group.broadcast_object(work)
         return train(
-            TrainingJob.from_dataset(dataset, recipe),
+            TrainingJob.from_dataset(dataset, recipe, start),
             device=device,
             group=group,
             resume=resume,
@@ -90,7 +94,7 @@ def run_member(group: ProcessGroup, store: Store, device: torch.device) -> None:
         with open_dataset(store, work["sha256"], work["edits"]) as dataset:
             try:
                 train(
-                    TrainingJob.from_dataset(dataset, Recipe.model_validate(work["recipe"])),
+                    TrainingJob.from_dataset(dataset, Recipe.model_validate(work["recipe"]), work["start"]),
                     device=device,
                     group=group,
                     resume=None if work["resume"] is None else checkpoint.load(work["resume"]),

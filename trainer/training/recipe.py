@@ -8,7 +8,7 @@ from typing import Final, Literal
 import torch
 
 from shared.errors import InvalidMessage
-from shared.params import EPOCH_LIMIT, Network, Precision, TrainingParams
+from shared.params import EPOCH_LIMIT, Network, Precision, StartUri, TrainingParams
 from trainer.training.device import computes_bfloat16
 from trainer.training.starter import STARTER_NETWORK
 
@@ -28,7 +28,7 @@ PATIENCE: Final = 12
 class Recipe(TrainingParams):
     """Training parameters without any `auto` left: what is actually done."""
 
-    init: Literal["starter", "scratch"]
+    init: Literal["starter", "scratch"] | StartUri
     network: Network
     learning_rate: float
     epochs: int
@@ -50,6 +50,7 @@ def decide(
     device: torch.device,
     throughput: Callable[[Recipe], float],
     starter_helps: Callable[[], bool],
+    start_network: Network = STARTER_NETWORK,
 ) -> Recipe:
     """Decides everything that the parameters leave to us.
 
@@ -59,28 +60,29 @@ def decide(
         device: where to train.
         throughput: measures how many faces per second a recipe trains on; asked only where there is a `budget_s`.
         starter_helps: tries the starter on the training faces; asked only where `init` is `auto` and the network fits.
+        start_network: the network of the weights that `init` names; the starter's where it is `auto`.
 
     Raises:
-        InvalidMessage: `init` is `starter`, and the network is another one than the starter's.
+        InvalidMessage: `init` names weights, and the network is another one than theirs.
     """
-    if params.init == "starter" and params.network not in {"auto", STARTER_NETWORK}:
+    fits = params.network in {"auto", start_network}
+    if params.init not in {"auto", "scratch"} and not fits:
         raise InvalidMessage(
-            f"init is starter, which needs network {STARTER_NETWORK}; found network {params.network}",
+            f"init is {params.init}, which needs network {start_network}; found network {params.network}",
             code="invalid_params",
         )
-    may_start = params.init != "scratch" and params.network in {"auto", STARTER_NETWORK}
-    from_starter = may_start and (params.init == "starter" or starter_helps())
+    from_start = fits and (starter_helps() if params.init == "auto" else params.init != "scratch")
     network = params.network
     if network == "auto":
-        network = STARTER_NETWORK if from_starter else "small" if faces < FEW_FACES else "compact"
+        network = start_network if from_start else "small" if faces < FEW_FACES else "compact"
     decided = {
-        "init": "starter" if from_starter else "scratch",
+        "init": "starter" if from_start else "scratch",
         "network": network,
-        "learning_rate": 0.0005 if from_starter else 0.004,
+        "learning_rate": 0.0005 if from_start else 0.004,
         "mirror": network != "reference",  # which is there to be compared to, as it is
         "batch_size": 256 if device.type == "cuda" and faces >= MANY_FACES else 64 if faces >= FEW_FACES else 32,
         "precision": "bfloat16" if computes_bfloat16(device) else "float32",
-        "epochs": min(MAX_EPOCHS_FROM_STARTER if from_starter else MAX_EPOCHS, max(MIN_EPOCHS, FACES_SHOWN // faces)),
+        "epochs": min(MAX_EPOCHS_FROM_STARTER if from_start else MAX_EPOCHS, max(MIN_EPOCHS, FACES_SHOWN // faces)),
         # A tenth of few faces is too few to tell when to stop.
         "patience": PATIENCE if faces >= FEW_FACES else EPOCH_LIMIT,
     }

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from trainer.data.seen import find_seen
 from trainer.training.device import DeviceFaces
 from trainer.training.model import build_network
 
+Weights = dict[str, torch.Tensor]
 FOLDER: Final = Path(__file__).parents[1] / "weights"
 STARTER_NETWORK: Final[Network] = "compact"
 _TRIED_FACES: Final = 1_000
@@ -34,14 +35,14 @@ _SURE: Final = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Starter:
-    """The shipped weights.
+    """Weights to begin from.
 
     Attributes:
-        weights: the state of `STARTER_NETWORK`, float32, without the heads of auxiliary tasks.
+        weights: the state of the network that the card names, float32, without the heads of auxiliary tasks.
         card: where it comes from: name, data, licence, recipe and figures.
     """
 
-    weights: dict[str, torch.Tensor]
+    weights: Weights
     card: dict[str, Any]
 
 
@@ -49,16 +50,30 @@ class Starter:
 def load_starter(folder: Path = FOLDER) -> Starter:
     """Reads the starter; executes nothing from its files."""
     card = json.loads((folder / "starter.json").read_text(encoding="utf-8"))
-    with np.load(folder / "starter.npz", allow_pickle=False) as arrays:
-        weights = {name: torch.from_numpy(_widen(arrays[name])) for name in arrays.files}
-    return Starter(weights, card)
+    with (folder / "starter.npz").open("rb") as file:
+        return Starter(load_weights(file), card)
+
+
+def load_weights(file: BinaryIO) -> Weights:
+    """Reads what `save_weights` wrote; executes nothing from it.
+
+    Raises:
+        ValueError, OSError, zipfile.BadZipFile: it is something else.
+    """
+    with np.load(file, allow_pickle=False) as arrays:
+        return {name: torch.from_numpy(_widen(arrays[name])) for name in arrays.files}
+
+
+def save_weights(weights: Weights, path: Path) -> None:
+    """Writes weights in half precision."""
+    halves = {name: _narrow(value.numpy()) for name, value in weights.items()}
+    np.savez(path, allow_pickle=False, **halves)
 
 
 def save_starter(starter: Starter, folder: Path = FOLDER) -> None:
     """Writes the two files that `load_starter` reads."""
     folder.mkdir(exist_ok=True)
-    halves = {name: _narrow(value.numpy()) for name, value in starter.weights.items()}
-    np.savez(folder / "starter.npz", allow_pickle=False, **halves)
+    save_weights(starter.weights, folder / "starter.npz")
     (folder / "starter.json").write_text(json.dumps(starter.card, indent=2) + "\n", encoding="utf-8")
 
 

@@ -30,7 +30,7 @@ from trainer.training.model import build_network
 from trainer.training.process_group import ProcessGroup
 from trainer.training.recipe import Recipe
 from trainer.training.schedule import averaging_at, first_candidate, learning_rate_at, split_into_batches
-from trainer.training.starter import load_starter
+from trainer.training.starter import Weights, load_starter
 from trainer.training.step import TrainStep
 from trainer.training.throughput import ThroughputMeter
 
@@ -38,7 +38,6 @@ PROGRESS_EVERY_S: Final = 0.5
 EVALUATION_BATCH: Final = 256
 VALIDATION_COST: Final = 1 / 3
 """The cost of a face in validation, without a backward pass, as a share of its cost in training; for the time left."""
-Weights = dict[str, torch.Tensor]
 
 
 class Interrupted(Exception):
@@ -85,6 +84,7 @@ class TrainingJob:
         validation: indices of the faces that choose the epoch, 1 or more.
         recipe: the training parameters.
         dataset_sha256: names the data in checkpoints.
+        start: the weights that `recipe.init` names; None takes the starter's, where it names any.
 
     Raises:
         ValueError: there are too few faces.
@@ -96,6 +96,7 @@ class TrainingJob:
     validation: NDArray[np.intp]
     recipe: Recipe
     dataset_sha256: str
+    start: Weights | None = None
 
     def __post_init__(self) -> None:
         if len(self.training) < 2 or len(self.validation) < 1:
@@ -105,7 +106,7 @@ class TrainingJob:
             )
 
     @classmethod
-    def from_dataset(cls, dataset: Dataset, recipe: Recipe) -> TrainingJob:
+    def from_dataset(cls, dataset: Dataset, recipe: Recipe, start: Weights | None = None) -> TrainingJob:
         """Returns the job of training on a dataset's training part."""
         return cls(
             faces=dataset.faces,
@@ -114,6 +115,7 @@ class TrainingJob:
             validation=dataset.part("validation"),
             recipe=recipe,
             dataset_sha256=dataset.sha256,
+            start=start,
         )
 
 
@@ -184,8 +186,8 @@ def train(
     gender_weights = weigh_genders(job.targets.female[job.training])
     with seeded(device, recipe.seed):
         network = build_network(recipe.network, dropout=recipe.dropout, mirror=recipe.mirror)
-        if recipe.init == "starter":
-            network.load_state_dict(load_starter().weights)
+        if recipe.init != "scratch":
+            network.load_state_dict(load_starter().weights if job.start is None else job.start)
         model = MultiTaskLoss(network, recipe.auxiliary, gender_weights).to(device)
     take_step = TrainStep(model, recipe, device)
     average = take_step.average

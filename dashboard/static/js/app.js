@@ -236,7 +236,7 @@ function handle(topic, payload) {
   if (topic === "run.progress") showProgress("run", payload.run_id, payload.progress);
   else if (topic === "job.progress") showProgress("job", payload.job_id, payload.progress);
   else if (topic.startsWith("run.") && state in STAGES) enterStage(payload.run_id, state);
-  else if (/\.(registered|finished|rejected|failed|cancelled)$/.test(topic)) {
+  else if (/\.(registered|ingested|finished|rejected|failed|cancelled)$/.test(topic)) {
     // What has ended has no progress any more that a refresh could put back.
     newest.delete(topic.startsWith("run.") ? `run ${payload.run_id}` : `job ${payload.job_id}`);
   }

@@ -321,6 +321,18 @@ def test_promoting_and_rolling_back_are_told_to_the_workers(client: Client) -> N
     assert told == [("model.promoted", n, why) for n, why in ((1, "first"), (2, "better"), (1, "worse"))]
 
 
+def test_an_imported_model_is_promoted_only_where_nothing_serves(client: Client) -> None:
+    for version in (1, 2):
+        client.registry.register(card_of(client.registry.claim(f"run-{version}"), f"run-{version}"), "", {})
+        client.store.put(client.registry.model_key(version), b"onnx")
+    with client.broker.subscribe(["model.*"]) as events:
+        assert client.adopt(2, "imported")
+        assert not client.adopt(1, "imported")
+        told = [(event.topic, event.payload["version"]) for event in events.receive(10)]
+    assert told == [("model.registered", 2), ("model.promoted", 2), ("model.registered", 1)]
+    assert client.registry.aliases().champion == 2
+
+
 def test_a_client_is_opened_as_the_settings_say(tmp_path: Path, archive: Path) -> None:
     settings = Settings(
         broker_url=f"sqlite:///{tmp_path}/broker.db", store_url=f"file:{tmp_path}/store", queue_prefix="mine"

@@ -36,6 +36,19 @@ def test_a_budget_that_no_training_takes_is_refused() -> None:
         TrainingParams.parse({"budget_s": 1e306})
 
 
+@pytest.mark.parametrize("init", ["auto", "starter", "scratch", "gender:12", "file:///srv/weights/starter.npz"])
+def test_training_begins_from_named_weights(init: str) -> None:
+    assert TrainingParams.parse({"init": init}).init == init
+
+
+@pytest.mark.parametrize(
+    "init", ["", "/srv/starter.npz", "gender:", "gender:x", "file:///srv/starter.pt", "s3://b/x.npz"]
+)
+def test_weights_named_in_another_way_are_refused(init: str) -> None:
+    with pytest.raises(InvalidMessage, match="init: found"):
+        TrainingParams.parse({"init": init})
+
+
 def test_every_fault_is_named_at_once() -> None:
     with pytest.raises(InvalidMessage) as caught:
         TrainingParams.parse({"epochs": 0, "dropout": 2, "colour": 1})
@@ -53,6 +66,10 @@ def test_every_fault_is_named_at_once() -> None:
         ({"dropout": [1]}, "dropout: found a list of 1, expected a number, 0 to below 1."),
         ({"schedule": "flat"}, "schedule: found 'flat', expected cosine or constant."),
         ({"mirror": "x"}, "mirror: found 'x', expected true, false or auto."),
+        (
+            {"init": "gender:0"},
+            "init: found 'gender:0', expected auto, starter, scratch or gender:VERSION or file:///PATH.npz.",
+        ),
         ({"augment": "x"}, "augment: found 'x', expected true or false."),
         ({"network": "huge"}, "network: found 'huge', expected small, compact, large, reference or auto."),
     ],

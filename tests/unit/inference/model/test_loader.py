@@ -1,10 +1,12 @@
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 
+from inference.model import loader, openvino_run
 from inference.model.loader import ProviderUnavailable, ServedModel, load_model, release_freed_memory, require_provider
 from shared.errors import InvalidModel, NotFound
 from shared.store.files import FileStore
@@ -150,3 +152,46 @@ def test_cuda_without_cuda_is_refused_and_auto_says_that_it_runs_on_the_cpu(buil
 
 def test_releasing_memory_is_harmless() -> None:
     release_freed_memory()
+
+
+# -- OpenVINO, where the extra is installed
+
+
+@pytest.fixture
+def openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO is taken whatever its speed, which these small models do not tell."""
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    monkeypatch.setattr(loader, "MIN_RUNTIME_SPEEDUP", 0.0)
+
+
+@pytest.mark.usefixtures("openvino")
+def test_openvino_answers_as_onnx_runtime_does_in_several_threads(builder: ModelBuilder) -> None:
+    model = loaded(builder, builder.register(build.brightness_model()))
+    assert model.runtime == "openvino"
+    assert model.computes_in == "float32, OpenVINO"
+    levels = list(range(0, 256, 16))
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda level: model.predict(np.full((3, 128, 128), level, np.uint8)), levels))
+    for level, answer in zip(levels, answers, strict=True):
+        assert answer.tolist() == pytest.approx([build.brightness_answer(level)] * 3, abs=1e-4)
+
+
+@pytest.mark.usefixtures("openvino")
+def test_openvino_is_not_taken_where_it_is_no_faster_differs_or_dies(
+    builder: ModelBuilder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    version = builder.register(build.brightness_model())
+    dies = load_model(builder.store, version, "cpu", lambda _, runtime: runtime != "openvino")
+    assert dies.runtime == "onnxruntime"
+    assert "OpenVINO died of its float32 file" in caplog.text
+    with monkeypatch.context() as patch:
+        patch.setattr(openvino_run, "open_run", lambda _: lambda images: np.full(len(images), 0.01, np.float32))
+        assert loaded(builder, version).runtime == "onnxruntime"
+    monkeypatch.setattr(loader, "MIN_RUNTIME_SPEEDUP", 1e9)
+    assert loaded(builder, version).runtime == "onnxruntime"
+
+
+def test_without_openvino_onnx_runtime_serves(builder: ModelBuilder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_run, "available", lambda: False)
+    model = loaded(builder, builder.register(build.brightness_model()))
+    assert (model.runtime, model.computes_in) == ("onnxruntime", "float32")

@@ -67,6 +67,23 @@ def test_a_rollback_without_a_previous_champion_is_a_conflict() -> None:
     assert document("rollback", "--reason", "x", exit_code=1)["error"]["code"] == "conflict"
 
 
+def test_the_starter_becomes_the_champion_where_there_is_none(client: Client) -> None:
+    with client.broker.subscribe(["model.*"]) as events:
+        assert document("models", "import", "starter") == {"version": 1, "champion": 1}
+        told = [event.topic for _ in range(3) for event in events.receive(0.1)]
+    assert told == ["model.registered", "model.promoted"]
+    assert client.registry.history()[-1].reason == "imported: the first model"
+    assert "the starter is version 1, the champion" in run("models", "import", "starter").stdout
+    assert "The starter, the weights that training begins from" in run("models", "1").stdout
+
+
+def test_only_the_starter_can_be_imported() -> None:
+    refused = run("models", "import", "other")
+    assert refused.exit_code == 2
+    assert "starter" in refused.stderr
+    assert run("models", "other").exit_code == 2
+
+
 def test_promoting_a_version_that_is_not_whole_is_refused_at_once(builder: StoreBuilder, client: Client) -> None:
     version = builder.model(builder.dataset(30), "run-a")
     client.store.delete(client.registry.model_key(version))

@@ -71,6 +71,7 @@ def parts(tmp_path: Path) -> dict[str, Any]:
             sha256="a" * 64, name="faces.zip", counts={"train": 2000, "validation": 200, "test": 400}
         ),
         "params": TrainingParams(seed=42),
+        "start": None,
         "trained": Trained({"w": torch.zeros(1)}, [epoch(1, 0.8), epoch(2, 0.9), epoch(3, 0.7)], 2, 180.0),
         "evaluation": evaluation(),
         "temperature": 1.25,

@@ -111,6 +111,15 @@ def test_the_starter_is_used_untried_where_it_is_asked_for() -> None:
     assert decide(asked, faces=300, device=CPU, throughput=unasked, starter_helps=untried).init == "starter"
 
 
+def test_named_weights_bring_their_network_and_refuse_another() -> None:
+    asked = TrainingParams.parse({"init": "gender:3"})
+    recipe = decide(asked, faces=300, device=CPU, throughput=unasked, starter_helps=untried, start_network="large")
+    assert (recipe.init, recipe.network) == ("gender:3", "large")
+    assert recipe.fits(asked)
+    with pytest.raises(InvalidMessage, match="init is gender:3, which needs network compact; found network small"):
+        decided(init="gender:3", network="small")
+
+
 def test_the_starter_with_another_network_is_refused_and_both_are_named() -> None:
     with pytest.raises(InvalidMessage, match="needs network compact; found network large"):
         decided(init="starter", network="large")

@@ -1,0 +1,146 @@
+"""The weights that `init` names: a registered model's, a file's, and the starter's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from shared.errors import InvalidMessage
+from shared.records.registry import Registry
+from shared.runtime.settings import Settings
+from shared.store.files import FileStore
+from tests.store_builder import StoreBuilder
+from trainer.data.dataset import open_dataset
+from trainer.data.near_duplicates import dhash
+from trainer.release.start import find_start
+from trainer.training.model import build_network
+from trainer.training.starter import Weights, save_weights
+
+ORIGIN = {"name": "ours", "network": "small", "source": "drawn", "archive_sha256": "a" * 64, "faces": 120}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FileStore:
+    return FileStore(tmp_path / "store")
+
+
+@pytest.fixture
+def weights() -> Weights:
+    return build_network("small", dropout=0.0).state_dict()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(allowed_roots=(tmp_path / "allowed",))
+
+
+def noise(seed: int, faces: int = 60) -> NDArray[np.uint8]:
+    """Returns faces that look like no others."""
+    cells = np.random.default_rng(seed).integers(0, 256, (faces, 16, 16), np.uint8)
+    return cells.repeat(8, axis=1).repeat(8, axis=2)
+
+
+def version_of(store: FileStore, sha256: str, weights: Weights, tmp_path: Path) -> int:
+    """Registers a version that was trained on a dataset."""
+    builder = StoreBuilder(store)
+    version = builder.model(sha256, "run-000000000001")
+    save_weights(weights, tmp_path / "weights.npz")
+    store.put_file(Registry.weights_key(version), tmp_path / "weights.npz")
+    return version
+
+
+def written(folder: Path, weights: Weights, seen: NDArray[np.uint8], card: dict[str, object] = ORIGIN) -> str:
+    """Writes what `make pretrain` writes. Returns its URI."""
+    folder.mkdir()
+    save_weights(weights, folder / "starter.npz")
+    (folder / "starter.json").write_text(json.dumps(card))
+    np.save(folder / "starter_seen.npy", dhash(seen))
+    return (folder / "starter.npz").as_uri()
+
+
+def refusal(init: str, store: FileStore, sha256: str, settings: Settings) -> str:
+    with open_dataset(store, sha256) as dataset, pytest.raises(InvalidMessage) as caught:
+        find_start(init, dataset, store, settings)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("init", ["auto", "starter", "scratch"])
+def test_the_starter_is_what_auto_and_starter_name(init: str, store: FileStore, settings: Settings) -> None:
+    sha256 = StoreBuilder(store).dataset(60, noise(1))
+    with open_dataset(store, sha256) as dataset:
+        start = find_start(init, dataset, store, settings)
+    assert (start.network, start.weights, start.card.name) == ("compact", None, "starter")
+
+
+def test_a_registered_version_is_begun_from_on_other_faces_and_on_its_own(
+    store: FileStore, weights: Weights, settings: Settings, tmp_path: Path
+) -> None:
+    first = StoreBuilder(store).dataset(60, noise(1))
+    second = StoreBuilder(store, 2).dataset(60, noise(2))
+    version = version_of(store, first, weights, tmp_path)
+    for sha256 in (first, second):
+        with open_dataset(store, sha256) as dataset:
+            start = find_start(f"gender:{version}", dataset, store, settings)
+        assert start.network == "small"
+        assert start.card.archive_sha256 == first
+        assert start.weights is not None
+        assert torch.equal(start.weights["gender.weight"], weights["gender.weight"].half().float())
+
+
+def test_a_version_that_has_learned_from_held_out_faces_is_refused(
+    store: FileStore, weights: Weights, settings: Settings, tmp_path: Path
+) -> None:
+    first = StoreBuilder(store).dataset(60, noise(1))
+    grown = StoreBuilder(store, 2).dataset(80, np.concatenate([noise(1), noise(2, 20)]))
+    version = version_of(store, first, weights, tmp_path)
+    assert "validation and test faces of this dataset" in refusal(f"gender:{version}", store, grown, settings)
+
+
+def test_a_version_without_weights_and_one_that_is_not_there_are_refused(store: FileStore, settings: Settings) -> None:
+    sha256 = StoreBuilder(store).dataset(60, noise(1))
+    StoreBuilder(store).model(sha256, "run-000000000001")
+    assert "registered without weights.npz" in refusal("gender:1", store, sha256, settings)
+    assert "there is no model version 7" in refusal("gender:7", store, sha256, settings)
+
+
+def test_a_file_is_begun_from_where_it_has_not_seen_the_held_out_faces(
+    store: FileStore, weights: Weights, settings: Settings, tmp_path: Path
+) -> None:
+    sha256 = StoreBuilder(store).dataset(60, noise(1))
+    fresh = written(tmp_path / "allowed", weights, noise(2))
+    with open_dataset(store, sha256) as dataset:
+        start = find_start(fresh, dataset, store, settings)
+    assert (start.network, start.card.name, start.card.faces) == ("small", "ours", 120)
+    known = written(tmp_path / "allowed" / "known", weights, noise(1))
+    assert "every figure would lie" in refusal(known, store, sha256, settings)
+
+
+def test_a_file_outside_of_the_allowed_roots_is_refused(
+    store: FileStore, weights: Weights, settings: Settings, tmp_path: Path
+) -> None:
+    sha256 = StoreBuilder(store).dataset(60, noise(1))
+    uri = written(tmp_path / "elsewhere", weights, noise(2))
+    assert "outside the allowed roots" in refusal(uri, store, sha256, settings)
+
+
+@pytest.mark.parametrize("network", ["compact", "x"])
+def test_weights_of_another_network_are_refused(
+    network: str, store: FileStore, weights: Weights, settings: Settings, tmp_path: Path
+) -> None:
+    sha256 = StoreBuilder(store).dataset(60, noise(1))
+    uri = written(tmp_path / "allowed", weights, noise(2), ORIGIN | {"network": network})
+    assert "weights cannot be used" in refusal(uri, store, sha256, settings)
+
+
+def test_a_file_that_is_no_weights_is_refused(
+    store: FileStore, weights: Weights, settings: Settings, tmp_path: Path
+) -> None:
+    sha256 = StoreBuilder(store).dataset(60, noise(1))
+    uri = written(tmp_path / "allowed", weights, noise(2))
+    (tmp_path / "allowed" / "starter.npz").write_bytes(b"no archive")
+    assert "weights cannot be used" in refusal(uri, store, sha256, settings)

@@ -1,0 +1,149 @@
+"""The weights that training begins from, by what the parameter `init` names."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from shared.archives.fetch import open_allowed
+from shared.errors import InvalidMessage, NotFound, short_repr
+from shared.params import Network
+from shared.records.dataset import FACES_NPY
+from shared.records.model_card import CardStart
+from shared.records.registry import WEIGHTS_FILE, Registry
+from shared.runtime.settings import Settings
+from shared.store.base import Store
+from trainer.data.dataset import Dataset, open_dataset
+from trainer.data.near_duplicates import dhash
+from trainer.data.seen import find_seen
+from trainer.release.promotion_gate import seen_in_training
+from trainer.training.model import NETWORKS, build_network
+from trainer.training.starter import STARTER_NETWORK, Weights, load_starter, load_weights
+
+_MAX_BYTES: Final = 2**28
+_HASHED_AT_ONCE: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Weights to begin from.
+
+    Attributes:
+        network: whose they are.
+        weights: None stands for the starter's, which every process has.
+        card: where they come from.
+    """
+
+    network: Network
+    weights: Weights | None
+    card: CardStart
+
+
+def find_start(init: str, dataset: Dataset, store: Store, settings: Settings) -> Start:
+    """Returns the weights that `init` names, once it is sure that they have not seen the dataset's held-out faces.
+
+    Args:
+        init: as in `TrainingParams`; `auto`, `starter` and `scratch` give the starter, which `trainer.data.seen` and
+            `starter_helps` watch over.
+        dataset: to be trained on.
+        store: holds the registered models.
+        settings: name the roots that files may lie in.
+
+    Raises:
+        InvalidMessage: there are no such weights, they cannot be read, or they have seen faces that are held out.
+    """
+    if init.startswith("gender:"):
+        return _of_version(int(init.removeprefix("gender:")), dataset, store)
+    if init.startswith("file:"):
+        return _of_file(init, dataset, settings)
+    return Start(STARTER_NETWORK, None, CardStart.model_validate(load_starter().card))
+
+
+def _of_version(version: int, dataset: Dataset, store: Store) -> Start:
+    try:
+        card = Registry(store).card(version)
+    except NotFound as error:
+        raise InvalidMessage(f"init: {error}", code="invalid_params") from None
+    key = Registry.weights_key(version)
+    if not store.exists(key):
+        raise InvalidMessage(
+            f"init is gender:{version}, registered without {WEIGHTS_FILE}; expected a version of this release",
+            code="invalid_params",
+        )
+    start = Start(
+        network=card.params["network"],
+        weights=_read(f"gender:{version}", card.params["network"], store.get(key)),
+        card=CardStart(
+            name=f"gender:{version}",
+            source=card.dataset.name,
+            archive_sha256=card.dataset.sha256,
+            faces=card.dataset.counts["train"],
+        ),
+    )
+    if card.is_starter:
+        _require_unseen(f"gender:{version}", find_seen(_hash_held_out(dataset)))
+    # The same dataset is split in the same way. The faces of a deleted one are unknown.
+    if card.dataset.sha256 != dataset.sha256 and store.exists(f"datasets/{card.dataset.sha256}/{FACES_NPY}"):
+        with open_dataset(store, card.dataset.sha256) as other:
+            _require_unseen(f"gender:{version}", seen_in_training(other, dataset, _held_out(dataset)))
+    return start
+
+
+def _of_file(uri: str, dataset: Dataset, settings: Settings) -> Start:
+    stem = uri.removesuffix(".npz")
+    try:
+        card = json.loads(_bytes_at(f"{stem}.json", settings))
+        known = np.load(io.BytesIO(_bytes_at(f"{stem}_seen.npy", settings)), allow_pickle=False)
+        network, origin = card["network"], CardStart.model_validate(card)
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise InvalidMessage(f"init: the card or the hashes beside {uri} cannot be read: {error}") from None
+    weights = _read(uri, network, _bytes_at(uri, settings))
+    _require_unseen(uri, find_seen(_hash_held_out(dataset), known))
+    return Start(network, weights, origin)
+
+
+def _bytes_at(uri: str, settings: Settings) -> bytes:
+    with open_allowed(uri, settings.allowed_roots) as file:
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise InvalidMessage(f"init: found a file of more than {_MAX_BYTES:,} bytes at {uri}", code="invalid_params")
+    return data
+
+
+def _read(init: str, network: str, data: bytes) -> Weights:
+    """Reads weights, and makes sure that they fit their network."""
+    try:
+        if network not in NETWORKS:
+            raise ValueError(f"found network {short_repr(network)}; expected one of {', '.join(NETWORKS)}")
+        weights = load_weights(io.BytesIO(data))
+        build_network(network, dropout=0.0).load_state_dict(weights)
+    except (ValueError, KeyError, TypeError, OSError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+        first = str(error).splitlines()[0]
+        raise InvalidMessage(f"init is {init}, whose weights cannot be used: {first}", code="invalid_params") from None
+    return weights
+
+
+def _held_out(dataset: Dataset) -> NDArray[np.intp]:
+    return np.concatenate([dataset.part("validation"), dataset.part("test")])
+
+
+def _hash_held_out(dataset: Dataset) -> NDArray[np.uint64]:
+    held_out = _held_out(dataset)
+    chunks = np.array_split(held_out, max(1, len(held_out) // _HASHED_AT_ONCE))
+    return np.concatenate([dhash(np.array(dataset.faces[chunk])) for chunk in chunks])
+
+
+def _require_unseen(init: str, seen: NDArray[np.bool_]) -> None:
+    if seen.any():
+        raise InvalidMessage(
+            f"init is {init}, which has learned from {seen.sum():,} of the {len(seen):,} validation and test faces of "
+            "this dataset: every figure would lie. Begin from the starter",
+            code="invalid_params",
+        )
