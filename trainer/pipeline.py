@@ -41,6 +41,7 @@ from shared.records.record import DamagedRecord
 from shared.records.registry import WEIGHTS_FILE, Registry
 from shared.records.runs import EpochRow, Progress, Runs, RunState
 from shared.runtime.settings import Settings
+from shared.runtime.version import describe_version
 from shared.store.base import Store, sha256_of
 from shared.telemetry.metrics import TrainerMetrics
 from trainer.data.dataset import Dataset, open_dataset
@@ -396,6 +397,7 @@ class Pipeline:
                 device=str(self._device),
                 warnings=_find_warnings(dataset),
                 gate=gate,
+                software=describe_version(self._settings.commit),
             )
             monitor.raise_if_stopped()  # the last moment at which an owner that lost its lease must not write
             files = {path.name: path for path in Path(work).iterdir()}

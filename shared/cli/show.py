@@ -416,6 +416,9 @@ def show_status(output: Output, client: Client) -> None:
                 output.error(f"{worker['service']} {worker['worker']} cannot use the store: {worker['store_trouble']}")
     else:
         output.line("no service is running; start them with `genderline up`")
+    for trouble in dict.fromkeys(worker.get("broker_trouble") for worker in workers):
+        if trouble:
+            output.error(str(trouble))
     output.line()
     output.table(
         ["QUEUE", "WAITING", "IN PROGRESS"],
