@@ -159,7 +159,7 @@ def test_the_threshold_stands_in_the_address_and_moves_every_link(site: Site, vi
     expect(visit.page.locator("#found header")).to_contain_text(f"{count} of 150")
     visit.page.go_back()
     visit.page.locator("#threshold[data-ready]").wait_for()
-    visit.page.get_by_role("button", name="Best accuracy").click()
+    visit.page.get_by_role("link", name="Best accuracy").click()
     expect(visit.page.locator("#threshold-words")).to_contain_text("Accuracy")
     visit.check()
 
