@@ -227,13 +227,14 @@ def test_a_proxys_limit_on_uploads_is_explained(visit: Visit) -> None:
     expect(visit.page.locator(".uploads .alert")).to_contain_text("client_max_body_size")
 
 
-def large_archive() -> FilePayload:
-    content = random.Random(1).randbytes(11_000_000)
+def large_archive(size: int) -> FilePayload:
+    content = random.Random(1).randbytes(size)
     return {"name": "large.zip", "mimeType": "application/zip", "buffer": zipped([("30_1_0.jpg", content)])}
 
 
 def test_a_proxy_that_takes_no_more_than_1_mb_gets_smaller_parts(site: Site, visit: Visit) -> None:
     visit.go("/datasets")
+    file = large_archive(2_500_000)
 
     def refuse_large(route: Route) -> None:
         if len(route.request.post_data_buffer or b"") > 10**6:
@@ -242,14 +243,15 @@ def test_a_proxy_that_takes_no_more_than_1_mb_gets_smaller_parts(site: Site, vis
             route.continue_()
 
     visit.page.route("**/api/v1/uploads/*", refuse_large)
-    visit.page.locator("input[type=file]").set_input_files([large_archive()])
+    visit.page.locator("input[type=file]").set_input_files([file])
 
-    expect(visit.page.locator(".uploads a")).to_be_visible()
-    assert hashlib.sha256(large_archive()["buffer"]).hexdigest() in site.store.children("datasets")
+    expect(visit.page.locator(".uploads a")).to_be_visible(timeout=30_000)
+    assert hashlib.sha256(file["buffer"]).hexdigest() in site.store.children("datasets")
 
 
 def test_a_cut_line_costs_the_part_that_was_on_its_way(site: Site, visit: Visit) -> None:
     visit.go("/datasets")
+    file = large_archive(11_000_000)
     offsets: list[str | None] = []
 
     def cut_the_second(route: Route) -> None:
@@ -261,12 +263,12 @@ def test_a_cut_line_costs_the_part_that_was_on_its_way(site: Site, visit: Visit)
             route.continue_()
 
     visit.page.route("**/api/v1/uploads/*", cut_the_second)
-    visit.page.locator("input[type=file]").set_input_files([large_archive()])
+    visit.page.locator("input[type=file]").set_input_files([file])
 
     expect(visit.page.locator(".uploads [data-show=stage]")).to_contain_text("lost. Trying again")
-    expect(visit.page.locator(".uploads a")).to_be_visible()
+    expect(visit.page.locator(".uploads a")).to_be_visible(timeout=30_000)
     assert offsets == ["0", str(8 * 2**20), str(8 * 2**20)]
-    assert hashlib.sha256(large_archive()["buffer"]).hexdigest() in site.store.children("datasets")
+    assert hashlib.sha256(file["buffer"]).hexdigest() in site.store.children("datasets")
 
 
 def test_only_what_was_changed_in_the_form_is_sent(visit: Visit) -> None:
