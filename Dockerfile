@@ -5,6 +5,8 @@
 # PyTorch brings CUDA with it, 3 GB. Without:
 #
 #     docker build --target trainer --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu .
+#
+# So that model cards name the commit: --build-arg GENDERLINE_COMMIT=$(git rev-parse HEAD).
 
 FROM python:3.11-slim AS base
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=/app PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -21,6 +23,8 @@ ARG PIP_EXTRA_INDEX_URL
 RUN pip install ".[trainer,s3]"
 COPY shared shared
 COPY trainer trainer
+ARG GENDERLINE_COMMIT
+ENV GENDERLINE_COMMIT=$GENDERLINE_COMMIT
 USER genderline
 EXPOSE 9101
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s \

@@ -47,6 +47,11 @@ test: $(VENV)/.developer ## Run all tests [ARGS='-k broker']
 	@tests/system-packages.sh
 	@PYTHON=$(BIN)/python tests/run.sh $(ARGS)
 
+.PHONY: test-cluster
+test-cluster: $(VENV)/.developer ## Run the tests that start a cluster of three RabbitMQ nodes: too much for `make test`
+	@tests/system-packages.sh
+	@$(BIN)/python -m pytest -m cluster $(ARGS)
+
 .PHONY: check
 check: $(VENV)/.developer ## Check style, types and import rules
 	@$(BIN)/ruff check .
@@ -111,7 +116,7 @@ LOCK := $(RELEASE_VENV)/bin/uv pip compile --quiet --universal --python-version 
 
 .PHONY: lock
 lock: $(RELEASE_VENV)/.ready ## Renew the lock files: every dependency with its hashes [ARGS=--upgrade]
-	@$(LOCK) --extra trainer --extra inference --extra dashboard --extra s3 --extra heic -o requirements.lock $(ARGS) > /dev/null
+	@$(LOCK) --extra trainer --extra inference --extra dashboard --extra s3 --extra heic --extra openvino -o requirements.lock $(ARGS) > /dev/null
 	@$(LOCK) --extra inference-gpu --extra s3 --extra heic -o requirements-gpu.lock $(ARGS) > /dev/null
 
 .PHONY: sbom
@@ -123,7 +128,7 @@ sbom: $(VENV)/.services $(RELEASE_VENV)/.ready ## Write build/sbom.cdx.json: wha
 
 .PHONY: up
 up: ## Start everything in containers, with RabbitMQ and Prometheus (needs Docker)
-	@docker compose up --build --detach
+	@GENDERLINE_COMMIT=$$(git rev-parse HEAD 2> /dev/null || true) docker compose up --build --detach
 
 .PHONY: down
 down: ## Stop the containers; their data stays

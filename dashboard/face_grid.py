@@ -20,7 +20,7 @@ from shared.records.predictions import THRESHOLD, predict_female
 
 SORTS: Final = {
     "archive": "Archive order",
-    "suspects": "Suspects: likely label errors",
+    "suspects": "Suspected label errors",
     "largest_error": "Largest error",
     "least_confident": "Least confident",
     "most_confident": "Most confident",

@@ -12,7 +12,7 @@ from shared.client import Client
 from shared.runtime.settings import Settings, SettingsError, variable
 from shared.store import open_store
 from shared.store.base import Store, json_bytes
-from shared.store.identity import IdentifiedStore, StoreReplaced, find_identity, give_identity
+from shared.store.identity import IDENTITY_KEY, IdentifiedStore, StoreReplaced, find_identity, give_identity
 from shared.telemetry.heartbeat import HEARTBEAT_S
 from shared.telemetry.liveness import HeartbeatListener
 from shared.topology import Topology
@@ -73,8 +73,8 @@ def open_store_for(settings: Settings, broker: Broker | None = None) -> Store:
     if expected not in {None, identity}:
         raise StoreReplaced(
             f"found {'another store' if identity else 'no store'} at {settings.store_url}; expected the one that this "
-            f"installation works with (identity {expected}): is its disk or share mounted? To begin anew, stop every "
-            "service, and delete the file of the embedded broker, too"
+            f"installation works with (its {IDENTITY_KEY} has the id {expected}): is its disk or share mounted? To "
+            "begin with an empty store, stop every service, and delete the file of the embedded broker, too"
         )
     layout = store.find_json(_FORMAT_KEY)
     if layout is not None and layout.get("format") != STORE_FORMAT:

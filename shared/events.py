@@ -193,6 +193,7 @@ class WorkerHeartbeat(EventModel):
     provider: str | None = None
     device: str | None = None
     busy: str | None = None
+    broker_trouble: str | None = None
     images_per_second: float | None = None
     latency_p50_ms: float | None = None
     latency_p99_ms: float | None = None

@@ -37,9 +37,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     items.sort(key=lambda item: LONGEST_FIRST.index(item.path.relative_to(TESTS).parts[0]))
     wanted = config.getoption("--alone")
-    if wanted is None:
-        return
-    out = [item for item in items if (item.get_closest_marker("alone") is None) == (wanted == "only")]
+    out = [
+        item
+        for item in items
+        if (item.get_closest_marker("cluster") and "cluster" not in config.getoption("-m"))
+        or (wanted is not None and (item.get_closest_marker("alone") is None) == (wanted == "only"))
+    ]
     config.hook.pytest_deselected(items=out)
     items[:] = [item for item in items if item not in out]
 

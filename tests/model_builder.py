@@ -338,6 +338,7 @@ def _card(
         device="a test",
         warnings=[],
         gate=GateResult(passed=True, reason="a test needs no gate", champion=None),
+        software="tests",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -269,8 +270,11 @@ class RabbitCluster:
         self._epmd_port = free_port()
         self._epmd: subprocess.Popen[bytes] | None = None
         names = [f"gl{os.getpid()}-{self._epmd_port}-{number}@localhost" for number in range(3)]
-        lines = "cluster_formation.peer_discovery_backend = classic_config\n" + "".join(
-            f"cluster_formation.classic_config.nodes.{number + 1} = {name}\n" for number, name in enumerate(names)
+        lines = (
+            "queue_leader_locator = balanced\ncluster_formation.peer_discovery_backend = classic_config\n"
+            + "".join(
+                f"cluster_formation.classic_config.nodes.{number + 1} = {name}\n" for number, name in enumerate(names)
+            )
         )
         self.nodes: list[RabbitNode] = []
         for name in names:
@@ -287,12 +291,22 @@ class RabbitCluster:
         for node in self.nodes:
             node.await_start()
 
+    def placed(self, *queues: str) -> list[tuple[RabbitNode, int]]:
+        """Returns the node that leads each quorum queue, and how many replicas the queue has."""
+        running = next(node for node in self.nodes if node.is_running)
+        asked = ", ".join(f'<<"{queue}">>' for queue in queues)
+        found = running.evaluate(
+            f'[begin {{ok, Q}} = rabbit_amqqueue:lookup({{resource, <<"/">>, queue, Name}}), '
+            "{Key, _} = amqqueue:get_pid(Q), {_, Leader} = ra_leaderboard:lookup_leader(Key), "
+            'lists:flatten(io_lib:format("~s ~b", [Leader, length(maps:get(nodes, amqqueue:get_type_state(Q)))])) end '
+            f"|| Name <- [{asked}]]."
+        )
+        names = {node.name: node for node in self.nodes}
+        return [(names[name], int(count)) for name, count in re.findall(r'"(\S+) (\d+)"', found)]
+
     def leader_of(self, queue: str) -> RabbitNode:
         """Returns the node that leads a quorum queue."""
-        running = next(node for node in self.nodes if node.is_running)
-        name = f'{{resource, <<"/">>, queue, <<"{queue}">>}}'
-        found = running.evaluate(f"{{ok, Q}} = rabbit_amqqueue:lookup({name}), element(2, amqqueue:get_pid(Q)).")
-        return next(node for node in self.nodes if node.name in found)
+        return self.placed(queue)[0][0]
 
     def close(self) -> None:
         """Ends all nodes and the port mapper. Idempotent."""

@@ -41,6 +41,7 @@ from shared.records.record import DamagedRecord
 from shared.records.registry import WEIGHTS_FILE, Registry
 from shared.records.runs import EpochRow, Progress, Runs, RunState
 from shared.runtime.settings import Settings
+from shared.runtime.version import describe_version
 from shared.store.base import Store, sha256_of
 from shared.telemetry.metrics import TrainerMetrics
 from trainer.data.dataset import Dataset, open_dataset
@@ -143,7 +144,7 @@ class Pipeline:
         """
         if (version := self._registry.version_of_run(run_id)) is not None:  # and then its process was killed
             return self._registry.card(version)
-        self.ingest(sha256, monitor)
+        self.ingest(sha256, monitor, continued=self._store.exists(f"runs/{run_id}/checkpoint.pt"))
         with open_dataset(self._store, sha256, edits) as dataset:
             self._warn(run_id, dataset)
             start = find_start(params.init, dataset, self._store, self._settings)
@@ -152,10 +153,16 @@ class Pipeline:
 
     # -- ingest
 
-    def ingest(self, sha256: str, monitor: Monitor) -> None:
-        """Decodes a dataset's archive, unless it is done already.
+    def ingest(self, sha256: str, monitor: Monitor, *, continued: bool = False) -> None:
+        """Decodes a dataset's archive, unless it is done already and what it made is whole.
+
+        Args:
+            sha256: names the dataset.
+            monitor: who watches.
+            continued: whether this run has trained on the dataset already, and so has read all of it before.
 
         Raises:
+            DamagedRecord: a file is damaged, and the archive that it could be made from is gone, or damaged too.
             InvalidDataset: the data is at fault.
             Exception: what `monitor` raises.
         """
@@ -163,7 +170,7 @@ class Pipeline:
         again = False
         try:
             if (found := find_summary(self._store, sha256)) is not None:
-                require_whole(self._store, sha256, found)
+                require_whole(self._store, sha256, found, lengths_only=continued)
                 with open_dataset(self._store, sha256):
                     return
         except DamagedRecord as error:
@@ -390,6 +397,7 @@ class Pipeline:
                 device=str(self._device),
                 warnings=_find_warnings(dataset),
                 gate=gate,
+                software=describe_version(self._settings.commit),
             )
             monitor.raise_if_stopped()  # the last moment at which an owner that lost its lease must not write
             files = {path.name: path for path in Path(work).iterdir()}

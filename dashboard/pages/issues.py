@@ -62,8 +62,11 @@ def find_issues(
     """
     overview = url_for("overview.overview")
     found: list[Issue] = []
-    if depths is None:
-        found.append(Issue("The broker does not answer.", "Check that it is running", overview))
+    told = [parts.broker.trouble and parts.broker.trouble.text]
+    told += [worker.state.get("broker_trouble") for worker in parts.workers.states() if worker.alive]
+    if depths is None and not any(told):
+        told.append("The broker does not answer")
+    found += [Issue(f"{trouble}.", "Check the broker", overview) for trouble in dict.fromkeys(filter(None, told))]
     alive = {str(worker.state.get("service")) for worker in parts.workers.states() if worker.alive}
     for service, queue in (("trainer", "datasets"), ("inference", "predictions"), ("inference", "jobs")):
         if depths is not None and depths[queue].ready and service not in alive:

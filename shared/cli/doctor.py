@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from shared.broker.base import Broker, Message, Outgoing
+from shared.broker.base import AccessRefused, Broker, Message, Outgoing
 from shared.cli.reference_tables import without_password
 from shared.connect import open_broker_for, open_store_for
 from shared.errors import GenderlineError
@@ -193,29 +193,45 @@ def _store(settings: Settings) -> Iterator[Finding]:
 
 
 def _broker(settings: Settings) -> Iterator[Finding]:
-    shown = without_password(settings.broker_url)
     with open_broker_for(settings) as broker:
-        with broker.reply_queue() as replies:
-            started = time.monotonic()
-            broker.publish_many([Outgoing(replies.name, Message(b"probe", "text/plain"))])
-            answered = bool(replies.receive(_ANSWER_S))
-            took_ms = (time.monotonic() - started) * 1000
-        if answered:
-            yield Finding("broker", "ok", f"{shown} confirmed and delivered a message in {took_ms:.0f} ms")
-        else:
-            found = f"{shown} confirmed a message and did not deliver it within {_ANSWER_S:g} s"
-            yield Finding("broker", "problem", found, "look at the broker's log and at its alarms")
-        dead = broker.depths()[broker.topology.dead].ready
-        if dead:
-            found = f"{dead:,} waiting"
-            yield Finding("failed messages", "warning", found, "`genderline dead` lists them; retry or drop them there")
-        yield _services(broker)
+        yield from _permitted("broker", lambda: _round_trip(broker, without_password(settings.broker_url)))
+        yield from _permitted("failed messages", lambda: _failed_messages(broker))
+        yield from _permitted("events and services", lambda: _services(broker))
 
 
-def _services(broker: Broker) -> Finding:
+def _permitted(check: str, work: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """Yields what a check finds; a permission that the broker's user lacks may be as it should be."""
+    try:
+        yield from work()
+    except AccessRefused as error:
+        advice = "right for a trainer, for inference and for clients; the dashboard and this command line need it"
+        yield Finding(check, "warning", str(error), advice)
+
+
+def _round_trip(broker: Broker, shown: str) -> Iterator[Finding]:
+    with broker.reply_queue() as replies:
+        started = time.monotonic()
+        broker.publish_many([Outgoing(replies.name, Message(b"probe", "text/plain"))])
+        answered = bool(replies.receive(_ANSWER_S))
+        took_ms = (time.monotonic() - started) * 1000
+    if answered:
+        yield Finding("broker", "ok", f"{shown} confirmed and delivered a message in {took_ms:.0f} ms")
+    else:
+        found = f"{shown} confirmed a message and did not deliver it within {_ANSWER_S:g} s"
+        yield Finding("broker", "problem", found, "look at the broker's log and at its alarms")
+
+
+def _failed_messages(broker: Broker) -> Iterator[Finding]:
+    if dead := broker.depths()[broker.topology.dead].ready:
+        found = f"{dead:,} waiting"
+        yield Finding("failed messages", "warning", found, "`genderline dead` lists them; retry or drop them there")
+
+
+def _services(broker: Broker) -> Iterator[Finding]:
     with HeartbeatListener(broker) as heartbeats:
         heartbeats.wait_for({"trainer", "inference", "dashboard"}, _LISTEN_S)
         running = sorted({str(beat["service"]) for beat in heartbeats.workers()})
     if running:
-        return Finding("services", "ok", f"{', '.join(running)} running")
-    return Finding("services", "warning", "no service is running", "start them with `genderline up`")
+        yield Finding("services", "ok", f"{', '.join(running)} running")
+        return
+    yield Finding("services", "warning", "no service is running", "start them with `genderline up`")

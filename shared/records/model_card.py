@@ -170,7 +170,7 @@ class ModelCard(StoredModel):
         epochs: how many were trained.
         seconds: training time.
         device: what it was trained on.
-        libraries: versions that decide what training gives.
+        libraries: versions that decide what training gives: of `genderline` with its commit, Python and libraries.
     """
 
     schema_version: Literal[1] = 1

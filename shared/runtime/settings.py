@@ -130,6 +130,7 @@ class Settings(BaseSettings):
     auto_promote: bool = Field(
         True, description="Let the gate promote a new model that is better; `false`: only a person promotes"
     )
+    commit: str = Field("", description="The commit that an image was built from, for model cards; else git is asked")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged")
     log_format: Literal["text", "json"] = Field("text", description="Log lines for people or for programs")
 

@@ -97,8 +97,8 @@ class IdentifiedStore(Store):
             if found != self._identity:
                 other = "another one" if found else "none"
                 raise StoreReplaced(
-                    f"found {other} in the place of the store {self._name} that was in use (identity "
-                    f"{self._identity}); waiting for it: is its disk or share mounted?"
+                    f"found {other} in the place of the store {self._name} that was in use (its {IDENTITY_KEY} has "
+                    f"the id {self._identity}); waiting for it: is its disk or share mounted?"
                 )
         except Retryable as error:
             self._note(StoreTrouble("replaced" if isinstance(error, StoreReplaced) else "away", str(error)))

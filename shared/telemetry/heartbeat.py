@@ -43,8 +43,9 @@ class Heartbeat:
     def run(self, stop: threading.Event) -> None:
         """Beats until `stop`."""
         while True:
-            trouble = self._store.trouble
-            state = {**self._fixed, "store_trouble": trouble and trouble.text, **self._state()}
+            broker, store = self._broker.trouble, self._store.trouble
+            told = {"broker_trouble": broker and broker.text, "store_trouble": store and store.text}
+            state = {**self._fixed, **told, **self._state()}
             self._broker.emit(*WorkerHeartbeat.model_validate(state).wire())
             if stop.wait(HEARTBEAT_S):
                 return

@@ -46,8 +46,8 @@ def place(rabbitmq: RabbitNode) -> Iterator[Place]:
 
 def documented_rights() -> dict[str, list[str]]:
     """Returns the patterns for configure, write and read of each user in docs/rabbitmq.md."""
-    rows = re.findall(r"^\| (\w+) \| `(\^.*?)` \| `(.*?)` \| `(.*?)` \|$", PAGE.read_text(), re.MULTILINE)
-    return {user: [pattern.replace("\\|", "|") for pattern in patterns] for user, *patterns in rows}
+    commands = re.findall(r"rabbitmqctl set_permissions -p / (\w+)((?: \\\n +'[^']*')+)", PAGE.read_text())
+    return {user: re.findall("'([^']*)'", patterns) for user, patterns in commands}
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,26 @@ def test_a_client_can_ask_and_nothing_else(wrong: str, administered: Administere
                 client.publish(target, Message(b"forged", "text/plain"))
             assert replies.receive(0.2) == []
         assert other.depths()[queues.shards] == shards
+
+
+@pytest.mark.parametrize("user", ["client", "dashboard"])
+def test_doctor_says_what_a_user_may_not_do(user: str, administered: Administered, tmp_path: Path) -> None:
+    settings = {
+        "GENDERLINE_BROKER_URL": f"amqp://{administered.users[user]}:secret@127.0.0.1:{administered.node.port}/%2F",
+        "GENDERLINE_QUEUE_PREFIX": administered.topology.prefix,
+        "GENDERLINE_DECLARE": "passive",
+        "GENDERLINE_STORE_URL": f"file:{tmp_path}",
+    }
+    done = CliRunner().invoke(main, ["doctor", "--json"], env=settings, catch_exceptions=False)
+    findings = {finding["check"]: finding for finding in json.loads(done.stdout)}
+    assert done.exit_code == 0, done.output
+    if user == "dashboard":
+        assert findings["broker"]["state"] == "ok"
+        assert findings["services"]["found"] == "no service is running"
+        return
+    assert "no write permission on exchange 'amq.default'" in findings["broker"]["found"]
+    assert "no configure permission on queue 'amq.gen-" in findings["events and services"]["found"]
+    assert {finding["state"] for finding in findings.values()} == {"ok", "warning"}
 
 
 @pytest.mark.parametrize("lacks", ["configure", "write", "read"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import socket
 import threading
@@ -24,6 +25,7 @@ from shared.runtime.settings import Settings, SettingsError
 from shared.store import open_store
 from shared.store.base import Store
 from shared.store.s3 import S3Object
+from shared.store.staging import StagedFile
 from tests.archives import zipped
 from tests.contract.conftest import BUCKET
 
@@ -338,3 +340,28 @@ def test_a_store_of_another_format_is_refused_with_words(tmp_path: Path) -> None
     open_store(settings.store_url).put_json("format.json", {"format": 99})
     with pytest.raises(SettingsError, match="has format 99; this release reads format 1"):
         open_store_for(settings)
+
+
+def test_a_file_in_the_staging_folder_is_no_object_until_it_is_moved_in(store: Store) -> None:
+    staged = StagedFile(store.staging_folder())
+    staged.write(b"face")
+    staged.close()
+    assert store.children("") == []
+    assert staged.sha256 == hashlib.sha256(b"face").hexdigest()
+    store.put_file("datasets/x/archive.zip", staged.path)
+    staged.discard()
+    assert store.get("datasets/x/archive.zip") == b"face"
+    assert list(store.staging_folder().iterdir()) == []
+
+
+def test_folders_are_found_by_an_object_that_they_hold(store: Store) -> None:
+    for key in (
+        "models/gender/2/card.json",
+        "models/gender/1/card.json",
+        "models/gender/3/claim.json",
+        "models/gender/a",
+    ):
+        store.put(key, b"x")
+    store.put("models/gender/4/deeper/card.json", b"x")
+    assert store.folders_with("models/gender", "card.json") == ["1", "2"]
+    assert store.folders_with("nothing", "card.json") == []

@@ -15,12 +15,12 @@ from tests.drawn import write_drawn_faces
 from tests.services import Installation
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
-FACES = 240
+FACES = 200
 FLIPPED = 0.05
 PARAMS = {
     "network": "small",
     "init": "scratch",
-    "epochs": "8",
+    "epochs": "6",
     "batch_size": "8",
     "averaging": "0",  # over so few steps
     "quantize": "false",

@@ -93,6 +93,8 @@ def paths(site: Site) -> list[str]:
         f"/runs/compare?run={RUN}&run=run-000000000002",
         "/models",
         "/models/1",
+        "/compare?first=1&second=2",
+        "/manage/model/1/delete",
         "/jobs",
         "/jobs/job-000000000001",
         "/predict",

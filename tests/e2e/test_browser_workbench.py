@@ -159,7 +159,7 @@ def test_the_threshold_stands_in_the_address_and_moves_every_link(site: Site, vi
     expect(visit.page.locator("#found header")).to_contain_text(f"{count} of 150")
     visit.page.go_back()
     visit.page.locator("#threshold[data-ready]").wait_for()
-    visit.page.get_by_role("button", name="Best accuracy").click()
+    visit.page.get_by_role("link", name="Best accuracy").click()
     expect(visit.page.locator("#threshold-words")).to_contain_text("Accuracy")
     visit.check()
 
@@ -176,6 +176,28 @@ def test_an_upload_whose_end_was_missed_shows_its_state(site: Site, visit: Visit
 
     expect(task.locator("[data-show=share]")).to_have_text("rejected")
     expect(task.locator("[data-show=stage]")).to_have_text("found 1 face, expected at least 50")
+    with site.broker.consume([site.broker.topology.datasets], 10) as consumer:
+        consumer.settle(consumer.receive(10, 1.0), [])
+
+
+def test_an_archive_that_is_only_looked_at_ends_as_ingested(site: Site, visit: Visit) -> None:
+    visit.go("/datasets")
+    visit.page.get_by_label("Look at the faces first, train later").check()
+    visit.page.locator("input[type=file]").set_input_files(archive())
+    task = visit.page.locator(".uploads .task")
+    expect(task.locator("[data-show=stage]")).to_have_text("Queued (0 ahead)")
+    run_id = str(task.get_attribute("data-run"))
+    assert not site.parts.client.runs.get(run_id).train
+    progress = {"stage": "ingesting", "done": 10, "total": 10, "rate": 50.0, "eta_s": 0}
+    site.broker.emit("run.progress", {"run_id": run_id, "progress": progress})
+    expect(task.locator("[data-show=share]")).to_have_text("100 %")
+
+    run = site.builder.runs.update(run_id, state=RunState.INGESTED)
+    site.broker.emit("run.ingested", run.reply())
+
+    expect(task.locator("[data-show=share]")).to_have_text("ingested")
+    visit.page.evaluate(REFRESH)
+    expect(task.locator("[data-show=share]")).to_have_text("ingested")
     with site.broker.consume([site.broker.topology.datasets], 10) as consumer:
         consumer.settle(consumer.receive(10, 1.0), [])
 

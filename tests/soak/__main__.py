@@ -18,7 +18,7 @@ from typing import Final
 
 from shared.clock import now_iso
 from tests.soak.check import Verdict, check
-from tests.soak.run import Plan, find_fake_time, soak
+from tests.soak.run import Plan, soak
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "reliability.md"
 _START, _END = "<!-- soak -->\n", "<!-- end -->\n"
@@ -32,14 +32,11 @@ def main() -> int:
     parser.add_argument("broker", nargs="?", choices=["sqlite", "rabbitmq", "both"], default="both")
     parser.add_argument("--write", action="store_true", help="put the result into docs/reliability.md")
     given = parser.parse_args()
-    fake_time = find_fake_time()
-    if fake_time is None:
-        _print("libfaketime is not installed: the clock is not stepped (Debian's package libfaketime, or LIBFAKETIME)")
     brokers = ["sqlite", "rabbitmq"] if given.broker == "both" else [given.broker]
     verdicts: dict[str, Verdict] = {}
     for broker in brokers:
         folder = Path(tempfile.mkdtemp(prefix=f"genderline-soak-{broker}-"))
-        plan = Plan(60 * given.minutes / len(brokers), given.seed, broker, fake_time=fake_time)
+        plan = Plan(60 * given.minutes / len(brokers), given.seed, broker)
         _print(f"{broker}: {plan.seconds / 60:g} minutes, seed {plan.seed}, in {folder}")
         verdicts[broker] = check(soak(plan, folder))
         for line in verdicts[broker].examples + verdicts[broker].grown:

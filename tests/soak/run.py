@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import os
 import random
 import subprocess
 import tempfile
@@ -21,6 +20,7 @@ from shared.faces.synthetic import draw_sample
 from tests.model_builder import ModelBuilder, brightness_model
 from tests.rabbitmq_node import RabbitNode, rabbitmq_server
 from tests.services import Installation, eventually
+from tests.soak.clock import SettableClock
 from tests.soak.ledger import STEEPNESS, Fault, JobEnd, Ledger, threshold_of
 from tests.soak.load import Clock, Sender, embedded_receiver, rabbitmq_receiver
 from tests.soak.services import Target
@@ -40,7 +40,6 @@ class Plan:
         trainer: whether datasets are trained, too.
         lease_s: after which a dead process's work returns.
         gaps_s: the shortest and the longest time between two faults.
-        fake_time: libfaketime, for steps of the clock; None makes none.
     """
 
     seconds: float
@@ -49,7 +48,6 @@ class Plan:
     trainer: bool = True
     lease_s: float = 4.0
     gaps_s: tuple[float, float] = (1.0, 6.0)
-    fake_time: Path | None = None
 
 
 def soak(plan: Plan, folder: Path) -> Ledger:
@@ -84,17 +82,9 @@ def soak(plan: Plan, folder: Path) -> Ledger:
 @contextlib.contextmanager
 def _installed(plan: Plan, folder: Path, node: RabbitNode | None) -> Iterator[Target]:
     (folder / "tmp").mkdir()
-    extra = {"TMPDIR": str(folder / "tmp"), "GENDERLINE_LEASE_S": f"{plan.lease_s:g}"}
-    clock = None
-    if plan.fake_time is not None:
-        clock = folder / "clock"
-        clock.write_text("+0\n")
-        extra |= {
-            "LD_PRELOAD": str(plan.fake_time),
-            "FAKETIME_TIMESTAMP_FILE": str(clock),
-            "FAKETIME_CACHE_DURATION": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        }
+    (folder / "clock").mkdir()
+    clock = SettableClock(folder / "clock")
+    extra = {"TMPDIR": str(folder / "tmp"), "GENDERLINE_LEASE_S": f"{plan.lease_s:g}", **clock.environment}
     url = node.url if node is not None else f"sqlite:///{folder / 'broker.db'}"
     # One that is killed with its worker is delivered again: no request may be given up for the faults' number.
     installation = Installation(folder, url, extra, delivery_limit=100)
@@ -213,10 +203,3 @@ def _note_ends(client: Client, ledger: Ledger) -> None:
     for run_id in ledger.datasets:
         if (run := client.runs.find(run_id)) is not None:
             ledger.runs[run_id] = (str(run.state), owners.count(run_id))
-
-
-def find_fake_time() -> Path | None:
-    """Returns libfaketime, where it is installed; `LIBFAKETIME` may name it."""
-    named = os.environ.get("LIBFAKETIME")
-    places = [Path(named)] if named else sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
-    return next((place for place in places if place.exists()), None)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.rabbitmq_node import RabbitNode
 from tests.services import Installation, Service, eventually
+from tests.soak.clock import SettableClock
 from tests.soak.ledger import Sample
 
 WORKERS = 1
@@ -26,13 +27,13 @@ class Target:
         installation: where everything is.
         node: the RabbitMQ node, where it is this soak's own.
         lease_s: of the installation: who is stopped for longer has lost its work.
-        fake_clock: a file that libfaketime reads the services' clock from; None where there is none.
+        clock: of the services.
     """
 
     installation: Installation
     node: RabbitNode | None
     lease_s: float
-    fake_clock: Path | None = None
+    clock: SettableClock
     with_trainer: bool = True
     services: dict[str, Service] = field(default_factory=dict)
 
@@ -48,6 +49,7 @@ class Target:
             "kill inference": lambda _: self._restart("inference"),
             "stop a worker past its lease": lambda _: self._stop_worker(),
             "store away": lambda rng: self._take_store_away(rng.uniform(0.5, 3)),
+            "step the clock": lambda rng: self.clock.step(rng.choice([-3600, 0, 3600])),
         }
         if self.with_trainer:
             found["kill the trainer"] = lambda _: self._restart("trainer")
@@ -56,8 +58,6 @@ class Target:
             found["cut every connection"] = lambda _: self._cut()
             found["kill the broker"] = lambda rng: self._restart_broker(rng, kill=True)
             found["restart the broker"] = lambda rng: self._restart_broker(rng, kill=False)
-        if self.fake_clock is not None:
-            found["step the clock"] = self._step_clock
         return found
 
     def heal(self) -> None:
@@ -118,10 +118,6 @@ class Target:
         self.node.kill() if kill else self.node.stop()
         time.sleep(rng.uniform(0, 2))
         self.node.start()
-
-    def _step_clock(self, rng: random.Random) -> None:
-        assert self.fake_clock is not None
-        self.fake_clock.write_text(f"{rng.choice(['-3600', '+3600', '+0'])}\n")
 
 
 def family(pid: int) -> list[int]:

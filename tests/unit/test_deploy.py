@@ -178,7 +178,7 @@ def test_commands_that_alerts_advise_exist() -> None:
 
 
 LOCKS = {
-    "requirements.lock": ("trainer", "inference", "dashboard", "s3", "heic"),
+    "requirements.lock": ("trainer", "inference", "dashboard", "s3", "heic", "openvino"),
     "requirements-gpu.lock": ("inference-gpu", "s3", "heic"),
 }
 

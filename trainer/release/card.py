@@ -56,6 +56,7 @@ def build_card(
     device: str,
     warnings: list[str],
     gate: GateResult,
+    software: str,
 ) -> ModelCard:
     """Builds the card of a run's model.
 
@@ -76,6 +77,7 @@ def build_card(
         device: what it was trained on, in words.
         warnings: what the user should know about the data.
         gate: from `promotion_gate.compare`.
+        software: from `describe_version`.
     """
     best = trained.history[trained.best_epoch - 1]
     return ModelCard(
@@ -100,7 +102,11 @@ def build_card(
         epochs=len(trained.history),
         seconds=trained.seconds,
         device=device,
-        libraries={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        libraries={
+            "genderline": software,
+            "python": platform.python_version(),
+            **{name: version(name) for name in LIBRARIES},
+        },
     )
 
 

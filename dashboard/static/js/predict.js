@@ -49,7 +49,7 @@ function addThumbnail(item, name, given) {
   Object.assign(image, { src: given, alt: name, width: 64, height: 64 });
   words.className = "small";
   words.textContent = "…";
-  image.addEventListener("error", () => image.removeAttribute("src"));
+  image.addEventListener("error", () => image.remove());
   button.append(image, words);
   button.addEventListener("click", () => choose(item));
   place.append(button);

@@ -30,7 +30,9 @@ let columns = 1;
 let cursor = 0;
 let anchor = 0;
 let selected = new Set(); // indices of faces, which outlive their positions
-const made = []; // numbers of the edits made here, for undo
+// Numbers of the edits made in this tab, which alone can be undone by a key: another's are undone on the face's page.
+const MADE = `edits of ${bench?.dataset.sha256}`;
+const made = JSON.parse(sessionStorage.getItem(MADE) ?? "[]");
 
 function rowHeight() {
   return cellWidth() + CAPTION + GAP;
@@ -376,6 +378,7 @@ function edit(change) {
   inOrder(async () => {
     const done = await send({ change, faces });
     made.push(done.edit.number);
+    sessionStorage.setItem(MADE, JSON.stringify(made));
     renewCounts();
   });
   // Who corrects one face after the other goes on to the next.
@@ -390,7 +393,12 @@ function undo() {
   if (document.body.classList.contains("read-only")) return;
   inOrder(async () => {
     const number = made.pop();
-    const { edit: undone } = await send(number ? { change: "undo", number } : { change: "undo" });
+    if (!number) {
+      say("Nothing to undo: no edit was made here.");
+      return;
+    }
+    sessionStorage.setItem(MADE, JSON.stringify(made));
+    const { edit: undone } = await send({ change: "undo", number });
     say(`Edit ${undone.number} undone.`);
     for (const face of loadedFaces(undone.faces).slice(0, CHUNK)) {
       const now = await get(`${bench.dataset.faces}/${face.index}${query ? `?${query}` : ""}`);

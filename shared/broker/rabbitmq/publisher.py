@@ -7,8 +7,10 @@ that is alone when it happens again is the culprit and fails; the others pass.
 
 from __future__ import annotations
 
+import functools
 import logging
 import struct
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +37,11 @@ _WINDOW_BYTES: Final = 16 * 2**20
 _NEARLY_FULL: Final = 0.9
 """Of its limit: quorum queues refuse a little before, and their count comes a little late."""
 _ANSWER_TIMEOUT_S: Final = 3.0
+_ELECTION_S: Final = 8.0
+"""In which a replica becomes the leader of a queue whose leader has died. What is refused meanwhile is sent again."""
+_AGAIN_S: Final = 0.5
+_TROUBLE_S: Final = 60.0
+"""How long a refusal counts as what is so now: where nobody publishes, nothing would tell that it is over."""
 
 
 class Batch:
@@ -85,7 +92,12 @@ class Batch:
 
 @dataclass(slots=True, eq=False)
 class Publication:
-    """One message on its way; `suspect` where it was under way when the broker closed on us."""
+    """One message on its way.
+
+    Attributes:
+        suspect: it was under way when the broker closed on us.
+        refused_at: when the broker refused it first, on the monotonic clock; 0 where it did not.
+    """
 
     batch: Batch
     queue: str
@@ -95,6 +107,7 @@ class Publication:
     droppable: bool
     exchange: str
     suspect: bool = False
+    refused_at: float = 0.0
 
 
 class Publisher:
@@ -104,8 +117,6 @@ class Publisher:
         connection: the connection.
         limit_of: a work queue's limit in messages, None of any other.
 
-    Attributes:
-        trouble: set while a work queue takes no messages for lack of a majority.
     """
 
     def __init__(self, connection: Connection, limit_of: Callable[[str], int | None]) -> None:
@@ -118,7 +129,17 @@ class Publisher:
         self._under_way: OrderedDict[int, Publication] = OrderedDict()
         self._under_way_bytes = 0
         self._closed = False
-        self.trouble: Trouble | None = None
+        self._refused: dict[str, list[Publication]] = {}
+        self._again: list[Publication] = []
+        self._renews = False
+        self._newest: Channel | None = None
+        self._trouble: Trouble | None = None
+        self._trouble_at = 0.0
+
+    @property
+    def trouble(self) -> Trouble | None:
+        """Set while a work queue takes no messages for lack of a majority; for any thread."""
+        return self._trouble if time.monotonic() - self._trouble_at < _TROUBLE_S else None
 
     def submit(self, batch: Batch) -> None:
         """Publishes after all that was submitted before; an empty batch ends at once."""
@@ -148,6 +169,10 @@ class Publisher:
         self._return_to_waiting(
             error if isinstance(error, ConnectionClosedByBroker) and error.reply_code >= 500 else None
         )
+        for refused in (*self._refused.values(), self._again):
+            self._waiting.extendleft(reversed(refused))
+        self._refused.clear()
+        self._again.clear()
         kept = deque[Publication]()
         for publication in self._waiting:
             batch = publication.batch
@@ -160,18 +185,25 @@ class Publisher:
         self._waiting = kept
 
     def _on_channel(self, channel: Channel) -> None:
+        self._newest = channel
+
         def ready(_: object) -> None:
+            if channel is not self._newest:
+                return
             self._channel = channel
             self._last_tag = 0
             self._pump()
 
         channel.add_on_close_callback(self._on_channel_closed)
         channel.add_on_return_callback(self._on_return)
-        channel.confirm_delivery(self._on_confirm, callback=ready)
+        channel.confirm_delivery(functools.partial(self._on_confirm, channel), callback=ready)
 
     def _on_channel_closed(self, channel: Channel, error: Exception) -> None:
         if not isinstance(error, ChannelClosedByBroker) or not channel.connection.is_open:
             return  # the whole connection goes, or we closed it: `on_disconnected` follows
+        is_newest = channel is self._newest
+        if not is_newest:
+            return  # another has taken its place
         self._channel = None
         if self._under_way:
             self._return_to_waiting(error)
@@ -232,7 +264,9 @@ class Publisher:
             self._under_way[self._last_tag] = publication
             self._under_way_bytes += len(publication.body)
 
-    def _on_confirm(self, frame: Any) -> None:
+    def _on_confirm(self, channel: Channel, frame: Any) -> None:
+        if channel is not self._channel:
+            return  # closed meanwhile: what it carried is published again
         method: Basic.Ack | Basic.Nack = frame.method
         refused = isinstance(method, Basic.Nack)
         tag = int(method.delivery_tag or 0)
@@ -246,19 +280,22 @@ class Publisher:
     def _confirmed(self, publication: Publication, refused: bool) -> None:
         self._under_way_bytes -= len(publication.body)
         if not refused:
-            if self.trouble is not None and self._limit_of(publication.queue) is not None:
-                self.trouble = None
+            if self._trouble is not None and self._limit_of(publication.queue) is not None:
+                self._trouble = None
             self._done(publication.batch)
             return
         self._find_out_why(publication)
 
     def _find_out_why(self, publication: Publication) -> None:
-        """Ends a refused publication: a queue refuses when it is full, and when most of its replicas are away."""
+        """Asks why a publication was refused: a queue refuses when it is full, and while it has no leader."""
         queue, transport = publication.queue, self._connection.transport
-        limit = self._limit_of(queue)
-        if limit is None or transport is None:
+        if publication.droppable or transport is None:
             self._give_up(publication, BrokerError(f"RabbitMQ could not store a message for {queue!r}"))
             return
+        if queue in self._refused:  # which is being asked
+            self._refused[queue].append(publication)
+            return
+        self._refused[queue] = [publication]
         asked: list[Channel] = []
         answered = False
 
@@ -267,12 +304,8 @@ class Publisher:
             if answered:
                 return
             answered = True
-            if ready is not None and ready >= limit * _NEARLY_FULL:
-                error: BrokerError = BrokerFull(f"queue {queue} is full; its limit is {limit} messages")
-            else:
-                error = BrokerError(f"queue {queue} takes no messages: most of its replicas are away (no majority)")
-                self.trouble = Trouble("no_majority", str(error))
-            self._give_up(publication, error)
+            for refused in self._refused.pop(queue, []):
+                self._judge(refused, ready)
             if asked and asked[0].is_open:
                 asked[0].close()
 
@@ -285,6 +318,50 @@ class Publisher:
 
         transport.channel(on_open_callback=ask)
         self._connection.call_later(_ANSWER_TIMEOUT_S, lambda: answer(None))
+
+    def _judge(self, publication: Publication, ready: int | None) -> None:
+        """Decides what becomes of a refused publication whose queue has `ready` messages, as far as that is known."""
+        queue, now = publication.queue, time.monotonic()
+        limit = self._limit_of(queue)
+        publication.refused_at = publication.refused_at or now
+        if limit is not None and ready is not None and ready >= limit * _NEARLY_FULL:
+            self._give_up(publication, BrokerFull(f"queue {queue} is full; its limit is {limit} messages"))
+        elif self.trouble is None and now - publication.refused_at < _ELECTION_S:
+            self._again.append(publication)
+            self._renew_later()
+        elif limit is None:
+            self._give_up(publication, BrokerError(f"RabbitMQ could not store a message for {queue!r}"))
+        else:
+            error = BrokerError(f"queue {queue} takes no messages: most of its replicas are away (no majority)")
+            if self.trouble is None:
+                log.warning("%s", error)
+            self._trouble, self._trouble_at = Trouble("no_majority", str(error)), now
+            self._give_up(publication, error)
+            self._renew_later()
+
+    def _renew_later(self) -> None:
+        if not self._renews:
+            self._renews = True
+            self._connection.call_later(_AGAIN_S, self._renew)
+
+    def _renew(self) -> None:
+        """Opens a new channel, and publishes there what was refused.
+
+        RabbitMQ's end of a channel keeps to the leader that it found when it first published to a queue. Where that was
+        just dying, it refuses everything for as long as the channel lives.
+        """
+        self._renews = False
+        refused, self._again = self._again, []
+        old, transport = self._channel, self._connection.transport
+        if old is None or transport is None or not transport.is_open:
+            self._waiting.extendleft(reversed(refused))
+            return  # a new channel is under way
+        self._channel = None
+        self._return_to_waiting(None)
+        self._waiting.extendleft(reversed(refused))
+        if old.is_open:
+            old.close()
+        transport.channel(on_open_callback=self._on_channel)
 
     def _done(self, batch: Batch) -> None:
         batch.unconfirmed -= 1

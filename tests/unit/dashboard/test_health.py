@@ -45,6 +45,13 @@ def test_a_store_that_fails_is_not_ready(tmp_path: Path, monkeypatch: pytest.Mon
     assert answer.status_code == 503
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
+@pytest.mark.parametrize("prefix", ["", "/faces"])
+def test_health_and_metrics_answer_with_the_path_prefix_and_without(tmp_path: Path, path: str, prefix: str) -> None:
+    with open_site(tmp_path, url_prefix="/faces") as site:
+        assert site.web.get(prefix + path).status_code == 200
+
+
 def test_health_needs_neither(tmp_path: Path) -> None:
     with open_site(tmp_path) as site:
         site.broker.close()

@@ -593,7 +593,7 @@ def test_a_body_that_is_no_json_is_refused_with_what_is_wrong_with_it(site: Site
 @pytest.mark.parametrize(
     ("method", "path", "said"),
     [
-        ("GET", "/runs?limt=3", "found 'limt' in the query; expected limit or offset there"),
+        ("GET", "/runs?limt=3", "found 'limt' in the query; expected limit or offset or tag there"),
         ("GET", "/runs/run-a?verbose=1&x=2", "found 'verbose', 'x' in the query; expected nothing there"),
         (
             "POST",

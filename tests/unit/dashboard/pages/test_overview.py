@@ -97,6 +97,13 @@ def test_the_overview_says_so_when_the_broker_is_away(filled: Site) -> None:
     assert "The broker does not answer" in answer.text
 
 
+def test_the_overview_says_what_is_wrong_with_the_broker_as_a_service_found_it(filled: Site) -> None:
+    beat = {"service": "dashboard", "worker": "here:1", "broker_trouble": "queue x takes no messages (no majority)"}
+    filled.parts.workers.on_event(Event("worker.heartbeat", beat))
+
+    assert "queue x takes no messages (no majority)." in filled.web.get("/").text
+
+
 def test_the_sample_button_starts_a_sample(site: Site) -> None:
     web = site.web
     answer = web.post("/samples", data={"csrf": csrf_of(web), "images": "40"})

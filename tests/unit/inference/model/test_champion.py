@@ -35,6 +35,19 @@ def test_there_is_no_champion_before_one_is_promoted(loops: Loops) -> None:
     assert not loops.models.wait_for_champion(0.0)
 
 
+def test_a_version_is_never_another_model_than_it_was_when_it_was_loaded_first(loops: Loops) -> None:
+    for probability in (0.9, 0.2):
+        loops.builder.register(constant_model(probability))
+    loops.models.refresh()
+    assert loops.models.load(1).predict(np.zeros((1, 128, 128), np.uint8)).tolist() == pytest.approx([0.9])
+    for name in loops.store.children("models/gender/2"):  # whole, and of the same number: another store's, say
+        loops.store.put(f"models/gender/1/{name}", loops.store.get(f"models/gender/2/{name}"))
+    card = loops.store.get_json("models/gender/1/card.json")
+    loops.store.put_json("models/gender/1/card.json", {**card, "version": 1})
+    with pytest.raises(InvalidModel, match=r"version 1: its card says the SHA-256 .* A version never changes"):
+        loops.models.get(1)
+
+
 def test_a_good_new_champion_takes_over_and_is_counted(loops: Loops) -> None:
     loops.builder.register(constant_model(0.9))
     loops.models.refresh()

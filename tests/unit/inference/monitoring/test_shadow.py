@@ -122,8 +122,8 @@ def test_a_challenger_that_cannot_be_loaded_leaves_the_champion_alone_and_is_tri
     good = constant_model(0.9)
     loops.builder.register(brightness_model())
     second = loops.builder.register(good, promote=False)
-    loops.builder.damage(second, good[:100])
     loops.builder.registry.challenge(second, "a test")
+    loops.builder.damage(second, good[:100])
     loops.models.refresh()
     model = loops.models.champion
     assert model is not None

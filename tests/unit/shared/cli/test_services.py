@@ -19,9 +19,18 @@ def test_status_tells_who_is_up_what_waits_and_what_serves(client: Client, build
     client.promote(1, "the first")
     builder.run("run-000000000002", name="second")
     client.broker.publish(client.broker.topology.jobs, Message(b"{}", "application/json"))
-    with beating(client, "inference", version=1, provider="cpu", device="cpu", images_per_second=512.5):
-        shown = run("status").stdout
+    told = {
+        "version": 1,
+        "provider": "cpu",
+        "device": "cpu",
+        "images_per_second": 512.5,
+        "broker_trouble": "no majority",
+    }
+    with beating(client, "inference", **told):
+        status = run("status")
         found = document("status")
+    shown = status.stdout
+    assert "no majority" in status.stderr
     assert re.search(r"^inference +\S+:\d+ +1 +cpu +512\.5", shown, flags=re.MULTILINE)
     assert re.search(r"^jobs +1 ", shown, flags=re.MULTILINE)
     assert "champion: version 1" in shown

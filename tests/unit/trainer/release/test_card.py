@@ -83,6 +83,7 @@ def parts(tmp_path: Path) -> dict[str, Any]:
         "device": "2 CPU threads",
         "warnings": [],
         "gate": GATE,
+        "software": "0.1.0, commit 0123456789ab",
     }
 
 
@@ -97,6 +98,7 @@ def test_a_card_holds_what_the_run_found_out(parts: dict[str, Any]) -> None:
     assert card.file.sha256 == hashlib.sha256(b"float").hexdigest()
     assert card.variants == {"int8": INT8, "float16": FLOAT16}
     assert {"python", "torch", "onnxruntime", "numpy"} <= card.libraries.keys()
+    assert card.libraries["genderline"] == "0.1.0, commit 0123456789ab"
 
 
 def test_a_card_survives_json(parts: dict[str, Any]) -> None:

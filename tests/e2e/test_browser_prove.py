@@ -1,0 +1,169 @@
+"""What people do with a finished model, in a real browser: name it, compare it, try it on their own images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, FilePayload, expect
+
+from shared.records.runs import RunState
+from tests.browser import PHONE, Visit, chromium
+from tests.dashboard_app import Site, open_site
+from tests.e2e.test_browser_pages import served
+from tests.unit.dashboard.pages.helpers import jpeg
+
+pytestmark = pytest.mark.browser
+COUNT_CLICKS = """addEventListener("click", (event) => {
+  if (event.isTrusted) sessionStorage.clicks = Number(sessionStorage.clicks ?? 0) + 1;
+}, true);"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with open_site(tmp_path_factory.mktemp("site"), started=True) as site:
+        sha256 = site.builder.dataset(150)
+        for i in range(2):
+            site.builder.model(sha256, f"run-{i + 1:012d}", accuracy=0.8 + 0.15 * i)
+        site.parts.client.promote(1, "first")
+        yield site
+
+
+@pytest.fixture(scope="module")
+def base(site: Site) -> Iterator[str]:
+    with served(site) as address:
+        yield address
+
+
+@pytest.fixture
+def visit(base: str, browser: Browser) -> Iterator[Visit]:
+    visit = Visit(browser, base)
+    yield visit
+    visit.close()
+
+
+def test_several_images_are_chosen_from_a_strip(site: Site, visit: Visit) -> None:
+    files = [FilePayload(name=f"{age}_1_0.jpg", mimeType="image/jpeg", buffer=jpeg(140 + age)) for age in (20, 30, 40)]
+    with site.worker():
+        visit.go("/predict?search=none")
+        visit.page.locator("#own").set_input_files(files)
+        strip = visit.page.locator("#strip button")
+        expect(strip).to_have_count(4)
+        for i in range(4):
+            expect(strip.nth(i)).to_contain_text("male")
+        expect(visit.page.locator("#results section:visible h2")).to_have_text("40_1_0.jpg")
+        strip.nth(2).focus()
+        visit.page.keyboard.press("Enter")
+        expect(visit.page.locator("#results section:visible h2")).to_have_text("20_1_0.jpg")
+        expect(strip.nth(2)).to_have_attribute("aria-current", "true")
+        visit.page.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
+        visit.check()
+
+
+def test_a_picture_of_the_camera_is_predicted(site: Site, visit: Visit) -> None:
+    visit.context.grant_permissions(["camera"])
+    with site.worker():
+        visit.go("/predict?search=none")
+        visit.page.get_by_role("button", name="Use the camera").click()
+        video = visit.page.locator("#camera video")
+        expect(video).to_be_visible()
+        visit.page.wait_for_function("document.querySelector('#camera video').videoWidth > 0")
+        visit.page.get_by_role("button", name="Take a picture").click()
+        card = visit.page.locator("#results section", has_text="camera 1")
+        expect(card.locator("[data-p]")).not_to_be_empty()
+        visit.page.get_by_role("button", name="Close the camera").click()
+        expect(video).to_be_hidden()
+        visit.check()
+
+
+def test_without_leave_for_the_camera_the_page_says_so(visit: Visit) -> None:
+    visit.context.clear_permissions()
+    visit.page.add_init_script(
+        "navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('no', 'NotAllowedError'))"
+    )
+    visit.go("/predict")
+    visit.page.get_by_role("button", name="Use the camera").click()
+    expect(visit.page.locator("#camera-words")).to_contain_text("does not allow the camera")
+
+
+def test_a_comparison_leads_to_faces_and_ends_in_a_promotion(site: Site, visit: Visit) -> None:
+    visit.page.on("dialog", lambda dialog: dialog.accept())
+    visit.go("/models/2")
+    visit.page.get_by_role("link", name="Compare with the champion").click()
+    expect(visit.page.locator("#verdict")).to_contain_text("McNemar")
+    cell = visit.page.locator("#agreement a", has_text="turned right")
+    count = cell.locator("strong").inner_text()
+    cell.click()
+    expect(visit.page.locator("#found header")).to_contain_text(f"{count} of 150")
+    visit.page.go_back()
+    visit.page.get_by_role("button", name="Promote model 2").click()
+    expect(visit.page.get_by_text("Model 2 is the champion now")).to_be_visible()
+    assert site.parts.client.registry.aliases().champion == 2
+    site.parts.client.promote(1, "as before")
+
+
+def test_the_threshold_moves_every_figure_of_a_models_page(visit: Visit) -> None:
+    visit.go("/models/2")
+    visit.page.locator("#threshold[data-ready]").wait_for()
+    visit.page.locator("#threshold").fill("0.9")
+    expect(visit.page.locator("#groups")).to_contain_text("at a threshold of 0.900")
+    right = [int(visit.page.locator(f"[data-cell={g}-{g}] strong").inner_text()) for g in ("male", "female")]
+    cells = visit.page.locator("[data-cell] strong").all_inner_texts()
+    share = 100 * sum(right) / sum(map(int, cells))
+    expect(visit.page.locator("#figures dd").first).to_contain_text(f"{share:.1f}")
+    visit.page.get_by_role("link", name="0.500").click()
+    expect(visit.page.locator("#groups")).not_to_contain_text("at a threshold")
+    visit.check()
+
+
+def test_from_a_dataset_to_a_prediction_beside_its_label_takes_as_few_clicks_as_docs_say(
+    site: Site, base: str, browser: Browser
+) -> None:
+    visit = Visit(browser, base)
+    visit.page.add_init_script(COUNT_CLICKS)
+    (sha256,) = site.store.children("datasets")
+    visit.go(f"/datasets/{sha256}")  # distribution and faces are seen without a click
+    visit.page.get_by_role("link", name="Train", exact=True).click()
+    visit.page.get_by_role("button", name="Train", exact=True).click()
+    visit.page.wait_for_url("**/runs/run-*")  # the curves appear here, and the evaluation, without a click
+    site.builder.runs.update(visit.page.url.rpartition("/")[2], state=RunState.CANCELLED)
+    with site.worker():
+        visit.page.get_by_role("link", name="Predict", exact=True).click()
+        expect(visit.page.locator("[data-true]").first).to_contain_text("male")
+        expect(visit.page.locator("#results .verdict").first).to_be_visible()
+    assert visit.page.evaluate("sessionStorage.clicks") == "3"
+    visit.close()
+
+
+def test_a_bar_and_a_dot_lead_to_their_faces(site: Site, visit: Visit) -> None:
+    (sha256,) = site.store.children("datasets")
+    visit.go(f"/datasets/{sha256}")
+    chart = visit.page.locator("[data-chart=genders]")
+    chart.scroll_into_view_if_needed()
+    box = chart.bounding_box()
+    assert box is not None
+    visit.page.mouse.click(box["x"] + 0.35 * box["width"], box["y"] + 0.75 * box["height"])
+    visit.page.wait_for_url("**gender=male**")
+    males = int((site.parts.store_cache.dataset(sha256).gender == 0).sum())
+    expect(visit.page.locator("#found header")).to_contain_text(f"{males} of 150")
+
+    visit.go("/runs/run-000000000001")
+    chart = visit.page.locator("[data-chart=reliability]")
+    chart.scroll_into_view_if_needed()
+    # Dots are drawn at 0.05, 0.15, … 0.95 of the unit square; the last one lies near its upper right corner.
+    frame = chart.evaluate("""(place) => {
+      const plot = [...Bokeh.index].find((v) => place.contains(v.el));
+      const { left, top } = plot.el.getBoundingClientRect();
+      const [x, y] = [plot.frame.x_scale.compute(0.95), plot.frame.y_scale.compute(0.95 ** 1.15)];
+      return [left + x, top + y];
+    }""")
+    visit.page.mouse.click(*frame)
+    visit.page.wait_for_url("**predicted=female**")
+    assert "version=1" in visit.page.url
+    visit.check()
