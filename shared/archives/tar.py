@@ -182,6 +182,8 @@ def holds_tar(source: BinaryIO) -> bool:
 def _checksum_fits(header: bytes) -> bool:
     """Tells whether a header is one: the sum of its bytes stands in it, with blanks in the sum's own place."""
     claimed = _number(header[_CHECKSUM])
+    if claimed <= 0:  # no number: of a zip's bytes, too, one in some thousands has the sum that stands for that
+        return False
     blank = header[:148] + b" " * 8 + header[156:]
     if claimed == sum(blank):
         return True

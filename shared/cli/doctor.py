@@ -204,9 +204,7 @@ def _permitted(check: str, work: Callable[[], Iterator[Finding]]) -> Iterator[Fi
     try:
         yield from work()
     except AccessRefused as error:
-        advice = (
-            "right for a client, which sends requests and reads their replies; services and this command line need it"
-        )
+        advice = "right for a trainer, for inference and for clients; the dashboard and this command line need it"
         yield Finding(check, "warning", str(error), advice)
 
 
