@@ -146,3 +146,10 @@ def test_a_model_whose_dataset_is_not_here_is_compared_on_the_others(filled: Sit
     assert f"Predict all faces with model {version}" in page
     assert f'<option value="{sha256}" selected>' in page
     assert filled.web.get(f"/models/{version}").status_code == 200
+
+
+def test_runs_side_by_side_lead_to_the_comparison_of_their_models(filled: Site) -> None:
+    page = filled.web.get(f"/runs/compare?run=run-000000000002&run={RUN}").text
+
+    assert 'href="/compare?first=1&amp;second=2"' in page
+    assert "on the same faces" not in filled.web.get(f"/runs/compare?run={RUN}&run=run-000000000003").text
