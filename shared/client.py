@@ -35,6 +35,7 @@ from shared.records.edits import Edits
 from shared.records.groups import wilson_rate
 from shared.records.jobs import Job, JobProgress, Jobs
 from shared.records.labels import ARCHIVE_LABELS, LabelledFaces, read_labelled_faces
+from shared.records.measures import Measures, measure
 from shared.records.predictions import THRESHOLD, predict_female, read_predictions, write_predictions
 from shared.records.record import Record
 from shared.records.registry import Registry
@@ -480,7 +481,7 @@ class Client:
         Args:
             first: version of the model before.
             second: version of the model after.
-            dataset: whose faces; by default those of the dataset that the second was trained on.
+            dataset: whose faces; by default those of `common_dataset`.
             split: a part of it, or `ALL_FACES`.
             threshold: predicted female from here on, by both.
             labels: the hash of the edits that make the labels, or `ARCHIVE_LABELS`; empty for those in force now.
@@ -493,7 +494,7 @@ class Client:
             Conflict: the dataset has no such faces.
         """
         cards = [self.registry.card(version) for version in (first, second)]
-        sha256 = dataset or cards[1].dataset.sha256
+        sha256 = dataset or self.common_dataset(first, second)
         faces = read_labelled_faces(self.store, sha256, labels)
         probabilities = []
         for card in cards:
@@ -505,6 +506,47 @@ class Client:
         if found is None:
             raise Conflict(f"dataset {sha256[:12]} has no {split} faces to compare on")
         return found, faces
+
+    def common_dataset(self, first: int, second: int) -> str:
+        """Returns the dataset to compare two models on: the second's own, or the first's where that is not here."""
+        own = [self.registry.card(version).dataset.sha256 for version in (second, first)]
+        return next((sha256 for sha256 in own if self.find_summary(sha256)), own[0])
+
+    def measure(
+        self,
+        version: int,
+        *,
+        dataset: str | None = None,
+        split: str = "test",
+        threshold: float = THRESHOLD,
+        labels: str | None = None,
+    ) -> Measures:
+        """Returns how well a model predicts the faces of a dataset at a decision threshold.
+
+        Args:
+            version: the model.
+            dataset: whose faces; by default those of the dataset that it was trained on.
+            split: a part of it, or `ALL_FACES`.
+            threshold: predicted female from here on.
+            labels: as `compare` takes them; by default those that the model was trained with, on its own dataset.
+
+        Raises:
+            NotFound: there is no such model or dataset, or the model has not predicted it.
+            Conflict: the dataset has no such faces.
+        """
+        card = self.registry.card(version)
+        sha256 = dataset or card.dataset.sha256
+        if labels is None:
+            labels = (card.dataset.edits or ARCHIVE_LABELS) if sha256 == card.dataset.sha256 else ""
+        faces = read_labelled_faces(self.store, sha256, labels)
+        try:
+            probabilities = read_predictions(self.store, sha256, card)
+        except NotFound:
+            raise NotFound(f"model {version} has not predicted dataset {sha256[:12]}") from None
+        found = measure(faces.labels, probabilities, faces.members(split), threshold)
+        if found is None:
+            raise Conflict(f"dataset {sha256[:12]} has no {split} faces")
+        return found
 
     def accuracy_matrix(self) -> list[MatrixCell]:
         """Returns the accuracy of every model on the test faces of every dataset, by their labels now."""

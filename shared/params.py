@@ -51,7 +51,9 @@ class TrainingParams(BaseModel):
     )
     batch_size: Annotated[int, Field(ge=2, le=4096)] | Auto = Field("auto", description="Faces in one training step")
     learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = Field(
-        "auto", description="AdamW's largest step size; `auto`: 0.004 from scratch, 0.0005 from the starter"
+        "auto",
+        description="AdamW's largest step size; `auto`: 0.004 from scratch; from the starter 0.00005 to 0.0005, by the "
+        "number of faces",
     )
     schedule: Literal["cosine", "constant"] = Field(
         "cosine", description="How the step size goes: warm-up and cosine, or constant"

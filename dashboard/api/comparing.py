@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from dashboard.api.uploads import parse_number
 from dashboard.context import dashboard
-from dashboard.measures import Measures, measure
 from dashboard.store_cache import EXCLUDED, Dataset
 from shared.errors import Conflict, InvalidMessage, short_repr
 from shared.records.comparison import Comparison, MatrixCell, compare
 from shared.records.dataset import SPLITS
 from shared.records.groups import Labels
 from shared.records.labels import ALL_FACES
+from shared.records.measures import Measures, measure
 from shared.records.predictions import THRESHOLD
 from shared.records.record import StoredModel
 
@@ -99,7 +99,7 @@ class Matrix(StoredModel):
 def requested_comparison() -> CompareRequest | None:
     """Returns what the request's query asks to compare; None where it does not name two models.
 
-    Without a dataset it is the one that the second model was trained on.
+    Without a dataset it is the one that the second model was trained on, or the first where that is not in the store.
 
     Raises:
         InvalidMessage: a value makes no sense.
@@ -110,9 +110,8 @@ def requested_comparison() -> CompareRequest | None:
         return None
     first, second = int(numbers[0]), int(numbers[1])
     cache = dashboard().store_cache
-    cache.card(first)
-    card = cache.card(second)
-    dataset = request.args.get("dataset") or card.dataset.sha256
+    own = [cache.card(version).dataset.sha256 for version in (second, first)]
+    dataset = request.args.get("dataset") or next((sha256 for sha256 in own if cache.summary(sha256)), own[0])
     split, threshold = _requested_split(), _requested_threshold()
     return CompareRequest(first, second, dataset, split, threshold, _requested_labels())
 
@@ -154,7 +153,8 @@ def measure_requested(version: int) -> Measures:
             f"start that with POST /api/v1/datasets/{dataset}/predictions?version={version}"
         )
     data, split = cache.edited(dataset, _requested_labels()), _requested_split()
-    measures = measure(data, probabilities, _members(data, split), _requested_threshold())
+    labels = Labels(data.gender, data.ethnicity, data.age)
+    measures = measure(labels, probabilities, _members(data, split), _requested_threshold())
     if measures is None:
         raise Conflict(f"dataset {dataset[:12]} has no {split} faces")
     return measures

@@ -14,7 +14,6 @@ from dashboard.api import views
 from dashboard.api.comparing import Matrix
 from dashboard.face_grid import AGREEMENTS, CONFIDENCE_BANDS, DUPLICATES, RESULTS, SORTS
 from dashboard.incoming import Upload
-from dashboard.measures import Measures
 from dashboard.store_cache import EDITED
 from dashboard.tasks.samples import SampleState
 from dashboard.tasks.scoring import ScoringState
@@ -25,6 +24,7 @@ from shared.params import TrainingParams
 from shared.records.dataset import AGE_BANDS, SPLITS
 from shared.records.edits import CHANGES
 from shared.records.labels import ALL_FACES
+from shared.records.measures import Measures
 from shared.records.model_card import ServedPrecision
 
 _REF: Final = "#/components/schemas/{model}"

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from dashboard.context import dashboard
 from dashboard.face_grid import FaceFilter, face_view, select_faces
-from dashboard.measures import measure, measured_before
 from dashboard.store_cache import Dataset
 from shared.errors import NotFound
 from shared.records.dataset import SPLITS
 from shared.records.evaluation import MIN_GROUP, Evaluation
+from shared.records.groups import Labels
 from shared.records.labels import ARCHIVE_LABELS
+from shared.records.measures import measure, measured_before
 from shared.records.model_card import ModelCard
 from shared.records.predictions import THRESHOLD
 
@@ -36,7 +37,8 @@ def answer_view(evaluation: Evaluation, sha256: str | None, card: ModelCard | No
     measures, suspects, version = measured_before(evaluation), [], None
     if scored is not None and card is not None:
         data, probabilities = scored
-        measures = measure(data, probabilities, data.split == SPLITS.index("test"), threshold) or measures
+        labelled = Labels(data.gender, data.ethnicity, data.age)
+        measures = measure(labelled, probabilities, data.split == SPLITS.index("test"), threshold) or measures
         held_out = dashboard().store_cache.held_out_predictions(data.sha256, card.version)
         suspects = _suspects(data, probabilities, held_out)
         version = card.version

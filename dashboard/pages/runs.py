@@ -10,7 +10,6 @@ from werkzeug.wrappers import Response as WsgiResponse
 
 from dashboard.context import dashboard
 from dashboard.face_grid import read_threshold
-from dashboard.measures import female_counts
 from dashboard.pages.answer import answer_view, find_scored
 from dashboard.pages.filters import parameters, progress_view
 from dashboard.pages.manage import annotation_view, tag_filter
@@ -18,6 +17,7 @@ from dashboard.pages.train_fields import label_choices, parameter_fields
 from shared.errors import NotFound
 from shared.faces.labels import GENDERS
 from shared.records.dataset import SPLITS
+from shared.records.measures import female_counts
 from shared.records.runs import Run, RunState
 
 _PAGE: Final = 50

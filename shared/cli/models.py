@@ -43,16 +43,23 @@ def models(ctx: click.Context, changes: Changes) -> None:
 
 @models.command("show", hidden=True)
 @click.argument("version", type=click.IntRange(min=1))
+@click.option("--threshold", type=click.FloatRange(0, 1), help="Show how well it predicts at this decision threshold.")
+@click.option("--dataset", metavar="SHA256", help="On the test faces of this dataset; by default of its own.")
 @annotation_options
 @json_option
 @click.pass_context
-def models_show(ctx: click.Context, version: int, changes: Changes) -> None:
-    """Show a version's card, or rename it."""
-    from shared.cli.show import show_model  # noqa: PLC0415
+def models_show(
+    ctx: click.Context, version: int, threshold: float | None, dataset: str | None, changes: Changes
+) -> None:
+    """Show a version's card or figures, or rename it."""
+    from shared.cli.show import show_measures, show_model  # noqa: PLC0415
 
     with connected() as client:
         if changes:
             annotate(ctx, client, "model", str(version), changes)
+        elif threshold is not None or dataset:
+            at = 0.5 if threshold is None else threshold
+            show_measures(output_of(ctx), client.measure(version, dataset=dataset, threshold=at))
         else:
             show_model(output_of(ctx), client, version)
 

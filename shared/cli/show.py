@@ -11,8 +11,9 @@ from shared.cli.output import Output, moment, percent
 from shared.client import Client
 from shared.errors import NotFound
 from shared.records.annotations import Annotation, has_tag, select_tagged, with_name
-from shared.records.evaluation import Evaluation
+from shared.records.evaluation import Evaluation, Rate
 from shared.records.jobs import Job
+from shared.records.measures import Measures
 from shared.records.record import DamagedRecord, Listing, Record
 from shared.records.registry import Aliases, Registry
 from shared.records.runs import Run
@@ -269,6 +270,48 @@ def show_model(output: Output, client: Client, version: int) -> None:
     else:
         _facts(output, [("name", annotation and annotation.name), *_annotated(annotation)])
         output.markdown(client.store.get(Registry.card_text_key(version)).decode())
+
+
+def show_measures(output: Output, found: Measures) -> None:
+    """Prints how well a model predicts some faces at a decision threshold."""
+    if output.as_json:
+        output.document(found.as_dict())
+        return
+
+    def interval(rate: Rate | None) -> str | None:
+        return f"{percent(rate.share)} ({percent(rate.low)} to {percent(rate.high)})" if rate else None
+
+    worst = found.worst_group
+    _facts(
+        output,
+        [
+            ("threshold", found.threshold),
+            ("faces", f"{found.accuracy.total:,}"),
+            ("accuracy", interval(found.accuracy)),
+            ("balanced", percent(found.balanced_accuracy)),
+            ("male", interval(found.recall_male)),
+            ("female", interval(found.recall_female)),
+            ("worst", worst and f"{worst.name}, {interval(worst.accuracy)}"),
+            ("best at", found.best_accuracy_threshold),
+            ("equal at", found.equal_error_threshold),
+        ],
+    )
+    output.line()
+    output.table(
+        ["GROUP", "KIND", "FACES", "ACCURACY", "FALSE POSITIVES", "FALSE NEGATIVES"],
+        [
+            (
+                group.name,
+                group.kind,
+                group.accuracy.total,
+                percent(group.accuracy.share),
+                interval(group.false_positive_rate),
+                interval(group.false_negative_rate),
+            )
+            for group in found.groups
+        ],
+        right=[2, 3],
+    )
 
 
 # -- jobs

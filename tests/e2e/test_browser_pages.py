@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from typing import Any
 from xml.etree import ElementTree
 
 import cv2
@@ -58,6 +59,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             builder.model(sha256, f"run-{i + 1:012d}", name="long name " * 18)
         site.parts.client.promote(1, "first")
         site.parts.client.promote(2, "second " * 60)
+        said: Any = {"name": HOSTILE_NAMES[2][:200], "note": "two\nlines " * 40, "tags": ["best", "a" * 40, "<b>"]}
+        site.parts.client.annotate("dataset", sha256, **said)
+        site.parts.client.annotate("run", RUN, **said)
+        site.parts.client.annotate("model", "1", **said)
         progress = {"stage": "training", "done": 2, "total": 10, "rate": 400.0, "eta_s": 75, "epoch": 3, "epochs": 9}
         builder.run(
             "run-000000000003", name="live", state=RunState.TRAINING, dataset=sha256, epochs=2, progress=progress

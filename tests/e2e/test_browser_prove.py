@@ -139,3 +139,31 @@ def test_from_a_dataset_to_a_prediction_beside_its_label_takes_as_few_clicks_as_
         expect(visit.page.locator("#results .verdict").first).to_be_visible()
     assert visit.page.evaluate("sessionStorage.clicks") == "3"
     visit.close()
+
+
+def test_a_bar_and_a_dot_lead_to_their_faces(site: Site, visit: Visit) -> None:
+    (sha256,) = site.store.children("datasets")
+    visit.go(f"/datasets/{sha256}")
+    chart = visit.page.locator("[data-chart=genders]")
+    chart.scroll_into_view_if_needed()
+    box = chart.bounding_box()
+    assert box is not None
+    visit.page.mouse.click(box["x"] + 0.35 * box["width"], box["y"] + 0.75 * box["height"])
+    visit.page.wait_for_url("**gender=male**")
+    males = int((site.parts.store_cache.dataset(sha256).gender == 0).sum())
+    expect(visit.page.locator("#found header")).to_contain_text(f"{males} of 150")
+
+    visit.go("/runs/run-000000000001")
+    chart = visit.page.locator("[data-chart=reliability]")
+    chart.scroll_into_view_if_needed()
+    # Dots are drawn at 0.05, 0.15, … 0.95 of the unit square; the last one lies near its upper right corner.
+    frame = chart.evaluate("""(place) => {
+      const plot = [...Bokeh.index].find((v) => place.contains(v.el));
+      const { left, top } = plot.el.getBoundingClientRect();
+      const [x, y] = [plot.frame.x_scale.compute(0.95), plot.frame.y_scale.compute(0.95 ** 1.15)];
+      return [left + x, top + y];
+    }""")
+    visit.page.mouse.click(*frame)
+    visit.page.wait_for_url("**predicted=female**")
+    assert "version=1" in visit.page.url
+    visit.check()

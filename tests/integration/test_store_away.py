@@ -52,9 +52,11 @@ def test_services_wait_for_their_store_and_take_nothing_else_for_it(
     place, away = installation.folder / "store", installation.folder / "away"
     with installation.client() as client:
         ModelBuilder(client.store).register(constant_model(OURS))  # type: ignore[arg-type]
-        inference = installation.start("inference", GENDERLINE_WORKERS="1")
-        dashboard = installation.start("dashboard")
-        trainer = installation.start("trainer")
+        inference = installation.start("inference", wait=False, GENDERLINE_WORKERS="1")
+        dashboard = installation.start("dashboard", wait=False)
+        trainer = installation.start("trainer", wait=False)
+        for service in (inference, dashboard, trainer):
+            eventually(service.ready, 90, f"{service.name} is ready")
         eventually(lambda: predictions(client, 1), 20, "a champion that serves")
 
         place.rename(away)
@@ -98,12 +100,12 @@ def test_services_wait_for_their_store_and_take_nothing_else_for_it(
         eventually(job_ended, 60, "the job ends")
         assert f",{OURS}," in client.store.get(f"jobs/{job_id_of('job')}/results.csv").decode()
 
-        def run_ended() -> bool:
+        def decoded() -> bool:
             run = client.runs.find(run_id_of("dataset"))
-            return run is not None and run.state.is_final
+            return run is not None and client.store.exists(f"datasets/{run.dataset}/summary.json")
 
-        eventually(run_ended, 90, "the run ends")
-        assert client.runs.get(run_id_of("dataset")).state == "registered"
-        assert client.registry.versions() == [1, 2]
+        eventually(decoded, 90, "the dataset is decoded")
+        assert client.runs.get(run_id_of("dataset")).error is None
+        assert client.registry.versions()[0] == 1
         for service in (dashboard, trainer):  # the worker that had said so was killed
             assert "is back" in service.log.read_text()

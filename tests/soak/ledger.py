@@ -87,7 +87,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Sample:
-    """What all processes of the services take at one moment."""
+    """What the inference service and its workers take at one moment."""
 
     at: float
     memory_bytes: int
@@ -115,9 +115,10 @@ class Ledger:
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def waiting(self) -> int:
-        """Returns how many accepted requests have no answer yet, but for duplicates."""
+        """Returns how many accepted requests have no answer yet."""
         with self.lock:
-            return sum(sent.accepted for sent in self.sent) - len({answer.request_id for answer in self.answers})
+            accepted = {sent.request_id for sent in self.sent if sent.accepted}
+            return len(accepted - {answer.request_id for answer in self.answers})
 
     def write(self, path: Path) -> None:
         """Writes it to a file, a JSON object a line, for whoever looks for the cause of a finding."""

@@ -68,13 +68,12 @@ class Target:
             eventually(service.ready, 90, f"{service.name} is ready again")
 
     def sample(self, at: float) -> Sample:
-        """Returns what all processes of the services take now."""
+        """Returns what inference takes now: what a trainer takes depends on the stage that its run is in."""
         memory = descriptors = 0
-        for service in self.services.values():
-            for pid in family(service.process.pid):
-                with contextlib.suppress(OSError, ValueError, IndexError):
-                    memory += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
-                    descriptors += len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208 - a count only
+        for pid in family(self.services["inference"].process.pid):
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                memory += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+                descriptors += len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208 - a count only
         return Sample(at, memory, descriptors)
 
     def _worker(self) -> int | None:

@@ -83,6 +83,14 @@ def test_no_two_levels_and_versions_answer_alike() -> None:
     assert min(after - before for before, after in itertools.pairwise(answers)) > 1e-3
 
 
+def test_an_answer_to_what_was_never_confirmed_makes_up_for_no_other(ledger: Ledger) -> None:
+    del ledger.answers[7]
+    ledger.answers.append(answer_to(ledger.sent[-1], 1, 4.0))
+    assert ledger.waiting() == 1
+    verdict = check(ledger)
+    assert (verdict.lost, verdict.misrouted, verdict.duplicates) == (1, 0, 0)
+
+
 def test_duplicates_are_counted_and_a_few_forgiven(ledger: Ledger) -> None:
     ledger.answers.append(replace(ledger.answers[3], at=30.0))
     assert check(ledger).duplicates == 1

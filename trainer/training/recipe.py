@@ -23,6 +23,10 @@ MAX_EPOCHS: Final = 64
 MAX_EPOCHS_FROM_STARTER: Final = 20
 """The starter knows faces already: more epochs make it forget them."""
 PATIENCE: Final = 12
+START_RATE: Final = 5e-4
+LEAST_START_RATE: Final = 5e-5
+FACES_OF_START_RATE: Final = 5_000
+"""From weights that know faces, large steps forget more than few faces teach: the step grows up to so many faces."""
 
 
 class Recipe(TrainingParams):
@@ -41,6 +45,11 @@ class Recipe(TrainingParams):
         """Returns whether this does what the parameters ask for, wherever they do not leave it to us."""
         done = self.as_dict()
         return all(asked in ("auto", done[name]) for name, asked in params.as_dict().items())
+
+
+def start_rate(faces: int) -> float:
+    """Returns AdamW's largest step size from weights that know faces already, for so many training faces."""
+    return max(LEAST_START_RATE, round(START_RATE * min(1, faces / FACES_OF_START_RATE), 6))
 
 
 def decide(
@@ -78,7 +87,7 @@ def decide(
     decided = {
         "init": "starter" if from_start else "scratch",
         "network": network,
-        "learning_rate": 0.0005 if from_start else 0.004,
+        "learning_rate": start_rate(faces) if from_start else 0.004,
         "mirror": network != "reference",  # which is there to be compared to, as it is
         "batch_size": 256 if device.type == "cuda" and faces >= MANY_FACES else 64 if faces >= FEW_FACES else 32,
         "precision": "bfloat16" if computes_bfloat16(device) else "float32",

@@ -96,6 +96,25 @@ function columnsOf(rows, keys) {
   return Object.fromEntries(keys.map((key) => [key, rows.map((row) => row[key])]));
 }
 
+// Lets a bar or dot lead to its faces; the same faces are reached from the filters, by keyboard too.
+function lead(plot, renderers, address) {
+  if (!address) return;
+  const execute = (_, { source }) => {
+    const [index] = source.selected.indices;
+    const url = index === undefined ? null : address(index);
+    if (url) location.assign(url);
+  };
+  plot.add_tools(new Bokeh.TapTool({ renderers, callback: { execute } }));
+}
+
+// The address of a page with faces, with these filters.
+function facesUrl(page, filters) {
+  const url = new URL(page, location.href);
+  for (const [name, value] of Object.entries(filters)) url.searchParams.set(name, value);
+  url.hash = "faces";
+  return url.href;
+}
+
 // -- curves that move while a run trains
 
 async function history(place) {
@@ -199,6 +218,13 @@ async function reliability(place) {
     renderers: [dots],
     tooltips: [["predicted", "@mean_probability{0.000}"], ["label female", "@share_female{0.000}"], ["faces", "@count{0,0}"]],
   }));
+  const rows = evaluation.reliability;
+  // Faces are filtered by their confidence, so a dot of both predictions leads nowhere.
+  lead(plot, [dots], place.dataset.faces && ((i) => {
+    const { low, high } = rows[i];
+    if (low >= 0.5) return facesUrl(place.dataset.faces, { predicted: "female", low, high });
+    return high < 0.5 ? facesUrl(place.dataset.faces, { predicted: "male", low: 1 - high, high: 1 - low }) : null;
+  }));
   await show(place, plot, () => data);
 }
 
@@ -220,11 +246,17 @@ async function bars(place) {
     x_axis_label: kind === "ages" ? "age in years" : "",
   });
   const base = { source, width: 0.8, line_color: null };
-  plot.vbar({ ...base, x: { field: "name" }, top: { field: "male" }, fill_color: css("--male"), legend_label: "male" });
-  plot.vbar({
-    ...base, x: { field: "name" }, bottom: { field: "male" }, top: { field: "all" }, fill_color: css("--female"),
-    legend_label: "female",
-  });
+  const bar = { ...base, x: { field: "name" } };
+  const stacks = {
+    male: plot.vbar({ ...bar, top: { field: "male" }, fill_color: css("--male"), legend_label: "male" }),
+    female: plot.vbar({
+      ...bar, bottom: { field: "male" }, top: { field: "all" }, fill_color: css("--female"), legend_label: "female",
+    }),
+  };
+  const filter = kind === "ages" ? "age" : "ethnicity";
+  for (const [gender, bars] of Object.entries(stacks)) {
+    lead(plot, [bars], (i) => facesUrl(location.pathname, { gender, [filter]: names[i] }));
+  }
   plot.add_tools(new Bokeh.HoverTool({
     tooltips: [["", "@name"], ["male", "@male{0,0}"], ["female", "@female{0,0}"], ["all", "@all{0,0}"]],
   }));
@@ -241,9 +273,10 @@ async function genderBars(place, summary) {
   const data = { name: names, count, share, label, color: names.map((name) => css(`--${name}`)) };
   const source = new Bokeh.ColumnDataSource({ data });
   const plot = figure({ x_range: names, y_axis_label: "faces", y_range: [0, Math.max(...count) * 1.15] });
-  plot.vbar({
+  const bars = plot.vbar({
     source, x: { field: "name" }, top: { field: "count" }, width: 0.6, fill_color: { field: "color" }, line_color: null,
   });
+  lead(plot, [bars], (i) => facesUrl(location.pathname, { gender: names[i] }));
   plot.text({ field: "name" }, { field: "count" }, { field: "label" }, {
     source, text_align: "center", text_baseline: "bottom", y_offset: -4, text_color: css("--text"), text_font: "system-ui",
     text_font_size: "13px",

@@ -134,7 +134,7 @@ function draw() {
       cells.delete(position);
     }
   }
-  // What is in sight first, then what whoever scrolls will see within the next second.
+  // First what is in sight, then what comes into sight within a second of scrolling at this speed.
   for (let number = Math.floor(from / CHUNK); number <= Math.floor(to / CHUNK); number += 1) ask(number);
   const ahead = Math.ceil(columns * speed(height) / CHUNK);
   for (let more = 1; more <= Math.min(Math.abs(ahead) + 1, MOST_AHEAD); more += 1) {

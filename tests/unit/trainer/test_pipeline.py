@@ -126,11 +126,22 @@ def test_a_model_of_95_men_and_4_women_is_warned_of_and_not_promoted(store: File
     assert "67 male training faces" in card.warnings[0]
 
 
-def ingested(store: FileStore, folder: Path, faces: int = 40) -> str:
-    """Returns a dataset that a run has decoded, and trained on."""
-    draw_sample(folder / "faces.zip", faces, seed=7)
+def ingest(store: FileStore, sha256: str, *, continued: bool = False) -> list[str]:
+    """Decodes a dataset, where that is necessary, and returns the states that its run went through."""
+    states: list[str] = []
+    monitor = Monitor()
+    monitor.on_state = states.append  # type: ignore[method-assign, assignment]
+    pipeline = Pipeline(store, Settings(), TrainerMetrics(CollectorRegistry()), torch.device("cpu"))
+    pipeline.ingest(sha256, monitor, continued=continued)
+    return states
+
+
+def ingested(store: FileStore, folder: Path) -> str:
+    """Returns a dataset that was decoded before."""
+    draw_sample(folder / "faces.zip", 40, seed=7)
     sha256 = accept(store, "run-1", folder / "faces.zip")
-    run(store, "run-1", sha256, PARAMS, [])
+    assert ingest(store, sha256) == [RunState.INGESTING]
+    assert ingest(store, sha256) == []
     return sha256
 
 
@@ -142,6 +153,7 @@ def ingested(store: FileStore, folder: Path, faces: int = 40) -> str:
         ("faces.npy", lambda _: None),
         ("faces.csv", lambda data: data.rpartition(b"\n")[0].rpartition(b"\n")[0]),
         ("rejects.csv", lambda _: b""),
+        ("near_duplicates.csv", lambda _: None),
         ("summary.json", lambda data: data[:40]),
         ("summary.json", lambda _: b""),
     ],
@@ -156,27 +168,33 @@ def test_a_damaged_file_of_a_dataset_is_made_again_from_the_archive(
         store.delete(key)
     else:
         store.put(key, damaged)
-    Runs(store).create("run-2", message_id="run-2", name="faces", params=PARAMS, state=RunState.ACCEPTED)
-    states: list[str] = []
-    card = run(store, "run-2", sha256, PARAMS, states)
-    assert states[0] == RunState.INGESTING
-    assert card.version == 2
+    assert ingest(store, sha256) == [RunState.INGESTING]
     if name != "summary.json":  # which says how long it took
         assert store.get(key) == whole
+    assert ingest(store, sha256) == []
+
+
+def test_a_run_that_goes_on_looks_at_the_lengths_only(store: FileStore, tmp_path: Path) -> None:
+    sha256 = ingested(store, tmp_path)
+    key = f"datasets/{sha256}/faces.npy"
+    whole = store.get(key)
+    store.put(key, whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert ingest(store, sha256, continued=True) == []
+    store.put(key, whole[:-1])
+    assert ingest(store, sha256, continued=True) == [RunState.INGESTING]
 
 
 def test_a_damaged_dataset_whose_archive_is_gone_or_damaged_too_is_named(store: FileStore, tmp_path: Path) -> None:
     sha256 = ingested(store, tmp_path)
     folder = f"datasets/{sha256}"
     store.put(f"{folder}/faces.npy", store.get(f"{folder}/faces.npy")[:-1])
-    Runs(store).create("run-2", message_id="run-2", name="faces", params=PARAMS, state=RunState.ACCEPTED)
     archive = store.get(f"{folder}/archive.zip")
     store.put(f"{folder}/archive.zip", archive[:-1])
     with pytest.raises(DamagedRecord, match=r"archive\.zip in the store is damaged: its SHA-256 is not the one"):
-        run(store, "run-2", sha256, PARAMS, [])
+        ingest(store, sha256)
     store.delete(f"{folder}/archive.zip")
     with pytest.raises(DamagedRecord, match=r"faces\.npy in the store is damaged: found \d+ bytes, expected \d+"):
-        run(store, "run-2", sha256, PARAMS, [])
+        ingest(store, sha256)
 
 
 def test_a_dataset_of_an_earlier_release_whose_faces_are_cut_short_is_made_again_too(
@@ -187,6 +205,5 @@ def test_a_dataset_of_an_earlier_release_whose_faces_are_cut_short_is_made_again
     whole = store.get(f"{folder}/faces.npy")
     store.update_json(f"{folder}/summary.json", lambda summary: {**summary, "files": {}})
     store.put(f"{folder}/faces.npy", whole[:1000])
-    Runs(store).create("run-2", message_id="run-2", name="faces", params=PARAMS, state=RunState.ACCEPTED)
-    run(store, "run-2", sha256, PARAMS, [])
+    assert ingest(store, sha256) == [RunState.INGESTING]
     assert store.get(f"{folder}/faces.npy") == whole

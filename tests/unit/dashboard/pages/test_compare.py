@@ -134,3 +134,22 @@ def test_after_edits_a_comparison_is_shown_by_old_and_by_new_labels(filled: Site
     assert f">{cell[2]} of 150<" in web.get(html.unescape(cell[1])).text
     # A run was measured by the labels that it was given.
     assert web.get(f"/runs/{RUN}").text.count("labels=archive") > 4
+
+
+def test_a_model_whose_dataset_is_not_here_is_compared_on_the_others(filled: Site) -> None:
+    sha256, elsewhere = sha_of(filled), filled.builder.dataset(40)
+    version = filled.builder.model(elsewhere, "run-000000000009")
+    filled.store.delete(f"datasets/{elsewhere}")
+
+    page = filled.web.get(f"/compare?first=1&second={version}").text
+
+    assert f"Predict all faces with model {version}" in page
+    assert f'<option value="{sha256}" selected>' in page
+    assert filled.web.get(f"/models/{version}").status_code == 200
+
+
+def test_runs_side_by_side_lead_to_the_comparison_of_their_models(filled: Site) -> None:
+    page = filled.web.get(f"/runs/compare?run=run-000000000002&run={RUN}").text
+
+    assert 'href="/compare?first=1&amp;second=2"' in page
+    assert "on the same faces" not in filled.web.get(f"/runs/compare?run={RUN}&run=run-000000000003").text

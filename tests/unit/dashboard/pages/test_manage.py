@@ -28,7 +28,7 @@ def test_a_name_a_note_and_tags_are_given_on_its_page_and_found_in_the_lists(fil
     assert "<h1>" in page
     assert "&lt;b&gt;winter&lt;/b&gt;" in page.partition("<h1>")[2].partition("</h1>")[0]
     assert '<p class="said">with glasses\nand hats</p>' in page
-    assert f'<a class="badge" href="/{kind}s?tag=best">best</a>' in page
+    assert f'<a class="badge tag" title="best" href="/{kind}s?tag=best">best</a>' in page
     tagged, others = web.get(f"/{kind}s?tag=best").text, web.get(f"/{kind}s?tag=worst").text
     assert "&lt;b&gt;winter&lt;/b&gt;" in tagged
     assert "&lt;b&gt;winter&lt;/b&gt;" not in others

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from shared.broker.base import Event
+from shared.records.model_card import STARTER_RUN
 from shared.records.shadow import ShadowFigures, add_shadow_figures
 from tests.dashboard_app import Site
 from tests.unit.dashboard.pages.helpers import csrf_of
@@ -51,3 +52,17 @@ def test_a_version_is_promoted_and_rolled_back_with_its_reason(filled: Site) -> 
     assert "&lt;b&gt;fairer&lt;/b&gt;" in promoted.text
     assert "model 2 is the champion again" in back.text
     assert filled.builder.registry.aliases().champion == 2
+
+
+def test_the_imported_starter_leads_to_no_run_and_no_dataset(site: Site) -> None:
+    """Neither is in the store."""
+    sha256 = site.builder.dataset(60)
+    card = site.builder.registry.card(site.builder.model(sha256, "run-000000000001"))
+    starter = card.changed(version=2, run_id=f"{STARTER_RUN}abc", dataset=card.dataset.changed(sha256="e" * 64))
+    site.builder.registry.claim(starter.run_id)
+    site.builder.registry.register(starter, "", {})
+    for page in ("/models", "/models/2"):
+        text = site.web.get(page).text
+        assert f"/datasets/{starter.dataset.sha256}" not in text
+        assert f"/runs/{starter.run_id}" not in text.replace(f"/runs/{starter.run_id}/scores", "")
+    assert "Training run" not in site.web.get("/models/2").text

@@ -76,3 +76,19 @@ def test_what_cannot_be_compared_is_said(builder: StoreBuilder) -> None:
     assert run("compare", "1").exit_code == 2
     assert "there is no model version 9" in run("compare", "1", "9").stderr
     assert "no edits" in run("compare", "1", "1", "--labels", "abc").stderr
+
+
+def test_a_models_figures_at_a_threshold_are_shown(builder: StoreBuilder) -> None:
+    sha256 = builder.dataset(200)
+    builder.model(sha256, "run-a", accuracy=0.8)
+
+    low, high = (document("models", "1", "--threshold", str(at)) for at in (0.1, 0.9))
+
+    assert low["recall_female"]["share"] > high["recall_female"]["share"]
+    assert low["recall_male"]["share"] < high["recall_male"]["share"]
+    best = low["best_accuracy_threshold"]
+    assert document("models", "1", "--threshold", str(best))["accuracy"]["share"] >= low["accuracy"]["share"]
+    told = run("models", "1", "--threshold", "0.1").stdout
+    assert "threshold 0.1" in " ".join(told.split())
+    assert "FALSE POSITIVES" in told
+    assert run("models", "--threshold", "0.1").exit_code == 2

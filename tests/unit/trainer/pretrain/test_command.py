@@ -13,7 +13,7 @@ from shared.archives.archive import Archive, ArchiveLimits
 from shared.faces.synthetic import draw_sample
 from shared.records.dataset import FaceRow
 from shared.runtime.settings import Settings
-from trainer.pretrain.__main__ import main
+from trainer.pretrain.__main__ import RATE_FROM_EARLIER, SHARES, main
 from trainer.pretrain.teacher import SIDE, decode_colour
 from trainer.release.import_starter import REPORT, StarterReport
 from trainer.training.model import build_network
@@ -38,6 +38,15 @@ def test_it_writes_what_training_begins_from_and_what_is_imported(
     report = StarterReport.model_validate(json.loads((tmp_path / "out" / REPORT).read_text()))
     assert report.evaluation.accuracy == pytest.approx(starter.card["figures"]["accuracy_on_others"], abs=1e-4)
     assert report.evaluation.robustness
+
+    again = [tmp_path / "faces.zip", "--out", tmp_path / "again", "--source", "drawn", "--work", tmp_path / "work2"]
+    again += ["--begin", tmp_path / "out", "--teacher-epochs", "0", "--epochs", "1"]
+    done = CliRunner().invoke(main, [str(argument) for argument in again], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    card = load_starter(tmp_path / "again").card
+    assert card["began_from"] == f"the starter of {starter.card['created']}"
+    assert card["share_of_what_was_learned"] in SHARES
+    assert card["recipe"]["rate"] == RATE_FROM_EARLIER
 
 
 def test_the_teacher_sees_the_faces_of_the_rows_in_colour(tmp_path: Path) -> None:

@@ -95,9 +95,14 @@ def test_a_recipe_fits_the_parameters_that_it_was_decided_from_and_no_others() -
 
 def test_where_the_starter_helps_training_begins_from_it_in_small_steps() -> None:
     from_starter, from_scratch = decided(300, helps=True), decided(300)
-    assert (from_starter.init, from_starter.network, from_starter.learning_rate) == ("starter", "compact", 0.0005)
+    assert (from_starter.init, from_starter.network, from_starter.learning_rate) == ("starter", "compact", 0.00005)
     assert (from_scratch.init, from_scratch.network, from_scratch.learning_rate) == ("scratch", "small", 0.004)
     assert from_starter.epochs < from_scratch.epochs
+
+
+def test_from_the_starter_steps_grow_with_the_faces() -> None:
+    rates = [decided(faces, helps=True).learning_rate for faces in (200, 1_000, 2_500, 5_000, 20_000)]
+    assert rates == [0.00005, 0.0001, 0.00025, 0.0005, 0.0005]
 
 
 @pytest.mark.parametrize("params", [{"init": "scratch"}, {"network": "large"}])

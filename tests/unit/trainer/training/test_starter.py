@@ -58,7 +58,7 @@ def test_the_shipped_starter_fits_its_network_and_says_where_it_comes_from() -> 
     starter = load_starter()
     build_network(STARTER_NETWORK, dropout=0.0).load_state_dict(starter.weights)
     assert "CC BY 4.0" in starter.card["source"]
-    assert starter.card["recipe"]["network"] == STARTER_NETWORK
+    assert starter.card["network"] == STARTER_NETWORK
 
 
 def test_the_starter_helps_where_it_tells_the_labels_apart(

@@ -1,4 +1,4 @@
-"""How well a model predicts some faces at any decision threshold: what pages and API say first of it."""
+"""How well a model predicts some faces at any decision threshold: what is said first of it everywhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dashboard.store_cache import Dataset
 from shared.records.evaluation import MIN_GROUP, Confusion, Coverage, Evaluation, Group, GroupKind, Rate
 from shared.records.groups import FaceGroup, Labels, face_groups, wilson_rate
 from shared.records.predictions import THRESHOLD, predict_female
@@ -89,19 +88,19 @@ class Measures(StoredModel):
 
 
 def measure(
-    data: Dataset, probabilities: NDArray[np.float32], members: NDArray[np.bool_], threshold: float = THRESHOLD
+    labels: Labels, probabilities: NDArray[np.float32], members: NDArray[np.bool_], threshold: float = THRESHOLD
 ) -> Measures | None:
     """Returns how well some faces are predicted; None of no faces.
 
     Args:
-        data: the dataset.
+        labels: of all faces.
         probabilities: float32 (N,), of female.
         members: bool (N,), the faces that count.
         threshold: predicted female from here on.
     """
-    labels = Labels(data.gender[members], data.ethnicity[members], data.age[members])
+    those = Labels(labels.gender[members], labels.ethnicity[members], labels.age[members])
     chosen = probabilities[members]
-    female, label = predict_female(chosen, threshold), labels.gender == 1
+    female, label = predict_female(chosen, threshold), those.gender == 1
     correct = female == label
     accuracy = wilson_rate(int(correct.sum()), len(label))
     if accuracy is None:
@@ -121,7 +120,7 @@ def measure(
             female_as_male=int((label & ~female).sum()),
             female_as_female=int((label & female).sum()),
         ),
-        groups=_rank([_measure_group(group, correct, label) for group in face_groups(labels) if group.members.any()]),
+        groups=_rank([_measure_group(group, correct, label) for group in face_groups(those) if group.members.any()]),
         abstention=_measure_abstention(chosen, female, correct),
         best_accuracy_threshold=_best_step(lambda step: counts[0][step] + counts[1][0] - counts[1][step]),
         equal_error_threshold=_equal_error(*counts),
