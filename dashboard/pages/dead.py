@@ -11,7 +11,7 @@ import msgpack
 from flask import Blueprint, flash, redirect, render_template
 from werkzeug.wrappers import Response
 
-from dashboard.api.routes import read_dead_ids
+from dashboard.api.routes.dead import read_dead_ids
 from dashboard.context import dashboard
 from shared.broker.base import DeadLetter
 from shared.errors import CODES, InvalidMessage

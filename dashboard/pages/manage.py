@@ -7,7 +7,7 @@ from typing import Any, Final
 from flask import Blueprint, flash, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response
 
-from dashboard.api.routes import split_tags
+from dashboard.api.managing import split_tags
 from dashboard.auth import current_user
 from dashboard.context import dashboard
 from shared.errors import Conflict, NotFound, short_repr

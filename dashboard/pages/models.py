@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Blueprint, flash, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response
 
-from dashboard.api.routes import read_reason
+from dashboard.api.routes.models import read_reason
 from dashboard.auth import current_user
 from dashboard.context import dashboard
 from dashboard.face_grid import read_threshold

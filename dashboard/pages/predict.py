@@ -11,7 +11,7 @@ import numpy as np
 from flask import Blueprint, Response, jsonify, render_template, request
 from numpy.typing import NDArray
 
-from dashboard.api.routes import ANSWER_S, predict_images
+from dashboard.api.routes.predictions import ANSWER_S, predict_images
 from dashboard.api.uploads import parse_number, receive_images
 from dashboard.context import dashboard
 from dashboard.face_grid import FaceFilter, encode_png, face_view, select_faces

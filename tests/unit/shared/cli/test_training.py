@@ -148,7 +148,7 @@ def test_a_version_that_the_gate_did_not_promote_is_told_with_the_one_that_serve
     builder.model(sha256, "run-000000000002")
     with serving(client, client.broker.topology.datasets, trains(client, **registered(2))):
         result = run("train", "faces.zip")
-    assert "test faces; not promoted, the champion is still version 1\n" in result.stdout
+    assert "test faces; not promoted, the champion is still version 1: balanced accuracy " in result.stdout
 
 
 def test_a_run_is_told_with_the_reason_of_the_gate_and_the_warnings_about_its_data(

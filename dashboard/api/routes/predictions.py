@@ -1,0 +1,45 @@
+"""The call that predicts images at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from flask import Response, jsonify
+
+from dashboard.api.blueprint import blueprint
+from dashboard.api.fields import read_field
+from dashboard.api.uploads import parse_number, receive_images
+from dashboard.context import dashboard
+from shared.client import Client
+from shared.messages import SCHEMA
+
+ANSWER_S: Final = 30.0
+"""How long a request waits for predictions unless it says otherwise."""
+
+
+_LONGEST_ANSWER_S: Final = 120.0
+
+
+@blueprint.post("/predictions")
+def predict() -> Response:
+    """Predicts images through the queue and waits for the answer."""
+    parts = dashboard()
+    names, images = receive_images(parts.settings.max_image_bytes)
+    version = parse_number(read_field("model_version"), "model_version", 1, 10**9)
+    timeout_s = parse_number(read_field("timeout_s"), "timeout_s", 0.05, _LONGEST_ANSWER_S) or ANSWER_S
+    return jsonify(predict_images(parts.client, names, images, version, timeout_s))
+
+
+def predict_images(
+    client: Client, ids: Sequence[str | None], images: Sequence[bytes], version: float | None, timeout_s: float
+) -> dict[str, Any]:
+    """Returns the contract's reply for some images, each under its id."""
+    entries, model = client.predict(
+        images, model_version=None if version is None else int(version), timeout_s=timeout_s
+    )
+    return {
+        "schema": SCHEMA,
+        "model": model,
+        "predictions": [{**entry, "id": key} for key, entry in zip(ids, entries, strict=True)],
+    }
