@@ -70,6 +70,8 @@ def open_store_for(settings: Settings, broker: Broker | None = None) -> Store:
         raise SettingsError(f"{variable('store_url')}: {error}") from None
     identity = find_identity(store)
     expected = _expected_store(broker, identity)
+    if identity is None and expected is not None:
+        identity = find_identity(store)  # which another service that started at the same time has written by now
     if expected not in {None, identity}:
         raise StoreReplaced(
             f"found {'another store' if identity else 'no store'} at {settings.store_url}; expected the one that this "

@@ -6,6 +6,7 @@ to memory. A worker that finds a run in it that never ended knows what its prede
 
 from __future__ import annotations
 
+import logging
 import mmap
 import struct
 import threading
@@ -18,6 +19,7 @@ DEATHS: Final = 3
 
 Fewer than a message's deliveries: the message that they worked on is answered by another version then."""
 _FIELDS: Final = struct.Struct("<4q")
+_LOG = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -26,13 +28,18 @@ class RunJournal:
     """The file of one worker, which its successors go on with.
 
     Args:
-        path: of the file; made where it is missing.
+        path: of the file; made where it is missing. Where it cannot be, the worker serves without: its successors will
+            not know what it died of.
     """
 
     def __init__(self, path: Path) -> None:
-        with path.open("a+b") as file:
-            file.truncate(_FIELDS.size)
-            self._map = mmap.mmap(file.fileno(), _FIELDS.size)
+        try:
+            with path.open("a+b") as file:
+                file.truncate(_FIELDS.size)
+                self._map = mmap.mmap(file.fileno(), _FIELDS.size)
+        except OSError as error:
+            _LOG.warning("cannot write %s: %s", path, error.strerror)
+            self._map = mmap.mmap(-1, _FIELDS.size)
         self._lock = threading.Lock()
         version, running, self._ended, deaths = _FIELDS.unpack(self._map)
         if running > 0:

@@ -245,7 +245,7 @@ def test_a_service_that_may_not_publish_events_ends_at_its_start_and_says_why(
             assert started.process.wait(60) == 1
         else:  # the supervisor starts its worker again, with growing pauses
             eventually(lambda: refusal in started.log.read_text(), 60, "a refusal in the log")
-            assert not started.ready()
+            eventually(lambda: not started.ready(), 20, "it is not called ready")
         assert refusal in started.log.read_text()
         assert "Traceback" not in started.log.read_text()
 

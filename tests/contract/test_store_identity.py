@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.broker.sqlite.broker import SqliteBroker
 from shared.connect import open_store_for
 from shared.errors import NotFound, Retryable
 from shared.runtime.settings import Settings
@@ -184,6 +185,25 @@ def test_on_rabbitmq_the_services_that_run_name_the_store_and_no_other_is_made(
     finally:
         stop.set()
         service.join()
+
+
+class LateBroker(SqliteBroker):
+    """A broker that is asked for its store at the moment when another service has just made one."""
+
+    meanwhile: Callable[[], object] = staticmethod(lambda: None)
+
+    def remembered_store(self) -> str | None:
+        self.meanwhile()
+        return super().remembered_store()
+
+
+def test_of_two_services_that_start_at_the_same_time_both_have_the_store_that_one_makes(
+    store_url: str, tmp_path: Path
+) -> None:
+    with SqliteBroker(tmp_path / "broker.db") as other, LateBroker(tmp_path / "broker.db") as broker:
+        broker.meanwhile = lambda: open_store_for(settings_for(store_url), other)
+        found = open_store_for(settings_for(store_url), broker)
+        assert found.identity == other.remembered_store() is not None
 
 
 def test_a_store_of_an_earlier_release_gets_its_identity_once(store_url: str, sqlite_place: Place) -> None:

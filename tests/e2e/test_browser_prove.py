@@ -73,7 +73,7 @@ def test_a_picture_of_the_camera_is_predicted(site: Site, visit: Visit) -> None:
         visit.page.get_by_role("button", name="Use the camera").click()
         video = visit.page.locator("#camera video")
         expect(video).to_be_visible()
-        visit.page.wait_for_function("document.querySelector('#camera video').videoWidth > 0")
+        visit.page.wait_for_function("() => document.querySelector('#camera video').videoWidth > 0")
         visit.page.get_by_role("button", name="Take a picture").click()
         card = visit.page.locator("#results section", has_text="camera 1")
         expect(card.locator("[data-p]")).not_to_be_empty()
