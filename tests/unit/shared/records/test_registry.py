@@ -233,6 +233,15 @@ def test_a_new_champion_keeps_the_challenger_that_a_person_chose_only(three: Reg
     assert three.rollback("worse") == Aliases(champion=1, previous=2)
 
 
+def test_a_card_of_the_release_before_is_called_that(store: FileStore, registry: Registry, tmp_path: Path) -> None:
+    register(registry, "run-1", tmp_path)
+    card = store.get_json(Registry.card_key(1))
+    del card["variants"]
+    store.put_json(Registry.card_key(1), card | {"int8": None, "int8_file": None})
+    with pytest.raises(DamagedRecord, match=r"card.json .*: written by Genderline 0.1.0, .* train again"):
+        registry.card(1)
+
+
 def test_a_damaged_card_is_named_and_costs_the_list_nothing_else(
     store: FileStore, registry: Registry, tmp_path: Path
 ) -> None:
