@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
-from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
 from shared.records.evaluation import Evaluation
 from shared.records.record import StoredModel, Timestamp
@@ -198,16 +197,6 @@ class ModelCard(StoredModel):
     seconds: float
     device: str
     libraries: dict[str, str]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_earlier_release(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "int8_file" in data and "variants" not in data:
-            raise PydanticCustomError(
-                "earlier_release",
-                "written by Genderline 0.1.0, whose models this release does not read; train again from the archive",
-            )
-        return data
 
     @property
     def is_starter(self) -> bool:

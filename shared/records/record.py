@@ -195,11 +195,7 @@ def describe_fault(error: ValidationError) -> str:
     """Returns the first thing that is wrong: where, what was found, and what was expected."""
     fault = error.errors(include_url=False)[0]
     where = f"{'.'.join(map(str, fault['loc']))}: " if fault["loc"] else ""
-    found = (
-        ""
-        if fault["type"] in {"missing", "json_invalid", "earlier_release"}
-        else f"found {short_repr(fault['input'])}: "
-    )
+    found = "" if fault["type"] in {"missing", "json_invalid"} else f"found {short_repr(fault['input'])}: "
     return f"{where}{found}{fault['msg']}"
 
 

@@ -6,6 +6,7 @@ last its `card.json`, which makes it visible. Registering the same run again giv
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Container
@@ -162,13 +163,25 @@ class Registry:
             NotFound: there is no such version.
             DamagedRecord: its card cannot be read, or is that of another version.
         """
-        card = find_record(self._store, self.card_key(version), ModelCard)
+        try:
+            card = find_record(self._store, self.card_key(version), ModelCard)
+        except DamagedRecord as error:
+            raise self._name_earlier_release(error) from None
         if card is None:
             known = ", ".join(map(str, self.versions())) or "none"
             raise NotFound(f"there is no model version {version}; registered: {known}")
         if card.version != version:
             raise DamagedRecord(self.card_key(version), f"found the card of version {card.version}")
         return card
+
+    def _name_earlier_release(self, error: DamagedRecord) -> DamagedRecord:
+        """Returns the error in the words that help where the card is whole, and of release 0.1.0."""
+        with contextlib.suppress(ValueError):  # it is no JSON
+            card = self._store.find_json(error.key)
+            if isinstance(card, dict) and "int8_file" in card and "variants" not in card:
+                reason = "written by Genderline 0.1.0, whose models this release does not read; train again"
+                return DamagedRecord(error.key, reason)
+        return error
 
     def require_whole(self, version: int) -> ModelCard:
         """Returns a version's card, once every file is the one that the card describes.
