@@ -6,9 +6,9 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, Unpack
 
 from shared.archives.archive import archive_stem
 from shared.broker.base import Broker, HeaderValue, Message, MessageTooLarge, Outgoing, Unconfirmed
@@ -27,7 +27,7 @@ from shared.messages import (
     run_id_of,
 )
 from shared.params import TrainingParams
-from shared.records.annotations import Annotation, Annotations, Kind
+from shared.records.annotations import Annotation, AnnotationChange, Annotations, Kind
 from shared.records.comparison import Comparison, MatrixCell, compare
 from shared.records.dataset import LABELS_JSON, SUMMARY_JSON, DatasetSummary, dataset_id
 from shared.records.deletion import Deletion, Dependent
@@ -586,28 +586,9 @@ class Client:
     # -- names, notes, tags, and the end
 
     def annotate(
-        self,
-        kind: Kind,
-        which: str,
-        *,
-        name: str | None = None,
-        note: str | None = None,
-        tags: Collection[str] | None = None,
-        add_tags: Collection[str] = (),
-        remove_tags: Collection[str] = (),
-        user: str | None = None,
+        self, kind: Kind, which: str, *, user: str | None = None, **change: Unpack[AnnotationChange]
     ) -> Annotation:
-        """Gives a dataset, run, model or job a name, a note and tags; what is None stays as it is.
-
-        Args:
-            kind: of what is annotated.
-            which: its id; a model's is its version.
-            name: instead of the name that it came with; an empty one takes it away.
-            note: any text.
-            tags: in place of all that it has.
-            add_tags: beside those that it has.
-            remove_tags: of those that it has.
-            user: who does it.
+        """Gives a dataset, run, model or job a name, a note and tags, as `Annotations.change` does.
 
         Raises:
             NotFound: there is no such thing.
@@ -615,9 +596,7 @@ class Client:
         """
         if not self._exists(kind, which):
             raise NotFound(f"there is no {kind} {which!r}")
-        return self.annotations.change(
-            kind, which, name=name, note=note, tags=tags, add_tags=add_tags, remove_tags=remove_tags, user=user
-        )
+        return self.annotations.change(kind, which, user=user, **change)
 
     def dependents(self, kind: Kind, which: str) -> list[Dependent]:
         """Returns what loses something if this is deleted, or raises `NotFound` or `Conflict` as `delete` would."""

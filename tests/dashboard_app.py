@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from dashboard import create_app
 from dashboard.context import EXTENSION, Dashboard
+from dashboard.http_server import serve
 from shared.broker.base import Delivery
 from shared.broker.sqlite.broker import SqliteBroker
 from shared.messages import job_id_of, json_reply, parse_job, parse_prediction, prediction
@@ -131,6 +132,23 @@ def open_site(folder: Path, *, started: bool = False, **settings: Any) -> Iterat
             yield Site(app, parts, broker, store, StoreBuilder(store))
         finally:
             parts.close()
+
+
+@contextlib.contextmanager
+def served(site: Site) -> Iterator[str]:
+    """Serves the site as the dashboard's process does; gives its address."""
+    server = serve(
+        site.app, host="127.0.0.1", port=0, threads=32, max_body_bytes=2**30, staging=site.store.staging_folder()
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.effective_port}"
+    finally:
+        site.parts.event_hub.end_streams()
+        server.task_dispatcher.shutdown()
+        server.asyncore.close_all(server._map)
+        thread.join()
 
 
 def error_of(body: bytes) -> tuple[str, str]:

@@ -7,7 +7,7 @@ changes again.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, TypedDict, TypeVar, Unpack
 
 from pydantic import Field
 
@@ -81,6 +81,19 @@ class _AnnotationsFile(StoredModel):
     deleted: tuple[DeletionEntry, ...] = ()
 
 
+class AnnotationChange(TypedDict, total=False):
+    """What is to change in an annotation; whatever is left out or None stays as it is."""
+
+    name: str | None
+    """The new name; an empty one for the name that it came with."""
+    note: str | None
+    """The new note, any text."""
+    tags: Collection[str] | None
+    """In place of all tags that there are."""
+    add_tags: Collection[str]
+    remove_tags: Collection[str]
+
+
 class Annotations:
     """All annotations in a store.
 
@@ -113,39 +126,27 @@ class Annotations:
         return found.deleted if found else ()
 
     def change(
-        self,
-        kind: Kind,
-        which: str,
-        *,
-        name: str | None = None,
-        note: str | None = None,
-        tags: Collection[str] | None = None,
-        add_tags: Iterable[str] = (),
-        remove_tags: Iterable[str] = (),
-        user: str | None = None,
+        self, kind: Kind, which: str, *, user: str | None = None, **change: Unpack[AnnotationChange]
     ) -> Annotation:
         """Changes an annotation, in one atomic step, and returns it.
 
         Args:
             kind: of what is annotated.
             which: its id; the caller knows that it exists.
-            name: the new name; an empty one for the name that it came with, None to leave it as it is.
-            note: the new note; None to leave it as it is.
-            tags: the new tags; None to leave them as they are.
-            add_tags: tags to add to these.
-            remove_tags: tags to take away.
             user: who changes it.
+            change: see `AnnotationChange`.
 
         Raises:
             InvalidMessage: name, note or tags are too long, or hold characters that cannot be shown.
             DamagedRecord: the file cannot be read.
         """
+        name, note, tags = change.get("name"), change.get("note"), change.get("tags")
         name = None if name is None else _checked_line(name, "name", NAME_LENGTH)
         note = None if note is None else _checked_note(note)
-        added, removed = checked_tags(add_tags), set(checked_tags(remove_tags))
+        added, removed = checked_tags(change.get("add_tags", ())), set(checked_tags(change.get("remove_tags", ())))
         wanted = None if tags is None else checked_tags(tags)
 
-        def change(file: _AnnotationsFile | None) -> _AnnotationsFile:
+        def apply(file: _AnnotationsFile | None) -> _AnnotationsFile:
             before = file or _AnnotationsFile()
             now = before.entries.get(which, Annotation())
             kept = now.tags if wanted is None else wanted
@@ -158,7 +159,7 @@ class Annotations:
             )
             return before.changed(entries={**before.entries, which: annotation})
 
-        return change_record(self._store, annotations_key(kind), _AnnotationsFile, change).entries[which]
+        return change_record(self._store, annotations_key(kind), _AnnotationsFile, apply).entries[which]
 
     def record_deletion(self, kind: Kind, which: str, user: str | None) -> None:
         """Drops the annotation of something that was deleted, and keeps who has deleted it."""

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.browser import PHONE, Visit, chromium
+from tests.browser import PHONE, Visit
 from tests.dashboard_app import Site, open_site
-from tests.e2e.test_browser_pages import served
 
 pytestmark = pytest.mark.browser
 FACES = 3000
@@ -17,22 +16,10 @@ FIRST_LOAD_BYTES = 300_000
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with open_site(tmp_path_factory.mktemp("site"), started=True) as site:
         site.builder.model(site.builder.dataset(FACES), "run-000000000001")
         yield site
-
-
-@pytest.fixture(scope="module")
-def base(site: Site) -> Iterator[str]:
-    with served(site) as address:
-        yield address
 
 
 def path_of(site: Site) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from shared.client import Client
-from tests.browser import Visit, chromium
+from tests.browser import Visit
 from tests.drawn import write_drawn_faces
 from tests.services import Installation
 
@@ -67,10 +67,10 @@ def accuracy_on_truth(client: Client, run_id: str, truth: dict[str, str]) -> flo
 
 
 def test_wrong_labels_are_found_corrected_by_keyboard_and_trained_on(
-    installation: Installation, tmp_path: Path
+    installation: Installation, browser: Browser, tmp_path: Path
 ) -> None:
     truth = write_drawn_faces(tmp_path / "faces.zip", FACES, FLIPPED)
-    with chromium() as browser, installation.client() as client:
+    with installation.client() as client:
         visit = Visit(browser, f"http://127.0.0.1:{installation.services[0].port}")
         page = visit.page
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from collections.abc import Iterator
 from typing import Any
 from xml.etree import ElementTree
@@ -14,40 +12,16 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Dialog, FilePayload, Locator, expect
 
-from dashboard.http_server import serve
 from shared.broker.base import Message
 from shared.events import EpochFinished, RunChanged, RunProgressed
 from shared.records.runs import Progress, RunState
 from tests.archives import zipped
-from tests.browser import DESK, PHONE, Visit, chromium, drop
+from tests.browser import DESK, PHONE, Visit, drop
 from tests.dashboard_app import Site, open_site
 from tests.store_builder import HOSTILE_NAMES
 
 pytestmark = pytest.mark.browser
 RUN = "run-000000000001"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@contextlib.contextmanager
-def served(site: Site) -> Iterator[str]:
-    """Serves the site as the dashboard's process does; gives its address."""
-    server = serve(
-        site.app, host="127.0.0.1", port=0, threads=32, max_body_bytes=2**30, staging=site.store.staging_folder()
-    )
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.effective_port}"
-    finally:
-        site.parts.event_hub.end_streams()
-        server.task_dispatcher.shutdown()
-        server.asyncore.close_all(server._map)
-        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +50,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             (delivery,) = consumer.receive(1, 1.0)
             consumer.dead_letter(delivery, "unsupported_schema")
         yield site
-
-
-@pytest.fixture(scope="module")
-def base(site: Site) -> Iterator[str]:
-    with served(site) as address:
-        yield address
 
 
 def paths(site: Site) -> list[str]:

@@ -8,21 +8,14 @@ import pytest
 from playwright.sync_api import Browser, FilePayload, expect
 
 from shared.records.runs import RunState
-from tests.browser import PHONE, Visit, chromium
+from tests.browser import PHONE, Visit
 from tests.dashboard_app import Site, open_site
-from tests.e2e.test_browser_pages import served
 from tests.unit.dashboard.pages.helpers import jpeg
 
 pytestmark = pytest.mark.browser
 COUNT_CLICKS = """addEventListener("click", (event) => {
   if (event.isTrusted) sessionStorage.clicks = Number(sessionStorage.clicks ?? 0) + 1;
 }, true);"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +26,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             site.builder.model(sha256, f"run-{i + 1:012d}", accuracy=0.8 + 0.15 * i)
         site.parts.client.promote(1, "first")
         yield site
-
-
-@pytest.fixture(scope="module")
-def base(site: Site) -> Iterator[str]:
-    with served(site) as address:
-        yield address
 
 
 @pytest.fixture

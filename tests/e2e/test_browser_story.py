@@ -18,18 +18,12 @@ from shared.broker.base import Message
 from shared.faces.synthetic import draw_sample
 from shared.records.registry import Registry
 from shared.store.files import FileStore
-from tests.browser import DESK, PHONE, Visit, chromium
+from tests.browser import DESK, PHONE, Visit
 from tests.services import Installation, eventually
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 FACES = 90
 PARAMS = {"epochs": "20", "batch_size": "16", "quantize": "false"}  # so many that some can be watched
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -11,19 +11,13 @@ from playwright.sync_api import Browser, Dialog, FilePayload, Route, expect
 
 from shared.records.runs import RunState
 from tests.archives import zipped
-from tests.browser import Visit, chromium
+from tests.browser import Visit
 from tests.dashboard_app import Site, open_site
-from tests.e2e.test_browser_pages import REFRESH, served
+from tests.e2e.test_browser_pages import REFRESH
 from tests.unit.dashboard.pages.helpers import jpeg
 
 pytestmark = pytest.mark.browser
 TOKEN = "correct horse"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +28,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             site.builder.model(sha256, f"run-{i + 1:012d}")
         site.parts.client.promote(2, "first")
         yield site
-
-
-@pytest.fixture(scope="module")
-def base(site: Site) -> Iterator[str]:
-    with served(site) as address:
-        yield address
 
 
 @pytest.fixture

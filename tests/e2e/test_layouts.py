@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, expect
 
 from shared.client import Client
 from shared.records.runs import Run, RunState
-from tests.browser import Visit, chromium, drop
+from tests.browser import Visit, drop
 from tests.layouts import LAYOUTS
 from tests.services import Installation, eventually
 
@@ -26,12 +26,6 @@ KNOWN = {
     "Adience": {"gender", "age"},
 }
 """What the evaluation can be divided by; of the other layouts only the gender is known."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture

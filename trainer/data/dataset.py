@@ -67,6 +67,11 @@ class Dataset:
         """Returns the indices of the faces in a part of the split."""
         return np.flatnonzero([row.split == split and row.index not in self.excluded for row in self.rows])
 
+    @property
+    def held_out(self) -> NDArray[np.intp]:
+        """The indices of the faces that no weights may have learned from: those of validation and test."""
+        return np.concatenate([self.part("validation"), self.part("test")])
+
 
 @contextmanager
 def open_dataset(store: Store, sha256: str, edits: str | None = None) -> Iterator[Dataset]:

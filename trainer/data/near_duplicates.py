@@ -22,6 +22,9 @@ _COMPARED_AT_ONCE: Final = 2_000_000
 _JOINED: Final = 20
 """For how many pairs one counts that is near, and joined: it costs as much."""
 
+_CHUNK: Final = 64
+"""Faces that are hashed at once."""
+
 
 def dhash(faces: NDArray[np.uint8]) -> NDArray[np.uint64]:
     """Hashes what faces look like: near hashes, near looks.
@@ -42,6 +45,17 @@ def dhash(faces: NDArray[np.uint8]) -> NDArray[np.uint64]:
     columns = cv2.resize(wide, (count * 8, 9), interpolation=cv2.INTER_AREA).reshape(9, count, 8).transpose(1, 0, 2)
     bits = np.stack([rows[:, :, 1:] > rows[:, :, :-1], columns[:, 1:] > columns[:, :-1]], axis=1)
     return np.packbits(bits.reshape(count, 2, 64), axis=2).view(np.uint64).reshape(count, 2)
+
+
+def dhash_all(faces: NDArray[np.uint8], indices: NDArray[np.intp]) -> NDArray[np.uint64]:
+    """Returns `dhash` of any number of faces, uint64 (n, 2), with no more than a few dozen of them in memory.
+
+    Args:
+        faces: uint8 (N, 128, 128), perhaps mapped from a file.
+        indices: of those to hash, (n,).
+    """
+    chunks = (indices[start : start + _CHUNK] for start in range(0, len(indices), _CHUNK))
+    return np.concatenate([np.zeros((0, 2), np.uint64), *(dhash(np.array(faces[chunk])) for chunk in chunks)])
 
 
 def near_duplicates(

@@ -1,8 +1,8 @@
 """`python -m trainer.pretrain ARCHIVE`: makes the starter's weights from an archive of labelled faces.
 
 First a teacher learns, in colour, on larger faces and with more layers than could be served. Then the network that is
-served learns from the labels and from what the teacher says of each face and its mirror image, and so needs no mirror
-image of its own. Both save their state after every epoch; started again, the command carries on.
+served learns from the labels and from what the teacher says of each face and its mirror image. Both save their state
+after every epoch; started again, the command carries on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from shared.runtime.settings import Settings, load_settings
 from shared.store.base import sha256_of
 from trainer.data.dataset import Dataset
 from trainer.data.ingest import ingest
-from trainer.data.near_duplicates import dhash
+from trainer.data.near_duplicates import dhash_all
 from trainer.data.seen import SEEN
 from trainer.pretrain.fit import Plan, SoftLoss, fit, hard_targets, is_finished, planned_epochs, predict
 from trainer.pretrain.teacher import build_teacher, decode_colour
@@ -43,7 +43,6 @@ from trainer.training.model import FaceNetwork, build_network
 from trainer.training.starter import FOLDER, STARTER_NETWORK, Starter, Weights, load_starter, save_starter
 from trainer.training.train import predict_logits
 
-_HASHED_AT_ONCE: Final = 64
 _CHANGED_FACES: Final = 300
 TAUGHT: Final = 0.7
 """Weight of what the teacher says beside what the label says."""
@@ -145,9 +144,10 @@ def main(
         }
         weights = {name: value.cpu() for name, value in network.state_dict().items()}
         save_starter(Starter(weights, card), out)
-        np.save(out / SEEN.name, _hashes(dataset.faces), allow_pickle=False)
+        everybody = dhash_all(dataset.faces, np.arange(len(dataset.rows)))
+        np.save(out / SEEN.name, everybody, allow_pickle=False)
         report = _measure(network, dataset, measured, faces, device)
-        (out / REPORT).write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
+        (out / REPORT).write_text(json.dumps(report.as_dict()) + "\n", encoding="utf-8")
     click.echo("\n".join(f"{name}: {value:.4f}" for name, value in figures.items()))
 
 
@@ -312,12 +312,6 @@ def _decode(archive: Path, folder: Path, settings: Settings) -> Dataset:
     with (folder / FACES_CSV).open(encoding="utf-8", newline="") as table:
         rows = read_faces_csv(table)
     return Dataset(sha256_of(archive), np.load(folder / FACES_NPY, mmap_mode="r"), rows)
-
-
-def _hashes(faces: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    return np.concatenate(
-        [dhash(np.array(faces[start : start + _HASHED_AT_ONCE])) for start in range(0, len(faces), _HASHED_AT_ONCE)]
-    )
 
 
 def _show(name: str, epoch: int, plan: Plan, loss: float, accuracy: float) -> None:

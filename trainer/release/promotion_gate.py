@@ -24,7 +24,7 @@ from shared.records.record import DamagedRecord
 from shared.records.registry import Registry
 from shared.store.base import Store
 from trainer.data.dataset import Dataset, open_dataset
-from trainer.data.near_duplicates import dhash, near_duplicates
+from trainer.data.near_duplicates import dhash_all, near_duplicates
 from trainer.release.evaluate import Z_95, group_members
 from trainer.release.export import predict_onnx
 
@@ -35,7 +35,6 @@ MIN_LOST_GROUP: Final = 100
 CHANCE: Final = 0.025
 """A fall is beyond chance where chance alone gives one as large less often than this."""
 Z_99: Final = 2.575829
-_CHUNK: Final = 64
 _LOG = logging.getLogger(__name__)
 
 
@@ -349,11 +348,5 @@ def seen_in_training(trained: Dataset, dataset: Dataset, held_out: NDArray[np.in
 
 
 def _seen(known: Dataset, faces: NDArray[np.intp], dataset: Dataset, held_out: NDArray[np.intp]) -> NDArray[np.bool_]:
-    groups = near_duplicates(np.concatenate([_hash(dataset.faces, held_out), _hash(known.faces, faces)]))
+    groups = near_duplicates(np.concatenate([dhash_all(dataset.faces, held_out), dhash_all(known.faces, faces)]))
     return np.isin(groups[: len(held_out)], groups[len(held_out) :])
-
-
-def _hash(faces: NDArray[np.uint8], indices: NDArray[np.intp]) -> NDArray[np.uint64]:
-    """Returns `dhash` of those faces, uint64 (n, 2), with no more than a chunk of them in memory."""
-    chunks = (indices[start : start + _CHUNK] for start in range(0, len(indices), _CHUNK))
-    return np.concatenate([np.zeros((0, 2), np.uint64), *(dhash(np.array(faces[chunk])) for chunk in chunks)])

@@ -21,14 +21,13 @@ from shared.records.registry import WEIGHTS_FILE, Registry
 from shared.runtime.settings import Settings
 from shared.store.base import Store
 from trainer.data.dataset import Dataset, open_dataset
-from trainer.data.near_duplicates import dhash
+from trainer.data.near_duplicates import dhash_all
 from trainer.data.seen import find_seen
 from trainer.release.promotion_gate import seen_in_training
 from trainer.training.model import NETWORKS, build_network
 from trainer.training.starter import STARTER_NETWORK, Weights, load_starter, load_weights
 
 _MAX_BYTES: Final = 2**28
-_HASHED_AT_ONCE: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +87,11 @@ def _of_version(version: int, dataset: Dataset, store: Store) -> Start:
         ),
     )
     if card.is_starter:
-        _require_unseen(f"gender:{version}", find_seen(_hash_held_out(dataset)))
+        _require_unseen(f"gender:{version}", find_seen(dhash_all(dataset.faces, dataset.held_out)))
     # The same dataset is split in the same way. The faces of a deleted one are unknown.
     if card.dataset.sha256 != dataset.sha256 and store.exists(f"datasets/{card.dataset.sha256}/{FACES_NPY}"):
         with open_dataset(store, card.dataset.sha256) as other:
-            _require_unseen(f"gender:{version}", seen_in_training(other, dataset, _held_out(dataset)))
+            _require_unseen(f"gender:{version}", seen_in_training(other, dataset, dataset.held_out))
     return start
 
 
@@ -105,7 +104,7 @@ def _of_file(uri: str, dataset: Dataset, settings: Settings) -> Start:
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         raise InvalidMessage(f"init: the card or the hashes beside {uri} cannot be read: {error}") from None
     weights = _read(uri, network, _bytes_at(uri, settings))
-    _require_unseen(uri, find_seen(_hash_held_out(dataset), known))
+    _require_unseen(uri, find_seen(dhash_all(dataset.faces, dataset.held_out), known))
     return Start(network, weights, origin)
 
 
@@ -128,16 +127,6 @@ def _read(init: str, network: str, data: bytes) -> Weights:
         first = str(error).splitlines()[0]
         raise InvalidMessage(f"init is {init}, whose weights cannot be used: {first}", code="invalid_params") from None
     return weights
-
-
-def _held_out(dataset: Dataset) -> NDArray[np.intp]:
-    return np.concatenate([dataset.part("validation"), dataset.part("test")])
-
-
-def _hash_held_out(dataset: Dataset) -> NDArray[np.uint64]:
-    held_out = _held_out(dataset)
-    chunks = np.array_split(held_out, max(1, len(held_out) // _HASHED_AT_ONCE))
-    return np.concatenate([dhash(np.array(dataset.faces[chunk])) for chunk in chunks])
 
 
 def _require_unseen(init: str, seen: NDArray[np.bool_]) -> None:

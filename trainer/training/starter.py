@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from shared.params import Network
 from trainer.data.dataset import Dataset
-from trainer.data.near_duplicates import dhash
+from trainer.data.near_duplicates import dhash_all
 from trainer.data.seen import find_seen
 from trainer.training.device import DeviceFaces
 from trainer.training.model import build_network
@@ -86,9 +85,7 @@ def starter_helps(dataset: Dataset, device: torch.device) -> bool:
     network learns better from nothing. Where it has seen faces of the held-out parts, which `trainer.data.seen` leaves
     there if they are many, it does not either: every figure would lie.
     """
-    held_out = np.concatenate([dataset.part("validation"), dataset.part("test")])
-    hashes = np.concatenate([dhash(np.array(dataset.faces[at])) for at in _in_batches(held_out)])
-    if find_seen(hashes).any():
+    if find_seen(dhash_all(dataset.faces, dataset.held_out)).any():
         return False
     part = dataset.part("train")
     tried = part[np.unique(np.linspace(0, len(part) - 1, _TRIED_FACES).round().astype(np.intp))]
@@ -97,8 +94,9 @@ def starter_helps(dataset: Dataset, device: torch.device) -> bool:
     network.load_state_dict(starter.weights)
     network.eval()
     source = DeviceFaces(dataset.faces, device)
+    chunks = np.array_split(tried, -(-len(tried) // _BATCH))
     with torch.inference_mode():
-        logits = torch.cat([network(source.take(at).float().div_(255)) for at in _in_batches(tried)]).cpu().numpy()
+        logits = torch.cat([network(source.take(at).float().div_(255)) for at in chunks]).cpu().numpy()
     correct = (logits >= 0) == (dataset.labels[tried] > 0)
     balanced, variance = 0.0, 0.0
     for gender in (0, 1):
@@ -108,11 +106,6 @@ def starter_helps(dataset: Dataset, device: torch.device) -> bool:
         balanced += of_gender.mean() / 2
         variance += of_gender.var() / len(of_gender) / 4
     return bool(balanced - _SURE * np.sqrt(variance) > _LEAST_ACCURACY)
-
-
-def _in_batches(indices: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
-    for start in range(0, len(indices), _BATCH):
-        yield indices[start : start + _BATCH]
 
 
 def _narrow(values: NDArray[Any]) -> NDArray[Any]:
