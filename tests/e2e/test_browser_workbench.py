@@ -14,6 +14,7 @@ from tests.archives import zipped
 from tests.browser import Visit
 from tests.dashboard_app import Site, open_site
 from tests.e2e.test_browser_pages import REFRESH
+from tests.services import eventually
 from tests.unit.dashboard.pages.helpers import jpeg
 
 pytestmark = pytest.mark.browser
@@ -292,10 +293,18 @@ def test_a_login_that_expired_is_renewed_on_the_page_and_the_file_is_kept(site: 
     with site.worker():
         visit.go("/predict")
         expect(visit.page.locator("[data-took]")).to_contain_text("including the queue")
-        visit.context.clear_cookies(name=site.app.config["SESSION_COOKIE_NAME"])
+        logged_in = site.app.config["SESSION_COOKIE_NAME"]
+
+        def log_out() -> bool:  # an answer that is still on its way sets the cookie anew
+            visit.context.clear_cookies(name=logged_in)
+            status: int = visit.page.evaluate("async () => (await fetch('/api/v1/status')).status")
+            return status == 401
+
+        eventually(log_out, 10, "the login is gone")
         mine = FilePayload(name="24_1_0.jpg", mimeType="image/jpeg", buffer=jpeg())
         visit.page.locator("#own").set_input_files([mine])
         dialog = visit.page.locator("#login-dialog")
+        expect(dialog).to_be_visible()
         expect(dialog).to_contain_text("Your login has expired.")
         dialog.get_by_label("Access token").fill("wrong wrong")
         dialog.get_by_role("button", name="Log in").click()

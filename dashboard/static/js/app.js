@@ -162,7 +162,8 @@ function concerns(topic) {
 async function fetchPage(url) {
   const answer = await fetch(url, { headers: { Accept: "text/html" } });
   if (answer.redirected && new URL(answer.url).pathname === `${root}/login`) {
-    location.reload();
+    // While the token is asked for on the page, whatever waits for it must not be lost.
+    if (!document.getElementById("login-dialog")?.open) location.reload();
     return null;
   }
   return answer.ok ? new DOMParser().parseFromString(await answer.text(), "text/html") : null;
