@@ -174,7 +174,7 @@ def select_faces(
     probabilities: NDArray[np.float32] | None,
     wanted: FaceFilter,
     others: NDArray[np.float32] | None = None,
-    held_out: NDArray[np.float32] | None = None,
+    out_of_fold: NDArray[np.float32] | None = None,
 ) -> NDArray[np.intp]:
     """Returns the indices of the faces that fit, in the wanted order.
 
@@ -183,7 +183,7 @@ def select_faces(
         probabilities: float32 (N,), of female; without them, filters on predictions are passed over.
         wanted: which ones.
         others: float32 (N,), of female by the filter's `other` model; without them, `agreement` is passed over.
-        held_out: float32 (N,), as `probabilities`, but each by weights that have not learned from that face; without
+        out_of_fold: float32 (N,), as `probabilities`, but each by weights that have not learned from that face; without
             them, suspects are ranked by `probabilities`.
     """
     missed = np.zeros(len(data), np.uint8)
@@ -194,7 +194,7 @@ def select_faces(
     keys: dict[str, Callable[[], NDArray[Any]]] = {"youngest": lambda: data.age}
     if probabilities is not None:
         confidence, correct = _judge(data, probabilities, wanted.threshold)
-        suspicion = probabilities if held_out is None else held_out
+        suspicion = probabilities if out_of_fold is None else out_of_fold
         keys |= {
             "largest_error": lambda: np.where(correct, confidence, -confidence),
             "least_confident": lambda: confidence,

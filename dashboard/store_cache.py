@@ -37,7 +37,7 @@ from shared.records.groups import wilson_rate
 from shared.records.jobs import Job, Jobs
 from shared.records.labels import ARCHIVE_LABELS
 from shared.records.model_card import ModelCard
-from shared.records.predictions import predict_female, read_held_out, read_predictions
+from shared.records.predictions import predict_female, read_out_of_fold, read_predictions
 from shared.records.record import DamagedRecord, Listing, Record, parse_record
 from shared.records.registry import Registry
 from shared.records.runs import Run, Runs
@@ -160,8 +160,8 @@ class StoreCache:
             lambda key: self._load_history(*key), _EDITED_CACHED
         )
         self._edited: LruCache[tuple[str, str], Dataset] = LruCache(lambda key: self._edit(*key), _EDITED_CACHED)
-        self._held_out: LruCache[tuple[str, int], NDArray[np.float32]] = LruCache(
-            lambda key: self._load_held_out(*key), _PREDICTIONS_CACHED
+        self._out_of_fold: LruCache[tuple[str, int], NDArray[np.float32]] = LruCache(
+            lambda key: self._load_out_of_fold(*key), _PREDICTIONS_CACHED
         )
         self._predictions: LruCache[tuple[str, int], NDArray[np.float32]] = LruCache(
             lambda key: self._load_predictions(*key), _PREDICTIONS_CACHED
@@ -364,13 +364,13 @@ class StoreCache:
         except NotFound:
             return None
 
-    def held_out_predictions(self, sha256: str, version: int) -> NDArray[np.float32] | None:
+    def out_of_fold_predictions(self, sha256: str, version: int) -> NDArray[np.float32] | None:
         """Returns predictions by weights of a model that have not learned from the face; None where there are none.
 
         A model that was trained on other faces has learned from none of these.
         """
         try:
-            return self._held_out.get((sha256, version))
+            return self._out_of_fold.get((sha256, version))
         except NotFound:
             return None
 
@@ -385,7 +385,7 @@ class StoreCache:
         """Lets go of everything that is kept."""
         self._edited.clear()
         self._predictions.clear()
-        self._held_out.clear()
+        self._out_of_fold.clear()
         self._datasets.clear()
 
     # -- how
@@ -472,11 +472,11 @@ class StoreCache:
     def _edit(self, sha256: str, edits: str) -> Dataset:
         return _with_corrections(self.dataset(sha256), self._edits.frozen(sha256, edits), edits)
 
-    def _load_held_out(self, sha256: str, version: int) -> NDArray[np.float32]:
+    def _load_out_of_fold(self, sha256: str, version: int) -> NDArray[np.float32]:
         card = self.card(version)
         if card.dataset.sha256 != sha256:
             raise NotFound(f"version {version} was trained on other faces")
-        return read_held_out(self._store, card.run_id)
+        return read_out_of_fold(self._store, card.run_id)
 
     def _load_predictions(self, sha256: str, version: int) -> NDArray[np.float32]:
         return read_predictions(self._store, sha256, self.card(version))

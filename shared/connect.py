@@ -108,7 +108,7 @@ def _expected_store(broker: Broker | None, found: str | None) -> str | None:
     if broker.remembers_stores or found is not None:
         return broker.remembered_store()
     with HeartbeatListener(broker) as heartbeats:
-        heartbeats.wait_for({"a service that does not exist"}, HEARTBEAT_S + 0.3)
+        heartbeats.wait_until(lambda beats: any(beat.get("store") for beat in beats), HEARTBEAT_S + 0.3)
         named = [beat.get("store") for beat in heartbeats.workers()]
     return next((str(identity) for identity in named if identity), None)
 

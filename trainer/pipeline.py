@@ -36,7 +36,7 @@ from shared.records.dataset import (
     require_whole,
 )
 from shared.records.model_card import CardDataset, ModelCard, Variant, VariantPrecision
-from shared.records.predictions import held_out_key
+from shared.records.predictions import out_of_fold_key
 from shared.records.record import DamagedRecord
 from shared.records.registry import WEIGHTS_FILE, Registry
 from shared.records.runs import EpochRow, Progress, Runs, RunState
@@ -49,7 +49,7 @@ from trainer.data.ingest import ingest
 from trainer.release.card import build_card, measure_inputs, render_card
 from trainer.release.evaluate import evaluate
 from trainer.release.export import build_variants, describe_model, export_onnx, predict_onnx, verify_parity
-from trainer.release.held_out import predict_held_out
+from trainer.release.out_of_fold import predict_out_of_fold
 from trainer.release.promotion_gate import compare
 from trainer.release.robustness import measure_robustness
 from trainer.release.start import Start, find_start
@@ -348,8 +348,8 @@ class Pipeline:
             monitor.raise_if_stopped()
             monitor.on_progress(_progress(RunState.EVALUATING, done, total))
 
-        held_out = predict_held_out(dataset, probability, self._device, on_face)
-        self._write_predictions(held_out_key(run_id), held_out)
+        out_of_fold = predict_out_of_fold(dataset, probability, self._device, on_face)
+        self._write_predictions(out_of_fold_key(run_id), out_of_fold)
         monitor.raise_if_stopped()
 
         monitor.on_state(RunState.EXPORTING)
@@ -440,7 +440,7 @@ def _build_variants(
     network: torch.nn.Module, temperature: float, model: Path, metadata: dict[str, str], dataset: Dataset
 ) -> dict[VariantPrecision, Variant]:
     # These faces decide only which variants are kept: the reported metrics are those of float32.
-    held_out = _spread(np.sort(np.concatenate([dataset.part("validation"), dataset.part("test")])), _COMPARED_FACES)
+    held_out = _spread(np.sort(dataset.held_out), _COMPARED_FACES)
     return build_variants(
         network,
         temperature,

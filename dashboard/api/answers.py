@@ -27,7 +27,7 @@ def accept_run(run_id: str, ahead: int) -> tuple[Response, int]:
 
 
 def accepted(body: dict[str, Any], location: str) -> tuple[Response, int]:
-    """Answers 202, with the place of what was accepted."""
+    """Answers 202, with the URL of the accepted run or job."""
     answer = jsonify(body)
     answer.headers["Location"] = location
     return answer, 202

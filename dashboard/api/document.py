@@ -343,7 +343,7 @@ _CALLS: Final = (
                 "PATCH",
                 path,
                 f"annotate_{noun}",
-                f"Change a {noun}'s name, note or tags; what is left out stays",
+                f"Change a {noun}'s name, note or tags; the others stay",
                 views.AnnotationChanged,
                 query=_ANNOTATION,
             ),

@@ -81,10 +81,10 @@ class RequestedFaces:
 
     def select(self) -> NDArray[np.intp]:
         """Returns the indices of the faces that fit, in the wanted order."""
-        cache, held_out = dashboard().store_cache, None
+        cache, out_of_fold = dashboard().store_cache, None
         if self.wanted.sort == "suspects" and self.wanted.version is not None:
-            held_out = cache.held_out_predictions(self.data.sha256, self.wanted.version)
-        return select_faces(self.data, self.probabilities, self.wanted, self.others, held_out)
+            out_of_fold = cache.out_of_fold_predictions(self.data.sha256, self.wanted.version)
+        return select_faces(self.data, self.probabilities, self.wanted, self.others, out_of_fold)
 
     def count_facets(self) -> list[Facet]:
         """Returns how many faces there would be of each value, were the filter to name it."""

@@ -49,7 +49,7 @@ def delete(kind: Kind, which: str) -> Response:
 
 
 def describe_dependents(dependents: Sequence[Dependent]) -> str:
-    """Returns what stays and what it loses, as sentences."""
+    """Returns a sentence for each dependent: it stays, but loses something."""
     return " ".join(f"{found.kind.capitalize()} {found.which} stays, but loses {found.loss}." for found in dependents)
 
 

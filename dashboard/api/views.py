@@ -91,7 +91,7 @@ class EditRecord(Edit):
 
 
 class CorrectionsRecord(Corrections):
-    """The corrected faces, by what they became."""
+    """The corrected faces, by their new label."""
 
     model_config = ConfigDict(extra="forbid")
 

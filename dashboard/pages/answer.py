@@ -39,8 +39,8 @@ def answer_view(evaluation: Evaluation, sha256: str | None, card: ModelCard | No
         data, probabilities = scored
         labelled = Labels(data.gender, data.ethnicity, data.age)
         measures = measure(labelled, probabilities, data.split == SPLITS.index("test"), threshold) or measures
-        held_out = dashboard().store_cache.held_out_predictions(data.sha256, card.version)
-        suspects = _suspects(data, probabilities, held_out)
+        out_of_fold = dashboard().store_cache.out_of_fold_predictions(data.sha256, card.version)
+        suspects = _suspects(data, probabilities, out_of_fold)
         version = card.version
 
     def faces_url(**filters: Any) -> str:
@@ -78,8 +78,8 @@ def labels_of(card: ModelCard) -> str:
 
 
 def _suspects(
-    data: Dataset, probabilities: NDArray[np.float32], held_out: NDArray[np.float32] | None
+    data: Dataset, probabilities: NDArray[np.float32], out_of_fold: NDArray[np.float32] | None
 ) -> list[dict[str, Any]]:
     """Returns the faces whose labels are the likeliest to be wrong."""
-    order = select_faces(data, probabilities, FaceFilter(sort="suspects"), None, held_out)
+    order = select_faces(data, probabilities, FaceFilter(sort="suspects"), None, out_of_fold)
     return [face_view(data, probabilities, int(i)) for i in order[:_SUSPECTS]]

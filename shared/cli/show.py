@@ -414,7 +414,7 @@ def show_status(output: Output, client: Client) -> None:
     """Listens for a moment, then prints the services, the queues, the model in use and the training runs."""
     broker = client.broker
     with HeartbeatListener(broker) as heartbeats:
-        heartbeats.wait_for({"a service that does not exist"}, LISTEN_S)
+        heartbeats.wait_until(lambda _: False, LISTEN_S)  # nobody knows how many there are
         workers = heartbeats.workers()
     depths = broker.depths()
     aliases, damaged = client.registry.find_aliases()

@@ -50,18 +50,18 @@ def read_predictions(store: Store, sha256: str, card: ModelCard) -> NDArray[np.f
     return _read(store.get(key))
 
 
-def held_out_key(run_id: str) -> str:
+def out_of_fold_key(run_id: str) -> str:
     """Returns the store key of what a run predicted for each face by weights that had not learned from it."""
-    return f"runs/{run_id}/held_out.csv"
+    return f"runs/{run_id}/out_of_fold.csv"
 
 
-def read_held_out(store: Store, run_id: str) -> NDArray[np.float32]:
+def read_out_of_fold(store: Store, run_id: str) -> NDArray[np.float32]:
     """Returns float32 (N,), the probability of female of every face, by weights that had not learned from that face.
 
     Raises:
         NotFound: the run kept none.
     """
-    return _read(store.get(held_out_key(run_id)))
+    return _read(store.get(out_of_fold_key(run_id)))
 
 
 def _read(data: bytes) -> NDArray[np.float32]:

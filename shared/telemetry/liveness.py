@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final, Self
 
 from shared.broker.base import Broker, BrokerClosed
@@ -37,17 +36,16 @@ class HeartbeatListener:
             found = [beat for beat in self._workers.values() if service in {None, beat["service"]}]
         return sorted(found, key=lambda beat: (str(beat["service"]), str(beat["worker"])))
 
+    def wait_until(self, enough: Callable[[Collection[dict[str, Any]]], bool], timeout_s: float) -> None:
+        """Waits until the last heartbeats of all processes are enough, or the time is up."""
+        with self._heard:
+            self._heard.wait_for(lambda: enough(self._workers.values()), timeout_s)
+
     def wait_for(self, services: Iterable[str], timeout_s: float) -> set[str]:
         """Waits until every one of `services` was heard, and returns those that were not in time."""
         wanted = set(services)
-        deadline = time.monotonic() + timeout_s
-        with self._heard:
-            while missing := wanted - {beat["service"] for beat in self._workers.values()}:
-                remaining = deadline - time.monotonic()
-                if remaining <= 0:
-                    return missing
-                self._heard.wait(remaining)
-        return set()
+        self.wait_until(lambda beats: wanted <= {beat["service"] for beat in beats}, timeout_s)
+        return wanted - {beat["service"] for beat in self.workers()}
 
     def close(self) -> None:
         """Stops listening. Idempotent."""

@@ -94,7 +94,7 @@ def main(
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="genderline-") as folder:
         dataset = _decode(archive, Path(folder) / "archive", settings)
-        targets = hard_targets(dataset.targets)
+        targets, validation = hard_targets(dataset.targets), dataset.part("validation")
         teacher = replace(TEACHER, epochs=teacher_epochs)
         student = replace(STUDENT, epochs=epochs, rate=STUDENT.rate if begin is None else RATE_FROM_EARLIER)
         earlier = None if begin is None else load_starter(begin)
@@ -110,14 +110,13 @@ def main(
                 said[:, 0] = (everyone["teacher"] + everyone["earlier_starter"]) / 2
                 everyone["both"] = said[:, 0]
             of_teachers = {
-                f"{name}_validation_accuracy": _accuracy(answers - 0.5, dataset, dataset.part("validation"))
+                f"{name}_validation_accuracy": _accuracy(answers[validation] - 0.5, dataset, validation)
                 for name, answers in everyone.items()
             }
             figures_file.write_text(json.dumps(of_teachers), encoding="utf-8")
             click.echo(f"teachers: {of_teachers}")
             taught = TAUGHT * said + (1 - TAUGHT) * targets
         network = _learn(dataset, taught, student, earlier, device, work).network
-        validation = dataset.part("validation")
         share = 1.0 if earlier is None else _blend(network, earlier, dataset, validation, device)
         figures = of_teachers | _accuracies(network, dataset, validation, device, "validation_accuracy")
         measured, faces = dataset, validation
@@ -296,8 +295,7 @@ def _measure(
 
 
 def _accuracy(scores: NDArray[np.float32], dataset: Dataset, indices: NDArray[np.intp]) -> float:
-    """Returns the accuracy of scores, of these faces or of all, that are positive where the face is named female."""
-    scores = scores if len(scores) == len(indices) else scores[indices]
+    """Returns the accuracy of scores of these faces that are positive where the face is named female."""
     return float(np.mean((scores >= 0) == (dataset.labels[indices] > 0)))
 
 

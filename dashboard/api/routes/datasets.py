@@ -90,7 +90,7 @@ def train_dataset(sha256: str) -> tuple[Response, int]:
 
 @blueprint.get("/datasets/<sha256>/edits")
 def list_edits(sha256: str) -> Response:
-    """Lists the edits of a dataset's labels, and what they make of its faces."""
+    """Lists the edits of a dataset, and the corrected faces."""
     history = dashboard().client.edits.history(sha256)
     corrections = history.corrections()
     return jsonify(
@@ -118,7 +118,7 @@ def edit_dataset(sha256: str) -> Response:
 
 @blueprint.get("/datasets/<sha256>/faces")
 def list_faces(sha256: str) -> Response:
-    """Lists faces with their predictions, and counts them by what they can be chosen by."""
+    """Lists faces with their predictions, and counts for each property."""
     limit = parse_number(request.args.get("limit"), "limit", 1, PAGE) or _FACES
     offset = parse_number(request.args.get("offset"), "offset", 0, 10**9) or 0
     return jsonify(faces.list_faces(sha256, int(offset), int(limit)))

@@ -93,12 +93,12 @@ def test_every_property_is_a_facet_and_those_of_predictions_only_where_there_are
 
 def test_suspects_come_in_the_order_of_the_probability_of_their_label_and_the_edited_last() -> None:
     data, probabilities = drawn(300)
-    held_out = 1 - probabilities
+    out_of_fold = 1 - probabilities
 
-    order = select_faces(data, probabilities, FaceFilter(sort="suspects"), None, held_out)
+    order = select_faces(data, probabilities, FaceFilter(sort="suspects"), None, out_of_fold)
 
-    doubt = self_confidence(data.gender, held_out)
-    assert doubt[data.gender == 1].tolist() == held_out[data.gender == 1].tolist()
+    doubt = self_confidence(data.gender, out_of_fold)
+    assert doubt[data.gender == 1].tolist() == out_of_fold[data.gender == 1].tolist()
     unedited = order[: int((data.edits == 0).sum())]
     assert (data.edits[unedited] == 0).all()
     assert (np.diff(doubt[unedited]) >= 0).all()

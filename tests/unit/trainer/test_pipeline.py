@@ -11,7 +11,7 @@ from shared.faces.synthetic import draw_sample
 from shared.params import TrainingParams
 from shared.records.edits import Edits
 from shared.records.model_card import ModelCard
-from shared.records.predictions import read_held_out
+from shared.records.predictions import read_out_of_fold
 from shared.records.record import DamagedRecord
 from shared.records.registry import Registry
 from shared.records.runs import Runs, RunState
@@ -88,7 +88,7 @@ def test_a_run_with_edits_names_them_in_its_card_and_answers_for_every_face(stor
     assert card.dataset.edits == frozen
     assert sum(card.dataset.counts.values()) == sum(plain.dataset.counts.values()) - 3
     assert len(store.get("runs/run-2/predictions.csv").splitlines()) == 61
-    assert len(read_held_out(store, "run-2")) == 60
+    assert len(read_out_of_fold(store, "run-2")) == 60
     text = store.get(f"models/gender/{card.version}/card.md").decode()
     assert f"labels corrected by the edits `{frozen}`" in text
 

@@ -38,7 +38,15 @@ ingest(Path(sys.argv[1]), Path(sys.argv[2]), ARCHIVE_LIMITS, IMAGE_LIMITS, threa
 
 def decoders() -> list[int]:
     """Returns the ids of the processes that decode for this one: children of the one that forks them."""
-    return [pid for server in _children("self") for pid in _children(server)]
+    return [pid for server in _children("self") if _forks(server) for pid in _children(server)]
+
+
+def _forks(pid: int) -> bool:
+    """Returns whether a process is a fork server: this one may have others, such as a broker for the tests."""
+    try:
+        return b"shared.worker.child" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _children(pid: int | str) -> list[int]:

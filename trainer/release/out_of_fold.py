@@ -25,7 +25,7 @@ _REGULARISATION: Final = 0.01
 _BATCH: Final = 256
 
 
-def predict_held_out(
+def predict_out_of_fold(
     dataset: Dataset,
     probabilities: NDArray[np.float32],
     device: torch.device,
@@ -51,15 +51,15 @@ def predict_held_out(
 
     train = dataset.part("train")
     labels = dataset.labels[train]
-    held_out = probabilities.copy()
+    out_of_fold = probabilities.copy()
     folds = min(_FOLDS, int(np.bincount(labels, minlength=2).min()))
     if folds < 2:
-        return held_out  # a single face of a gender has no other to be told by
+        return out_of_fold  # a single face of a gender has no other to be told by
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=_REGULARISATION, max_iter=1000))
     splits = StratifiedKFold(folds, shuffle=True, random_state=0)
     features = _embed(dataset, train, device, on_progress)
-    held_out[train] = cross_val_predict(classifier, features, labels, cv=splits, method="predict_proba")[:, 1]
-    return held_out
+    out_of_fold[train] = cross_val_predict(classifier, features, labels, cv=splits, method="predict_proba")[:, 1]
+    return out_of_fold
 
 
 def _embed(

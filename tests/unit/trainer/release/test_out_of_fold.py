@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from shared.records.dataset import FaceRow
 from tests.drawn import draw_face
 from trainer.data.dataset import Dataset
-from trainer.release.held_out import predict_held_out
+from trainer.release.out_of_fold import predict_out_of_fold
 
 FACES = 400
 FLIPPED = 0.05
@@ -54,11 +54,11 @@ def test_nine_of_ten_wrong_labels_are_among_the_first_7_percent_and_no_worse_tha
     dataset, wrong = drawn(seed)
     learned_by_heart = dataset.labels.astype(np.float32)  # as a network that has learned each wrong label would say
 
-    held_out = predict_held_out(dataset, learned_by_heart, CPU)
+    out_of_fold = predict_out_of_fold(dataset, learned_by_heart, CPU)
 
-    order = np.argsort(np.where(dataset.labels == 1, held_out, 1 - held_out), kind="stable")
+    order = np.argsort(np.where(dataset.labels == 1, out_of_fold, 1 - out_of_fold), kind="stable")
     assert wrong[order[: round(0.07 * FACES)]].sum() >= 0.9 * wrong.sum()
-    flags = flag_by_confident_learning(dataset.labels, held_out)
+    flags = flag_by_confident_learning(dataset.labels, out_of_fold)
     assert flags.sum() > 0
     assert wrong[order[: flags.sum()]].mean() >= wrong[flags].mean()
 
@@ -70,10 +70,10 @@ def test_faces_that_the_network_has_not_learned_from_keep_its_word_and_each_othe
     given = np.full(FACES, 0.25, np.float32)
     done: list[int] = []
 
-    held_out = predict_held_out(dataset, given, CPU, lambda count, _total: done.append(count))
+    out_of_fold = predict_out_of_fold(dataset, given, CPU, lambda count, _total: done.append(count))
 
-    assert (held_out[300:] == given[300:]).all()
-    assert (held_out[:300] != given[:300]).all()
+    assert (out_of_fold[300:] == given[300:]).all()
+    assert (out_of_fold[:300] != given[:300]).all()
     assert done[-1] == 300
     alone = Dataset(dataset.sha256, dataset.faces[:3], dataset.rows[:3])
-    assert (predict_held_out(alone, given[:3], CPU) == given[:3]).all()
+    assert (predict_out_of_fold(alone, given[:3], CPU) == given[:3]).all()
