@@ -1,7 +1,7 @@
 """Decoding images in child processes, since foreign bytes meet code in C there, which may crash.
 
 Always, and not only once an image has killed something: then no worker dies, whatever is sent to it. It costs little,
-since images and faces lie in memory that both processes share. An image that comes alone waits until the child is awake.
+since images and faces lie in memory that both processes share. An image that comes alone waits until the child wakes.
 A child that died is replaced by a fork, not by a new interpreter.
 """
 
