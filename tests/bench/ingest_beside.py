@@ -53,7 +53,7 @@ print(wall, time.process_time() - before)
 
 
 def main() -> int:
-    """Measures, prints, and returns 1 where reading and decoding take over 5 % more of CPU time."""
+    """Measures, prints, and returns 1 where it takes over 5 % more time, or decoding alone more CPU time."""
     commit = sys.argv[1] if len(sys.argv) > 1 else "f8fd484"
     turns = int(sys.argv[2]) if len(sys.argv) > 2 else 3
     faces = int(sys.argv[3]) if len(sys.argv) > 3 else UTKFACE
@@ -78,7 +78,7 @@ def main() -> int:
         f"{faces:,} faces, {turns} turns: {commit} {was_s:.2f} s, now {is_s:.2f} s, ratio {is_s / was_s:.3f}; reading "
         f"and decoding in one process {was_cpu:.2f} and {is_cpu:.2f} s of CPU, ratio {is_cpu / was_cpu:.3f}"
     )
-    return int(is_cpu / was_cpu > MOST)
+    return int(max(is_s / was_s, is_cpu / was_cpu) > MOST)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From entries of an archive to faces, their labels and what is to be remembered of them: one chunk after the other."""
+"""From entries of an archive to faces, and what is to be remembered of them: one chunk after the other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from shared.archives.entry import Entry, EntryReader
 from shared.errors import InvalidImage
 from shared.faces.decode import SIZE, Face, ImageLimits, PixelBudget, configure_opencv, decode_face, luma_stats
-from shared.faces.labels import Label
 from shared.faces.rejects import Reject, reject_for
 from trainer.data.near_duplicates import dhash
 
@@ -32,7 +31,6 @@ class DecodedFace(NamedTuple):
         luma_std: as above.
     """
 
-    label: Label
     width: int
     height: int
     digest: bytes
@@ -41,8 +39,8 @@ class DecodedFace(NamedTuple):
     luma_std: float
 
 
-Outcomes: TypeAlias = list[DecodedFace | Reject]
-"""What became of a chunk's entries, in order."""
+Outcomes: TypeAlias = list[DecodedFace | Reject | None]
+"""What became of a chunk's entries, in order; None of those that there were none to decode for."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +49,11 @@ class Chunk:
 
     Attributes:
         row: of the first of them in the file of faces; the others follow.
-        entries: of the archive.
-        labels: of each entry, or why it has none.
+        entries: of the archive; None in the place of one that is not to be decoded.
     """
 
     row: int
-    entries: Sequence[Entry]
-    labels: Sequence[Label | Reject]
+    entries: Sequence[Entry | None]
 
 
 class Decoder:
@@ -92,14 +88,15 @@ class Decoder:
 
         The rows of rejects are left out: nobody reads them, and an archive of nothing else is not to fill the disk.
         """
-        reader = self._reader.prefetched(chunk.entries)
-        budget = PixelBudget(self._limits, sum(entry.size_bytes for entry in chunk.entries))
-        outcomes = [
-            self._decode(reader, entry, label, budget) for entry, label in zip(chunk.entries, chunk.labels, strict=True)
-        ]
-        decoded = [(row, outcome[1]) for row, outcome in enumerate(outcomes, chunk.row) if isinstance(outcome, tuple)]
+        entries = [entry for entry in chunk.entries if entry is not None]
+        if not entries:
+            return [None] * len(chunk.entries)
+        reader = self._reader.prefetched(entries)
+        budget = PixelBudget(self._limits, sum(entry.size_bytes for entry in entries))
+        outcomes = [entry and self._decode(reader, entry, budget) for entry in chunk.entries]
+        decoded = [(row, outcome) for row, outcome in enumerate(outcomes, chunk.row) if isinstance(outcome, Face)]
         if not decoded:
-            return [outcome for outcome in outcomes if isinstance(outcome, Reject)]
+            return [outcome for outcome in outcomes if not isinstance(outcome, Face)]
         if len(self._pixels) < len(decoded):
             self._pixels = np.empty((len(chunk.entries), SIZE, SIZE), np.uint8)
         pixels = self._pixels[: len(decoded)]
@@ -107,7 +104,7 @@ class Decoder:
             pixels[index] = face.pixels
         self._write(pixels, [row for row, _ in decoded])
         phashes = iter(dhash(pixels))  # of all at once: that is quicker than one by one
-        return [outcome if isinstance(outcome, Reject) else _traits(*outcome, next(phashes)) for outcome in outcomes]
+        return [_traits(outcome, next(phashes)) if isinstance(outcome, Face) else outcome for outcome in outcomes]
 
     def _write(self, pixels: NDArray[np.uint8], rows: Sequence[int]) -> None:
         """Writes faces to their rows, those that follow one another at once: usually all of them."""
@@ -119,15 +116,9 @@ class Decoder:
                 start = stop
         self._faces.flush()
 
-    def _decode(
-        self, reader: EntryReader, entry: Entry, label: Label | Reject, budget: PixelBudget
-    ) -> tuple[Label, Face] | Reject:
-        if entry.reject is not None:  # it says more than that its name has no label
-            return entry.reject
-        if isinstance(label, Reject):
-            return label
+    def _decode(self, reader: EntryReader, entry: Entry, budget: PixelBudget) -> Face | Reject:
         try:
-            return label, decode_face(reader.read(entry), self._limits, budget)
+            return decode_face(reader.read(entry), self._limits, budget)
         except InvalidImage as error:
             return reject_for(error)
         except (OSError, MemoryError):
@@ -137,9 +128,9 @@ class Decoder:
             return Reject("internal", "decoding this image met a bug on our side; the trainer's log has the traceback")
 
 
-def _traits(label: Label, face: Face, phash: NDArray[np.uint64]) -> DecodedFace:
+def _traits(face: Face, phash: NDArray[np.uint64]) -> DecodedFace:
     digest = hashlib.sha256(face.pixels.data).digest()
-    return DecodedFace(label, face.width, face.height, digest, phash.tobytes(), *luma_stats(face.pixels))
+    return DecodedFace(face.width, face.height, digest, phash.tobytes(), *luma_stats(face.pixels))
 
 
 def serve(pipe: Connection) -> None:

@@ -97,7 +97,7 @@ class DecodePool:
                 yield waiting.popleft().chunk, outcomes
 
 
-class _DecodingChild(Sandbox[Chunk, DecodedFace | Reject]):
+class _DecodingChild(Sandbox[Chunk, DecodedFace | Reject | None]):
     """A child that runs a `Decoder` of these arguments."""
 
     def __init__(self, server: ForkServer, *arguments: object) -> None:
@@ -120,8 +120,7 @@ class _DecodingChild(Sandbox[Chunk, DecodedFace | Reject]):
         return answer
 
     def _split(self, request: Chunk) -> Sequence[Chunk]:
-        pairs = zip(request.entries, request.labels, strict=True)
-        return [Chunk(row, [entry], [label]) for row, (entry, label) in enumerate(pairs, request.row)]
+        return [Chunk(row, [entry]) for row, entry in enumerate(request.entries, request.row)]
 
     def _blame(self, single: Chunk) -> Reject:
         _LOG.error("the entry in row %d killed two processes that decoded it", single.row)

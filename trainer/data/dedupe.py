@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Final, NamedTuple
 
-from shared.faces.labels import GENDERS
+from shared.faces.labels import GENDERS, Label
 from shared.faces.rejects import Reject, clipped
 from shared.records.dataset import RejectRow
 from trainer.data.decode import DecodedFace
@@ -20,10 +20,12 @@ class FaceEntry(NamedTuple):
     Attributes:
         entry: its index in the archive, and the row that it was written to.
         name: of its entry.
+        label: of its entry.
     """
 
     entry: int
     name: str
+    label: Label
     traits: DecodedFace
 
 
@@ -52,7 +54,7 @@ class Deduplicator:
         """Drops the contradictions, which are known only now. Returns the faces to keep, in archive order."""
         for digest, others in self._copies.items():
             copies = [self._first[digest], *others]
-            by_gender = {face.traits.label.gender: face for face in reversed(copies)}
+            by_gender = {face.label.gender: face for face in reversed(copies)}
             if len(by_gender) > 1:
                 described = " and ".join(
                     f"{GENDERS[gender]} in {_quoted(by_gender[gender])}" for gender in sorted(by_gender)

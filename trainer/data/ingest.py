@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -23,7 +22,7 @@ from shared.archives.archive import Archive, ArchiveLimits, plain_archive
 from shared.errors import InvalidDataset
 from shared.faces.decode import ImageLimits
 from shared.faces.labelling import LabelReport, LabelSpec
-from shared.faces.labels import ETHNICITIES, GENDERS
+from shared.faces.labels import ETHNICITIES, GENDERS, Label
 from shared.faces.rejects import Reject
 from shared.records.dataset import (
     AGE_BANDS,
@@ -59,7 +58,7 @@ Key = TypeVar("Key", int, str)
 MIN_FACES: Final = 20
 """Fewer make no training, no validation and no test worth the name."""
 
-_CHUNK: Final = 32
+_CHUNK: Final = 64
 """Entries decoded together: enough to hide what handing them over costs, few enough for steady progress."""
 
 
@@ -109,24 +108,28 @@ def ingest(
         Archive(plain, archive_limits) as opened,
     ):
         labelling = recognize_labels(opened, labels)
-        images_seen = len(opened.entries) - labelling.outcomes.count(None)
+        images_seen = len(labelling.entries) - labelling.outcomes.count(None)
         deduplicator = Deduplicator()
         done = 0
-        for chunk, outcomes in pool.decode(_chunks(opened, labelling)):
-            for index, (entry, outcome) in enumerate(zip(chunk.entries, outcomes, strict=True), start=chunk.row):
-                if isinstance(outcome, Reject):
-                    deduplicator.reject(index, entry.name, outcome)
-                else:
-                    deduplicator.add(FaceEntry(index, entry.name, outcome))
+        for chunk, outcomes in pool.decode(_chunks(labelling)):
+            known = labelling.outcomes[chunk.row : chunk.row + len(outcomes)]
+            for index, (label, decoded) in enumerate(zip(known, outcomes, strict=True), chunk.row):
+                name = labelling.entries[index].name
+                if isinstance(label, Reject):
+                    deduplicator.reject(index, name, label)
+                elif isinstance(decoded, Reject):
+                    deduplicator.reject(index, name, decoded)
+                elif label is not None and decoded is not None:
+                    deduplicator.add(FaceEntry(index, name, label, decoded))
             face_file.flush_async(chunk.row + len(chunk.entries))
-            done += len(chunk.entries)
+            done += len(known) - known.count(None)
             on_progress(done, images_seen)
         faces = deduplicator.unique_faces()
         if refusal := _untrainable(faces, deduplicator):
             raise _refused(refusal, folder, faces, deduplicator, images_seen, labelling.report)
         phashes = np.frombuffer(b"".join(face.traits.phash for face in faces), np.uint64).reshape(-1, 2)
         groups = near_duplicates(phashes, lambda: on_progress(images_seen, images_seen))
-        parts = split([face.traits.label for face in faces], [face.traits.digest for face in faces], groups)
+        parts = split([face.label for face in faces], [face.traits.digest for face in faces], groups)
         parts = train_on_seen(parts, groups, phashes)
         if refusal := _unsplittable(faces, groups, parts):
             raise _refused(refusal, folder, faces, deduplicator, images_seen, labelling.report)
@@ -164,7 +167,10 @@ def ingest(
         seconds=seconds,
         images_per_second=images_seen / max(seconds, 1e-9),
         files={
-            name: DatasetFile.of(folder / name) for name in (FACES_NPY, FACES_CSV, REJECTS_CSV, NEAR_DUPLICATES_CSV)
+            FACES_NPY: DatasetFile.of_faces(
+                (folder / FACES_NPY).stat().st_size, (face.traits.digest for face in faces)
+            ),
+            **{name: DatasetFile.of(name, folder / name) for name in (FACES_CSV, REJECTS_CSV, NEAR_DUPLICATES_CSV)},
         },
     )
     with replacing(summary_path) as temp_path:
@@ -187,20 +193,16 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _chunks(archive: Archive, labelling: Labelling) -> Iterator[Chunk]:
-    for start in range(0, len(archive.entries), _CHUNK):
-        entries, labels = archive.entries[start : start + _CHUNK], labelling.outcomes[start : start + _CHUNK]
-        # Tables divide a chunk, for the rows of its faces follow one another.
-        for is_image, group in groupby(enumerate(labels), lambda pair: pair[1] is not None):
-            if is_image:
-                rows, own = zip(*group, strict=True)
-                part = entries[rows[0] : rows[-1] + 1]
-                yield Chunk(start + rows[0], part, [label for label in own if label is not None])
+def _chunks(labelling: Labelling) -> Iterator[Chunk]:
+    for start in range(0, len(labelling.entries), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        pairs = zip(labelling.entries[rows], labelling.outcomes[rows], strict=True)
+        yield Chunk(start, [entry if isinstance(label, Label) else None for entry, label in pairs])
 
 
 def _rows(faces: Sequence[FaceEntry], parts: Sequence[Split]) -> list[FaceRow]:
     traits = [face.traits for face in faces]
-    ages, genders, ethnicities = zip(*(seen.label for seen in traits), strict=True)
+    ages, genders, ethnicities = zip(*(face.label for face in faces), strict=True)
     columns = (
         [face.name for face in faces],
         ages,
@@ -244,7 +246,7 @@ def _untrainable(faces: Sequence[FaceEntry], deduplicator: Deduplicator) -> Inva
             f"found {len(faces)} usable faces, expected at least {MIN_FACES}; rejects: {counts or 'none'}",
             code="too_few_faces",
         )
-    genders = {face.traits.label.gender for face in faces}
+    genders = {face.label.gender for face in faces}
     if len(genders) == 1:
         return InvalidDataset(
             f"found {len(faces)} faces, all of them {GENDERS[genders.pop()]}; expected both genders",
@@ -256,10 +258,10 @@ def _untrainable(faces: Sequence[FaceEntry], deduplicator: Deduplicator) -> Inva
 def _unsplittable(
     faces: Sequence[FaceEntry], groups: NDArray[np.int64], parts: Sequence[Split]
 ) -> InvalidDataset | None:
-    present = {(face.traits.label.gender, part) for face, part in zip(faces, parts, strict=True)}
+    present = {(face.label.gender, part) for face, part in zip(faces, parts, strict=True)}
     for gender, name in enumerate(GENDERS):
         if any((gender, part) not in present for part in SPLITS):
-            own = groups[[face.traits.label.gender == gender for face in faces]]
+            own = groups[[face.label.gender == gender for face in faces]]
             return InvalidDataset(
                 f"found {len(own)} {name} faces, which are near-duplicates of {len(np.unique(own))}: they cannot be in "
                 f"all of {', '.join(SPLITS)}; expected at least {len(SPLITS)} that differ",

@@ -72,11 +72,13 @@ class Labelling:
     """What is known of the faces of an archive before they are decoded.
 
     Attributes:
-        outcomes: of each entry, its label or why it has none; None for a table that the labels were taken from.
+        entries: of the archive.
+        outcomes: of each entry, its label or why it is left out; None for a table that the labels were taken from.
         report: what was recognised.
     """
 
-    outcomes: Sequence[Outcome | None]
+    entries: Sequence[Entry]
+    outcomes: list[Outcome | None]
     report: LabelReport
 
 
@@ -131,14 +133,15 @@ def _labelling(entries: Sequence[Entry], best: _Found) -> Labelling:
     unlabelled = 0
     for index, entry in enumerate(entries):
         label = best.labels.get(index)
-        if label is not None:
-            outcomes.append(label)
-        elif index in tables:
-            outcomes.append(None)
-        else:
+        if label is None and index not in tables:
             unlabelled += 1
             if len(examples) < _EXAMPLES:
                 examples.append(clipped(entry.name))
+        if entry.reject is not None:  # it says more than that its name has no label
+            outcomes.append(entry.reject)
+        elif label is not None or index in tables:
+            outcomes.append(label)
+        else:
             outcomes.append(_reject(entry.name, best, best.unknown.get(index)))
     values = [
         LabelValue(value=clipped(value), gender=None if gender is None else GENDERS[gender], files=files)
@@ -155,7 +158,7 @@ def _labelling(entries: Sequence[Entry], best: _Found) -> Labelling:
         with_age=sum(label.age != UNKNOWN for label in best.labels.values()),
         with_ethnicity=sum(label.ethnicity != UNKNOWN for label in best.labels.values()),
     )
-    return Labelling(outcomes, report)
+    return Labelling(entries, outcomes, report)
 
 
 def _reject(name: str, best: _Found, unknown: str | None) -> Reject:

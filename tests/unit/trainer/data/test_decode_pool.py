@@ -59,9 +59,9 @@ def _children(pid: int | str) -> list[int]:
 
 @pytest.fixture
 def large_archive(tmp_path: Path) -> Path:
-    """A zip of 400 faces that is worth processes, by what else is in it."""
+    """A zip of 800 faces that is worth processes, by what else is in it."""
     path = tmp_path / "faces.zip"
-    path.write_bytes(zipped([*labelled_faces(400), ("notes.txt", bytes(WORTH_PROCESSES))]))
+    path.write_bytes(zipped([*labelled_faces(800), ("notes.txt", bytes(WORTH_PROCESSES))]))
     return path
 
 
@@ -99,14 +99,14 @@ def test_a_decoding_process_that_is_killed_at_its_work_costs_nothing(tmp_path: P
     killed: set[int] = set()
 
     def kill(done: int, _total: int) -> None:
-        if done % 128 == 0:
+        if done % 256 == 0:
             victim = decoders()[0]
             killed.add(victim)
             os.kill(victim, signal.SIGKILL)
 
     summary = ingest(large_archive, tmp_path / "d", ARCHIVE_LIMITS, IMAGE_LIMITS, threads=2, on_progress=kill)
     assert len(killed) == 3
-    assert (summary.faces, summary.rejects) == (400, {"no_label": 1})
+    assert (summary.faces, summary.rejects) == (800, {"no_label": 1})
     assert decoders() == []
 
 
@@ -158,4 +158,4 @@ def test_signals_meant_for_the_trainer_do_not_end_its_decoding_processes(tmp_pat
         threads=2,
         on_progress=lambda _done, _total: stop(decoders()),
     )
-    assert done.faces == 400
+    assert done.faces == 800
