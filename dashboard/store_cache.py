@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import NotFound
+from shared.measures.groups import wilson_rate
+from shared.measures.labels import ARCHIVE_LABELS
 from shared.records.annotations import Annotation, Annotations, Kind, with_name
 from shared.records.dataset import (
     FACES_CSV,
@@ -33,9 +35,7 @@ from shared.records.dataset import (
 )
 from shared.records.edits import Corrections, EditHistory, Edits, edits_key
 from shared.records.evaluation import Rate
-from shared.records.groups import wilson_rate
 from shared.records.jobs import Job, Jobs
-from shared.records.labels import ARCHIVE_LABELS
 from shared.records.model_card import ModelCard
 from shared.records.predictions import predict_female, read_out_of_fold, read_predictions
 from shared.records.record import DamagedRecord, Listing, Record, parse_record

@@ -15,6 +15,11 @@ from shared.broker.base import Broker, HeaderValue, Message, MessageTooLarge, Ou
 from shared.errors import Conflict, GenderlineError, InvalidImage, NotFound
 from shared.events import JobProgressed, ModelChallenged, ModelPromoted, ModelRegistered, RunProgressed, parse_event
 from shared.faces.labelling import LabelSpec
+from shared.measures.at_threshold import Measures, measure
+from shared.measures.comparison import Comparison, MatrixCell, compare
+from shared.measures.groups import wilson_rate
+from shared.measures.labels import ARCHIVE_LABELS, LabelledFaces, read_labelled_faces
+from shared.measures.shadow import ShadowFigures, shadow_figures
 from shared.messages import (
     PACK_LIMIT,
     PROBE,
@@ -28,19 +33,14 @@ from shared.messages import (
 )
 from shared.params import TrainingParams
 from shared.records.annotations import Annotation, AnnotationChange, Annotations, Kind
-from shared.records.comparison import Comparison, MatrixCell, compare
 from shared.records.dataset import LABELS_JSON, SUMMARY_JSON, DatasetSummary, dataset_id
 from shared.records.deletion import Deletion, Dependent
 from shared.records.edits import Edits
-from shared.records.groups import wilson_rate
 from shared.records.jobs import Job, JobProgress, Jobs
-from shared.records.labels import ARCHIVE_LABELS, LabelledFaces, read_labelled_faces
-from shared.records.measures import Measures, measure
 from shared.records.predictions import THRESHOLD, predict_female, read_predictions, write_predictions
 from shared.records.record import Record
 from shared.records.registry import Registry
 from shared.records.runs import Run, Runs
-from shared.records.shadow import ShadowFigures, shadow_figures
 from shared.store.base import STORE_SCHEME, Store, sha256_of
 from shared.store.staging import StagedFile
 

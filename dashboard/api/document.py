@@ -19,12 +19,12 @@ from dashboard.tasks.samples import SampleState
 from dashboard.tasks.scoring import ScoringState
 from shared.errors import CODES
 from shared.faces.labels import ETHNICITIES, GENDERS
+from shared.measures.at_threshold import Measures
+from shared.measures.labels import ALL_FACES
 from shared.messages import ARCHIVES, IMAGES
 from shared.params import TrainingParams
 from shared.records.dataset import AGE_BANDS, SPLITS
 from shared.records.edits import CHANGES
-from shared.records.labels import ALL_FACES
-from shared.records.measures import Measures
 from shared.records.model_card import ServedPrecision
 
 _REF: Final = "#/components/schemas/{model}"

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from dashboard.workers import Speed
 from shared.broker.base import Depth
 from shared.faces.labels import GENDERS
+from shared.measures.comparison import Comparison
 from shared.records.annotations import Annotation, Kind
-from shared.records.comparison import Comparison
 from shared.records.dataset import DatasetSummary
 from shared.records.edits import Corrections, Edit
 from shared.records.evaluation import Evaluation

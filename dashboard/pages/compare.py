@@ -14,9 +14,9 @@ from dashboard.context import dashboard
 from dashboard.face_grid import AGREEMENTS, FaceFilter, face_view
 from dashboard.store_cache import Dataset
 from shared.errors import InvalidMessage
+from shared.measures.labels import ALL_FACES, ARCHIVE_LABELS
 from shared.records.dataset import SPLITS
 from shared.records.evaluation import MIN_GROUP
-from shared.records.labels import ALL_FACES, ARCHIVE_LABELS
 
 _FACES_SHOWN: Final = 12
 _QUERY: Final = ("first", "second", "dataset", "split", "threshold", "labels")

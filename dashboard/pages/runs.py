@@ -16,8 +16,8 @@ from dashboard.pages.manage import annotation_view, tag_filter
 from dashboard.pages.train_fields import label_choices, parameter_fields
 from shared.errors import NotFound
 from shared.faces.labels import GENDERS
+from shared.measures.at_threshold import female_counts
 from shared.records.dataset import SPLITS
-from shared.records.measures import female_counts
 from shared.records.runs import Run, RunState
 
 _PAGE: Final = 50

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from inference.model.champion import Models
 from inference.model.loader import ServedModel, release_freed_memory
 from shared.errors import GenderlineError
-from shared.records.shadow import ShadowFigures, add_shadow_figures
+from shared.measures.shadow import ShadowFigures, add_shadow_figures
 from shared.runtime.settings import Settings
 from shared.store.base import Store
 from shared.telemetry.metrics import InferenceMetrics

@@ -10,13 +10,14 @@ from typing import Any
 
 import click
 
-from shared.cli import (
+from shared.cli.base import output_of
+from shared.cli.commands import (
     compare,
     datasets,
     dead,
     definitions,
     delete,
-    demo_commands,
+    demo,
     export,
     models,
     predictions,
@@ -24,7 +25,6 @@ from shared.cli import (
     services,
     training,
 )
-from shared.cli.base import output_of
 from shared.errors import GenderlineError
 
 
@@ -84,8 +84,8 @@ for _command in (
     dead.dead,
     delete.delete,
     export.export,
-    demo_commands.sample,
-    demo_commands.demo,
+    demo.sample,
+    demo.demo,
     definitions.definitions,
     reference.settings,
     reference.params,

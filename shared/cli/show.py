@@ -10,10 +10,10 @@ from shared.cli.annotate import tags_of
 from shared.cli.output import Output, moment, percent
 from shared.client import Client
 from shared.errors import NotFound
+from shared.measures.at_threshold import Measures
 from shared.records.annotations import Annotation, has_tag, select_tagged, with_name
 from shared.records.evaluation import Evaluation, Rate
 from shared.records.jobs import Job
-from shared.records.measures import Measures
 from shared.records.record import DamagedRecord, Listing, Record
 from shared.records.registry import Aliases, Registry
 from shared.records.runs import Run

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from shared.broker.base import Message, Outgoing, ReplyQueue
 from shared.client import Client
-from shared.records.shadow import shadow_figures
+from shared.measures.shadow import shadow_figures
 from tests.bench.bench_observers import built_model, drawn_faces
 from tests.model_builder import ModelBuilder
 from tests.services import Installation, collect, eventually

@@ -1,4 +1,4 @@
-"""Feeds mutated archives, images and label tables to their readers, for as long as it is told to.
+"""Feeds mutated archives, images, tables, messages, events and forms to their readers, for as long as it is told to.
 
 Whatever comes, a reader answers with a result or with one of our errors, within two seconds of CPU time and one
 gigabyte. An input that does otherwise is written to the corpus, which `tests/unit/test_fuzz.py` replays.
@@ -8,6 +8,7 @@ gigabyte. An input that does otherwise is written to the corpus, which `tests/un
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import resource
 import sys
@@ -91,6 +92,7 @@ def _run(name: str, seed: tuple[int, int]) -> tuple[int, str, bytes, float, int]
 def _work(pipe: Connection, name: str, seed: tuple[int, int]) -> None:
     import random
 
+    logging.disable()  # each input that is refused would be told of
     rng = random.Random(repr((name, seed)))
     chosen = seeds(name)
     before = _memory()

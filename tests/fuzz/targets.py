@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import functools
 import io
+import json
 import random
 import struct
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final
 
+from pika import BasicProperties
 from PIL import Image
 
 from shared.archives.archive import Archive, ArchiveLimits, check_archive
 from shared.archives.entry import EntryError
-from shared.broker.base import Message
+from shared.broker.base import Event, Message
+from shared.broker.rabbitmq.codec import dead_letter_of, message_of, properties_of, shrink_headers
 from shared.errors import GenderlineError, InvalidDataset, InvalidImage
+from shared.events import EVENT_TYPES, parse_event
 from shared.faces.decode import ImageLimits, configure_opencv, decode_face
 from shared.messages import parse_dataset, parse_job, parse_prediction
 from shared.runtime.settings import Settings
 from tests import archives
 from tests.archives import face_pixels, saved, zipped
+from tests.dashboard_app import Site, open_site
 from tests.layouts import tarred
 from tests.zips import SAMPLES
 from trainer.data.labelling import recognize_labels
@@ -34,6 +43,32 @@ _TABLES: Final = (
     b"user_id\toriginal_image\tface_id\tage\tgender\n3@N\t1.jpg\t1\t(0, 2)\tm\n",
     "file,gender\n1.jpg,männlich\n".encode("utf-16"),
 )
+
+
+_EVENTS: Final = (
+    b'{"schema": 1, "run_id": "run-1", "status": "training", "name": "a.zip", "progress": {"stage": "training"}}',
+    b'{"schema": 1, "run_id": "run-1", "row": {"epoch": 1, "train_loss": 0.5, "train_accuracy": 1}}',
+    b'{"schema": 1, "name": "gender", "version": 3, "alias": "champion", "by": "me", "reason": "better", "at": "now"}',
+    b'{"schema": 1, "job_id": "job-1", "status": "running", "name": "a.zip", "images": 9, "done": 3}',
+    b'{"schema": 1, "worker": "w-1", "service": "inference", "pid": 7, "model_version": 3, "images_per_second": 9.5}',
+)
+_PROPERTIES: Final = (
+    BasicProperties("image/png", None, {"labels": "{}", "n": 2**40, "t": {"a": [1, "b"]}}, 2, 0, "c", "r"),
+    BasicProperties(
+        headers={"x-death": [{"queue": "q", "reason": "delivery_limit", "count": 3}], "x-delivery-count": 3}
+    ),
+    BasicProperties(message_id="m", headers={"genderline-dead-id": "d", "genderline-delivery-count": "3"}),
+)
+_BOUNDARY: Final = "cut-here"
+
+
+def _form(archive: bytes) -> bytes:
+    fields = (("labels", b'{"male": ["m"]}'), ("params", b'{"epochs": 2}'), ('file"; filename="a.zip', archive))
+    parts = [
+        b'--%s\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n' % (_BOUNDARY.encode(), name.encode(), value)
+        for name, value in fields
+    ]
+    return b"".join(parts) + f"--{_BOUNDARY}--\r\n".encode()
 
 
 def _archive(data: bytes) -> None:
@@ -84,11 +119,57 @@ def _message(data: bytes) -> None:
                 continue
 
 
+def _event(data: bytes) -> None:
+    """Takes a body for an event of every topic, as the brokers and their listeners do."""
+    try:
+        payload = json.loads(data)
+    except (ValueError, RecursionError):
+        return
+    if not isinstance(payload, dict):
+        return
+    for topic in EVENT_TYPES:
+        found = parse_event(Event(topic, payload))
+        if found is not None:
+            found.model_dump_json()
+
+
+def _properties(data: bytes) -> None:
+    """Takes a message with these AMQP properties, from anybody and from the dead-letter queue, and sends it on."""
+    properties = BasicProperties()
+    try:
+        properties.decode(data)
+    except Exception:  # pika's own: no broker sends such properties
+        return
+    message = message_of(properties, b"body")
+    properties_of(shrink_headers(message, 4096)).encode()
+    dead_letter_of(properties, b"body", last_resort=20)
+
+
+def _multipart(data: bytes) -> None:
+    """Uploads a form with an archive, its labels and its parameters."""
+    answer = _dashboard().web.post(
+        "/api/v1/datasets", data=data, content_type=f"multipart/form-data; boundary={_BOUNDARY}"
+    )
+    if answer.status_code >= 500 or not isinstance(answer.json, dict):
+        raise AssertionError(f"answered {answer.status_code}: {answer.data[:200]!r}")
+
+
+@functools.cache
+def _dashboard() -> Site:
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    return stack.enter_context(open_site(Path(folder)))
+
+
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "archives": _archive,
     "images": _image,
     "labels": _labels,
     "messages": _message,
+    "events": _event,
+    "properties": _properties,
+    "multipart": _multipart,
 }
 
 
@@ -103,6 +184,12 @@ def seeds(name: str) -> Sequence[bytes]:
         return _images()
     if name == "labels":
         return _TABLES
+    if name == "events":
+        return _EVENTS
+    if name == "properties":
+        return [b"".join(properties.encode()) for properties in _PROPERTIES]
+    if name == "multipart":
+        return [_form(zipped([("1_0_0.jpg", b"x")])), _form(tarred([("1_0_0.jpg", b"x")], gzip=True))]
     return [
         b'{"schema": 1, "name": "a", "uri": "file:///srv/a.zip", "params": {"epochs": 2}, "labels": {"male": ["a"]}}',
         b"\x82\xa6schema\x01\xa6images\x91\x82\xa2id\xa1a\xa4data\xc4\x03abc",

@@ -11,8 +11,8 @@ import pytest
 
 from shared.broker.base import Outgoing
 from shared.client import Client
+from shared.measures.shadow import ShadowFigures
 from shared.messages import pack_message
-from shared.records.shadow import ShadowFigures
 from tests import model_builder as build
 from tests.inference_loops import replies
 from tests.model_builder import ModelBuilder, brightness_model, constant_model, image_of

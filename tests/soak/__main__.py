@@ -77,7 +77,8 @@ def render(verdicts: dict[str, Verdict], minutes: float, seed: int) -> str:
         row("memory or descriptors that grew", [", ".join(verdict.grown) or "none" for verdict in found]),
         row("temporary files left behind", [f"{verdict.left_over:,}" for verdict in found]),
         "",
-        "Seconds from a fault's end to the first answer to something sent after it, median and longest:",
+        "Seconds from a fault's end to the first answer to something sent after it, median and longest; and until "
+        "answers came half as fast as in a median second of the soak:",
         "",
         row("fault", [names[broker] for broker in verdicts]),
         row("---", ["---:"] * len(found)),
@@ -91,7 +92,8 @@ def _recovery(verdict: Verdict, kind: str) -> str:
     times = verdict.recovery_s.get(kind)
     if not verdict.faults[kind] or not times:
         return "none"
-    return f"{verdict.faults[kind]} times: {statistics.median(times):.1f}, {max(times):.1f}"
+    figures = [f"{statistics.median(of):.1f}, {max(of):.1f}" for of in (times, verdict.half_s[kind])]
+    return f"{verdict.faults[kind]} times: {'; '.join(figures)}"
 
 
 def _print(text: str) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
+import math
 import statistics
 from collections import Counter
 from collections.abc import Iterator
@@ -28,6 +31,7 @@ class Verdict:
         errors: images that were answered by an error, though none of them is at fault.
         unended: jobs and datasets that did not end, or not once, or with other results than theirs.
         recovery_s: for each kind of fault, the seconds until something sent after it was answered.
+        half_s: likewise until a second in which half as many answers come as in a median one.
         grown: what takes more and more.
         left_over: temporary files that nobody has removed.
         examples: a few of the findings.
@@ -45,6 +49,7 @@ class Verdict:
     unended: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     recovery_s: dict[str, list[float]] = field(default_factory=dict)
+    half_s: dict[str, list[float]] = field(default_factory=dict)
     grown: list[str] = field(default_factory=list)
     left_over: int = 0
     examples: list[str] = field(default_factory=list)
@@ -85,6 +90,7 @@ def check(ledger: Ledger) -> Verdict:
             verdict.unended += 1
             verdict.note(f"run {run_id}: found {end}, expected it registered, once")
     verdict.recovery_s = _recovery(ledger, accepted, answered)
+    verdict.half_s = _half_recovery(ledger, sorted(answered.values()))
     verdict.grown = list(_grown(ledger))
     for name in ledger.left_over:
         verdict.note(f"left over: {name}")
@@ -148,11 +154,24 @@ def _problem_of_job(job: SentJob, end: JobEnd | None) -> str:
 def _recovery(ledger: Ledger, accepted: dict[str, Sent], answered: dict[str, float]) -> dict[str, list[float]]:
     """Returns how long it took after each fault until something was answered that was sent after it."""
     times = sorted((accepted[key].at, at) for key, at in answered.items() if key in accepted)
+    earliest = list(itertools.accumulate((at for _, at in reversed(times)), min))[::-1]
     found: dict[str, list[float]] = {}
     for fault in ledger.faults:
-        after = [at - fault.at for sent_at, at in times if sent_at > fault.at]
-        if after:
-            found.setdefault(fault.kind, []).append(min(after))
+        after = bisect.bisect_right(times, (fault.at, math.inf))
+        if after < len(times):
+            found.setdefault(fault.kind, []).append(earliest[after] - fault.at)
+    return found
+
+
+def _half_recovery(ledger: Ledger, times: list[float]) -> dict[str, list[float]]:
+    """Returns how long it took after each fault until answers came half as fast as in a median second of the soak."""
+    half = max(1, math.ceil(statistics.median(Counter(map(int, times)).values()) / 2)) if times else 1
+    starts = [at for at, last in zip(times, times[half - 1 :], strict=False) if last - at <= 1]
+    found: dict[str, list[float]] = {}
+    for fault in ledger.faults:
+        after = bisect.bisect_left(starts, fault.at)
+        if after < len(starts):
+            found.setdefault(fault.kind, []).append(starts[after] - fault.at)
     return found
 
 

@@ -113,12 +113,22 @@ class Ledger:
     samples: list[Sample] = field(default_factory=list)
     left_over: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _unanswered: set[str] = field(default_factory=set, repr=False)
+    _answered: set[str] = field(default_factory=set, repr=False)
+    _counted: tuple[int, int] = (0, 0)
 
     def waiting(self) -> int:
-        """Returns how many accepted requests have no answer yet."""
+        """Returns how many accepted requests have no answer yet; looks only at what is new since the last call."""
         with self.lock:
-            accepted = {sent.request_id for sent in self.sent if sent.accepted}
-            return len(accepted - {answer.request_id for answer in self.answers})
+            sent, answers = self._counted
+            self._unanswered |= {
+                request.request_id for request in self.sent[sent:] if request.accepted
+            } - self._answered
+            new = {answer.request_id for answer in self.answers[answers:]}
+            self._unanswered -= new
+            self._answered |= new
+            self._counted = (len(self.sent), len(self.answers))
+            return len(self._unanswered)
 
     def write(self, path: Path) -> None:
         """Writes it to a file, a JSON object a line, for whoever looks for the cause of a finding."""

@@ -23,7 +23,7 @@ from tests.services import Installation, eventually
 from tests.soak.clock import SettableClock
 from tests.soak.ledger import STEEPNESS, Fault, JobEnd, Ledger, threshold_of
 from tests.soak.load import Clock, Sender, embedded_receiver, rabbitmq_receiver
-from tests.soak.services import Target
+from tests.soak.services import Target, weight_of
 
 VERSIONS = (1, 2, 3)
 _SAMPLE_EVERY_S = 2.0
@@ -149,14 +149,15 @@ def _carry_out(plan: Plan, target: Target, client: Client, ledger: Ledger) -> No
 
 
 def _hurt(plan: Plan, target: Target, client: Client, ledger: Ledger, clock: Clock) -> None:
-    """Makes one fault after the other, each kind as often as any other, and promotes now and then."""
+    """Makes one fault after the other, each kind as often as its weight says, and promotes now and then."""
     rng = random.Random(f"faults {plan.seed}")
     faults = target.faults()
     bag: list[str] = []
     time.sleep(min(2.0, plan.seconds / 5))  # a first answer, which nothing has hurt
     while clock() < plan.seconds:
         if not bag:
-            bag = rng.sample(sorted(faults), len(faults))
+            kinds = sorted(faults)
+            bag = rng.sample(kinds, sum(map(weight_of, kinds)), counts=list(map(weight_of, kinds)))
         kind = bag.pop()
         at = clock()
         try:

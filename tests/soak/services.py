@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from tests.rabbitmq_node import RabbitNode
 from tests.services import Installation, Service, eventually
@@ -17,6 +18,19 @@ from tests.soak.clock import SettableClock
 from tests.soak.ledger import Sample
 
 WORKERS = 1
+_WEIGHTS: Final = {
+    "kill a worker": 6,
+    "kill inference": 4,
+    "kill the trainer": 3,
+    "cut every connection": 5,
+    "stop the trainer past its lease": 2,
+}
+"""How often a fault is made for each time that the others are."""
+
+
+def weight_of(fault: str) -> int:
+    """Returns how often a fault is made, relative to others."""
+    return _WEIGHTS.get(fault, 1)
 
 
 @dataclass

@@ -45,6 +45,7 @@ def test_a_good_soak_is_clean(ledger: Ledger) -> None:
     assert verdict.is_clean, verdict
     assert (verdict.requests, verdict.images) == (20, 60)
     assert verdict.recovery_s == {"kill": [pytest.approx(1.3)]}  # sent at 5, answered at 5.5
+    assert verdict.half_s == {"kill": [pytest.approx(0.3)]}  # what was sent at 4
 
 
 def test_one_that_is_lost_on_purpose_is_found(ledger: Ledger) -> None:

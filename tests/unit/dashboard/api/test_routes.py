@@ -17,12 +17,12 @@ from dashboard.api.document import document
 from shared.broker.base import Message, Outgoing
 from shared.errors import CODES
 from shared.faces.labelling import LabelSpec
+from shared.measures.shadow import ShadowFigures, add_shadow_figures
 from shared.messages import parse_dataset, parse_job, run_id_of
 from shared.params import TrainingParams
 from shared.records.dataset import dataset_id
 from shared.records.jobs import JobState
 from shared.records.runs import RunState
-from shared.records.shadow import ShadowFigures, add_shadow_figures
 from tests.archives import zipped
 from tests.dashboard_app import Site, error_of, open_site
 

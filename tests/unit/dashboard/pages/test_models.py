@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from shared.broker.base import Event
+from shared.measures.shadow import ShadowFigures, add_shadow_figures
 from shared.records.model_card import STARTER_RUN
-from shared.records.shadow import ShadowFigures, add_shadow_figures
 from tests.dashboard_app import Site
 from tests.unit.dashboard.pages.helpers import csrf_of
 

@@ -10,8 +10,8 @@ import pytest
 
 from inference.model.loader import ServedModel
 from inference.monitoring import shadow as shadow_module
+from shared.measures.shadow import ShadowFigures, shadow_figures
 from shared.records.registry import Registry
-from shared.records.shadow import ShadowFigures, shadow_figures
 from tests import model_builder as build
 from tests.inference_loops import Loops, open_loops
 from tests.model_builder import brightness_answer, brightness_model, constant_model

@@ -11,8 +11,8 @@ from shared.cli.base import connected, json_option, output_of
 if TYPE_CHECKING:
     from shared.cli.output import Output
     from shared.client import Client
-    from shared.records.comparison import Comparison, Gain
-    from shared.records.labels import LabelledFaces
+    from shared.measures.comparison import Comparison, Gain
+    from shared.measures.labels import LabelledFaces
 
 _NAMES: Final = 10
 """Faces that are named of those that turned right, and wrong."""

@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.measures.groups import FaceGroup, Labels, face_groups, wilson_rate
 from shared.records.evaluation import MIN_GROUP, Confusion, Coverage, Evaluation, Group, GroupKind, Rate
-from shared.records.groups import FaceGroup, Labels, face_groups, wilson_rate
 from shared.records.predictions import THRESHOLD, predict_female
 from shared.records.record import StoredModel
 

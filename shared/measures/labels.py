@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import NotFound
+from shared.measures.groups import Labels
 from shared.records.dataset import FACES_CSV, SPLITS, read_faces_csv
 from shared.records.edits import Edits
-from shared.records.groups import Labels
 from shared.store.base import Store
 
 ARCHIVE_LABELS: Final = "archive"

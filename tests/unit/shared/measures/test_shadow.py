@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from shared.measures.shadow import ShadowFigures, add_shadow_figures, shadow_figures
 from shared.records.registry import Registry
-from shared.records.shadow import ShadowFigures, add_shadow_figures, shadow_figures
 from shared.store.files import FileStore
 
 

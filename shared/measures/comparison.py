@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.measures.groups import Z_95, Labels, face_groups, wilson_rate
 from shared.records.evaluation import GroupKind, Rate
-from shared.records.groups import Z_95, Labels, face_groups, wilson_rate
 from shared.records.predictions import THRESHOLD, predict_female
 from shared.records.record import StoredModel
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from shared.records.comparison import compare, mcnemar_p_value, paired_gain
-from shared.records.groups import Labels
+from shared.measures.comparison import compare, mcnemar_p_value, paired_gain
+from shared.measures.groups import Labels
 
 NOBODY = Labels(np.zeros(0), np.zeros(0), np.zeros(0))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from shared.client import Client
-from shared.records.shadow import ShadowFigures, add_shadow_figures
+from shared.measures.shadow import ShadowFigures, add_shadow_figures
 from tests.store_builder import StoreBuilder
 from tests.unit.shared.cli.helpers import document, run
 

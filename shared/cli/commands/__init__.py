@@ -1,0 +1,1 @@
+"""The commands of `genderline`, grouped by what they are about."""

@@ -1,0 +1,1 @@
+"""How well models do: on groups of faces, at any threshold, beside one another, and on live traffic."""
