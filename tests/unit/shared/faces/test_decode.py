@@ -325,22 +325,38 @@ def test_a_png_is_whole_if_its_pixels_are(photo: Image.Image, chunk: bytes, at: 
         decode(bytes(damaged))
 
 
+GAPS = pytest.mark.parametrize(
+    "gap",
+    [b"", b"\xff", b"\xff" * 300, b"\x00", b"\xff\x00", b"\xff\xd0"],
+    ids=["none", "fill", "much fill", "junk", "stuffed", "marker alone"],
+)
+"""What may stand between a JPEG's segments: decoders skip it."""
+
+
+def with_gap(jpeg: bytes, gap: bytes) -> bytes:
+    """Returns a JPEG with something in front of its first table."""
+    at = jpeg.index(b"\xff\xdb")
+    return jpeg[:at] + gap + jpeg[at:]
+
+
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_blocks": 1}])
 @pytest.mark.parametrize("missing", [1, 2])
+@GAPS
 def test_a_jpeg_that_lacks_only_its_end_marker_is_taken(
-    photo: Image.Image, options: dict[str, object], missing: int
+    photo: Image.Image, options: dict[str, object], missing: int, gap: bytes
 ) -> None:
     for image in (photo, photo.resize((97, 131)), photo.convert("L")):
-        data = saved(image, "JPEG", quality=90, **options)
+        data = with_gap(saved(image, "JPEG", quality=90, **options), gap)
         assert difference(decode(data[:-missing]).pixels, decode(data).pixels) < 1.0
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.6])
+@pytest.mark.parametrize("share", [0.2, 0.3, 0.6])
+@GAPS
 def test_a_jpeg_that_ends_properly_but_lacks_rows_is_refused(
-    photo: Image.Image, share: float, progressive: bool
+    photo: Image.Image, share: float, progressive: bool, gap: bytes
 ) -> None:
-    data = saved(photo, "JPEG", quality=90, progressive=progressive)
+    data = with_gap(saved(photo, "JPEG", quality=90, progressive=progressive), gap)
     if progressive:  # its first scan holds the rough picture of all rows
         first, second = (found.start() for found in list(re.finditer(b"\xff\xda", data))[:2])
         cut = first + int((second - first) * share)
@@ -357,13 +373,23 @@ def test_a_jpeg_whose_last_rows_are_mid_gray_is_taken(photo: Image.Image) -> Non
     assert (decode(data).pixels[-1] == 128).all()
 
 
-def test_a_few_hundred_bytes_that_claim_a_large_jpeg_are_refused_before_they_are_decoded() -> None:
-    data = bytearray(saved(Image.new("L", (8, 8), 77), "JPEG"))
+@GAPS
+def test_a_few_hundred_bytes_that_claim_a_large_jpeg_are_refused_before_they_are_decoded(gap: bytes) -> None:
+    data = bytearray(with_gap(saved(Image.new("L", (8, 8), 77), "JPEG"), gap))
     struct.pack_into(">2H", data, data.index(b"\xff\xc0") + 5, 7100, 7000)
     started = time.process_time()
     with pytest.raises(InvalidImage, match=r"a JPEG image of 7000x7100 pixels in \d+ bytes, which cannot fill it"):
         decode(bytes(data))
     assert time.process_time() - started < 0.1
+
+
+@pytest.mark.parametrize("unit", [b"\xff", b"\xff\x00", b"\xff\xfe\x00\x02"], ids=bytes.hex)
+def test_a_jpeg_with_millions_of_bytes_or_segments_in_front_of_its_pixels_is_refused_at_once(unit: bytes) -> None:
+    data = face_jpeg(0)
+    started = time.process_time()
+    with pytest.raises(InvalidImage, match=r"found a JPEG image with more than [\d,]+ (bytes|segments)"):
+        decode(data[:2] + unit * (20_000_000 // len(unit)) + data[2 : len(data) // 2] + b"\xff\xd9")
+    assert time.process_time() - started < 1.0
 
 
 @pytest.mark.parametrize("junk", [b"", b"\xff\xff\xff"], ids=["plain", "filled between segments"])
