@@ -403,6 +403,60 @@ def test_a_jpeg_with_thousands_of_scans_is_refused_before_they_are_decoded(photo
     assert decode(data[:-2] + last + b"\xff\xd9").pixels.shape == (128, 128)
 
 
+def vast_webp(side: int) -> bytes:
+    """Returns 34 bytes that are a whole WebP image of one colour."""
+    size = struct.pack("<L", (side - 1) | (side - 1) << 14)
+    return b"RIFF\x1a\0\0\0WEBPVP8L\x0e\0\0\0/" + size + bytes.fromhex("071011fd0f4444ff03")
+
+
+def vast_bmp(side: int) -> bytes:
+    """Returns 180 bytes that claim a run-length encoded image, of which nothing is there but the end."""
+    data = bytes(124) + b"\x00\x01"
+    info = struct.pack("<L2l2H6L", 40, side, side, 1, 8, 1, len(data), 0, 0, 0, 0)
+    return b"BM" + struct.pack("<L2HL", 14 + 40 + len(data), 0, 0, 54) + info + data
+
+
+@pytest.mark.parametrize(
+    "data", [png_header_only(7000, 7000, transparent=True), vast_webp(7000), vast_bmp(7000)], ids=["PNG", "WebP", "BMP"]
+)
+def test_a_few_bytes_that_claim_a_large_image_are_refused_before_they_are_decoded(data: bytes) -> None:
+    started = time.process_time()
+    with pytest.raises(InvalidImage, match=r"found an image of .* pixels, expected at most") as caught:
+        decode(data)
+    assert caught.value.code == "image_too_large"
+    assert time.process_time() - started < 0.1
+
+
+def test_a_few_bytes_that_are_an_image_of_moderate_size_are_decoded() -> None:
+    for data in (png_header_only(700, 700, transparent=True), vast_webp(700)):
+        assert decode(data).width == 700
+
+
+@pytest.mark.parametrize(("side", "padding"), [(3900, 0), (7000, 600_000)])
+def test_the_largest_image_with_transparency_takes_three_bytes_a_pixel(side: int, padding: int) -> None:
+    code = """
+import resource, sys
+from shared.faces.decode import ImageLimits, decode_face
+data = sys.stdin.buffer.read()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(decode_face(data, ImageLimits(10**7, 50_000_000)).pixels.max())
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+    data = png_header_only(side, side, transparent=True, padding=padding)
+    done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True)
+    luma, grown = map(int, done.stdout.split())
+    assert luma == 128
+    assert grown < 3 * side * side + 30_000_000
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_photos_of_many_megapixels_are_decoded(kind: str) -> None:
+    small = cv2.resize(face_pixels(1), (1024, 1024), interpolation=cv2.INTER_CUBIC)
+    photo = Image.fromarray(small).resize((4300, 3900), Image.Resampling.BICUBIC)
+    options = {"PNG": {"compress_level": 1}, "JPEG": {"quality": 75}, "WEBP": {"quality": 30, "method": 0}}[kind]
+    assert decode(saved(photo, kind, **options)).width == 4300
+
+
 def test_images_of_one_message_share_their_pixels() -> None:
     limits = ImageLimits(10**7, 1_000_000)
     claims = [saved(Image.new("1", (1000, 1000)), "PNG")] * 8
