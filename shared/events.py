@@ -178,6 +178,13 @@ class Drift(StoredModel):
     scores: dict[str, float] = Field(default_factory=dict)
 
 
+class Refused(StoredModel):
+    """A version that a worker should serve and does not."""
+
+    version: int
+    reason: str
+
+
 class ChallengerState(StoredModel):
     """What a worker says of the challenger."""
 
@@ -204,6 +211,7 @@ class WorkerHeartbeat(EventModel):
     latency_p99_ms: float | None = None
     drift: Drift | None = None
     challenger: ChallengerState | None = None
+    refused: Refused | None = None
     store: str | None = None
     store_trouble: str | None = None
     recent_predictions: Annotated[list[RecentPrediction], Field(max_length=100)] | None = None

@@ -209,7 +209,7 @@ class BuggyBroker(SqliteBroker):
         self.subscriptions += 1
         if self.subscriptions == 1:
 
-            def receive(_timeout_s: float) -> list[Event]:
+            def receive(timeout_s: float) -> list[Event]:
                 raise TypeError("a bug")
 
             subscription.receive = receive  # type: ignore[method-assign]
