@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from dashboard.api import views
 from dashboard.api.comparing import Matrix
-from dashboard.face_grid import AGREEMENTS, CONFIDENCE_BANDS, DUPLICATES, RESULTS, SORTS
+from dashboard.face_grid import AGREEMENTS, CONFIDENCE_BANDS, DUPLICATES, MODELS, RESULTS, SORTS
 from dashboard.incoming import Upload
 from dashboard.store_cache import EDITED
 from dashboard.tasks.samples import SampleState
@@ -109,6 +109,7 @@ _FACES: Final = {
     "version": _number("The model whose predictions count; the champion by default", 1, 10**9),
     "other": _number("A second model to compare it with", 1, 10**9),
     "agreement": _text("Which of the two models are correct", *AGREEMENTS),
+    "models": _text("Whether the two models predict the same", *MODELS),
     "gender": _text("The label", *GENDERS),
     "predicted": _text("The prediction", *GENDERS),
     "ethnicity": _text("The label", *ETHNICITIES),
