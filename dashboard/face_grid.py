@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -347,12 +346,6 @@ def face_view(
         view["confidence"] = p if female else 1 - p
         view["correct"] = view["predicted"] == view["gender"]
     return view
-
-
-def encode_png(face: NDArray[np.uint8]) -> bytes:
-    """Returns uint8 (H, W) as a PNG file: without loss, so that it can be predicted as it is."""
-    _, encoded = cv2.imencode(".png", np.ascontiguousarray(face), [cv2.IMWRITE_PNG_COMPRESSION, 3])
-    return encoded.tobytes()
 
 
 def encode_webp(image: NDArray[np.uint8]) -> bytes:

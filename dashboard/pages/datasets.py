@@ -21,7 +21,6 @@ from dashboard.face_grid import (
     CONFIDENCE_BANDS,
     SORTS,
     FaceFilter,
-    encode_png,
     encode_webp,
     face_view,
 )
@@ -31,6 +30,7 @@ from dashboard.pages.train_fields import label_choices, parameter_fields, read_p
 from dashboard.store_cache import Dataset
 from shared.errors import InvalidMessage, NotFound
 from shared.faces.labels import GENDERS
+from shared.faces.png import encode_png
 from shared.faces.rejects import REJECT_REASONS
 from shared.records.dataset import SPLITS, DatasetSummary
 from shared.records.predictions import predict_female
