@@ -75,7 +75,7 @@ class InferenceMetrics:
         )
         self.model_info = Gauge(
             "genderline_model_info",
-            "Workers that serve this version with this provider",
+            "Workers serving this version with this provider",
             ["version", "provider"],
             registry=registry,
             multiprocess_mode="livesum",
