@@ -2,8 +2,8 @@
 
     python -m tests.bench.bench_first_model FACES.zip [COUNT] [INIT ...]
 
-One trainer runs as a service with the default settings, on the embedded broker. Each run is given the first COUNT faces of
-the archive.
+One trainer runs as a service with the default settings, on the embedded broker. Each run is given the first COUNT
+faces of the archive.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> int:
                 )
                 seconds = time.monotonic() - dropped
                 assert run.metrics is not None, run
-                print(f"{count:,} faces, init={init}: {seconds:.1f} s, accuracy {run.metrics['accuracy']:.3f}")  # noqa: T201
+                print(f"{count:,} faces, init={init}: {seconds:.1f} s, accuracy {run.metrics['test_accuracy']:.3f}")  # noqa: T201
     return 0
 
 
