@@ -26,6 +26,8 @@ DATASET ?=
 ONCE ?=
 IMAGES ?=
 EPOCHS ?=
+# For `make test`: ALL=1 runs the slow tests too, as CI does.
+ALL ?=
 # More arguments: of `make test` for pytest, such as ARGS='-k broker'; of `make bench`, such as ARGS='--only packs'.
 ARGS ?=
 
@@ -43,9 +45,9 @@ run: $(VENV)/.services ## Start all services; Ctrl-C stops them
 	@$(BIN)/genderline up
 
 .PHONY: test
-test: $(VENV)/.developer ## Run all tests [ARGS='-k broker']
+test: $(VENV)/.developer ## Run the tests, without the slow ones [ALL=1, with them] [ARGS='-k broker']
 	@tests/system-packages.sh
-	@PYTHON=$(BIN)/python tests/run.sh $(ARGS)
+	@PYTHON=$(BIN)/python ALL='$(filter-out 0,$(ALL))' tests/run.sh $(ARGS)
 
 .PHONY: test-cluster
 test-cluster: $(VENV)/.developer ## Run the tests that start a cluster of three RabbitMQ nodes: too much for `make test`

@@ -33,8 +33,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Puts what takes longest first, so that processes side by side end together; then sorts out by --alone.
 
-    Not by -m, which stays free for whoever selects tests by hand.
+    Not by -m, which stays free for whoever selects tests by hand. What measures speed or needs a browser is slow.
     """
+    for item in items:
+        if item.get_closest_marker("alone") or item.path.is_relative_to(TESTS / "e2e"):
+            item.add_marker("slow")
     items.sort(key=lambda item: LONGEST_FIRST.index(item.path.relative_to(TESTS).parts[0]))
     wanted = config.getoption("--alone")
     out = [

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Runs all tests, or those that the arguments select, with the Python in $PYTHON: first those marked `alone`, one at a
-# time and untraced, since they measure speed, and then the others side by side. Fails where either part fails.
+# Runs the tests that the arguments select, with the Python in $PYTHON. Without arguments these are all but those marked
+# `slow`; where CI or ALL is set, all: first those marked `alone`, one at a time and untraced, since they measure speed,
+# and then the others side by side. Fails where either part fails.
 set -uo pipefail
 python=${PYTHON:-python3}
+if [[ $# -eq 0 && -z ${CI:-}${ALL:-} ]]; then set -- -m "not slow"; fi
 interrupted=2
 nothing_selected=5
 

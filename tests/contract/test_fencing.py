@@ -23,6 +23,8 @@ from tests.fence_child import CHECKPOINT, RUN, finish
 from tests.finish_child import JOB
 from tests.services import eventually
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

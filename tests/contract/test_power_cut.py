@@ -21,6 +21,8 @@ from shared.broker.sqlite.broker import SqliteBroker
 from tests.power_cut_child import MESSAGES, body_of
 from tests.store_process import ROOT
 
+pytestmark = pytest.mark.slow
+
 _HEX = r"((?:\\x[0-9a-f]{2})*)"
 _CALL = re.compile(rf'^(\w+)\((\d+)<{_HEX}>(?:, "{_HEX}")?(?:, (\d+))?(?:, (\d+))?\) += \d+$')
 _UNLINK = re.compile(rf'^unlink\("{_HEX}"\) += 0$')

@@ -27,7 +27,7 @@ from tests.contract.conftest import Place
 from tests.rabbitmq_node import RabbitNode, rabbitmq_server
 from tests.services import Installation, eventually
 
-pytestmark = pytest.mark.rabbitmq
+pytestmark = [pytest.mark.rabbitmq, pytest.mark.slow]
 PAGE = Path(__file__).parents[2] / "docs" / "rabbitmq.md"
 PASSIVE = Access(declare="passive")
 

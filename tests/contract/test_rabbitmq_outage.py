@@ -23,7 +23,7 @@ from tests.contract.test_broker_messages import bodies, take
 from tests.rabbitmq_node import RabbitNode, rabbitmq_server
 from tests.services import eventually
 
-pytestmark = pytest.mark.rabbitmq
+pytestmark = [pytest.mark.rabbitmq, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,16 @@ import subprocess
 import threading
 from pathlib import Path
 
+import pytest
+
 from shared.records.jobs import JobState
 from shared.records.runs import RunState
 from tests.integration.test_inference_jobs import faces, zip_of
 from tests.model_builder import ModelBuilder, brightness_model, image_of
 from tests.services import Installation, Service, eventually
 from tests.store_builder import StoreBuilder
+
+pytestmark = pytest.mark.slow
 
 PAGE = Path(__file__).parents[2] / "docs" / "operations.md"
 

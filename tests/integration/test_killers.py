@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import time
+from collections import Counter
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -102,3 +107,29 @@ def test_ten_killers_among_300_cost_ten_entries(loops: Loops, caplog: pytest.Log
     found = predict(loops, *messages)
     assert {key for key, body in found.items() if "error" in body["predictions"][0]} == culprits
     assert deaths(caplog) <= 20
+
+
+@pytest.mark.slow
+def test_a_killer_among_10000_images_halves_the_throughput_for_less_than_five_seconds(loops: Loops) -> None:
+    images = [image_of(level) for level in range(0, 256, 16)]
+    asked = [(f"m{number}", images[number % 16]) for number in range(10_000)]
+    asked[5000] = ("culprit", KILLER)
+    arrivals: list[float] = []
+    errors: dict[str, str] = {}
+    with loops.broker.reply_queue() as inbox, loops.running(loops.interactive().run):
+        messages = [Message(data, "image/png", key, reply_to=inbox.name) for key, data in asked]
+        loops.broker.publish_many([Outgoing(loops.broker.topology.predictions, message) for message in messages])
+        while len(arrivals) < len(messages):
+            answers = inbox.receive(30)
+            assert answers, f"{len(arrivals)} of {len(messages)} are answered, and no more in 30 seconds"
+            arrivals += [time.monotonic()] * len(answers)
+            for answer in answers:
+                for entry in json.loads(answer.body)["predictions"]:
+                    if "error" in entry:
+                        errors[str(answer.correlation_id)] = entry["error"]["code"]
+    assert errors == {"culprit": "killed_worker"}
+    quarters = Counter(int(4 * (at - arrivals[0])) for at in arrivals)
+    half = median(quarters.values()) / 2
+    slow = [quarters[number] < half for number in range(max(quarters))]
+    longest = max((len(list(run)) for is_slow, run in groupby(slow) if is_slow), default=0)
+    assert longest / 4 < 5

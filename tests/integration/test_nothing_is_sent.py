@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 WAIT_S = 13  # the library makes its files as it loads, and looks its maker's host up some ten seconds later
 ALONE = "import onnxruntime"
 OURS = ["import inference.model.loader", "import trainer.release.export"]

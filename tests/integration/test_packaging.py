@@ -14,6 +14,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 SERVICES = ("trainer", "inference", "dashboard")
 # What no service may need although it is installed here, for the tests' sake or for a neighbour's.

@@ -26,7 +26,7 @@ from tests.rabbitmq_shared import SharedNode
 from tests.services import Installation, Service, eventually
 from tests.wire import typed
 
-pytestmark = pytest.mark.rabbitmq
+pytestmark = [pytest.mark.rabbitmq, pytest.mark.slow]
 
 
 CLIENT_S = 180

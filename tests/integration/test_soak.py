@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.soak.check import check
 from tests.soak.run import Plan, soak
+
+pytestmark = pytest.mark.slow
 
 
 def test_nothing_is_lost_or_misrouted_in_a_few_seconds_of_faults(tmp_path: Path) -> None:

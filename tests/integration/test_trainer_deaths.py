@@ -32,6 +32,8 @@ from tests.training import SLOW
 from trainer.handler import DatasetHandler
 from trainer.pipeline import Pipeline
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 2
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from shared.broker.base import Message
 from shared.messages import ZIP, run_id_of
 from shared.records.runs import EpochRow, RunState
 from tests.services import Installation, collect, eventually
 from tests.training import SLOW, finished, models_of
+
+pytestmark = pytest.mark.slow
 
 
 def figures(row: EpochRow) -> EpochRow:

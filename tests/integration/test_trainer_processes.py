@@ -15,6 +15,8 @@ from tests.services import Installation, eventually
 from tests.store_process import ROOT
 from tests.training import finished, until_checkpoint
 
+pytestmark = pytest.mark.slow
+
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 # No normalisation, no dropout, no augmentation, no rounding: nothing but the order of additions may differ.
 EXACT = {

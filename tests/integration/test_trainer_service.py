@@ -34,6 +34,8 @@ from tests.training import SLOW, finished, models_of
 from trainer.handler import DatasetHandler
 from trainer.pipeline import Pipeline
 
+pytestmark = pytest.mark.slow
+
 FAST = {"network": "small", "epochs": 1, "quantize": False, "augment": False}
 USEFUL = {**FAST, "epochs": 10, "batch_size": 4}
 """As fast as a model can be trained that tells the genders apart a little, which its promotion needs."""

@@ -128,9 +128,7 @@ def _carry_out(plan: Plan, target: Target, client: Client, ledger: Ledger) -> No
         threads = [threading.Thread(target=receiver.run, args=[stop], name=receiver.name) for receiver in receivers] + [
             threading.Thread(target=_watch, args=[target, ledger, clock, stop_sending], name="samples")
         ]
-        sending = threading.Thread(
-            target=lambda: sender.run(stop_sending, job_every_s=4, dataset_every_s=max(25.0, plan.seconds / 20))
-        )
+        sending = threading.Thread(target=lambda: sender.run(stop_sending, job_every_s=4, dataset_every_s=25.0))
         for thread in (*threads, sending):
             thread.start()
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
 import signal
@@ -12,16 +13,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from shared.records.runs import Runs, RunState
+from shared.store.files import FileStore
 from tests.rabbitmq_node import RabbitNode
 from tests.services import Installation, Service, eventually
 from tests.soak.clock import SettableClock
 from tests.soak.ledger import Sample
 
 WORKERS = 1
+STAGES: Final = (RunState.INGESTING, RunState.TRAINING, RunState.EVALUATING, RunState.EXPORTING)
+"""Of a run: the trainer is killed in each of them."""
+_STAGE_WITHIN_S: Final = 30.0
 _WEIGHTS: Final = {
     "kill a worker": 6,
     "kill inference": 4,
-    "kill the trainer": 3,
     "cut every connection": 5,
     "stop the trainer past its lease": 2,
 }
@@ -68,6 +73,8 @@ class Target:
         if self.with_trainer:
             found["kill the trainer"] = lambda _: self._restart("trainer")
             found["stop the trainer past its lease"] = lambda _: self._pause(self.services["trainer"].process.pid)
+            for stage in STAGES:
+                found[f"kill the trainer while {stage}"] = functools.partial(self._kill_trainer_at, stage)
         if self.node is not None:
             found["cut every connection"] = lambda _: self._cut()
             found["kill the broker"] = lambda rng: self._restart_broker(rng, kill=True)
@@ -115,6 +122,14 @@ class Target:
     def _restart(self, module: str) -> None:
         self.services[module].kill()
         self.services[module] = self.installation.start(module, wait=False, GENDERLINE_WORKERS=str(WORKERS))
+
+    def _kill_trainer_at(self, stage: RunState, _: random.Random) -> None:
+        """Waits for a run in this stage, a while; kills the trainer at any rate."""
+        runs = Runs(FileStore(self.installation.folder / "store"))
+        until = time.monotonic() + _STAGE_WITHIN_S
+        while time.monotonic() < until and all(run.state is not stage for run in runs.open().records):
+            time.sleep(0.005)
+        self._restart("trainer")
 
     def _take_store_away(self, seconds: float) -> None:
         place, away = self.installation.folder / "store", self.installation.folder / "away"

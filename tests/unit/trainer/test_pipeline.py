@@ -22,6 +22,8 @@ from shared.telemetry.metrics import TrainerMetrics
 from trainer.pipeline import Pipeline
 from trainer.run_monitor import Monitor
 
+pytestmark = pytest.mark.slow
+
 PARAMS = TrainingParams(network="small", epochs=1, quantize=False)
 
 

@@ -210,6 +210,7 @@ def test_a_faces_page_shows_its_label_beside_each_models_word(filled: Site) -> N
     assert '<a href="/models/2">2</a>' in text
 
 
+@pytest.mark.slow
 def test_the_grid_stays_fast_at_25000_faces(site: Site) -> None:
     sha256 = site.builder.dataset(25_000)
     site.builder.model(sha256, RUN)

@@ -28,6 +28,7 @@ def champion(loops: Loops) -> int | None:
     return model.version if model else None
 
 
+@pytest.mark.slow
 def test_there_is_no_champion_before_one_is_promoted(loops: Loops) -> None:
     loops.builder.register(constant_model(0.9), promote=False)
     loops.models.refresh()

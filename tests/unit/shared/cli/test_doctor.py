@@ -41,6 +41,7 @@ def test_what_it_tried_is_gone_afterwards(folder: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_broker_that_is_away_is_a_problem_and_the_rest_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GENDERLINE_BROKER_URL", "amqp://user:hunter2@127.0.0.1:1/")
     found = states(exit_code=1)

@@ -115,6 +115,7 @@ def test_the_loopback_of_ipv6_can_be_bound_to() -> None:
     service.server.close()
 
 
+@pytest.mark.slow
 def test_idle_connections_cost_no_scrape_and_no_more_descriptors_than_are_allowed(service: Service) -> None:
     idle = [socket.create_connection(("127.0.0.1", service.server.port)) for _ in range(3 * CONNECTIONS)]
     try:

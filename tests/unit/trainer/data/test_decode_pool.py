@@ -135,6 +135,7 @@ def test_in_a_dataset_of_300_an_entry_that_kills_or_provokes_a_bug_is_the_only_r
     assert deaths == (2 if image is KILLER else 0)
 
 
+@pytest.mark.slow
 def test_no_decoding_process_outlives_a_killed_trainer(tmp_path: Path, large_archive: Path) -> None:
     command = [sys.executable, "-c", INGEST_AND_WAIT, str(large_archive), str(tmp_path / "d")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as trainer:

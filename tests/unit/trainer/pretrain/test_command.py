@@ -19,6 +19,8 @@ from trainer.release.import_starter import REPORT, StarterReport
 from trainer.training.model import build_network
 from trainer.training.starter import STARTER_NETWORK, load_starter
 
+pytestmark = pytest.mark.slow
+
 
 def test_it_writes_what_training_begins_from_and_what_is_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,6 +14,8 @@ from trainer.pretrain.fit import CLASSES, Plan, SoftLoss, fit, hard_targets, pla
 from trainer.training.device import seeded
 from trainer.training.model import build_network
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 FACES = torch.rand(32, 1, 80, 80, generator=torch.Generator().manual_seed(0))
 PLAN = Plan(

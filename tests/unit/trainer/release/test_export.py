@@ -25,6 +25,8 @@ from trainer.release.export import (
 )
 from trainer.training.model import build_network
 
+pytestmark = pytest.mark.slow
+
 TEMPERATURE = 1.7
 METADATA = {"labels": "male,female", "dataset_sha256": "a" * 64, "val_accuracy": "0.94"}
 

@@ -16,6 +16,8 @@ from trainer.release.import_starter import register_starter
 from trainer.training.model import build_network, measure_cost
 from trainer.training.starter import load_starter
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> FileStore:

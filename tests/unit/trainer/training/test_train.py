@@ -128,6 +128,7 @@ def test_a_run_interrupted_anywhere_resumes_to_the_same_bits(
     assert_same(run(resume=load(saved[0])), uninterrupted[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["reference", "compact"])
 def test_every_network_resumes_to_the_same_bits_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(NETWORKS, "reference", reference)
@@ -216,6 +217,7 @@ def test_training_leaves_torchs_own_generator_as_it_was() -> None:
     assert torch.equal(torch.rand(1), expected)
 
 
+@pytest.mark.slow
 def test_genders_that_can_be_told_apart_are_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(NETWORKS, "reference", reference)
     recipe = Recipe(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from shared.client import Client
 from shared.measures.shadow import ShadowFigures, add_shadow_figures
 from tests.store_builder import StoreBuilder
@@ -67,6 +69,7 @@ def test_a_rollback_without_a_previous_champion_is_a_conflict() -> None:
     assert document("rollback", "--reason", "x", exit_code=1)["error"]["code"] == "conflict"
 
 
+@pytest.mark.slow
 def test_the_starter_becomes_the_champion_where_there_is_none(client: Client) -> None:
     with client.broker.subscribe(["model.*"]) as events:
         assert document("models", "import", "starter") == {"version": 1, "champion": 1}

@@ -129,6 +129,7 @@ def test_without_an_answer_predicting_ends_with_a_sentence(client: Client, folde
     assert "is an inference worker up" in result.stderr
 
 
+@pytest.mark.slow
 def test_waiting_for_an_image_says_once_that_no_inference_is_up(client: Client, folder: Path) -> None:
     (folder / "face.png").write_bytes(PNG)
     result = run("predict", "face.png", "--timeout", "4.5")

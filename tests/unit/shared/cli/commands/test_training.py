@@ -113,6 +113,7 @@ def test_ctrl_c_says_how_to_follow_the_run_again(client: Client, folder: Path) -
     assert process.returncode == 130
 
 
+@pytest.mark.slow
 def test_waiting_says_once_that_no_trainer_is_up(client: Client, folder: Path) -> None:
     (folder / "faces.zip").write_bytes(ZIP)
     result = run("train", "faces.zip", "--timeout", "5.5")
