@@ -61,9 +61,19 @@ class Administered:
     topology: Topology
     users: dict[str, str]
 
+    def url(self, user: str) -> str:
+        return f"amqp://{self.users[user]}:secret@127.0.0.1:{self.node.port}/%2F"
+
     def open(self, user: str) -> Broker:
-        url = f"amqp://{self.users[user]}:secret@127.0.0.1:{self.node.port}/%2F"
-        return open_broker(url, self.topology, access=PASSIVE)
+        return open_broker(self.url(user), self.topology, access=PASSIVE)
+
+    def settings(self, user: str, folder: Path) -> dict[str, str]:
+        return {
+            "GENDERLINE_BROKER_URL": self.url(user),
+            "GENDERLINE_QUEUE_PREFIX": self.topology.prefix,
+            "GENDERLINE_DECLARE": "passive",
+            "GENDERLINE_STORE_URL": f"file:{folder / 'store'}",
+        }
 
 
 @pytest.fixture(scope="module")
@@ -183,14 +193,44 @@ def test_a_client_can_ask_and_nothing_else(wrong: str, administered: Administere
         assert other.depths()[queues.shards] == shards
 
 
+def test_the_documented_client_needs_no_more_than_a_client_s_rights(administered: Administered, tmp_path: Path) -> None:
+    page = PAGE.with_name("messages.md").read_text()
+    (found,) = re.findall(r"```python\n(import json.*?)\nparams = ", page, re.DOTALL)
+    asked = 'send("jobs", b"", "text/plain", "id")\nprint("sent to", inbox)\n'
+    program = tmp_path / "client.py"
+    program.write_text(f"{found}\n{asked}".replace("genderline.", f"{administered.topology.prefix}."))
+    command = [sys.executable, str(program), administered.url("client"), "none.zip"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.startswith(f"sent to {administered.topology.prefix}.inbox."), done.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "predict"])
+def test_the_command_line_sends_nothing_that_its_user_may_not_follow(
+    command: str, administered: Administered, tmp_path: Path
+) -> None:
+    draw_sample(tmp_path / "faces.zip", 40, seed=1)
+    queues = administered.topology
+    # Whoever makes a store listens for another one first: here it is there.
+    CliRunner().invoke(main, ["models"], env=administered.settings("dashboard", tmp_path), catch_exceptions=False)
+    with administered.open("dashboard") as other:
+        before = other.depths()
+        asked = [command, str(tmp_path / "faces.zip")]
+        done = CliRunner().invoke(main, asked, env=administered.settings("client", tmp_path), catch_exceptions=False)
+        assert done.exit_code == 1
+        assert "no configure permission on queue 'amq.gen-" in done.output
+        assert "the command line" in done.output
+        assert other.depths() == before
+        if command == "train":  # nothing is to be followed: then it may
+            detached = [*asked, "--detach"]
+            settings = administered.settings("client", tmp_path)
+            done = CliRunner().invoke(main, detached, env=settings, catch_exceptions=False)
+            assert done.exit_code == 0, done.output
+            assert other.depths()[queues.datasets].ready == before[queues.datasets].ready + 1
+
+
 @pytest.mark.parametrize("user", ["client", "dashboard"])
 def test_doctor_says_what_a_user_may_not_do(user: str, administered: Administered, tmp_path: Path) -> None:
-    settings = {
-        "GENDERLINE_BROKER_URL": f"amqp://{administered.users[user]}:secret@127.0.0.1:{administered.node.port}/%2F",
-        "GENDERLINE_QUEUE_PREFIX": administered.topology.prefix,
-        "GENDERLINE_DECLARE": "passive",
-        "GENDERLINE_STORE_URL": f"file:{tmp_path}",
-    }
+    settings = administered.settings(user, tmp_path)
     done = CliRunner().invoke(main, ["doctor", "--json"], env=settings, catch_exceptions=False)
     findings = {finding["check"]: finding for finding in json.loads(done.stdout)}
     assert done.exit_code == 0, done.output

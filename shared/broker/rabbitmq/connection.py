@@ -226,7 +226,7 @@ class Connection:
         user = getattr(self._parameters.credentials, "username", None) or "of the client certificate"
         return AccessRefused(
             f"the user {user} has no {(found and found['operation']) or operation} permission on {what} of RabbitMQ at "
-            f"{self.address}; docs/rabbitmq.md lists what each service needs"
+            f"{self.address}; docs/rabbitmq.md lists what each service and the command line need"
         )
 
     def restart(self, reason: str) -> None:
