@@ -97,6 +97,8 @@ def train(
     timeout_s: float | None,
 ) -> None:
     """Train a model on an archive (zip, tar or tar.gz) of labelled faces and follow it."""
+    from shared.cli.follow import check_may_follow  # noqa: PLC0415
+
     if (archive is None) == (dataset is None):
         raise click.UsageError("expected either an ARCHIVE or --dataset SHA256")
     if edits and not dataset:
@@ -115,6 +117,8 @@ def train(
             copied += more
             steps.step("copying", copied / 1e6, size_mb, unit="MB")
 
+        if not detach:
+            check_may_follow(client)
         if archive:
             run_id = client.submit_dataset(
                 archive, name=name, params=params, labels=labels, train=not look, on_copied=on_copied
