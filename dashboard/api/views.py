@@ -339,6 +339,15 @@ class Predictions(View):
     predictions: list[Prediction | NoPrediction]
 
 
+class Explanation(View):
+    """Which areas of a face mattered: `drop` is what covering each place takes from the predicted gender."""
+
+    grid: int
+    drop: list[list[float]]
+    probability_female: float
+    model: ModelRef | None
+
+
 class DeadLetter(View):
     """A message that could not be processed."""
 

@@ -234,4 +234,5 @@ def _services(broker: Broker) -> Iterator[Finding]:
     if running:
         yield Finding("services", "ok", f"{', '.join(running)} running")
         return
-    yield Finding("services", "warning", "no service is running", "start them with `genderline up`")
+    advice = "start them: `genderline up` on one machine, each as docs/production.md says on several"
+    yield Finding("services", "warning", "no service is running", advice)

@@ -177,6 +177,13 @@ def test_commands_that_alerts_advise_exist() -> None:
     assert set(advised) <= set(main.commands)
 
 
+@pytest.mark.parametrize("page", ["production.md", "proxy.md"])
+def test_settings_to_copy_have_no_comment_behind_them_which_systemd_takes_for_a_part(page: str) -> None:
+    lines = re.findall(r"^(?:GENDERLINE|AWS)_\w+=.*$", (REPOSITORY / "docs" / page).read_text(), flags=re.MULTILINE)
+    assert lines
+    assert [line for line in lines if "#" in line] == []
+
+
 LOCKS = {
     "requirements.lock": ("trainer", "inference", "dashboard", "s3", "heic", "openvino"),
     "requirements-gpu.lock": ("inference-gpu", "s3", "heic"),

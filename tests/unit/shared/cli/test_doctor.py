@@ -29,7 +29,7 @@ def test_a_new_installation_is_well_but_for_services_that_do_not_run() -> None:
     assert {"versions", "store", "broker", "clock", "file system of the broker"} <= found.keys()
     text = run("doctor").stdout
     assert "ok       broker: sqlite:///data/broker.db confirmed and delivered a message" in text
-    assert "→ start them with `genderline up`" in text
+    assert "→ start them: `genderline up` on one machine" in text
 
 
 def test_what_it_tried_is_gone_afterwards(folder: Path) -> None:
