@@ -104,7 +104,7 @@ def test_corrections_by_keyboard_bring_back_the_accuracy_that_wrong_labels_cost(
         expect(page.locator(".cell[data-face]").first).to_be_visible()
         names, took = correct_suspects(page, round(0.07 * FACES), truth)
         found = sum(name in truth for name in names)
-        assert found >= 0.9 * len(truth)
+        assert found >= 0.9 * len(truth), f"{found} of {len(truth)}"
         assert took < SECONDS
 
         # The other keys: the next face is excluded, which is undone, and the arrows lead on and back.
