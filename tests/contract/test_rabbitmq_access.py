@@ -25,7 +25,7 @@ from shared.faces.synthetic import draw_sample
 from shared.topology import Topology
 from tests.contract.conftest import Place
 from tests.rabbitmq_node import RabbitNode, rabbitmq_server
-from tests.services import Installation, eventually
+from tests.services import Installation, Service, eventually
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.slow]
 PAGE = Path(__file__).parents[2] / "docs" / "rabbitmq.md"
@@ -326,3 +326,44 @@ def test_an_alarm_is_called_by_its_name_and_what_was_sent_meanwhile_is_done_afte
     assert "takes no messages: low on memory" in caplog.text
     with broker.consume([queue], 1) as consumer:
         assert [delivery.message.body for delivery in consumer.receive(1, 10)] == [b"late"]
+
+
+def test_an_alarm_is_called_by_its_name_in_every_place_where_somebody_looks(
+    place: Place, rabbitmq: RabbitNode, tmp_path: Path
+) -> None:
+    installation = Installation(
+        tmp_path, place.url, {"OMP_NUM_THREADS": "1"}, prefix=place.topology.prefix, delivery_limit=20
+    )
+    draw_sample(tmp_path / "faces.zip", 30, seed=1)
+    trouble = "takes no messages: low on memory"
+
+    def look_at(service: Service) -> None:
+        eventually(lambda: trouble in service.get("/readyz")[1], 30, f"{service.name} says it")
+        assert service.get("/readyz")[0] == 503
+        assert 'genderline_broker_trouble{kind="blocked"} 1.0' in service.get("/metrics")[1]
+        eventually(lambda: trouble in service.log.read_text(), 10, "a line in the log")
+
+    def genderline(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from shared.cli import main; main()", *arguments]
+        return subprocess.run(command, env=installation.env(), capture_output=True, text=True, timeout=120, check=False)
+
+    with contextlib.closing(installation), installation.client() as client:
+        inference = installation.start("inference", wait=False, GENDERLINE_WORKERS="1")
+        dashboard = installation.start("dashboard", GENDERLINE_TOKEN="")
+        client.broker.emit("worker.heartbeat", {})
+        rabbitmq.evaluate("vm_memory_monitor:set_vm_memory_high_watermark(0.00001).")
+        try:
+            look_at(dashboard)
+            look_at(inference)
+            status = genderline("status")
+            assert trouble in status.stdout + status.stderr
+            trained = genderline("train", str(tmp_path / "faces.zip"))
+            assert trained.returncode == 1
+            (run_id,) = set(re.findall(r"run-[0-9a-f]+", trained.stdout + trained.stderr))
+            assert trouble in trained.stderr
+            assert f"{run_id} may yet be done" in trained.stderr
+        finally:
+            rabbitmq.evaluate("vm_memory_monitor:set_vm_memory_high_watermark(0.4).")
+        eventually(lambda: dashboard.get("/readyz")[0] == 200, 30, "the dashboard is ready again")
+        # It was sent, and is there now: nobody need send it again.
+        eventually(lambda: client.broker.depths()[place.topology.datasets].ready == 1, 30, "the run waits in the queue")

@@ -255,7 +255,7 @@ class Connection:
                 try:
                     work()
                 except Exception:
-                    log.exception("a bug in work for the connection to RabbitMQ")
+                    log.exception("a bug in a callback of the connection to RabbitMQ")
 
     def _connect(self) -> None:
         if self._shutting:
