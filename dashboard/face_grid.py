@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -34,6 +33,8 @@ AGREEMENTS: Final = {
     "both_wrong": "both wrong",
 }
 """The four cells of two models on the same faces: the filter's `version` is the first, its `other` the second."""
+MODELS: Final = ("agree", "disagree")
+"""Whether these two models predict the same."""
 CONFIDENCE_BANDS: Final = ("0-60", "60-70", "70-80", "80-90", "90-95", "95-100")
 """In percent; the upper end belongs to the next band."""
 _BAND_EDGES: Final = np.array([0.6, 0.7, 0.8, 0.9, 0.95], np.float32)
@@ -48,6 +49,7 @@ class FaceFilter:
         version: the model whose predictions count.
         other: a second model to compare it with.
         agreement: a key of `AGREEMENTS`: which of the two are correct.
+        models: of `MODELS`: whether the two predict the same.
         gender: the label.
         predicted: the model's prediction.
         ethnicity: of `shared.faces.labels.ETHNICITIES`.
@@ -69,6 +71,7 @@ class FaceFilter:
     version: int | None = None
     other: int | None = None
     agreement: str = ""
+    models: str = ""
     gender: str = ""
     predicted: str = ""
     ethnicity: str = ""
@@ -97,6 +100,7 @@ class FaceFilter:
             version=query.get("version", None, int),
             other=query.get("other", None, int),
             agreement=one_of("agreement", tuple(AGREEMENTS)),
+            models=one_of("models", MODELS),
             gender=one_of("gender", GENDERS),
             predicted=one_of("predicted", GENDERS),
             ethnicity=one_of("ethnicity", ETHNICITIES),
@@ -182,7 +186,8 @@ def select_faces(
         data: the dataset.
         probabilities: float32 (N,), of female; without them, filters on predictions are passed over.
         wanted: which ones.
-        others: float32 (N,), of female by the filter's `other` model; without them, `agreement` is passed over.
+        others: float32 (N,), of female by the filter's `other` model; without them, `agreement` and `models` are passed
+            over.
         out_of_fold: float32 (N,), as `probabilities`, but each by weights that have not learned from that face; without
             them, suspects are ranked by `probabilities`.
     """
@@ -250,10 +255,15 @@ def list_columns(
             ),
         ]
         if others is not None:
-            other_correct = predict_female(others, wanted.threshold) == (data.gender == 1)
+            other_female = predict_female(others, wanted.threshold)
+            other_correct = other_female == (data.gender == 1)
             # In the order of `AGREEMENTS`: both correct, only the first, only the second, both wrong.
             cells = 2 * (~correct).astype(np.uint8) + (~other_correct).astype(np.uint8)
-            columns.append(Column("agreement", f"Models {wanted.version} and {wanted.other}", tuple(AGREEMENTS), cells))
+            title = f"Models {wanted.version} and {wanted.other}"
+            columns += [
+                Column("models", title, MODELS, (female != other_female).astype(np.uint8)),
+                Column("agreement", f"{title}: correct?", tuple(AGREEMENTS), cells),
+            ]
     return [
         *columns,
         Column("age", "Age", AGE_BANDS, age_band_indices(data)),
@@ -336,12 +346,6 @@ def face_view(
         view["confidence"] = p if female else 1 - p
         view["correct"] = view["predicted"] == view["gender"]
     return view
-
-
-def encode_png(face: NDArray[np.uint8]) -> bytes:
-    """Returns uint8 (H, W) as a PNG file: without loss, so that it can be predicted as it is."""
-    _, encoded = cv2.imencode(".png", np.ascontiguousarray(face), [cv2.IMWRITE_PNG_COMPRESSION, 3])
-    return encoded.tobytes()
 
 
 def encode_webp(image: NDArray[np.uint8]) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from inference.monitoring.worker_metrics import WorkersCollector
 from inference.worker_layout import plan_for
+from shared.broker.base import Trouble
 from shared.connect import open_broker_for, open_store_for
 from shared.runtime.environment import SINGLE_CORE_ENV
 from shared.runtime.service import run_service
@@ -49,9 +50,18 @@ def _supervise(settings: Settings, stop: threading.Event) -> int:
             return WRONG_USAGE
     workers = plan_for(settings).workers
     with open_broker_for(settings) as broker, workspace("inference") as folder:
-        registry = process_registry()
-        registry.register(BrokerCollector(broker))
         files = [folder / f"worker-{number}.json" for number in range(workers)]
+
+        def states() -> list[dict[str, Any]]:
+            return [json.loads(file.read_text()) for file in files if file.exists()]
+
+        def trouble() -> Trouble | None:
+            # RabbitMQ tells of an alarm only to who publishes: the workers.
+            of_workers = (Trouble(*found) for state in states() if (found := state["broker_trouble"]))
+            return broker.trouble or next(of_workers, None)
+
+        registry = process_registry()
+        registry.register(BrokerCollector(broker, trouble))
         children = [
             Child(
                 name=f"worker {number}",
@@ -66,13 +76,12 @@ def _supervise(settings: Settings, stop: threading.Event) -> int:
 
         def readiness() -> dict[str, Any]:
             living = set(supervisor.pids.values())
-            states = [json.loads(file.read_text()) for file in files if file.exists()]
-            ready = [state["ready"] and state["pid"] in living for state in states]
-            trouble = broker.trouble
+            of_workers, found = states(), trouble()
+            ready = [state["ready"] and state["pid"] in living for state in of_workers]
             return {
                 "ready": len(ready) == workers and all(ready),
-                "broker_trouble": trouble and trouble.text,
-                "workers": states,
+                "broker_trouble": found and found.text,
+                "workers": of_workers,
             }
 
         port = PORT if settings.metrics_port is None else settings.metrics_port

@@ -186,6 +186,7 @@ class Worker:
             "ready": ready,
             "version": champion.version if champion else None,
             "provider": champion.provider if champion else None,
+            "broker_trouble": self._broker.trouble,
             "store_trouble": trouble and trouble.text,
         }
         aside = self._status_file.with_suffix(".new")

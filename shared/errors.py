@@ -36,7 +36,7 @@ CODES: dict[str, str] = {
     "unknown_model_version": "`model_version` names a model that is not registered.",
     "invalid_model": "The registered model failed verification.",
     "expired": "The deadline had passed before the image was computed.",
-    "cancelled": "A user cancelled it.",
+    "cancelled": "Cancelled by a user.",
     "damaged_record": "A file in the store does not hold what it should; the message names it.",
     "conflict": "The request contradicts the present state.",
     "not_found": "No such run, model, job, dataset or dead letter.",

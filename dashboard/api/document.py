@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from dashboard.api import views
 from dashboard.api.comparing import Matrix
-from dashboard.face_grid import AGREEMENTS, CONFIDENCE_BANDS, DUPLICATES, RESULTS, SORTS
+from dashboard.face_grid import AGREEMENTS, CONFIDENCE_BANDS, DUPLICATES, MODELS, RESULTS, SORTS
 from dashboard.incoming import Upload
 from dashboard.store_cache import EDITED
 from dashboard.tasks.samples import SampleState
@@ -109,6 +109,7 @@ _FACES: Final = {
     "version": _number("The model whose predictions count; the champion by default", 1, 10**9),
     "other": _number("A second model to compare it with", 1, 10**9),
     "agreement": _text("Which of the two models are correct", *AGREEMENTS),
+    "models": _text("Whether the two models predict the same", *MODELS),
     "gender": _text("The label", *GENDERS),
     "predicted": _text("The prediction", *GENDERS),
     "ethnicity": _text("The label", *ETHNICITIES),
@@ -127,6 +128,7 @@ _FACES: Final = {
 }
 _ONCE: Final = {"Idempotency-Key": "The same key twice makes one run or job"}
 
+_DISMISS: Final = "Take a failed {} off what needs attention"
 _UPLOAD: Final = _text("A finished upload, in place of a body; see /uploads")
 
 _CALLS: Final = (
@@ -245,6 +247,7 @@ _CALLS: Final = (
     _Call("GET", "/runs/{run_id}", "get_run", "A run with its history and evaluation", views.RunDetails),
     _Call("POST", "/runs/{run_id}/cancel", "cancel_run", "Ask for a run to stop", views.RunCancelled, 202),
     _Call("POST", "/runs/{run_id}/retry", "retry_run", "Send a failed run back to its queue", views.RunAccepted, 202),
+    _Call("POST", "/runs/{run_id}/dismiss", "dismiss_run", _DISMISS.format("run"), None, 204),
     _Call(
         "POST",
         "/predictions",
@@ -266,6 +269,15 @@ _CALLS: Final = (
     ),
     _Call(
         "POST",
+        "/explanations",
+        "explain",
+        "Explain the prediction of an image: which areas of it mattered",
+        views.Explanation,
+        query=_MODEL_VERSION,
+        body=dict.fromkeys(IMAGES, _FILE),
+    ),
+    _Call(
+        "POST",
         "/jobs",
         "submit_job",
         "Predict an archive of images",
@@ -279,6 +291,7 @@ _CALLS: Final = (
     _Call("GET", "/jobs/{job_id}", "get_job", "A job and its progress", views.JobDetails),
     _Call("POST", "/jobs/{job_id}/cancel", "cancel_job", "Ask for a job to stop", views.JobAccepted, 202),
     _Call("POST", "/jobs/{job_id}/retry", "retry_job", "Send a failed job back to its queue", views.JobAccepted, 202),
+    _Call("POST", "/jobs/{job_id}/dismiss", "dismiss_job", _DISMISS.format("job"), None, 204),
     _Call("GET", "/jobs/{job_id}/results.csv", "job_results", "A finished job's results, a row an image", _CSV),
     _Call("GET", "/models", "list_models", "Versions and aliases", views.Models, query=_LISTED),
     _Call("GET", "/models/{version}", "get_model", "A version's card", views.ModelDetails),

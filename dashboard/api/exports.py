@@ -11,8 +11,8 @@ from flask import Response, send_file
 
 from dashboard.api.faces import faces_csv, requested_faces
 from dashboard.context import dashboard
-from dashboard.face_grid import encode_png
 from shared.faces.labels import GENDERS
+from shared.faces.png import encode_png
 from shared.records.exports import ExportKind, write_export
 
 

@@ -59,8 +59,10 @@ def requested_filter(sha256: str) -> tuple[FaceFilter, NDArray[np.float32] | Non
 
 
 def predictions_to_compare(sha256: str, wanted: FaceFilter) -> NDArray[np.float32] | None:
-    """Returns the predictions of the filter's second model; None where it names none, or that model has none."""
-    return None if wanted.other is None else dashboard().store_cache.predictions(sha256, wanted.other)
+    """Returns the predictions of the filter's second model; None where it has none, or is the first one."""
+    if wanted.other is None or wanted.other == wanted.version:
+        return None
+    return dashboard().store_cache.predictions(sha256, wanted.other)
 
 
 @dataclass(frozen=True, slots=True)

@@ -250,14 +250,16 @@ class ModelSummary(View):
     params: dict[str, Any]
     file: CardFile
     annotation: Annotation | None
+    refused: str | None
 
 
 class ModelDetails(ModelCard):
-    """A version's card, and what people say of it."""
+    """A version's card, what people say of it, and why workers refuse it, if they do."""
 
     model_config = ConfigDict(extra="forbid")
 
     annotation: Annotation | None
+    refused: str | None
 
 
 class AnnotationChanged(View):
@@ -335,6 +337,15 @@ class Predictions(View):
     schema_version: Literal[1] = Field(alias="schema")
     model: ModelRef | None
     predictions: list[Prediction | NoPrediction]
+
+
+class Explanation(View):
+    """Which areas of a face mattered: `drop` is what covering each place takes from the predicted gender."""
+
+    grid: int
+    drop: list[list[float]]
+    probability_female: float
+    model: ModelRef | None
 
 
 class DeadLetter(View):

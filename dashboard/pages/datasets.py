@@ -21,7 +21,6 @@ from dashboard.face_grid import (
     CONFIDENCE_BANDS,
     SORTS,
     FaceFilter,
-    encode_png,
     encode_webp,
     face_view,
 )
@@ -31,6 +30,7 @@ from dashboard.pages.train_fields import label_choices, parameter_fields, read_p
 from dashboard.store_cache import Dataset
 from shared.errors import InvalidMessage, NotFound
 from shared.faces.labels import GENDERS
+from shared.faces.png import encode_png
 from shared.faces.rejects import REJECT_REASONS
 from shared.records.dataset import SPLITS, DatasetSummary
 from shared.records.predictions import predict_female
@@ -48,6 +48,8 @@ _WORDS: Final = {
     ("confidence", "0-60"): "below 60 %",
     **{("confidence", band): f"{band} %".replace("-", "\N{EN DASH}") for band in CONFIDENCE_BANDS[1:]},
     **{("agreement", key): words for key, words in AGREEMENTS.items()},
+    ("models", "agree"): "models agree",
+    ("models", "disagree"): "models disagree",
     ("duplicates", "near-duplicates"): "with a near-duplicate",
     ("duplicates", "others"): "without",
     ("edited", "unedited"): "not edited",
@@ -107,6 +109,7 @@ def show_dataset(sha256: str) -> str:
     page = min(max(1, request.args.get("page", 1, int)), pages)
     shown = found[(page - 1) * _PAGE : page * _PAGE]
     query = wanted.as_query()
+    predicting = cache.predicting_versions(sha256)
     corrections = cache.corrections(sha256)
     like = next((run for run in found_runs if run.run_id == request.args.get("like")), None)
     return render_template(
@@ -120,6 +123,8 @@ def show_dataset(sha256: str) -> str:
         rejects=_rejects(sha256),
         versions=[card.version for card in cache.cards().records],
         version=wanted.version,
+        # Those that a second model may be chosen from; the chosen one stays, so that the form says what is seen.
+        others=predicting if wanted.other in [None, *predicting] else [*predicting, wanted.other],
         predicted=probabilities is not None,
         scoring=dashboard().scoring.state,
         wanted=wanted,

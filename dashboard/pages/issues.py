@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,12 +13,12 @@ from dashboard.context import Dashboard
 from dashboard.pages.filters import problem
 from dashboard.workers import WorkerState
 from shared.broker.base import Depth
+from shared.records.dismissals import dismissed_failures, failure_key
 from shared.records.jobs import Job
 from shared.records.record import DamagedRecord
+from shared.records.registry import Aliases
 from shared.records.runs import Run
 
-_DISMISSED_KEY: Final = "dashboard/dismissed.json"
-_DISMISSED_KEPT: Final = 1000
 NEWEST: Final = 20
 """Runs, and jobs, that are looked at: what failed before them has been overtaken."""
 _LETTERS: Final = 200
@@ -49,6 +48,7 @@ def find_issues(
     open_runs: Sequence[Run],
     depths: dict[str, Depth] | None,
     damaged: Iterable[DamagedRecord],
+    aliases: Aliases,
 ) -> list[Issue]:
     """Returns everything that needs attention, the most urgent first.
 
@@ -59,6 +59,7 @@ def find_issues(
         open_runs: those that have not ended.
         depths: of the queues, by short name; None while the broker is away.
         damaged: records that cannot be read.
+        aliases: which versions are in use.
     """
     overview = url_for("overview.overview")
     found: list[Issue] = []
@@ -76,6 +77,11 @@ def find_issues(
     found += [
         Issue(f"A service cannot use the store: {trouble}.", "See the services", overview) for trouble in troubled
     ]
+    in_use = [version for version in (aliases.champion, aliases.previous) if version is not None]
+    for version, reason in parts.refusals(in_use).items():
+        role = "champion" if version == aliases.champion else "previous champion"
+        words = f"Workers refuse model {version}, the {role}: {reason}."
+        found.append(Issue(words, "See the model", url_for("models.show_model", version=version)))
     for run in open_runs:
         if parts.workers.abandoned(run.run_id):
             words = f"The trainer of run {run.name[:60]} does not respond. Another one continues from the checkpoint."
@@ -87,7 +93,7 @@ def find_issues(
     failed_jobs = [job for job in jobs if job.state.is_retryable]
     if depths is not None and depths["dead"].ready:
         found += _failed_messages(parts, depths["dead"].ready, [*failed_runs, *failed_jobs])
-    dismissed = _dismissed(parts)
+    dismissed = dismissed_failures(parts.store)
     found += _failed("Run", failed_runs, dismissed)
     found += _failed("Job", failed_jobs, dismissed)
     return found
@@ -95,20 +101,6 @@ def find_issues(
 
 def _has_store_trouble(worker: WorkerState) -> bool:
     return worker.alive and bool(worker.state.get("store_trouble"))
-
-
-def dismiss(parts: Dashboard, keys: Sequence[str]) -> None:
-    """Keeps the records behind an issue from being named again, unless they fail again."""
-
-    def change(content: bytes | None) -> bytes:
-        known = json.loads(content)["keys"] if content else []
-        return json.dumps({"keys": [*known, *(key for key in keys if key not in known)][-_DISMISSED_KEPT:]}).encode()
-
-    parts.store.update(_DISMISSED_KEY, change)
-
-
-def _dismissed(parts: Dashboard) -> frozenset[str]:
-    return frozenset((parts.store.find_json(_DISMISSED_KEY) or {}).get("keys", []))
 
 
 def _failed_messages(parts: Dashboard, total: int, records: Iterable[Run | Job]) -> list[Issue]:
@@ -125,7 +117,7 @@ def _failed(noun: str, records: Sequence[Any], dismissed: frozenset[str]) -> lis
     """Returns an issue for the records of one name that failed for one reason."""
     alike: dict[tuple[str, str, str], list[Any]] = defaultdict(list)
     for record in records:
-        if _key(record) not in dismissed:
+        if failure_key(record) not in dismissed:
             alike[record.name, str(record.state), record.error.message if record.error else ""].append(record)
     found = []
     for (name, state, _), group in alike.items():
@@ -135,13 +127,9 @@ def _failed(noun: str, records: Sequence[Any], dismissed: frozenset[str]) -> lis
         lower = noun.lower()
         ids: dict[str, Any] = {f"{lower}_id": _id(group[0])}
         href = url_for(f"{lower}s.show_{lower}", **ids)
-        found.append(Issue(words, f"See the {lower}", href, tuple(_key(record) for record in group)))
+        found.append(Issue(words, f"See the {lower}", href, tuple(failure_key(record) for record in group)))
     return found
 
 
 def _id(record: Run | Job) -> str:
     return record.run_id if isinstance(record, Run) else record.job_id
-
-
-def _key(record: Run | Job) -> str:
-    return f"{_id(record)} {record.updated}"

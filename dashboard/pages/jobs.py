@@ -11,11 +11,11 @@ from flask import Blueprint, Response, flash, redirect, render_template, request
 from werkzeug.wrappers import Response as WsgiResponse
 
 from dashboard.context import dashboard
-from dashboard.face_grid import encode_png
 from dashboard.pages.manage import annotation_view, tag_filter
 from dashboard.pages.originals import read_original
 from shared.errors import NotFound
 from shared.faces.decode import ImageLimits, decode_face
+from shared.faces.png import encode_png
 from shared.records.cells import from_cell
 from shared.records.jobs import Job, Jobs, JobState
 

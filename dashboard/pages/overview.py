@@ -12,10 +12,11 @@ from werkzeug.wrappers import Response as WsgiResponse
 
 from dashboard.context import Dashboard, dashboard
 from dashboard.pages.filters import progress_view
-from dashboard.pages.issues import NEWEST, dismiss, find_issues
+from dashboard.pages.issues import NEWEST, find_issues
 from dashboard.workers import Speed, WorkerStates
 from shared.broker.base import Depth
 from shared.errors import Retryable
+from shared.records.dismissals import dismiss_failures
 from shared.records.record import list_records
 
 _SHOWN: Final = 6
@@ -36,7 +37,7 @@ def overview() -> str:
         damaged += found.damaged
     damaged_once = {damage.key: damage for damage in damaged}.values()
     depths = _depths(parts)
-    issues = find_issues(parts, runs.records, jobs.records, open_runs.records, depths, damaged_once)
+    issues = find_issues(parts, runs.records, jobs.records, open_runs.records, depths, damaged_once, aliases)
     return render_template(
         "overview.html",
         champion=next(iter(champion.records), None),
@@ -82,7 +83,7 @@ def generate_sample() -> WsgiResponse:
 @blueprint.post("/issues/dismiss")
 def dismiss_issue() -> WsgiResponse:
     """Takes an issue off the list."""
-    dismiss(dashboard(), request.form.getlist("key")[: _SHOWN * 20])
+    dismiss_failures(dashboard().store, request.form.getlist("key")[: _SHOWN * 20])
     return redirect(url_for("overview.overview"), 303)
 
 

@@ -5,25 +5,19 @@ from __future__ import annotations
 import base64
 import random
 import time
-from typing import Final
 
-import numpy as np
 from flask import Blueprint, Response, jsonify, render_template, request
-from numpy.typing import NDArray
 
-from dashboard.api.routes.predictions import ANSWER_S, predict_images
+from dashboard.api.routes.predictions import ANSWER_S, predict_images, require_broker
 from dashboard.api.uploads import parse_number, receive_images
 from dashboard.context import dashboard
-from dashboard.face_grid import FaceFilter, encode_png, face_view, select_faces
+from dashboard.face_grid import FaceFilter, face_view, select_faces
 from dashboard.store_cache import Dataset
 from shared.clock import now_iso
-from shared.errors import GenderlineError, NotFound, Retryable
-from shared.faces.decode import SIZE, ImageLimits, decode_face
+from shared.errors import GenderlineError, NotFound
+from shared.faces.decode import ImageLimits, decode_face
 from shared.faces.labels import GENDERS, label_or_none
-
-GRID: Final = 15
-_PATCH: Final = 28
-_FILL: Final = 128  # mid-gray: neither a light nor a dark mark
+from shared.faces.png import encode_png
 
 blueprint = Blueprint("predict", __name__)
 
@@ -59,7 +53,7 @@ def predict_image() -> Response:
     The answer: `{"reply", "seconds", "seen", "true_gender"}`; `seen` is a PNG as a data URL.
     """
     parts = dashboard()
-    _require_broker()
+    require_broker()
     names, images = receive_images(parts.settings.max_image_bytes)
     face = decode_face(images[0], ImageLimits.from_settings(parts.settings))
     name = request.args.get("name", names[0] or "")[:1000]
@@ -80,63 +74,6 @@ def predict_image() -> Response:
             "true_gender": None if label is None else GENDERS[label.gender],
         }
     )
-
-
-@blueprint.post("/predict/occlusion")
-def occlusion() -> Response:
-    """Explains a prediction: how far the answer moves when a patch of the face is covered.
-
-    All of it is one pack through the prediction queue. The answer: `{"grid", "drop", "probability_female", "model",
-    "seconds"}`; `drop` holds `grid` rows of as many numbers, each the loss of probability for the predicted gender.
-    """
-    parts = dashboard()
-    _require_broker()
-    _, images = receive_images(parts.settings.max_image_bytes)
-    face = decode_face(images[0], ImageLimits.from_settings(parts.settings)).pixels
-    started = time.perf_counter()
-    entries, model = parts.client.predict(
-        [encode_png(face), *(encode_png(covered) for covered in make_occlusions(face))],
-        model_version=None if (version := _version()) is None else int(version),
-        probe=True,
-        timeout_s=ANSWER_S,
-    )
-    if failed := next((entry["error"] for entry in entries if "error" in entry), None):
-        raise GenderlineError(failed["message"], code=failed["code"])
-    scores = np.array([entry["probability_female"] for entry in entries])
-    base, others = scores[0], scores[1:].reshape(GRID, GRID)
-    drop = base - others if base >= 0.5 else others - base
-    return jsonify(
-        {
-            "grid": GRID,
-            "drop": np.round(drop, 5).tolist(),
-            "probability_female": float(base),
-            "model": model,
-            "seconds": round(time.perf_counter() - started, 3),
-        }
-    )
-
-
-def make_occlusions(face: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-    """Returns the face with a gray patch at each of `GRID` x `GRID` places, row by row.
-
-    Args:
-        face: uint8 (128, 128), luma.
-    """
-    middles = np.linspace(0, SIZE, 2 * GRID + 1)[1::2]
-    found = []
-    for y in middles:
-        for x in middles:
-            top, left = max(0, round(y - _PATCH / 2)), max(0, round(x - _PATCH / 2))
-            covered = face.copy()
-            covered[top : round(y + _PATCH / 2), left : round(x + _PATCH / 2)] = _FILL
-            found.append(covered)
-    return found
-
-
-def _require_broker() -> None:
-    """Raises `Retryable` at once where the broker is known not to answer: asking it takes seconds."""
-    if dashboard().event_hub.away:
-        raise Retryable("the broker does not answer, so there are no predictions now; try again when it is back")
 
 
 def _version() -> float | None:

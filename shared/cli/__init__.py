@@ -80,6 +80,7 @@ for _command in (
     models.challenge,
     datasets.dataset,
     predictions.predict,
+    predictions.explain,
     predictions.jobs,
     dead.dead,
     delete.delete,

@@ -22,6 +22,15 @@ _WORDS: Final[dict[str, str]] = {RunState.ACCEPTED: RunState.INGESTING}
 """A run that was just accepted is about to be ingested: no step of its own."""
 
 
+def check_may_follow(client: Client) -> None:
+    """Raises before anything is sent: what a user may send and not follow would be done, and be told as an error.
+
+    Raises:
+        AccessRefused: the broker's user may hear no events.
+    """
+    client.broker.subscribe(("worker.heartbeat",)).close()
+
+
 def follow_run(client: Client, run_id: str, steps: Steps, timeout_s: float | None = None) -> Run:
     """Shows a run's stages and epochs until it ends, and returns its final record.
 

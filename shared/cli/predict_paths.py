@@ -13,7 +13,7 @@ from typing import Any, Final, TextIO
 
 from shared.archives.archive import SUFFIXES as ARCHIVE_SUFFIXES
 from shared.archives.archive import is_litter
-from shared.cli.follow import follow_job
+from shared.cli.follow import check_may_follow, follow_job
 from shared.cli.output import Steps
 from shared.client import Client
 from shared.faces.labels import GENDERS, label_or_none
@@ -174,6 +174,7 @@ def _by_job(
         copied += more
         steps.step("copying", copied / 1e6, size / 1e6, unit="MB")
 
+    check_may_follow(client)
     job_id = client.submit_job(archive, name=name, on_copied=on_copied)
     steps.line(f"{job_id}: {archive if not names else f'{len(names):,} images'}")
     job = follow_job(client, job_id, steps, timeout_s)

@@ -19,7 +19,7 @@ REJECT_REASONS: dict[str, str] = {
     "image_too_large": "The image breaks a limit on bytes or pixels.",
     "invalid_image": "The bytes cannot be decoded as a JPEG, PNG, WebP, BMP, AVIF or HEIC image.",
     "killed_worker": "Decoding the image killed the process that did it, twice.",
-    "internal": "Decoding the image met a bug on our side; the log has the traceback.",
+    "internal": "Decoding the image failed with an internal error; the log has the traceback.",
     "duplicate": "The same face is in the dataset already; the detail names the copy that was kept.",
     "contradiction": "The same face is there with another gender, so no copy can be trusted.",
 }

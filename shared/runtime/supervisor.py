@@ -155,7 +155,8 @@ class Supervisor:
                         process_group=0,
                     )
             except OSError as error:
-                return None, f"could not be started ({error.strerror or error})"
+                where = f": {error.filename}" if error.filename else ""
+                return None, f"could not be started ({error.strerror or error}{where})"
             self._running[child.name] = process
         self._on_event(f"{child.name} (pid {process.pid}) started")
         try:

@@ -28,7 +28,19 @@ def _commit_of_repository() -> str:
     if git is None or not (_ROOT / ".git").exists():
         return ""
     done = subprocess.run(  # noqa: S603 - a fixed command
-        [git, "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+        # Under systemd the repository belongs to another user than the service's; git would refuse it.
+        [
+            git,
+            "-c",
+            f"safe.directory={_ROOT}",
+            "-C",
+            str(_ROOT),
+            "describe",
+            "--always",
+            "--dirty",
+            "--abbrev=12",
+            "--exclude=*",
+        ],
         capture_output=True,
         text=True,
         check=False,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from shared.broker.base import TROUBLES, Broker
+from shared.broker.base import TROUBLES, Broker, Trouble
 from shared.errors import CODES, Retryable
 from shared.faces.labels import GENDERS
 from shared.faces.rejects import REJECT_REASONS
@@ -75,7 +75,7 @@ class InferenceMetrics:
         )
         self.model_info = Gauge(
             "genderline_model_info",
-            "Workers that serve this version with this provider",
+            "Workers serving this version with this provider",
             ["version", "provider"],
             registry=registry,
             multiprocess_mode="livesum",
@@ -162,10 +162,16 @@ def _dead_letters(registry: CollectorRegistry) -> Counter:
 
 
 class BrokerCollector(Collector):
-    """Queue depths and reconnections, read from the broker when somebody scrapes."""
+    """Queue depths, reconnections and trouble, read from the broker when somebody scrapes.
 
-    def __init__(self, broker: Broker) -> None:
+    Args:
+        broker: asked.
+        trouble: tells why the broker does not serve this service; by default, what `broker` knows.
+    """
+
+    def __init__(self, broker: Broker, trouble: Callable[[], Trouble | None] | None = None) -> None:
         self._broker = broker
+        self._trouble = trouble or (lambda: broker.trouble)
 
     def collect(self) -> Iterable[Metric]:
         """Yields the broker's figures; of one that is away, only its trouble and how often it was reached again."""
@@ -174,7 +180,7 @@ class BrokerCollector(Collector):
             for queue, found in self._broker.depths(_SCRAPE_WAIT_S).items():
                 depth.add_metric([self._broker.topology.short(queue)], found.ready)
             yield depth
-        trouble = self._broker.trouble
+        trouble = self._trouble()
         troubles = GaugeMetricFamily("genderline_broker_trouble", "Why the broker does not serve us", labels=["kind"])
         for kind in TROUBLES:
             troubles.add_metric([kind], float(trouble is not None and trouble.kind == kind))

@@ -84,7 +84,7 @@ def models(material: Material) -> list[str]:
             int8 = f"int8 {kept} ({variant.accuracy:.3f} against {variant.accuracy_float32:.3f} in float32)"
         lines.append(
             f"- {name}: network {card.params['network']}, {card.multiply_adds / 1e6:.0f} M multiply-adds, {int8}; "
-            f"epochs on drawn faces: {card.epochs}."
+            f"epochs on synthetic faces: {card.epochs}."
         )
     return lines
 

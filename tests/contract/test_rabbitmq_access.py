@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -19,10 +21,11 @@ from shared.broker import open_broker
 from shared.broker.base import Access, AccessRefused, Broker, BrokerError, Message, Outgoing, Unconfirmed
 from shared.broker.rabbitmq.definitions import Definitions
 from shared.cli import main
+from shared.faces.synthetic import draw_sample
 from shared.topology import Topology
 from tests.contract.conftest import Place
 from tests.rabbitmq_node import RabbitNode, rabbitmq_server
-from tests.services import Installation, eventually
+from tests.services import Installation, Service, eventually
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.slow]
 PAGE = Path(__file__).parents[2] / "docs" / "rabbitmq.md"
@@ -58,9 +61,19 @@ class Administered:
     topology: Topology
     users: dict[str, str]
 
+    def url(self, user: str) -> str:
+        return f"amqp://{self.users[user]}:secret@127.0.0.1:{self.node.port}/%2F"
+
     def open(self, user: str) -> Broker:
-        url = f"amqp://{self.users[user]}:secret@127.0.0.1:{self.node.port}/%2F"
-        return open_broker(url, self.topology, access=PASSIVE)
+        return open_broker(self.url(user), self.topology, access=PASSIVE)
+
+    def settings(self, user: str, folder: Path) -> dict[str, str]:
+        return {
+            "GENDERLINE_BROKER_URL": self.url(user),
+            "GENDERLINE_QUEUE_PREFIX": self.topology.prefix,
+            "GENDERLINE_DECLARE": "passive",
+            "GENDERLINE_STORE_URL": f"file:{folder / 'store'}",
+        }
 
 
 @pytest.fixture(scope="module")
@@ -180,14 +193,44 @@ def test_a_client_can_ask_and_nothing_else(wrong: str, administered: Administere
         assert other.depths()[queues.shards] == shards
 
 
+def test_the_documented_client_needs_no_more_than_a_client_s_rights(administered: Administered, tmp_path: Path) -> None:
+    page = PAGE.with_name("messages.md").read_text()
+    (found,) = re.findall(r"```python\n(import json.*?)\nparams = ", page, re.DOTALL)
+    asked = 'send("jobs", b"", "text/plain", "id")\nprint("sent to", inbox)\n'
+    program = tmp_path / "client.py"
+    program.write_text(f"{found}\n{asked}".replace("genderline.", f"{administered.topology.prefix}."))
+    command = [sys.executable, str(program), administered.url("client"), "none.zip"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.startswith(f"sent to {administered.topology.prefix}.inbox."), done.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "predict"])
+def test_the_command_line_sends_nothing_that_its_user_may_not_follow(
+    command: str, administered: Administered, tmp_path: Path
+) -> None:
+    draw_sample(tmp_path / "faces.zip", 40, seed=1)
+    queues = administered.topology
+    # Whoever makes a store listens for another one first: here it is there.
+    CliRunner().invoke(main, ["models"], env=administered.settings("dashboard", tmp_path), catch_exceptions=False)
+    with administered.open("dashboard") as other:
+        before = other.depths()
+        asked = [command, str(tmp_path / "faces.zip")]
+        done = CliRunner().invoke(main, asked, env=administered.settings("client", tmp_path), catch_exceptions=False)
+        assert done.exit_code == 1
+        assert "no configure permission on queue 'amq.gen-" in done.output
+        assert "the command line" in done.output
+        assert other.depths() == before
+        if command == "train":  # nothing is to be followed: then it may
+            detached = [*asked, "--detach"]
+            settings = administered.settings("client", tmp_path)
+            done = CliRunner().invoke(main, detached, env=settings, catch_exceptions=False)
+            assert done.exit_code == 0, done.output
+            assert other.depths()[queues.datasets].ready == before[queues.datasets].ready + 1
+
+
 @pytest.mark.parametrize("user", ["client", "dashboard"])
 def test_doctor_says_what_a_user_may_not_do(user: str, administered: Administered, tmp_path: Path) -> None:
-    settings = {
-        "GENDERLINE_BROKER_URL": f"amqp://{administered.users[user]}:secret@127.0.0.1:{administered.node.port}/%2F",
-        "GENDERLINE_QUEUE_PREFIX": administered.topology.prefix,
-        "GENDERLINE_DECLARE": "passive",
-        "GENDERLINE_STORE_URL": f"file:{tmp_path}",
-    }
+    settings = administered.settings(user, tmp_path)
     done = CliRunner().invoke(main, ["doctor", "--json"], env=settings, catch_exceptions=False)
     findings = {finding["check"]: finding for finding in json.loads(done.stdout)}
     assert done.exit_code == 0, done.output
@@ -283,3 +326,44 @@ def test_an_alarm_is_called_by_its_name_and_what_was_sent_meanwhile_is_done_afte
     assert "takes no messages: low on memory" in caplog.text
     with broker.consume([queue], 1) as consumer:
         assert [delivery.message.body for delivery in consumer.receive(1, 10)] == [b"late"]
+
+
+def test_an_alarm_is_called_by_its_name_in_every_place_where_somebody_looks(
+    place: Place, rabbitmq: RabbitNode, tmp_path: Path
+) -> None:
+    installation = Installation(
+        tmp_path, place.url, {"OMP_NUM_THREADS": "1"}, prefix=place.topology.prefix, delivery_limit=20
+    )
+    draw_sample(tmp_path / "faces.zip", 30, seed=1)
+    trouble = "takes no messages: low on memory"
+
+    def look_at(service: Service) -> None:
+        eventually(lambda: trouble in service.get("/readyz")[1], 30, f"{service.name} says it")
+        assert service.get("/readyz")[0] == 503
+        assert 'genderline_broker_trouble{kind="blocked"} 1.0' in service.get("/metrics")[1]
+        eventually(lambda: trouble in service.log.read_text(), 10, "a line in the log")
+
+    def genderline(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from shared.cli import main; main()", *arguments]
+        return subprocess.run(command, env=installation.env(), capture_output=True, text=True, timeout=120, check=False)
+
+    with contextlib.closing(installation), installation.client() as client:
+        inference = installation.start("inference", wait=False, GENDERLINE_WORKERS="1")
+        dashboard = installation.start("dashboard", GENDERLINE_TOKEN="")
+        client.broker.emit("worker.heartbeat", {})
+        rabbitmq.evaluate("vm_memory_monitor:set_vm_memory_high_watermark(0.00001).")
+        try:
+            look_at(dashboard)
+            look_at(inference)
+            status = genderline("status")
+            assert trouble in status.stdout + status.stderr
+            trained = genderline("train", str(tmp_path / "faces.zip"))
+            assert trained.returncode == 1
+            (run_id,) = set(re.findall(r"run-[0-9a-f]+", trained.stdout + trained.stderr))
+            assert trouble in trained.stderr
+            assert f"{run_id} may yet be done" in trained.stderr
+        finally:
+            rabbitmq.evaluate("vm_memory_monitor:set_vm_memory_high_watermark(0.4).")
+        eventually(lambda: dashboard.get("/readyz")[0] == 200, 30, "the dashboard is ready again")
+        # It was sent, and is there now: nobody need send it again.
+        eventually(lambda: client.broker.depths()[place.topology.datasets].ready == 1, 30, "the run waits in the queue")

@@ -152,8 +152,8 @@ def test_upload_events_predictions_and_dead_letters_go_over_rabbitmq(
 
 
 def script() -> str:
-    """Returns the page's Python example, which uses nothing of ours."""
-    (found,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    """Returns the page's Python program, which uses nothing of ours."""
+    (found,) = re.findall(r"```python\n(import json.*?)```", PAGE.read_text(), re.DOTALL)
     return str(found)
 
 

@@ -125,7 +125,9 @@ class Decoder:
             raise  # of the machine: no entry is at fault
         except Exception:
             traceback.print_exc()  # where the log goes
-            return Reject("internal", "decoding this image met a bug on our side; the trainer's log has the traceback")
+            return Reject(
+                "internal", "decoding this image failed with an internal error; the trainer's log has the traceback"
+            )
 
 
 def _traits(face: Face, phash: NDArray[np.uint64]) -> DecodedFace:

@@ -12,6 +12,7 @@ from dashboard.api.uploads import parse_number, receive_archive
 from dashboard.context import dashboard
 from shared.archives.archive import ArchiveLimits
 from shared.errors import Conflict
+from shared.records.dismissals import dismiss_failure
 from shared.records.jobs import Jobs
 
 
@@ -62,6 +63,14 @@ def retry_job(job_id: str) -> tuple[Response, int]:
     """Sends a failed job back to its queue."""
     dashboard().client.retry_job(job_id)
     return accepted({"job_id": job_id}, url_for("api.get_job", job_id=job_id))
+
+
+@blueprint.post("/jobs/<job_id>/dismiss")
+def dismiss_job(job_id: str) -> tuple[str, int]:
+    """Takes a failed job off what needs attention."""
+    parts = dashboard()
+    dismiss_failure(parts.store, parts.store_cache.job(job_id))
+    return "", 204
 
 
 @blueprint.get("/jobs/<job_id>/results.csv")

@@ -1,7 +1,8 @@
-"""The call that predicts images at once."""
+"""The calls that predict images at once, and explain a prediction."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -12,6 +13,9 @@ from dashboard.api.fields import read_field
 from dashboard.api.uploads import parse_number, receive_images
 from dashboard.context import dashboard
 from shared.client import Client
+from shared.errors import Retryable
+from shared.explanation import explain as explain_image
+from shared.faces.decode import ImageLimits
 from shared.messages import SCHEMA
 
 ANSWER_S: Final = 30.0
@@ -29,6 +33,29 @@ def predict() -> Response:
     version = parse_number(read_field("model_version"), "model_version", 1, 10**9)
     timeout_s = parse_number(read_field("timeout_s"), "timeout_s", 0.05, _LONGEST_ANSWER_S) or ANSWER_S
     return jsonify(predict_images(parts.client, names, images, version, timeout_s))
+
+
+@blueprint.post("/explanations")
+def explain() -> Response:
+    """Explains the prediction of one image: how far it moves when a patch of the face is covered."""
+    parts = dashboard()
+    require_broker()
+    _, images = receive_images(parts.settings.max_image_bytes)
+    version = parse_number(read_field("model_version"), "model_version", 1, 10**9)
+    found = explain_image(
+        parts.client,
+        images[0],
+        ImageLimits.from_settings(parts.settings),
+        model_version=None if version is None else int(version),
+        timeout_s=ANSWER_S,
+    )
+    return jsonify(dataclasses.asdict(found))
+
+
+def require_broker() -> None:
+    """Raises `Retryable` at once where the broker is known not to answer: asking it takes seconds."""
+    if dashboard().event_hub.away:
+        raise Retryable("the broker does not answer, so there are no predictions now; try again when it is back")
 
 
 def predict_images(

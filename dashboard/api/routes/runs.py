@@ -10,6 +10,7 @@ from dashboard.api.exports import send_export
 from dashboard.api.fields import read_page
 from dashboard.api.managing import annotate, delete, describe_annotation, read_tag
 from dashboard.context import dashboard
+from shared.records.dismissals import dismiss_failure
 
 
 @blueprint.get("/runs")
@@ -49,6 +50,14 @@ def retry_run(run_id: str) -> tuple[Response, int]:
     parts = dashboard()
     ahead = parts.runs_ahead()
     return accept_run(parts.client.retry_run(run_id), ahead)
+
+
+@blueprint.post("/runs/<run_id>/dismiss")
+def dismiss_run(run_id: str) -> tuple[str, int]:
+    """Takes a failed run off what needs attention."""
+    parts = dashboard()
+    dismiss_failure(parts.store, parts.store_cache.run(run_id))
+    return "", 204
 
 
 @blueprint.get("/runs/<run_id>/export.zip")

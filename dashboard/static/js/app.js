@@ -329,6 +329,16 @@ export function changedParameters(root) {
   );
 }
 
+// The arrow keys walk from one page to its neighbours, unless what has the focus takes them for itself.
+const TAKES_ARROWS = "input, select, textarea, audio, video, [contenteditable], [role=listbox], .scroll, dialog";
+document.addEventListener("keydown", (event) => {
+  const rel = { ArrowLeft: "prev", ArrowRight: "next" }[event.key];
+  if (!rel || event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
+  if (event.target.closest(TAKES_ARROWS) || document.querySelector("dialog[open]")) return;
+  const link = document.querySelector(`a[rel=${rel}]`);
+  if (link?.checkVisibility()) link.click();
+});
+
 // A link to a form that is folded unfolds it.
 function unfoldTarget() {
   document.querySelector(`${location.hash || "#none"} > details`)?.setAttribute("open", "");

@@ -1,5 +1,6 @@
 // The predict page: sends a face through the queue and shows the answer; then, if asked, a map of the areas that mattered.
 import { get, post, root } from "./app.js";
+import { askMap, paint } from "./explain.js";
 
 // A face whose archive was removed has no original any more.
 for (const image of document.querySelectorAll("img[data-may-fail]")) {
@@ -109,10 +110,7 @@ async function look(item, at, options) {
   at("look").disabled = true;
   at("look").textContent = "Explaining…";
   try {
-    const map = await post(`${root}/predict/occlusion?${query()}`, options);
-    paint(item.querySelector("canvas"), map);
-    const points = (100 * Math.max(0, ...map.drop.flat())).toFixed(0);
-    at("map-words").textContent = `Red: covering this area lowers confidence by up to ${points} points (occlusion map).`;
+    at("map-words").textContent = paint(item.querySelector("canvas"), await askMap(query(), options.body));
     at("look").hidden = true;
   } catch (error) {
     at("error").textContent = error.message;
@@ -120,20 +118,6 @@ async function look(item, at, options) {
     at("look").disabled = false;
     at("look").textContent = "Try again";
   }
-}
-
-function paint(canvas, map) {
-  const most = Math.max(0.02, ...map.drop.flat());
-  canvas.width = map.grid;
-  canvas.height = map.grid;
-  const context = canvas.getContext("2d");
-  const pixels = context.createImageData(map.grid, map.grid);
-  map.drop.flat().forEach((drop, i) => {
-    const part = Math.max(0, drop) / most;
-    pixels.data.set([255, Math.round(190 - 150 * part), 20, Math.round(200 * part ** 1.2)], 4 * i);
-  });
-  context.putImageData(pixels, 0, 0);
-  canvas.hidden = false;
 }
 
 if (results?.dataset.face && !("noModel" in results.dataset)) {

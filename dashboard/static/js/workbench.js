@@ -5,6 +5,7 @@
 // each chunk, whose address names the faces, so that browsers keep it.
 
 import { applyFilters, get, post, renewRegions, root, toast } from "./app.js";
+import { askMap, paint } from "./explain.js";
 
 const CHUNK = 64; // faces in a sheet
 const SHEET_COLUMNS = 8;
@@ -266,6 +267,8 @@ function sketch(face) {
     part("image").alt = `Face ${face.index}`;
     inspector.querySelector("tbody").replaceChildren();
     part("history").hidden = true;
+    inspector.querySelector("canvas").hidden = true;
+    part("map-words").textContent = "";
   }
   part("name").textContent = face.name;
   part("name").title = face.name;
@@ -273,7 +276,7 @@ function sketch(face) {
   part("label").className = `big gender-${face.gender}`;
   part("edited").textContent = face.edited === "unedited" ? "" : face.edited;
   part("page").href = `${page}${query ? `?${query}` : ""}`;
-  part("explain").href = `${root}/predict?dataset=${bench.dataset.sha256}&face=${face.index}`;
+  part("predict").href = `${root}/predict?dataset=${bench.dataset.sha256}&face=${face.index}`;
   const facts = [["Face", face.index], ["Age", face.age ?? "unknown"], ["Ethnicity", face.ethnicity ?? "unknown"], ["Split", face.split]];
   const several = selected.size > 1 ? [["Selected", `${selected.size} faces`]] : [];
   part("facts").replaceChildren(...[...several, ...facts].flatMap(([name, value]) => [element("dt", name), element("dd", value)]));
@@ -282,7 +285,7 @@ function sketch(face) {
 function inspect({ face, archive_gender: inArchive, predictions, near_duplicates: alike, edits }) {
   sketch(face);
   const part = (name) => inspector.querySelector(`[data-${name}]`);
-  part("image").src = `${bench.dataset.pages}${face.index}/original`;
+  if (inspector.querySelector("canvas").hidden) part("image").src = `${bench.dataset.pages}${face.index}/original`;
   part("image").onerror = () => {
     part("image").onerror = null;
     part("image").src = `${bench.dataset.pages}${face.index}.png`;
@@ -317,6 +320,29 @@ function inspect({ face, archive_gender: inArchive, predictions, near_duplicates
       return element("li", `${edit.change}${by}, ${new Date(edit.at).toLocaleString()}${edit.undone_at ? " (undone)" : ""}`);
     }),
   );
+}
+
+// The map of the face by the model whose predictions are shown. It lies over the face as the model sees it.
+let explaining = "";
+async function explain() {
+  const part = (name) => inspector.querySelector(`[data-${name}]`);
+  const { face } = part("image").dataset;
+  if (explaining === face) return;
+  explaining = face;
+  part("map-words").textContent = "Explaining…";
+  const isShown = () => part("image").dataset.face === face;
+  try {
+    const version = new URLSearchParams(query).get("version");
+    const image = await get(`${bench.dataset.pages}${face}.png`, "blob");
+    const map = await askMap(version ? `model_version=${version}` : "", image);
+    if (!isShown()) return;
+    part("image").src = `${bench.dataset.pages}${face}.png`;
+    part("map-words").textContent = paint(inspector.querySelector("canvas"), map);
+  } catch (error) {
+    if (isShown()) part("map-words").textContent = error.message;
+  } finally {
+    if (explaining === face) explaining = "";
+  }
 }
 
 function element(name, text) {
@@ -461,6 +487,7 @@ function start() {
   });
   list.addEventListener("dblclick", () => inspector.querySelector("[data-page]")?.click());
   inspector.addEventListener("click", (event) => {
+    if (event.target.closest("[data-explain]")) explain();
     const { change } = event.target.closest("[data-change]")?.dataset ?? {};
     if (!change) return;
     if (change === "undo") undo();

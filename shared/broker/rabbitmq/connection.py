@@ -226,7 +226,7 @@ class Connection:
         user = getattr(self._parameters.credentials, "username", None) or "of the client certificate"
         return AccessRefused(
             f"the user {user} has no {(found and found['operation']) or operation} permission on {what} of RabbitMQ at "
-            f"{self.address}; docs/rabbitmq.md lists what each service needs"
+            f"{self.address}; docs/rabbitmq.md lists what each service and the command line need"
         )
 
     def restart(self, reason: str) -> None:
@@ -255,7 +255,7 @@ class Connection:
                 try:
                     work()
                 except Exception:
-                    log.exception("a bug in work for the connection to RabbitMQ")
+                    log.exception("a bug in a callback of the connection to RabbitMQ")
 
     def _connect(self) -> None:
         if self._shutting:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from shared.cli.annotate import Changes, annotate, annotation_options
-from shared.cli.base import ANY, RESULTS, connected, json_option, output_of, resume_hint
+from shared.cli.base import ANY, FILE, RESULTS, connected, json_option, output_of, resume_hint, settings_in_force
 
 if TYPE_CHECKING:
     from shared.cli.output import Output
+
+_SHADES: Final = " ░▒▓█"
 
 
 @click.command()
@@ -108,10 +111,50 @@ def _show_predictions(output: Output, found: Any, out: Path | None) -> None:
 
 
 @click.command()
+@click.argument("image", type=FILE)
+@click.option("--model-version", type=click.IntRange(min=1), help="Ask this version instead of the champion.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Seconds to wait for the answer.",
+)
+@json_option
+@click.pass_context
+def explain(ctx: click.Context, image: Path, model_version: int | None, timeout_s: float) -> None:
+    """Explain the prediction of one image: which areas of it mattered.
+
+    The darker a place on the map, the more confidence is lost where it is covered.
+    """
+    from shared.cli.output import percent  # noqa: PLC0415
+    from shared.explanation import explain as explain_image  # noqa: PLC0415
+    from shared.faces.decode import ImageLimits  # noqa: PLC0415
+
+    output = output_of(ctx)
+    limits = ImageLimits.from_settings(settings_in_force())
+    with connected() as client:
+        found = explain_image(client, image.read_bytes(), limits, model_version=model_version, timeout_s=timeout_s)
+    if output.as_json:
+        output.document(dataclasses.asdict(found))
+        return
+    most = max(0.02, *(drop for row in found.drop for drop in row))
+    for row in found.drop:
+        output.line("".join(2 * _SHADES[round((len(_SHADES) - 1) * max(0.0, drop) / most)] for drop in row))
+    female = found.probability_female
+    gender = "female" if female >= 0.5 else "male"
+    version = found.model["version"] if found.model else None
+    output.line(f"{gender}, {percent(max(female, 1 - female))} confidence, model version {version}")
+    output.line(f"covering the darkest place lowers it by {100 * max(0.0, *map(max, found.drop)):.0f} points")
+
+
+@click.command()
 @click.argument("job_id", required=False)
 @click.option("--follow", is_flag=True, help="Follow the job until it ends.")
 @click.option("--cancel", is_flag=True, help="Cancel the job.")
 @click.option("--retry", is_flag=True, help="Send a failed job back to its queue.")
+@click.option("--dismiss", is_flag=True, help="Take a failed job off what needs attention on the dashboard.")
 @click.option("--out", type=RESULTS, help="Write the finished job's results to this CSV file.")
 @annotation_options
 @json_option
@@ -122,16 +165,18 @@ def jobs(
     follow: bool,
     cancel: bool,
     retry: bool,
+    dismiss: bool,
     out: Path | None,
     changes: Changes,
 ) -> None:
     """List the batch jobs, or show or rename one."""
     from shared.cli.follow import follow_job  # noqa: PLC0415
     from shared.cli.show import show_job, show_jobs  # noqa: PLC0415
+    from shared.records.dismissals import dismiss_failure  # noqa: PLC0415
 
     output = output_of(ctx)
-    if job_id is None and (follow or cancel or retry or out):
-        raise click.UsageError("--follow, --cancel, --retry and --out need a JOB_ID")
+    if job_id is None and (follow or cancel or retry or dismiss or out):
+        raise click.UsageError("--follow, --cancel, --retry, --dismiss and --out need a JOB_ID")
     with connected() as client:
         if job_id is None:
             show_jobs(output, client, tag=changes.tag_to_list())
@@ -143,6 +188,9 @@ def jobs(
             client.retry_job(job_id)
             output.remark(f"{job_id} is queued again")
         record = client.jobs.get(job_id)
+        if dismiss:
+            dismiss_failure(client.store, record)
+            output.remark(f"dismissed the failure of {job_id}")
         if cancel:
             client.jobs.request_cancel(job_id)
             output.remark(f"cancelling {job_id}")

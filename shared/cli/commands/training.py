@@ -97,6 +97,8 @@ def train(
     timeout_s: float | None,
 ) -> None:
     """Train a model on an archive (zip, tar or tar.gz) of labelled faces and follow it."""
+    from shared.cli.follow import check_may_follow  # noqa: PLC0415
+
     if (archive is None) == (dataset is None):
         raise click.UsageError("expected either an ARCHIVE or --dataset SHA256")
     if edits and not dataset:
@@ -115,6 +117,8 @@ def train(
             copied += more
             steps.step("copying", copied / 1e6, size_mb, unit="MB")
 
+        if not detach:
+            check_may_follow(client)
         if archive:
             run_id = client.submit_dataset(
                 archive, name=name, params=params, labels=labels, train=not look, on_copied=on_copied
@@ -189,16 +193,26 @@ def datasets(ctx: click.Context, sha256: str | None, changes: Changes) -> None:
 @click.option("--follow", is_flag=True, help="Follow the run until it ends.")
 @click.option("--cancel", is_flag=True, help="Cancel the run.")
 @click.option("--retry", is_flag=True, help="Send a failed run back to its queue.")
+@click.option("--dismiss", is_flag=True, help="Take a failed run off what needs attention on the dashboard.")
 @annotation_options
 @json_option
 @click.pass_context
-def runs(ctx: click.Context, run_id: str | None, follow: bool, cancel: bool, retry: bool, changes: Changes) -> None:
+def runs(
+    ctx: click.Context,
+    run_id: str | None,
+    follow: bool,
+    cancel: bool,
+    retry: bool,
+    dismiss: bool,
+    changes: Changes,
+) -> None:
     """List the training runs, or show or rename one."""
     from shared.cli.show import show_run, show_runs  # noqa: PLC0415
+    from shared.records.dismissals import dismiss_failure  # noqa: PLC0415
 
     output = output_of(ctx)
-    if run_id is None and (follow or cancel or retry):
-        raise click.UsageError("--follow, --cancel and --retry need a RUN_ID")
+    if run_id is None and (follow or cancel or retry or dismiss):
+        raise click.UsageError("--follow, --cancel, --retry and --dismiss need a RUN_ID")
     with connected() as client:
         if run_id is None:
             show_runs(output, client, tag=changes.tag_to_list())
@@ -210,6 +224,9 @@ def runs(ctx: click.Context, run_id: str | None, follow: bool, cancel: bool, ret
             run_id = client.retry_run(run_id)
             output.remark(f"{run_id} is queued again")
         record = client.runs.get(run_id)
+        if dismiss:
+            dismiss_failure(client.store, record)
+            output.remark(f"dismissed the failure of {run_id}")
         if cancel:
             client.runs.request_cancel(run_id)
             output.remark(f"cancelling {run_id}")

@@ -61,6 +61,7 @@ FILTERS = (
     FaceFilter(confidence="80-90", age="20-29", split="test", threshold=0.7),
     FaceFilter(duplicates="near-duplicates", edited="corrected", predicted="female", low=0.6),
     FaceFilter(version=1, other=2, agreement="only_second", ethnicity="Black", search="face0001"),
+    FaceFilter(version=1, other=2, models="disagree", result="wrong"),
 )
 
 

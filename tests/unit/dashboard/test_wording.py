@@ -87,21 +87,37 @@ def texts_of_python(path: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value
 
 
+PAGES_ONLY = (
+    r"\bdead letters?\b(?!-)",
+    r"\bby itself\b",
+    r"\bwhere they came from\b|\bfor good\b",
+    r"\bwhat serves now\b|\bworkers that serve\b|\bits run\b|\bits own page\b",
+)
+"""Not said to users of the dashboard; in text for engineers these are the field's terms, or plain."""
+
+
 def said() -> Iterator[tuple[str, str]]:
-    """Yields (place, text) of everything that a reader of pages, replies and documents sees."""
+    """Yields (place, text) of everything that a reader of pages, replies, errors and documents sees."""
     folder = REPOSITORY / "dashboard"
-    for path in sorted([*folder.glob("templates/*.html"), *folder.glob("static/js/*.js"), REPOSITORY / "docs/api.md"]):
+    pages = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")]
+    for path in sorted([*folder.glob("templates/*.html"), *folder.glob("static/js/*.js"), *pages]):
         for number, line in enumerate(path.read_text().splitlines(), start=1):
             if not line.lstrip().startswith(("//", "{#", "#")):
                 yield f"{path.relative_to(REPOSITORY)}:{number}", line
-    for path in sorted(folder.rglob("*.py")):
-        for number, text in texts_of_python(path):
-            yield f"{path.relative_to(REPOSITORY)}:{number}", text
+    for package in ("shared", "trainer", "inference", "dashboard"):
+        for path in sorted((REPOSITORY / package).rglob("*.py")):
+            for number, text in texts_of_python(path):
+                yield f"{path.relative_to(REPOSITORY)}:{number}", text
 
 
 @pytest.mark.parametrize("old", OLD_WORDS, ids=lambda old: OLD_WORDS[old])
 def test_old_words_are_gone(old: str) -> None:
-    found = [f"{place}: {text.strip()[:160]}" for place, text in said() if re.search(old, text, re.IGNORECASE)]
+    found = [
+        f"{place}: {text.strip()[:160]}"
+        for place, text in said()
+        if re.search(old, text, re.IGNORECASE)
+        and (old not in PAGES_ONLY or place.startswith(("dashboard/", "docs/api.md")))
+    ]
 
     assert found == [], f"say: {OLD_WORDS[old]}"
 

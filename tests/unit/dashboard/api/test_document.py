@@ -20,6 +20,7 @@ from shared.records.jobs import JobState
 from shared.records.runs import RunState
 from tests.dashboard_app import Site, open_site
 from tests.unit.dashboard.api.test_routes import archive
+from tests.unit.dashboard.pages.helpers import jpeg
 
 REPOSITORY = Path(__file__).parents[4]
 RUN, JOB = "run-a", "job-a"
@@ -106,6 +107,7 @@ def answers_of(site: Site) -> dict[tuple[str, str], Callable[[], list[TestRespon
             web.post("/api/v1/predictions", data=b"even", content_type="image/png"),
             web.post("/api/v1/predictions", data={"file": [(io.BytesIO(data), name) for name, data in TWO.items()]}),
         ],
+        ("/explanations", "post"): post("/explanations", data=jpeg(), content_type="image/jpeg"),
         ("/jobs", "post"): lambda: [web.post("/api/v1/jobs", data=archive(), **zipped)],
         ("/jobs", "get"): get("/jobs"),
         ("/jobs/{job_id}", "get"): get(f"/jobs/{JOB}", "/jobs/job-going"),

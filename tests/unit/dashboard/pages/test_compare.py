@@ -39,6 +39,25 @@ def test_the_four_cells_of_two_models_lead_to_their_faces(filled: Site) -> None:
     assert sum(mask.sum() for mask in expected.values()) == 150
 
 
+def test_a_second_model_is_chosen_on_the_workbench_and_where_the_two_disagree_is_one_value(filled: Site) -> None:
+    path, count = f"/datasets/{sha_of(filled)}", int((correct_by(filled, 1) != correct_by(filled, 2)).sum())
+    assert 0 < count < 150
+    alone = filled.web.get(f"{path}?version=1").text
+    assert "models disagree" not in alone
+    assert re.search(r'<select id="f-other" name="other"><option value="">none</option>.*<option>2</option>', alone)
+
+    page = filled.web.get(f"{path}?version=1&other=2").text
+    link = re.search(r'data-value="disagree" href="([^"]+)#faces"><span>models disagree</span>.*?>(\d+)<', page)
+
+    assert link is not None
+    assert link[2] == str(count)
+    chosen = filled.web.get(html.unescape(link[1])).text
+    assert f">{count} of 150<" in chosen
+    assert "<option selected>2</option>" in chosen
+    assert "models=disagree" in html.unescape(link[1])
+    assert "models disagree" not in filled.web.get(f"{path}?version=1&other=1").text
+
+
 def test_two_models_are_compared_with_cells_gains_and_faces(filled: Site) -> None:
     first, second = correct_by(filled, 1), correct_by(filled, 2)
     test = filled.parts.store_cache.dataset(sha_of(filled)).split == 2

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dashboard.pages.predict import GRID, make_occlusions
 from shared.faces.labels import GENDERS
+from shared.faces.occlusion import GRID, make_occlusions
 from shared.messages import PROBE
 from tests.dashboard_app import Site, error_of
 from tests.unit.dashboard.pages.helpers import ASKS_FOR_JSON, jpeg, sha_of
@@ -60,7 +60,7 @@ def test_predicting_what_is_no_image_says_what_was_found(filled: Site) -> None:
 
 def test_while_the_broker_is_away_the_reason_comes_at_once(filled: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filled.parts.event_hub, "_away", True)
-    for path in ("/predict/image", "/predict/occlusion"):
+    for path in ("/predict/image", "/api/v1/explanations"):
         answer = filled.web.post(path, data=jpeg(), content_type="image/jpeg", headers=ASKS_FOR_JSON)
         assert answer.status_code == 503
         assert "the broker does not answer" in error_of(answer.data)[1]
@@ -68,7 +68,7 @@ def test_while_the_broker_is_away_the_reason_comes_at_once(filled: Site, monkeyp
 
 def test_occlusion_is_one_pack_through_the_queue(filled: Site) -> None:
     with filled.worker() as taken:
-        answer = filled.web.post("/predict/occlusion?model_version=2", data=jpeg(), content_type="image/jpeg")
+        answer = filled.web.post("/api/v1/explanations?model_version=2", data=jpeg(), content_type="image/jpeg")
 
     body = answer.json
     assert body is not None

@@ -20,6 +20,7 @@ from shared.broker.base import Event, Message
 from shared.faces.labels import GENDERS
 from shared.messages import parse_dataset
 from shared.params import TrainingParams
+from shared.records.jobs import JobState
 from shared.records.runs import RunState
 from tests.dashboard_app import Site, error_of
 from tests.unit.dashboard.pages.helpers import RUN, bury_message, csrf_of, sha_of
@@ -158,6 +159,28 @@ def test_an_issue_is_said_once_and_can_be_dismissed(filled: Site) -> None:
 
     assert "Run twin" not in web.get("/").text
     assert "was rejected: all faces are male" in web.get("/").text  # the others stay
+
+
+def test_an_issue_is_dismissed_over_http_until_it_fails_again(filled: Site) -> None:
+    error = {"code": "internal", "message": "the disk was full"}
+    run_id = filled.builder.run("run-000000000010", name="broken", state=RunState.FAILED, error=error)
+    filled.builder.jobs.create("job-broken", message_id="j", name="torn", state=JobState.QUEUED)
+    filled.builder.jobs.update("job-broken", state=JobState.FAILED, error=error)
+    web = filled.web
+    text = unescape(web.get("/").text)
+    assert "Run broken failed" in text
+    assert "Job torn failed" in text
+
+    assert filled.web.post(f"/api/v1/runs/{run_id}/dismiss").status_code == 204
+    assert filled.web.post("/api/v1/jobs/job-broken/dismiss").status_code == 204
+
+    text = unescape(web.get("/").text)
+    assert "Run broken failed" not in text
+    assert "Job torn failed" not in text
+    assert filled.web.post(f"/api/v1/runs/{RUN}/dismiss").status_code == 409  # it has not failed
+    filled.builder.runs.reopen(run_id, 1.5)
+    filled.builder.runs.update(run_id, state=RunState.FAILED, error=error)
+    assert "Run broken failed" in unescape(web.get("/").text)
 
 
 def test_a_failed_run_says_what_to_look_for_and_is_retried(filled: Site) -> None:

@@ -121,7 +121,10 @@ def test_a_child_that_ran_for_long_is_restarted_after_the_first_pause_again(told
 
 def test_a_command_that_cannot_be_run_is_said_and_tried_again(told: Told) -> None:
     with Supervisor([Child("lost", ["/nowhere/at/all"])], told, first_pause_s=0.01) as supervisor:
-        assert told.until("lost") == "lost could not be started (No such file or directory); restarting in 0.01 s"
+        told_first = told.until("lost")
+        assert told_first == (
+            "lost could not be started (No such file or directory: /nowhere/at/all); restarting in 0.01 s"
+        )
         assert "0.02 s" in told.until("lost")
         assert supervisor.pids == {}
 

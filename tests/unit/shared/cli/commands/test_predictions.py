@@ -8,9 +8,15 @@ import re
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from shared.broker.base import Delivery, Outgoing
 from shared.client import Client
+from shared.faces.decode import ImageLimits, decode_face
+from shared.faces.png import encode_png
+from shared.messages import json_reply, parse_prediction, prediction
+from shared.records.dismissals import dismissed_failures, failure_key
 from shared.records.jobs import Jobs, JobState
 from tests.store_builder import StoreBuilder
 from tests.unit.shared.cli.helpers import PNG, ZIP, answers, beating, document, image_folder, run, serving, works_off
@@ -35,6 +41,43 @@ def test_images_and_folders_are_predicted_directly(client: Client, folder: Path)
     assert [row["correct"] for row in rows] == ["true"] * 3 + [""]
     assert re.search(r"face\.png +female +0\.900 +90\.0 %", shown.stdout)
     assert "model version 2" in shown.stderr
+
+
+def test_a_prediction_is_explained_by_a_map(client: Client, folder: Path) -> None:
+    (folder / "face.png").write_bytes(encode_png(np.full((128, 128), 90, np.uint8)))
+    with serving(client, client.broker.topology.predictions, darker_is_female):
+        found = document("explain", "face.png", "--model-version", "2")
+        shown = run("explain", "face.png").stdout.splitlines()
+    # Only a patch over the middle of the face moves the answer.
+    assert (found["grid"], len(found["drop"]), found["model"]["version"]) == (15, 15, 2)
+    assert found["probability_female"] == pytest.approx(0.9)
+    assert [i for i, row in enumerate(found["drop"]) if max(row) > 0.5] == [6, 7, 8]
+    assert [i for i, row in enumerate(shown[:15]) if "█" in row] == [6, 7, 8]
+    assert shown[15] == "female, 90.0 % confidence, model version 7"
+    assert shown[16] == "covering the darkest place lowers it by 80 points"
+    (folder / "notes.png").write_text("no image")
+    assert "found a text file" in run("explain", "notes.png").stderr
+
+
+def darker_is_female(delivery: Delivery) -> list[Outgoing]:
+    request = parse_prediction(delivery.message)
+    faces = [decode_face(data, ImageLimits(2**20, 10**6)).pixels for data in request.images]
+    entries = [
+        prediction(key, 0.9 if face[64, 64] < 100 else 0.1) for key, face in zip(request.ids, faces, strict=True)
+    ]
+    model = {"name": "gender", "version": request.model_version or 7}
+    return json_reply(delivery.message, {"model": model, "predictions": entries})
+
+
+def test_a_failed_job_is_dismissed_and_one_that_has_not_failed_is_not(builder: StoreBuilder, client: Client) -> None:
+    builder.job("job-good")
+    builder.jobs.create("job-bad", message_id="bad", name="bad", state=JobState.QUEUED)
+    builder.jobs.update("job-bad", state=JobState.FAILED)
+
+    assert "dismissed the failure of job-bad" in run("jobs", "job-bad", "--dismiss").stderr
+    assert document("jobs", "job-good", "--dismiss", exit_code=1)["error"]["code"] == "conflict"
+    assert dismissed_failures(client.store) == {failure_key(client.jobs.get("job-bad"))}
+    assert run("jobs", "--dismiss").exit_code == 2
 
 
 def test_one_broken_image_costs_one_row(client: Client, folder: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from shared.client import Client
 from shared.params import TrainingParams
+from shared.records.dismissals import dismissed_failures, failure_key
 from shared.records.model_card import GateResult
 from shared.records.runs import RunState
 from tests.store_builder import StoreBuilder
@@ -196,6 +197,13 @@ def test_a_dataset_in_the_store_is_trained_on_again_without_its_zip(builder: Sto
     assert (record.name, record.params) == ("faces", TrainingParams(epochs=7))
     assert run("train").exit_code == run("train", "--dataset", sha256, "README.md").exit_code == 2
     assert document("train", "--dataset", "abc", "--detach", exit_code=1)["error"]["code"] == "not_found"
+
+
+def test_a_failed_run_is_dismissed(builder: StoreBuilder, client: Client) -> None:
+    run_id = builder.run("run-bad", state=RunState.FAILED)
+
+    assert "dismissed the failure of run-bad" in run("runs", run_id, "--dismiss").stderr
+    assert dismissed_failures(client.store) == {failure_key(client.runs.get(run_id))}
 
 
 def test_a_failed_run_is_retried_and_one_that_has_not_failed_is_not(builder: StoreBuilder, client: Client) -> None:
