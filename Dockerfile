@@ -25,7 +25,7 @@ RUN for lock in requirements requirements-gpu; do \
 FROM base AS trainer
 # Read by pip from the environment.
 ARG PIP_EXTRA_INDEX_URL
-RUN pip install --constraint requirements.txt ".[trainer,s3]"
+RUN pip install --constraint requirements.txt ".[trainer,s3,heic]"
 COPY shared shared
 COPY trainer trainer
 ARG GENDERLINE_COMMIT
@@ -37,7 +37,7 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=120s \
 CMD ["python", "-m", "trainer"]
 
 FROM base AS inference
-RUN pip install --constraint requirements.txt ".[inference,s3]"
+RUN pip install --constraint requirements.txt ".[inference,s3,heic]"
 COPY shared shared
 COPY inference inference
 USER genderline
@@ -47,7 +47,7 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
 CMD ["python", "-m", "inference"]
 
 FROM base AS inference-gpu
-RUN pip install --constraint requirements-gpu.txt ".[inference-gpu,s3]"
+RUN pip install --constraint requirements-gpu.txt ".[inference-gpu,s3,heic]"
 COPY shared shared
 COPY inference inference
 USER genderline
@@ -57,7 +57,7 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
 CMD ["python", "-m", "inference"]
 
 FROM base AS dashboard
-RUN pip install --constraint requirements.txt ".[dashboard,s3]"
+RUN pip install --constraint requirements.txt ".[dashboard,s3,heic]"
 COPY shared shared
 COPY dashboard dashboard
 USER genderline

@@ -188,7 +188,7 @@ def stages() -> dict[str, str]:
 def test_an_image_installs_one_extra_and_runs_one_module_without_root(target: str) -> None:
     stage, service = stages()[target], target.removesuffix("-gpu")
     constraints = "requirements-gpu.txt" if target.endswith("-gpu") else "requirements.txt"
-    install = f'pip install --constraint {constraints} ".[{target},s3]"'
+    install = f'pip install --constraint {constraints} ".[{target},s3,heic]"'
     assert re.findall(r"^RUN (.*)$", stage, flags=re.MULTILINE) == [install]
     extras = project()["optional-dependencies"]
     assert isinstance(extras, dict)
@@ -198,6 +198,17 @@ def test_an_image_installs_one_extra_and_runs_one_module_without_root(target: st
     assert "\nUSER genderline\n" in stage
     (port,) = re.findall(r"^EXPOSE (\d+)$", stage, flags=re.MULTILINE)
     assert f"http://127.0.0.1:{port}/healthz" in stage
+
+
+def test_images_and_units_send_nothing_to_the_maker_of_onnx_runtime() -> None:
+    assert "ENV ORT_DISABLE_TELEMETRY=1" in stages()["base"].splitlines()
+    unit = REPOSITORY / "deploy" / "genderline@.service"
+    assert "Environment=ORT_DISABLE_TELEMETRY=1" in unit.read_text().splitlines()
+
+
+def test_the_trainer_s_image_can_take_pytorch_without_cuda() -> None:
+    before_pip = stages()["trainer"].partition("RUN pip install")[0]
+    assert "ARG PIP_EXTRA_INDEX_URL" in before_pip.splitlines()  # which pip reads from the environment
 
 
 def test_an_image_s_constraints_are_the_versions_of_the_lock_files(tmp_path: Path) -> None:
