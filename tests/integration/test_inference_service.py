@@ -99,21 +99,22 @@ def test_two_workers_get_ready_share_the_work_follow_promotions_and_add_up_their
         assert service.stop() == 0
 
 
-def test_sigterm_answers_what_is_in_flight_and_the_rest_waits(installation: Installation) -> None:
-    with installation.client() as client, client.broker.reply_queue() as inbox:
-        with_model(installation, client)
-        service = installation.start("inference")
+def test_sigterm_answers_what_is_in_flight_and_the_rest_waits(either_installation: Installation) -> None:
+    with either_installation.client() as client, client.broker.reply_queue() as inbox:
+        with_model(either_installation, client)
+        service = either_installation.start("inference")
         pids = workers(service)
         send_packs(client, inbox, 300)
-        first = len(inbox.receive(20))
+        answered = len(inbox.receive(20))
+        told = time.monotonic()
         assert service.stop() == 0
+        assert time.monotonic() - told < 15  # it gives back what it has not begun, however much waits
         assert not any(is_alive(pid) for pid in pids)
-        answered = first
-        while more := inbox.receive(0):
+        while more := inbox.receive(1):
             answered += len(more)
-        depth = client.broker.depths()[client.broker.topology.predictions]
-        assert (answered + depth.ready, depth.unacknowledged) == (300, 0)
-        installation.start("inference")
+        queue = client.broker.topology.predictions
+        eventually(lambda: client.broker.depths()[queue].ready == 300 - answered, 10, "all others wait in the queue")
+        either_installation.start("inference")
         assert len(replies(inbox, 300 - answered)) == 300 - answered
 
 
