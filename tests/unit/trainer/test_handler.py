@@ -117,3 +117,15 @@ def test_a_dataset_whose_runs_record_is_empty_gets_a_reply(store: FileStore, bro
     assert (body["run_id"], body["status"], body["error"]["code"]) == (RUN, "failed", "damaged_record")
     assert "run.json" in body["error"]["message"]
     assert store.get(f"runs/{RUN}/run.json") == b""
+
+
+@pytest.mark.parametrize("state", [RunState.REGISTERED, RunState.INGESTED, RunState.REJECTED, RunState.CANCELLED])
+def test_a_checkpoint_that_a_trainer_left_as_it_was_killed_ending_its_run_is_removed(
+    store: FileStore, broker: SqliteBroker, state: RunState
+) -> None:
+    Runs(store).create(RUN, message_id="mine", name="first", params=None, state=state)
+    store.put(f"runs/{RUN}/checkpoint.pt", b"x")
+
+    assert answer(broker, FIRST)["status"] == state
+
+    assert not store.exists(f"runs/{RUN}/checkpoint.pt")
