@@ -15,7 +15,7 @@ export ORT_DISABLE_TELEMETRY := 1
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet install
-SERVICES := trainer,inference,dashboard
+SERVICES := trainer,inference,dashboard,heic
 # An environment of its own: there are two builds of ONNX Runtime, of which one can be installed.
 GPU_VENV := .venvs/gpu
 # Another, so that the bill of materials does not list the tools that make it.

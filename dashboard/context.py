@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +68,13 @@ class Dashboard:
             return self.broker.depths()[self.broker.topology.datasets].ready
         except Retryable:
             return 0
+
+    def refusals(self, versions: Collection[int]) -> dict[int, str]:
+        """Returns why workers do not serve a version, of those that are refused: all of them, or some that live now."""
+        return {
+            **{version: reason for version, reason in self.workers.refused().items() if version in versions},
+            **self.client.registry.refusals(versions),
+        }
 
     def close(self) -> None:
         """Ends all event streams and threads; broker and store stay open. Idempotent."""

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from shared.broker.base import Broker, BrokerClosed, Event, Subscription, topic_matches
 from shared.errors import Retryable, short_repr
+from shared.events import MOST_EVENT_BYTES
 
 RESYNC: Final = "resync"
 """Topic of our own: events were missed, so whoever listens should look at the present state again."""
@@ -25,6 +26,8 @@ _SILENT_S: Final = 3.0
 """Every service beats more often, this one too. After such a silence the broker is asked whether it still answers."""
 _PAUSE_S: Final = 1.0
 _CLIENT_CHECK_S: Final = 1.0
+_BUFFERED_BYTES: Final = 16 * 2**20
+"""Of events that are remembered, together."""
 _RETRY_MS: Final = 1000
 _LOG = logging.getLogger(__name__)
 
@@ -64,6 +67,7 @@ class EventHub:
         # A number alone would mean something else after a restart.
         self._boot = uuid.uuid4().hex[:8]
         self._buffer: deque[_BufferedEvent] = deque(maxlen=buffered)
+        self._buffered_bytes = 0
         self._number = 0
         self._changed = threading.Condition()
         self._streams = 0
@@ -96,6 +100,11 @@ class EventHub:
     def streams(self) -> int:
         """How many streams are open."""
         return self._streams
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether the listening thread lives, so that events reach the pages once the broker answers."""
+        return self._thread.is_alive()
 
     @property
     def away(self) -> bool:
@@ -172,6 +181,10 @@ class EventHub:
                 _LOG.warning("no events for now: %s", error)
                 self._set_reachable(False)
                 self._stop.wait(_PAUSE_S)
+            except Exception:  # a bug: pages without events for a second are better than without any for good
+                _LOG.exception("listening to events failed; trying again")
+                self._set_reachable(False)
+                self._stop.wait(_PAUSE_S)
 
     def _set_reachable(self, answers: bool) -> None:
         """Takes note of whether the broker answers, and tells the streams where that is news."""
@@ -186,13 +199,26 @@ class EventHub:
                 listener(event)
             except Exception:  # anybody may publish events: none may end the listening
                 _LOG.exception("an event of topic %s is not taken", short_repr(event.topic))
-        self._add(event.topic, event.payload)
+        try:
+            self._add(event.topic, event.payload)
+        except RecursionError:
+            _LOG.warning("an event of topic %s is not taken: it is nested too deeply", short_repr(event.topic))
 
     def _add(self, topic: str, payload: dict[str, Any]) -> None:
+        data = json.dumps(payload)
+        if len(topic) + len(data) > MOST_EVENT_BYTES:
+            found, most = len(topic) + len(data), MOST_EVENT_BYTES
+            _LOG.warning("an event of %d bytes is not taken, expected at most %d: %s", found, most, short_repr(topic))
+            return
         with self._changed:
             self._number += 1
-            text = f"id: {self._boot}-{self._number}\nevent: {topic}\ndata: {json.dumps(payload)}\n\n"
+            text = f"id: {self._boot}-{self._number}\nevent: {topic}\ndata: {data}\n\n"
+            if len(self._buffer) == self._buffer.maxlen:
+                self._buffered_bytes -= len(self._buffer.popleft().text)
             self._buffer.append(_BufferedEvent(self._number, topic, text))
+            self._buffered_bytes += len(text)
+            while self._buffered_bytes > _BUFFERED_BYTES:
+                self._buffered_bytes -= len(self._buffer.popleft().text)
             self._changed.notify_all()
 
 

@@ -56,9 +56,13 @@ def healthz() -> Response:
 
 @blueprint.get("/readyz")
 def readyz() -> tuple[Response, int]:
-    """Says whether broker and store answer too."""
+    """Says whether broker and store answer too, and whether events reach the pages."""
     parts = dashboard()
-    state = {"broker": _is_reachable(parts.broker.ping), "store": _is_reachable(parts.store.ping)}
+    state = {
+        "broker": _is_reachable(parts.broker.ping),
+        "store": _is_reachable(parts.store.ping),
+        "events": parts.event_hub.is_listening,
+    }
     ready = all(state.values())
     troubles = {"broker_trouble": parts.broker.trouble, "store_trouble": parts.store.trouble}
     said = {name: trouble and trouble.text for name, trouble in troubles.items()}

@@ -270,12 +270,13 @@ class StoreCache:
         """Returns what the edits that are in force make of a dataset's labels."""
         return self._history(sha256)[1]
 
-    def edited(self, sha256: str, edits: str = "") -> Dataset:
+    def edited(self, sha256: str, edits: str = "", until: int | None = None) -> Dataset:
         """Returns a decoded dataset with corrected labels.
 
         Args:
             sha256: the dataset.
             edits: the hash of the corrections that a run was given, or `ARCHIVE_LABELS`; empty for those in force now.
+            until: of those in force now, only the first so many edits; None takes all.
 
         Raises:
             NotFound: there is no such dataset, it is not decoded yet, or it has no edits of that hash.
@@ -283,7 +284,9 @@ class StoreCache:
         if edits == ARCHIVE_LABELS:
             return self.dataset(sha256)
         if not edits:
-            corrections = self.corrections(sha256)
+            history, corrections = self._history(sha256)
+            if until is not None:
+                corrections = history.corrections(until)
             if corrections.is_empty:
                 return self.dataset(sha256)
             key = (sha256, corrections.sha256)

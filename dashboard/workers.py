@@ -96,6 +96,11 @@ class WorkerStates:
         busy = [worker for worker in self.states() if worker.state.get("busy") == run_id]
         return bool(busy) and not any(worker.alive for worker in busy)
 
+    def refused(self) -> dict[int, str]:
+        """Returns the versions that living workers do not serve, and why."""
+        told = [worker.state.get("refused") for worker in self.states() if worker.alive]
+        return {refused["version"]: refused["reason"] for refused in told if refused}
+
     def recent_predictions(self) -> list[dict[str, Any]]:
         """Returns the workers' last answers, newest first; see `recent_predictions` in docs/messages.md."""
         told = [entry for worker in self.states() for entry in worker.state.get("recent_predictions") or []]

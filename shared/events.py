@@ -5,6 +5,7 @@ Anybody who reaches the broker may publish events: whoever listens parses them i
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal
@@ -30,6 +31,10 @@ from shared.topology import (
 
 _LOG = logging.getLogger(__name__)
 Name = Annotated[str, Field(min_length=1, max_length=200)]
+MOST_EVENT_BYTES: Final = 65_536
+"""Of an event that is taken, as JSON."""
+_MOST_HEARTBEAT_BYTES: Final = 8192
+"""The last heartbeats of many workers are kept. An honest one has less than two thousand."""
 Emit = Callable[[str, Mapping[str, Any]], None]
 """Tells an event's topic and payload, of `EventModel.wire`, to everybody who is subscribed."""
 
@@ -173,6 +178,13 @@ class Drift(StoredModel):
     scores: dict[str, float] = Field(default_factory=dict)
 
 
+class Refused(StoredModel):
+    """A version that a worker should serve and does not."""
+
+    version: int
+    reason: str
+
+
 class ChallengerState(StoredModel):
     """What a worker says of the challenger."""
 
@@ -199,6 +211,7 @@ class WorkerHeartbeat(EventModel):
     latency_p99_ms: float | None = None
     drift: Drift | None = None
     challenger: ChallengerState | None = None
+    refused: Refused | None = None
     store: str | None = None
     store_trouble: str | None = None
     recent_predictions: Annotated[list[RecentPrediction], Field(max_length=100)] | None = None
@@ -230,6 +243,13 @@ def parse_event(event: Event) -> EventModel | None:
     if kind is None:
         return None
     try:
+        found_bytes = len(json.dumps(event.payload))
+        most = _MOST_HEARTBEAT_BYTES if kind is WorkerHeartbeat else MOST_EVENT_BYTES
+        if found_bytes > most:
+            _LOG.warning(
+                "an event of topic %s is not taken: %d bytes, expected at most %d", event.topic, found_bytes, most
+            )
+            return None
         return kind.model_validate(event.payload)
     except (ValidationError, RecursionError) as error:
         found = describe_fault(error) if isinstance(error, ValidationError) else str(error)

@@ -70,8 +70,15 @@ def labelled_faces(count: int, first: int = 0) -> list[tuple[str, bytes]]:
     return [(f"{20 + i % 50}_{i % 2}_{i % 5}_{i}.jpg", face_jpeg(i, i % 2)) for i in range(first, first + count)]
 
 
-def png_header_only(width: int, height: int) -> bytes:
-    """Returns a valid one-bit PNG of any size, all black: 13000x13000 pixels take 20 kB."""
+def png_header_only(width: int, height: int, *, transparent: bool = False, padding: int = 0) -> bytes:
+    """Returns a valid one-bit PNG of any size, all black: 13000x13000 pixels take 20 kB.
+
+    Args:
+        width: in pixels.
+        height: in pixels.
+        transparent: whether it has a palette with a transparent colour.
+        padding: bytes of a text to add.
+    """
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">L", len(data)) + kind + data + struct.pack(">L", zlib.crc32(kind + data))
@@ -79,8 +86,11 @@ def png_header_only(width: int, height: int) -> bytes:
     packer = zlib.compressobj(9)
     row = bytes(1 + (width + 7) // 8)
     packed = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
-    header = struct.pack(">2L5B", width, height, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+    header = struct.pack(">2L5B", width, height, 1, 3 if transparent else 0, 0, 0, 0)
+    palette = chunk(b"PLTE", bytes(6)) + chunk(b"tRNS", b"\x00\xff") if transparent else b""
+    text = chunk(b"tEXt", b"Comment\0" + b"x" * padding) if padding else b""
+    parts = chunk(b"IHDR", header), palette, text, chunk(b"IDAT", packed), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def saved(image: Image.Image, kind: str, **options: object) -> bytes:

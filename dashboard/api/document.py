@@ -207,7 +207,11 @@ _CALLS: Final = (
         "list_faces",
         "Faces with their predictions, and how many there are by label, prediction, age and so on",
         views.Faces,
-        query={**_FACES, **_PAGING},
+        query={
+            **_FACES,
+            **_PAGING,
+            "as_of": _number("Which faces, and their order, as after so many edits; as after all by default", 0, 10**9),
+        },
     ),
     _Call(
         "GET",

@@ -56,10 +56,21 @@ def requested_faces(sha256: str) -> FaceSelection:
     )
 
 
-def list_faces(sha256: str, offset: int, limit: int) -> dict[str, Any]:
-    """Returns some of the faces that fit the request's filter, and how many there are of each kind."""
+def list_faces(sha256: str, offset: int, limit: int, as_of: int | None) -> dict[str, Any]:
+    """Returns some of the faces that fit the request's filter, and how many there are of each kind.
+
+    Args:
+        sha256: the dataset.
+        offset: faces to pass over.
+        limit: the most faces.
+        as_of: which faces fit, and their order, are as after so many edits; what is said of each is as it is now. So
+            no face is passed over by somebody who edits some and then asks for the next. None takes all edits.
+    """
     asked = requested_faces(sha256)
-    found = asked.select()
+    before = asked
+    if as_of is not None:
+        before = dataclasses.replace(asked, data=dashboard().store_cache.edited(sha256, asked.wanted.labels, as_of))
+    found = before.select()
     return {
         "total": len(found),
         "faces": [_face_record(asked.view(int(i))) for i in found[offset : offset + limit]],

@@ -250,14 +250,16 @@ class ModelSummary(View):
     params: dict[str, Any]
     file: CardFile
     annotation: Annotation | None
+    refused: str | None
 
 
 class ModelDetails(ModelCard):
-    """A version's card, and what people say of it."""
+    """A version's card, what people say of it, and why workers refuse it, if they do."""
 
     model_config = ConfigDict(extra="forbid")
 
     annotation: Annotation | None
+    refused: str | None
 
 
 class AnnotationChanged(View):

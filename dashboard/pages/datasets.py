@@ -140,6 +140,7 @@ def show_dataset(sha256: str) -> str:
         start=_position(found, request.args.get("face", None, int)),
         faces=[asked.view(int(i)) for i in shown],
         found=len(found),
+        edits_made=len(cache.edit_history(sha256).edits),
         page=page,
         pages=pages,
         link=lambda number: url_for("datasets.show_dataset", sha256=sha256, page=number, **query) + "#faces",

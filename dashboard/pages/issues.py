@@ -16,6 +16,7 @@ from shared.broker.base import Depth
 from shared.records.dismissals import dismissed_failures, failure_key
 from shared.records.jobs import Job
 from shared.records.record import DamagedRecord
+from shared.records.registry import Aliases
 from shared.records.runs import Run
 
 NEWEST: Final = 20
@@ -47,6 +48,7 @@ def find_issues(
     open_runs: Sequence[Run],
     depths: dict[str, Depth] | None,
     damaged: Iterable[DamagedRecord],
+    aliases: Aliases,
 ) -> list[Issue]:
     """Returns everything that needs attention, the most urgent first.
 
@@ -57,6 +59,7 @@ def find_issues(
         open_runs: those that have not ended.
         depths: of the queues, by short name; None while the broker is away.
         damaged: records that cannot be read.
+        aliases: which versions are in use.
     """
     overview = url_for("overview.overview")
     found: list[Issue] = []
@@ -74,6 +77,11 @@ def find_issues(
     found += [
         Issue(f"A service cannot use the store: {trouble}.", "See the services", overview) for trouble in troubled
     ]
+    in_use = [version for version in (aliases.champion, aliases.previous) if version is not None]
+    for version, reason in parts.refusals(in_use).items():
+        role = "champion" if version == aliases.champion else "previous champion"
+        words = f"Workers refuse model {version}, the {role}: {reason}."
+        found.append(Issue(words, "See the model", url_for("models.show_model", version=version)))
     for run in open_runs:
         if parts.workers.abandoned(run.run_id):
             words = f"The trainer of run {run.name[:60]} does not respond. Another one continues from the checkpoint."

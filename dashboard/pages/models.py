@@ -30,6 +30,7 @@ def list_models() -> str:
         damaged=damaged + cards.damaged + tagged["damaged_annotations"],
         **tagged,
         aliases=aliases,
+        refusals=parts.refusals([card.version for card in cards.records]),
         history=[] if damaged else list(reversed(parts.client.registry.history()))[:20],
         workers=workers,
         shadow=None if damaged else parts.client.shadow(),
@@ -51,6 +52,7 @@ def show_model(version: int) -> str:
         **answer_view(card.evaluation, card.dataset.sha256, card, read_threshold(request.args)),
         about=annotation_view("model", str(version), ""),
         aliases=parts.client.registry.find_aliases()[0],
+        refusal=parts.refusals([version]).get(version),
         workers=[worker for worker in parts.workers.states() if worker.state.get("version") == version],
     )
 

@@ -37,7 +37,7 @@ def overview() -> str:
         damaged += found.damaged
     damaged_once = {damage.key: damage for damage in damaged}.values()
     depths = _depths(parts)
-    issues = find_issues(parts, runs.records, jobs.records, open_runs.records, depths, damaged_once)
+    issues = find_issues(parts, runs.records, jobs.records, open_runs.records, depths, damaged_once, aliases)
     return render_template(
         "overview.html",
         champion=next(iter(champion.records), None),

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from shared.broker.base import AccessRefused, Broker, Message, Outgoing
+from shared.broker.sqlite.file_system import ADVICE, require_own_disk
 from shared.cli.reference_tables import without_password
 from shared.connect import open_broker_for, open_store_for
 from shared.errors import GenderlineError
@@ -28,8 +29,6 @@ from shared.telemetry.liveness import HeartbeatListener
 
 State = Literal["ok", "warning", "problem"]
 
-_SHARED_FILE_SYSTEMS: Final = ("nfs", "cifs", "smb", "9p", "fuse.sshfs", "fuse.s3fs", "ceph", "glusterfs", "lustre")
-"""Where SQLite's write-ahead log, which is shared memory, does not work among machines, or locks cannot be trusted."""
 _FREE_BYTES: Final = 2 * 2**30
 _CLOCK_S: Final = 2.0
 _LISTEN_S: Final = 2.5
@@ -135,34 +134,16 @@ def _room(check: str, folder: Path, advice: str) -> Finding:
 def _broker_file_system(settings: Settings) -> Iterator[Finding]:
     path = Path(settings.broker_url.removeprefix("sqlite:///")).absolute()
     folder = next(parent for parent in path.parents if parent.is_dir())
-    kind = file_system_of(folder, Path("/proc/self/mounts").read_text(encoding="utf-8"))
-    advice = "put the embedded broker on a disk of this machine, or use RabbitMQ (GENDERLINE_BROKER_URL=amqp://…)"
-    if kind.startswith(_SHARED_FILE_SYSTEMS):
-        yield Finding("file system of the broker", "problem", f"{folder} is on {kind}, where SQLite loses data", advice)
-        return
+    require_own_disk(folder)
     with (
         tempfile.TemporaryDirectory(prefix=".genderline-doctor-", dir=folder) as probe,
         contextlib.closing(sqlite3.connect(Path(probe) / "probe.db")) as connection,
     ):
         (mode,) = connection.execute("PRAGMA journal_mode = wal").fetchone()
     if mode != "wal":
-        yield Finding("file system of the broker", "problem", f"{folder} ({kind}) allows no write-ahead log", advice)
+        yield Finding("file system of the broker", "problem", f"{folder} allows no write-ahead log", ADVICE)
     else:
         yield _room("file system of the broker", folder, "make room; a full disk stops the embedded broker")
-
-
-def file_system_of(folder: Path, mounts: str) -> str:
-    """Returns the kind of file system that a folder lies on, such as `ext4`; `unknown` where no mount fits.
-
-    Args:
-        folder: absolute.
-        mounts: the lines of `/proc/self/mounts`.
-    """
-    kinds = {}
-    for line in mounts.splitlines():
-        _, place, kind, *_ = line.split(" ")
-        kinds[Path(place.encode().decode("unicode_escape"))] = kind  # a blank in a name is `\040` there
-    return next((kinds[place] for place in [folder, *folder.parents] if place in kinds), "unknown")
 
 
 def _store(settings: Settings) -> Iterator[Finding]:
@@ -185,7 +166,7 @@ def _store(settings: Settings) -> Iterator[Finding]:
         return
     if abs(late_s) > _CLOCK_S:
         found = f"the store's clock is {abs(late_s):.0f} s {'ahead of' if late_s > 0 else 'behind'} this machine's"
-        yield Finding("clock", "problem", found, "run an NTP client on both: leases compare times")
+        yield Finding("clock", "problem", found, "run an NTP client on both: what is stored says when")
     else:
         yield Finding("clock", "ok", "this machine and the store agree")
     folder = Path(settings.store_url.removeprefix("file:")).absolute()

@@ -215,6 +215,7 @@ def show_models(output: Output, client: Client, tag: str | None = None) -> None:
     (aliases, damaged), figures, cards = registry.find_aliases(), client.shadow(), registry.cards()
     annotations, unknown = client.annotations.find_all("model")
     damaged += unknown
+    refusals = registry.refusals(card.version for card in cards.records)
     if tag is not None:
         tagged = [card for card in cards.records if has_tag(annotations.get(str(card.version)), tag)]
         cards = Listing(tagged, cards.damaged, len(tagged))
@@ -225,7 +226,11 @@ def show_models(output: Output, client: Client, tag: str | None = None) -> None:
                 "aliases": aliases.as_dict(),
                 "shadow": figures.summary() if figures else None,
                 "versions": [
-                    {**card.as_dict(), "annotation": _as_dict(annotations.get(str(card.version)))}
+                    {
+                        **card.as_dict(),
+                        "annotation": _as_dict(annotations.get(str(card.version))),
+                        "refused": refusals.get(card.version),
+                    }
                     for card in reversed(cards.records)
                 ],
                 "history": [] if damaged else [change.as_dict() for change in registry.history()],
@@ -241,7 +246,7 @@ def show_models(output: Output, client: Client, tag: str | None = None) -> None:
         [
             (
                 card.version,
-                _alias(aliases, card.version),
+                " ".join(filter(None, [_alias(aliases, card.version), "refused" if card.version in refusals else ""])),
                 percent(card.metrics.get("val_accuracy")),
                 percent(card.metrics.get("test_accuracy")),
                 card.run_id,
@@ -256,6 +261,9 @@ def show_models(output: Output, client: Client, tag: str | None = None) -> None:
         right=[0, 2, 3],
     )
     _name_damaged(output, damaged + cards.damaged)
+    for version, reason in refusals.items():
+        output.line()
+        output.line(f"workers refuse version {version}: {reason}")
     if figures:
         output.line()
         output.line(f"version {aliases.challenger} challenges version {aliases.champion}: it {figures.sentence()}")
@@ -265,10 +273,11 @@ def show_model(output: Output, client: Client, version: int) -> None:
     """Prints a version's card."""
     card = client.registry.card(version)
     annotation = client.annotations.find_all("model")[0].get(str(version))
+    refused = client.registry.refusals([version]).get(version)
     if output.as_json:
-        output.document({**card.as_dict(), "annotation": _as_dict(annotation)})
+        output.document({**card.as_dict(), "annotation": _as_dict(annotation), "refused": refused})
     else:
-        _facts(output, [("name", annotation and annotation.name), *_annotated(annotation)])
+        _facts(output, [("name", annotation and annotation.name), *_annotated(annotation), ("refused", refused)])
         output.markdown(client.store.get(Registry.card_text_key(version)).decode())
 
 

@@ -46,6 +46,8 @@ SIZE: Final = 128
 _LARGE_SIDE: Final = 2048
 """From this side of the central square on, a JPEG is decoded at a quarter of its size."""
 _REDUCTION: Final = 4
+_FREE_PIXELS: Final = 16_000_000
+"""Pixels that the images of a message may have whatever their bytes."""
 _PIXELS_A_BYTE: Final = 64
 """Pixels that images may have for each of their bytes; photos have some four, drawings up to about sixty."""
 
@@ -60,6 +62,8 @@ _TURNS: Final = {
 }
 """What turns an image of each EXIF orientation upright."""
 
+_BAND_PIXELS: Final = 1_000_000
+"""Pixels that are converted at once, so that a large image never lies in memory with four bytes a pixel for that."""
 _BACKDROP: Final = 128  # mid-gray, near the mean of faces: a cut-out face gains neither a bright nor a dark frame
 
 
@@ -79,7 +83,8 @@ class ImageLimits:
 class PixelBudget:
     """How many pixels the images of one message, or of one part of an archive, may have together.
 
-    A few hundred bytes may claim as many pixels as `ImageLimits` allows; many of them would hold a worker for minutes.
+    A few hundred bytes may claim as many pixels as `ImageLimits` allows. One of them would take half a gigabyte, and
+    many would hold a worker for minutes.
 
     Args:
         limits: on each image.
@@ -87,7 +92,7 @@ class PixelBudget:
     """
 
     def __init__(self, limits: ImageLimits, total_bytes: int) -> None:
-        self._most = self._left = 2 * limits.max_pixels + _PIXELS_A_BYTE * total_bytes
+        self._most = self._left = min(2 * limits.max_pixels, _FREE_PIXELS) + _PIXELS_A_BYTE * total_bytes
 
     def take(self, pixels: int) -> None:
         """Takes an image's pixels off.
@@ -97,7 +102,8 @@ class PixelBudget:
         """
         if pixels > self._left:
             raise InvalidImage(
-                f"found an image of {pixels:,} pixels beside others; together they may have {self._most:,}",
+                f"found an image of {pixels:,} pixels, expected at most {self._left:,}, which are left of the "
+                f"{self._most:,} that the bytes of the message allow",
                 code="image_too_large",
             )
         self._left -= pixels
@@ -137,7 +143,7 @@ def decode_face(data: bytes | memoryview, limits: ImageLimits, budget: PixelBudg
         data: a whole JPEG, PNG, WebP, BMP, AVIF or HEIC file, told apart by content; of an animation, the first frame
             counts.
         limits: bounds that the header is held to before any pixel is decoded.
-        budget: shared by the images of one message.
+        budget: shared by the images of one message; None where it is alone.
 
     Raises:
         InvalidImage: code `image_too_large` where it breaks a limit, `invalid_image` where it is of another kind,
@@ -147,10 +153,11 @@ def decode_face(data: bytes | memoryview, limits: ImageLimits, budget: PixelBudg
         raise InvalidImage(
             f"found an image file of {len(data):,} bytes, expected at most {limits.max_bytes:,}", code="image_too_large"
         )
+    budget = budget or PixelBudget(limits, len(data))
     header = jpeg.read_header(data)
     if header is not None:
-        _check_pixels(header.width, header.height, limits, budget)
         jpeg.check_cost(data, header.width, header.height, header)
+        _check_pixels(header.width, header.height, limits, budget)
         if header.is_plain:
             luma = _decode_jpeg(data, header)
             if luma is not None:
@@ -159,9 +166,9 @@ def decode_face(data: bytes | memoryview, limits: ImageLimits, budget: PixelBudg
     image = _open(data)
     width, height = image.size
     if header is None:
-        _check_pixels(width, height, limits, budget)
-        if isinstance(image, JpegImageFile):  # of another order than ours, or with something between its segments
+        if isinstance(image, JpegImageFile):  # of another order than ours
             jpeg.check_cost(data, width, height)
+        _check_pixels(width, height, limits, budget)
     elif isinstance(image, JpegImageFile) and image.mode in {"L", "RGB"}:
         luma = _decode_jpeg(data, header)
         if luma is not None:
@@ -169,14 +176,13 @@ def decode_face(data: bytes | memoryview, limits: ImageLimits, budget: PixelBudg
     return Face(_fit(_decode_any(image, data, header)), width, height)
 
 
-def _check_pixels(width: int, height: int, limits: ImageLimits, budget: PixelBudget | None) -> None:
+def _check_pixels(width: int, height: int, limits: ImageLimits, budget: PixelBudget) -> None:
     if width * height > limits.max_pixels:
         raise InvalidImage(
             f"found an image of {width}x{height} = {width * height:,} pixels, expected at most {limits.max_pixels:,}",
             code="image_too_large",
         )
-    if budget is not None:
-        budget.take(width * height)
+    budget.take(width * height)
 
 
 def luma_stats(pixels: NDArray[np.uint8]) -> tuple[float, float]:
@@ -266,7 +272,7 @@ def _decode_any(image: ImageFile, data: bytes | memoryview, header: JpegHeader |
             image = _load_png(image, data)
         else:
             image.load()
-        return _luma(_central_square(_upright(image)))
+        return _luma(_upright(image))
     except (MemoryError, InvalidImage):
         raise
     except Exception as error:  # as in `_open`
@@ -314,13 +320,19 @@ def _orientation(image: ImageFile) -> int:
         return 1
 
 
-def _central_square(image: Image.Image) -> Image.Image:
+def _luma(image: Image.Image) -> NDArray[np.uint8]:
+    """Returns the luma of an image's central square."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image if image.width == image.height else image.crop((left, top, left + side, top + side))
+    luma = np.empty((side, side), np.uint8)
+    height = max(1, _BAND_PIXELS // side)
+    for start in range(0, side, height):
+        stop = min(start + height, side)
+        luma[start:stop] = _luma_of_band(image.crop((left, top + start, left + side, top + stop)))
+    return luma
 
 
-def _luma(image: Image.Image) -> NDArray[np.uint8]:
+def _luma_of_band(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode.startswith("I"):  # 16 bits a pixel: the upper eight
         return (np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8)
     if image.has_transparency_data:

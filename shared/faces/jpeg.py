@@ -5,6 +5,7 @@ Decoders take what is missing for mid-gray and say nothing, and go through as ma
 
 from __future__ import annotations
 
+import re
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -22,6 +23,13 @@ _SCAN_MARKER: Final = b"\xff\xda"
 _PLAIN: Final = frozenset({0xC4, 0xDB, 0xDD, 0xE0, 0xE2, 0xFE})
 """Segments that change nothing here: tables, restart interval, JFIF, colour profile and comment."""
 
+_NO_SEGMENT: Final = frozenset({0x00, 0x01, *range(0xD0, 0xD8), 0xFF})
+"""After 0xFF: bytes that begin no segment. Decoders skip them between segments, and whatever else stands there."""
+_SEGMENT: Final = re.compile(rb"\xff(?![\x00\x01\xd0-\xd7\xff])")
+
+_MAX_SEGMENTS: Final = 10_000
+"""Segments and gaps in front of the first scan; an honest file of 32 MiB has at most some five hundred."""
+_MAX_SKIPPED: Final = 65_536
 _MAX_SCANS: Final = 100
 _MAX_SCANNED_PIXELS: Final = 1_000_000_000
 """Pixels times scans, which is what decoding takes: about 1.5 ns each. Encoders write some ten scans."""
@@ -54,15 +62,32 @@ class JpegHeader(NamedTuple):
 
 
 def read_header(data: bytes | memoryview) -> JpegHeader | None:
-    """Reads the segments in front of the first scan; returns None where these are no JPEG's, or have no frame."""
+    """Reads the segments in front of the first scan; returns None where these are no JPEG's, or have no frame.
+
+    Raises:
+        InvalidImage: so much stands in front of the first scan that other readers would take minutes for it.
+    """
     if bytes(data[:2]) != _START:
         return None
-    width = height = 0
+    width = height = skipped = 0
     plain = huffman = True
     sequential, components = False, 0
     position, end = 2, len(data) - 10
-    while position < end and data[position] == 0xFF:
+    for _ in range(_MAX_SEGMENTS):
+        if position >= end:
+            return None
         marker = data[position + 1]
+        if data[position] != 0xFF or marker in _NO_SEGMENT:
+            found = _SEGMENT.search(data, position)
+            if found is None:
+                return None
+            skipped += found.start() - position
+            if skipped > _MAX_SKIPPED:
+                raise InvalidImage(
+                    f"found a JPEG image with more than {_MAX_SKIPPED:,} bytes between its segments, expected none"
+                )
+            position = found.start()
+            continue
         if marker == _SCAN:
             one_scan = sequential and data[position + 4] == components
             return JpegHeader(width, height, plain, huffman, one_scan, position) if width and height else None
@@ -76,7 +101,7 @@ def read_header(data: bytes | memoryview) -> JpegHeader | None:
         elif marker not in _PLAIN:
             plain = False
         position += 2 + (data[position + 2] << 8 | data[position + 3])
-    return None
+    raise InvalidImage(f"found a JPEG image with more than {_MAX_SEGMENTS:,} segments in front of its pixels")
 
 
 def check_cost(data: bytes | memoryview, width: int, height: int, header: JpegHeader | None = None) -> None:
@@ -93,7 +118,7 @@ def check_cost(data: bytes | memoryview, width: int, height: int, header: JpegHe
     """
     pixels = width * height
     # With Huffman codes, a block of 8x8 pixels takes at least one bit.
-    if header is not None and header.has_huffman_codes and pixels > len(data) * 8 * _BLOCK_PIXELS:
+    if (header is None or header.has_huffman_codes) and pixels > len(data) * 8 * _BLOCK_PIXELS:
         raise InvalidImage(
             f"found a JPEG image of {width}x{height} pixels in {len(data):,} bytes, which cannot fill it; expected a "
             "whole one"

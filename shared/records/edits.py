@@ -93,10 +93,10 @@ class EditHistory(StoredModel):
     schema_version: Literal[1] = Field(1, alias="schema")
     edits: tuple[Edit, ...] = ()
 
-    def corrections(self) -> Corrections:
-        """Returns what is in force."""
+    def corrections(self, until: int | None = None) -> Corrections:
+        """Returns what is in force, or, of the first `until` edits alone, what would be."""
         state: dict[int, Change] = {}
-        for edit in self.edits:
+        for edit in self.edits[:until]:
             if edit.undone_at is None:
                 state.update(dict.fromkeys(edit.faces, edit.change))
         return Corrections.model_validate(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -287,6 +287,22 @@ class Registry:
     def refusal(self, version: int) -> Refusal | None:
         """Returns why no worker serves a version; None where nothing is known against it, or raises `DamagedRecord`."""
         return find_record(self._store, self._refusal_key(version), Refusal)
+
+    def refusals(self, versions: Iterable[int]) -> dict[int, str]:
+        """Returns why no worker serves a version, of those that are refused."""
+        found = {}
+        refused = set(self._store.folders_with(_ROOT, "refused.json"))
+        for version in versions:
+            if str(version) not in refused:
+                continue
+            try:
+                refusal = self.refusal(version)
+            except DamagedRecord as error:
+                found[version] = str(error)
+            else:
+                if refusal is not None:
+                    found[version] = refusal.reason
+        return found
 
     @staticmethod
     def _refusal_key(version: int) -> str:

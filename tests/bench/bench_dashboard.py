@@ -41,14 +41,14 @@ def fill(site: Site) -> str:
     return sha256
 
 
-def p95_ms(call: Callable[[], object]) -> float:
-    """Returns the 95th percentile of a call's time, warm, in milliseconds."""
+def p95_ms(call: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Returns the 95th percentile of a call's time, warm, in milliseconds, by a clock in seconds."""
     call()
     times = []
     for _ in range(ROUNDS):
-        started = time.perf_counter()
+        started = clock()
         call()
-        times.append(1000 * (time.perf_counter() - started))
+        times.append(1000 * (clock() - started))
     return statistics.quantiles(times, n=20)[18]
 
 

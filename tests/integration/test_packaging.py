@@ -187,7 +187,9 @@ def stages() -> dict[str, str]:
 @pytest.mark.parametrize("target", ["trainer", "inference", "inference-gpu", "dashboard"])
 def test_an_image_installs_one_extra_and_runs_one_module_without_root(target: str) -> None:
     stage, service = stages()[target], target.removesuffix("-gpu")
-    assert re.findall(r"^RUN (.*)$", stage, flags=re.MULTILINE) == [f'pip install ".[{target},s3]"']
+    constraints = "requirements-gpu.txt" if target.endswith("-gpu") else "requirements.txt"
+    install = f'pip install --constraint {constraints} ".[{target},s3,heic]"'
+    assert re.findall(r"^RUN (.*)$", stage, flags=re.MULTILINE) == [install]
     extras = project()["optional-dependencies"]
     assert isinstance(extras, dict)
     assert target in extras
@@ -196,6 +198,32 @@ def test_an_image_installs_one_extra_and_runs_one_module_without_root(target: st
     assert "\nUSER genderline\n" in stage
     (port,) = re.findall(r"^EXPOSE (\d+)$", stage, flags=re.MULTILINE)
     assert f"http://127.0.0.1:{port}/healthz" in stage
+
+
+def test_images_and_units_send_nothing_to_the_maker_of_onnx_runtime() -> None:
+    assert "ENV ORT_DISABLE_TELEMETRY=1" in stages()["base"].splitlines()
+    unit = REPOSITORY / "deploy" / "genderline@.service"
+    assert "Environment=ORT_DISABLE_TELEMETRY=1" in unit.read_text().splitlines()
+
+
+def test_the_trainer_s_image_can_take_pytorch_without_cuda() -> None:
+    before_pip = stages()["trainer"].partition("RUN pip install")[0]
+    assert "ARG PIP_EXTRA_INDEX_URL" in before_pip.splitlines()  # which pip reads from the environment
+
+
+def test_an_image_s_constraints_are_the_versions_of_the_lock_files(tmp_path: Path) -> None:
+    (command,) = re.findall(r"^RUN (for lock in .*?done)$", stages()["base"], flags=re.MULTILINE | re.DOTALL)
+    for name in ("requirements", "requirements-gpu"):
+        (tmp_path / f"{name}.lock").write_bytes((REPOSITORY / f"{name}.lock").read_bytes())
+    subprocess.run(["sh", "-ec", command], cwd=tmp_path, check=True)
+    for name in ("requirements", "requirements-gpu"):
+        locked = re.findall(r"^([a-z0-9].*?) *\\$", (tmp_path / f"{name}.lock").read_text(), flags=re.MULTILINE)
+        constraints = [Requirement(line) for line in (tmp_path / f"{name}.txt").read_text().splitlines()]
+        assert [(item.name, item.specifier, item.marker) for item in map(Requirement, locked)] == [
+            (item.name, item.specifier, item.marker) for item in constraints
+        ]
+        assert not any(item.extras for item in constraints), "pip refuses extras in constraints"
+        assert len(constraints) > 40
 
 
 def test_images_copy_nothing_that_docker_is_told_to_leave_out() -> None:

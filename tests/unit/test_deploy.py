@@ -54,6 +54,16 @@ def test_every_service_is_there(compose: dict[str, Any]) -> None:
     assert set(compose["services"]) == SERVICES | {"rabbitmq", "prometheus"}
 
 
+def test_every_image_from_elsewhere_is_named_by_its_digest(compose: dict[str, Any]) -> None:
+    used = re.findall(r"^FROM (\S+) AS (\S+)$", (REPOSITORY / "Dockerfile").read_text(), flags=re.MULTILINE)
+    stages = {name for _, name in used}
+    images = [image for image, _ in used if image not in stages]
+    images += [service["image"] for service in compose["services"].values() if "image" in service]
+    assert len(images) == 3
+    for image in images:
+        assert re.fullmatch(r"[a-z/]+:[\w.-]+@sha256:[0-9a-f]{64}", image), image
+
+
 def test_services_are_built_from_targets_that_the_dockerfile_has(compose: dict[str, Any]) -> None:
     targets = set(re.findall(r"^FROM \S+ AS (\S+)$", (REPOSITORY / "Dockerfile").read_text(), flags=re.MULTILINE))
     built = {service["build"]["target"] for service in compose["services"].values() if "build" in service}

@@ -121,7 +121,8 @@ def list_faces(sha256: str) -> Response:
     """Lists faces with their predictions, and counts for each property."""
     limit = parse_number(request.args.get("limit"), "limit", 1, PAGE) or _FACES
     offset = parse_number(request.args.get("offset"), "offset", 0, 10**9) or 0
-    return jsonify(faces.list_faces(sha256, int(offset), int(limit)))
+    as_of = parse_number(request.args.get("as_of"), "as_of", 0, 10**9)
+    return jsonify(faces.list_faces(sha256, int(offset), int(limit), None if as_of is None else int(as_of)))
 
 
 @blueprint.get("/datasets/<sha256>/faces/<int:index>")

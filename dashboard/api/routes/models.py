@@ -30,10 +30,12 @@ def list_models() -> Response:
     parts = dashboard()
     aliases, damaged = parts.client.registry.find_aliases()
     found, annotations = parts.store_cache.cards(*read_page(), read_tag()), parts.store_cache.annotations("model")
+    refusals = parts.refusals([card.version for card in found.records])
     models = [
         {
             **card.model_dump(mode="json", include=_MODEL_SUMMARY),
             "annotation": describe_annotation(annotations.get(str(card.version))),
+            "refused": refusals.get(card.version),
         }
         for card in found.records
     ]
@@ -52,9 +54,13 @@ def list_models() -> Response:
 @blueprint.get("/models/<int:version>")
 def get_model(version: int) -> Response:
     """Returns a version's card."""
-    cache = dashboard().store_cache
+    parts = dashboard()
     return jsonify(
-        {**cache.card(version).as_dict(), "annotation": describe_annotation(cache.annotation("model", str(version)))}
+        {
+            **parts.store_cache.card(version).as_dict(),
+            "annotation": describe_annotation(parts.store_cache.annotation("model", str(version))),
+            "refused": parts.refusals([version]).get(version),
+        }
     )
 
 

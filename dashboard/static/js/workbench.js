@@ -25,6 +25,7 @@ const form = document.querySelector("form[data-auto]");
 
 let query = ""; // of the filter
 let total = 0;
+let asOf = 0; // edits that had been made: those made since move no face, so that none is passed over
 let chunks = new Map(); // number → {faces, sheet}, or the promise of it
 let cells = new Map(); // position → element
 let columns = 1;
@@ -46,7 +47,7 @@ function cellWidth() {
 // -- what was found
 
 async function load(number) {
-  const found = await get(`${bench.dataset.faces}?${query ? `${query}&` : ""}offset=${number * CHUNK}&limit=${CHUNK}`);
+  const found = await get(`${bench.dataset.faces}?${query ? `${query}&` : ""}offset=${number * CHUNK}&limit=${CHUNK}&as_of=${asOf}`);
   const names = found.faces.map((face) => face.index).join(",");
   return { faces: found.faces, sheet: `${bench.dataset.pages}sheet.webp?faces=${names}` };
 }
@@ -181,6 +182,7 @@ function reset() {
   const place = document.querySelector("#found [data-total]");
   query = place.dataset.query;
   total = Number(place.dataset.total);
+  asOf = Number(place.dataset.asOf);
   chunks = new Map();
   for (const cell of cells.values()) cell.remove();
   cells = new Map();

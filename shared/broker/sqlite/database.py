@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from shared.broker.base import BrokerClosed, BrokerError
+from shared.broker.sqlite.file_system import require_own_disk
 
 _SCHEMA: Final = """
 CREATE TABLE messages (
@@ -96,7 +97,7 @@ class QueueFile:
         reopened: how often the file had been deleted or replaced.
 
     Raises:
-        BrokerError: it cannot be opened as a database, or has another format.
+        BrokerError: it cannot be opened as a database, has another format, or lies on a disk of other machines.
     """
 
     def __init__(self, path: Path) -> None:
@@ -107,6 +108,7 @@ class QueueFile:
         self._closed = threading.Event()
         self._noticed: set[_Identity] = set()
         self.reopened = 0
+        require_own_disk(path.parent)
         self._own()
 
     def close(self) -> None:
@@ -171,6 +173,7 @@ class QueueFile:
             if not self._path.exists():
                 for left_over in _files(self._path)[1:]:
                     left_over.unlink(missing_ok=True)
+                self._path.touch(0o666)  # less the umask; SQLite alone would keep a group from writing
             connection = sqlite3.connect(
                 self._path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=256
             )

@@ -199,6 +199,59 @@ def test_streams_outlive_a_broker_that_goes_away_and_are_told_to_look_again(tmp_
         hub.close()
 
 
+class BuggyBroker(SqliteBroker):
+    """The embedded broker with a bug in its first subscription."""
+
+    subscriptions = 0
+
+    def subscribe(self, patterns: Sequence[str] = ("#",)) -> Subscription:
+        subscription = super().subscribe(patterns)
+        self.subscriptions += 1
+        if self.subscriptions == 1:
+
+            def receive(timeout_s: float) -> list[Event]:
+                raise TypeError("a bug")
+
+            subscription.receive = receive  # type: ignore[method-assign]
+        return subscription
+
+
+def test_a_bug_in_listening_costs_a_moment_and_not_all_events_to_come(tmp_path: Path) -> None:
+    with BuggyBroker(tmp_path / "broker.db") as broker:
+        hub = EventHub(broker)
+        hub.start()
+        stream = hub.open_stream(["#"])
+        assert [topic for _, topic, _ in read(stream, 2)][-1] == "resync"
+        broker.emit("run.progress", {"i": 1})
+        assert read(stream, 1)[0][2] == {"i": 1}
+        assert hub.is_listening
+        stream.close()
+        hub.close()
+        assert not hub.is_listening
+
+
+def test_events_take_no_more_memory_than_the_ring_has_bytes(
+    hub: EventHub, broker: SqliteBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dashboard.event_stream._BUFFERED_BYTES", 100_000)
+    watcher = hub.open_stream(["#"])
+    ids = []
+    for i in range(3):
+        broker.emit("a.a", {"i": i, "text": "x" * 40_000})
+        ids.append(read(watcher, 1)[0][0])
+    broker.emit("a.a", {"text": "x" * 70_000})
+    broker.emit("a.a", {"i": 3})
+    assert read(watcher, 1)[0][2] == {"i": 3}
+    watcher.close()
+
+    lost, kept = hub.open_stream(["#"], ids[0].replace("-1", "-0")), hub.open_stream(["#"], ids[0])
+
+    assert [topic for _, topic, _ in read(lost, 1)] == ["resync"]
+    assert [payload["i"] for _, _, payload in read(kept, 3)] == [1, 2, 3]
+    lost.close()
+    kept.close()
+
+
 class SilentBroker(SqliteBroker):
     """The embedded broker as RabbitMQ is while its server is away: subscriptions stay, and nothing comes."""
 
@@ -309,6 +362,9 @@ def test_hostile_heartbeats_end_neither_the_listening_nor_the_pages_and_cost_no_
         beat = {"schema": 1, "service": "inference", "worker": "here:1", "images_per_second": 5.0}
         on_event = site.parts.workers.on_event
         for more in ({"images_per_second": "x"}, {"recent_predictions": True}, {"drift": 3}, {"worker": 7}):
+            on_event(Event("worker.heartbeat", {**beat, **more}))
+        assert site.parts.workers.states() == []
+        for more in ({"padding": "x" * 10_000}, {"broker_trouble": "x" * 10_000}):
             on_event(Event("worker.heartbeat", {**beat, **more}))
         assert site.parts.workers.states() == []
         for number in range(3000):

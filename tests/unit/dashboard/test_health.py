@@ -14,24 +14,49 @@ from pathlib import Path
 
 import pytest
 
+from shared.broker.base import Event
 from shared.errors import Retryable
 from tests.dashboard_app import open_site
 
 
 def test_ready_means_that_broker_and_store_answer(tmp_path: Path) -> None:
-    with open_site(tmp_path) as site:
+    with open_site(tmp_path, started=True) as site:
         well = site.web.get("/readyz")
         site.broker.close()
         ill = site.web.get("/readyz")
 
     assert (well.status_code, well.json) == (
         200,
-        {"ready": True, "broker": True, "store": True, "broker_trouble": None, "store_trouble": None},
+        {
+            "ready": True,
+            "broker": True,
+            "store": True,
+            "events": True,
+            "broker_trouble": None,
+            "store_trouble": None,
+        },
     )
-    assert (ill.status_code, ill.json) == (
-        503,
-        {"ready": False, "broker": False, "store": True, "broker_trouble": None, "store_trouble": None},
-    )
+    assert ill.status_code == 503
+    assert ill.json is not None
+    assert (ill.json["ready"], ill.json["broker"], ill.json["store"]) == (False, False, True)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dashboard_whose_listener_has_died_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_site(tmp_path, started=True) as site:
+        listener = next(thread for thread in threading.enumerate() if thread.name == "events")
+
+        def die(_: Event) -> None:
+            raise SystemExit
+
+        monkeypatch.setattr(site.parts.event_hub, "_listeners", (die,))
+        site.broker.emit("run.progress", {})
+        listener.join(10)
+        answer = site.web.get("/readyz")
+
+    assert answer.status_code == 503
+    assert answer.json is not None
+    assert (answer.json["broker"], answer.json["events"]) == (True, False)
 
 
 def test_a_store_that_fails_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +73,7 @@ def test_a_store_that_fails_is_not_ready(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
 @pytest.mark.parametrize("prefix", ["", "/faces"])
 def test_health_and_metrics_answer_with_the_path_prefix_and_without(tmp_path: Path, path: str, prefix: str) -> None:
-    with open_site(tmp_path, url_prefix="/faces") as site:
+    with open_site(tmp_path, started=True, url_prefix="/faces") as site:
         assert site.web.get(prefix + path).status_code == 200
 
 
@@ -138,6 +163,9 @@ def test_the_process_serves_on_a_free_port_and_drains_on_sigterm_with_a_stream_o
         stream.close()
 
         assert child.wait(15) == 0
+        files = [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert {path.name for path in files} >= {"broker.db"}
+        assert {path.stat().st_mode & 0o077 for path in files} == {0}
         assert child.stdout is not None
         assert child.stdout.read() == ""
     assert b"worker.heartbeat" in rest or rest == b"\n"

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from shared.faces.labelling import LabelReport
+from shared.faces.labelling import LabelReport, LabelSpec
 from shared.faces.labels import GENDERS
 from shared.measures.face_filter import FaceFilter, select_faces
 from shared.records.dataset import DatasetRefusal
@@ -247,3 +247,14 @@ def test_a_refused_archive_shows_what_was_recognized_and_what_was_rejected(site:
     assert "labels from folders; 4 files" in page
     assert "loose.jpg" in page
     assert "no label" in page
+
+
+def test_the_form_has_a_field_for_everything_that_labels_can_be_told_by(site: Site) -> None:
+    text = site.web.get("/datasets").text
+    assert set(re.findall(r'data-label="(\w+)"', text)) == set(LabelSpec.model_fields)
+
+
+def test_the_welcome_says_all_ways_to_label_faces(site: Site) -> None:
+    welcome = site.web.get("/").text.partition('id="welcome"')[2].partition("</section>")[0]
+    assert "Labels: folders such as male and female, a table (CSV) in the archive, or file names" in welcome
+    assert "must hold the labels" not in welcome

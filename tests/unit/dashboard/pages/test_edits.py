@@ -34,6 +34,24 @@ def test_a_face_is_corrected_on_its_page_and_the_correction_undone(filled: Site)
     assert "(undone)" in text
 
 
+def test_no_suspect_is_passed_over_by_somebody_who_corrects_the_first_ones_and_goes_on(filled: Site) -> None:
+    sha256, web = sha_of(filled), filled.web
+    (as_of,) = re.findall(r'data-as-of="([0-9]+)"', web.get(f"/datasets/{sha256}?sort=suspects").text)
+    faces = f"/api/v1/datasets/{sha256}/faces?sort=suspects&as_of={as_of}"
+    order = [face["index"] for face in (web.get(f"{faces}&limit=40").json or {})["faces"]]
+
+    filled.parts.client.edits.add(sha256, "male", order[:5])
+    filled.parts.client.edits.add(sha256, "exclude", order[5:10])
+
+    found = (web.get(f"{faces}&offset=10&limit=30").json or {})["faces"]
+    assert [face["index"] for face in found] == order[10:]
+    looked_at = (web.get(f"{faces}&limit=10").json or {})["faces"]
+    assert [face["index"] for face in looked_at] == order[:10]
+    assert [face["edited"] for face in looked_at[5:]] == ["excluded"] * 5
+    now = (web.get(faces.partition("&as_of")[0] + "&limit=30").json or {})["faces"]
+    assert [face["index"] for face in now] == order[10:]  # who comes anew begins behind them
+
+
 def test_the_corrected_set_is_trained_on_by_one_button(filled: Site) -> None:
     sha256, web = sha_of(filled), filled.web
     assert "Train on the corrected set" not in web.get(f"/datasets/{sha256}").text

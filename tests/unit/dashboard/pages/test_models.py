@@ -66,3 +66,27 @@ def test_the_imported_starter_leads_to_no_run_and_no_dataset(site: Site) -> None
         assert f"/datasets/{starter.dataset.sha256}" not in text
         assert f"/runs/{starter.run_id}" not in text.replace(f"/runs/{starter.run_id}/scores", "")
     assert "Training run" not in site.web.get("/models/2").text
+
+
+def test_a_version_that_workers_refuse_is_said_on_every_page_and_over_http(filled: Site) -> None:
+    filled.builder.registry.refuse(2, "3 workers in a row <died>")
+    refused = {"version": 1, "reason": "its file is cut short"}
+    beat = {"service": "inference", "worker": "here:1", "version": 2, "refused": refused}
+    filled.parts.workers.on_event(Event("worker.heartbeat", beat))
+    web = filled.web
+
+    for page in ("/", "/models", "/models/2"):
+        assert "3 workers in a row &lt;died&gt;" in web.get(page).text
+    for page in ("/", "/models", "/models/1"):
+        assert "its file is cut short" in web.get(page).text
+    assert "Workers refuse model 2, the champion" in web.get("/").text.partition("Needs attention")[2]
+    assert web.get("/models").text.count(">refused</span>") == 2
+    listed = (web.get("/api/v1/models").json or {})["models"]
+    assert {model["version"]: model["refused"] for model in listed} == {
+        1: "its file is cut short",
+        2: "3 workers in a row <died>",
+    }
+    assert (web.get("/api/v1/models/2").json or {})["refused"] == "3 workers in a row <died>"
+
+    filled.builder.registry.promote(2, "try again")
+    assert (web.get("/api/v1/models/2").json or {})["refused"] is None

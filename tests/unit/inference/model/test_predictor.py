@@ -11,6 +11,7 @@ from inference.model.loader import ServedModel
 from inference.monitoring.throughput import ThroughputMeter
 from shared.errors import GenderlineError, InvalidImage, InvalidModel
 from tests import model_builder as build
+from tests.archives import png_header_only
 from tests.inference_loops import Loops, open_loops
 from tests.model_builder import brightness_answer, brightness_model, image_of
 
@@ -131,3 +132,11 @@ def test_observers_are_told_of_every_run_and_what_goes_wrong_with_one_costs_no_a
     assert [(version, levels) for version, levels, _ in told] == [(1, [0, 255]), (1, [200])]
     assert [probability for *_, given in told for probability in given] == answers
     assert caplog.text.count("an observer of the predictions failed") == 2
+
+
+def test_images_of_one_message_share_their_pixels(tmp_path: Path) -> None:
+    claim = png_header_only(1000, 1000)
+    with open_loops(tmp_path, f"sqlite:///{tmp_path / 'broker.db'}", max_image_pixels=1_000_000) as loops:
+        model = loops.models.get(loops.builder.register(brightness_model()))
+        outcomes = loops.predictor.predict(model, [claim] * 3 + [image_of(255)])
+    assert [getattr(outcome, "code", None) for outcome in outcomes] == [None, None, "image_too_large", None]

@@ -7,15 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.cli.doctor import file_system_of
 from tests.rabbitmq_node import RabbitNode
 from tests.unit.shared.cli.helpers import document, run
-
-MOUNTS = """\
-/dev/sda1 / ext4 rw 0 0
-server:/faces /srv/with\\040blank nfs4 rw 0 0
-//server/share /srv/share cifs rw 0 0
-"""
 
 
 def states(*, exit_code: int = 0) -> dict[str, str]:
@@ -70,11 +63,3 @@ def test_a_place_that_cannot_be_written_is_named_for_each(folder: Path) -> None:
     found = states(exit_code=1)
     assert (found["store"], found["broker"]) == ("problem", "problem")
     assert "data" in run("doctor").stdout
-
-
-@pytest.mark.parametrize(
-    ("folder", "kind"),
-    [("/srv/with blank/data", "nfs4"), ("/srv/share", "cifs"), ("/srv", "ext4"), ("/home/me", "ext4")],
-)
-def test_the_file_system_is_that_of_the_innermost_mount(folder: str, kind: str) -> None:
-    assert file_system_of(Path(folder), MOUNTS) == kind

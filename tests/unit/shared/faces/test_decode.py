@@ -325,22 +325,38 @@ def test_a_png_is_whole_if_its_pixels_are(photo: Image.Image, chunk: bytes, at: 
         decode(bytes(damaged))
 
 
+GAPS = pytest.mark.parametrize(
+    "gap",
+    [b"", b"\xff", b"\xff" * 300, b"\x00", b"\xff\x00", b"\xff\xd0"],
+    ids=["none", "fill", "much fill", "junk", "stuffed", "marker alone"],
+)
+"""What may stand between a JPEG's segments: decoders skip it."""
+
+
+def with_gap(jpeg: bytes, gap: bytes) -> bytes:
+    """Returns a JPEG with something in front of its first table."""
+    at = jpeg.index(b"\xff\xdb")
+    return jpeg[:at] + gap + jpeg[at:]
+
+
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_blocks": 1}])
 @pytest.mark.parametrize("missing", [1, 2])
+@GAPS
 def test_a_jpeg_that_lacks_only_its_end_marker_is_taken(
-    photo: Image.Image, options: dict[str, object], missing: int
+    photo: Image.Image, options: dict[str, object], missing: int, gap: bytes
 ) -> None:
     for image in (photo, photo.resize((97, 131)), photo.convert("L")):
-        data = saved(image, "JPEG", quality=90, **options)
+        data = with_gap(saved(image, "JPEG", quality=90, **options), gap)
         assert difference(decode(data[:-missing]).pixels, decode(data).pixels) < 1.0
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.6])
+@pytest.mark.parametrize("share", [0.2, 0.3, 0.6])
+@GAPS
 def test_a_jpeg_that_ends_properly_but_lacks_rows_is_refused(
-    photo: Image.Image, share: float, progressive: bool
+    photo: Image.Image, share: float, progressive: bool, gap: bytes
 ) -> None:
-    data = saved(photo, "JPEG", quality=90, progressive=progressive)
+    data = with_gap(saved(photo, "JPEG", quality=90, progressive=progressive), gap)
     if progressive:  # its first scan holds the rough picture of all rows
         first, second = (found.start() for found in list(re.finditer(b"\xff\xda", data))[:2])
         cut = first + int((second - first) * share)
@@ -357,13 +373,23 @@ def test_a_jpeg_whose_last_rows_are_mid_gray_is_taken(photo: Image.Image) -> Non
     assert (decode(data).pixels[-1] == 128).all()
 
 
-def test_a_few_hundred_bytes_that_claim_a_large_jpeg_are_refused_before_they_are_decoded() -> None:
-    data = bytearray(saved(Image.new("L", (8, 8), 77), "JPEG"))
+@GAPS
+def test_a_few_hundred_bytes_that_claim_a_large_jpeg_are_refused_before_they_are_decoded(gap: bytes) -> None:
+    data = bytearray(with_gap(saved(Image.new("L", (8, 8), 77), "JPEG"), gap))
     struct.pack_into(">2H", data, data.index(b"\xff\xc0") + 5, 7100, 7000)
     started = time.process_time()
     with pytest.raises(InvalidImage, match=r"a JPEG image of 7000x7100 pixels in \d+ bytes, which cannot fill it"):
         decode(bytes(data))
     assert time.process_time() - started < 0.1
+
+
+@pytest.mark.parametrize("unit", [b"\xff", b"\xff\x00", b"\xff\xfe\x00\x02"], ids=bytes.hex)
+def test_a_jpeg_with_millions_of_bytes_or_segments_in_front_of_its_pixels_is_refused_at_once(unit: bytes) -> None:
+    data = face_jpeg(0)
+    started = time.process_time()
+    with pytest.raises(InvalidImage, match=r"found a JPEG image with more than [\d,]+ (bytes|segments)"):
+        decode(data[:2] + unit * (20_000_000 // len(unit)) + data[2 : len(data) // 2] + b"\xff\xd9")
+    assert time.process_time() - started < 1.0
 
 
 @pytest.mark.parametrize("junk", [b"", b"\xff\xff\xff"], ids=["plain", "filled between segments"])
@@ -375,6 +401,60 @@ def test_a_jpeg_with_thousands_of_scans_is_refused_before_they_are_decoded(photo
         decode(bomb)
     assert caught.value.code == "image_too_large"
     assert decode(data[:-2] + last + b"\xff\xd9").pixels.shape == (128, 128)
+
+
+def vast_webp(side: int) -> bytes:
+    """Returns 34 bytes that are a whole WebP image of one colour."""
+    size = struct.pack("<L", (side - 1) | (side - 1) << 14)
+    return b"RIFF\x1a\0\0\0WEBPVP8L\x0e\0\0\0/" + size + bytes.fromhex("071011fd0f4444ff03")
+
+
+def vast_bmp(side: int) -> bytes:
+    """Returns 180 bytes that claim a run-length encoded image, of which nothing is there but the end."""
+    data = bytes(124) + b"\x00\x01"
+    info = struct.pack("<L2l2H6L", 40, side, side, 1, 8, 1, len(data), 0, 0, 0, 0)
+    return b"BM" + struct.pack("<L2HL", 14 + 40 + len(data), 0, 0, 54) + info + data
+
+
+@pytest.mark.parametrize(
+    "data", [png_header_only(7000, 7000, transparent=True), vast_webp(7000), vast_bmp(7000)], ids=["PNG", "WebP", "BMP"]
+)
+def test_a_few_bytes_that_claim_a_large_image_are_refused_before_they_are_decoded(data: bytes) -> None:
+    started = time.process_time()
+    with pytest.raises(InvalidImage, match=r"found an image of .* pixels, expected at most") as caught:
+        decode(data)
+    assert caught.value.code == "image_too_large"
+    assert time.process_time() - started < 0.1
+
+
+def test_a_few_bytes_that_are_an_image_of_moderate_size_are_decoded() -> None:
+    for data in (png_header_only(700, 700, transparent=True), vast_webp(700)):
+        assert decode(data).width == 700
+
+
+@pytest.mark.parametrize(("side", "padding"), [(3900, 0), (7000, 600_000)])
+def test_the_largest_image_with_transparency_takes_three_bytes_a_pixel(side: int, padding: int) -> None:
+    code = """
+import resource, sys
+from shared.faces.decode import ImageLimits, decode_face
+data = sys.stdin.buffer.read()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(decode_face(data, ImageLimits(10**7, 50_000_000)).pixels.max())
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+    data = png_header_only(side, side, transparent=True, padding=padding)
+    done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True)
+    luma, grown = map(int, done.stdout.split())
+    assert luma == 128
+    assert grown < 3 * side * side + 30_000_000
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_photos_of_many_megapixels_are_decoded(kind: str) -> None:
+    small = cv2.resize(face_pixels(1), (1024, 1024), interpolation=cv2.INTER_CUBIC)
+    photo = Image.fromarray(small).resize((4300, 3900), Image.Resampling.BICUBIC)
+    options = {"PNG": {"compress_level": 1}, "JPEG": {"quality": 75}, "WEBP": {"quality": 30, "method": 0}}[kind]
+    assert decode(saved(photo, kind, **options)).width == 4300
 
 
 def test_images_of_one_message_share_their_pixels() -> None:

@@ -343,3 +343,14 @@ def test_too_few_who_differ_are_refused_with_how_many_there_are(tmp_path: Path) 
     code, message = refusal(tmp_path, files)
     assert code == "too_few_faces"
     assert "found 20 female faces, which are near-duplicates of 2" in message
+
+
+def test_images_of_one_archive_share_their_pixels(tmp_path: Path) -> None:
+    claims = [(f"30_{i % 2}_0_claim{i}.png", archives.png_header_only(1000, 1000)) for i in range(40)]
+    (tmp_path / "faces.zip").write_bytes(zipped([*labelled_faces(24), *claims]))
+    folder = tmp_path / "dataset"
+    ingest(tmp_path / "faces.zip", folder, ARCHIVE_LIMITS, ImageLimits(2**25, 1_000_000), threads=1)
+    with (folder / "rejects.csv").open(encoding="utf-8", newline="") as file:
+        too_large = [row.name for row in read_rejects_csv(file) if row.reason == "image_too_large"]
+    assert 0 < len(too_large) < len(claims)
+    assert too_large == [name for name, _ in claims[-len(too_large) :]]

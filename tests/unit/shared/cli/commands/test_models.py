@@ -94,3 +94,13 @@ def test_promoting_a_version_that_is_not_whole_is_refused_at_once(builder: Store
     assert result.exit_code == 1
     assert f"models/gender/{version}/model.onnx in the store is damaged: it is missing" in result.stderr
     assert client.registry.aliases().champion is None
+
+
+def test_a_version_that_workers_refuse_is_said(builder: StoreBuilder, client: Client) -> None:
+    builder.model(builder.dataset(), "run-000000000001")
+    client.registry.refuse(1, "3 workers in a row died")
+    assert re.search(r"^ +1  refused ", run("models").stdout, flags=re.MULTILINE)
+    assert "workers refuse version 1: 3 workers in a row died" in run("models").stdout
+    assert document("models")["versions"][0]["refused"] == "3 workers in a row died"
+    assert "3 workers in a row died" in run("models", "1").stdout
+    assert document("models", "1")["refused"] == "3 workers in a row died"
