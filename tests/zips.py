@@ -340,13 +340,14 @@ def read_sample(data: bytes) -> tuple[tuple[str, ...], tuple[str, ...]]:
 # -- the table
 
 
-def main(path: Path) -> None:
-    """Writes the table."""
+def table() -> str:
+    """Returns the page, which needs unzip and 7z."""
     lines = [
         "# Archives, and what is made of them",
         "",
         "Zips as programs write them, and crafted ones, beside what two other programs make of the same bytes.",
-        "`python -m tests.zips docs/archives.md` writes this page; `tests/unit/shared/archives/test_zips.py` holds our",
+        "`python -m tests.zips docs/archives.md` writes this page, and `tests/unit/shared/archives/test_zips.py` holds "
+        "our",
         "column. *ok*: every file is read. *part*: some are. In brackets: what the program ended with.",
         "",
         "| zip | Genderline | unzip | 7-Zip |",
@@ -356,7 +357,7 @@ def main(path: Path) -> None:
         data = sample.make()
         others = " | ".join(_other(command, data, sample) for command in ("unzip", "7z"))
         lines.append(f"| {sample.what} | {_ours(data)} | {others} |")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"
 
 
 def _ours(data: bytes) -> str:
@@ -400,4 +401,4 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    Path(sys.argv[1]).write_text(table(), encoding="utf-8")

@@ -133,8 +133,7 @@ class DatasetHandler(Handler[_Asked]):
             request_sha256=digest,
         )
         run = self._runs.get(run_id)
-        continues = run.dataset is not None and request.uri == f"{STORE_SCHEME}datasets/{run.dataset}/archive.zip"
-        if not continues:
+        if not self._continues(run, request):
             run.require_request(digest)
         self._reopen(asked)
         if not self._runs.get(run_id).state.is_final and not lease.acquire():
@@ -159,6 +158,11 @@ class DatasetHandler(Handler[_Asked]):
                 return Done(self._end(asked.message, run_id, RunState.CANCELLED, error, lease))
             except InvalidDataset as error:
                 return Done(self._end(asked.message, run_id, RunState.REJECTED, error, lease))
+
+    def _continues(self, run: Run, request: ArchiveRequest) -> bool:
+        """Returns whether a request is the continuation of a run: of its archive, and with all that it was asked."""
+        asked, told = ((it.params, it.edits, it.train) for it in (run, request))
+        return request.uri == f"{STORE_SCHEME}datasets/{run.dataset}/archive.zip" and asked == told
 
     def _reopen(self, asked: _Asked) -> None:
         """Opens a run again whose message became a dead letter and was sent back, once for each time."""

@@ -200,8 +200,8 @@ class ShardHandler(Handler[_Asked]):
                 time.sleep(_LETTING_GO_S)
         key = Jobs.part_key(request.job_id, request.shard)
         self._store.put(key, text.getvalue().encode())
-        if self._jobs.get(request.job_id).state is JobState.FINISHED:
-            self._store.delete(key)  # another worker was faster, while this one stood still
+        if self._jobs.get(request.job_id).state.is_final:
+            self._store.delete(key)  # it ended meanwhile, and with it went the other parts
         return True
 
     def _tell_progress(self, job: Job) -> None:

@@ -77,8 +77,13 @@ def connected() -> Iterator[Client]:
     """Gives a client of the broker and the store that the settings name."""
     from shared.connect import open_client  # noqa: PLC0415
 
-    with open_client(settings_in_force()) as client:
-        yield client
+    settings = settings_in_force()
+    before = os.umask(int(settings.umask, 8))
+    try:
+        with open_client(settings) as client:
+            yield client
+    finally:
+        os.umask(before)
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ def run_service(name: str, serve: Serve) -> int:
         configure_logging(name, "info", os.environ.get("GENDERLINE_LOG_FORMAT", "text"))
         return _refuse(error)
     configure_logging(name, settings.log_level, settings.log_format)
+    os.umask(int(settings.umask, 8))
     for warning in unknown_settings():
         _LOG.warning(warning)
     stop = threading.Event()

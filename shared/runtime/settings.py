@@ -118,6 +118,11 @@ class Settings(BaseSettings):
     )
     checkpoint_s: float = Field(60.0, ge=0, le=3600, description="The most training, in seconds, that a crash can cost")
     queue_limit: int = Field(1_000_000, ge=1, description="Messages in one queue before publishing is refused")
+    umask: str = Field(
+        "077",
+        pattern=r"^0?[0-7]{3}$",
+        description="Permissions that new files do not get, as of `umask`; 007 lets a group share them",
+    )
     max_archive_bytes: int = Field(64 * 2**30, ge=1, description="The largest archive, in bytes")
     max_members: int = Field(1_000_000, ge=1, description="The most entries in one archive")
     max_image_bytes: int = Field(32 * 2**20, ge=1, description="The largest image file, in bytes")

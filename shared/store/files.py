@@ -6,16 +6,13 @@ import contextlib
 import errno
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Final
+from typing import IO
 
 from shared.errors import NotFound, Retryable
 from shared.store.base import Fence, Store, checked_key
-
-_MODE: Final = 0o644
-"""What a temporary file's 0600 becomes, so that another service's user can read the object."""
 
 
 class FileStore(Store):
@@ -55,7 +52,9 @@ class FileStore(Store):
             pass
         with _writing(key):
             _make_folder(target.parent, self.root)
-            _move(path, target)
+            with _aside(target) as (file, temporary):
+                _move(path, temporary, file)
+                temporary.replace(target)
             _sync_folder(target.parent)
 
     def put_fenced(self, key: str, content: bytes | Path, fence: Fence) -> None:  # noqa: D102
@@ -63,16 +62,14 @@ class FileStore(Store):
         with _writing(key):
             _make_folder(target.parent, self.root)
             _make_folder(staged, self.root)
-            handle, name = tempfile.mkstemp(prefix=f"{fence.number}-", dir=staged)
-        temporary = Path(name)
+            temporary = staged / f"{fence.number}-{uuid.uuid4().hex}"
         try:
-            with os.fdopen(handle, "wb") as file, _writing(key):
-                temporary.chmod(_MODE)
+            with _writing(key), temporary.open("xb") as file:
                 if isinstance(content, bytes):
                     file.write(content)
                     _sync(file)
                 else:
-                    _move(content, temporary)
+                    _move(content, temporary, file)
             # The order is what fences: this owner makes its file and then looks at the lease; a new one acquires the
             # lease and then deletes such files. So one of both sees the other, whenever this process was stopped.
             fence.require()
@@ -179,22 +176,23 @@ class FileStore(Store):
 
 @contextlib.contextmanager
 def _aside(target: Path) -> Iterator[tuple[IO[bytes], Path]]:
-    """Gives a new hidden file next to `target`, and removes it afterwards if it is still there."""
-    handle, name = tempfile.mkstemp(prefix=f".{target.name[:40]}.", dir=target.parent)
-    temporary = Path(name)
+    """Gives a new hidden file next to `target`, and removes it afterwards if it is still there.
+
+    Who may read it is what the process's umask says, unlike with `tempfile`.
+    """
+    temporary = target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            temporary.chmod(_MODE)
+        with temporary.open("xb") as file:
             yield file, temporary
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _move(path: Path, target: Path) -> None:
-    """Moves a file over another one, synced."""
+def _move(path: Path, target: Path, file: IO[bytes]) -> None:
+    """Moves a file over another one, which is open as `file`, synced and with its permissions."""
     with path.open("rb") as source:
         with contextlib.suppress(PermissionError):  # a file may be moved without being owned
-            path.chmod(_MODE)
+            path.chmod(os.fstat(file.fileno()).st_mode & 0o777)
         os.fsync(source.fileno())
         try:
             path.replace(target)
@@ -202,10 +200,8 @@ def _move(path: Path, target: Path) -> None:
             # A rename does not cross file systems, nor two mounts of the same one: there the file is copied.
             if error.errno != errno.EXDEV:
                 raise
-            with _aside(target) as (copy, temporary):
-                shutil.copyfileobj(source, copy, 2**20)
-                _sync(copy)
-                temporary.replace(target)
+            shutil.copyfileobj(source, file, 2**20)
+            _sync(file)
             path.unlink()
 
 

@@ -21,6 +21,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from shared.broker import open_broker
 from shared.broker.base import Broker, BrokerError, Event, Message, Outgoing, requeued_copy
 from shared.broker.rabbitmq import broker as rabbitmq
+from shared.broker.rabbitmq import definitions
 from shared.broker.rabbitmq.codec import message_of
 from shared.broker.reply_batch import REPLY_BATCH, pack, unpack
 from shared.client import Client
@@ -31,6 +32,7 @@ from tests.contract.conftest import Place
 from tests.contract.test_broker_events import replies
 from tests.contract.test_broker_messages import bodies, numbered, take, to
 from tests.rabbitmq_node import MAX_MESSAGE_BYTES, free_port
+from tests.services import eventually
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -597,3 +599,21 @@ def test_delivery_counts_that_a_client_made_up_are_ignored(place: Place, foreign
         assert [delivery.delivery_count for delivery in found] == [1] * len(forged)
         consumer.settle(found)
         consumer.flush()
+
+
+@pytest.mark.parametrize(
+    ("limit", "most"), [("DEAD_LETTERS_KEPT", 3), ("DEAD_BYTES_KEPT", 3_500)], ids=["messages", "bytes"]
+)
+def test_of_too_many_dead_letters_the_newest_stay(
+    place: Place, monkeypatch: pytest.MonkeyPatch, limit: str, most: int
+) -> None:
+    monkeypatch.setattr(definitions, limit, most)
+    broker = place.open()
+    queue = place.topology.predictions
+    with broker.consume([queue], 8) as consumer:
+        for number in range(8):
+            broker.publish(queue, Message(b"x" * 1000, "text/plain", f"dead-{number}"))
+            consumer.dead_letter(take(consumer, 1)[0], "invalid_message")
+            consumer.flush()
+    eventually(lambda: broker.depths()[place.topology.dead].ready == 3, 20, "the oldest go")
+    assert {letter.message.message_id for letter in broker.dead_letters()} == {"dead-5", "dead-6", "dead-7"}

@@ -489,6 +489,30 @@ def test_a_cancelled_job_ends_with_one_reply_and_without_results(loops: Loops) -
     assert not loops.store.exists(Jobs.part_key(job_id, 0))
 
 
+def test_a_shard_that_is_computed_as_its_job_is_cancelled_leaves_no_rows(loops: Loops) -> None:
+    job_id = job_id_of("m")
+
+    class Slow(Predictor):
+        def predict(
+            self,
+            model: ServedModel,
+            images: Sequence[bytes],
+            owners: Sequence[int] | None = None,
+            *,
+            probe: bool = False,
+        ) -> list[Result]:
+            Jobs(loops.store).end(job_id, JobState.CANCELLED)  # by the worker of another shard
+            return Predictor.predict(self, model, images, owners, probe=probe)
+
+    slow = replace(loops, predictor=Slow(loops.predictor.decoder, 64, loops.metrics))
+    with loops.broker.reply_queue() as inbox:
+        send(loops, Message(zip_of(faces(4)), ZIP, "m", reply_to=inbox.name))
+        with loops.running(slow.bulk().run):
+            job_replies(inbox, "accepted")
+            queues_empty(loops)
+    assert loops.store.children(f"jobs/{job_id}/parts") == []
+
+
 def test_a_job_cancelled_before_it_was_opened_never_starts(loops: Loops) -> None:
     message = Message(zip_of(faces(3)), ZIP, "m")
     job_id = job_id_of("m")
@@ -582,6 +606,7 @@ def test_a_final_reply_is_sent_again_where_its_worker_died_before_it_was_out(
         loops.store.create(f"jobs/{job_id}/finisher", b"1")
         record.end(job_id, state, counts={"images": 6, "errors": 0})
         for shard in (0, 1):
+            loops.store.put(Jobs.part_key(job_id, shard), b"left")
             body = {"job_id": job_id, "shard": shard, "start": shard * 3, "stop": shard * 3 + 3}
             loops.broker.publish(loops.broker.topology.shards, json_message(body))
         with loops.broker.consume([loops.broker.topology.shards], 2) as dying:
@@ -591,6 +616,7 @@ def test_a_final_reply_is_sent_again_where_its_worker_died_before_it_was_out(
         with loops.running(loops.bulk().run):
             job_replies(inbox, state)
             queues_empty(loops)
+            assert record.parts(job_id) == []
             # Now that it is out, no duplicate repeats it.
             loops.broker.publish(loops.broker.topology.shards, json_message(body))
             queues_empty(loops)

@@ -271,3 +271,26 @@ assert not unwanted, unwanted
 assert "onnxruntime" in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_what_a_killed_parent_left_among_the_temporary_files_is_gone_at_the_next_start(
+    installation: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temp = tmp_path / "temp"
+    temp.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temp))
+    with installation.client() as client:
+        with_model(installation, client)
+    first = installation.start("inference")
+    left = workers(first)
+    first.kill()
+    eventually(lambda: not any(map(is_alive, left)), 20, "its workers end")
+    (abandoned,) = temp.iterdir()
+    assert list(abandoned.iterdir())  # metrics and states of its workers
+
+    second = installation.start("inference")
+
+    assert not abandoned.exists()
+    assert len(list(temp.iterdir())) == 1
+    assert second.stop() == 0
+    assert list(temp.iterdir()) == []

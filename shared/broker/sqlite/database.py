@@ -173,6 +173,7 @@ class QueueFile:
             if not self._path.exists():
                 for left_over in _files(self._path)[1:]:
                     left_over.unlink(missing_ok=True)
+                self._path.touch(0o666)  # less the umask; SQLite alone would keep a group from writing
             connection = sqlite3.connect(
                 self._path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=256
             )

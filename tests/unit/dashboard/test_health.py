@@ -163,6 +163,9 @@ def test_the_process_serves_on_a_free_port_and_drains_on_sigterm_with_a_stream_o
         stream.close()
 
         assert child.wait(15) == 0
+        files = [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert {path.name for path in files} >= {"broker.db"}
+        assert {path.stat().st_mode & 0o077 for path in files} == {0}
         assert child.stdout is not None
         assert child.stdout.read() == ""
     assert b"worker.heartbeat" in rest or rest == b"\n"

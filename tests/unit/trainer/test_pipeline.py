@@ -1,3 +1,4 @@
+import io
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -7,8 +8,10 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry
 
+from shared.errors import InvalidDataset
 from shared.faces.synthetic import draw_sample
 from shared.params import TrainingParams
+from shared.records.dataset import DatasetRefusal, read_rejects_csv
 from shared.records.edits import Edits
 from shared.records.model_card import ModelCard
 from shared.records.predictions import read_out_of_fold
@@ -19,6 +22,7 @@ from shared.runtime.settings import Settings
 from shared.store.base import sha256_of
 from shared.store.files import FileStore
 from shared.telemetry.metrics import TrainerMetrics
+from tests.archives import face_jpeg, labelled_faces, zipped
 from trainer.pipeline import Pipeline
 from trainer.run_monitor import Monitor
 
@@ -209,3 +213,22 @@ def test_a_dataset_of_an_earlier_release_whose_faces_are_cut_short_is_made_again
     store.put(f"{folder}/faces.npy", whole[:1000])
     assert ingest(store, sha256) == [RunState.INGESTING]
     assert store.get(f"{folder}/faces.npy") == whole
+
+
+def test_what_was_rejected_of_a_refused_archive_is_kept_and_counted(store: FileStore, tmp_path: Path) -> None:
+    files = [*labelled_faces(4), ("notes_without_label.jpg", face_jpeg(9)), ("30_1_0_cut.jpg", face_jpeg(8)[:100])]
+    (tmp_path / "faces.zip").write_bytes(zipped(files))
+    sha256 = accept(store, "run-1", tmp_path / "faces.zip")
+    registry = CollectorRegistry()
+    pipeline = Pipeline(store, Settings(), TrainerMetrics(registry), torch.device("cpu"))
+    with pytest.raises(InvalidDataset) as caught:
+        pipeline.ingest(sha256, Monitor())
+    assert caught.value.code == "too_few_faces"
+    with io.TextIOWrapper(io.BytesIO(store.get(f"datasets/{sha256}/rejects.csv")), "utf-8", newline="") as file:
+        kept = {row.name: row.reason for row in read_rejects_csv(file)}
+    assert kept == {"notes_without_label.jpg": "no_label", "30_1_0_cut.jpg": "invalid_image"}
+    refusal = DatasetRefusal.model_validate_json(store.get(f"datasets/{sha256}/refusal.json"))
+    assert refusal.rejects == {"no_label": 1, "invalid_image": 1}
+    for reason in refusal.rejects:
+        assert registry.get_sample_value("genderline_images_rejected_total", {"reason": reason}) == 1
+    assert registry.get_sample_value("genderline_images_ingested_total") == 0

@@ -18,12 +18,12 @@ from shared.broker.base import Message, Outgoing
 from shared.errors import CODES
 from shared.faces.labelling import LabelSpec
 from shared.measures.shadow import ShadowFigures, add_shadow_figures
-from shared.messages import parse_dataset, parse_job, run_id_of
+from shared.messages import IMAGES, parse_dataset, parse_job, parse_prediction, run_id_of
 from shared.params import TrainingParams
 from shared.records.dataset import dataset_id
 from shared.records.jobs import JobState
 from shared.records.runs import RunState
-from tests.archives import zipped
+from tests.archives import bmp_of, face_jpeg, face_pixels, zipped
 from tests.dashboard_app import Site, error_of, open_site
 
 
@@ -649,3 +649,22 @@ def test_the_labels_of_an_upload_reach_the_message_and_name_the_dataset(site: Si
 def test_a_zip_with_data_in_front_is_taken_at_this_door_too(site: Site, front: bytes) -> None:
     answer = site.web.post("/api/v1/jobs", data=front + archive(), content_type="application/x-zip")
     assert answer.status_code == 202
+
+
+@pytest.mark.parametrize("content_type", ["image/jpg", "image/pjpeg", "image/x-ms-bmp", "application/octet-stream"])
+def test_an_image_is_taken_under_every_name_that_programs_give_to_its_type(site: Site, content_type: str) -> None:
+    bmp = bmp_of(face_pixels(0))
+    data = bmp if content_type == "image/x-ms-bmp" else face_jpeg(0)
+    with site.worker() as taken:
+        answer = site.web.post("/api/v1/predictions", data=data, content_type=content_type)
+    assert answer.status_code == 200, answer.text
+    assert (answer.json or {})["predictions"][0]["gender"] == ("male" if len(data) % 2 else "female")
+    assert parse_prediction(taken[0].message).images == [data]
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/pdf", "application/json"])
+def test_a_type_that_is_no_image_is_refused_with_those_that_are_taken(site: Site, content_type: str) -> None:
+    answer = site.web.post("/api/v1/predictions", data=b"x", content_type=content_type)
+    assert (answer.status_code, error_of(answer.data)[0]) == (415, "unsupported_content_type")
+    for taken in (content_type, *IMAGES, "multipart/form-data"):
+        assert taken in error_of(answer.data)[1]

@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 import pytest
 
-from dashboard.face_grid import FaceFilter, select_faces
-from shared.faces.labelling import LabelReport
+from shared.faces.labelling import LabelReport, LabelSpec
 from shared.faces.labels import GENDERS
+from shared.measures.face_filter import FaceFilter, select_faces
 from shared.records.dataset import DatasetRefusal
 from shared.records.record import Fault
 from shared.records.runs import RunState
@@ -79,7 +79,7 @@ def test_a_filter_keeps_exactly_the_faces_that_fit(filled: Site, wanted: FaceFil
     data = filled.parts.store_cache.dataset(sha_of(filled))
     p = filled.parts.store_cache.predictions(data.sha256, 1)
     assert p is not None
-    from dashboard.face_grid import face_view
+    from shared.measures.face_filter import face_view
 
     def fits(i: int) -> bool:
         view = face_view(data, p, i)
@@ -247,3 +247,14 @@ def test_a_refused_archive_shows_what_was_recognized_and_what_was_rejected(site:
     assert "labels from folders; 4 files" in page
     assert "loose.jpg" in page
     assert "no label" in page
+
+
+def test_the_form_has_a_field_for_everything_that_labels_can_be_told_by(site: Site) -> None:
+    text = site.web.get("/datasets").text
+    assert set(re.findall(r'data-label="(\w+)"', text)) == set(LabelSpec.model_fields)
+
+
+def test_the_welcome_says_all_ways_to_label_faces(site: Site) -> None:
+    welcome = site.web.get("/").text.partition('id="welcome"')[2].partition("</section>")[0]
+    assert "Labels: folders such as male and female, a table (CSV) in the archive, or file names" in welcome
+    assert "must hold the labels" not in welcome

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from shared.faces.labelling import LabelReport, LabelValue
 from shared.faces.labels import GENDERS
 from shared.params import TrainingParams
 from shared.records.runs import Progress, RunState
@@ -198,3 +199,12 @@ def test_a_run_whose_dataset_is_gone_shows_what_was_measured(filled: Site) -> No
 
     assert found["Accuracy"] == "93.0"
     assert "False positive rate" in filled.web.get(f"/runs/{RUN}").text
+
+
+def test_a_run_shows_what_was_recognized_of_the_labels(site: Site) -> None:
+    report = LabelReport(
+        source="folders", values=(LabelValue(value="<men>", gender="male", files=4),), labelled=4, unlabelled=2
+    )
+    site.builder.run(RUN, state=RunState.ACCEPTED, labels=report)
+    state = site.web.get(f"/runs/{RUN}").text.partition('id="state"')[2].partition("</section>")[0]
+    assert "Recognized: labels from folders; &lt;men&gt; = male (4)" in state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -10,7 +11,20 @@ import pytest
 
 from shared.archives.archive import Archive
 from shared.errors import InvalidDataset
-from tests.zips import CONTENT, LIMITS, SAMPLES, Sample, read_sample
+from tests.zips import CONTENT, LIMITS, SAMPLES, Sample, read_sample, table
+
+PAGE = Path(__file__).parents[4] / "docs" / "archives.md"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("unzip") and shutil.which("7z")), reason="needs unzip and 7z")
+def test_the_page_is_what_the_command_writes() -> None:
+    assert table() == PAGE.read_text(encoding="utf-8"), "python -m tests.zips docs/archives.md"
+
+
+def test_the_page_has_a_row_for_each_zip() -> None:
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in PAGE.read_text(encoding="utf-8").splitlines()[8:]]
+    assert rows == [sample.what for sample in SAMPLES]
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.what)

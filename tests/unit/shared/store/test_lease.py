@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,6 +11,7 @@ import pytest
 
 from shared.store.files import FileStore
 from shared.store.lease import LeaseLost, Leases
+from tests.soak.clock import SettableClock
 from tests.store_process import store_process
 
 
@@ -148,3 +152,37 @@ def test_a_machine_without_process_namespaces_leases_too(store: FileStore, monke
 def test_a_file_that_somebody_left_among_the_leases_is_no_lease(store: FileStore) -> None:
     store.put("runs/run-1/lease/notes.txt", b"")
     assert Leases(store, 60).lease("runs/run-1").acquire()
+
+
+TAKE_OVER = """
+import struct, sys, threading, time
+from shared.store.files import FileStore
+from shared.store.lease import Leases
+
+folder, offset, step = sys.argv[1], sys.argv[2], float(sys.argv[3])
+store = FileStore(folder)
+owner, other = (Leases(store, 1.0).lease("runs/run-1") for _ in range(2))
+assert owner.acquire()
+since = time.monotonic()
+assert not other.acquire()
+before = time.time()
+with open(offset, "r+b") as file:
+    file.write(struct.pack("<d", step))
+assert abs(time.time() - before - step) < 60, "the clock was not set"
+while not other.acquire() and time.monotonic() - since < 30:
+    threading.Event().wait(0.02)
+print(time.monotonic() - since)
+"""
+
+
+@pytest.mark.parametrize("step_s", [3600.0, -3600.0])
+def test_a_clock_that_is_set_by_an_hour_neither_hastens_nor_delays_a_take_over(tmp_path: Path, step_s: float) -> None:
+    clock_folder = tmp_path / "clock"
+    clock_folder.mkdir()
+    environment = {**os.environ, **SettableClock(clock_folder).environment}
+    arguments = [str(tmp_path / "store"), str(clock_folder / "offset"), str(step_s)]
+    done = subprocess.run(
+        [sys.executable, "-c", TAKE_OVER, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert 1.0 <= float(done.stdout) < 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -97,14 +98,39 @@ def test_a_full_disk_is_retryable_and_leaves_nothing_half_written(
     assert [path.name for path in (store.root / "a").iterdir()] == ["note"]
 
 
-def test_what_others_must_read_is_readable_by_others(store: FileStore, tmp_path: Path) -> None:
-    source = tmp_path / "private.zip"
+WRITE_ALL = """
+import os, sys
+from pathlib import Path
+from shared.broker.sqlite.broker import SqliteBroker
+from shared.store.files import FileStore
+
+os.umask(int(sys.argv[2], 8))
+folder = Path(sys.argv[1])
+store = FileStore(folder / "store")
+for name, mode in (("open", 0o666), ("closed", 0o600)):
+    source = folder / name
     source.write_bytes(b"x")
-    source.chmod(0o600)
-    store.put_file("moved", source)
-    store.put("put", b"x")
-    store.create("created", b"x")
-    assert {oct(store.path(key).stat().st_mode & 0o777) for key in ("moved", "put", "created")} == {"0o644"}
+    source.chmod(mode)
+    store.put_file(f"moved/{name}", source)
+store.put("put/it", b"x")
+store.create("created/it", b"x")
+store.update("updated/it", lambda _: b"x")
+with SqliteBroker(folder / "broker.db"):
+    for path in [folder / "broker.db", *folder.glob("broker.db-*"), *store.root.rglob("*")]:
+        print("folder" if path.is_dir() else "file", oct(path.stat().st_mode & 0o777))
+"""
+
+
+@pytest.mark.parametrize(
+    ("umask", "file", "folder"), [("077", "0o600", "0o700"), ("007", "0o660", "0o770"), ("022", "0o644", "0o755")]
+)
+def test_who_may_read_what_is_written_is_what_the_umask_says(
+    tmp_path: Path, umask: str, file: str, folder: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WRITE_ALL, str(tmp_path), umask], capture_output=True, text=True, check=True
+    )
+    assert set(done.stdout.splitlines()) == {f"file {file}", f"folder {folder}"}
 
 
 def test_a_key_below_an_object_is_retryable_not_a_crash(store: FileStore) -> None:

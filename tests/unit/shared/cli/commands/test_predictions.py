@@ -16,6 +16,7 @@ from shared.client import Client
 from shared.faces.decode import ImageLimits, decode_face
 from shared.faces.png import encode_png
 from shared.messages import json_reply, parse_prediction, prediction
+from shared.records.cells import from_cell
 from shared.records.dismissals import dismissed_failures, failure_key
 from shared.records.jobs import Jobs, JobState
 from tests.store_builder import StoreBuilder
@@ -203,3 +204,15 @@ def test_jobs_lists_shows_follows_and_cancels_jobs(builder: StoreBuilder, client
     assert client.jobs.cancel_requested("job-2")
     assert run("jobs", done, "--cancel").exit_code == 1
     assert run("jobs", "job-3").exit_code == 1
+
+
+def test_hostile_names_are_inert_in_what_predict_writes(client: Client, folder: Path) -> None:
+    names = ["=1+1.png", "\uff20SUM(A1).png", ";=1.png", "a\u202egnp.png", "a\x9b31m.png"]
+    for name in names:
+        (folder / name).write_bytes(PNG)
+    with serving(client, client.broker.topology.predictions, answers):
+        assert run("predict", *names, "--out", "out.csv").exit_code == 0
+    with (folder / "out.csv").open(newline="", encoding="utf-8") as file:
+        written = [row["name"] for row in csv.DictReader(file)]
+    assert sorted(map(from_cell, written)) == sorted(names)
+    assert all(name.isprintable() and name[0] not in "=;\uff20" for name in written)

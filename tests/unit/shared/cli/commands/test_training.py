@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from shared.broker.base import Delivery, Message, Outgoing
 from shared.client import Client
+from shared.faces.labelling import LabelReport, LabelSpec
+from shared.messages import parse_dataset
 from shared.params import TrainingParams
 from shared.records.dismissals import dismissed_failures, failure_key
 from shared.records.model_card import GateResult
@@ -216,3 +219,29 @@ def test_a_failed_run_is_retried_and_one_that_has_not_failed_is_not(builder: Sto
     assert len(client.runs.all().records) == 3
     assert document("runs", "run-000000000002", "--retry", exit_code=1)["error"]["code"] == "conflict"
     assert run("runs", "--retry").exit_code == 2
+
+
+def test_train_says_what_was_recognized_of_the_labels(client: Client, folder: Path) -> None:
+    (folder / "faces.zip").write_bytes(ZIP)
+    report = LabelReport(source="table", tables=("list.csv",), columns={"gender": "sex"}, labelled=60)
+    told: list[Message] = []
+    train = trains(client, labels=report, **registered())
+
+    def handle(delivery: Delivery) -> list[Outgoing]:
+        told.append(delivery.message)
+        return train(delivery)
+
+    with serving(client, client.broker.topology.datasets, handle):
+        result = run("train", "faces.zip", "--labels", "gender=sex", "--labels", "male=1,2")
+    assert result.exit_code == 0, result.output
+    assert "labels from list.csv, column sex; 60 files" in result.stderr
+    assert parse_dataset(told[0]).labels == LabelSpec(gender="sex", male=("1", "2"))
+    assert run("train", "faces.zip", "--labels", "sex=gender").exit_code == 2
+
+
+def test_an_archive_is_copied_into_the_store_for_its_user_alone(client: Client, folder: Path) -> None:
+    (folder / "faces.zip").write_bytes(ZIP)
+    (folder / "faces.zip").chmod(0o644)
+    assert run("train", "faces.zip", "--detach").exit_code == 0
+    modes = {path.stat().st_mode & 0o777 for path in (folder / "data" / "store" / "runs").rglob("*.json")}
+    assert modes == {0o600}
