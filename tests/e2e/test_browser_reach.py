@@ -17,8 +17,8 @@ pytestmark = pytest.mark.browser
 __all__ = ["site"]
 
 WATCH_FOCUS: Final = """() => {
-  const takes = "a[href], button:enabled, input:enabled:not([type=hidden]), select:enabled, textarea:enabled, summary, " +
-    "[tabindex='0']";
+  const takes = "a[href], button:enabled, input:enabled:not([type=hidden]), select:enabled, textarea:enabled, " +
+    "summary, [tabindex='0']";
   window.wanted = [...document.querySelectorAll(takes)].filter((e) => e.tabIndex >= 0 && e.checkVisibility({
     visibilityProperty: true }));
   window.focused = [];
@@ -26,7 +26,10 @@ WATCH_FOCUS: Final = """() => {
   addEventListener("focusin", (event) => {
     window.focused.push(event.target);
     const [target] = event.composedPath(); // within a plot, what it is made of
-    const marked = (e) => e && getComputedStyle(e).outlineStyle !== "none" && parseFloat(getComputedStyle(e).outlineWidth) >= 1;
+    const marked = (e) => {
+      const { outlineStyle, outlineWidth } = getComputedStyle(e);
+      return outlineStyle !== "none" && parseFloat(outlineWidth) >= 1;
+    };
     const shown = target.matches("input[type=file]") ? target.nextElementSibling : target;
     const { width, height } = shown.getBoundingClientRect();
     if (!marked(shown) || !width || !height) window.unseen.push(target.outerHTML.slice(0, 160));
