@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
 from typing import Final, Generic, TypeVar
 
 import numpy as np
@@ -18,10 +16,8 @@ from shared.errors import NotFound
 from shared.measures.groups import wilson_rate
 from shared.measures.labels import ARCHIVE_LABELS
 from shared.records.annotations import Annotation, Annotations, Kind, with_name
+from shared.records.columns import Dataset, load_dataset, with_corrections
 from shared.records.dataset import (
-    FACES_CSV,
-    FACES_NPY,
-    NEAR_DUPLICATES_CSV,
     REFUSAL_JSON,
     REJECTS_CSV,
     SPLITS,
@@ -29,8 +25,6 @@ from shared.records.dataset import (
     DatasetSummary,
     RejectRow,
     find_summary,
-    open_faces,
-    read_near_duplicates_csv,
     read_rejects_csv,
 )
 from shared.records.edits import Corrections, EditHistory, Edits, edits_key
@@ -43,9 +37,6 @@ from shared.records.registry import Registry
 from shared.records.runs import Run, Runs
 from shared.store.base import Store
 
-EDITED: Final = ("unedited", "corrected", "confirmed", "excluded")
-"""What edits have made of a face: another label, its own label again, or none."""
-EXCLUDED: Final = len(SPLITS)
 _DATASETS_CACHED: Final = 4
 _EDITED_CACHED: Final = 8
 _PREDICTIONS_CACHED: Final = 16
@@ -55,44 +46,6 @@ _LOG = logging.getLogger(__name__)
 _K = TypeVar("_K", bound=Hashable)
 _V = TypeVar("_V")
 _R = TypeVar("_R", bound=Record)
-
-
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """A decoded dataset, as columns.
-
-    Attributes:
-        sha256: its id.
-        summary: what it holds.
-        names: of the archive's entries, by the face's index.
-        age: int16 (N,), years, or `UNKNOWN`.
-        gender: uint8 (N,), index into `shared.faces.labels.GENDERS`.
-        ethnicity: int16 (N,), index into `shared.faces.labels.ETHNICITIES`, or `UNKNOWN`.
-        split: uint8 (N,), index into `shared.records.dataset.SPLITS`, or `EXCLUDED` for a face that an edit left out.
-        sizes: uint32 (N, 2), width and height of the original image in pixels.
-        groups: int32 (N,), the number of the faces that look the same; -1 for a face that is like no other.
-        edits: uint8 (N,), index into `EDITED`.
-        corrections: the hash of the edits that are applied; None where the labels are those of the archive.
-        faces: uint8 (N, 128, 128), luma, mapped from the file.
-        held: keeps the file of `faces` there.
-    """
-
-    sha256: str
-    summary: DatasetSummary
-    names: list[str]
-    age: NDArray[np.int16]
-    gender: NDArray[np.uint8]
-    ethnicity: NDArray[np.int16]
-    split: NDArray[np.uint8]
-    sizes: NDArray[np.uint32]
-    groups: NDArray[np.int32]
-    edits: NDArray[np.uint8]
-    corrections: str | None
-    faces: NDArray[np.uint8]
-    held: contextlib.ExitStack = field(repr=False)
-
-    def __len__(self) -> int:
-        return len(self.names)
 
 
 class LruCache(Generic[_K, _V]):
@@ -339,7 +292,7 @@ class StoreCache:
             key = (sha256, corrections.sha256)
             if (known := self._edited.find(key)) is not None:
                 return known
-            data = _with_corrections(self.dataset(sha256), corrections, corrections.sha256)
+            data = with_corrections(self.dataset(sha256), corrections, corrections.sha256)
             self._edited.put(key, data)
             return data
         return self._edited.get((sha256, edits))
@@ -429,36 +382,7 @@ class StoreCache:
         return found
 
     def _load_dataset(self, sha256: str) -> Dataset:
-        summary = self.summary(sha256)
-        if summary is None:
-            raise NotFound(f"there is no decoded dataset {sha256[:12]!r}")
-        with contextlib.ExitStack() as stack:
-            table = stack.enter_context(self._store.local(f"datasets/{sha256}/{FACES_CSV}"))
-            path = stack.enter_context(self._store.local(f"datasets/{sha256}/{FACES_NPY}"))
-            faces, rows = open_faces(path, table, sha256)
-            return Dataset(
-                sha256,
-                summary,
-                [row.name for row in rows],
-                np.array([row.age for row in rows], np.int16),
-                np.array([row.gender for row in rows], np.uint8),
-                np.array([row.ethnicity for row in rows], np.int16),
-                np.array([SPLITS.index(row.split) for row in rows], np.uint8),
-                np.array([(row.width, row.height) for row in rows], np.uint32).reshape(-1, 2),
-                self._load_groups(sha256, len(rows)),
-                np.zeros(len(rows), np.uint8),
-                None,
-                faces,
-                stack.pop_all(),
-            )
-
-    def _load_groups(self, sha256: str, count: int) -> NDArray[np.int32]:
-        groups = np.full(count, -1, np.int32)
-        with contextlib.suppress(NotFound):  # of an older release
-            text = self._store.get(f"datasets/{sha256}/{NEAR_DUPLICATES_CSV}").decode()
-            found = read_near_duplicates_csv(io.StringIO(text, newline=""))
-            groups[list(found)] = list(found.values())
-        return groups
+        return load_dataset(self._store, sha256, self._load_summary(sha256))
 
     def _history(self, sha256: str) -> tuple[EditHistory, Corrections]:
         key = edits_key(sha256)
@@ -473,7 +397,7 @@ class StoreCache:
         return history, history.corrections()
 
     def _edit(self, sha256: str, edits: str) -> Dataset:
-        return _with_corrections(self.dataset(sha256), self._edits.frozen(sha256, edits), edits)
+        return with_corrections(self.dataset(sha256), self._edits.frozen(sha256, edits), edits)
 
     def _load_out_of_fold(self, sha256: str, version: int) -> NDArray[np.float32]:
         card = self.card(version)
@@ -483,19 +407,6 @@ class StoreCache:
 
     def _load_predictions(self, sha256: str, version: int) -> NDArray[np.float32]:
         return read_predictions(self._store, sha256, self.card(version))
-
-
-def _with_corrections(data: Dataset, corrections: Corrections, sha256: str) -> Dataset:
-    """Returns a dataset with the labels that its edits make."""
-    gender = corrections.apply(data.gender)
-    edits, split = np.zeros(len(data), np.uint8), data.split.copy()
-    relabelled = [*corrections.male, *corrections.female]
-    edits[relabelled] = np.where(gender == data.gender, EDITED.index("confirmed"), EDITED.index("corrected"))[
-        relabelled
-    ]
-    excluded = list(corrections.exclude)
-    edits[excluded], split[excluded] = EDITED.index("excluded"), EXCLUDED
-    return replace(data, gender=gender, split=split, edits=edits, corrections=sha256)
 
 
 def _read_unless_final(ended: LruCache[str, _R], find: Callable[[str], _R | None], key: str) -> _R | None:

@@ -63,6 +63,7 @@ class Visit:
         dark: whether the person likes it dark.
         zone: the time zone where they are.
         policed: whether the browser keeps to the pages' content security policy.
+        still: whether the person asked for less motion.
 
     Attributes:
         page: for Playwright's own calls.
@@ -78,6 +79,7 @@ class Visit:
         dark: bool = False,
         zone: str = "UTC",
         policed: bool = True,
+        still: bool = False,
     ) -> None:
         self.base = base
         self.context = browser.new_context(
@@ -89,6 +91,7 @@ class Visit:
             timezone_id=zone,
             locale="en-US",
             bypass_csp=not policed,
+            reduced_motion="reduce" if still else "no-preference",
         )
         self.page: Page = self.context.new_page()
         self.page.set_default_timeout(20_000)

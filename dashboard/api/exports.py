@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-import zipfile
 from collections.abc import Callable
 from typing import IO
 
 from flask import Response, send_file
 
-from dashboard.api.faces import faces_csv, requested_faces
+from dashboard.api.faces import requested_faces
 from dashboard.context import dashboard
-from shared.faces.labels import GENDERS
-from shared.faces.png import encode_png
 from shared.records.exports import ExportKind, write_export
 
 
@@ -25,16 +22,7 @@ def send_export(kind: ExportKind, which: str) -> Response:
 
 def send_face_images(sha256: str) -> Response:
     """Sends the faces that fit the request's filter, as the network sees them, with a table of all about them."""
-    asked = requested_faces(sha256)
-
-    def write(file: IO[bytes]) -> None:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            for index in asked.select():
-                gender = GENDERS[asked.data.gender[index]]
-                archive.writestr(f"{gender}/{index:06d}.png", encode_png(asked.data.faces[index]))
-            archive.writestr("faces.csv", faces_csv(asked), zipfile.ZIP_DEFLATED)
-
-    return _send(f"{sha256[:12]}-faces.zip", write)
+    return _send(f"{sha256[:12]}-faces.zip", requested_faces(sha256).write_zip)
 
 
 def _send(name: str, write: Callable[[IO[bytes]], None]) -> Response:

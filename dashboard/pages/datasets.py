@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections import defaultdict
 from typing import Any, Final
 
@@ -10,28 +11,29 @@ import cv2
 import numpy as np
 from flask import Blueprint, Response, jsonify, redirect, render_template, request, url_for
 from numpy.typing import NDArray
+from PIL import Image
 from werkzeug.wrappers import Response as WsgiResponse
 
-from dashboard.api.faces import RequestedFaces, list_predictions, requested_faces, require_face
+from dashboard.api.faces import list_predictions, requested_faces, require_face
 from dashboard.api.uploads import parse_number
 from dashboard.auth import current_user
 from dashboard.context import dashboard
-from dashboard.face_grid import (
-    AGREEMENTS,
-    CONFIDENCE_BANDS,
-    SORTS,
-    FaceFilter,
-    encode_webp,
-    face_view,
-)
 from dashboard.pages.manage import annotation_view, tag_filter
 from dashboard.pages.originals import send_original
 from dashboard.pages.train_fields import label_choices, parameter_fields, read_parameters
-from dashboard.store_cache import Dataset
 from shared.errors import InvalidMessage, NotFound
 from shared.faces.labels import GENDERS
 from shared.faces.png import encode_png
 from shared.faces.rejects import REJECT_REASONS
+from shared.measures.face_filter import (
+    AGREEMENTS,
+    CONFIDENCE_BANDS,
+    SORTS,
+    FaceFilter,
+    face_view,
+)
+from shared.measures.face_selection import FaceSelection
+from shared.records.columns import Dataset
 from shared.records.dataset import SPLITS, DatasetSummary
 from shared.records.predictions import predict_female
 from shared.records.record import DamagedRecord
@@ -246,7 +248,7 @@ def face_image(sha256: str, index: int) -> Response:
 @blueprint.get("/datasets/<sha256>/faces/<int:index>.webp")
 def face_thumbnail(sha256: str, index: int) -> Response:
     """Sends a face as a small WebP."""
-    answer = Response(encode_webp(_thumbnail(_with_face(sha256, index), index)), mimetype="image/webp")
+    answer = Response(_encode_webp(_thumbnail(_with_face(sha256, index), index)), mimetype="image/webp")
     answer.headers["Cache-Control"] = _FOREVER
     return answer
 
@@ -265,7 +267,7 @@ def face_sheet(sha256: str) -> Response:
     for place, index in enumerate(indices):
         y, x = (_THUMBNAIL * number for number in divmod(place, _SHEET_COLUMNS))
         sheet[y : y + _THUMBNAIL, x : x + _THUMBNAIL] = _thumbnail(data, index)
-    answer = Response(encode_webp(sheet), mimetype="image/webp")
+    answer = Response(_encode_webp(sheet), mimetype="image/webp")
     answer.headers["Cache-Control"] = _FOREVER
     return answer
 
@@ -319,7 +321,15 @@ def _thumbnail(data: Dataset, index: int) -> NDArray[np.uint8]:
     return np.asarray(cv2.resize(data.faces[index], side, interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _facets(asked: RequestedFaces) -> list[dict[str, Any]]:
+def _encode_webp(image: NDArray[np.uint8]) -> bytes:
+    """Returns uint8 (H, W) as a WebP file: for the eye, in about a seventh of the PNG's bytes."""
+    target = io.BytesIO()
+    # Half the time of the default method, for 6 % more bytes.
+    Image.fromarray(image).save(target, "WEBP", quality=70, method=2)
+    return target.getvalue()
+
+
+def _facets(asked: FaceSelection) -> list[dict[str, Any]]:
     """Returns the facets of a page: each with its values that some faces have, and where each value leads."""
     query = asked.wanted.as_query()
     found = []

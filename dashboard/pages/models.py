@@ -8,10 +8,10 @@ from werkzeug.wrappers import Response
 from dashboard.api.routes.models import read_reason
 from dashboard.auth import current_user
 from dashboard.context import dashboard
-from dashboard.face_grid import read_threshold
 from dashboard.pages.answer import answer_view
 from dashboard.pages.manage import annotation_view, tag_filter
 from dashboard.workers import summarize_monitoring
+from shared.measures.face_filter import read_threshold
 
 blueprint = Blueprint("models", __name__)
 

@@ -11,13 +11,13 @@ from flask import Blueprint, Response, jsonify, render_template, request
 from dashboard.api.routes.predictions import ANSWER_S, predict_images, require_broker
 from dashboard.api.uploads import parse_number, receive_images
 from dashboard.context import dashboard
-from dashboard.face_grid import FaceFilter, face_view, select_faces
-from dashboard.store_cache import Dataset
 from shared.clock import now_iso
 from shared.errors import GenderlineError, NotFound
 from shared.faces.decode import ImageLimits, decode_face
 from shared.faces.labels import GENDERS, label_or_none
 from shared.faces.png import encode_png
+from shared.measures.face_filter import FaceFilter, face_view, select_faces
+from shared.records.columns import Dataset
 
 blueprint = Blueprint("predict", __name__)
 

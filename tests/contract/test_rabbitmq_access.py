@@ -271,8 +271,8 @@ def test_a_missing_permission_is_named_and_ends_the_work(lacks: str, place: Plac
         assert broker.reconnects == 0
 
 
-@pytest.mark.parametrize("service", ["trainer", "inference"])
-def test_a_service_that_may_not_publish_events_ends_at_its_start_and_says_why(
+@pytest.mark.parametrize("service", ["trainer", "inference", "dashboard"])
+def test_a_service_that_may_not_publish_events_is_not_ready_and_says_why(
     service: str, place: Place, rabbitmq: RabbitNode, tmp_path: Path
 ) -> None:
     place.open().close()
@@ -286,7 +286,7 @@ def test_a_service_that_may_not_publish_events_ends_at_its_start_and_says_why(
         refusal = f"the user {user} has no write permission on exchange '{prefix}.events'"
         if service == "trainer":
             assert started.process.wait(60) == 1
-        else:  # the supervisor starts its worker again, with growing pauses
+        else:  # inference starts its worker again, with growing pauses; the dashboard shows pages all the same
             eventually(lambda: refusal in started.log.read_text(), 60, "a refusal in the log")
             eventually(lambda: not started.ready(), 20, "it is not called ready")
         assert refusal in started.log.read_text()

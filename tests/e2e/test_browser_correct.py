@@ -111,7 +111,7 @@ def test_corrections_by_keyboard_bring_back_the_accuracy_that_wrong_labels_cost(
         here = page.locator(".cell[aria-selected=true]")
         expect(here).to_have_attribute("data-position", str(len(names)))
         page.keyboard.press("x")
-        expect(page.locator("#corrected")).to_contain_text(f"{len(names)} labels set, 1 faces excluded")
+        expect(page.locator("#corrected")).to_contain_text(f"{len(names)} labels set, 1 face excluded")
         page.keyboard.press("u")
         expect(here).to_have_attribute("data-position", str(len(names)))
         for key in ("ArrowRight", "ArrowDown", "ArrowUp", "ArrowLeft"):

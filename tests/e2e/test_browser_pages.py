@@ -87,6 +87,10 @@ def test_every_page_stands_without_a_fault(
     visit.close()
 
 
+HELD = {"empty-table-header", "label-title-only", "empty-heading"}
+"""Rules that are held though axe calls them minor or moderate."""
+
+
 @pytest.mark.parametrize(("size", "dark"), [(DESK, False), (PHONE, True)], ids=["desk", "phone"])
 def test_axe_finds_no_serious_fault_on_any_page(
     site: Site, base: str, browser: Browser, size: tuple[int, int], dark: bool
@@ -97,7 +101,7 @@ def test_axe_finds_no_serious_fault_on_any_page(
     for path in paths(site):
         visit.go(path)
         for fault in Axe().run(visit.page).response["violations"]:
-            if fault["impact"] in {"serious", "critical"}:
+            if fault["impact"] in {"serious", "critical"} or fault["id"] in HELD:
                 found += [f"{path}: {fault['id']}: {node['html']}" for node in fault["nodes"]]
     visit.close()
     assert found == []

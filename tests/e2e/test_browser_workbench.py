@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Dialog, FilePayload, Route, expect
+from playwright.sync_api import Browser, Dialog, FilePayload, Response, Route, expect
 
 from shared.records.runs import RunState
 from tests.archives import zipped
@@ -257,6 +257,79 @@ def test_a_cut_line_costs_the_part_that_was_on_its_way(site: Site, visit: Visit)
     expect(visit.page.locator(".uploads [data-show=stage]")).to_contain_text("lost. Trying again")
     expect(visit.page.locator(".uploads a")).to_be_visible(timeout=30_000)
     assert offsets == ["0", str(8 * 2**20), str(8 * 2**20)]
+    assert hashlib.sha256(file["buffer"]).hexdigest() in site.store.children("datasets")
+
+
+BAD_GATEWAY = "<html><h1>502 Bad Gateway</h1></html>"
+
+
+def test_a_proxys_502_is_told_in_words_and_the_upload_goes_on(site: Site, visit: Visit) -> None:
+    visit.go("/datasets")
+    file = large_archive(1_500_000)
+    answers = 0
+
+    def fail_once(route: Route) -> None:
+        nonlocal answers
+        answers += 1
+        if answers == 1:
+            route.fulfill(status=502, body=BAD_GATEWAY)
+        else:
+            route.continue_()
+
+    visit.page.route("**/api/v1/uploads/*", fail_once)
+    visit.page.locator("input[type=file]").set_input_files([file])
+    stage = visit.page.locator(".uploads [data-show=stage]")
+    expect(stage).to_have_text("The dashboard does not answer (502). Trying again…")
+    expect(visit.page.locator(".uploads a")).to_be_visible(timeout=30_000)
+    assert hashlib.sha256(file["buffer"]).hexdigest() in site.store.children("datasets")
+
+    visit.page.route("**/api/v1/datasets?*", lambda route: route.fulfill(status=502, body=BAD_GATEWAY))
+    visit.page.locator("input[type=file]").set_input_files(archive())
+    expect(visit.page.locator(".uploads .alert")).to_have_text(
+        "The dashboard does not answer; the proxy in front of it says 502. Try again in a moment. "
+        "What was sent is kept for a day: drop the file again."
+    )
+
+
+def test_a_proxys_502_is_told_in_words_where_an_image_is_predicted(visit: Visit) -> None:
+    visit.page.route("**/predict/image?*", lambda route: route.fulfill(status=502, body=BAD_GATEWAY))
+    visit.go("/predict")
+
+    expect(visit.page.locator("[data-error]").first).to_have_text(
+        "The dashboard does not answer; the proxy in front of it says 502. Try again in a moment."
+    )
+
+
+def test_a_login_that_expires_in_mid_upload_is_renewed_and_the_file_is_kept(site: Site, visit: Visit) -> None:
+    visit.go("/datasets")
+    file = large_archive(11_500_000)
+    sent: list[tuple[str, int]] = []
+    held: list[Route] = []
+
+    def hold_the_second(route: Route) -> None:
+        if route.request.method == "PATCH" and len(sent) == 1 and not held:
+            held.append(route)
+        else:
+            route.continue_()
+
+    def note(response: Response) -> None:
+        if response.request.method == "PATCH":
+            sent.append((str(response.request.header_value("upload-offset")), response.status))
+
+    visit.page.on("response", note)
+    visit.page.route("**/api/v1/uploads/*", hold_the_second)
+    visit.page.locator("input[type=file]").set_input_files([file])
+    eventually(lambda: visit.page.evaluate("true") and held, 20, "the second part is on its way")
+    visit.context.clear_cookies(name=site.app.config["SESSION_COOKIE_NAME"])
+    held[0].continue_()
+
+    expect(visit.page.locator(".uploads [data-show=stage]")).to_have_text("Waiting for you to log in")
+    dialog = visit.page.locator("#login-dialog")
+    dialog.get_by_label("Access token").fill(TOKEN)
+    dialog.get_by_role("button", name="Log in").click()
+    expect(visit.page.locator(".uploads a")).to_be_visible(timeout=30_000)
+    eight = str(8 * 2**20)
+    assert sent == [("0", 204), (eight, 401), (eight, 204)]  # what was there stays
     assert hashlib.sha256(file["buffer"]).hexdigest() in site.store.children("datasets")
 
 

@@ -52,7 +52,7 @@ class Sender:
 
     def run(self, stop: threading.Event, *, job_every_s: float, dataset_every_s: float) -> None:
         """Sends until `stop`."""
-        next_job, next_dataset = job_every_s / 2, dataset_every_s / 10
+        next_job, next_dataset = 0.0, dataset_every_s / 10
         while not stop.wait(self._rng.uniform(0.0, 0.06)):
             if self._ledger.waiting() > MOST_WAITING:
                 stop.wait(0.2)
@@ -166,12 +166,18 @@ def rabbitmq_receiver(url: str, name: str, ledger: Ledger, clock: Clock) -> Iter
                 open_channel[0].basic_ack(found[-1][0], multiple=True)
             return [message for _, message in found]
         except (AMQPError, OSError):
-            open_channel.clear()
+            close()
             time.sleep(0.2)
             return []
+
+    def close() -> None:
+        while open_channel:
+            with contextlib.suppress(AMQPError, OSError):
+                open_channel.pop().connection.close()
 
     try:
         yield Receiver(name, ledger, clock, receive)
     finally:
-        with contextlib.suppress(AMQPError, OSError):
-            pika.BlockingConnection(parameters).channel().queue_delete(name)
+        close()
+        with contextlib.suppress(AMQPError, OSError), pika.BlockingConnection(parameters) as last:
+            last.channel().queue_delete(name)

@@ -27,7 +27,7 @@ _STAGE_WITHIN_S: Final = 30.0
 _WEIGHTS: Final = {
     "kill a worker": 6,
     "kill inference": 4,
-    "cut every connection": 5,
+    "cut every connection": 6,
     "stop the trainer past its lease": 2,
 }
 """How often a fault is made for each time that the others are."""

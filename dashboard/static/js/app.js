@@ -23,6 +23,12 @@ export function toast(text) {
   setTimeout(() => item.remove(), 6000);
 }
 
+// What an answer means that is not ours: of a proxy in front of the dashboard.
+export function explainStatus(status) {
+  if (![502, 503, 504].includes(status)) return `The server answered ${status}.`;
+  return `The dashboard does not answer; the proxy in front of it says ${status}. Try again in a moment.`;
+}
+
 // Fetches JSON, or with `as` something else; asks for the token again where the login has expired.
 async function request(url, options, as) {
   // Errors come as JSON only where that is asked for.
@@ -34,7 +40,7 @@ async function request(url, options, as) {
   }
   if (answer.ok) return answer[as]();
   const body = await answer.json().catch(() => ({}));
-  throw new Error(body.error?.message ?? `The server answered ${answer.status}.`);
+  throw new Error(body.error?.message ?? explainStatus(answer.status));
 }
 
 export function get(url, as = "json") {

@@ -85,8 +85,8 @@ async function predict(blob, { name, given, gender, page }) {
       at("true").textContent = truth;
       const mark = document.createElement("span");
       mark.className = `verdict ${truth === entry.gender ? "correct" : "wrong"}`;
-      mark.textContent = truth === entry.gender ? " ✓ correct" : " ✗ wrong";
-      at("true").append(mark);
+      mark.textContent = truth === entry.gender ? "✓ correct" : "✗ wrong";
+      at("true").append(" ", mark);
     } else at("true").textContent = "none in the file name";
     const mark = truth ? (truth === entry.gender ? "✓ " : "✗ ") : "";
     tell(mark + entry.gender, truth ? (truth === entry.gender ? "verdict correct" : "verdict wrong") : `gender-${entry.gender}`);

@@ -1,5 +1,5 @@
 // Drop zones: archives are sent in parts, with the true number of bytes, and then followed through the queue.
-import { STAGES, changedParameters, duration, get, refresh, root, toast } from "./app.js";
+import { STAGES, changedParameters, duration, explainStatus, get, refresh, root, toast } from "./app.js";
 import { NO_ANSWER, Refused, call, sendInParts } from "./parts.js";
 
 const ENDED = ["registered", "ingested", "finished", "rejected", "failed", "cancelled"];
@@ -36,7 +36,7 @@ function meaning(request) {
   if (request.status === 413) {
     return "A proxy in front of the dashboard refused this file as too large (413). Raise its limit (nginx: client_max_body_size), or put the file where the services can read it and submit it by reference.";
   }
-  return `The server answered ${request.status}. Try again; if it stays like this, check the proxy in front of the dashboard.`;
+  return `${explainStatus(request.status)} What was sent is kept for a day: drop the file again.`;
 }
 
 async function send(zone, file) {
@@ -73,8 +73,9 @@ async function send(zone, file) {
   };
   const onTrouble = (error) => {
     started = null;
-    const why = error instanceof Refused ? error.request.response?.error?.message : null;
-    show("stage", `${why ?? "The connection to the server was lost"}. Trying again…`);
+    const { status, response } = error.request ?? {};
+    const away = status ? `The dashboard does not answer (${status})` : "The connection to the server was lost";
+    show("stage", `${response?.error?.message ?? away}. Trying again…`);
     show("eta", "");
   };
   const onLogin = () => show("stage", "Waiting for you to log in");

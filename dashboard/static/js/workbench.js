@@ -13,7 +13,7 @@ const CELL = 116; // the least width, in pixels
 const CAPTION = 40;
 const GAP = 8;
 const SPARE_ROWS = 4; // drawn above and below what is in sight
-const MOST_AHEAD = 8; // chunks that are asked for before they are in sight
+const MOST_AHEAD = 16; // chunks that are asked for before they are in sight
 const WAIT_MS = 150; // before a face that somebody passes over is asked for
 const CHANGES = { m: "male", f: "female", x: "exclude" };
 
@@ -136,9 +136,9 @@ function draw() {
       cells.delete(position);
     }
   }
-  // First what is in sight, then what comes into sight within a second of scrolling at this speed.
+  // First what is in sight, then what comes into sight within two seconds of scrolling at this speed.
   for (let number = Math.floor(from / CHUNK); number <= Math.floor(to / CHUNK); number += 1) ask(number);
-  const ahead = Math.ceil(columns * speed(height) / CHUNK);
+  const ahead = Math.ceil((2 * columns * speed(height)) / CHUNK);
   for (let more = 1; more <= Math.min(Math.abs(ahead) + 1, MOST_AHEAD); more += 1) {
     ask(ahead < 0 ? Math.floor(from / CHUNK) - more : Math.floor(to / CHUNK) + more);
   }

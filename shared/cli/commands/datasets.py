@@ -1,20 +1,105 @@
-"""Commands for a dataset in the store: the edits of its labels."""
+"""Commands for a dataset in the store: its faces, and the edits of its labels."""
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from shared.cli.base import connected, json_option, output_of
+from shared.cli.base import RESULTS, connected, json_option, output_of
+from shared.errors import GenderlineError
 
 if TYPE_CHECKING:
+    from shared.measures.face_filter import FaceFilter
     from shared.records.edits import Edit, EditHistory
 
 
 @click.group()
 def dataset() -> None:
-    """Correct the labels of a dataset that is in the store."""
+    """Find faces of a dataset that is in the store, and correct their labels."""
+
+
+def _filter(_ctx: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> FaceFilter:
+    """Reads `--where key=value`."""
+    from shared.measures.face_filter import FaceFilter  # noqa: PLC0415
+
+    wanted = {}
+    for text in given:
+        key, equals, wanted[key] = text.partition("=")
+        if not equals:
+            raise click.BadParameter(f"found {text!r}, expected KEY=VALUE, such as result=wrong")
+    try:
+        return FaceFilter.parse(wanted)
+    except GenderlineError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@dataset.command()
+@click.argument("sha256")
+@click.option(
+    "--where",
+    "wanted",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=_filter,
+    help="Only such faces, as in result=wrong, age=20-29, low=0.9; version and other choose models, labels=archive "
+    "the labels. docs/api.md says all.",
+)
+@click.option("--sort", default="archive", show_default=True, help="The order, such as suspects or largest_error.")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="The most to show.")
+@click.option("--out", type=RESULTS, help="Write all of them to this CSV file, or with their images to this zip.")
+@json_option
+@click.pass_context
+def faces(ctx: click.Context, sha256: str, wanted: FaceFilter, sort: str, limit: int, out: Path | None) -> None:
+    """List faces with their predictions, as the dataset's page shows them.
+
+    `--sort suspects` begins with the labels that are the likeliest to be wrong.
+    """
+    from shared.cli.output import percent  # noqa: PLC0415
+    from shared.measures.face_filter import SORTS  # noqa: PLC0415
+    from shared.measures.face_selection import COLUMNS, read_selection  # noqa: PLC0415
+
+    if sort not in SORTS:
+        raise click.BadParameter(f"found {sort!r}, expected one of {', '.join(SORTS)}", param_hint="--sort")
+    if out is not None and out.suffix not in {".csv", ".zip"}:
+        raise click.BadParameter(f"found {out.name!r}, expected a name that ends in .csv or .zip", param_hint="--out")
+    output = output_of(ctx)
+    with connected() as client:
+        found = read_selection(client.store, sha256, dataclasses.replace(wanted, sort=sort))
+    with found.data.held:
+        order = found.select()
+        views = [found.view(int(i)) for i in order[:limit]]
+        if out is not None and out.suffix == ".zip":
+            with out.open("wb") as file:
+                found.write_zip(file)
+        elif out is not None:
+            out.write_text(found.as_csv(), encoding="utf-8")
+    if output.as_json:
+        rows = [{name: view.get(name) for name in COLUMNS} for view in views]
+        output.document({"total": len(order), "version": found.wanted.version, "faces": rows})
+        return
+    if out is None:
+        output.table(
+            ["FACE", "LABEL", "PREDICTED", "CONFIDENCE", "SPLIT", "EDITED", "NAME"],
+            [
+                (
+                    view["index"],
+                    view["gender"],
+                    view["predicted"],
+                    percent(view.get("confidence")),
+                    view["split"],
+                    view["edited"],
+                    view["name"],
+                )
+                for view in views
+            ],
+            right=[0, 3],
+        )
+    shown = f"written to {out}" if out is not None else f"{len(views):,} shown"
+    model = "" if found.wanted.version is None else f", model version {found.wanted.version}"
+    output.remark(f"{len(order):,} of {len(found.data):,} faces, {shown}{model}")
 
 
 @dataset.group()

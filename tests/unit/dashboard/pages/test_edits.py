@@ -8,6 +8,8 @@ from html import unescape
 import cv2
 import numpy as np
 
+from shared.faces.labels import Label
+from shared.faces.synthetic import draw_face
 from shared.messages import parse_dataset
 from shared.records.runs import RunState, Timings
 from tests.dashboard_app import Site
@@ -144,6 +146,19 @@ def test_the_form_says_how_long_training_will_take(site: Site) -> None:
         f"About {minutes} min {seconds} s, at the speed of the last run ({faces[0]} faces, 12 epochs in 2 min 0 s)"
         in text
     )
+
+
+def test_a_thumbnail_has_a_seventh_of_a_pngs_bytes(site: Site) -> None:
+    random = np.random.default_rng(3)
+    drawn = [draw_face(Label(30, index % 2, 0), random) for index in range(20)]
+    pixels = np.stack([cv2.resize(cv2.cvtColor(face, cv2.COLOR_BGR2GRAY), (128, 128)) for face in drawn])
+    path = f"/datasets/{site.builder.dataset(20, pixels.astype(np.uint8))}/faces"
+
+    sizes = [
+        sum(len(site.web.get(f"{path}/{index}.{kind}").data) for index in range(20)) for kind in ("webp", "png?size=96")
+    ]
+
+    assert 5.5 < sizes[1] / sizes[0] < 9, sizes
 
 
 def test_thumbnails_are_small_and_a_sheet_has_the_faces_that_were_named(filled: Site) -> None:

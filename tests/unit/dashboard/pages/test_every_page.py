@@ -98,6 +98,18 @@ def test_every_field_and_image_has_a_name_for_screen_readers(filled: Site) -> No
                 assert attrs.get("aria-label"), (path, attrs)
 
 
+def test_no_figure_is_written_in_two_ways(filled: Site) -> None:
+    seen = 0
+    measured = ("/", "/runs", f"/runs/{RUN}", f"/runs/compare?run={RUN}&run=run-000000000002")
+    for path in (*measured, "/models", "/models/1", "/compare", "/compare?first=1&second=2"):
+        text = re.sub(r"<[^>]+>", " ", filled.web.get(path).text)
+        shares = set(re.findall(r"(\d+\.\d)(?=(?:\N{EN DASH}[\d.]+)?\s*%)", text))
+        seen += len(shares)
+        fractions = [float(found) for found in re.findall(r"(?<![\d.])0\.\d{3}(?![\d.])", text)]
+        assert [share for share in fractions if f"{100 * share:.1f}" in shares] == [], path
+    assert seen > 30
+
+
 def test_hostile_names_are_shown_as_text(filled: Site) -> None:
     sha256 = sha_of(filled)
     for path in ("/", "/runs", f"/datasets/{sha256}", f"/datasets/{sha256}/faces/0", "/predict?face=0"):

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from dashboard.context import EXTENSION
-from dashboard.face_grid import FaceFilter, select_faces
 from dashboard.pages.train_fields import parameter_fields, read_parameters
 from dashboard.workers import WorkerStates
 from shared.broker.base import Event, Message
 from shared.faces.labels import GENDERS
+from shared.measures.face_filter import FaceFilter, select_faces
 from shared.messages import parse_dataset
 from shared.params import TrainingParams
 from shared.records.jobs import JobState

@@ -1,8 +1,13 @@
-"""`dataset edits`."""
+"""`dataset faces` and `dataset edits`."""
 
 from __future__ import annotations
 
+import csv
 import re
+import zipfile
+from pathlib import Path
+
+import pytest
 
 from shared.client import Client
 from shared.messages import parse_dataset
@@ -31,6 +36,59 @@ def test_edits_are_made_listed_undone_and_trained_with(builder: StoreBuilder, cl
     with client.broker.consume([client.broker.topology.datasets], 1) as consumer:
         (delivery,) = consumer.receive(1, 1.0)
     assert parse_dataset(delivery.message).edits == listed["sha256"]
+
+
+def test_faces_are_found_as_the_page_finds_them(builder: StoreBuilder, client: Client, folder: Path) -> None:
+    sha256 = builder.dataset(60)
+    builder.model(sha256, "run-a", accuracy=0.8)
+    builder.model(sha256, "run-b", accuracy=0.9)
+    client.promote(1, "first")
+    client.edits.add(sha256, "exclude", [0])
+
+    found = document("dataset", "faces", sha256, "--where", "result=wrong", "--sort", "suspects", "--limit", "3")
+    assert found["version"] == 1
+    assert len(found["faces"]) == 3 < found["total"] < 60
+    assert all(face["predicted"] != face["gender"] for face in found["faces"])
+    surely_wrong = [face["confidence"] for face in found["faces"]]
+    assert surely_wrong == sorted(surely_wrong, reverse=True)
+    disagree = document("dataset", "faces", sha256, "--where", "other=2", "--where", "models=disagree")
+    assert 0 < disagree["total"] < 60
+    shown = run("dataset", "faces", sha256, "--where", "edited=excluded")
+    assert re.search(r"^ *0 .* excluded +excluded ", shown.stdout, flags=re.MULTILINE)
+    assert "1 of 60 faces, 1 shown, model version 1" in shown.stderr
+
+
+def test_faces_are_written_as_csv_and_as_images(builder: StoreBuilder, folder: Path) -> None:
+    sha256 = builder.dataset(60)
+    assert "60 of 60 faces, written to all.csv" in run("dataset", "faces", sha256, "--out", "all.csv").stderr
+    with (folder / "all.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["index"] for row in rows] == [str(i) for i in range(60)]
+    assert {row["predicted"] for row in rows} == {""}  # there is no model
+
+    run("dataset", "faces", sha256, "--where", "gender=female", "--out", "women.zip")
+    with zipfile.ZipFile(folder / "women.zip") as archive:
+        names = set(archive.namelist())
+    assert names == {"faces.csv", *(f"female/{i:06d}.png" for i, row in enumerate(rows) if row["gender"] == "female")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--where", "gender"], "expected KEY=VALUE"),
+        (["--where", "gender=mal"], "expected one of male, female"),
+        (["--where", "nose=long"], "expected one of version, other"),
+        (["--where", "low=much"], "expected a number that fits"),
+        (["--where", "threshold=1.5"], "expected a number that fits"),
+        (["--sort", "size"], "expected one of archive, suspects"),
+        (["--out", "faces.txt"], "ends in .csv or .zip"),
+    ],
+)
+def test_a_filter_that_makes_no_sense_is_wrong_usage(arguments: list[str], said: str) -> None:
+    result = run("dataset", "faces", "0" * 64, *arguments)
+
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.replace("│", " ").split())
 
 
 def test_edits_of_faces_or_datasets_that_do_not_exist_are_refused(builder: StoreBuilder) -> None:

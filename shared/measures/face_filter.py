@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-from werkzeug.datastructures import MultiDict
 
-from dashboard.store_cache import EDITED, EXCLUDED, Dataset
+from shared.errors import InvalidMessage, short_repr
 from shared.faces.labels import ETHNICITIES, GENDERS, UNKNOWN
+from shared.records.columns import EDITED, EXCLUDED, Dataset
 from shared.records.dataset import AGE_BANDS, SPLITS
 from shared.records.predictions import THRESHOLD, predict_female
 
@@ -39,6 +37,22 @@ CONFIDENCE_BANDS: Final = ("0-60", "60-70", "70-80", "80-90", "90-95", "95-100")
 """In percent; the upper end belongs to the next band."""
 _BAND_EDGES: Final = np.array([0.6, 0.7, 0.8, 0.9, 0.95], np.float32)
 DUPLICATES: Final = ("near-duplicates", "others")
+_CHOICES: Final[Mapping[str, Collection[str]]] = {
+    "agreement": AGREEMENTS,
+    "models": MODELS,
+    "gender": GENDERS,
+    "predicted": GENDERS,
+    "ethnicity": ETHNICITIES,
+    "age": AGE_BANDS,
+    "split": SPLITS,
+    "result": RESULTS,
+    "confidence": CONFIDENCE_BANDS,
+    "duplicates": DUPLICATES,
+    "edited": EDITED,
+    "sort": SORTS,
+}
+"""The values of those fields of `FaceFilter` that take no others."""
+_N = TypeVar("_N", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +72,7 @@ class FaceFilter:
         result: `correct` or `wrong`.
         confidence: of `CONFIDENCE_BANDS`.
         duplicates: of `DUPLICATES`: whether another face looks the same.
-        edited: of `dashboard.store_cache.EDITED`.
+        edited: of `shared.records.columns.EDITED`.
         labels: `archive` for the labels of the archive, the hash of the edits that correct them, or empty for the edits
             that are in force.
         low: lowest confidence.
@@ -89,34 +103,36 @@ class FaceFilter:
     sort: str = "archive"
 
     @classmethod
-    def from_query(cls, query: MultiDict[str, str]) -> FaceFilter:
+    def from_query(cls, query: Mapping[str, str]) -> FaceFilter:
         """Reads a page's query; what makes no sense is left open."""
-
-        def one_of(name: str, known: tuple[str, ...]) -> str:
-            value = query.get(name, "")
-            return value if value in known else ""
-
+        values: dict[str, Any] = {name: query[name] for name, known in _CHOICES.items() if query.get(name) in known}
+        values |= {name: _number(query.get(name, ""), int) for name in ("version", "other")}
+        values |= {name: _number(query.get(name, ""), float) for name in ("low", "high")}
         return cls(
-            version=query.get("version", None, int),
-            other=query.get("other", None, int),
-            agreement=one_of("agreement", tuple(AGREEMENTS)),
-            models=one_of("models", MODELS),
-            gender=one_of("gender", GENDERS),
-            predicted=one_of("predicted", GENDERS),
-            ethnicity=one_of("ethnicity", ETHNICITIES),
-            age=one_of("age", AGE_BANDS),
-            split=one_of("split", SPLITS),
-            result=one_of("result", RESULTS),
-            confidence=one_of("confidence", CONFIDENCE_BANDS),
-            duplicates=one_of("duplicates", DUPLICATES),
-            edited=one_of("edited", EDITED),
+            **values,
             labels=query.get("labels", "")[:64],
-            low=query.get("low", None, float),
-            high=query.get("high", None, float),
             threshold=read_threshold(query),
             search=query.get("search", "").strip()[:200],
-            sort=one_of("sort", tuple(SORTS)) or "archive",
         )
+
+    @classmethod
+    def parse(cls, given: Mapping[str, str]) -> FaceFilter:
+        """Reads what a person wrote.
+
+        Raises:
+            InvalidMessage: there is no such property, or it does not take the value.
+        """
+        found = cls.from_query(given)
+        for name, text in given.items():
+            if name not in cls.__dataclass_fields__:
+                raise InvalidMessage(f"found {short_repr(name)}; expected one of {', '.join(cls.__dataclass_fields__)}")
+            if name in _CHOICES and text not in _CHOICES[name]:
+                raise InvalidMessage(f"{name} is {short_repr(text)}; expected one of {', '.join(_CHOICES[name])}")
+            if name in {"version", "other", "low", "high", "threshold"} and (
+                _number(text, float) is None or getattr(found, name) != _number(text, float)
+            ):
+                raise InvalidMessage(f"{name} is {short_repr(text)}; expected a number that fits")
+        return found
 
     def with_version(self, version: int | None) -> FaceFilter:
         """Returns the same filter over another model's predictions."""
@@ -133,10 +149,17 @@ class FaceFilter:
         return not self.as_query().keys() - {"version", "other", "threshold", "sort", "labels"}
 
 
-def read_threshold(query: MultiDict[str, str]) -> float:
+def read_threshold(query: Mapping[str, str]) -> float:
     """Returns the decision threshold that an address names, from 0 to 1; 1/2 where it names none."""
-    threshold = query.get("threshold", THRESHOLD, float)
-    return threshold if 0 <= threshold <= 1 else THRESHOLD
+    threshold = _number(query.get("threshold", ""), float)
+    return threshold if threshold is not None and 0 <= threshold <= 1 else THRESHOLD
+
+
+def _number(text: str, kind: Callable[[str], _N]) -> _N | None:
+    try:
+        return kind(text)
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,11 +369,3 @@ def face_view(
         view["confidence"] = p if female else 1 - p
         view["correct"] = view["predicted"] == view["gender"]
     return view
-
-
-def encode_webp(image: NDArray[np.uint8]) -> bytes:
-    """Returns uint8 (H, W) as a WebP file: for the eye, in about a seventh of the PNG's bytes."""
-    target = io.BytesIO()
-    # Half the time of the default method, for 6 % more bytes.
-    Image.fromarray(image).save(target, "WEBP", quality=70, method=2)
-    return target.getvalue()
