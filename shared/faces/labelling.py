@@ -139,5 +139,6 @@ class LabelReport(BaseModel):
         parts.append(f"age for {self.with_age:,}, ethnicity for {self.with_ethnicity:,}")
         if self.unlabelled:
             such = ", ".join(map(repr, self.examples[:3]))
-            parts.append(f"{self.unlabelled:,} files without a label, such as {such}")
+            files = "1 file" if self.unlabelled == 1 else f"{self.unlabelled:,} files"
+            parts.append(f"{files} without a label, such as {such}")
         return "; ".join(parts)

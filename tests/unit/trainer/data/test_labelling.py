@@ -63,7 +63,7 @@ def test_what_was_recognised_is_said_in_one_line() -> None:
     _, found = recognized({"hombres/a.jpg": b"", "hombres/b.jpg": b"", "mujeres/c.jpg": b"", "notes/d.jpg": b""})
     assert found.report.text == (
         "labels from folders; hombres = male (2), mujeres = female (1); age for 0, ethnicity for 0; "
-        "1 files without a label, such as 'notes/d.jpg'"
+        "1 file without a label, such as 'notes/d.jpg'"
     )
     _, nothing = recognized({"a.jpg": b"", "b.jpg": b""})
     assert nothing.report.text == "no labels recognised in 2 files"
