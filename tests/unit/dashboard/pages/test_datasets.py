@@ -258,3 +258,13 @@ def test_the_welcome_says_all_ways_to_label_faces(site: Site) -> None:
     welcome = site.web.get("/").text.partition('id="welcome"')[2].partition("</section>")[0]
     assert "Labels: folders such as male and female, a table (CSV) in the archive, or file names" in welcome
     assert "must hold the labels" not in welcome
+
+
+def test_a_dataset_shows_what_was_recognized_of_the_labels(site: Site) -> None:
+    sha256 = site.builder.dataset(60)
+    report = LabelReport(source="table", tables=("<list>.csv",), columns={"gender": "sex"}, labelled=60)
+    site.store.update_json(
+        f"datasets/{sha256}/summary.json", lambda summary: {**summary, "labels": report.model_dump()}
+    )
+
+    assert "Recognized: labels from &lt;list&gt;.csv, column sex; 60 files" in site.web.get(f"/datasets/{sha256}").text
