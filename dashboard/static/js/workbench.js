@@ -13,6 +13,7 @@ const CELL = 116; // the least width, in pixels
 const CAPTION = 40;
 const GAP = 8;
 const SPARE_ROWS = 4; // drawn above and below what is in sight
+const LEAST_AHEAD = 6; // chunks, once somebody points at the faces or focuses them, and so is about to scroll
 const MOST_AHEAD = 16; // chunks that are asked for before they are in sight
 const WAIT_MS = 150; // before a face that somebody passes over is asked for
 const CHANGES = { m: "male", f: "female", x: "exclude" };
@@ -58,7 +59,7 @@ function ask(number) {
   const promise = load(number).then(
     (chunk) => {
       own.set(number, chunk);
-      if (list.scrollTop) new Image().src = chunk.sheet; // before its cells are drawn
+      if (near) new Image().src = chunk.sheet; // before its cells are drawn
       if (own === chunks) drawSoon();
     },
     () => own.delete(number),
@@ -139,7 +140,8 @@ function draw() {
   // First what is in sight, then what comes into sight within two seconds of scrolling at this speed.
   for (let number = Math.floor(from / CHUNK); number <= Math.floor(to / CHUNK); number += 1) ask(number);
   const ahead = Math.ceil((2 * columns * speed(height)) / CHUNK);
-  for (let more = 1; more <= Math.min(Math.abs(ahead) + 1, MOST_AHEAD); more += 1) {
+  const most = Math.min(Math.max(Math.abs(ahead) + 1, near ? LEAST_AHEAD : 1), MOST_AHEAD);
+  for (let more = 1; more <= most; more += 1) {
     ask(ahead < 0 ? Math.floor(from / CHUNK) - more : Math.floor(to / CHUNK) + more);
   }
   for (let position = from; position < to; position += 1) {
@@ -157,6 +159,14 @@ function draw() {
   }
   if (cells.has(cursor)) list.setAttribute("aria-activedescendant", `cell-${cursor}`);
   else list.removeAttribute("aria-activedescendant");
+}
+
+let near = false;
+function approach() {
+  if (near) return;
+  near = true;
+  for (const { sheet } of chunks.values()) if (sheet) new Image().src = sheet;
+  drawSoon();
 }
 
 // Rows a second at which somebody scrolls; negative upwards.
@@ -477,6 +487,7 @@ function start() {
   bench.classList.add("enhanced");
   list.addEventListener("keydown", onKey);
   list.addEventListener("scroll", drawSoon, { passive: true });
+  for (const name of ["pointerenter", "touchstart", "focus", "scroll"]) list.addEventListener(name, approach, { passive: true });
   list.addEventListener("click", (event) => {
     const cell = event.target.closest(".cell");
     if (!cell) return;
