@@ -10,8 +10,8 @@ from PIL import Image
 from playwright.sync_api import expect
 
 from shared.faces.synthetic import draw_sample
-from tests.browser import Visit, chromium
-from tests.services import Installation
+from tests.support.browser import Visit, chromium
+from tests.support.services import Installation
 
 SAMPLE_FACES = 1200
 SIZE = (1280, 860)

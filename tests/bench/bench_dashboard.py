@@ -12,7 +12,7 @@ from pathlib import Path
 from flask import Flask
 
 from shared.records.runs import RunState
-from tests.dashboard_app import Site, open_site
+from tests.support.dashboard_app import Site, open_site
 
 FACES, RUNS, MODELS = 25_000, 200, 100
 ROUNDS = 40

@@ -15,8 +15,8 @@ import time
 import zipfile
 from pathlib import Path
 
-from tests.services import Installation
-from tests.training import finished
+from tests.support.services import Installation
+from tests.support.training import finished
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ import torch
 
 from inference.monitoring.drift import Drift
 from shared.faces.synthetic import draw_sample
-from tests.inference_loops import open_loops
+from tests.support.inference_loops import open_loops
 from trainer.release.export import export_onnx
 from trainer.training.model import build_network
 

@@ -17,8 +17,8 @@ from shared.broker.base import Message, Outgoing, ReplyQueue
 from shared.client import Client
 from shared.measures.shadow import shadow_figures
 from tests.bench.bench_observers import built_model, drawn_faces
-from tests.model_builder import ModelBuilder
-from tests.services import Installation, collect, eventually
+from tests.support.model_builder import ModelBuilder
+from tests.support.services import Installation, collect, eventually
 
 ROUNDS = 6
 PACED, PAUSE_S = 150, 0.02

@@ -17,8 +17,8 @@ from flask import Flask
 from playwright.sync_api import Browser
 
 from tests.bench.bench_dashboard import FACES, LIMIT_MS, p95_ms
-from tests.browser import DESK, PHONE, Visit, chromium
-from tests.dashboard_app import open_site, served
+from tests.support.browser import DESK, PHONE, Visit, chromium
+from tests.support.dashboard_app import open_site, served
 
 ROWS_A_SECOND = 60
 SECONDS = 10

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.services import Installation
+from tests.support.services import Installation
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from PIL import Image
 
 from shared.faces.decode import ImageLimits, configure_opencv, decode_face
 from shared.runtime.settings import Settings
-from tests.archives import face_pixels
+from tests.support.archives import face_pixels
 
 SIDES: Final = (4032, 3024)
 TURNS: Final = 15

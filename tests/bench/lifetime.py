@@ -30,7 +30,7 @@ from shared.store.files import FileStore
 from tests.bench.load import LostReply, served_by
 from tests.bench.rows import Row
 from tests.bench.stage import Served, Stage
-from tests.services import Installation, Service, eventually
+from tests.support.services import Installation, Service, eventually
 
 OVERLOAD = 100_000
 SWAPS = 100

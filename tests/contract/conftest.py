@@ -22,8 +22,8 @@ from shared.broker.base import Broker
 from shared.store import open_store
 from shared.store.base import Store
 from shared.topology import Topology
-from tests.rabbitmq_node import RabbitNode
-from tests.rabbitmq_shared import SharedNode
+from tests.support.rabbitmq_node import RabbitNode
+from tests.support.rabbitmq_shared import SharedNode
 
 CHILD = Path(__file__).with_name("child.py")
 ROOT = Path(__file__).parents[2]

@@ -31,8 +31,8 @@ from shared.topology import Topology
 from tests.contract.conftest import Place
 from tests.contract.test_broker_events import replies
 from tests.contract.test_broker_messages import bodies, numbered, take, to
-from tests.rabbitmq_node import MAX_MESSAGE_BYTES, free_port
-from tests.services import eventually
+from tests.support.rabbitmq_node import MAX_MESSAGE_BYTES, free_port
+from tests.support.services import eventually
 
 pytestmark = pytest.mark.rabbitmq
 

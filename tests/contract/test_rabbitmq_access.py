@@ -24,8 +24,8 @@ from shared.cli import main
 from shared.faces.synthetic import draw_sample
 from shared.topology import Topology
 from tests.contract.conftest import Place
-from tests.rabbitmq_node import RabbitNode, rabbitmq_server
-from tests.services import Installation, Service, eventually
+from tests.support.rabbitmq_node import RabbitNode, rabbitmq_server
+from tests.support.services import Installation, Service, eventually
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.slow]
 PAGE = Path(__file__).parents[2] / "docs" / "rabbitmq.md"

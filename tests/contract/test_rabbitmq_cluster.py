@@ -13,8 +13,8 @@ import pytest
 from shared.broker import open_broker
 from shared.broker.base import Broker, BrokerError, Message, Outgoing
 from shared.topology import Topology
-from tests.rabbitmq_node import RabbitCluster, rabbitmq_server
-from tests.services import eventually
+from tests.support.rabbitmq_node import RabbitCluster, rabbitmq_server
+from tests.support.services import eventually
 
 pytestmark = pytest.mark.cluster
 

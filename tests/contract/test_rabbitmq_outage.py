@@ -20,8 +20,8 @@ from tests.contract.conftest import Place
 from tests.contract.test_broker_crashes import collect, numbers, start_publisher_and_worker, wait_for_number
 from tests.contract.test_broker_events import replies
 from tests.contract.test_broker_messages import bodies, take
-from tests.rabbitmq_node import RabbitNode, rabbitmq_server
-from tests.services import eventually
+from tests.support.rabbitmq_node import RabbitNode, rabbitmq_server
+from tests.support.services import eventually
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.slow]
 

@@ -26,8 +26,8 @@ from shared.store import open_store
 from shared.store.base import Store
 from shared.store.s3 import S3Object
 from shared.store.staging import StagedFile
-from tests.archives import zipped
 from tests.contract.conftest import BUCKET
+from tests.support.archives import zipped
 
 
 def test_what_was_put_is_what_everybody_gets(store: Store, open_again: Callable[[], Store]) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser
 
-from tests.browser import chromium
-from tests.dashboard_app import Site, served
+from tests.support.browser import chromium
+from tests.support.dashboard_app import Site, served
 
 
 @pytest.fixture(scope="session")

@@ -20,11 +20,11 @@ from playwright.sync_api import Browser, Page, expect
 
 from shared.client import CURRENT_EDITS
 from shared.records.dataset import FACES_CSV, read_faces_csv
-from tests.browser import Visit
-from tests.drawn import write_drawn_faces
 from tests.e2e.test_browser_loop import accuracy_on_truth
-from tests.services import Installation, eventually
-from tests.training import finished
+from tests.support.browser import Visit
+from tests.support.drawn import write_drawn_faces
+from tests.support.services import Installation, eventually
+from tests.support.training import finished
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(1500)]
 FACES = 4000

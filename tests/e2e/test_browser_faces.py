@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.browser import PHONE, Visit
-from tests.dashboard_app import Site, open_site
+from tests.support.browser import PHONE, Visit
+from tests.support.dashboard_app import Site, open_site
 
 pytestmark = pytest.mark.browser
 FACES = 3000

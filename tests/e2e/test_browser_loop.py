@@ -10,9 +10,9 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from shared.client import Client
-from tests.browser import Visit
-from tests.drawn import write_drawn_faces
-from tests.services import Installation
+from tests.support.browser import Visit
+from tests.support.drawn import write_drawn_faces
+from tests.support.services import Installation
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
 FACES = 200

@@ -15,10 +15,10 @@ from playwright.sync_api import Browser, Dialog, FilePayload, Locator, expect
 from shared.broker.base import Message
 from shared.events import EpochFinished, RunChanged, RunProgressed
 from shared.records.runs import Progress, RunState
-from tests.archives import zipped
-from tests.browser import DESK, PHONE, Visit, drop
-from tests.dashboard_app import Site, open_site
-from tests.store_builder import HOSTILE_NAMES
+from tests.support.archives import zipped
+from tests.support.browser import DESK, PHONE, Visit, drop
+from tests.support.dashboard_app import Site, open_site
+from tests.support.store_builder import HOSTILE_NAMES
 
 pytestmark = pytest.mark.browser
 RUN = "run-000000000001"

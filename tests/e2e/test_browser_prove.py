@@ -14,9 +14,9 @@ from shared.events import RunChanged
 from shared.messages import parse_dataset, run_id_of
 from shared.records.dataset import find_summary
 from shared.store.files import FileStore
-from tests.browser import PHONE, Visit
-from tests.dashboard_app import Site, open_site, served
-from tests.store_builder import StoreBuilder
+from tests.support.browser import PHONE, Visit
+from tests.support.dashboard_app import Site, open_site, served
+from tests.support.store_builder import StoreBuilder
 from tests.unit.dashboard.pages.helpers import jpeg
 
 pytestmark = pytest.mark.browser

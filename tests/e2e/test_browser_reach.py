@@ -9,9 +9,9 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from shared.records.runs import RunState
-from tests.browser import DESK, PHONE, Visit
-from tests.dashboard_app import Site
 from tests.e2e.test_browser_pages import REFRESH, paths, site
+from tests.support.browser import DESK, PHONE, Visit
+from tests.support.dashboard_app import Site
 
 pytestmark = pytest.mark.browser
 __all__ = ["site"]

@@ -18,8 +18,8 @@ from shared.broker.base import Message
 from shared.faces.synthetic import draw_sample
 from shared.records.registry import Registry
 from shared.store.files import FileStore
-from tests.browser import DESK, PHONE, Visit
-from tests.services import Installation, eventually
+from tests.support.browser import DESK, PHONE, Visit
+from tests.support.services import Installation, eventually
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 FACES = 90

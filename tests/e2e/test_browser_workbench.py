@@ -10,11 +10,11 @@ import pytest
 from playwright.sync_api import Browser, Dialog, FilePayload, Response, Route, expect
 
 from shared.records.runs import RunState
-from tests.archives import zipped
-from tests.browser import Visit
-from tests.dashboard_app import Site, open_site
 from tests.e2e.test_browser_pages import REFRESH
-from tests.services import eventually
+from tests.support.archives import zipped
+from tests.support.browser import Visit
+from tests.support.dashboard_app import Site, open_site
+from tests.support.services import eventually
 from tests.unit.dashboard.pages.helpers import jpeg
 
 pytestmark = pytest.mark.browser

@@ -11,9 +11,9 @@ from playwright.sync_api import Browser, expect
 
 from shared.client import Client
 from shared.records.runs import Run, RunState
-from tests.browser import Visit, drop
-from tests.layouts import LAYOUTS
-from tests.services import Installation, eventually
+from tests.support.browser import Visit, drop
+from tests.support.layouts import LAYOUTS
+from tests.support.services import Installation, eventually
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 QUICK = {"network": "small", "epochs": "1", "quantize": "false", "init": "scratch"}

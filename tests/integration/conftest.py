@@ -9,9 +9,9 @@ import pytest
 
 from shared.faces.synthetic import draw_sample
 from shared.store.files import FileStore
-from tests.rabbitmq_shared import SharedNode
-from tests.services import Installation
-from tests.wire import typed
+from tests.support.rabbitmq_shared import SharedNode
+from tests.support.services import Installation
+from tests.support.wire import typed
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ import pytest
 from shared.records.jobs import JobState
 from shared.records.runs import RunState
 from tests.integration.test_inference_jobs import faces, zip_of
-from tests.model_builder import ModelBuilder, brightness_model, image_of
-from tests.services import Installation, Service, eventually
-from tests.store_builder import StoreBuilder
+from tests.support.model_builder import ModelBuilder, brightness_model, image_of
+from tests.support.services import Installation, Service, eventually
+from tests.support.store_builder import StoreBuilder
 
 pytestmark = pytest.mark.slow
 

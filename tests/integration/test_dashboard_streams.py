@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.services import Installation, Service, eventually
+from tests.support.services import Installation, Service, eventually
 
 STREAMS = 50
 EVENTS = 40

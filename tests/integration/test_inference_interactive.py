@@ -21,11 +21,11 @@ from shared.broker.base import Broker, DeadLetter, Message, Outgoing, ReplyQueue
 from shared.broker.rabbitmq.broker import RabbitBroker
 from shared.messages import MSGPACK, PROBE, pack_message
 from shared.topology import MODEL_PROMOTED
-from tests import model_builder as build
-from tests.inference_loops import Loops, open_loops, replies
-from tests.model_builder import brightness_answer, brightness_model, constant_model, image_of
-from tests.rabbitmq_shared import SharedNode
-from tests.services import eventually
+from tests.support import model_builder as build
+from tests.support.inference_loops import Loops, open_loops, replies
+from tests.support.model_builder import brightness_answer, brightness_model, constant_model, image_of
+from tests.support.rabbitmq_shared import SharedNode
+from tests.support.services import eventually
 
 
 @pytest.fixture

@@ -23,11 +23,11 @@ from shared.connect import open_broker_for
 from shared.messages import ZIP, by_reference, job_id_of, json_message, request_digest
 from shared.records.jobs import RESULT_COLUMNS, Jobs, JobState
 from shared.store.files import FileStore
-from tests.inference_loops import Loops, open_loops
-from tests.model_builder import brightness_answer, brightness_model, constant_model, image_of
-from tests.rabbitmq_shared import SharedNode
-from tests.services import eventually
-from tests.wire import typed
+from tests.support.inference_loops import Loops, open_loops
+from tests.support.model_builder import brightness_answer, brightness_model, constant_model, image_of
+from tests.support.rabbitmq_shared import SharedNode
+from tests.support.services import eventually
+from tests.support.wire import typed
 
 Entries = Sequence[tuple[str, bytes]]
 

@@ -23,11 +23,11 @@ from shared.client import Client
 from shared.messages import ZIP, job_id_of, pack_message
 from shared.records.jobs import Jobs
 from shared.runtime.environment import SINGLE_CORE_ENV
-from tests.inference_loops import replies
 from tests.integration.test_inference_jobs import faces, job_replies, zip_of
-from tests.killers import KILLER, killing_environment
-from tests.model_builder import ModelBuilder, brightness_model, constant_model, image_of
-from tests.services import Installation, Service, eventually
+from tests.support.inference_loops import replies
+from tests.support.killers import KILLER, killing_environment
+from tests.support.model_builder import ModelBuilder, brightness_model, constant_model, image_of
+from tests.support.services import Installation, Service, eventually
 
 
 @pytest.fixture(autouse=True)

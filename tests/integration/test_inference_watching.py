@@ -13,10 +13,10 @@ from shared.broker.base import Outgoing
 from shared.client import Client
 from shared.measures.shadow import ShadowFigures
 from shared.messages import pack_message
-from tests import model_builder as build
-from tests.inference_loops import replies
-from tests.model_builder import ModelBuilder, brightness_model, constant_model, image_of
-from tests.services import Installation, Service, eventually
+from tests.support import model_builder as build
+from tests.support.inference_loops import replies
+from tests.support.model_builder import ModelBuilder, brightness_model, constant_model, image_of
+from tests.support.services import Installation, Service, eventually
 
 WORKERS = 2
 SIGNALS = ("luma", "contrast", "predicted_female", "confidence")

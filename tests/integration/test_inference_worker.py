@@ -7,9 +7,9 @@ from pathlib import Path
 
 from inference.worker import Worker
 from shared.broker.base import Message
-from tests.inference_loops import open_loops, replies
-from tests.model_builder import brightness_model, image_of
-from tests.services import eventually
+from tests.support.inference_loops import open_loops, replies
+from tests.support.model_builder import brightness_model, image_of
+from tests.support.services import eventually
 
 
 def test_a_worker_serves_on_while_it_cannot_write_its_state(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from shared.cli import main
-from tests.layouts import LAYOUTS
-from tests.services import Installation
+from tests.support.layouts import LAYOUTS
+from tests.support.services import Installation
 
 pytestmark = pytest.mark.slow
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from shared.faces.synthetic import draw_sample
-from tests.rabbitmq_node import free_port
-from tests.services import Installation, Service, eventually
+from tests.support.rabbitmq_node import free_port
+from tests.support.services import Installation, Service, eventually
 
 TOKEN = "correct horse"
 

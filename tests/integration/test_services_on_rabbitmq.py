@@ -22,9 +22,9 @@ import pytest
 from shared.broker.base import Message
 from shared.faces.synthetic import draw_sample
 from shared.store.files import FileStore
-from tests.rabbitmq_shared import SharedNode
-from tests.services import Installation, Service, eventually
-from tests.wire import typed
+from tests.support.rabbitmq_shared import SharedNode
+from tests.support.services import Installation, Service, eventually
+from tests.support.wire import typed
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.slow]
 

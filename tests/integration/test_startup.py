@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.rabbitmq_node import free_port
-from tests.services import Service, eventually
+from tests.support.rabbitmq_node import free_port
+from tests.support.services import Service, eventually
 
 REPOSITORY = Path(__file__).parents[2]
 SERVICES = ("trainer", "inference", "dashboard")

@@ -17,12 +17,12 @@ from shared.client import Client
 from shared.messages import ZIP, job_id_of, run_id_of
 from shared.records.jobs import JobState
 from shared.store.files import FileStore
-from tests.inference_loops import replies
 from tests.integration.test_inference_jobs import zip_of
 from tests.integration.test_inference_service import workers
 from tests.integration.test_trainer_service import FAST
-from tests.model_builder import ModelBuilder, constant_model, image_of
-from tests.services import Installation, Service, eventually
+from tests.support.inference_loops import replies
+from tests.support.model_builder import ModelBuilder, constant_model, image_of
+from tests.support.services import Installation, Service, eventually
 
 OURS, THEIRS = 0.9, 0.1
 

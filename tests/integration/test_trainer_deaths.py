@@ -27,8 +27,8 @@ from shared.telemetry.metrics import TrainerMetrics
 from shared.worker.child import ForkServer
 from shared.worker.loop import ConsumerLoop
 from shared.worker.retry import RetryPolicy
-from tests.services import eventually
-from tests.training import SLOW
+from tests.support.services import eventually
+from tests.support.training import SLOW
 from trainer.handler import DatasetHandler
 from trainer.pipeline import Pipeline
 

@@ -10,8 +10,8 @@ import pytest
 from shared.broker.base import Message
 from shared.messages import ZIP, run_id_of
 from shared.records.runs import EpochRow, RunState
-from tests.services import Installation, collect, eventually
-from tests.training import SLOW, finished, models_of
+from tests.support.services import Installation, collect, eventually
+from tests.support.training import SLOW, finished, models_of
 
 pytestmark = pytest.mark.slow
 

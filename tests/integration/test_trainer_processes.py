@@ -11,9 +11,9 @@ import pytest
 
 from shared.client import Client
 from shared.records.runs import EpochRow, RunState
-from tests.services import Installation, eventually
-from tests.store_process import ROOT
-from tests.training import finished, until_checkpoint
+from tests.support.services import Installation, eventually
+from tests.support.store_process import ROOT
+from tests.support.training import finished, until_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -84,7 +84,7 @@ def test_two_processes_killed_in_mid_run_and_started_again_train_what_one_trains
 def test_a_run_that_diverges_fails_in_every_member_and_the_group_trains_the_next_one(
     installation: Installation, sample_zip: Path
 ) -> None:
-    group = installation.start("tests.faulty_trainer", launcher=TWO, FAULT="diverging")
+    group = installation.start("tests.support.faulty_trainer", launcher=TWO, FAULT="diverging")
     with installation.client() as client:
         record = finished(client, client.submit_dataset(sample_zip, params=EXACT))
         assert (record.state, record.error.code) == (RunState.FAILED, "training_diverged")
@@ -98,7 +98,7 @@ def test_a_main_process_that_fails_alone_ends_its_group_and_the_next_group_train
 ) -> None:
     failed = installation.folder / "failed"
     group = installation.start(
-        "tests.faulty_trainer",
+        "tests.support.faulty_trainer",
         launcher=(*TWO, "--max-restarts=1", "--monitor-interval=0.1"),
         FAULT=f"failing {failed}",
     )

@@ -29,8 +29,8 @@ from shared.store.files import FileStore
 from shared.telemetry.metrics import TrainerMetrics
 from shared.worker.loop import ConsumerLoop
 from shared.worker.retry import RetryPolicy
-from tests.services import Installation, collect, eventually
-from tests.training import SLOW, finished, models_of
+from tests.support.services import Installation, collect, eventually
+from tests.support.training import SLOW, finished, models_of
 from trainer.handler import DatasetHandler
 from trainer.pipeline import Pipeline
 

@@ -17,13 +17,13 @@ from pathlib import Path
 from shared.client import Client
 from shared.errors import GenderlineError, Retryable
 from shared.faces.synthetic import draw_sample
-from tests.model_builder import ModelBuilder, brightness_model
-from tests.rabbitmq_node import RabbitNode, rabbitmq_server
-from tests.services import Installation, eventually
 from tests.soak.clock import SettableClock
 from tests.soak.ledger import STEEPNESS, Fault, JobEnd, Ledger, threshold_of
 from tests.soak.load import Clock, Sender, embedded_receiver, rabbitmq_receiver
 from tests.soak.services import Target, weight_of
+from tests.support.model_builder import ModelBuilder, brightness_model
+from tests.support.rabbitmq_node import RabbitNode, rabbitmq_server
+from tests.support.services import Installation, eventually
 
 VERSIONS = (1, 2, 3)
 _SAMPLE_EVERY_S = 2.0

@@ -15,10 +15,10 @@ from typing import Final
 
 from shared.records.runs import Runs, RunState
 from shared.store.files import FileStore
-from tests.rabbitmq_node import RabbitNode
-from tests.services import Installation, Service, eventually
 from tests.soak.clock import SettableClock
 from tests.soak.ledger import Sample
+from tests.support.rabbitmq_node import RabbitNode
+from tests.support.services import Installation, Service, eventually
 
 WORKERS = 1
 STAGES: Final = (RunState.INGESTING, RunState.TRAINING, RunState.EVALUATING, RunState.EXPORTING)

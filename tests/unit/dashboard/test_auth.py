@@ -13,7 +13,7 @@ from flask.testing import FlaskClient
 from dashboard import auth
 from dashboard.login_throttle import ADDRESS_BURST, ADDRESS_EVERY_S
 from shared.records.registry import Registry
-from tests.dashboard_app import Site, error_of, open_site
+from tests.support.dashboard_app import Site, error_of, open_site
 
 TOKEN = "correct horse"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}

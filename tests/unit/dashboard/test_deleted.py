@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dashboard_app import Site, open_site
+from tests.support.dashboard_app import Site, open_site
 
 OLD_RUN, JOB = "run-00000000000a", "job-00000000000a"
 

@@ -15,7 +15,7 @@ from dashboard.workers import Speed, WorkerStates
 from shared.broker.base import BrokerError, Event, Subscription
 from shared.broker.sqlite.broker import SqliteBroker
 from shared.errors import Retryable
-from tests.dashboard_app import error_of, open_site
+from tests.support.dashboard_app import error_of, open_site
 
 
 @pytest.fixture

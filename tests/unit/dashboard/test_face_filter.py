@@ -16,7 +16,7 @@ from shared.faces.labels import ETHNICITIES, GENDERS
 from shared.measures.face_filter import CONFIDENCE_BANDS, FaceFilter, count_facets, select_faces, self_confidence
 from shared.records.columns import EDITED, Dataset
 from shared.records.dataset import AGE_BANDS, SPLITS, DatasetSummary
-from tests.dashboard_app import Site, open_site
+from tests.support.dashboard_app import Site, open_site
 
 NOTHING: dict[str, Any] = {
     **{key: {} for key in ("rejects", "genders", "ages", "ethnicities", "splits")},

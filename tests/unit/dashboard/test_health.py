@@ -16,7 +16,7 @@ import pytest
 
 from shared.broker.base import Event
 from shared.errors import Retryable
-from tests.dashboard_app import open_site
+from tests.support.dashboard_app import open_site
 
 
 def test_ready_means_that_broker_and_store_answer(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ import pytest
 
 from dashboard import http_server
 from dashboard.http_server import SMALL_BODY_BYTES, serve
-from tests.archives import zipped
-from tests.dashboard_app import Site, error_of, open_site
+from tests.support.archives import zipped
+from tests.support.dashboard_app import Site, error_of, open_site
 
 TOKEN = "correct horse"
 

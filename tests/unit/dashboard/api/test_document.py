@@ -18,7 +18,7 @@ from dashboard.api.document import document
 from shared.broker.base import Event, Message
 from shared.records.jobs import JobState
 from shared.records.runs import RunState
-from tests.dashboard_app import Site, open_site
+from tests.support.dashboard_app import Site, open_site
 from tests.unit.dashboard.api.test_routes import archive
 from tests.unit.dashboard.pages.helpers import jpeg
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dashboard_app import Site, open_site
+from tests.support.dashboard_app import Site, open_site
 
 
 @pytest.fixture

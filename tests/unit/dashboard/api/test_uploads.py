@@ -17,8 +17,8 @@ from werkzeug.test import TestResponse
 
 from dashboard.incoming import KEPT_S, IncomingUploads
 from shared.errors import Retryable
-from tests.archives import zipped
-from tests.dashboard_app import Site, error_of, open_site
+from tests.support.archives import zipped
+from tests.support.dashboard_app import Site, error_of, open_site
 
 PART = "application/offset+octet-stream"
 ARCHIVE = zipped([(f"30_{i % 2}_0_{i}.jpg", random.Random(i).randbytes(20_000)) for i in range(40)])

@@ -9,7 +9,7 @@ import numpy as np
 from flask.testing import FlaskClient
 
 from shared.broker.base import Message
-from tests.dashboard_app import Site
+from tests.support.dashboard_app import Site
 
 RUN = "run-000000000001"
 ASKS_FOR_JSON = {"Accept": "application/json"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 
-from tests.dashboard_app import Site
+from tests.support.dashboard_app import Site
 from tests.unit.dashboard.pages.helpers import RUN
 
 

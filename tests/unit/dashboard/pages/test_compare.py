@@ -10,7 +10,7 @@ import re
 import numpy as np
 
 from shared.measures.face_filter import AGREEMENTS
-from tests.dashboard_app import Site
+from tests.support.dashboard_app import Site
 from tests.unit.dashboard.pages.helpers import RUN, csrf_of, sha_of
 
 

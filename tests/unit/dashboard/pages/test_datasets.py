@@ -17,7 +17,7 @@ from shared.measures.face_filter import FaceFilter, select_faces
 from shared.records.dataset import DatasetRefusal
 from shared.records.record import Fault
 from shared.records.runs import RunState
-from tests.dashboard_app import Site
+from tests.support.dashboard_app import Site
 from tests.unit.dashboard.pages.helpers import RUN, csrf_of, sha_of
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from shared.messages import pack_message
-from tests.dashboard_app import Site
+from tests.support.dashboard_app import Site
 from tests.unit.dashboard.pages.helpers import bury, bury_message, csrf_of, jpeg
 
 

@@ -12,7 +12,7 @@ from shared.faces.labels import Label
 from shared.faces.synthetic import draw_face
 from shared.messages import parse_dataset
 from shared.records.runs import RunState, Timings
-from tests.dashboard_app import Site
+from tests.support.dashboard_app import Site
 from tests.unit.dashboard.pages.helpers import RUN, csrf_of, sha_of
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from shared.records.jobs import JobState
 from shared.records.runs import RunState
-from tests.dashboard_app import Site, error_of
+from tests.support.dashboard_app import Site, error_of
 from tests.unit.dashboard.pages.helpers import RUN, bury, sha_of
 
 

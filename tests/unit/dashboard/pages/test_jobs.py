@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shared.records.jobs import JobState
-from tests.dashboard_app import Site
+from tests.support.dashboard_app import Site
 from tests.unit.dashboard.pages.helpers import csrf_of
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shared.records.annotations import Annotations, annotations_key
-from tests.dashboard_app import Site, open_site
+from tests.support.dashboard_app import Site, open_site
 from tests.unit.dashboard.pages.helpers import RUN, csrf_of, sha_of
 
 JOB = "job-000000000001"

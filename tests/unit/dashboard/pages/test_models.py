@@ -7,7 +7,7 @@ import re
 from shared.broker.base import Event
 from shared.measures.shadow import ShadowFigures, add_shadow_figures
 from shared.records.model_card import STARTER_RUN
-from tests.dashboard_app import Site
+from tests.support.dashboard_app import Site
 from tests.unit.dashboard.pages.helpers import csrf_of
 
 

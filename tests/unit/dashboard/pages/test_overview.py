@@ -7,7 +7,7 @@ from typing import Any
 
 from shared.broker.base import Event, Message
 from shared.faces.labels import GENDERS
-from tests.dashboard_app import Site
+from tests.support.dashboard_app import Site
 from tests.unit.dashboard.pages.helpers import bury, csrf_of, jpeg
 
 

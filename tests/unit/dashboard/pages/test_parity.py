@@ -11,7 +11,7 @@ import pytest
 from dashboard.api.document import document
 from shared.cli import main
 from shared.records.jobs import JobState
-from tests.dashboard_app import Site
+from tests.support.dashboard_app import Site
 from tests.unit.dashboard.pages.helpers import RUN, bury
 from tests.unit.dashboard.pages.test_every_page import paths
 

@@ -8,7 +8,7 @@ import pytest
 from shared.faces.labels import GENDERS
 from shared.faces.occlusion import GRID, make_occlusions
 from shared.messages import PROBE
-from tests.dashboard_app import Site, error_of
+from tests.support.dashboard_app import Site, error_of
 from tests.unit.dashboard.pages.helpers import ASKS_FOR_JSON, jpeg, sha_of
 
 

@@ -12,7 +12,7 @@ from shared.faces.labelling import LabelReport, LabelValue
 from shared.faces.labels import GENDERS
 from shared.params import TrainingParams
 from shared.records.runs import Progress, RunState
-from tests.dashboard_app import Site
+from tests.support.dashboard_app import Site
 from tests.unit.dashboard.pages.helpers import RUN, csrf_of, sha_of
 
 

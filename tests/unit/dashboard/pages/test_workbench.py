@@ -22,7 +22,7 @@ from shared.messages import parse_dataset
 from shared.params import TrainingParams
 from shared.records.jobs import JobState
 from shared.records.runs import RunState
-from tests.dashboard_app import Site, error_of
+from tests.support.dashboard_app import Site, error_of
 from tests.unit.dashboard.pages.helpers import RUN, bury_message, csrf_of, sha_of
 
 

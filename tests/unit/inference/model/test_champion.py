@@ -11,10 +11,10 @@ from inference.model.loader import ProviderUnavailable
 from shared.broker.sqlite.broker import SqliteBroker
 from shared.errors import InvalidMessage, InvalidModel
 from shared.topology import MODEL_PROMOTED
-from tests import model_builder as build
-from tests.inference_loops import Loops, open_loops
-from tests.model_builder import constant_model
-from tests.services import eventually
+from tests.support import model_builder as build
+from tests.support.inference_loops import Loops, open_loops
+from tests.support.model_builder import constant_model
+from tests.support.services import eventually
 
 
 @pytest.fixture

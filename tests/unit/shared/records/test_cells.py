@@ -22,7 +22,7 @@ from shared.records.dataset import (
 )
 from shared.records.jobs import RESULT_COLUMNS
 from shared.records.results import result_row
-from tests.dashboard_app import open_site
+from tests.support.dashboard_app import open_site
 
 HOSTILE = [
     "=cmd|' /C calc'!A0.jpg",

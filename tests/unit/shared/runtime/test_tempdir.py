@@ -14,7 +14,7 @@ import pytest
 
 from shared.errors import Retryable
 from shared.runtime.tempdir import temp_folder, workspace
-from tests.store_process import ROOT
+from tests.support.store_process import ROOT
 
 WORKER = """
 import tempfile, threading

@@ -12,7 +12,7 @@ import pytest
 from shared.store.files import FileStore
 from shared.store.lease import LeaseLost, Leases
 from tests.soak.clock import SettableClock
-from tests.store_process import store_process
+from tests.support.store_process import store_process
 
 
 class Clock:

@@ -16,7 +16,7 @@ from shared.errors import InvalidMessage, NotFound, Retryable
 from shared.store import open_store
 from shared.store.base import checked_key, json_bytes, sha256_of
 from shared.store.files import FileStore
-from tests.store_process import race, store_process
+from tests.support.store_process import race, store_process
 
 
 @pytest.fixture

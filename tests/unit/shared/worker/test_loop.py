@@ -18,7 +18,7 @@ from shared.errors import GenderlineError, InvalidMessage, Retryable
 from shared.messages import json_reply
 from shared.worker.loop import ConsumerLoop, Context, Defer, Done, Handler, Outcome
 from shared.worker.retry import RetryPolicy
-from tests.services import eventually
+from tests.support.services import eventually
 
 Work = Callable[[Sequence[str], Context], Sequence[Outcome] | None]
 

@@ -15,7 +15,7 @@ import pytest
 from shared.errors import Retryable
 from shared.worker.child import Child, ChildDied, ForkServer
 from shared.worker.sandbox import Sandbox
-from tests.services import eventually
+from tests.support.services import eventually
 
 BAD = "bad"
 

@@ -14,7 +14,7 @@ from shared.errors import InvalidMessage
 from shared.records.registry import Registry
 from shared.runtime.settings import Settings
 from shared.store.files import FileStore
-from tests.store_builder import StoreBuilder
+from tests.support.store_builder import StoreBuilder
 from trainer.data.dataset import open_dataset
 from trainer.data.near_duplicates import dhash
 from trainer.release.start import find_start

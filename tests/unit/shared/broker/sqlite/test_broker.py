@@ -19,7 +19,7 @@ from shared.broker.sqlite import broker as sqlite_broker
 from shared.broker.sqlite import database, readers
 from shared.broker.sqlite.broker import SqliteBroker
 from shared.broker.sqlite.database import QueueFile
-from tests.services import eventually
+from tests.support.services import eventually
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ import sys, threading
 from pathlib import Path
 from shared.broker.base import BrokerClosed
 from shared.broker.sqlite.database import QueueFile
-from tests.services import eventually
+from tests.support.services import eventually
 
 def use(file, using):
     try:

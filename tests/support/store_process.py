@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class StoreProcess:
@@ -17,7 +17,7 @@ class StoreProcess:
 
     def __init__(self, root: Path, *role: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.store_child", str(root), *role],
+            [sys.executable, "-m", "tests.support.store_child", str(root), *role],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.model_builder import image_of
+from tests.support.model_builder import image_of
 
 KILLER = image_of(66) + b"deadly"
 BUGGY = image_of(66) + b"buggy"
@@ -27,4 +27,4 @@ def killing_environment(folder: Path) -> dict[str, str]:
         "    return decode(data, *rest)\n"
         "shared.faces.decode.decode_face = decode_or_die\n"
     )
-    return {"PYTHONPATH": f"{folder / 'killers'}:{Path(__file__).parents[1]}"}
+    return {"PYTHONPATH": f"{folder / 'killers'}:{Path(__file__).parents[2]}"}

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from shared.faces.labels import ETHNICITIES
-from tests.archives import Files, face_jpeg, face_pixels, saved, zipped
+from tests.support.archives import Files, face_jpeg, face_pixels, saved, zipped
 
 FACES: Final = 60
 """How many there are in each layout: thirty of each gender, of every age and ethnicity."""

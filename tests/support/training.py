@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shared.client import Client
 from shared.records.runs import Run
-from tests.services import eventually
+from tests.support.services import eventually
 
 # In steps so small that an epoch takes a while even on the fastest machine.
 SLOW = {"network": "reference", "batch_size": 4, "epochs": 400, "patience": 400, "quantize": False, "augment": False}

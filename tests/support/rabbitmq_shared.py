@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.rabbitmq_node import START_TIMEOUT_S, RabbitNode
+from tests.support.rabbitmq_node import START_TIMEOUT_S, RabbitNode
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)

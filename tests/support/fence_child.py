@@ -24,7 +24,7 @@ from shared.records.runs import Runs, RunState
 from shared.store import open_store
 from shared.store.base import Store
 from shared.store.lease import Lease, Leases
-from tests.cards import card_of
+from tests.support.cards import card_of
 
 RUN = "run-1"
 CHECKPOINT = f"runs/{RUN}/checkpoint.pt"

@@ -32,7 +32,7 @@ from shared.records.model_card import (
 from shared.records.registry import Registry
 from shared.records.runs import EpochRow
 from shared.store.files import FileStore
-from tests.once_a_run import made_once_a_run
+from tests.support.once_a_run import made_once_a_run
 from trainer.release.card import build_card, measure_inputs
 from trainer.release.evaluate import evaluate
 from trainer.release.export import OUTPUT, export_onnx
