@@ -99,7 +99,7 @@ class WorkerStates:
     def refused(self) -> dict[int, str]:
         """Returns the versions that living workers do not serve, and why."""
         told = [worker.state.get("refused") for worker in self.states() if worker.alive]
-        return {refused["version"]: refused["reason"] for refused in told if refused}
+        return {refused["version"]: refused["message"] for refused in told if refused}
 
     def recent_predictions(self) -> list[dict[str, Any]]:
         """Returns the workers' last answers, newest first; see `recent_predictions` in docs/messages.md."""

@@ -182,7 +182,7 @@ class Refused(StoredModel):
     """A version that a worker should serve and does not."""
 
     version: int
-    reason: str
+    message: str
 
 
 class ChallengerState(StoredModel):

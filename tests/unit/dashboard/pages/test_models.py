@@ -70,7 +70,7 @@ def test_the_imported_starter_leads_to_no_run_and_no_dataset(site: Site) -> None
 
 def test_a_version_that_workers_refuse_is_said_on_every_page_and_over_http(filled: Site) -> None:
     filled.builder.registry.refuse(2, "3 workers in a row <died>")
-    refused = {"version": 1, "reason": "its file is cut short"}
+    refused = {"version": 1, "message": "its file is cut short"}
     beat = {"service": "inference", "worker": "here:1", "version": 2, "refused": refused}
     filled.parts.workers.on_event(Event("worker.heartbeat", beat))
     web = filled.web
