@@ -357,11 +357,13 @@ def test_an_alarm_is_called_by_its_name_in_every_place_where_somebody_looks(
             look_at(inference)
             status = genderline("status")
             assert trouble in status.stdout + status.stderr
-            trained = genderline("train", str(tmp_path / "faces.zip"))
-            assert trained.returncode == 1
-            (run_id,) = set(re.findall(r"run-[0-9a-f]+", trained.stdout + trained.stderr))
-            assert trouble in trained.stderr
-            assert f"{run_id} may yet be done" in trained.stderr
+            followed = genderline("train", str(tmp_path / "faces.zip"))  # nothing is sent that cannot be followed
+            assert (followed.returncode, trouble in followed.stderr) == (1, True)
+            assert "run-" not in followed.stdout + followed.stderr
+            sent = genderline("train", "--detach", str(tmp_path / "faces.zip"))
+            assert (sent.returncode, trouble in sent.stderr) == (1, True)
+            (run_id,) = set(re.findall(r"run-[0-9a-f]+", sent.stdout + sent.stderr))
+            assert f"{run_id} may yet be done" in sent.stderr
         finally:
             rabbitmq.evaluate("vm_memory_monitor:set_vm_memory_high_watermark(0.4).")
         eventually(lambda: dashboard.get("/readyz")[0] == 200, 30, "the dashboard is ready again")
