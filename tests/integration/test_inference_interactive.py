@@ -452,6 +452,7 @@ def lose_connection(broker: Broker) -> None:
     eventually(lambda: broker.reconnects > before, 15, "a new connection")
 
 
+@pytest.mark.slow
 @pytest.mark.rabbitmq
 def test_connections_that_are_lost_again_and_again_bury_nothing(rabbitmq: SharedNode, tmp_path: Path) -> None:
     """Quorum queues count each loss for every message that was prefetched, though nobody had begun with it."""

@@ -24,6 +24,8 @@ from tests.support.inference_loops import replies
 from tests.support.model_builder import ModelBuilder, constant_model, image_of
 from tests.support.services import Installation, Service, eventually
 
+pytestmark = pytest.mark.slow
+
 OURS, THEIRS = 0.9, 0.1
 
 
