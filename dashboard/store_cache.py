@@ -12,11 +12,11 @@ from typing import Final, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.datasets.columns import Dataset, load_dataset, with_corrections
 from shared.errors import NotFound
 from shared.measures.groups import wilson_rate
 from shared.measures.labels import ARCHIVE_LABELS
 from shared.records.annotations import Annotation, Annotations, Kind, with_name
-from shared.records.columns import Dataset, load_dataset, with_corrections
 from shared.records.dataset import (
     REFUSAL_JSON,
     REJECTS_CSV,
@@ -382,7 +382,7 @@ class StoreCache:
         return found
 
     def _load_dataset(self, sha256: str) -> Dataset:
-        return load_dataset(self._store, sha256, self._load_summary(sha256))
+        return load_dataset(self._store, sha256, self._summaries.get(sha256))
 
     def _history(self, sha256: str) -> tuple[EditHistory, Corrections]:
         key = edits_key(sha256)

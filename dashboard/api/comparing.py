@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from dashboard.api.uploads import parse_number
 from dashboard.context import dashboard
+from shared.datasets.columns import EXCLUDED, Dataset
 from shared.errors import Conflict, InvalidMessage, short_repr
 from shared.measures.at_threshold import Measures, measure
 from shared.measures.comparison import Comparison, MatrixCell, compare
 from shared.measures.groups import Labels
 from shared.measures.labels import ALL_FACES
-from shared.records.columns import EXCLUDED, Dataset
 from shared.records.dataset import SPLITS
 from shared.records.predictions import THRESHOLD
 from shared.records.record import StoredModel

@@ -15,14 +15,14 @@ from dashboard.api.comparing import Matrix
 from dashboard.incoming import Upload
 from dashboard.tasks.samples import SampleState
 from dashboard.tasks.scoring import ScoringState
+from shared.datasets.columns import EDITED
+from shared.datasets.face_filter import AGREEMENTS, CONFIDENCE_BANDS, DUPLICATES, MODELS, RESULTS, SORTS
 from shared.errors import CODES
 from shared.faces.labels import ETHNICITIES, GENDERS
 from shared.measures.at_threshold import Measures
-from shared.measures.face_filter import AGREEMENTS, CONFIDENCE_BANDS, DUPLICATES, MODELS, RESULTS, SORTS
 from shared.measures.labels import ALL_FACES
 from shared.messages import ARCHIVES, IMAGES
 from shared.params import TrainingParams
-from shared.records.columns import EDITED
 from shared.records.dataset import AGE_BANDS, SPLITS
 from shared.records.edits import CHANGES
 from shared.records.model_card import ServedPrecision

@@ -11,11 +11,11 @@ from flask import Response, request
 from numpy.typing import NDArray
 
 from dashboard.context import dashboard
+from shared.datasets.columns import Dataset
+from shared.datasets.face_filter import FaceFilter, face_view
+from shared.datasets.face_selection import COLUMNS, FaceSelection, csv_text
 from shared.errors import NotFound
 from shared.faces.labels import GENDERS
-from shared.measures.face_filter import FaceFilter, face_view
-from shared.measures.face_selection import COLUMNS, FaceSelection, csv_text
-from shared.records.columns import Dataset
 from shared.records.dataset import SPLITS
 
 _VERSIONS: Final = 8
@@ -63,8 +63,8 @@ def list_faces(sha256: str, offset: int, limit: int, as_of: int | None) -> dict[
         sha256: the dataset.
         offset: faces to pass over.
         limit: the most faces.
-        as_of: which faces fit, and their order, are as after so many edits; what is said of each is as it is now. So
-            no face is passed over by somebody who edits some and then asks for the next. None takes all edits.
+        as_of: a number of edits. The selection and its order take only the first so many edits into account; the
+            details of each face take all. Faces keep their places while somebody edits them. None takes all edits.
     """
     asked = requested_faces(sha256)
     before = asked

@@ -9,12 +9,12 @@ from flask import url_for
 from numpy.typing import NDArray
 
 from dashboard.context import dashboard
+from shared.datasets.columns import Dataset
+from shared.datasets.face_filter import FaceFilter, face_view, select_faces
 from shared.errors import NotFound
 from shared.measures.at_threshold import measure, measured_before
-from shared.measures.face_filter import FaceFilter, face_view, select_faces
 from shared.measures.groups import Labels
 from shared.measures.labels import ARCHIVE_LABELS
-from shared.records.columns import Dataset
 from shared.records.dataset import SPLITS
 from shared.records.evaluation import MIN_GROUP, Evaluation
 from shared.records.model_card import ModelCard

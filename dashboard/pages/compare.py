@@ -11,10 +11,10 @@ from werkzeug.wrappers import Response
 from dashboard.api.comparing import CompareRequest, accuracy_matrix, compare_models, requested_comparison
 from dashboard.api.uploads import parse_number
 from dashboard.context import dashboard
+from shared.datasets.columns import Dataset
+from shared.datasets.face_filter import AGREEMENTS, FaceFilter, face_view
 from shared.errors import InvalidMessage
-from shared.measures.face_filter import AGREEMENTS, FaceFilter, face_view
 from shared.measures.labels import ALL_FACES, ARCHIVE_LABELS
-from shared.records.columns import Dataset
 from shared.records.dataset import SPLITS
 from shared.records.evaluation import MIN_GROUP
 

@@ -21,19 +21,19 @@ from dashboard.context import dashboard
 from dashboard.pages.manage import annotation_view, tag_filter
 from dashboard.pages.originals import send_original
 from dashboard.pages.train_fields import label_choices, parameter_fields, read_parameters
-from shared.errors import InvalidMessage, NotFound
-from shared.faces.labels import GENDERS
-from shared.faces.png import encode_png
-from shared.faces.rejects import REJECT_REASONS
-from shared.measures.face_filter import (
+from shared.datasets.columns import Dataset
+from shared.datasets.face_filter import (
     AGREEMENTS,
     CONFIDENCE_BANDS,
     SORTS,
     FaceFilter,
     face_view,
 )
-from shared.measures.face_selection import FaceSelection
-from shared.records.columns import Dataset
+from shared.datasets.face_selection import FaceSelection
+from shared.errors import InvalidMessage, NotFound
+from shared.faces.labels import GENDERS
+from shared.faces.png import encode_png
+from shared.faces.rejects import REJECT_REASONS
 from shared.records.dataset import SPLITS, DatasetSummary
 from shared.records.predictions import predict_female
 from shared.records.record import DamagedRecord
@@ -125,7 +125,7 @@ def show_dataset(sha256: str) -> str:
         rejects=_rejects(sha256),
         versions=[card.version for card in cache.cards().records],
         version=wanted.version,
-        # Those that a second model may be chosen from; the chosen one stays, so that the form says what is seen.
+        # The chosen model stays in the list even without predictions, so that the form shows the filter in force.
         others=predicting if wanted.other in [None, *predicting] else [*predicting, wanted.other],
         predicted=probabilities is not None,
         scoring=dashboard().scoring.state,

@@ -11,7 +11,7 @@ from dashboard.context import dashboard
 from dashboard.pages.answer import answer_view
 from dashboard.pages.manage import annotation_view, tag_filter
 from dashboard.workers import summarize_monitoring
-from shared.measures.face_filter import read_threshold
+from shared.datasets.face_filter import read_threshold
 
 blueprint = Blueprint("models", __name__)
 

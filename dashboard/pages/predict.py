@@ -12,12 +12,12 @@ from dashboard.api.routes.predictions import ANSWER_S, predict_images, require_b
 from dashboard.api.uploads import parse_number, receive_images
 from dashboard.context import dashboard
 from shared.clock import now_iso
+from shared.datasets.columns import Dataset
+from shared.datasets.face_filter import FaceFilter, face_view, select_faces
 from shared.errors import GenderlineError, NotFound
 from shared.faces.decode import ImageLimits, decode_face
 from shared.faces.labels import GENDERS, label_or_none
 from shared.faces.png import encode_png
-from shared.measures.face_filter import FaceFilter, face_view, select_faces
-from shared.records.columns import Dataset
 
 blueprint = Blueprint("predict", __name__)
 

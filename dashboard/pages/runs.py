@@ -13,10 +13,10 @@ from dashboard.pages.answer import answer_view, find_scored
 from dashboard.pages.filters import parameters, progress_view
 from dashboard.pages.manage import annotation_view, tag_filter
 from dashboard.pages.train_fields import label_choices, parameter_fields
+from shared.datasets.face_filter import read_threshold
 from shared.errors import NotFound
 from shared.faces.labels import GENDERS
 from shared.measures.at_threshold import female_counts
-from shared.measures.face_filter import read_threshold
 from shared.records.dataset import SPLITS
 from shared.records.runs import Run, RunState
 

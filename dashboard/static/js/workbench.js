@@ -13,7 +13,7 @@ const CELL = 116; // the least width, in pixels
 const CAPTION = 40;
 const GAP = 8;
 const SPARE_ROWS = 4; // drawn above and below what is in sight
-const LEAST_AHEAD = 6; // chunks, once somebody points at the faces or focuses them, and so is about to scroll
+const LEAST_AHEAD = 6; // chunks to prefetch once the pointer or the focus is on the faces
 const MOST_AHEAD = 16; // chunks that are asked for before they are in sight
 const WAIT_MS = 150; // before a face that somebody passes over is asked for
 const CHANGES = { m: "male", f: "female", x: "exclude" };
@@ -26,7 +26,7 @@ const form = document.querySelector("form[data-auto]");
 
 let query = ""; // of the filter
 let total = 0;
-let asOf = 0; // edits that had been made: those made since move no face, so that none is passed over
+let asOf = 0; // number of edits at the last reset; later edits do not move faces
 let chunks = new Map(); // number → {faces, sheet}, or the promise of it
 let cells = new Map(); // position → element
 let columns = 1;
@@ -137,7 +137,7 @@ function draw() {
       cells.delete(position);
     }
   }
-  // First what is in sight, then what comes into sight within two seconds of scrolling at this speed.
+  // Visible chunks are requested first, then those that two more seconds of scrolling would reach.
   for (let number = Math.floor(from / CHUNK); number <= Math.floor(to / CHUNK); number += 1) ask(number);
   const ahead = Math.ceil((2 * columns * speed(height)) / CHUNK);
   const most = Math.min(Math.max(Math.abs(ahead) + 1, near ? LEAST_AHEAD : 1), MOST_AHEAD);

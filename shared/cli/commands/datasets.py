@@ -12,7 +12,7 @@ from shared.cli.base import RESULTS, connected, json_option, output_of
 from shared.errors import GenderlineError
 
 if TYPE_CHECKING:
-    from shared.measures.face_filter import FaceFilter
+    from shared.datasets.face_filter import FaceFilter
     from shared.records.edits import Edit, EditHistory
 
 
@@ -23,7 +23,7 @@ def dataset() -> None:
 
 def _filter(_ctx: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> FaceFilter:
     """Reads `--where key=value`."""
-    from shared.measures.face_filter import FaceFilter  # noqa: PLC0415
+    from shared.datasets.face_filter import FaceFilter  # noqa: PLC0415
 
     wanted = {}
     for text in given:
@@ -58,8 +58,8 @@ def faces(ctx: click.Context, sha256: str, wanted: FaceFilter, sort: str, limit:
     `--sort suspects` begins with the labels that are the likeliest to be wrong.
     """
     from shared.cli.output import percent  # noqa: PLC0415
-    from shared.measures.face_filter import SORTS  # noqa: PLC0415
-    from shared.measures.face_selection import COLUMNS, read_selection  # noqa: PLC0415
+    from shared.datasets.face_filter import SORTS  # noqa: PLC0415
+    from shared.datasets.face_selection import COLUMNS, read_selection  # noqa: PLC0415
 
     if sort not in SORTS:
         raise click.BadParameter(f"found {sort!r}, expected one of {', '.join(SORTS)}", param_hint="--sort")

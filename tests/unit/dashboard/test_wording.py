@@ -60,7 +60,7 @@ OLD_WORDS = {
 }
 GLOSSARY = {
     "dataset.html": ["Predicted by model", "Decision threshold", "Confidence from"],
-    "../../shared/measures/face_filter.py": ["Predicted", "Label", "Correct?", "Split", "Confidence"],
+    "../../shared/datasets/face_filter.py": ["Predicted", "Label", "Correct?", "Split", "Confidence"],
     "answer.html": ["Accuracy by group", "Confusion matrix", "Decision threshold"],
     "face.html": ["Predicted", "Label", "Correct?", "Split", "Confidence"],
     "job.html": ["Predicted", "Label", "Correct?", "Confidence"],

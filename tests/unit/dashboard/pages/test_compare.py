@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 
-from shared.measures.face_filter import AGREEMENTS
+from shared.datasets.face_filter import AGREEMENTS
 from tests.support.dashboard_app import Site
 from tests.unit.dashboard.pages.helpers import RUN, csrf_of, sha_of
 

@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 import pytest
 
+from shared.datasets.face_filter import FaceFilter, select_faces
 from shared.faces.labelling import LabelReport, LabelSpec
 from shared.faces.labels import GENDERS
-from shared.measures.face_filter import FaceFilter, select_faces
 from shared.records.dataset import DatasetRefusal
 from shared.records.record import Fault
 from shared.records.runs import RunState
@@ -79,7 +79,7 @@ def test_a_filter_keeps_exactly_the_faces_that_fit(filled: Site, wanted: FaceFil
     data = filled.parts.store_cache.dataset(sha_of(filled))
     p = filled.parts.store_cache.predictions(data.sha256, 1)
     assert p is not None
-    from shared.measures.face_filter import face_view
+    from shared.datasets.face_filter import face_view
 
     def fits(i: int) -> bool:
         view = face_view(data, p, i)

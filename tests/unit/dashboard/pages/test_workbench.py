@@ -16,8 +16,8 @@ from dashboard.context import EXTENSION
 from dashboard.pages.train_fields import parameter_fields, read_parameters
 from dashboard.workers import WorkerStates
 from shared.broker.base import Event, Message
+from shared.datasets.face_filter import FaceFilter, select_faces
 from shared.faces.labels import GENDERS
-from shared.measures.face_filter import FaceFilter, select_faces
 from shared.messages import parse_dataset
 from shared.params import TrainingParams
 from shared.records.jobs import JobState

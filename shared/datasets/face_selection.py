@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import io
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -13,13 +14,13 @@ from typing import IO, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.datasets.columns import Dataset, load_dataset, with_corrections
+from shared.datasets.face_filter import FaceFilter, Facet, count_facets, face_view, select_faces
 from shared.errors import NotFound
 from shared.faces.labels import GENDERS
 from shared.faces.png import encode_png
-from shared.measures.face_filter import FaceFilter, Facet, count_facets, face_view, select_faces
 from shared.measures.labels import ARCHIVE_LABELS
 from shared.records.cells import to_cell
-from shared.records.columns import Dataset, load_dataset, with_corrections
 from shared.records.dataset import find_summary
 from shared.records.edits import Edits
 from shared.records.predictions import read_out_of_fold, read_predictions
@@ -99,6 +100,7 @@ def read_selection(store: Store, sha256: str, wanted: FaceFilter) -> FaceSelecti
     registry = Registry(store)
     cards = {card.version: card for card in registry.cards().records}
 
+    @functools.cache  # the search for a model reads what is then shown
     def predictions(version: int | None) -> NDArray[np.float32] | None:
         with contextlib.suppress(NotFound):
             return None if version not in cards else read_predictions(store, sha256, cards[version])

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from shared.datasets.columns import EDITED, Dataset
+from shared.datasets.face_filter import CONFIDENCE_BANDS, FaceFilter, count_facets, select_faces, self_confidence
 from shared.faces.labels import ETHNICITIES, GENDERS
-from shared.measures.face_filter import CONFIDENCE_BANDS, FaceFilter, count_facets, select_faces, self_confidence
-from shared.records.columns import EDITED, Dataset
 from shared.records.dataset import AGE_BANDS, SPLITS, DatasetSummary
 from tests.support.dashboard_app import Site, open_site
 

@@ -9,9 +9,9 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.datasets.columns import EDITED, EXCLUDED, Dataset
 from shared.errors import InvalidMessage, short_repr
 from shared.faces.labels import ETHNICITIES, GENDERS, UNKNOWN
-from shared.records.columns import EDITED, EXCLUDED, Dataset
 from shared.records.dataset import AGE_BANDS, SPLITS
 from shared.records.predictions import THRESHOLD, predict_female
 
@@ -72,7 +72,7 @@ class FaceFilter:
         result: `correct` or `wrong`.
         confidence: of `CONFIDENCE_BANDS`.
         duplicates: of `DUPLICATES`: whether another face looks the same.
-        edited: of `shared.records.columns.EDITED`.
+        edited: of `shared.datasets.columns.EDITED`.
         labels: `archive` for the labels of the archive, the hash of the edits that correct them, or empty for the edits
             that are in force.
         low: lowest confidence.

@@ -1,0 +1,1 @@
+"""A decoded dataset as columns, and its faces: filtered, sorted, counted, exported."""
