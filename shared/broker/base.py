@@ -242,6 +242,11 @@ class Consumer(abc.ABC):
             AccessRefused: the broker's user may not read a queue, or not publish events.
         """
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether messages lie here that `receive` would return at once; never, where it fetches them itself."""
+        return False
+
     @abc.abstractmethod
     def settle(self, deliveries: Sequence[Delivery], outgoing: Sequence[Outgoing] = ()) -> None:
         """Publishes `outgoing` and, once the broker has confirmed all of it, acknowledges `deliveries`.
@@ -348,8 +353,6 @@ class Broker(abc.ABC):
     """
 
     topology: Topology
-    prefers_batches: ClassVar[bool] = False
-    """Whether messages that come one by one cost so much more than some together that letting them gather pays."""
     remembers_stores: ClassVar[bool] = False
     """Whether it knows, after all services were stopped, which store they worked with."""
 

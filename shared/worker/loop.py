@@ -27,8 +27,6 @@ from shared.worker.retry import Bury, Requeue, RetryPolicy, Wait, as_retryable
 R = TypeVar("R")
 
 _WAIT_S: Final = 0.5
-_AT_ONCE_S: Final = 0.001
-"""A `receive` that returns sooner has found messages waiting: they come faster than they are handled."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -131,8 +129,8 @@ class ConsumerLoop:
         retry: what becomes of messages that fail.
         prefetch: messages held at once.
         batch_size: the most that is handled together, as the handler measures it.
-        gather_s: how long some requests of size 1 wait for more, where the broker prefers batches and messages come
-            faster than they are handled. One that comes alone never waits.
+        gather_s: how long some requests of size 1 wait for more, where messages come faster than they are handled. One
+            that comes alone never waits.
         wait_until_ready: waits, for so many seconds at the most, and returns whether messages may be taken at all.
         on_idle: told when the loop begins and when it ends to wait for messages.
         queue_wait: told how long each message waited, in seconds.
@@ -156,7 +154,7 @@ class ConsumerLoop:
         self._retry = retry
         self._prefetch = prefetch
         self._batch_size = batch_size
-        self._gather_s = gather_s if broker.prefers_batches else 0.0
+        self._gather_s = gather_s
         self._wait_until_ready = wait_until_ready
         self._on_idle = on_idle
         self._queue_wait = queue_wait
@@ -186,10 +184,9 @@ class ConsumerLoop:
 
     def _handle_next(self, consumer: Consumer, context: Context) -> None:
         """Receives what there is, in one or a few batches, and handles it."""
-        started = time.monotonic()
+        waiting = consumer.has_waiting
         with self._idle():
             deliveries = consumer.receive(self._batch_size, _WAIT_S)
-        waiting = time.monotonic() - started < _AT_ONCE_S
         items = list(self._parse(consumer, deliveries))
         if self._gather_s and waiting and 1 < len(items) < self._batch_size and all(item.size == 1 for item in items):
             time.sleep(self._gather_s)  # and not in `receive`, which every message that comes would wake

@@ -68,8 +68,6 @@ class RabbitBroker(Broker):
         ValueError: the URL is malformed.
     """
 
-    prefers_batches = True  # it syncs what it has at the moment, and wakes a thread for each step
-
     def __init__(
         self,
         url: str,

@@ -212,6 +212,10 @@ class RabbitConsumer(Consumer):
                 self._changed.wait(remaining)
         return []
 
+    @property
+    def has_waiting(self) -> bool:
+        return any(source.ready for source in self._sources)
+
     def _delivery(
         self,
         source: QueueChannel,
