@@ -1,8 +1,8 @@
 """`python -m trainer.pretrain ARCHIVE`: makes the starter's weights from an archive of labelled faces.
 
-First a teacher learns, in colour, on larger faces and with more layers than could be served. Then the network that is
-served learns from the labels and from what the teacher says of each face and its mirror image. Both save their state
-after every epoch; started again, the command carries on.
+First a teacher learns, in colour and with more layers than could be served. Then the network that is served learns
+from the labels and from what the teacher says. Both save their state after every epoch; started again, the command
+carries on.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +32,7 @@ from trainer.data.dataset import Dataset
 from trainer.data.ingest import ingest
 from trainer.data.near_duplicates import dhash_all
 from trainer.data.seen import SEEN
-from trainer.pretrain.fit import Plan, SoftLoss, fit, hard_targets, is_finished, planned_epochs, predict
+from trainer.pretrain.fit import Plan, SoftLoss, fit, hard_targets, planned_epochs, predict
 from trainer.pretrain.teacher import build_teacher, decode_colour
 from trainer.release.card import measure_inputs
 from trainer.release.evaluate import evaluate
@@ -40,18 +41,14 @@ from trainer.release.robustness import measure_robustness
 from trainer.training.calibrate import calibrated_loss, fit_temperature
 from trainer.training.device import DeviceFaces, choose_device, seeded
 from trainer.training.model import FaceNetwork, build_network
-from trainer.training.starter import FOLDER, STARTER_NETWORK, Starter, Weights, load_starter, save_starter
+from trainer.training.starter import FOLDER, STARTER_NETWORK, Starter, load_starter, save_starter
 from trainer.training.train import predict_logits
 
 _CHANGED_FACES: Final = 300
 TAUGHT: Final = 0.7
 """Weight of what the teacher says beside what the label says."""
-SHARES: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Of the way from an earlier starter to what was learned: the one that validates best is kept."""
-TEACHER: Final = Plan(
-    epochs=18, rate=0.003, weight_decay=0.05, dropout=0.3, averaging=0.999, mixup=0.2, erasing=0.25, batch_size=64
-)
-STUDENT: Final = Plan(epochs=40, rate=0.004, weight_decay=0.02, dropout=0.1, averaging=0.999, mixup=0.0, erasing=0.0)
+TEACHER: Final = Plan(epochs=36, rate=0.003, weight_decay=0.05, dropout=0.3, averaging=0.999, mixup=0.2, erasing=0.25)
+STUDENT: Final = replace(TEACHER, rate=0.004, weight_decay=0.02, dropout=0.1)
 RATE_FROM_EARLIER: Final = 0.002
 """The largest step where the network begins from an earlier starter: smaller, as it knows faces already."""
 
@@ -66,7 +63,7 @@ RATE_FROM_EARLIER: Final = 0.002
 @click.option(
     "--begin",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="The folder of an earlier starter to go on from, which teaches as well; random weights without it.",
+    help="The folder of an earlier starter to go on from; random weights without it.",
 )
 @click.option(
     "--work",
@@ -95,30 +92,18 @@ def main(
     with tempfile.TemporaryDirectory(prefix="genderline-") as folder:
         dataset = _decode(archive, Path(folder) / "archive", settings)
         targets, validation = hard_targets(dataset.targets), dataset.part("validation")
-        teacher = replace(TEACHER, epochs=teacher_epochs)
-        student = replace(STUDENT, epochs=epochs, rate=STUDENT.rate if begin is None else RATE_FROM_EARLIER)
+        colour = torch.from_numpy(decode_colour(archive, dataset.rows, ArchiveLimits.from_settings(settings)))
+        teacher_plan = replace(TEACHER, epochs=teacher_epochs)
+        plan = replace(STUDENT, epochs=epochs, rate=STUDENT.rate if begin is None else RATE_FROM_EARLIER)
         earlier = None if begin is None else load_starter(begin)
-        taught, of_teachers = targets, {}
-        figures_file = work / "teachers.json"
-        if teacher_epochs and is_finished(work / "student.pt", student) and figures_file.exists():
-            of_teachers = json.loads(figures_file.read_text(encoding="utf-8"))  # nothing is left to be taught
-        elif teacher_epochs:
-            said = _teach(dataset, targets, archive, teacher, device, work, settings)
-            everyone = {"teacher": said[:, 0].copy()}
-            if earlier is not None:
-                everyone["earlier_starter"] = _ask(earlier, dataset, device)
-                said[:, 0] = (everyone["teacher"] + everyone["earlier_starter"]) / 2
-                everyone["both"] = said[:, 0]
-            of_teachers = {
-                f"{name}_validation_accuracy": _accuracy(answers[validation] - 0.5, dataset, validation)
-                for name, answers in everyone.items()
-            }
-            figures_file.write_text(json.dumps(of_teachers), encoding="utf-8")
-            click.echo(f"teachers: {of_teachers}")
-            taught = TAUGHT * said + (1 - TAUGHT) * targets
-        network = _learn(dataset, taught, student, earlier, device, work).network
-        share = 1.0 if earlier is None else _blend(network, earlier, dataset, validation, device)
-        figures = of_teachers | _accuracies(network, dataset, validation, device, "validation_accuracy")
+        figures: dict[str, float] = {}
+        teacher = None
+        if teacher_epochs:
+            teacher = _teach(dataset, colour, targets, teacher_plan, device, work)
+            said = predict(teacher.probabilities, _shrunk(teacher.network, colour, device), validation, device)
+            figures["teacher_validation_accuracy"] = _accuracy(said[:, 0] - 0.5, dataset, validation)
+        network = _learn(dataset, colour, targets, plan, earlier, teacher, device, work)
+        figures |= _accuracies(network, dataset, validation, device, "validation_accuracy")
         measured, faces = dataset, validation
         if held_out is not None:
             measured = _decode(held_out, Path(folder) / "held-out", settings)
@@ -131,11 +116,10 @@ def main(
             "source": source,
             "archive_sha256": dataset.sha256,
             "faces": len(dataset.rows),
-            "recipe": asdict(student) | {"taught": TAUGHT if teacher_epochs else 0.0},
+            "recipe": asdict(plan) | {"taught": TAUGHT if teacher_epochs else 0.0},
             "planned_epochs": planned_epochs(work / "student.pt"),
-            "teacher": asdict(teacher) if teacher_epochs else None,
+            "teacher": asdict(teacher_plan) if teacher_epochs else None,
             "began_from": None if earlier is None else f"the starter of {earlier.card['created']}",
-            "share_of_what_was_learned": share,
             "teacher_planned_epochs": planned_epochs(work / "teacher.pt") if teacher_epochs else [],
             "seconds": round(time.monotonic() - started, 1),
             "torch": version("torch"),
@@ -151,45 +135,37 @@ def main(
 
 
 def _teach(
-    dataset: Dataset,
-    targets: NDArray[np.float32],
-    archive: Path,
-    plan: Plan,
-    device: torch.device,
-    work: Path,
-    settings: Settings,
-) -> NDArray[np.float32]:
-    """Trains the teacher, and returns what it says of all faces, as `hard_targets` has it."""
-    colour = torch.from_numpy(decode_colour(archive, dataset.rows, ArchiveLimits.from_settings(settings)))
-
-    def faces(indices: NDArray[np.intp]) -> torch.Tensor:
-        return colour[torch.from_numpy(indices)].to(device).float().div_(255)
-
+    dataset: Dataset, colour: torch.Tensor, targets: NDArray[np.float32], plan: Plan, device: torch.device, work: Path
+) -> SoftLoss:
+    """Trains the teacher, and returns it."""
+    with seeded(device, plan.seed, 1):
+        model = SoftLoss(build_teacher(plan.dropout), plan.auxiliary).to(device)
+    faces = _shrunk(model.network, colour, device)
     validation = dataset.part("validation")
 
     def on_epoch(epoch: int, model: SoftLoss, loss: float) -> None:
         said = predict(model.probabilities, faces, validation, device)[:, 0]
         _show("teacher", epoch, plan, loss, _accuracy(said - 0.5, dataset, validation))
 
-    with seeded(device, plan.seed, 1):
-        model = SoftLoss(build_teacher(plan.dropout), plan.auxiliary).to(device)
-    model = fit(model, faces, targets, _learned(dataset), plan, device, work / "teacher.pt", on_epoch)
-    return predict(model.probabilities, faces, np.arange(len(dataset.rows)), device)
+    return fit(model, faces, targets, _learned(dataset), plan, device, work / "teacher.pt", on_epoch)
 
 
 def _learn(
     dataset: Dataset,
+    colour: torch.Tensor,
     targets: NDArray[np.float32],
     plan: Plan,
     earlier: Starter | None,
+    teacher: SoftLoss | None,
     device: torch.device,
     work: Path,
-) -> SoftLoss:
+) -> FaceNetwork:
     """Trains the network that is served, and returns it."""
     with seeded(device, plan.seed, 2):
-        model = SoftLoss(build_network(STARTER_NETWORK, dropout=plan.dropout), plan.auxiliary).to(device)
+        network = build_network(STARTER_NETWORK, dropout=plan.dropout)
+        model = SoftLoss(network, plan.auxiliary, grey=True).to(device)
     if earlier is not None:
-        model.network.load_state_dict(earlier.weights)
+        network.load_state_dict(earlier.weights)
     source = DeviceFaces(dataset.faces, device)
     validation = dataset.part("validation")
 
@@ -197,48 +173,18 @@ def _learn(
         said = predict(model.network, lambda at: source.take(at).float().div_(255), validation, device)
         _show("student", epoch, plan, loss, _accuracy(said, dataset, validation))
 
-    def faces(indices: NDArray[np.intp]) -> torch.Tensor:
-        return model.network.shrink(source.take(indices).float().div_(255))
-
-    return fit(model, faces, targets, _learned(dataset), plan, device, work / "student.pt", on_epoch)
-
-
-def _blend(
-    network: FaceNetwork, earlier: Starter, dataset: Dataset, validation: NDArray[np.intp], device: torch.device
-) -> float:
-    """Moves the network back towards the earlier starter where that validates better. Returns what is left of the way.
-
-    Weights between two that lie near each other are often better than both (Wortsman et al., "Robust fine-tuning of
-    zero-shot models", 2022).
-    """
-    learned = {name: value.cpu().clone() for name, value in network.state_dict().items()}
-    losses = {}
-    for share in SHARES:
-        network.load_state_dict(_between(earlier.weights, learned, share))
-        logits = predict_logits(network, DeviceFaces(dataset.faces, device), validation)
-        losses[share] = calibrated_loss(logits, dataset.labels[validation])
-        accuracy = _accuracy(logits, dataset, validation)
-        click.echo(
-            f"{share:.0%} of the way from the earlier starter: loss {losses[share]:.4f}, accuracy {accuracy:.4f}"
-        )
-    best = min(losses, key=lambda share: losses[share])
-    network.load_state_dict(_between(earlier.weights, learned, best))
-    return best
+    faces, checkpoint = _shrunk(network, colour, device), work / "student.pt"
+    learned = _learned(dataset)
+    return fit(
+        model, faces, targets, learned, plan, device, checkpoint, on_epoch, teacher=teacher, taught=TAUGHT
+    ).network
 
 
-def _between(start: Weights, end: Weights, share: float) -> Weights:
-    return {
-        name: torch.lerp(start[name], value, share) if value.is_floating_point() else value
-        for name, value in end.items()
-    }
-
-
-def _ask(starter: Starter, dataset: Dataset, device: torch.device) -> NDArray[np.float32]:
-    """Returns the probabilities of female that an earlier starter gives all faces, with their mirror images."""
-    network = build_network(STARTER_NETWORK, dropout=0.0, mirror=True).to(device)
-    network.load_state_dict(starter.weights)
-    logits = predict_logits(network, DeviceFaces(dataset.faces, device), np.arange(len(dataset.rows)))
-    return (1 / (1 + np.exp(-logits))).astype(np.float32)
+def _shrunk(
+    network: FaceNetwork, colour: torch.Tensor, device: torch.device
+) -> Callable[[NDArray[np.intp]], torch.Tensor]:
+    """Returns a function that gives colour faces by their indices, float32 in [0, 1], at the side a network reads."""
+    return lambda indices: network.shrink(colour[torch.from_numpy(indices)].to(device).float().div_(255))
 
 
 def _learned(dataset: Dataset) -> NDArray[np.intp]:

@@ -1,4 +1,9 @@
-"""Training from soft targets: for each face the probabilities of its gender, age band and ethnicity."""
+"""Training from soft targets: for each face the probabilities of its gender, age band and ethnicity.
+
+A teacher is asked about each face as the student sees it, changed at random, and not once about the face as it is. The
+student so learns what the teacher computes and not only what it says of the faces that it has learned by heart (Beyer
+et al., "Knowledge distillation: a good teacher is patient and consistent", 2022).
+"""
 
 from __future__ import annotations
 
@@ -19,6 +24,7 @@ from torchvision.transforms.v2.functional import erase
 from shared.faces.labels import ETHNICITIES
 from shared.records.dataset import AGE_BANDS
 from trainer.data.dataset import Targets
+from trainer.pretrain.teacher import to_grey
 from trainer.training.augment import augment
 from trainer.training.device import computes_bfloat16, seeded
 from trainer.training.model import FaceNetwork
@@ -61,17 +67,24 @@ class Plan:
 
 
 class SoftLoss(nn.Module):
-    """A network with the heads of age band and ethnicity, and their loss against probabilities."""
+    """A network with the heads of age band and ethnicity, and their loss against probabilities.
 
-    def __init__(self, network: FaceNetwork, auxiliary: float) -> None:
+    Args:
+        network: to train.
+        auxiliary: weight of age band and ethnicity beside the gender.
+        grey: whether it sees colour faces in grayscale.
+    """
+
+    def __init__(self, network: FaceNetwork, auxiliary: float, *, grey: bool = False) -> None:
         super().__init__()
+        self.grey = grey
         self.network = network
         self.auxiliary = auxiliary
         self.heads = nn.ModuleList(nn.Linear(network.width, count) for count in CLASSES[1:])
 
     def forward(self, faces: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Returns the loss for faces float32 (n, channels, side, side) and targets float32 (n, sum of `CLASSES`)."""
-        embedding = self.network.embed(faces)
+        embedding = self.network.embed(to_grey(faces) if self.grey else faces)
         female, *classes = torch.split(targets, list(CLASSES), dim=1)
         loss = functional.binary_cross_entropy_with_logits(self.network.decide(embedding).float(), female[:, 0])
         for head, wanted in zip(self.heads, classes, strict=True):
@@ -81,6 +94,7 @@ class SoftLoss(nn.Module):
     def probabilities(self, faces: torch.Tensor) -> torch.Tensor:
         """Returns probabilities as the targets are, the mean over each face and its mirror image."""
         views = []
+        faces = to_grey(faces) if self.grey else faces
         for view in (faces, faces.flip(-1)):
             embedding = self.network.embed(view)
             gender = self.network.decide(embedding).float().sigmoid()[:, None]
@@ -105,6 +119,9 @@ def fit(
     device: torch.device,
     checkpoint: Path,
     on_epoch: Callable[[int, SoftLoss, float], None],
+    *,
+    teacher: SoftLoss | None = None,
+    taught: float = 0.0,
 ) -> SoftLoss:
     """Trains a network to the end of its plan, and returns it with its averaged weights.
 
@@ -118,6 +135,8 @@ def fit(
         checkpoint: written after every epoch; where it is of the same plan, training carries on from it. A plan of more
             or fewer epochs takes over with its own steps.
         on_epoch: gets each finished epoch, the averaged model and the mean loss.
+        teacher: says what it takes each changed face for, with its mirror image.
+        taught: weight of what the teacher says beside what the labels say, in [0, 1].
     """
     groups = [
         {"params": [value for value in model.parameters() if value.ndim > 1], "weight_decay": plan.weight_decay},
@@ -144,8 +163,12 @@ def fit(
                     _erase(images, plan.erasing, generator)
                 if plan.mixup:
                     images, labels = _mix(images, labels, plan.mixup, np.random.default_rng((plan.seed, epoch, step)))
+                images = images.contiguous(memory_format=torch.channels_last)
                 with torch.autocast(device.type, dtype=torch.bfloat16, enabled=computes_bfloat16(device)):
-                    loss = model(images.contiguous(memory_format=torch.channels_last), labels)
+                    if teacher is not None:
+                        with torch.no_grad():
+                            labels = labels.lerp(teacher.probabilities(images), taught)
+                    loss = model(images, labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -215,14 +238,6 @@ def _resume(
     average.load_state_dict(state["average"])
     done: int = state["epoch"]
     return done
-
-
-def is_finished(checkpoint: Path, plan: Plan) -> bool:
-    """Returns whether a checkpoint has done all epochs of a plan."""
-    if not checkpoint.exists():
-        return False
-    state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
-    return bool(state["plan"] | {"epochs": plan.epochs} == asdict(plan) and state["epoch"] == plan.epochs)
 
 
 def planned_epochs(checkpoint: Path) -> list[int]:

@@ -1,4 +1,4 @@
-"""The teacher: a network that is too slow to be served, which sees in colour."""
+"""The teacher: the network `large` in colour, too slow to be served."""
 
 from __future__ import annotations
 
@@ -9,40 +9,28 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from shared.archives.archive import Archive, ArchiveLimits
 from shared.records.dataset import FaceRow
-from trainer.training.model import FaceNetwork, Residual
+from trainer.training.model import LARGE, SIDE, FaceNetwork, residual
 
-SIDE: Final = 96
-_STEM: Final = 8
-_STRIDE: Final = 4
-_WIDTHS: Final = (48, 96, 192, 320)
-_BLOCKS: Final = (1, 2, 2, 1)
-"""Channels and residual blocks at sides 24, 12, 6 and 3. The first convolution quarters the image at once: on a CPU the
-wide maps of a finer one would take most of the time."""
+LUMA: Final = (0.114, 0.587, 0.299)
+"""What blue, green and red count in grayscale (ITU-R BT.601, as JPEG has it)."""
 
 
 def build_teacher(dropout: float) -> FaceNetwork:
-    """Returns the teacher, which reads colour faces float32 (N, 3, `SIDE`, `SIDE`) in [0, 1] through `embed`."""
-    layers: list[nn.Module] = []
-    before, kernel, stride, padding = 3, _STEM, _STRIDE, (_STEM - _STRIDE) // 2
-    for width, blocks in zip(_WIDTHS, _BLOCKS, strict=True):
-        layers += [
-            nn.Conv2d(before, width, kernel, stride, padding=padding, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-            *(Residual(width) for _ in range(blocks)),
-        ]
-        before, kernel, stride, padding = width, 2, 2, 0
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return FaceNetwork(nn.Sequential(*layers), before, dropout).to(memory_format=torch.channels_last)
+    """Returns the teacher, which reads colour faces float32 (N, 3, side, side) in [0, 1] through `embed`."""
+    return residual(*LARGE, dropout, channels=len(LUMA)).to(memory_format=torch.channels_last)
+
+
+def to_grey(faces: torch.Tensor) -> torch.Tensor:
+    """Returns colour faces (N, 3, side, side), blue first, in grayscale: (N, 1, side, side)."""
+    return (faces * faces.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
 
 
 def decode_colour(path: Path, rows: list[FaceRow], limits: ArchiveLimits) -> NDArray[np.uint8]:
-    """Decodes an archive's faces in colour: uint8 (N, 3, `SIDE`, `SIDE`), in the order of `rows`."""
-    faces = np.empty((len(rows), 3, SIDE, SIDE), np.uint8)
+    """Decodes an archive's faces in colour: uint8 (N, 3, 128, 128), blue first, in the order of `rows`."""
+    faces = np.empty((len(rows), len(LUMA), SIDE, SIDE), np.uint8)
     with Archive(path, limits) as archive:
         entries = {entry.name: entry for entry in archive.entries}
         for row, face in zip(rows, faces, strict=True):

@@ -16,6 +16,8 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 SIDE: Final = 128
+LARGE: Final = ((32, 64, 112, 176, 256), (0, 1, 1, 2))
+"""Widths and blocks of the network `large`."""
 
 
 class FaceNetwork(nn.Module):
@@ -93,10 +95,10 @@ def compact(dropout: float) -> FaceNetwork:
 
 def large(dropout: float) -> FaceNetwork:
     """Returns the heaviest of the residual family, of the reference's multiply-adds: for many faces and a GPU."""
-    return residual((32, 64, 112, 176, 256), (0, 1, 1, 2), dropout)
+    return residual(*LARGE, dropout)
 
 
-def residual(widths: Sequence[int], blocks: Sequence[int], dropout: float) -> FaceNetwork:
+def residual(widths: Sequence[int], blocks: Sequence[int], dropout: float, *, channels: int = 1) -> FaceNetwork:
     """Returns a network of five sides, each half the one before, that spends its work where the image is small.
 
     The first convolution and pool quarter the image at once, where the reference spends a third of its work; the mean
@@ -106,8 +108,9 @@ def residual(widths: Sequence[int], blocks: Sequence[int], dropout: float) -> Fa
         widths: channels at side 64, 32, 16, 8 and 4; multiples of 16 suit the vector units of CPUs and GPUs.
         blocks: residual blocks (He et al., "Deep Residual Learning", 2016) at side 32, 16, 8 and 4.
         dropout: share of the features that is dropped while training.
+        channels: of the faces: 1 in grayscale, 3 in colour.
     """
-    layers: list[nn.Module] = [*_conv_bn_relu(1, widths[0], kernel_size=5, stride=2)]
+    layers: list[nn.Module] = [*_conv_bn_relu(channels, widths[0], kernel_size=5, stride=2)]
     for before, width, count in zip(widths, widths[1:], blocks, strict=False):
         layers += [nn.MaxPool2d(2), *_conv_bn_relu(before, width), *(Residual(width) for _ in range(count))]
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
