@@ -44,12 +44,14 @@ class CardStart(StoredModel):
         source: the data that they were trained on, by whom, and its licence.
         archive_sha256: of that data.
         faces: how many faces they have seen.
+        share: of the way from these weights to those that training came to, which the model is at.
     """
 
     name: str
     source: str
     archive_sha256: str
     faces: int
+    share: float = 1.0
 
 
 class CardFile(StoredModel):

@@ -327,7 +327,7 @@ def _card(
         dataset=CardDataset(sha256=dataset, name="a dataset", counts={"train": 2, "validation": 1, "test": 20}),
         params=TrainingParams(),
         start=None,
-        trained=Trained({"weight": torch.zeros(1)}, [_EPOCH], 1, 1.0),
+        trained=Trained({"weight": torch.zeros(1)}, [_EPOCH], 1, 1.0, 1.0),
         evaluation=evaluate(probability, labels, np.full(len(labels), 30), np.zeros(len(labels), np.int64)),
         temperature=1.0,
         parity=0.0,

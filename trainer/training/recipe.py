@@ -88,7 +88,8 @@ def decide(
         "init": "starter" if from_start else "scratch",
         "network": network,
         "learning_rate": start_rate(faces) if from_start else 0.004,
-        "mirror": network != "reference",  # which is there to be compared to, as it is
+        # The starter was taught by a network that saw both; `reference` is there to be compared to, as it is.
+        "mirror": not from_start and network != "reference",
         "batch_size": 256 if device.type == "cuda" and faces >= MANY_FACES else 64 if faces >= FEW_FACES else 32,
         "precision": "bfloat16" if computes_bfloat16(device) else "float32",
         "epochs": min(MAX_EPOCHS_FROM_STARTER if from_start else MAX_EPOCHS, max(MIN_EPOCHS, FACES_SHOWN // faces)),

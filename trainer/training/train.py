@@ -22,7 +22,8 @@ from shared.errors import GenderlineError
 from shared.records.runs import EpochRow
 from trainer.data.dataset import Dataset, Targets
 from trainer.training.balance import weigh_genders
-from trainer.training.calibrate import calibrated_loss
+from trainer.training.blend import blend, choose_share
+from trainer.training.calibrate import calibrated_loss, calibrated_losses
 from trainer.training.checkpoint import Checkpoint, CheckpointError, dump
 from trainer.training.device import DeviceFaces, seeded, to_device
 from trainer.training.loss import MultiTaskLoss, targets_to_device
@@ -147,14 +148,16 @@ class Trained:
     """The result of training.
 
     Attributes:
-        weights: the state of the network after its best epoch, on the CPU.
+        weights: the state of the network after its best epoch, or on the way there from the start, on the CPU.
         best_epoch: the epoch with the lowest validation loss, from `first_candidate` on where training came so far.
+        share: of the way from the start to that epoch's weights; 1 where training began from random ones.
         seconds: time spent, over all processes that continued the run one after the other.
     """
 
     weights: Weights
     history: list[EpochRow]
     best_epoch: int
+    share: float
     seconds: float
 
 
@@ -184,10 +187,11 @@ def train(
     source = DeviceFaces(job.faces, device)
     targets = targets_to_device(job.targets, device)
     gender_weights = weigh_genders(job.targets.female[job.training])
+    start = None if recipe.init == "scratch" else job.start or load_starter().weights
     with seeded(device, recipe.seed):
         network = build_network(recipe.network, dropout=recipe.dropout, mirror=recipe.mirror)
-        if recipe.init != "scratch":
-            network.load_state_dict(load_starter().weights if job.start is None else job.start)
+        if start is not None:
+            network.load_state_dict(start)
         model = MultiTaskLoss(network, recipe.auxiliary, gender_weights).to(device)
     take_step = TrainStep(model, recipe, device)
     average = take_step.average
@@ -208,6 +212,12 @@ def train(
         best_epoch, best_loss, best_network = resume.best_epoch, resume.best_loss, resume.best_network
     take_step.ddp = group.wrap_ddp(model, device)
 
+    def validate() -> NDArray[np.float32]:
+        """Returns the logits of all validation faces by `best`."""
+        stop = hooks.should_stop if group.size == 1 else lambda: False
+        return group.all_gather(predict_logits(best, source, group.shard(job.validation), should_stop=stop))
+
+    truth = job.targets.female[job.validation]
     started = saved = time.monotonic()
     epoch_started = started - epoch_s
     reported = -float("inf")
@@ -297,15 +307,11 @@ def train(
         loss_sum, correct_sum, seen = sums.tolist()  # as above: before the clock is read
         trained_s = time.monotonic() - epoch_started
 
-        def should_stop() -> bool:
-            return group.size == 1 and hooks.should_stop()
-
         try:
-            shard = predict_logits(best, source, group.shard(job.validation), should_stop=should_stop)
+            logits = validate()
         except Interrupted:
             save()
             raise
-        logits, truth = group.all_gather(shard), job.targets.female[job.validation]
         val_loss = calibrated_loss(logits, truth, gender_weights)
         val_accuracy = float(np.mean((logits >= 0) == (truth > 0)))
         _require_finite(loss_sum + val_loss, recipe, epoch)
@@ -329,7 +335,16 @@ def train(
         sums.zero_()
 
     save()  # so that what follows can be interrupted without training again
-    return Trained(best_network, history, best_epoch, spent_s + time.monotonic() - started)
+    share = 1.0
+    if start is not None:
+
+        def losses(share: float) -> NDArray[np.float64]:
+            best.load_state_dict(blend(start, best_network, share))
+            return calibrated_losses(validate(), truth, gender_weights)
+
+        share = choose_share(losses)
+        best_network = blend(start, best_network, share)
+    return Trained(best_network, history, best_epoch, share, spent_s + time.monotonic() - started)
 
 
 @torch.inference_mode()

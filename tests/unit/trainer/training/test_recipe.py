@@ -70,9 +70,10 @@ def test_epochs_asked_for_are_trained_whatever_the_budget() -> None:
     assert decided(10_000, epochs=30, budget_s=1).epochs == 30
 
 
-def test_every_network_mirrors_but_the_reference_unless_told_otherwise() -> None:
-    assert decided(network="compact").mirror
-    assert decided().mirror
+def test_networks_mirror_from_random_weights_but_for_the_reference_unless_told_otherwise() -> None:
+    assert decided(network="compact", init="scratch").mirror
+    assert not decided(init="starter").mirror
+    assert decided(init="starter", mirror=True).mirror
     assert not decided(network="reference").mirror
     assert decided(network="reference", mirror=True).mirror
     assert not decided(mirror=False).mirror
