@@ -495,15 +495,6 @@ def test_what_is_no_reply_batch_of_ours_is_ignored(place: Place, foreign: Blocki
         assert broker.reconnects == 0
 
 
-def test_what_is_no_event_of_ours_is_ignored(place: Place, foreign: BlockingChannel) -> None:
-    broker = place.open()
-    with broker.subscribe() as subscription:
-        foreign.basic_publish(place.topology.events, "run.epoch", b"{not json")
-        foreign.basic_publish(place.topology.events, "run.epoch", b"[1]")
-        foreign.basic_publish(place.topology.events, "run.epoch", b'{"ok": 1}')
-        assert subscription.receive(10) == [Event("run.epoch", {"ok": 1})]
-
-
 def test_events_go_on_after_their_exchange_was_deleted(place: Place, foreign: BlockingChannel) -> None:
     broker = place.open()
     with broker.subscribe() as subscription:
@@ -564,18 +555,6 @@ def test_queues_declared_with_other_arguments_are_told_at_once_with_what_to_do(p
 def test_a_malformed_url_is_a_mistake_that_is_named() -> None:
     with pytest.raises(ValueError, match="port"):
         open_broker("amqp://localhost:notaport/", Topology())
-
-
-def test_an_event_that_is_nested_without_end_costs_a_line_in_the_log(
-    place: Place, foreign: BlockingChannel, caplog: pytest.LogCaptureFixture
-) -> None:
-    broker = place.open()
-    with broker.subscribe() as events:
-        for body in (b"[" * 50_000, b'{"a": ' * 50_000, b'{"good": true}'):
-            foreign.basic_publish(place.topology.events, "run.progress", body)
-        assert [event.payload for event in events.receive(10)] == [{"good": True}]
-    assert broker.reconnects == 0
-    assert caplog.text.count("ignored an event on run.progress") == 2
 
 
 def test_delivery_counts_that_a_client_made_up_are_ignored(place: Place, foreign: BlockingChannel) -> None:
