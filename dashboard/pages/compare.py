@@ -14,8 +14,9 @@ from dashboard.context import dashboard
 from shared.datasets.columns import Dataset
 from shared.datasets.face_filter import AGREEMENTS, FaceFilter, face_view
 from shared.errors import InvalidMessage
-from shared.measures.labels import ALL_FACES, ARCHIVE_LABELS
+from shared.measures.labels import ALL_FACES
 from shared.records.dataset import SPLITS
+from shared.records.edits import ARCHIVE_LABELS
 from shared.records.evaluation import MIN_GROUP
 
 _FACES_SHOWN: Final = 12
