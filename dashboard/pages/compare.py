@@ -9,7 +9,7 @@ from flask import Blueprint, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response
 
 from dashboard.api.comparing import CompareRequest, accuracy_matrix, compare_models, requested_comparison
-from dashboard.api.uploads import parse_number
+from dashboard.api.uploads import parse_integer
 from dashboard.context import dashboard
 from shared.datasets.columns import Dataset
 from shared.datasets.face_filter import AGREEMENTS, FaceFilter, face_view
@@ -55,10 +55,10 @@ def compare() -> str:
 @blueprint.post("/compare/predict")
 def score() -> Response:
     """Starts predicting a dataset's faces by a model that has not done so, and shows the comparison again."""
-    version = parse_number(request.form.get("version"), "version", 1, 10**9)
+    version = parse_integer(request.form.get("version"), "version", 1, 10**9)
     if version is None:
         raise InvalidMessage("version is missing; expected a model's number")
-    dashboard().scoring.score(request.form.get("dataset", ""), int(version))
+    dashboard().scoring.score(request.form.get("dataset", ""), version)
     back: dict[str, Any] = {name: request.form[name] for name in _QUERY if name in request.form}
     return redirect(url_for("compare.compare", **back), 303)
 

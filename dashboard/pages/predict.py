@@ -9,7 +9,7 @@ import time
 from flask import Blueprint, Response, jsonify, render_template, request
 
 from dashboard.api.routes.predictions import ANSWER_S, predict_images, require_broker
-from dashboard.api.uploads import parse_number, receive_images
+from dashboard.api.uploads import parse_integer, receive_images
 from dashboard.context import dashboard
 from shared.clock import now_iso
 from shared.datasets.columns import Dataset
@@ -77,8 +77,8 @@ def predict_image() -> Response:
     )
 
 
-def _version() -> float | None:
-    return parse_number(request.args.get("model_version"), "model_version", 1, 10**9)
+def _version() -> int | None:
+    return parse_integer(request.args.get("model_version"), "model_version", 1, 10**9)
 
 
 def _chosen_face(data: Dataset) -> tuple[int, str]:
