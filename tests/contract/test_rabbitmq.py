@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import decimal
-import functools
 import socket
 import struct
 import threading
@@ -33,6 +32,7 @@ from tests.contract.test_broker_events import replies
 from tests.contract.test_broker_messages import bodies, numbered, take, to
 from tests.support.rabbitmq_node import MAX_MESSAGE_BYTES, free_port
 from tests.support.services import eventually
+from tests.support.tcp_proxy import TcpProxy
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -421,14 +421,21 @@ def test_publishing_to_one_of_our_queues_that_was_deleted_is_an_error(place: Pla
         broker.depths()
 
 
-def test_a_closed_reply_queue_that_the_broker_cancels_late_costs_no_connection(place: Place) -> None:
-    with place.open() as broker:
-        assert isinstance(broker, rabbitmq.RabbitBroker)
-        reply_queue = broker.reply_queue()
-        reply_queue.close()
-        # On a busy machine the notice that the queue is gone overtakes the channel's end; here it always does.
-        notice = functools.partial(reply_queue._on_cancelled, None)  # type: ignore[attr-defined]
-        broker._connection.call(notice)
+def test_a_reply_queue_that_the_broker_cancels_while_it_closes_costs_no_connection(
+    place: Place, foreign: BlockingChannel
+) -> None:
+    with (
+        TcpProxy(place.url) as proxy,
+        open_broker(proxy.url, place.topology) as broker,
+        broker.reply_queue() as reply_queue,
+    ):
+        with proxy.answers_held() as holding:
+            foreign.queue_delete(reply_queue.name)
+            assert holding.wait(10)  # the notice of that, which arrives once the reply queue is closed
+            closing = threading.Thread(target=reply_queue.close)
+            closing.start()
+            reply_queue.receive(10)
+        closing.join()
         broker.publish(broker.topology.jobs, Message(b"", "x"))  # waits for a connection, were it to be made anew
         assert broker.reconnects == 0
 
