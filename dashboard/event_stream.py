@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from shared.broker.base import Broker, BrokerClosed, Event, Subscription, topic_matches
 from shared.errors import Retryable, short_repr
-from shared.events import MOST_EVENT_BYTES
 
 RESYNC: Final = "resync"
 """Topic of our own: events were missed, so whoever listens should look at the present state again."""
@@ -199,20 +198,12 @@ class EventHub:
                 listener(event)
             except Exception:  # anybody may publish events: none may end the listening
                 _LOG.exception("an event of topic %s is not taken", short_repr(event.topic))
-        try:
-            self._add(event.topic, event.payload)
-        except RecursionError:
-            _LOG.warning("an event of topic %s is not taken: it is nested too deeply", short_repr(event.topic))
+        self._add(event.topic, event.payload)
 
     def _add(self, topic: str, payload: dict[str, Any]) -> None:
-        data = json.dumps(payload)
-        if len(topic) + len(data) > MOST_EVENT_BYTES:
-            found, most = len(topic) + len(data), MOST_EVENT_BYTES
-            _LOG.warning("an event of %d bytes is not taken, expected at most %d: %s", found, most, short_repr(topic))
-            return
         with self._changed:
             self._number += 1
-            text = f"id: {self._boot}-{self._number}\nevent: {topic}\ndata: {data}\n\n"
+            text = f"id: {self._boot}-{self._number}\nevent: {topic}\ndata: {json.dumps(payload)}\n\n"
             if len(self._buffer) == self._buffer.maxlen:
                 self._buffered_bytes -= len(self._buffer.popleft().text)
             self._buffer.append(_BufferedEvent(self._number, topic, text))

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from shared.datasets.columns import Dataset, load_dataset, with_corrections
 from shared.errors import NotFound
 from shared.measures.groups import wilson_rate
-from shared.measures.labels import ARCHIVE_LABELS
 from shared.records.annotations import Annotation, Annotations, Kind, with_name
 from shared.records.dataset import (
     REFUSAL_JSON,
@@ -31,7 +30,7 @@ from shared.records.edits import Corrections, EditHistory, Edits, edits_key
 from shared.records.evaluation import Rate
 from shared.records.jobs import Job, Jobs
 from shared.records.model_card import ModelCard
-from shared.records.predictions import predict_female, read_out_of_fold, read_predictions
+from shared.records.predictions import list_predicting_versions, predict_female, read_out_of_fold, read_predictions
 from shared.records.record import DamagedRecord, Listing, Record, parse_record
 from shared.records.registry import Registry
 from shared.records.runs import Run, Runs
@@ -112,7 +111,12 @@ class StoreCache:
         self._histories: LruCache[tuple[str, bytes], tuple[EditHistory, Corrections]] = LruCache(
             lambda key: self._load_history(*key), _EDITED_CACHED
         )
-        self._edited: LruCache[tuple[str, str], Dataset] = LruCache(lambda key: self._edit(*key), _EDITED_CACHED)
+        self._named_corrections: LruCache[tuple[str, str], Corrections] = LruCache(
+            lambda key: self._edits.corrections(*key), _EDITED_CACHED
+        )
+        self._edited: LruCache[tuple[str, Corrections], Dataset] = LruCache(
+            lambda key: with_corrections(self.dataset(key[0]), key[1]), _EDITED_CACHED
+        )
         self._out_of_fold: LruCache[tuple[str, int], NDArray[np.float32]] = LruCache(
             lambda key: self._load_out_of_fold(*key), _PREDICTIONS_CACHED
         )
@@ -192,6 +196,10 @@ class StoreCache:
     def card(self, version: int) -> ModelCard:
         """Returns a model's card, or raises `NotFound` or `DamagedRecord`."""
         return self._cards.get(version)
+
+    def champion(self) -> int | None:
+        """Returns the version that serves; None where there is none, or the file that names it is damaged."""
+        return self._registry.find_aliases()[0].champion
 
     def find_card(self, version: int) -> ModelCard | None:
         """Returns a model's card; None where the model was deleted."""
@@ -281,21 +289,13 @@ class StoreCache:
         Raises:
             NotFound: there is no such dataset, it is not decoded yet, or it has no edits of that hash.
         """
-        if edits == ARCHIVE_LABELS:
-            return self.dataset(sha256)
-        if not edits:
-            history, corrections = self._history(sha256)
-            if until is not None:
-                corrections = history.corrections(until)
-            if corrections.is_empty:
-                return self.dataset(sha256)
-            key = (sha256, corrections.sha256)
-            if (known := self._edited.find(key)) is not None:
-                return known
-            data = with_corrections(self.dataset(sha256), corrections, corrections.sha256)
-            self._edited.put(key, data)
-            return data
-        return self._edited.get((sha256, edits))
+        if edits:
+            corrections = self._named_corrections.get((sha256, edits))
+        elif until is None:
+            corrections = self.corrections(sha256)
+        else:
+            corrections = self.edit_history(sha256).corrections(until)
+        return self.dataset(sha256) if corrections.is_empty else self._edited.get((sha256, corrections))
 
     def refusal(self, sha256: str) -> DatasetRefusal | None:
         """Returns why an archive did not become a dataset; None where it did, or was not processed yet."""
@@ -309,9 +309,7 @@ class StoreCache:
 
     def predicting_versions(self, sha256: str) -> list[int]:
         """Returns the model versions whose predictions for a dataset's faces are in the store, newest first."""
-        found = {card.version for card in self.cards().records if card.dataset.sha256 == sha256}
-        found |= {int(name.removesuffix(".csv")) for name in self._store.children(f"datasets/{sha256}/predictions")}
-        return sorted(found, reverse=True)
+        return list_predicting_versions(self._store, sha256, self.cards().records)
 
     def predictions(self, sha256: str, version: int) -> NDArray[np.float32] | None:
         """Returns float32 (N,), the probability of female of every face by a model; None where there are none."""
@@ -396,14 +394,8 @@ class StoreCache:
         history = parse_record(data, key, EditHistory)
         return history, history.corrections()
 
-    def _edit(self, sha256: str, edits: str) -> Dataset:
-        return with_corrections(self.dataset(sha256), self._edits.frozen(sha256, edits), edits)
-
     def _load_out_of_fold(self, sha256: str, version: int) -> NDArray[np.float32]:
-        card = self.card(version)
-        if card.dataset.sha256 != sha256:
-            raise NotFound(f"version {version} was trained on other faces")
-        return read_out_of_fold(self._store, card.run_id)
+        return read_out_of_fold(self._store, sha256, self.card(version))
 
     def _load_predictions(self, sha256: str, version: int) -> NDArray[np.float32]:
         return read_predictions(self._store, sha256, self.card(version))

@@ -18,7 +18,7 @@ from shared.faces.labelling import LabelSpec
 from shared.measures.at_threshold import Measures, measure
 from shared.measures.comparison import Comparison, MatrixCell, compare
 from shared.measures.groups import wilson_rate
-from shared.measures.labels import ARCHIVE_LABELS, LabelledFaces, read_labelled_faces
+from shared.measures.labels import LabelledFaces, read_labelled_faces
 from shared.measures.shadow import ShadowFigures, shadow_figures
 from shared.messages import (
     PACK_LIMIT,
@@ -35,7 +35,7 @@ from shared.params import TrainingParams
 from shared.records.annotations import Annotation, AnnotationChange, Annotations, Kind
 from shared.records.dataset import LABELS_JSON, SUMMARY_JSON, DatasetSummary, dataset_id
 from shared.records.deletion import Deletion, Dependent
-from shared.records.edits import Edits
+from shared.records.edits import ARCHIVE_LABELS, Edits
 from shared.records.jobs import Job, JobProgress, Jobs
 from shared.records.predictions import THRESHOLD, predict_female, read_predictions, write_predictions
 from shared.records.record import Record

@@ -5,7 +5,6 @@ Anybody who reaches the broker may publish events: whoever listens parses them i
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal
@@ -13,7 +12,6 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 from pydantic import ConfigDict, Field, ValidationError
 
 from shared.broker.base import Event
-from shared.errors import short_repr
 from shared.records.jobs import Counts, Job, JobProgress, JobState
 from shared.records.record import Fault, ModelRef, StoredModel, Timestamp, describe_fault
 from shared.records.runs import EpochRow, Progress, Run, RunState
@@ -31,10 +29,6 @@ from shared.topology import (
 
 _LOG = logging.getLogger(__name__)
 Name = Annotated[str, Field(min_length=1, max_length=200)]
-MOST_EVENT_BYTES: Final = 65_536
-"""Of an event that is taken, as JSON."""
-_MOST_HEARTBEAT_BYTES: Final = 8192
-"""The last heartbeats of many workers are kept. An honest one has less than two thousand."""
 Emit = Callable[[str, Mapping[str, Any]], None]
 """Tells an event's topic and payload, of `EventModel.wire`, to everybody who is subscribed."""
 
@@ -243,15 +237,7 @@ def parse_event(event: Event) -> EventModel | None:
     if kind is None:
         return None
     try:
-        found_bytes = len(json.dumps(event.payload))
-        most = _MOST_HEARTBEAT_BYTES if kind is WorkerHeartbeat else MOST_EVENT_BYTES
-        if found_bytes > most:
-            _LOG.warning(
-                "an event of topic %s is not taken: %d bytes, expected at most %d", event.topic, found_bytes, most
-            )
-            return None
         return kind.model_validate(event.payload)
-    except (ValidationError, RecursionError) as error:
-        found = describe_fault(error) if isinstance(error, ValidationError) else str(error)
-        _LOG.warning("an event of topic %s is not taken: %s", short_repr(event.topic), found)
+    except ValidationError as error:
+        _LOG.warning("an event of topic %s is not taken: %s", event.topic, describe_fault(error))
         return None

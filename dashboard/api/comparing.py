@@ -10,7 +10,7 @@ import numpy as np
 from flask import request
 from numpy.typing import NDArray
 
-from dashboard.api.uploads import parse_number
+from dashboard.api.uploads import parse_integer, parse_number
 from dashboard.context import dashboard
 from shared.datasets.columns import EXCLUDED, Dataset
 from shared.errors import Conflict, InvalidMessage, short_repr
@@ -105,10 +105,9 @@ def requested_comparison() -> CompareRequest | None:
         InvalidMessage: a value makes no sense.
         NotFound: there is no such model.
     """
-    numbers = [parse_number(request.args.get(name), name, 1, 10**9) for name in ("first", "second")]
-    if numbers[0] is None or numbers[1] is None:
+    first, second = (parse_integer(request.args.get(name), name, 1, 10**9) for name in ("first", "second"))
+    if first is None or second is None:
         return None
-    first, second = int(numbers[0]), int(numbers[1])
     cache = dashboard().store_cache
     own = [cache.card(version).dataset.sha256 for version in (second, first)]
     dataset = request.args.get("dataset") or next((sha256 for sha256 in own if cache.summary(sha256)), own[0])

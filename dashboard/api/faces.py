@@ -8,12 +8,11 @@ from typing import Any, Final
 
 import numpy as np
 from flask import Response, request
-from numpy.typing import NDArray
 
 from dashboard.context import dashboard
 from shared.datasets.columns import Dataset
 from shared.datasets.face_filter import FaceFilter, face_view
-from shared.datasets.face_selection import COLUMNS, FaceSelection, csv_text
+from shared.datasets.face_selection import COLUMNS, FaceSelection, csv_text, read_selection
 from shared.errors import NotFound
 from shared.faces.labels import GENDERS
 from shared.records.dataset import SPLITS
@@ -28,32 +27,8 @@ _ROLES: Final = {
 
 
 def requested_faces(sha256: str) -> FaceSelection:
-    """Returns the dataset as the request's filter wants to see it.
-
-    Where the request names no model, one whose predictions are there is taken, the champion before others.
-
-    Raises:
-        NotFound: there is no such dataset, it is not decoded yet, or it has no edits of the hash in the filter.
-    """
-    parts = dashboard()
-    cache = parts.store_cache
-    wanted = FaceFilter.from_query(request.args)
-    if wanted.version not in [card.version for card in cache.cards().records]:
-        predicting = cache.predicting_versions(sha256)
-        champion = parts.client.registry.find_aliases()[0].champion
-        wanted = wanted.with_version(champion if champion in predicting else next(iter(predicting), None))
-
-    def predictions(version: int | None) -> NDArray[np.float32] | None:
-        return None if version is None else cache.predictions(sha256, version)
-
-    by_suspicion = wanted.sort == "suspects" and wanted.version is not None
-    return FaceSelection(
-        cache.edited(sha256, wanted.labels),
-        wanted,
-        predictions(wanted.version),
-        predictions(wanted.other) if wanted.other != wanted.version else None,
-        cache.out_of_fold_predictions(sha256, wanted.version or 0) if by_suspicion else None,
-    )
+    """Returns the dataset as the request's filter wants to see it; see `read_selection`."""
+    return read_selection(dashboard().store_cache, sha256, FaceFilter.from_query(request.args))
 
 
 def list_faces(sha256: str, offset: int, limit: int, as_of: int | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from flask import request
 
 from dashboard.api.answers import dump_json
-from dashboard.api.uploads import parse_number
+from dashboard.api.uploads import parse_integer
 from shared.errors import InvalidMessage, short_repr
 
 PAGE: Final = 1000
@@ -52,5 +52,5 @@ def read_idempotency_key() -> str | None:
 
 def read_page() -> tuple[int, int]:
     """Returns the request's limit and offset."""
-    limit = int(parse_number(request.args.get("limit"), "limit", 1, PAGE) or PAGE)
-    return limit, int(parse_number(request.args.get("offset"), "offset", 0, 10**9) or 0)
+    limit = parse_integer(request.args.get("limit"), "limit", 1, PAGE) or PAGE
+    return limit, parse_integer(request.args.get("offset"), "offset", 0, 10**9) or 0

@@ -164,3 +164,11 @@ def parse_number(text: str | None, name: str, low: float, high: float) -> float 
         if low <= (value := float(str(text))) <= high:
             return value
     raise InvalidMessage(f"{name} is {text!r}; expected a number from {low:,.10g} to {high:,.10g}")
+
+
+def parse_integer(text: str | None, name: str, low: int, high: int) -> int | None:
+    """Returns a request's whole number, None where there is none; see `parse_number`."""
+    number = parse_number(text, name, low, high)
+    if number is not None and not number.is_integer():
+        raise InvalidMessage(f"{name} is {text!r}; expected a whole number")
+    return None if number is None else int(number)

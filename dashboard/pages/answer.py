@@ -14,8 +14,8 @@ from shared.datasets.face_filter import FaceFilter, face_view, select_faces
 from shared.errors import NotFound
 from shared.measures.at_threshold import measure, measured_before
 from shared.measures.groups import Labels
-from shared.measures.labels import ARCHIVE_LABELS
 from shared.records.dataset import SPLITS
+from shared.records.edits import ARCHIVE_LABELS
 from shared.records.evaluation import MIN_GROUP, Evaluation
 from shared.records.model_card import ModelCard
 from shared.records.predictions import THRESHOLD

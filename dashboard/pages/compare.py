@@ -9,13 +9,14 @@ from flask import Blueprint, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response
 
 from dashboard.api.comparing import CompareRequest, accuracy_matrix, compare_models, requested_comparison
-from dashboard.api.uploads import parse_number
+from dashboard.api.uploads import parse_integer
 from dashboard.context import dashboard
 from shared.datasets.columns import Dataset
 from shared.datasets.face_filter import AGREEMENTS, FaceFilter, face_view
 from shared.errors import InvalidMessage
-from shared.measures.labels import ALL_FACES, ARCHIVE_LABELS
+from shared.measures.labels import ALL_FACES
 from shared.records.dataset import SPLITS
+from shared.records.edits import ARCHIVE_LABELS
 from shared.records.evaluation import MIN_GROUP
 
 _FACES_SHOWN: Final = 12
@@ -54,10 +55,10 @@ def compare() -> str:
 @blueprint.post("/compare/predict")
 def score() -> Response:
     """Starts predicting a dataset's faces by a model that has not done so, and shows the comparison again."""
-    version = parse_number(request.form.get("version"), "version", 1, 10**9)
+    version = parse_integer(request.form.get("version"), "version", 1, 10**9)
     if version is None:
         raise InvalidMessage("version is missing; expected a model's number")
-    dashboard().scoring.score(request.form.get("dataset", ""), int(version))
+    dashboard().scoring.score(request.form.get("dataset", ""), version)
     back: dict[str, Any] = {name: request.form[name] for name in _QUERY if name in request.form}
     return redirect(url_for("compare.compare", **back), 303)
 

@@ -15,7 +15,7 @@ from PIL import Image
 from werkzeug.wrappers import Response as WsgiResponse
 
 from dashboard.api.faces import list_predictions, requested_faces, require_face
-from dashboard.api.uploads import parse_number
+from dashboard.api.uploads import parse_integer
 from dashboard.auth import current_user
 from dashboard.context import dashboard
 from dashboard.pages.manage import annotation_view, tag_filter
@@ -182,11 +182,11 @@ def edit(sha256: str) -> WsgiResponse:
 @blueprint.post("/datasets/<sha256>/predict")
 def score_dataset(sha256: str) -> WsgiResponse:
     """Starts predicting all faces by a model that was trained on others."""
-    version = parse_number(request.form.get("version"), "version", 1, 10**9)
+    version = parse_integer(request.form.get("version"), "version", 1, 10**9)
     if version is None:
         raise InvalidMessage("version is missing; expected a model's number")
-    dashboard().scoring.score(sha256, int(version))
-    return redirect(url_for("datasets.show_dataset", sha256=sha256, version=int(version)) + "#faces", 303)
+    dashboard().scoring.score(sha256, version)
+    return redirect(url_for("datasets.show_dataset", sha256=sha256, version=version) + "#faces", 303)
 
 
 @blueprint.get("/datasets/<sha256>/summary.json")

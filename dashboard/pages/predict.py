@@ -9,11 +9,12 @@ import time
 from flask import Blueprint, Response, jsonify, render_template, request
 
 from dashboard.api.routes.predictions import ANSWER_S, predict_images, require_broker
-from dashboard.api.uploads import parse_number, receive_images
+from dashboard.api.uploads import parse_integer, receive_images
 from dashboard.context import dashboard
 from shared.clock import now_iso
 from shared.datasets.columns import Dataset
 from shared.datasets.face_filter import FaceFilter, face_view, select_faces
+from shared.datasets.face_selection import find_predictions
 from shared.errors import GenderlineError, NotFound
 from shared.faces.decode import ImageLimits, decode_face
 from shared.faces.labels import GENDERS, label_or_none
@@ -41,7 +42,7 @@ def predict() -> str:
         face=face,
         note=note,
         versions=[card.version for card in cache.cards().records],
-        champion=dashboard().client.registry.find_aliases()[0].champion,
+        champion=cache.champion(),
         version=request.args.get("version", None, int),
     )
 
@@ -76,8 +77,8 @@ def predict_image() -> Response:
     )
 
 
-def _version() -> float | None:
-    return parse_number(request.args.get("model_version"), "model_version", 1, 10**9)
+def _version() -> int | None:
+    return parse_integer(request.args.get("model_version"), "model_version", 1, 10**9)
 
 
 def _chosen_face(data: Dataset) -> tuple[int, str]:
@@ -92,10 +93,9 @@ def _chosen_face(data: Dataset) -> tuple[int, str]:
     if pick == "wrong":
         cache = dashboard().store_cache
         chosen = request.args.get("version", None, int)
-        champion = dashboard().client.registry.find_aliases()[0].champion
-        versions = cache.predicting_versions(data.sha256)
-        version = chosen or (champion if champion in versions else next(iter(versions), None))
-        probabilities = None if version is None else cache.predictions(data.sha256, version)
+        version, probabilities = (
+            (chosen, cache.predictions(data.sha256, chosen)) if chosen else find_predictions(cache, data.sha256)
+        )
         if probabilities is None:
             which = f"Model {chosen}" if chosen else "No model"
             has = "has not" if chosen else "has"

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Final, Literal, NamedTuple, Self, get_args
 
+from pydantic_core import from_json
+
 from shared.errors import GenderlineError, Retryable, short_repr
 from shared.topology import Topology
 
@@ -39,6 +41,8 @@ DEAD_BYTES_KEPT: Final = 4 * 2**30
 """The most bytes of their bodies."""
 PREFETCH_BYTES: Final = 64 * 2**20
 """Bytes of message bodies that a consumer holds of one queue, unless it is told otherwise."""
+MOST_EVENT_BYTES: Final = 65_536
+"""Of an event's body; a larger one reaches no subscriber."""
 _LONGEST_WAIT_S: Final = 365 * 86400.0
 _CLOCKS_DIFFER_S: Final = 86400.0
 
@@ -328,7 +332,10 @@ class ReplyQueue(abc.ABC):
 
 
 class Subscription(abc.ABC):
-    """Events as they happen, from the moment of subscribing; those of a time without connection are lost."""
+    """Events as they happen, from the moment of subscribing; those of a time without connection are lost.
+
+    Anybody may publish events; what `read_event` does not take reaches no subscriber.
+    """
 
     @abc.abstractmethod
     def receive(self, timeout_s: float) -> list[Event]:
@@ -448,6 +455,25 @@ class Broker(abc.ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def read_event(topic: str, body: bytes) -> Event | None:
+    """Returns the event that has this body; None, after one log line, where it is too large or no JSON object.
+
+    What is nested more than 200 deep is no JSON object either.
+    """
+    if len(body) > MOST_EVENT_BYTES:
+        fault = f"its body has {len(body)} bytes, expected at most {MOST_EVENT_BYTES}"
+    else:
+        try:
+            payload = from_json(body, allow_inf_nan=False)
+            if isinstance(payload, dict):
+                return Event(topic, payload)
+            fault = f"expected a JSON object (found {short_repr(payload)})"
+        except ValueError as error:
+            fault = f"expected a JSON object ({error})"
+    _LOG.warning("passed over an event of topic %s: %s", short_repr(topic), fault)
+    return None
 
 
 def without_forged_reply_to(message: Message, own_queues: Collection[str]) -> Message:

@@ -98,8 +98,10 @@ def load_dataset(store: Store, sha256: str, summary: DatasetSummary) -> Dataset:
         )
 
 
-def with_corrections(data: Dataset, corrections: Corrections, sha256: str) -> Dataset:
+def with_corrections(data: Dataset, corrections: Corrections) -> Dataset:
     """Returns a dataset with the labels that its edits make."""
+    if corrections.is_empty:
+        return data
     gender = corrections.apply(data.gender)
     edits, split = np.zeros(len(data), np.uint8), data.split.copy()
     relabelled = [*corrections.male, *corrections.female]
@@ -108,7 +110,7 @@ def with_corrections(data: Dataset, corrections: Corrections, sha256: str) -> Da
     ]
     excluded = list(corrections.exclude)
     edits[excluded], split[excluded] = EDITED.index("excluded"), EXCLUDED
-    return replace(data, gender=gender, split=split, edits=edits, corrections=sha256)
+    return replace(data, gender=gender, split=split, edits=edits, corrections=corrections.sha256)
 
 
 def _load_groups(store: Store, sha256: str, count: int) -> NDArray[np.int32]:

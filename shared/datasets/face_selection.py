@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import functools
 import io
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, Final
+from typing import IO, Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +18,12 @@ from shared.datasets.face_filter import FaceFilter, Facet, count_facets, face_vi
 from shared.errors import NotFound
 from shared.faces.labels import GENDERS
 from shared.faces.png import encode_png
-from shared.measures.labels import ARCHIVE_LABELS
 from shared.records.cells import to_cell
 from shared.records.dataset import find_summary
 from shared.records.edits import Edits
-from shared.records.predictions import read_out_of_fold, read_predictions
+from shared.records.model_card import ModelCard
+from shared.records.predictions import list_predicting_versions, read_out_of_fold, read_predictions
+from shared.records.record import Listing
 from shared.records.registry import Registry
 from shared.store.base import Store
 
@@ -86,39 +86,92 @@ class FaceSelection:
             archive.writestr("faces.csv", self.as_csv(), zipfile.ZIP_DEFLATED)
 
 
-def read_selection(store: Store, sha256: str, wanted: FaceFilter) -> FaceSelection:
+class FaceSource(Protocol):
+    """What a selection is read from: a store, or what is cached of one."""
+
+    def cards(self) -> Listing[ModelCard]:
+        """Returns the cards of all models."""
+
+    def champion(self) -> int | None:
+        """Returns the version that serves; None where there is none."""
+
+    def edited(self, sha256: str, edits: str) -> Dataset:
+        """Returns a decoded dataset with the labels that `Edits.corrections` names, or raises `NotFound`."""
+
+    def predicting_versions(self, sha256: str) -> list[int]:
+        """Returns the models that may have predictions for a dataset, newest first."""
+
+    def predictions(self, sha256: str, version: int) -> NDArray[np.float32] | None:
+        """Returns float32 (N,), a model's predictions; None where there are none."""
+
+    def out_of_fold_predictions(self, sha256: str, version: int) -> NDArray[np.float32] | None:
+        """Returns float32 (N,), by weights that have not learned from the face; None where there are none."""
+
+
+def read_selection(source: FaceSource, sha256: str, wanted: FaceFilter) -> FaceSelection:
     """Returns a dataset as a filter wants to see it.
 
-    Where the filter names no model, one whose predictions are there is taken, the champion before others.
+    Where the filter names no model, that of `find_predictions` is taken.
 
     Raises:
         NotFound: there is no such dataset, it is not processed yet, or it has no edits of the hash in the filter.
     """
-    summary = find_summary(store, sha256)
-    if summary is None:
-        raise NotFound(f"dataset {sha256[:12]} does not exist, or is not processed yet")
-    registry = Registry(store)
-    cards = {card.version: card for card in registry.cards().records}
+    data = source.edited(sha256, wanted.labels)
+    version, others, out_of_fold = wanted.version, None, None
+    if version is not None and version in {card.version for card in source.cards().records}:
+        probabilities = source.predictions(sha256, version)
+    else:
+        version, probabilities = find_predictions(source, sha256)
+    if version is not None and wanted.sort == "suspects":
+        out_of_fold = source.out_of_fold_predictions(sha256, version)
+    if wanted.other is not None and wanted.other != version:
+        others = source.predictions(sha256, wanted.other)
+    return FaceSelection(data, wanted.with_version(version), probabilities, others, out_of_fold)
 
-    @functools.cache  # the search for a model reads what is then shown
-    def predictions(version: int | None) -> NDArray[np.float32] | None:
+
+def find_predictions(source: FaceSource, sha256: str) -> tuple[int | None, NDArray[np.float32] | None]:
+    """Returns a model that has predicted a dataset, the champion before newer ones, and its predictions.
+
+    They are float32 (N,); both are None where no model has.
+    """
+    champion = source.champion()
+    for version in sorted(source.predicting_versions(sha256), key=lambda version: version != champion):
+        if (probabilities := source.predictions(sha256, version)) is not None:
+            return version, probabilities
+    return None, None
+
+
+class StoredFaces(FaceSource):
+    """Reads each part from a store when it is asked for."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._registry = Registry(store)
+
+    def cards(self) -> Listing[ModelCard]:
+        return self._registry.cards()
+
+    def champion(self) -> int | None:
+        return self._registry.find_aliases()[0].champion
+
+    def edited(self, sha256: str, edits: str) -> Dataset:
+        if (summary := find_summary(self._store, sha256)) is None:
+            raise NotFound(f"dataset {sha256[:12]} does not exist, or is not processed yet")
+        corrections = Edits(self._store).corrections(sha256, edits)
+        return with_corrections(load_dataset(self._store, sha256, summary), corrections)
+
+    def predicting_versions(self, sha256: str) -> list[int]:
+        return list_predicting_versions(self._store, sha256, self.cards().records)
+
+    def predictions(self, sha256: str, version: int) -> NDArray[np.float32] | None:
         with contextlib.suppress(NotFound):
-            return None if version not in cards else read_predictions(store, sha256, cards[version])
+            return read_predictions(self._store, sha256, self._registry.card(version))
         return None
 
-    if wanted.version not in cards:
-        order = [registry.find_aliases()[0].champion, *sorted(cards, reverse=True)]
-        wanted = wanted.with_version(next((version for version in order if predictions(version) is not None), None))
-    data, edits = load_dataset(store, sha256, summary), Edits(store)
-    if wanted.labels != ARCHIVE_LABELS:
-        frozen = edits.frozen(sha256, wanted.labels) if wanted.labels else edits.history(sha256).corrections()
-        data = data if frozen.is_empty else with_corrections(data, frozen, frozen.sha256)
-    out_of_fold = None
-    if wanted.version is not None and wanted.sort == "suspects" and cards[wanted.version].dataset.sha256 == sha256:
+    def out_of_fold_predictions(self, sha256: str, version: int) -> NDArray[np.float32] | None:
         with contextlib.suppress(NotFound):
-            out_of_fold = read_out_of_fold(store, cards[wanted.version].run_id)
-    others = None if wanted.other == wanted.version else predictions(wanted.other)
-    return FaceSelection(data, wanted, predictions(wanted.version), others, out_of_fold)
+            return read_out_of_fold(self._store, sha256, self._registry.card(version))
+        return None
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -15,8 +15,6 @@ from shared.records.dataset import FACES_CSV, SPLITS, read_faces_csv
 from shared.records.edits import Edits
 from shared.store.base import Store
 
-ARCHIVE_LABELS: Final = "archive"
-"""Names the labels of the archive where edits may be named."""
 ALL_FACES: Final = "all"
 """Instead of the name of a split: all faces that no edit left out."""
 
@@ -57,13 +55,10 @@ def read_labelled_faces(store: Store, sha256: str, labels: str = "") -> Labelled
     except NotFound:
         raise NotFound(f"dataset {sha256[:12]} does not exist, or is not processed yet") from None
     rows = read_faces_csv(io.StringIO(text, newline=""))
-    gender = np.array([row.gender for row in rows], np.uint8)
+    corrections = Edits(store).corrections(sha256, labels)
+    gender = corrections.apply(np.array([row.gender for row in rows], np.uint8))
     split = np.array([SPLITS.index(row.split) for row in rows], np.int8)
-    if labels != ARCHIVE_LABELS:
-        edits = Edits(store)
-        corrections = edits.frozen(sha256, labels) if labels else edits.history(sha256).corrections()
-        gender = corrections.apply(gender)
-        split[list(corrections.exclude)] = -1
+    split[list(corrections.exclude)] = -1
     return LabelledFaces(
         [row.name for row in rows],
         Labels(gender, np.array([row.ethnicity for row in rows]), np.array([row.age for row in rows])),

@@ -23,6 +23,8 @@ from shared.store.base import Store, json_bytes
 
 Correction = Literal["male", "female", "exclude"]
 """What an edit makes of a face: another label, or none: the face is left out of training and of every figure."""
+ARCHIVE_LABELS: Final = "archive"
+"""Names the labels of the archive where edits may be named."""
 Change = Literal["male", "female", "exclude", "restore"]
 """A correction, or the way back to the label of the archive."""
 CORRECTIONS: Final[tuple[Correction, ...]] = get_args(Correction)
@@ -194,6 +196,21 @@ class Edits:
 
         history = change_record(self._store, edits_key(dataset), EditHistory, mark)
         return history, history.edits[undone - 1]
+
+    def corrections(self, dataset: str, labels: str = "") -> Corrections:
+        """Returns what makes the labels that are asked for out of those of the archive.
+
+        Args:
+            dataset: its hash.
+            labels: the hash of the corrections that a run was given, or `ARCHIVE_LABELS`; empty for those in force now.
+
+        Raises:
+            NotFound: there is no such dataset, it is not processed yet, or it has no corrections of that hash.
+            DamagedRecord: the file cannot be read.
+        """
+        if labels == ARCHIVE_LABELS:
+            return Corrections()
+        return self.frozen(dataset, labels) if labels else self.history(dataset).corrections()
 
     def freeze(self, dataset: str) -> str | None:
         """Keeps a copy of the corrections in force, for a run to train on. Returns its hash; None where there are none.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.errors import GenderlineError
+from shared.errors import GenderlineError, NotFound
 from shared.records.model_card import ModelCard
 from shared.records.results import result_row
 from shared.store.base import Store
@@ -50,18 +50,32 @@ def read_predictions(store: Store, sha256: str, card: ModelCard) -> NDArray[np.f
     return _read(store.get(key))
 
 
+def list_predicting_versions(store: Store, sha256: str, cards: Iterable[ModelCard]) -> list[int]:
+    """Returns those of some models whose predictions for a dataset's faces may be in the store, newest first."""
+    stored = set(store.children(f"datasets/{sha256}/predictions"))
+    found = (card.version for card in cards if card.dataset.sha256 == sha256 or f"{card.version}.csv" in stored)
+    return sorted(found, reverse=True)
+
+
 def out_of_fold_key(run_id: str) -> str:
     """Returns the store key of what a run predicted for each face by weights that had not learned from it."""
     return f"runs/{run_id}/out_of_fold.csv"
 
 
-def read_out_of_fold(store: Store, run_id: str) -> NDArray[np.float32]:
+def read_out_of_fold(store: Store, sha256: str, card: ModelCard) -> NDArray[np.float32]:
     """Returns float32 (N,), the probability of female of every face, by weights that had not learned from that face.
 
+    Args:
+        store: where they lie.
+        sha256: the dataset.
+        card: of the model.
+
     Raises:
-        NotFound: the run kept none.
+        NotFound: the model's run kept none, or was given another dataset.
     """
-    return _read(store.get(out_of_fold_key(run_id)))
+    if card.dataset.sha256 != sha256:
+        raise NotFound(f"version {card.version} was trained on other faces")
+    return _read(store.get(out_of_fold_key(card.run_id)))
 
 
 def _read(data: bytes) -> NDArray[np.float32]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sqlite3
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -59,6 +61,15 @@ class Place:
         broker = open_broker(self.url, self.topology, **{"lease_s": LEASE_S, **options})
         self.brokers.append(broker)
         return broker
+
+    def emit_body(self, topic: str, body: bytes) -> None:
+        """Publishes an event's body as it is, as a program that knows nothing of this code may."""
+        if self.is_rabbitmq:
+            with contextlib.closing(pika.BlockingConnection(pika.URLParameters(self.url))) as connection:
+                connection.channel().basic_publish(self.topology.events, topic, body)
+            return
+        with contextlib.closing(sqlite3.connect(self.url.removeprefix("sqlite:///"), timeout=30)) as db, db:
+            db.execute("INSERT INTO events (happened_at, topic, payload) VALUES (?, ?, ?)", (time.time(), topic, body))
 
     def start(self, *arguments: str, url: str | None = None) -> subprocess.Popen[str]:
         """Starts `child.py` with the broker's address and `arguments`; killed after the test."""
@@ -123,7 +134,6 @@ def broker(place: Place) -> Broker:
 @pytest.fixture
 def eventually() -> Callable[[Callable[[], bool]], None]:
     """Waits until something holds that nobody announces."""
-    import time
 
     def wait(holds: Callable[[], bool], timeout_s: float = 15.0) -> None:
         deadline = time.monotonic() + timeout_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from dataclasses import replace
@@ -80,6 +81,35 @@ def test_a_subscriber_does_not_get_what_happened_before(broker: Broker) -> None:
         with broker.subscribe() as subscription:
             broker.emit("run.epoch", {"number": 1})
             assert [event.payload["number"] for event in events(subscription, 1)] == [1]
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        (b'{"text": "%s"}' % (b"x" * 65_525), "its body has 65537 bytes, expected at most 65536"),
+        (b"[" * 50_000, "expected a JSON object (recursion limit"),
+        (b'{"a": ' * 10_000, "expected a JSON object (recursion limit"),
+        (b'{"a": %s}' % (b"9" * 5_000), "expected a JSON object (number out of range"),
+        (b'{"a": NaN}', "expected a JSON object (expected value"),
+        (b"{not json", "expected a JSON object (key must be a string"),
+        (b"\xff\x00", "expected a JSON object (expected value"),
+        (b"[1]", "expected a JSON object (found a list of 1)"),
+    ],
+    ids=["too large", "brackets", "objects", "long number", "NaN", "cut short", "bytes", "a list"],
+)
+def test_what_is_no_event_is_passed_over_with_one_log_line_and_the_next_is_received(
+    place: Place, caplog: pytest.LogCaptureFixture, body: bytes, fault: str
+) -> None:
+    broker = place.open()
+    largest = b'{"text": "%s"}' % (b"x" * 65_524)
+    with broker.subscribe() as subscription:
+        for sent in (body, largest):
+            place.emit_body("run.epoch", sent)
+        assert events(subscription, 1) == [Event("run.epoch", json.loads(largest))]
+    assert broker.reconnects == 0
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert line.startswith(f"passed over an event of topic 'run.epoch': {fault}")
+    assert len(line) < 200
 
 
 def test_an_event_without_subscribers_is_no_trouble(broker: Broker) -> None:

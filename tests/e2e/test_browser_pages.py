@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -17,7 +18,7 @@ from shared.events import EpochFinished, RunChanged, RunProgressed
 from shared.records.runs import Progress, RunState
 from tests.support.archives import zipped
 from tests.support.browser import DESK, PHONE, Visit, drop
-from tests.support.dashboard_app import Site, open_site
+from tests.support.dashboard_app import Site, open_site, served
 from tests.support.store_builder import HOSTILE_NAMES
 
 pytestmark = pytest.mark.browser
@@ -474,25 +475,23 @@ def test_a_sample_of_latency_between_idle_minutes_is_a_dot_and_none_is_no_plot(
     visit.close()
 
 
-def test_with_the_broker_away_the_header_and_the_predict_page_say_so(
-    site: Site, base: str, browser: Browser, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    visit = Visit(browser, base)
-    visit.go("/predict")
-    live = site.parts.event_hub
-    take_note = live._set_reachable
-    monkeypatch.setattr(live, "_set_reachable", lambda _: None)  # the broker is there, and would be heard
-    take_note(False)
-    expect(visit.page.locator(".link-state")).to_have_text("No broker")
+def test_with_the_broker_away_the_header_and_the_predict_page_say_so(tmp_path: Path, browser: Browser) -> None:
+    with open_site(tmp_path, started=True) as site, served(site) as base:
+        site.builder.model(site.builder.dataset(40), RUN)
+        visit = Visit(browser, base)
+        visit.go("/predict")
+        (tmp_path / "no-database").write_text("no database" * 400)
+        (tmp_path / "no-database").replace(tmp_path / "broker.db")
+        expect(visit.page.locator(".link-state")).to_have_text("No broker")
 
-    visit.page.reload()
+        visit.page.reload()
 
-    expect(visit.page.locator(".link-state")).to_have_text("No broker")
-    expect(visit.page.locator("[data-error]").first).to_contain_text("the broker does not answer", timeout=2000)
-    assert visit.page.evaluate(BROKEN_PICTURES) == 0
-    take_note(True)
-    expect(visit.page.locator(".link-state")).to_have_text("Live")
-    visit.close()
+        expect(visit.page.locator(".link-state")).to_have_text("No broker")
+        expect(visit.page.locator("[data-error]").first).to_contain_text("the broker does not answer", timeout=2000)
+        assert visit.page.evaluate(BROKEN_PICTURES) == 0
+        (tmp_path / "broker.db").unlink()
+        expect(visit.page.locator(".link-state")).to_have_text("Live")
+        visit.close()
 
 
 def test_what_belongs_together_stands_together(site: Site, base: str, browser: Browser) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from shared.archives.archive import Archive, ArchiveLimits, check_archive
 from shared.archives.entry import EntryError
-from shared.broker.base import Event, Message
+from shared.broker.base import Message, read_event
 from shared.broker.rabbitmq.codec import dead_letter_of, message_of, properties_of, shrink_headers
 from shared.errors import GenderlineError, InvalidDataset, InvalidImage
 from shared.events import EVENT_TYPES, parse_event
@@ -121,14 +121,12 @@ def _message(data: bytes) -> None:
 
 def _event(data: bytes) -> None:
     """Takes a body for an event of every topic, as the brokers and their listeners do."""
-    try:
-        payload = json.loads(data)
-    except (ValueError, RecursionError):
-        return
-    if not isinstance(payload, dict):
-        return
     for topic in EVENT_TYPES:
-        found = parse_event(Event(topic, payload))
+        event = read_event(topic, data)
+        if event is None:
+            return
+        json.dumps(event.payload)
+        found = parse_event(event)
         if found is not None:
             found.model_dump_json()
 

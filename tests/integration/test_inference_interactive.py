@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import threading
 import time
@@ -18,7 +17,6 @@ from inference.model.predictor import Predictor, Result
 from inference.monitoring.recent_predictions import KEPT
 from shared.broker import open_broker
 from shared.broker.base import Broker, DeadLetter, Message, Outgoing, ReplyQueue
-from shared.broker.rabbitmq.broker import RabbitBroker
 from shared.messages import MSGPACK, PROBE, pack_message
 from shared.topology import MODEL_PROMOTED
 from tests.support import model_builder as build
@@ -26,6 +24,7 @@ from tests.support.inference_loops import Loops, open_loops, replies
 from tests.support.model_builder import brightness_answer, brightness_model, constant_model, image_of
 from tests.support.rabbitmq_shared import SharedNode
 from tests.support.services import eventually
+from tests.support.tcp_proxy import TcpProxy
 
 
 @pytest.fixture
@@ -444,11 +443,10 @@ def test_a_message_delivered_too_often_is_buried_without_being_worked_on(either:
     assert letter.delivery_count >= loops.settings.delivery_limit  # a prefetched message counts when it is given back
 
 
-def lose_connection(broker: Broker) -> None:
+def cut_connection(proxy: TcpProxy, broker: Broker) -> None:
     """Returns when there is a new one."""
-    assert isinstance(broker, RabbitBroker)
     before = broker.reconnects
-    broker._connection.call(functools.partial(broker._connection.restart, "a test"))
+    proxy.cut()
     eventually(lambda: broker.reconnects > before, 15, "a new connection")
 
 
@@ -460,12 +458,15 @@ def test_connections_that_are_lost_again_and_again_bury_nothing(rabbitmq: Shared
         serving(loops)
         queue = loops.broker.topology.predictions
         send(loops, *(single(200, inbox, str(number)) for number in range(20)))
-        losses = 8
-        with open_broker(rabbitmq.url, loops.broker.topology) as holding, holding.consume([queue], 20) as consumer:
-            for loss in range(losses):
+        with (
+            TcpProxy(rabbitmq.url) as proxy,
+            open_broker(proxy.url, loops.broker.topology) as holding,
+            holding.consume([queue], 20) as consumer,
+        ):
+            for loss in range(8):
                 assert eventually(lambda: consumer.receive(1, 5), 15, "a message")[0].delivery_count == loss
                 eventually(lambda: loops.broker.depths()[queue].ready == 0, 15, "all messages held")
-                lose_connection(holding)
+                cut_connection(proxy, holding)
         with loops.running(loops.interactive().run):
             found = replies(inbox, 20)
         assert {body["predictions"][0]["gender"] for body in found.values()} == {"female"}

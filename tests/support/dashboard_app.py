@@ -140,14 +140,29 @@ def served(site: Site) -> Iterator[str]:
     server = serve(
         site.app, host="127.0.0.1", port=0, threads=32, max_body_bytes=2**30, staging=site.store.staging_folder()
     )
+    with running(server):
+        try:
+            yield f"http://127.0.0.1:{server.effective_port}"
+        finally:
+            site.parts.event_hub.end_streams()
+
+
+@contextlib.contextmanager
+def running(server: Any) -> Iterator[None]:
+    """Runs a server of `serve` in a thread; in the end it closes every connection."""
+
+    def close() -> None:
+        for channel in list(server.active_channels.values()):
+            channel.handle_close()
+        server.close()  # with nothing left open, `run` returns
+
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.effective_port}"
+        yield
     finally:
-        site.parts.event_hub.end_streams()
         server.task_dispatcher.shutdown()
-        server.asyncore.close_all(server._map)
+        server.trigger.pull_trigger(close)  # in the thread that serves
         thread.join()
 
 

@@ -15,7 +15,7 @@ from dashboard.api.blueprint import blueprint
 from dashboard.api.exports import send_export, send_face_images
 from dashboard.api.fields import PAGE, read_field, read_idempotency_key, read_json_object, read_page
 from dashboard.api.managing import annotate, delete, describe_annotation, read_tag
-from dashboard.api.uploads import parse_number, receive_archive
+from dashboard.api.uploads import parse_integer, receive_archive
 from dashboard.auth import current_user
 from dashboard.context import dashboard
 from shared.archives.archive import ArchiveLimits
@@ -107,8 +107,8 @@ def edit_dataset(sha256: str) -> Response:
     """Makes an edit of a dataset's labels, or undoes one."""
     edits, change = dashboard().client.edits, read_field("change")
     if change == _UNDO:
-        number = parse_number(read_field("number"), "number", 1, 10**9)
-        history, edit = edits.undo(sha256, None if number is None else int(number), user=current_user())
+        number = parse_integer(read_field("number"), "number", 1, 10**9)
+        history, edit = edits.undo(sha256, number, user=current_user())
     else:
         history = edits.add(sha256, change, _read_faces(), user=current_user())
         edit = history.edits[-1]
@@ -119,10 +119,10 @@ def edit_dataset(sha256: str) -> Response:
 @blueprint.get("/datasets/<sha256>/faces")
 def list_faces(sha256: str) -> Response:
     """Lists faces with their predictions, and counts for each property."""
-    limit = parse_number(request.args.get("limit"), "limit", 1, PAGE) or _FACES
-    offset = parse_number(request.args.get("offset"), "offset", 0, 10**9) or 0
-    as_of = parse_number(request.args.get("as_of"), "as_of", 0, 10**9)
-    return jsonify(faces.list_faces(sha256, int(offset), int(limit), None if as_of is None else int(as_of)))
+    limit = parse_integer(request.args.get("limit"), "limit", 1, PAGE) or _FACES
+    offset = parse_integer(request.args.get("offset"), "offset", 0, 10**9) or 0
+    as_of = parse_integer(request.args.get("as_of"), "as_of", 0, 10**9)
+    return jsonify(faces.list_faces(sha256, offset, limit, as_of))
 
 
 @blueprint.get("/datasets/<sha256>/faces/<int:index>")
@@ -147,10 +147,10 @@ def dataset_rejects(sha256: str) -> Response:
 def score_dataset(sha256: str) -> tuple[Response, int]:
     """Starts predicting all faces of a dataset."""
     parts = dashboard()
-    version = parse_number(read_field("version"), "version", 1, 10**9) or parts.client.registry.aliases().champion
+    version = parse_integer(read_field("version"), "version", 1, 10**9) or parts.client.registry.aliases().champion
     if version is None:
         raise Conflict("there is no model yet; train one first")
-    parts.scoring.score(sha256, int(version))
+    parts.scoring.score(sha256, version)
     return accepted(dataclasses.asdict(parts.scoring.state), url_for("api.get_scoring"))
 
 
@@ -163,9 +163,9 @@ def get_scoring() -> Response:
 @blueprint.post("/samples")
 def generate_sample() -> tuple[Response, int]:
     """Starts generating the sample dataset, which is then submitted."""
-    images = parse_number(read_field("images"), "images", 40, 20_000) or _SAMPLE_IMAGES
+    images = parse_integer(read_field("images"), "images", 40, 20_000) or _SAMPLE_IMAGES
     params = TrainingParams.parse(read_field("params") or None)
-    dashboard().samples.generate(int(images), params.as_dict())
+    dashboard().samples.generate(images, params.as_dict())
     return accepted(dataclasses.asdict(dashboard().samples.state), url_for("api.get_sample"))
 
 
@@ -204,10 +204,7 @@ def _read_faces() -> list[int]:
     given = [*request.values.getlist("faces")]
     if isinstance(body := read_json_object().get("faces"), list):
         given += [str(item) for item in body]
-    numbers = [parse_number(text, "faces", 0, 10**9) for text in given if text]
-    if any(number != int(number) for number in numbers if number is not None):
-        raise InvalidMessage("found a face that is no whole number; expected the indices of faces")
-    return [int(number) for number in numbers if number is not None]
+    return [index for text in given if (index := parse_integer(text, "faces", 0, 10**9)) is not None]
 
 
 def _read_edits() -> str | None:

@@ -8,7 +8,7 @@ from dashboard.api.answers import accepted, describe_damaged, send_stored_file
 from dashboard.api.blueprint import blueprint
 from dashboard.api.fields import read_field, read_idempotency_key, read_page
 from dashboard.api.managing import annotate, delete, describe_annotation, read_tag
-from dashboard.api.uploads import parse_number, receive_archive
+from dashboard.api.uploads import parse_integer, receive_archive
 from dashboard.context import dashboard
 from shared.archives.archive import ArchiveLimits
 from shared.errors import Conflict
@@ -21,11 +21,10 @@ def submit_job() -> tuple[Response, int]:
     """Takes an archive of images to predict."""
     parts = dashboard()
     with receive_archive(ArchiveLimits.from_settings(parts.settings)) as archive:
-        version = parse_number(read_field("model_version"), "model_version", 1, 10**9)
         job_id = parts.client.submit_job(
             archive.path,
             name=archive.name,
-            model_version=None if version is None else int(version),
+            model_version=parse_integer(read_field("model_version"), "model_version", 1, 10**9),
             message_id=read_idempotency_key(),
             move=True,
         )

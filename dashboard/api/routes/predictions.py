@@ -10,7 +10,7 @@ from flask import Response, jsonify
 
 from dashboard.api.blueprint import blueprint
 from dashboard.api.fields import read_field
-from dashboard.api.uploads import parse_number, receive_images
+from dashboard.api.uploads import parse_integer, parse_number, receive_images
 from dashboard.context import dashboard
 from shared.client import Client
 from shared.errors import Retryable
@@ -30,7 +30,7 @@ def predict() -> Response:
     """Predicts images through the queue and waits for the answer."""
     parts = dashboard()
     names, images = receive_images(parts.settings.max_image_bytes)
-    version = parse_number(read_field("model_version"), "model_version", 1, 10**9)
+    version = parse_integer(read_field("model_version"), "model_version", 1, 10**9)
     timeout_s = parse_number(read_field("timeout_s"), "timeout_s", 0.05, _LONGEST_ANSWER_S) or ANSWER_S
     return jsonify(predict_images(parts.client, names, images, version, timeout_s))
 
@@ -41,12 +41,12 @@ def explain() -> Response:
     parts = dashboard()
     require_broker()
     _, images = receive_images(parts.settings.max_image_bytes)
-    version = parse_number(read_field("model_version"), "model_version", 1, 10**9)
+    version = parse_integer(read_field("model_version"), "model_version", 1, 10**9)
     found = explain_image(
         parts.client,
         images[0],
         ImageLimits.from_settings(parts.settings),
-        model_version=None if version is None else int(version),
+        model_version=version,
         timeout_s=ANSWER_S,
     )
     return jsonify(dataclasses.asdict(found))
@@ -59,12 +59,10 @@ def require_broker() -> None:
 
 
 def predict_images(
-    client: Client, ids: Sequence[str | None], images: Sequence[bytes], version: float | None, timeout_s: float
+    client: Client, ids: Sequence[str | None], images: Sequence[bytes], version: int | None, timeout_s: float
 ) -> dict[str, Any]:
     """Returns the contract's reply for some images, each under its id."""
-    entries, model = client.predict(
-        images, model_version=None if version is None else int(version), timeout_s=timeout_s
-    )
+    entries, model = client.predict(images, model_version=version, timeout_s=timeout_s)
     return {
         "schema": SCHEMA,
         "model": model,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import functools
-import json
 import logging
 import threading
 import time
@@ -18,7 +17,16 @@ from pika.channel import Channel
 from pika.exceptions import ChannelClosedByBroker
 from pika.spec import Basic
 
-from shared.broker.base import AccessRefused, BrokerClosed, BrokerError, Event, Message, ReplyQueue, Subscription
+from shared.broker.base import (
+    AccessRefused,
+    BrokerClosed,
+    BrokerError,
+    Event,
+    Message,
+    ReplyQueue,
+    Subscription,
+    read_event,
+)
 from shared.broker.rabbitmq.codec import message_of
 from shared.broker.rabbitmq.connection import Connection
 from shared.broker.rabbitmq.transport import BatchingConnection
@@ -265,11 +273,5 @@ class RabbitSubscription(_PrivateQueue[Event], Subscription):
         channel.queue_declare("", exclusive=True, auto_delete=True, callback=declared)
 
     def _on_message(self, _: Channel, method: Basic.Deliver, __: BasicProperties, body: bytes) -> None:
-        try:
-            payload = json.loads(body)
-        except (ValueError, RecursionError):  # the latter of 50,000 opening brackets
-            payload = None
-        if isinstance(payload, dict):
-            self._arrived(Event(str(method.routing_key), payload))
-        else:
-            log.warning("ignored an event on %s whose body is no JSON object", method.routing_key)
+        if event := read_event(str(method.routing_key), body):
+            self._arrived(event)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import math
 import sqlite3
 import threading
@@ -22,6 +21,7 @@ from shared.broker.base import (
     Outgoing,
     ReplyQueue,
     Subscription,
+    read_event,
     topic_matches,
     without_forged_reply_to,
 )
@@ -315,14 +315,16 @@ class SqliteSubscription(Subscription):
                 self._reopened, self._seen = self._file.reopened, 0  # another file counts from the beginning
             with self._file.read() as db:
                 rows = db.execute(
-                    "SELECT id, topic, payload FROM events WHERE id > ? ORDER BY id LIMIT 1000", (self._seen,)
+                    "SELECT id, topic, CAST(payload AS BLOB) FROM events WHERE id > ? ORDER BY id LIMIT 1000",
+                    (self._seen,),
                 ).fetchall()
             if rows:
                 self._seen = rows[-1][0]
                 events = [
-                    Event(topic, json.loads(payload))
-                    for _, topic, payload in rows
+                    event
+                    for _, topic, body in rows
                     if any(topic_matches(pattern, topic) for pattern in self._patterns)
+                    and (event := read_event(topic, body))
                 ]
                 if events:
                     return events

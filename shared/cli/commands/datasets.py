@@ -59,7 +59,7 @@ def faces(ctx: click.Context, sha256: str, wanted: FaceFilter, sort: str, limit:
     """
     from shared.cli.output import percent  # noqa: PLC0415
     from shared.datasets.face_filter import SORTS  # noqa: PLC0415
-    from shared.datasets.face_selection import COLUMNS, read_selection  # noqa: PLC0415
+    from shared.datasets.face_selection import COLUMNS, StoredFaces, read_selection  # noqa: PLC0415
 
     if sort not in SORTS:
         raise click.BadParameter(f"found {sort!r}, expected one of {', '.join(SORTS)}", param_hint="--sort")
@@ -67,7 +67,7 @@ def faces(ctx: click.Context, sha256: str, wanted: FaceFilter, sort: str, limit:
         raise click.BadParameter(f"found {out.name!r}, expected a name that ends in .csv or .zip", param_hint="--out")
     output = output_of(ctx)
     with connected() as client:
-        found = read_selection(client.store, sha256, dataclasses.replace(wanted, sort=sort))
+        found = read_selection(StoredFaces(client.store), sha256, dataclasses.replace(wanted, sort=sort))
     with found.data.held:
         order = found.select()
         views = [found.view(int(i)) for i in order[:limit]]

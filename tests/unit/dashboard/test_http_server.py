@@ -8,7 +8,6 @@ import json
 import random
 import socket
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ import pytest
 from dashboard import http_server
 from dashboard.http_server import SMALL_BODY_BYTES, serve
 from tests.support.archives import zipped
-from tests.support.dashboard_app import Site, error_of, open_site
+from tests.support.dashboard_app import Site, error_of, open_site, running
 
 TOKEN = "correct horse"
 
@@ -34,12 +33,8 @@ def port(site: Site) -> Iterator[int]:
     server = serve(
         site.app, host="127.0.0.1", port=0, threads=4, max_body_bytes=2 * 10**9, staging=site.store.staging_folder()
     )
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    yield server.effective_port
-    server.task_dispatcher.shutdown()
-    server.asyncore.close_all(server._map)
-    thread.join()
+    with running(server):
+        yield server.effective_port
 
 
 @pytest.fixture

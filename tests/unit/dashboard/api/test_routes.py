@@ -348,6 +348,14 @@ def test_a_number_out_of_range_is_refused_by_name(site: Site, query: str) -> Non
     assert re.search("expected a number from [0-9.]+ to [0-9,]+$", error_of(answer.data)[1])
 
 
+def test_a_fraction_is_refused_where_a_whole_number_is_expected(site: Site) -> None:
+    answer = site.web.get("/api/v1/runs?limit=2.5")
+
+    assert answer.status_code == 400
+    assert error_of(answer.data)[1] == "limit is '2.5'; expected a whole number"
+    assert site.web.get("/api/v1/runs?limit=2.0").status_code == 200
+
+
 def test_a_job_is_stored_and_queued_and_tells_its_progress(site: Site) -> None:
     web = site.web
     answer = web.post("/api/v1/jobs?name=photos", data=archive(), content_type="application/zip")

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from shared.runtime.resources import available_cores
 from shared.runtime.settings import Settings, SettingsError, load_settings, unknown_settings, variable
 
 
@@ -184,8 +186,15 @@ def test_a_supervised_process_leaves_the_warning_to_its_supervisor() -> None:
     assert unknown_settings({"GENDERLINE_SUPERVISED": "1", "GENDERLINE_WORKER": "3"}) == []
 
 
-def test_there_is_at_least_one_core() -> None:
-    assert 1 <= Settings().cores <= (os.cpu_count() or 1)
+def test_the_cores_are_those_that_affinity_and_quota_allow() -> None:
+    assert Settings().cores == available_cores()
+    one = min(os.sched_getaffinity(0))
+    code = (
+        "import os; from shared.runtime.settings import load_settings; "
+        f"os.sched_setaffinity(0, {{{one}}}); print(load_settings().cores)"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert child.stdout == "1\n"
 
 
 def test_the_brokers_url_and_the_token_come_from_files_where_orchestrators_mount_secrets(
