@@ -69,7 +69,8 @@ class TrainingParams(BaseModel):
     )
     mirror: bool | Auto = Field(
         "auto",
-        description="Answer with the mean of a face and its mirror image; `auto`: where training begins from random weights, but not with `reference`",
+        description="Answer with the mean of a face and its mirror image; `auto`: where training begins from random "
+        "weights, but not with `reference`",
     )
     precision: Precision | Auto = Field(
         "auto", description="What training computes in; `auto`: bfloat16 where the device is built for it"

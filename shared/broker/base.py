@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Final, Literal, NamedTuple, Self, get_args
 from pydantic_core import from_json
 
 from shared.errors import GenderlineError, Retryable, short_repr
-from shared.topology import Topology
+from shared.topology import WORKER_HEARTBEAT, Topology
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -43,6 +43,8 @@ PREFETCH_BYTES: Final = 64 * 2**20
 """Bytes of message bodies that a consumer holds of one queue, unless it is told otherwise."""
 MOST_EVENT_BYTES: Final = 65_536
 """Of an event's body; a larger one reaches no subscriber."""
+MOST_HEARTBEAT_BYTES: Final = 8192
+"""Of a heartbeat's: each listener remembers those of a thousand workers."""
 _LONGEST_WAIT_S: Final = 365 * 86400.0
 _CLOCKS_DIFFER_S: Final = 86400.0
 
@@ -462,8 +464,9 @@ def read_event(topic: str, body: bytes) -> Event | None:
 
     What is nested more than 200 deep is no JSON object either.
     """
-    if len(body) > MOST_EVENT_BYTES:
-        fault = f"its body has {len(body)} bytes, expected at most {MOST_EVENT_BYTES}"
+    most = MOST_HEARTBEAT_BYTES if topic == WORKER_HEARTBEAT else MOST_EVENT_BYTES
+    if len(body) > most:
+        fault = f"its body has {len(body)} bytes, expected at most {most}"
     else:
         try:
             payload = from_json(body, allow_inf_nan=False)

@@ -19,4 +19,4 @@ def test_nothing_is_lost_or_misrouted_in_a_few_seconds_of_faults(broker: str, tm
     assert verdict.is_clean, verdict
     assert verdict.requests > 20
     assert verdict.jobs > 0
-    assert verdict.faults.total() >= 2
+    assert verdict.faults.total() > 0

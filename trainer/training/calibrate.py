@@ -68,7 +68,7 @@ def calibrated_losses(
 ) -> NDArray[np.float64]:
     """Returns what each face adds to the mean of `calibrated_loss`: float64 (N,)."""
     exact = logits.astype(np.float64) / fit_temperature(logits, labels)
-    losses = np.logaddexp(0, np.where(labels > 0, -exact, exact))
+    losses: NDArray[np.float64] = np.logaddexp(0, np.where(labels > 0, -exact, exact))
     if gender_weights is None:
         return losses
     weights = np.array(gender_weights)[labels]
