@@ -385,7 +385,7 @@ class Pipeline:
                     edits=dataset.edits,
                 ),
                 params=recipe,
-                start=None if recipe.init == "scratch" else start.card,
+                start=None if recipe.init == "scratch" else start.card.changed(share=trained.share),
                 trained=trained,
                 evaluation=figures,
                 temperature=temperature,

@@ -277,7 +277,8 @@ def _origin(card: ModelCard) -> str:
 def _start(card: ModelCard) -> str:
     if card.start is None:
         return "random weights"
-    return f"weights that had seen {card.start.faces:,} faces of {_text(card.start.source)}"
+    came_from = f"weights that had seen {card.start.faces:,} faces of {_text(card.start.source)}"
+    return f"{came_from}; it lies {card.start.share:.0%} of the way from them to what was learned"
 
 
 def _warnings(card: ModelCard) -> str:

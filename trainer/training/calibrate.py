@@ -71,5 +71,5 @@ def calibrated_losses(
     losses: NDArray[np.float64] = np.logaddexp(0, np.where(labels > 0, -exact, exact))
     if gender_weights is None:
         return losses
-    weights = np.array(gender_weights)[labels]
-    return losses * weights / weights.mean()
+    weights: NDArray[np.float64] = np.array(gender_weights)[labels]
+    return losses * (weights / weights.mean())

@@ -289,6 +289,31 @@ def test_training_stops_early_and_returns_the_weights_of_its_best_epoch() -> Non
     assert len(again.history) == len(trained.history)
 
 
+def test_from_a_start_only_what_helps_the_validation_faces_is_learned() -> None:
+    start = tiny(0.0).state_dict()
+    recipe = RECIPE.model_copy(update={"init": "starter", "epochs": 20, "patience": 20, "learning_rate": 0.01})
+    helped = run(recipe=recipe, start=start)
+    assert helped.share > 0.5
+
+    faces, _ = drawn_faces()
+    faces[VALIDATION] = faces[VALIDATION[::-1]]  # what helps in training hurts in validation
+    hurt = run(recipe=recipe, start=start, faces=faces)
+    assert hurt.share == 0
+    assert torch.equal(hurt.weights["gender.weight"], start["gender.weight"])
+    assert validation_loss(hurt, faces) < min(row.val_loss for row in hurt.history)
+
+
+def test_a_run_interrupted_after_its_last_epoch_still_looks_for_the_share() -> None:
+    recipe = RECIPE.model_copy(update={"init": "starter"})
+    start, saved = tiny(0.0).state_dict(), list[bytes]()
+    whole = run(recipe=recipe, start=start)
+    with pytest.raises(Interrupted):
+        run(recipe=recipe, start=start, on_checkpoint=saved.append, should_stop=after(2 * 4 + 3))
+    again = run(recipe=recipe, start=start, resume=load(saved[-1]))
+    assert_same(again, whole)
+    assert again.share == whole.share
+
+
 def test_progress_says_where_training_stands() -> None:
     steps: list[Progress] = []
     run(on_step=steps.append)
