@@ -72,4 +72,5 @@ def calibrated_losses(
     if gender_weights is None:
         return losses
     weights: NDArray[np.float64] = np.array(gender_weights)[labels]
-    return losses * (weights / weights.mean())
+    weighed: NDArray[np.float64] = losses * weights / weights.mean()
+    return weighed
