@@ -108,7 +108,7 @@ def test_both_are_timed_on_the_same_images(loops: Loops) -> None:
         eventually(lambda: loaded(loops), 10, "the challenger is loaded")
         loops.shadow.on_idle(True)
         show(loops, model, *[250] * 200)
-        eventually(lambda: outcomes(loops) == {"agree": 200}, 20, "all compared")
+        eventually(lambda: outcomes(loops) == {"agree": 200}, 60, "all compared")
     runs = [loops.value("genderline_shadow_run_seconds_count", model=name) for name in ("champion", "challenger")]
     assert runs == [4, 4]  # of 25 chunks, the first and every eighth
     assert saved(loops).timed == 32

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from shared.runtime.supervisor import Child, Supervisor, watch_parent
+from tests.support.services import eventually
 
 REPOSITORY = Path(__file__).parents[4]
 SLEEPER = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
@@ -135,7 +136,7 @@ def test_a_child_that_refuses_its_settings_is_not_restarted_and_its_neighbours_r
     with Supervisor([refusing, Child("b", SLEEPER)], told, on_refusal=refused.put, first_pause_s=0.01) as supervisor:
         assert refused.get(timeout=15) == "trainer"
         assert "exited with code 2, which means wrong usage: not restarted" in told.until("exited")
-        assert set(supervisor.pids) == {"b"}
+        eventually(lambda: set(supervisor.pids) == {"b"}, 15, "the neighbour runs")
     assert not any("restarting" in line for line in told.rest())
 
 
