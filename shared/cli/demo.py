@@ -130,7 +130,8 @@ class Demo:
 
     def _predict(self, client: Client, archive: Path, run: Run) -> None:
         self._title(f"predicting {archive} as a batch job")
-        job_id = client.submit_job(archive)
+        assert run.model is not None  # noqa: S101 - the run is registered
+        job_id = client.submit_job(archive, model_version=run.model.version)  # the champion may still be the one before
         with self._output.steps() as steps:
             job = follow_job(client, job_id, steps)
         if job.counts is None or job.model is None:
