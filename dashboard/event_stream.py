@@ -201,9 +201,10 @@ class EventHub:
         self._add(event.topic, event.payload)
 
     def _add(self, topic: str, payload: dict[str, Any]) -> None:
+        data = json.dumps(payload)
         with self._changed:
             self._number += 1
-            text = f"id: {self._boot}-{self._number}\nevent: {topic}\ndata: {json.dumps(payload)}\n\n"
+            text = f"id: {self._boot}-{self._number}\nevent: {topic}\ndata: {data}\n\n"
             if len(self._buffer) == self._buffer.maxlen:
                 self._buffered_bytes -= len(self._buffer.popleft().text)
             self._buffer.append(_BufferedEvent(self._number, topic, text))

@@ -278,19 +278,19 @@ class StoreCache:
         """Returns what the edits that are in force make of a dataset's labels."""
         return self._history(sha256)[1]
 
-    def edited(self, sha256: str, edits: str = "", until: int | None = None) -> Dataset:
+    def edited(self, sha256: str, labels: str = "", until: int | None = None) -> Dataset:
         """Returns a decoded dataset with corrected labels.
 
         Args:
             sha256: the dataset.
-            edits: the hash of the corrections that a run was given, or `ARCHIVE_LABELS`; empty for those in force now.
+            labels: the hash of the corrections that a run was given, or `ARCHIVE_LABELS`; empty for those in force now.
             until: of those in force now, only the first so many edits; None takes all.
 
         Raises:
             NotFound: there is no such dataset, it is not decoded yet, or it has no edits of that hash.
         """
-        if edits:
-            corrections = self._named_corrections.get((sha256, edits))
+        if labels:
+            corrections = self._named_corrections.get((sha256, labels))
         elif until is None:
             corrections = self.corrections(sha256)
         else:
@@ -308,7 +308,7 @@ class StoreCache:
         return read_rejects_csv(io.StringIO(text, newline=""))
 
     def predicting_versions(self, sha256: str) -> list[int]:
-        """Returns the model versions whose predictions for a dataset's faces are in the store, newest first."""
+        """Returns the model versions whose predictions for a dataset's faces may be in the store, newest first."""
         return list_predicting_versions(self._store, sha256, self.cards().records)
 
     def predictions(self, sha256: str, version: int) -> NDArray[np.float32] | None:

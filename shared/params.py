@@ -30,8 +30,9 @@ class TrainingParams(BaseModel):
     init: Literal["auto", "starter", "scratch"] | StartUri = Field(
         "auto",
         description="What training begins from: `starter`, weights that have seen faces, or `scratch`, random ones; "
-        "`auto` takes the starter where it tells the training faces apart better than guessing. Also `gender:VERSION`, "
-        "a registered model, or `file:///FOLDER/starter.npz`, what `make pretrain` wrote into an allowed root",
+        "`auto` takes the starter where it tells the training faces apart clearly better than guessing. Also "
+        "`gender:VERSION`, a registered model, or `file:///FOLDER/starter.npz`, what `make pretrain` wrote into an "
+        "allowed root",
     )
     network: Network | Auto = Field(
         "auto",
@@ -69,8 +70,8 @@ class TrainingParams(BaseModel):
     )
     mirror: bool | Auto = Field(
         "auto",
-        description="Answer with the mean of a face and its mirror image; `auto`: where training begins from random "
-        "weights, but not with `reference`",
+        description="Answer with the mean of a face and its mirror image; `auto`: from random weights with every "
+        "network but `reference`, from a registered model as that does, from the starter not",
     )
     precision: Precision | Auto = Field(
         "auto", description="What training computes in; `auto`: bfloat16 where the device is built for it"

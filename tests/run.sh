@@ -26,8 +26,8 @@ alone() {
 
 # The first argument says how many tests run at a time.
 side_by_side() {
-    { "$python" -m pytest --alone skip -n "$1" --dist loadfile --no-loadscope-reorder "${@:2}" 2>&1 >&3 | tee "$errors" >&2; } 3>&1
-    local code=$? # of pytest, by `pipefail`
+    { "$python" -m pytest --alone skip -n "$1" --dist loadfile --no-loadscope-reorder "${@:2}" 2>&1 >&3 | tee -i "$errors" >&2; } 3>&1
+    local code=$? # of pytest, by `pipefail`; Ctrl-C ends pytest and not `tee`
     # Where a process of the tests crashed, Python said how; not among hundreds of lines, but here it is found.
     if grep -q "Fatal Python error" "$errors"; then
         echo "what crashed:"

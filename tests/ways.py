@@ -54,8 +54,10 @@ class Way:
         files: list[str] = []
         self._seen.clear()
         self._noting = True
-        yield files
-        self._noting = False
+        try:
+            yield files
+        finally:
+            self._noting = False
         paths = [Path(name) for name in self._seen if name.startswith(str(ROOT))]
         relative = [str(path.relative_to(ROOT)) for path in paths]
         files += sorted(name for name in relative if name.startswith(SERVICES))

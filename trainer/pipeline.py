@@ -55,8 +55,8 @@ from trainer.release.robustness import measure_robustness
 from trainer.release.start import Start, find_start
 from trainer.run_monitor import Monitor
 from trainer.training import checkpoint
-from trainer.training.balance import warn_of_imbalance
-from trainer.training.calibrate import fit_temperature
+from trainer.training.balance import warn_of_imbalance, weigh_genders
+from trainer.training.calibrate import calibrated_loss, fit_temperature
 from trainer.training.checkpoint import Checkpoint, CheckpointError
 from trainer.training.device import DeviceFaces
 from trainer.training.distributed import train_distributed
@@ -251,6 +251,7 @@ class Pipeline:
                 throughput=lambda recipe: measure_throughput(recipe, self._device) * self._group.size,
                 starter_helps=lambda: starter_helps(dataset, self._device),
                 start_network=start.network,
+                start_mirrors=start.mirrors,
             )
         rows = [] if resume is None else [EpochRow.model_validate(row) for row in resume.history]
 
@@ -332,7 +333,7 @@ class Pipeline:
         network.load_state_dict(trained.weights)
         logits = self._logits(network.to(self._device), dataset, monitor)
         labels = dataset.labels
-        validation, test = dataset.part("validation"), dataset.part("test")
+        training, validation, test = (dataset.part(part) for part in SPLITS)
         temperature = fit_temperature(logits[validation], labels[validation])
         probability = (1 / (1 + np.exp(-logits.astype(np.float64) / temperature))).astype(np.float32)
         figures = evaluate(
@@ -387,6 +388,8 @@ class Pipeline:
                 params=recipe,
                 start=None if recipe.init == "scratch" else start.card.changed(share=trained.share),
                 trained=trained,
+                val_accuracy=float(np.mean((logits[validation] >= 0) == (labels[validation] > 0))),
+                val_loss=calibrated_loss(logits[validation], labels[validation], weigh_genders(labels[training])),
                 evaluation=figures,
                 temperature=temperature,
                 parity=parity,

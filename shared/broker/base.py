@@ -44,7 +44,7 @@ PREFETCH_BYTES: Final = 64 * 2**20
 MOST_EVENT_BYTES: Final = 65_536
 """Of an event's body; a larger one reaches no subscriber."""
 MOST_HEARTBEAT_BYTES: Final = 8192
-"""Of a heartbeat's: each listener remembers those of a thousand workers."""
+"""Of a heartbeat's body: each listener remembers those of a thousand workers."""
 _LONGEST_WAIT_S: Final = 365 * 86400.0
 _CLOCKS_DIFFER_S: Final = 86400.0
 
@@ -250,7 +250,7 @@ class Consumer(abc.ABC):
 
     @property
     def has_waiting(self) -> bool:
-        """Whether messages lie here that `receive` would return at once; never, where it fetches them itself."""
+        """Whether messages have come that `receive` would return at once; never, where it must ask the broker first."""
         return False
 
     @abc.abstractmethod

@@ -95,7 +95,7 @@ class FaceSource(Protocol):
     def champion(self) -> int | None:
         """Returns the version that serves; None where there is none."""
 
-    def edited(self, sha256: str, edits: str) -> Dataset:
+    def edited(self, sha256: str, labels: str) -> Dataset:
         """Returns a decoded dataset with the labels that `Edits.corrections` names, or raises `NotFound`."""
 
     def predicting_versions(self, sha256: str) -> list[int]:
@@ -154,10 +154,10 @@ class StoredFaces(FaceSource):
     def champion(self) -> int | None:
         return self._registry.find_aliases()[0].champion
 
-    def edited(self, sha256: str, edits: str) -> Dataset:
+    def edited(self, sha256: str, labels: str) -> Dataset:
         if (summary := find_summary(self._store, sha256)) is None:
             raise NotFound(f"dataset {sha256[:12]} does not exist, or is not processed yet")
-        corrections = Edits(self._store).corrections(sha256, edits)
+        corrections = Edits(self._store).corrections(sha256, labels)
         return with_corrections(load_dataset(self._store, sha256, summary), corrections)
 
     def predicting_versions(self, sha256: str) -> list[int]:

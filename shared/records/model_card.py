@@ -168,7 +168,8 @@ class ModelCard(StoredModel):
         parameters: trainable numbers in the network.
         multiply_adds: for one face.
         inputs: what the training faces look like.
-        best_epoch: the epoch whose weights these are.
+        best_epoch: the epoch with the lowest validation loss, whose weights these are; from a start, those at
+            `CardStart.share` of the way there.
         epochs: how many were trained.
         seconds: training time.
         device: what it was trained on.

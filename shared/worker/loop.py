@@ -130,7 +130,7 @@ class ConsumerLoop:
         prefetch: messages held at once.
         batch_size: the most that is handled together, as the handler measures it.
         gather_s: how long some requests of size 1 wait for more, where messages come faster than they are handled. One
-            that comes alone never waits.
+            that comes alone never waits, nor does any of a broker that is asked for each batch (the embedded one).
         wait_until_ready: waits, for so many seconds at the most, and returns whether messages may be taken at all.
         on_idle: told when the loop begins and when it ends to wait for messages.
         queue_wait: told how long each message waited, in seconds.

@@ -112,6 +112,15 @@ def test_what_is_no_event_is_passed_over_with_one_log_line_and_the_next_is_recei
     assert len(line) < 200
 
 
+def test_a_heartbeat_may_be_smaller_only(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    largest = b'{"text": "%s"}' % (b"x" * 8_180)
+    with place.open().subscribe() as subscription:
+        for sent in (largest.replace(b"x", b"xx", 1), largest):
+            place.emit_body("worker.heartbeat", sent)
+        assert events(subscription, 1) == [Event("worker.heartbeat", json.loads(largest))]
+    assert "its body has 8193 bytes, expected at most 8192" in caplog.text
+
+
 def test_an_event_without_subscribers_is_no_trouble(broker: Broker) -> None:
     broker.emit("run.epoch", {})
     assert broker.ping()

@@ -328,6 +328,8 @@ def _card(
         params=TrainingParams(),
         start=None,
         trained=Trained({"weight": torch.zeros(1)}, [_EPOCH], 1, 1.0, 1.0),
+        val_accuracy=0.9,
+        val_loss=0.4,
         evaluation=evaluate(probability, labels, np.full(len(labels), 30), np.zeros(len(labels), np.int64)),
         temperature=1.0,
         parity=0.0,

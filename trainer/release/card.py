@@ -46,6 +46,8 @@ def build_card(
     params: TrainingParams,
     start: CardStart | None,
     trained: Trained,
+    val_accuracy: float,
+    val_loss: float,
     evaluation: Evaluation,
     temperature: float,
     parity: float,
@@ -67,6 +69,8 @@ def build_card(
         params: with which parameters.
         start: the weights that training began from; None where they were random.
         trained: what training came to.
+        val_accuracy: of the model on the validation faces.
+        val_loss: its calibrated log loss on them.
         evaluation: on the held-out part.
         temperature: from `fit_temperature`.
         parity: from `verify_parity`.
@@ -79,7 +83,6 @@ def build_card(
         gate: from `promotion_gate.compare`.
         software: from `describe_version`.
     """
-    best = trained.history[trained.best_epoch - 1]
     return ModelCard(
         version=model_version,
         run_id=run_id,
@@ -87,7 +90,7 @@ def build_card(
         dataset=dataset,
         params=params.as_dict(),
         start=start,
-        metrics=headline(best.val_accuracy, best.val_loss, evaluation),
+        metrics=headline(val_accuracy, val_loss, evaluation),
         evaluation=evaluation,
         warnings=warnings,
         gate=gate,
@@ -278,7 +281,9 @@ def _start(card: ModelCard) -> str:
     if card.start is None:
         return "random weights"
     came_from = f"weights that had seen {card.start.faces:,} faces of {_text(card.start.source)}"
-    return f"{came_from}; it lies {card.start.share:.0%} of the way from them to what was learned"
+    if card.start.share == 1:
+        return came_from
+    return f"{came_from}. The model lies {card.start.share:.0%} of the way from those to what training came to"
 
 
 def _warnings(card: ModelCard) -> str:

@@ -36,11 +36,13 @@ class Start:
 
     Attributes:
         network: whose they are.
+        mirrors: whether they answer with the mean of a face and its mirror image.
         weights: None stands for the starter's, which every process has.
         card: where they come from.
     """
 
     network: Network
+    mirrors: bool
     weights: Weights | None
     card: CardStart
 
@@ -62,7 +64,7 @@ def find_start(init: str, dataset: Dataset, store: Store, settings: Settings) ->
         return _of_version(int(init.removeprefix("gender:")), dataset, store)
     if init.startswith("file:"):
         return _of_file(init, dataset, settings)
-    return Start(STARTER_NETWORK, None, CardStart.model_validate(load_starter().card))
+    return Start(STARTER_NETWORK, False, None, CardStart.model_validate(load_starter().card))
 
 
 def _of_version(version: int, dataset: Dataset, store: Store) -> Start:
@@ -78,6 +80,7 @@ def _of_version(version: int, dataset: Dataset, store: Store) -> Start:
         )
     start = Start(
         network=card.params["network"],
+        mirrors=bool(card.params.get("mirror", False)),
         weights=_read(f"gender:{version}", card.params["network"], store.get(key)),
         card=CardStart(
             name=f"gender:{version}",
@@ -105,7 +108,7 @@ def _of_file(uri: str, dataset: Dataset, settings: Settings) -> Start:
         raise InvalidMessage(f"init: the card or the hashes beside {uri} cannot be read: {error}") from None
     weights = _read(uri, network, _bytes_at(uri, settings))
     _require_unseen(uri, find_seen(dhash_all(dataset.faces, dataset.held_out), known))
-    return Start(network, weights, origin)
+    return Start(network, False, weights, origin)
 
 
 def _bytes_at(uri: str, settings: Settings) -> bytes:

@@ -1,7 +1,7 @@
 """Weights between those that training began from and those that it came to.
 
 They are often better than both, on faces of the same source and of others (Wortsman et al., "Robust fine-tuning of
-zero-shot models", 2022). Where few faces validate, what was learned may be chance: then the start stays.
+zero-shot models", 2022). Where validation cannot tell what was learned from chance, the start stays.
 """
 
 from __future__ import annotations

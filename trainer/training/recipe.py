@@ -60,6 +60,7 @@ def decide(
     throughput: Callable[[Recipe], float],
     starter_helps: Callable[[], bool],
     start_network: Network = STARTER_NETWORK,
+    start_mirrors: bool = False,
 ) -> Recipe:
     """Decides everything that the parameters leave to us.
 
@@ -70,6 +71,7 @@ def decide(
         throughput: measures how many faces per second a recipe trains on; asked only where there is a `budget_s`.
         starter_helps: tries the starter on the training faces; asked only where `init` is `auto` and the network fits.
         start_network: the network of the weights that `init` names; the starter's where it is `auto`.
+        start_mirrors: whether they answer with the mirror image; the starter learned from a teacher that did.
 
     Raises:
         InvalidMessage: `init` names weights, and the network is another one than theirs.
@@ -88,8 +90,8 @@ def decide(
         "init": "starter" if from_start else "scratch",
         "network": network,
         "learning_rate": start_rate(faces) if from_start else 0.004,
-        # The starter was taught by a network that saw both; `reference` is there to be compared to, as it is.
-        "mirror": not from_start and network != "reference",
+        # `reference` is there to be compared to, as it is.
+        "mirror": start_mirrors if from_start else network != "reference",
         "batch_size": 256 if device.type == "cuda" and faces >= MANY_FACES else 64 if faces >= FEW_FACES else 32,
         "precision": "bfloat16" if computes_bfloat16(device) else "float32",
         "epochs": min(MAX_EPOCHS_FROM_STARTER if from_start else MAX_EPOCHS, max(MIN_EPOCHS, FACES_SHOWN // faces)),

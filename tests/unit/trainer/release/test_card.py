@@ -73,6 +73,8 @@ def parts(tmp_path: Path) -> dict[str, Any]:
         "params": TrainingParams(seed=42),
         "start": None,
         "trained": Trained({"w": torch.zeros(1)}, [epoch(1, 0.8), epoch(2, 0.9), epoch(3, 0.7)], 2, 1.0, 180.0),
+        "val_accuracy": 0.9,
+        "val_loss": 0.4,
         "evaluation": evaluation(),
         "temperature": 1.25,
         "parity": 3.2e-7,

@@ -17,13 +17,21 @@ def unasked(_: Recipe) -> NoReturn:
     raise AssertionError("the speed was measured where it is not needed")
 
 
-def decided(faces: int = 10_000, speed: float | None = None, *, helps: bool = False, **params: object) -> Recipe:
+def decided(
+    faces: int = 10_000,
+    speed: float | None = None,
+    *,
+    helps: bool = False,
+    start_mirrors: bool = False,
+    **params: object,
+) -> Recipe:
     return decide(
         TrainingParams.parse(params),
         faces=faces,
         device=CPU,
         throughput=unasked if speed is None else lambda _: speed,
         starter_helps=lambda: helps,
+        start_mirrors=start_mirrors,
     )
 
 
@@ -74,6 +82,7 @@ def test_networks_mirror_from_random_weights_but_for_the_reference_unless_told_o
     assert decided(network="compact", init="scratch").mirror
     assert not decided(init="starter").mirror
     assert decided(init="starter", mirror=True).mirror
+    assert decided(init="gender:3", start_mirrors=True).mirror
     assert not decided(network="reference").mirror
     assert decided(network="reference", mirror=True).mirror
     assert not decided(mirror=False).mirror
