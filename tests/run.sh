@@ -45,8 +45,7 @@ else
     [[ ${CI:-} != true ]] || coverage=(--cov --cov-report=term)
     if [[ -n ${CI:-}${ALL:-} ]]; then
         alone
-        # Browsers, trainers and workers take cores as well.
-        side_by_side $((cores + 1)) -m slow
+        side_by_side "$cores" -m slow # browsers, trainers and workers take cores as well
     fi
     side_by_side $((2 * cores)) -m "not slow" "${coverage[@]}"
 fi

@@ -162,7 +162,11 @@ def running(server: Any) -> Iterator[None]:
         yield
     finally:
         server.task_dispatcher.shutdown()
-        server.trigger.pull_trigger(close)  # in the thread that serves
+        with (
+            server.trigger.lock
+        ):  # the thread that serves may be awake, and would close the trigger before it is pulled
+            server.trigger.thunks.append(close)
+            server.trigger.pull_trigger()
         thread.join()
 
 
