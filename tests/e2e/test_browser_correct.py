@@ -140,7 +140,7 @@ def test_corrections_by_keyboard_bring_back_the_accuracy_that_wrong_labels_cost(
             except GenderlineError as error:
                 if error.code != "timeout":
                     raise
-                print(f"not answered in time: {error}")
+                print(f"not answered in time: {error}")  # noqa: T201 - shown with -s
                 return []
             male = sum(entry["gender"] == "male" for entry in entries) / len(entries)
             return [male] if model is not None and model["version"] == version else []
