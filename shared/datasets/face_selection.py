@@ -87,7 +87,7 @@ class FaceSelection:
 
 
 class FaceSource(Protocol):
-    """What a selection is read from: a store, or what is cached of one."""
+    """The source of a selection's data: a store, or the dashboard's cache of one."""
 
     def cards(self) -> Listing[ModelCard]:
         """Returns the cards of all models."""

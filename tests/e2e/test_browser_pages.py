@@ -495,7 +495,7 @@ def test_with_the_broker_away_the_header_and_the_predict_page_say_so(tmp_path: P
 
 
 def _put_folder_in_place_of(file: Path) -> None:
-    """Makes a database that nobody can open, also where somebody makes it anew meanwhile."""
+    """Replaces a database by a folder, which nobody can open. The dashboard may make the file anew meanwhile."""
     while not file.is_dir():
         file.unlink(missing_ok=True)
         with contextlib.suppress(FileExistsError):

@@ -71,7 +71,7 @@ def test_a_copy_of_a_running_installation_answers_and_does_what_was_accepted(tmp
         finally:
             stop.set()
             thread.join()
-    here.rename(tmp_path / "gone")  # what was killed may still end a write in it
+    here.rename(tmp_path / "gone")  # a killed worker may still finish a write in there
 
     run_documented(1, there, backup)
     with contextlib.closing(installation(there)) as copy, copy.client() as client:

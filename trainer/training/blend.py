@@ -29,11 +29,8 @@ def choose_share(losses: Callable[[float], NDArray[np.float64]]) -> float:
     """
     found = {share: losses(share) for share in SHARES}
     best = min(found.values(), key=lambda each: float(each.mean()))
-    for share, each in found.items():
-        worse = each - best
-        if worse.mean() <= worse.std() / np.sqrt(len(worse)):
-            return share
-    return SHARES[-1]
+    worse = {share: each - best for share, each in found.items()}
+    return next(share for share, each in worse.items() if each.mean() <= each.std() / np.sqrt(len(each)))
 
 
 def blend(start: Weights, learned: Weights, share: float) -> Weights:

@@ -109,3 +109,24 @@ def test_a_face_and_its_mirror_image_are_said_the_same_of() -> None:
         said, mirrored = model.probabilities(FACES), model.probabilities(FACES.flip(-1))
     assert torch.allclose(said, mirrored, atol=1e-5)
     assert torch.allclose(said[:, 1 : 1 + CLASSES[1]].sum(1), torch.ones(len(FACES)))
+
+
+def test_the_student_learns_what_the_teacher_says_of_the_changed_faces(tmp_path: Path) -> None:
+    asked: list[torch.Tensor] = []
+
+    class Sure(SoftLoss):
+        def probabilities(self, faces: torch.Tensor) -> torch.Tensor:
+            asked.append(faces)
+            return torch.zeros(len(faces), sum(CLASSES))  # male, whatever the labels say
+
+    def loss(name: str, taught: float) -> float:
+        losses: list[float] = []
+        teacher = Sure(build_network("small", dropout=0.1), 0.3)
+        note = lambda _epoch, _model, loss: losses.append(loss)  # noqa: E731
+        every = np.arange(len(FACES))
+        fit(fresh(), take, targets(), every, PLAN, CPU, tmp_path / name, note, teacher=teacher, taught=taught)
+        return losses[-1]
+
+    assert loss("by the teacher", 1.0) < loss("by both", 0.5) < loss("by the labels", 0.0)
+    assert len(asked) == 3 * PLAN.epochs * len(FACES) / PLAN.batch_size
+    assert not any(torch.equal(faces, FACES[: len(faces)]) for faces in asked)

@@ -12,6 +12,7 @@ from shared.records.evaluation import Evaluation
 from shared.records.model_card import (
     CardDataset,
     CardFile,
+    CardStart,
     GateResult,
     GroupLoss,
     InputStatistics,
@@ -227,3 +228,10 @@ def test_input_statistics_of_many_faces_look_at_some_of_them_from_first_to_last(
     assert found.faces == 4096
     assert found.luma_mean == pytest.approx(faces.mean(), abs=0.5)
     assert min(found.luma_histogram) > 200
+
+
+def test_the_card_says_how_far_a_model_lies_from_its_start(parts: dict[str, Any]) -> None:
+    start = CardStart(name="starter", source="photos", archive_sha256="b" * 64, faces=29_454)
+    text = render_card(build_card(**parts | {"start": start.changed(share=0.25)}))
+    assert "from weights that had seen 29,454 faces of photos. The model lies 25% of the way from those" in text
+    assert "The model lies" not in render_card(build_card(**parts | {"start": start}))
