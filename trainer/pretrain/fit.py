@@ -1,8 +1,8 @@
 """Training from soft targets: for each face the probabilities of its gender, age band and ethnicity.
 
-A teacher predicts each face as the student sees it, changed at random. The student learns the teacher's function, and not
-only its predictions for faces that the teacher has memorised (Beyer et al., "Knowledge distillation: a good teacher is
-patient and consistent", 2022).
+A teacher predicts each face as the student sees it, changed at random. The student learns the teacher's function, and
+not only its predictions for faces that the teacher has memorised (Beyer et al., "Knowledge distillation: a good teacher
+is patient and consistent", 2022).
 """
 
 from __future__ import annotations
