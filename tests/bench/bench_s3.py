@@ -6,7 +6,6 @@ most of the time, so the client's own CPU time is what tells both apart.
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import resource
@@ -19,6 +18,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from tests.support.s3_server import serve_s3
+
 ROUNDS = 20
 LISTED = 1000
 LARGE = 64 * 2**20
@@ -26,13 +27,9 @@ LARGE = 64 * 2**20
 
 def serve(pipe: Connection) -> None:
     """Runs the server until it is killed."""
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    pipe.send(server.get_host_and_port())
-    pipe.recv()
+    with serve_s3() as endpoint:
+        pipe.send(endpoint)
+        pipe.recv()
 
 
 def say(line: str) -> None:
@@ -67,8 +64,7 @@ def main() -> int:
     here, there = multiprocessing.get_context("spawn").Pipe()
     server = multiprocessing.get_context("spawn").Process(target=serve, args=(there,), daemon=True)
     server.start()
-    host, port = here.recv()
-    endpoint = f"http://{host}:{port}"
+    endpoint = here.recv()
     os.environ |= {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "bench",

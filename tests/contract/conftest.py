@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import sqlite3
 import subprocess
 import sys
@@ -17,7 +16,6 @@ from typing import Any
 import pika
 import pytest
 import s3fs
-from moto.server import ThreadedMotoServer
 
 from shared.broker import open_broker
 from shared.broker.base import Broker
@@ -26,6 +24,7 @@ from shared.store.base import Store
 from shared.topology import Topology
 from tests.support.rabbitmq_node import RabbitNode
 from tests.support.rabbitmq_shared import SharedNode
+from tests.support.s3_server import serve_s3
 
 CHILD = Path(__file__).with_name("child.py")
 ROOT = Path(__file__).parents[2]
@@ -150,21 +149,16 @@ BUCKET = "faces"
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """A running S3 server with one bucket, which the environment's credentials lead to."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as environment:
+    with serve_s3() as endpoint, pytest.MonkeyPatch.context() as environment:
         for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ENDPOINT_URL": endpoint,
             "AWS_ACCESS_KEY_ID": "tester",
             "AWS_SECRET_ACCESS_KEY": "secret",
             "AWS_DEFAULT_REGION": "us-east-1",
         }.items():
             environment.setenv(name, value)
         s3fs.S3FileSystem().call_s3("create_bucket", Bucket=BUCKET)
-        yield f"http://{host}:{port}"
-    server.stop()
+        yield endpoint
 
 
 @pytest.fixture
