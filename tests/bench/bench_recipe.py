@@ -21,7 +21,6 @@ from typing import Any, Final
 
 import click
 import numpy as np
-import pytest
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -33,13 +32,14 @@ from shared.params import TrainingParams
 from shared.records.dataset import FACES_CSV, FACES_NPY, SPLITS, read_faces_csv
 from shared.records.runs import EpochRow
 from shared.runtime.settings import load_settings
+from tests.bench.recipe_variants import varied
 from trainer.data.dataset import Dataset
 from trainer.data.ingest import ingest
 from trainer.data.split import split
 from trainer.release.evaluate import evaluate
 from trainer.training.calibrate import fit_temperature
 from trainer.training.device import DeviceFaces, choose_device
-from trainer.training.model import NETWORKS, build_network, measure_cost, residual
+from trainer.training.model import FaceNetwork, build_network, measure_cost
 from trainer.training.process_group import ProcessGroup
 from trainer.training.recipe import Recipe, decide
 from trainer.training.starter import load_starter
@@ -86,12 +86,24 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
     "… without the mirror image": {"mirror": False},
     "… half the epochs": {"epochs": 0.5},
     "… twice the epochs": {"epochs": 2.0},
+    "… with erased squares": {"changes": "erasing"},
+    "… with mixed faces": {"mixup": True},
+    "… with erased squares and mixed faces": {"changes": "erasing", "mixup": True},
+    "… with TrivialAugment": {"changes": "trivial"},
+    "… with branches": {"branches": True},
+    "… with a teacher": {"teacher": True},
+    "… with a teacher, without the mirror image": {"teacher": True, "mirror": False},
+    "… from the starter, with erased squares": {"init": "starter", "changes": "erasing"},
+    "… from the starter, with mixed faces": {"init": "starter", "mixup": True},
     PLAIN_ROW: PLAIN | {"augment": False},
     "`reference`, augmented": PLAIN,
     "`reference`, by the default recipe": {"network": "reference", "learning_rate": 0.001, "mirror": True},
 }
 """What each row changes: parameters, where epochs are relative to what `auto` takes, and what no parameter does: the
-`temperature` of the loss that says which epoch is best, and the `layers` of `compact`."""
+`temperature` of the loss that says which epoch is best, the `layers` of `compact`, its convolutions as `branches`, the
+random `changes` of faces, `mixup`, and a `teacher`: the row with network `large` and the first seed."""
+TEACHER: Final = "… with network `large`"
+_NO_PARAMETERS: Final = {"temperature", "layers", "branches", "changes", "mixup", "teacher"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +136,7 @@ class Outcome:
 
 def recipe_of(row: str, seed: int, faces: int, device: torch.device) -> Recipe:
     """Returns what a row does with so many training faces."""
-    changes = {name: value for name, value in ROWS[row].items() if name not in {"temperature", "layers"}}
+    changes = {name: value for name, value in ROWS[row].items() if name not in _NO_PARAMETERS}
     default = decide(
         TrainingParams(init="scratch"),
         faces=faces,
@@ -143,27 +155,21 @@ def recipe_of(row: str, seed: int, faces: int, device: torch.device) -> Recipe:
     )
 
 
-@contextmanager
-def changed_code(row: str) -> Iterator[None]:
-    """Changes, for a while, what a row changes and no parameter does."""
-    changes = ROWS[row]
-    with pytest.MonkeyPatch.context() as patch:
-        if "temperature" in changes:  # of `calibrated_loss`; that of the finished model is fitted as ever
-            patch.setattr("trainer.training.calibrate.fit_temperature", lambda *_: changes["temperature"])
-        if "layers" in changes:
-            widths, blocks = changes["layers"]
-            patch.setitem(NETWORKS, "compact", lambda dropout: residual(widths, blocks, dropout))
-        yield
-
-
 def seconds_on(device: torch.device) -> float:
     """Returns a clock: on a CPU of the processor time of one of this process's threads, so that others do not count."""
     return time.monotonic() if device.type == "cuda" else time.process_time() / torch.get_num_threads()
 
 
-def measure(row: str, seed: int, recipe: Recipe, dataset: Dataset, device: torch.device, progress: Progress) -> Outcome:
-    """Trains one row with one seed, and measures it."""
-    _, validation, held_out = (dataset.part(part) for part in SPLITS)
+def train_row(
+    row: str,
+    seed: int,
+    recipe: Recipe,
+    dataset: Dataset,
+    device: torch.device,
+    progress: Progress,
+    teacher: FaceNetwork | None = None,
+) -> tuple[FaceNetwork, list[tuple[float, float]]]:
+    """Trains one row with one seed. Returns the network, and its curve as in `Outcome`."""
     curve: list[tuple[float, float]] = []
     started = seconds_on(device)
 
@@ -172,21 +178,36 @@ def measure(row: str, seed: int, recipe: Recipe, dataset: Dataset, device: torch
         curve.append((seconds_on(device) - started, epoch.val_accuracy))
 
     task = progress.add_task(f"{row}, seed {seed}", total=recipe.epochs)
-    network = build_network(recipe.network, dropout=recipe.dropout, mirror=recipe.mirror)
-    if row == AS_IT_IS:
-        network.load_state_dict(load_starter().weights)
-    else:
-        hooks = Hooks(
-            on_step=lambda at: progress.update(task, completed=at.epoch - 1 + at.step / at.steps),
-            on_epoch=on_epoch,
-            checkpoint_s=math.inf,
-        )
-        job = TrainingJob.from_dataset(dataset, recipe)
-        trained = train(job, device=device, group=ProcessGroup(), hooks=hooks)
-        network.load_state_dict(trained.weights)
+    with varied(ROWS[row], teacher):
+        network = build_network(recipe.network, dropout=recipe.dropout, mirror=recipe.mirror)
+        if row == AS_IT_IS:
+            network.load_state_dict(load_starter().weights)
+        else:
+            hooks = Hooks(
+                on_step=lambda at: progress.update(task, completed=at.epoch - 1 + at.step / at.steps),
+                on_epoch=on_epoch,
+                checkpoint_s=math.inf,
+            )
+            job = TrainingJob.from_dataset(dataset, recipe)
+            network.load_state_dict(train(job, device=device, group=ProcessGroup(), hooks=hooks).weights)
     progress.remove_task(task)
+    return network.to(device).eval(), curve
+
+
+def measure(
+    row: str,
+    seed: int,
+    recipe: Recipe,
+    dataset: Dataset,
+    device: torch.device,
+    progress: Progress,
+    teacher: FaceNetwork | None = None,
+) -> Outcome:
+    """Trains one row with one seed, and measures it."""
+    network, curve = train_row(row, seed, recipe, dataset, device, progress, teacher)
+    _, validation, held_out = (dataset.part(part) for part in SPLITS)
     source = DeviceFaces(dataset.faces, device)
-    for_calibration, logits = (predict_logits(network.to(device), source, part) for part in (validation, held_out))
+    for_calibration, logits = (predict_logits(network, source, part) for part in (validation, held_out))
     temperature = fit_temperature(for_calibration, dataset.labels[validation])
     figures = evaluate(
         1 / (1 + np.exp(-logits / np.float32(temperature))),
@@ -196,7 +217,8 @@ def measure(row: str, seed: int, recipe: Recipe, dataset: Dataset, device: torch
     )
     network.mirror = False
     unmirrored = predict_logits(network, source, held_out)
-    network.mirror = recipe.mirror
+    with varied(ROWS[row] | {"branches": False}):  # as it would be served
+        served = build_network(recipe.network, dropout=recipe.dropout, mirror=recipe.mirror)
     return Outcome(
         row=row,
         seed=seed,
@@ -206,7 +228,7 @@ def measure(row: str, seed: int, recipe: Recipe, dataset: Dataset, device: torch
         balanced_accuracy=figures.balanced_accuracy,
         unmirrored=float(np.mean((unmirrored >= 0) == (dataset.labels[held_out] > 0))),
         ece=figures.ece,
-        multiply_adds=measure_cost(network).multiply_adds,
+        multiply_adds=measure_cost(served).multiply_adds,
         seconds=curve[-1][0] if curve else 0.0,
         curve=curve,
     )
@@ -342,6 +364,7 @@ def main(archive: Path, faces: tuple[int, ...], seeds: int, only: tuple[str, ...
     ):
         known = [Outcome(**json.loads(line)) for line in results.read_text().splitlines()]
         known = [outcome for outcome in known if outcome.dataset.startswith(whole.sha256)]
+        teachers: dict[str, FaceNetwork] = {}
         for count in faces or (None,):
             outcomes: list[Outcome] = []
             for seed in range(seeds):
@@ -350,8 +373,12 @@ def main(archive: Path, faces: tuple[int, ...], seeds: int, only: tuple[str, ...
                     recipe = recipe_of(row, seed, len(dataset.part("train")), device)
                     done = _find(known, row, seed, recipe, dataset)
                     if done is None:
-                        with changed_code(row):
-                            done = measure(row, seed, recipe, dataset, device, progress)
+                        teacher = None
+                        if "teacher" in ROWS[row]:
+                            teacher = teachers.get(dataset.sha256) or teachers.setdefault(
+                                dataset.sha256, _train_teacher(dataset, device, progress)
+                            )
+                        done = measure(row, seed, recipe, dataset, device, progress, teacher)
                         known.append(done)
                         with results.open("a") as file:
                             file.write(json.dumps(asdict(done)) + "\n")
@@ -362,6 +389,11 @@ def main(archive: Path, faces: tuple[int, ...], seeds: int, only: tuple[str, ...
             print(table(outcomes))  # noqa: T201 - Markdown, whole lines
     if faces:
         print(learning_curve(known, whole.sha256))  # noqa: T201 - likewise
+
+
+def _train_teacher(dataset: Dataset, device: torch.device, progress: Progress) -> FaceNetwork:
+    recipe = recipe_of(TEACHER, 0, len(dataset.part("train")), device)
+    return train_row(TEACHER, 0, recipe, dataset, device, progress)[0]
 
 
 def _find(known: list[Outcome], row: str, seed: int, recipe: Recipe, dataset: Dataset) -> Outcome | None:
