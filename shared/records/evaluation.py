@@ -152,6 +152,7 @@ class Evaluation(StoredModel):
         log_loss: mean, in nats.
         brier: mean squared difference of probability and label.
         ece: expected calibration error: the mean of |mean_probability - share_female| over the bins, by their counts.
+        ece_by_chance: the ECE that right probabilities show on so many faces, on average; None in older evaluations.
         reliability: up to 15 bins of equal counts, by rising probability.
         confusion: the four counts.
         roc: true over false positive rate; empty where all faces have one gender.
@@ -178,6 +179,7 @@ class Evaluation(StoredModel):
     log_loss: float
     brier: float
     ece: float
+    ece_by_chance: float | None = None
     reliability: list[ReliabilityBin]
     confusion: Confusion
     roc: Curve

@@ -119,6 +119,7 @@ class Outcome:
         multiply_adds: of one face.
         seconds: training, validation included; see `seconds_on`.
         curve: (seconds since the start, validation accuracy) after each epoch.
+        ece_by_chance: as of `Evaluation`.
     """
 
     row: str
@@ -132,6 +133,7 @@ class Outcome:
     multiply_adds: int
     seconds: float
     curve: list[tuple[float, float]]
+    ece_by_chance: float | None = None
 
 
 def recipe_of(row: str, seed: int, faces: int, device: torch.device) -> Recipe:
@@ -231,13 +233,15 @@ def measure(
         multiply_adds=measure_cost(served).multiply_adds,
         seconds=curve[-1][0] if curve else 0.0,
         curve=curve,
+        ece_by_chance=figures.ece_by_chance,
     )
 
 
 def table(outcomes: list[Outcome]) -> str:
     """Returns what came of it as Markdown."""
     lines = [
-        "| recipe | accuracy | each seed | balanced | not mirrored | ECE | multiply-adds | seconds | best reference |",
+        "| recipe | accuracy | each seed | balanced | not mirrored | ECE (by chance) | multiply-adds | seconds "
+        "| best reference |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     plain = [outcome for outcome in outcomes if outcome.row == PLAIN_ROW]
@@ -254,7 +258,9 @@ def table(outcomes: list[Outcome]) -> str:
             f"| {', '.join(f'{outcome.accuracy:.1%}' for outcome in done)} "
             f"| {statistics.mean(outcome.balanced_accuracy for outcome in done):.1%} "
             f"| {statistics.mean(outcome.unmirrored for outcome in done):.1%} "
-            f"| {statistics.mean(outcome.ece for outcome in done):.3f} | {done[0].multiply_adds / 1e6:.0f} M "
+            f"| {statistics.mean(outcome.ece for outcome in done):.3f} "
+            f"({statistics.mean(outcome.ece_by_chance or math.nan for outcome in done):.3f}) "
+            f"| {done[0].multiply_adds / 1e6:.0f} M "
             f"| {statistics.mean(outcome.seconds for outcome in done):.0f} | {first if target else ''} |"
         )
     return "\n".join(lines)

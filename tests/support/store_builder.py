@@ -346,6 +346,7 @@ class StoreBuilder:
             log_loss=0.19,
             brier=0.055,
             ece=0.021,
+            ece_by_chance=0.016,
             reliability=[
                 ReliabilityBin(
                     low=i / 10, high=(i + 1) / 10, count=count // 10, mean_probability=x, share_female=x**1.15

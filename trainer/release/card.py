@@ -226,7 +226,8 @@ Gender, ethnicity and age together, groups of at least {MIN_GROUP} faces, worst 
 ## Calibration
 
 Temperature {card.temperature:.3f}, fitted on validation faces and part of the model. Expected calibration error
-{evaluation.ece:.4f} ({len(evaluation.reliability)} bins of equal counts), Brier score {evaluation.brier:.4f}.
+{evaluation.ece:.4f} ({len(evaluation.reliability)} bins of equal counts; right probabilities show
+{evaluation.ece_by_chance or 0:.4f} on so many faces, on average), Brier score {evaluation.brier:.4f}.
 
 Abstaining: the faces that are answered with a confidence of at least …, and the accuracy on them.
 

@@ -91,6 +91,7 @@ def evaluate(
         log_loss=float(metrics.log_loss(labels, probability, labels=[0, 1])),
         brier=float(np.mean((probability - labels) ** 2)),
         ece=sum(part.count * abs(part.mean_probability - part.share_female) for part in bins) / len(labels),
+        ece_by_chance=_ece_by_chance(probability),
         reliability=bins,
         confusion=Confusion(
             male_as_male=int(confusion[0, 0]),
@@ -126,8 +127,7 @@ def wilson_interval(correct: int, count: int) -> tuple[float, float]:
 
 def _reliability(probability: NDArray[np.float64], labels: NDArray[np.uint8]) -> Iterator[ReliabilityBin]:
     """Bins of equal counts: bins of equal width would be nearly empty in the middle, where a sure model says little."""
-    order = np.argsort(probability, kind="stable")
-    for part in np.array_split(order, min(RELIABILITY_BINS, len(order))):
+    for part in _bins(probability):
         yield ReliabilityBin(
             low=float(probability[part[0]]),
             high=float(probability[part[-1]]),
@@ -135,6 +135,22 @@ def _reliability(probability: NDArray[np.float64], labels: NDArray[np.uint8]) ->
             mean_probability=float(probability[part].mean()),
             share_female=float(labels[part].mean()),
         )
+
+
+def _ece_by_chance(probability: NDArray[np.float64]) -> float:
+    """Returns the ECE to expect if every probability is right.
+
+    A bin's share of females has a variance of Σ p (1 - p) / n², and a normal variable of the variance s² is
+    s √(2 / π) away from its mean, on average.
+    """
+    variances = [(probability[part] * (1 - probability[part])).sum() for part in _bins(probability)]
+    return float(np.sqrt(2 / np.pi * np.array(variances)).sum() / len(probability))
+
+
+def _bins(probability: NDArray[np.float64]) -> list[NDArray[np.intp]]:
+    """Returns the indices of each bin's faces, by rising probability."""
+    order = np.argsort(probability, kind="stable")
+    return np.array_split(order, min(RELIABILITY_BINS, len(order)))
 
 
 def _coverage(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> Iterator[Coverage]:

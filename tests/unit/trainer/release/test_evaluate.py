@@ -108,6 +108,17 @@ def test_a_calibrated_model_has_a_small_calibration_error_and_an_overconfident_o
     assert evaluate(sure, labels, ages, ethnicities).ece == pytest.approx(0.25, abs=0.02)
 
 
+def test_the_calibration_error_by_chance_is_that_of_right_probabilities() -> None:
+    generator = np.random.default_rng(4)
+    probability = generator.beta(0.5, 0.5, 1_500).astype(np.float32)
+    ages, ethnicities = np.zeros((2, 1_500), np.int64)
+    results = [
+        evaluate(probability, (generator.random(1_500) < probability).astype(np.uint8), ages, ethnicities)
+        for _ in range(40)
+    ]
+    assert results[0].ece_by_chance == pytest.approx(np.mean([result.ece for result in results]), rel=0.1)
+
+
 def test_reliability_bins_hold_equal_counts_by_rising_probability() -> None:
     bins = evaluate(*many()).reliability
     assert [part.count for part in bins] == [200] * 15
