@@ -33,9 +33,9 @@ from shared.messages import (
 )
 from shared.params import TrainingParams
 from shared.records.annotations import Annotation, AnnotationChange, Annotations, Kind
-from shared.records.dataset import LABELS_JSON, SUMMARY_JSON, DatasetSummary, dataset_id
+from shared.records.dataset import ARCHIVE_LABELS, LABELS_JSON, SUMMARY_JSON, DatasetSummary, dataset_id
 from shared.records.deletion import Deletion, Dependent
-from shared.records.edits import ARCHIVE_LABELS, Edits
+from shared.records.edits import Edits
 from shared.records.jobs import Job, JobProgress, Jobs
 from shared.records.predictions import THRESHOLD, predict_female, read_predictions, write_predictions
 from shared.records.record import Record
@@ -49,6 +49,7 @@ Entry = dict[str, Any]
 
 CURRENT_EDITS: Final = "current"
 """Names the edits of a dataset that are in force now, in the place of a hash."""
+_SHA256_DIGITS: Final = 64
 _PACK_BYTES: Final = 8 * 2**20
 """Images beyond this go into the next pack; RabbitMQ 4 takes no message above 16 MiB."""
 _LETTERS: Final = 10_000
@@ -173,6 +174,22 @@ class Client:
         """Returns what a dataset holds; None before it is decoded."""
         found = self.store.find_json(f"datasets/{sha256}/{SUMMARY_JSON}")
         return None if found is None else DatasetSummary.model_validate(found)
+
+    def resolve_dataset(self, text: str) -> str:
+        """Returns the whole hash of a dataset that is named by its beginning, as lists and messages show it.
+
+        Raises:
+            NotFound: no dataset's hash begins so.
+            Conflict: several do.
+        """
+        if len(text) == _SHA256_DIGITS:
+            return text
+        found = [sha256 for sha256 in self.store.children("datasets") if text and sha256.startswith(text)]
+        if not found:
+            raise NotFound(f"there is no dataset {text!r}")
+        if len(found) > 1:
+            raise Conflict(f"{len(found)} datasets begin with {text!r}: {', '.join(found)}; expected more digits")
+        return found[0]
 
     def retry_run(self, run_id: str) -> str:
         """Sends a failed run's message back to its queue; where that is gone, a new run like it takes its place.
@@ -537,7 +554,7 @@ class Client:
         card = self.registry.card(version)
         sha256 = dataset or card.dataset.sha256
         if labels is None:
-            labels = (card.dataset.edits or ARCHIVE_LABELS) if sha256 == card.dataset.sha256 else ""
+            labels = card.dataset.labels if sha256 == card.dataset.sha256 else ""
         faces = read_labelled_faces(self.store, sha256, labels)
         try:
             probabilities = read_predictions(self.store, sha256, card)

@@ -138,22 +138,27 @@ def compare_models(chosen: CompareRequest) -> Compared:
 def measure_requested(version: int) -> Measures:
     """Returns how well a model predicts the faces that the request's query names.
 
+    Without `labels`, those of its own dataset are the ones that it was trained with, whatever was edited later.
+
     Raises:
         InvalidMessage: a value makes no sense.
         NotFound: there is no such model or dataset.
         Conflict: the model has not predicted the dataset, or there are no such faces.
     """
     cache = dashboard().store_cache
-    dataset = request.args.get("dataset") or cache.card(version).dataset.sha256
+    own = cache.card(version).dataset
+    dataset = request.args.get("dataset") or own.sha256
     probabilities = cache.predictions(dataset, version)
     if probabilities is None:
         raise Conflict(
             f"model {version} has not predicted dataset {dataset[:12]}; "
             f"start that with POST /api/v1/datasets/{dataset}/predictions?version={version}"
         )
-    data, split = cache.edited(dataset, _requested_labels()), _requested_split()
-    labels = Labels(data.gender, data.ethnicity, data.age)
-    measures = measure(labels, probabilities, _members(data, split), _requested_threshold())
+    labels = request.args.get("labels", own.labels if dataset == own.sha256 else "")
+    data, split = cache.edited(dataset, labels), _requested_split()
+    measures = measure(
+        Labels(data.gender, data.ethnicity, data.age), probabilities, _members(data, split), _requested_threshold()
+    )
     if measures is None:
         raise Conflict(f"dataset {dataset[:12]} has no {split} faces")
     return measures

@@ -321,7 +321,8 @@ _CALLS: Final = (
         "measure_model",
         "How well a version predicts a dataset at a decision threshold",
         Measures,
-        query=_MEASURED,
+        query=_MEASURED
+        | {"labels": _text("As for `/compare`; by default those that the model was trained with, on its own dataset")},
     ),
     _Call(
         "GET",

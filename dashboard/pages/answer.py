@@ -14,8 +14,7 @@ from shared.datasets.face_filter import FaceFilter, face_view, select_faces
 from shared.errors import NotFound
 from shared.measures.at_threshold import measure, measured_before
 from shared.measures.groups import Labels
-from shared.records.dataset import SPLITS
-from shared.records.edits import ARCHIVE_LABELS
+from shared.records.dataset import ARCHIVE_LABELS, SPLITS
 from shared.records.evaluation import MIN_GROUP, Evaluation
 from shared.records.model_card import ModelCard
 from shared.records.predictions import THRESHOLD
@@ -65,7 +64,7 @@ def find_scored(sha256: str, card: ModelCard) -> tuple[Dataset, NDArray[np.float
     cache = dashboard().store_cache
     try:
         probabilities = cache.predictions(sha256, card.version)
-        data = cache.edited(sha256, card.dataset.edits or ARCHIVE_LABELS)
+        data = cache.edited(sha256, card.dataset.labels)
         return None if probabilities is None else (data, probabilities)
     except NotFound:
         return None

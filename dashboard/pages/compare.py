@@ -15,8 +15,7 @@ from shared.datasets.columns import Dataset
 from shared.datasets.face_filter import AGREEMENTS, FaceFilter, face_view
 from shared.errors import InvalidMessage
 from shared.measures.labels import ALL_FACES
-from shared.records.dataset import SPLITS
-from shared.records.edits import ARCHIVE_LABELS
+from shared.records.dataset import ARCHIVE_LABELS, SPLITS
 from shared.records.evaluation import MIN_GROUP
 
 _FACES_SHOWN: Final = 12

@@ -38,6 +38,15 @@ class Changes:
             raise click.UsageError("--name, --note and --untag need an ID; a list takes one --tag")
         return next(iter(self.tags), None)
 
+    def check_alone(self, other_options: bool) -> None:
+        """Checks that nothing else is asked for in the same command.
+
+        Raises:
+            click.UsageError: something is.
+        """
+        if self and other_options:
+            raise click.UsageError("--name, --note, --tag and --untag go with no other option; run two commands")
+
 
 def annotation_options(command: Command) -> Command:
     """Gives a command `--name`, `--note`, `--tag` and `--untag`, as its argument `changes`."""

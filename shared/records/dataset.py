@@ -31,6 +31,8 @@ SUMMARY_JSON: Final = "summary.json"
 REFUSAL_JSON: Final = "refusal.json"
 LABELS_JSON: Final = "labels.json"
 """The `labels` block of the message, where it had one."""
+ARCHIVE_LABELS: Final = "archive"
+"""Names the labels of the archive where edits may be named."""
 
 Split = Literal["train", "validation", "test"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "validation", "test")

@@ -17,14 +17,12 @@ from pydantic import Field
 
 from shared.clock import now_iso
 from shared.errors import Conflict, InvalidMessage, NotFound, short_repr
-from shared.records.dataset import SUMMARY_JSON
+from shared.records.dataset import ARCHIVE_LABELS, SUMMARY_JSON
 from shared.records.record import StoredModel, Timestamp, change_record, find_record
 from shared.store.base import Store, json_bytes
 
 Correction = Literal["male", "female", "exclude"]
 """What an edit makes of a face: another label, or none: the face is left out of training and of every figure."""
-ARCHIVE_LABELS: Final = "archive"
-"""Names the labels of the archive where edits may be named."""
 Change = Literal["male", "female", "exclude", "restore"]
 """A correction, or the way back to the label of the archive."""
 CORRECTIONS: Final[tuple[Correction, ...]] = get_args(Correction)

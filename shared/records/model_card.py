@@ -6,6 +6,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
+from shared.records.dataset import ARCHIVE_LABELS
 from shared.records.evaluation import Evaluation
 from shared.records.record import StoredModel, Timestamp
 
@@ -34,6 +35,11 @@ class CardDataset(StoredModel):
     name: str
     counts: dict[str, int]
     edits: str | None = None
+
+    @property
+    def labels(self) -> str:
+        """Those that the model was trained with, whatever was edited later, as `Edits.corrections` takes them."""
+        return self.edits or ARCHIVE_LABELS
 
 
 class CardStart(StoredModel):

@@ -51,7 +51,7 @@ def compare(
         if first is None or second is None:
             _show_matrix(output, client)
             return
-        sha256 = dataset or client.common_dataset(first, second)
+        sha256 = client.resolve_dataset(dataset) if dataset else client.common_dataset(first, second)
         if predict:
             _predict_missing(output, client, sha256, (first, second))
         found, faces = client.compare(first, second, dataset=sha256, split=split, threshold=threshold, labels=labels)

@@ -47,12 +47,12 @@ def _filter(_ctx: click.Context, _option: click.Parameter, given: tuple[str, ...
     help="Only such faces, as in result=wrong, age=20-29, low=0.9; version and other choose models, labels=archive "
     "the labels. docs/api.md says all.",
 )
-@click.option("--sort", default="archive", show_default=True, help="The order, such as suspects or largest_error.")
+@click.option("--sort", show_default="archive", help="The order, such as suspects or largest_error.")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="The most to show.")
 @click.option("--out", type=RESULTS, help="Write all of them to this CSV file, or with their images to this zip.")
 @json_option
 @click.pass_context
-def faces(ctx: click.Context, sha256: str, wanted: FaceFilter, sort: str, limit: int, out: Path | None) -> None:
+def faces(ctx: click.Context, sha256: str, wanted: FaceFilter, sort: str | None, limit: int, out: Path | None) -> None:
     """List faces with their predictions, as the dataset's page shows them.
 
     `--sort suspects` begins with the labels that are the likeliest to be wrong.
@@ -61,13 +61,15 @@ def faces(ctx: click.Context, sha256: str, wanted: FaceFilter, sort: str, limit:
     from shared.datasets.face_filter import SORTS  # noqa: PLC0415
     from shared.datasets.face_selection import COLUMNS, StoredFaces, read_selection  # noqa: PLC0415
 
-    if sort not in SORTS:
-        raise click.BadParameter(f"found {sort!r}, expected one of {', '.join(SORTS)}", param_hint="--sort")
+    if sort is not None:
+        if sort not in SORTS:
+            raise click.BadParameter(f"found {sort!r}, expected one of {', '.join(SORTS)}", param_hint="--sort")
+        wanted = dataclasses.replace(wanted, sort=sort)
     if out is not None and out.suffix not in {".csv", ".zip"}:
         raise click.BadParameter(f"found {out.name!r}, expected a name that ends in .csv or .zip", param_hint="--out")
     output = output_of(ctx)
     with connected() as client:
-        found = read_selection(StoredFaces(client.store), sha256, dataclasses.replace(wanted, sort=sort))
+        found = read_selection(StoredFaces(client.store), client.resolve_dataset(sha256), wanted)
     with found.data.held:
         order = found.select()
         views = [found.view(int(i)) for i in order[:limit]]
@@ -120,7 +122,7 @@ def edits_list(ctx: click.Context, sha256: str) -> None:
 
     output = output_of(ctx)
     with connected() as client:
-        history = client.edits.history(sha256)
+        history = client.edits.history(client.resolve_dataset(sha256))
     if output.as_json:
         output.document({**history.as_dict(), **_state_of(history)})
         return
@@ -157,7 +159,7 @@ def edits_add(ctx: click.Context, sha256: str, change: str, faces: tuple[int, ..
     FACE is a face's index, as in faces.csv and on its page.
     """
     with connected() as client:
-        history = client.edits.add(sha256, change, faces)
+        history = client.edits.add(client.resolve_dataset(sha256), change, faces)
     _tell_edit(ctx, history, history.edits[-1])
 
 
@@ -169,7 +171,7 @@ def edits_add(ctx: click.Context, sha256: str, change: str, faces: tuple[int, ..
 def edits_undo(ctx: click.Context, sha256: str, number: int | None) -> None:
     """Undo an edit: the one of that NUMBER, or the newest that is in force."""
     with connected() as client:
-        history, edit = client.edits.undo(sha256, number)
+        history, edit = client.edits.undo(client.resolve_dataset(sha256), number)
     _tell_edit(ctx, history, edit)
 
 

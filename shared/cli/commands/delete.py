@@ -27,6 +27,7 @@ def delete(ctx: click.Context, kind: str, which: str, yes: bool) -> None:
     output = output_of(ctx)
     chosen = KINDS[[str(known) for known in KINDS].index(kind)]
     with connected() as client:
+        which = client.resolve_dataset(which) if kind == "dataset" else which
         dependents = client.dependents(chosen, which)
         told = [f"{found.kind} {found.which} stays, but loses {found.loss}" for found in dependents]
         if dependents and not yes:

@@ -31,6 +31,7 @@ def export(ctx: click.Context, kind: ExportKind, which: str, file: Path) -> None
     partial = file.with_name(f".{file.name}.partial")
     try:
         with connected() as client, partial.open("wb") as target:
+            which = client.resolve_dataset(which) if kind == "dataset" else which
             write_export(client.store, kind, which, target)
         partial.replace(file)
     finally:

@@ -39,6 +39,8 @@ def models(ctx: click.Context, changes: Changes) -> None:
     if ctx.invoked_subcommand is None:
         with connected() as client:
             show_models(output_of(ctx), client, tag=changes.tag_to_list())
+    elif changes:
+        raise click.UsageError("--name, --note, --tag and --untag stand behind the VERSION that they belong to")
 
 
 @models.command("show", hidden=True)
@@ -54,12 +56,14 @@ def models_show(
     """Show a version's card or figures, or rename it."""
     from shared.cli.show import show_measures, show_model  # noqa: PLC0415
 
+    changes.check_alone(threshold is not None or dataset is not None)
     with connected() as client:
         if changes:
             annotate(ctx, client, "model", str(version), changes)
         elif threshold is not None or dataset:
             at = 0.5 if threshold is None else threshold
-            show_measures(output_of(ctx), client.measure(version, dataset=dataset, threshold=at))
+            sha256 = client.resolve_dataset(dataset) if dataset else None
+            show_measures(output_of(ctx), client.measure(version, dataset=sha256, threshold=at))
         else:
             show_model(output_of(ctx), client, version)
 

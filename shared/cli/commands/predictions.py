@@ -177,6 +177,8 @@ def jobs(
     output = output_of(ctx)
     if job_id is None and (follow or cancel or retry or dismiss or out):
         raise click.UsageError("--follow, --cancel, --retry, --dismiss and --out need a JOB_ID")
+    if job_id is not None:
+        changes.check_alone(follow or cancel or retry or dismiss or out is not None)
     with connected() as client:
         if job_id is None:
             show_jobs(output, client, tag=changes.tag_to_list())

@@ -124,7 +124,7 @@ def train(
                 archive, name=name, params=params, labels=labels, train=not look, on_copied=on_copied
             )
         else:
-            run_id = client.train_dataset(str(dataset), name=name, params=params, edits=edits)
+            run_id = client.train_dataset(client.resolve_dataset(str(dataset)), name=name, params=params, edits=edits)
         if detach:
             _tell_run(ctx, output, client, client.runs.get(run_id))
             return
@@ -182,7 +182,9 @@ def datasets(ctx: click.Context, sha256: str | None, changes: Changes) -> None:
     with connected() as client:
         if sha256 is None:
             show_datasets(output_of(ctx), client, tag=changes.tag_to_list())
-        elif changes:
+            return
+        sha256 = client.resolve_dataset(sha256)
+        if changes:
             annotate(ctx, client, "dataset", sha256, changes)
         else:
             show_dataset(output_of(ctx), client, sha256)
@@ -213,6 +215,8 @@ def runs(
     output = output_of(ctx)
     if run_id is None and (follow or cancel or retry or dismiss):
         raise click.UsageError("--follow, --cancel, --retry and --dismiss need a RUN_ID")
+    if run_id is not None:
+        changes.check_alone(follow or cancel or retry or dismiss)
     with connected() as client:
         if run_id is None:
             show_runs(output, client, tag=changes.tag_to_list())

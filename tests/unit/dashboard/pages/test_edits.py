@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from html import unescape
+from typing import Any
 
 import cv2
 import numpy as np
@@ -112,6 +113,22 @@ def test_a_filtered_view_keeps_to_the_labels_that_a_run_was_measured_on(filled: 
     assert sum(int(count) for _, count in cells) == len(test)
     for href, count in cells:
         assert f">{count} of 150<" in web.get(unescape(href)).text
+
+
+def test_a_model_is_measured_by_the_labels_that_it_was_trained_with(filled: Site) -> None:
+    sha256, web, client = sha_of(filled), filled.web, filled.parts.client
+    accuracy = client.measure(1).accuracy
+    test = np.flatnonzero(filled.parts.store_cache.dataset(sha256).split == 2)[:5].tolist()
+    client.edits.add(sha256, "exclude", test)
+
+    def measured(query: str) -> dict[str, Any]:
+        found: Any = web.get(f"/api/v1/models/1/measures{query}").json
+        accuracy: dict[str, Any] = found["accuracy"]
+        return accuracy
+
+    assert measured("") == measured("?labels=archive") == accuracy.model_dump(mode="json")
+    assert client.measure(1).accuracy == accuracy
+    assert measured("?labels=")["total"] == accuracy.total - 5
 
 
 def test_a_dataset_that_was_only_read_shows_its_faces_and_a_way_to_train(site: Site) -> None:

@@ -12,7 +12,7 @@ from shared.datasets.face_filter import FaceFilter
 from shared.datasets.face_selection import FaceSource, StoredFaces, read_selection
 from shared.errors import NotFound
 from shared.faces.labels import GENDERS
-from shared.records.edits import ARCHIVE_LABELS
+from shared.records.dataset import ARCHIVE_LABELS
 from shared.records.predictions import read_predictions
 from tests.support.dashboard_app import Site, open_site
 

@@ -96,3 +96,64 @@ def test_edits_of_faces_or_datasets_that_do_not_exist_are_refused(builder: Store
     assert "expected faces from 0 to 29" in run("dataset", "edits", "add", sha256, "male", "30").stderr
     assert document("dataset", "edits", "list", "0" * 64, exit_code=1)["error"]["code"] == "not_found"
     assert run("train", "faces.zip", "--edits", "current").exit_code == 2
+
+
+def test_a_dataset_is_named_by_the_beginning_of_its_hash_as_lists_show_it(
+    builder: StoreBuilder, client: Client, folder: Path
+) -> None:
+    sha256 = builder.dataset(30)
+    other = builder.dataset(31)
+    builder.model(sha256, "run-a", accuracy=0.8)
+    shown = run("datasets").stdout
+    start = sha256[:12]
+    assert start in shown
+    assert sha256 not in shown
+    assert sha256 in run("datasets", start).stdout
+    assert run("datasets", start, "--tag", "old").exit_code == 0
+    assert client.annotations.all("dataset")[sha256].tags == ("old",)
+    assert document("dataset", "faces", start)["total"] == 30
+    assert document("dataset", "edits", "add", start, "exclude", "9")["sha256"]
+    assert "undone" in run("dataset", "edits", "undo", start).stdout
+    assert document("models", "1", "--dataset", start) == document("models", "1", "--dataset", sha256)
+    assert run("export", "dataset", start, "dataset.zip").exit_code == 0
+    assert document("delete", "dataset", other[:12])["deleted"] == other
+    document("train", "--dataset", start, "--detach")
+    with client.broker.consume([client.broker.topology.datasets], 1) as consumer:
+        (delivery,) = consumer.receive(1, 1.0)
+    assert sha256 in str(parse_dataset(delivery.message))
+    assert document("datasets", "0000", exit_code=1)["error"]["message"] == "there is no dataset '0000'"
+
+
+def test_a_beginning_that_several_datasets_have_is_refused(builder: StoreBuilder, client: Client) -> None:
+    found = {builder.dataset(30 + i)[0] for i in range(17)}  # of 16 digits, one comes twice
+    assert len(found) <= 16
+    digits = [sha256[0] for sha256 in client.store.children("datasets")]
+    digit = next(digit for digit in digits if digits.count(digit) > 1)
+    error = document("datasets", digit, exit_code=1)["error"]
+    assert error["code"] == "conflict"
+    assert f"datasets begin with '{digit}': {digit}" in error["message"]
+
+
+def test_an_order_may_be_asked_for_either_way(builder: StoreBuilder) -> None:
+    sha256 = builder.dataset(60)
+    builder.model(sha256, "run-a", accuracy=0.8)
+    by_option = document("dataset", "faces", sha256, "--sort", "suspects")
+    assert document("dataset", "faces", sha256, "--where", "sort=suspects") == by_option
+    assert document("dataset", "faces", sha256) != by_option
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("runs", "run-a", "--tag", "x", "--cancel"),
+        ("runs", "run-a", "--name", "x", "--follow"),
+        ("jobs", "job-a", "--note", "x", "--out", "results.csv"),
+        ("models", "1", "--name", "x", "--threshold", "0.6"),
+        ("models", "--name", "x", "1"),
+    ],
+)
+def test_nothing_that_was_asked_for_is_left_out_silently(builder: StoreBuilder, command: tuple[str, ...]) -> None:
+    builder.model(builder.dataset(30), "run-a", accuracy=0.8)
+    refused = run(*command)
+    assert refused.exit_code == 2
+    assert "--name, --note, --tag and --untag" in refused.stderr
