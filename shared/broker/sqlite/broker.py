@@ -34,7 +34,6 @@ from shared.broker.base import (
     Consumer,
     DeadLetter,
     Depth,
-    Message,
     Outgoing,
     ReplyQueue,
     Subscription,
@@ -42,7 +41,18 @@ from shared.broker.base import (
 )
 from shared.broker.sqlite.database import BUSY_TIMEOUT_S, QueueFile, now
 from shared.broker.sqlite.readers import REPLY_QUEUE_EXPIRY_S, SqliteConsumer, SqliteReplyQueue, SqliteSubscription
-from shared.broker.sqlite.tables import dead_letters_beyond, delete_reply_queue, delete_rows, insert, messages_in
+from shared.broker.sqlite.tables import (
+    dead_letters_beyond,
+    delete_old_events,
+    delete_reply_queue,
+    delete_rows,
+    expired_reply_queues,
+    has_old_events,
+    headers_in,
+    insert,
+    messages_by_id,
+    messages_in,
+)
 from shared.topology import Topology
 
 log = logging.getLogger(__name__)
@@ -122,6 +132,8 @@ class SqliteBroker(Broker):
                 self._sweep()
             except BrokerError:
                 continue  # a busy moment; the next turn comes well before a lease runs out
+            except Exception:  # without this thread, all that is at hand would be handed to others, too
+                log.exception("the leases could not be renewed this time")
 
     def _sweep(self) -> None:
         """Deletes old events, reply queues that nobody has read for long, and dead letters beyond their limit."""
@@ -131,28 +143,15 @@ class SqliteBroker(Broker):
             with self._file.write() as db:
                 delete_rows(db, excess)
             log.warning("dropped the %d oldest dead letters: there were too many", len(excess))
-        # What lies in the future is of the time before the machine was restarted, which started the clock anew.
-        time_now = now()
-        with self._file.read() as db:
-            stale = [
-                name
-                for (name,) in db.execute(
-                    "SELECT name FROM reply_queues WHERE expires_at < ? OR expires_at > ?",
-                    (time_now, time_now + REPLY_QUEUE_EXPIRY_S),
-                )
-            ]
-            (old,) = db.execute(
-                "SELECT EXISTS (SELECT 1 FROM events WHERE happened_at < ? OR happened_at > ?)",
-                (time_now - _EVENTS_KEPT_S, time_now),
-            ).fetchone()
-        if stale or old:
-            with self._file.write() as db:
-                for name in stale:
-                    delete_reply_queue(db, name)
-                db.execute(
-                    "DELETE FROM events WHERE happened_at < ? OR happened_at > ?",
-                    (time_now - _EVENTS_KEPT_S, time_now),
-                )
+        with self._file.read() as db:  # a look first: a sweep that finds nothing must not cost a write transaction
+            if not (expired_reply_queues(db, now(), REPLY_QUEUE_EXPIRY_S) or has_old_events(db, now(), _EVENTS_KEPT_S)):
+                return
+        with self._file.write() as db:
+            # The time within the transaction: nobody has written a later one, but before the machine was restarted.
+            time_now = now()
+            for name in expired_reply_queues(db, time_now, REPLY_QUEUE_EXPIRY_S):
+                delete_reply_queue(db, name)
+            delete_old_events(db, time_now, _EVENTS_KEPT_S)
 
     # -- events
 
@@ -202,10 +201,11 @@ class SqliteBroker(Broker):
         ]
 
     def retry_dead(self, dead_ids: Sequence[str] | None = None) -> int:
-        def back(db: sqlite3.Connection, message: Message) -> bool:
-            origin = str(message.headers.get(ORIGIN))
+        def back(db: sqlite3.Connection, row: int, headers: Mapping[str, Any]) -> bool:
+            origin = str(headers.get(ORIGIN))
             if origin not in self.topology.work_queues:
                 return False
+            ((_, message, _),) = messages_by_id(db, [row])
             back_to = [Outgoing(origin, requeued_copy(message))]
             insert(db, self.topology, back_to, queue_limit=self._queue_limit)
             return True
@@ -213,17 +213,21 @@ class SqliteBroker(Broker):
         return self._take_dead(dead_ids, back)
 
     def drop_dead(self, dead_ids: Sequence[str] | None = None) -> int:
-        return self._take_dead(dead_ids, lambda _db, _message: True)
+        return self._take_dead(dead_ids, lambda _db, _row, _headers: True)
 
-    def _take_dead(self, dead_ids: Sequence[str] | None, handle: Callable[[sqlite3.Connection, Message], bool]) -> int:
-        """Deletes the dead letters that `handle` says yes to, all in one transaction."""
+    def _take_dead(
+        self, dead_ids: Sequence[str] | None, handle: Callable[[sqlite3.Connection, int, Mapping[str, Any]], bool]
+    ) -> int:
+        """Deletes the dead letters that `handle` says yes to, all in one transaction.
+
+        It is given one row after the other, with the headers: all bodies together may not fit into memory.
+        """
         wanted = None if dead_ids is None else set(dead_ids)
         with self._file.write(durable=True) as db:
             done = [
                 row
-                for row, message, _ in messages_in(db, self.topology.dead)
-                if (wanted is None or str(message.headers.get(DEAD_ID, message.message_id)) in wanted)
-                and handle(db, message)
+                for row, message_id, headers in headers_in(db, self.topology.dead)
+                if (wanted is None or str(headers.get(DEAD_ID, message_id)) in wanted) and handle(db, row, headers)
             ]
             delete_rows(db, done)
         return len(done)

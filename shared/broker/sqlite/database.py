@@ -135,18 +135,19 @@ class QueueFile:
     def _own(self) -> _Owned:
         self._check_open()
         owned: _Owned | None = getattr(self._local, "owned", None)
-        if owned is not None and not owned.connection.in_transaction and not self._is_in_place(owned):
-            self._notice_replaced(owned.identity)
-            owned = None
-        if owned is None:
-            try:
-                owned = self._open()
-            except (sqlite3.Error, OSError) as error:
-                raise BrokerError(f"cannot open the embedded broker at {self._path}: {error}") from error
-            with self._lock:
-                self._check_open()  # else it would be missing among those that are being closed
-                self._owned.add(owned)
-            self._local.owned = owned
+        try:
+            if owned is not None and not owned.connection.in_transaction and not self._is_in_place(owned):
+                self._notice_replaced(owned.identity)
+                owned = None
+            if owned is not None:
+                return owned
+            owned = self._open()
+        except (sqlite3.Error, OSError) as error:
+            raise BrokerError(f"cannot open the embedded broker at {self._path}: {error}") from error
+        with self._lock:
+            self._check_open()  # else it would be missing among those that are being closed
+            self._owned.add(owned)
+        self._local.owned = owned
         return owned
 
     def _is_in_place(self, owned: _Owned) -> bool:
@@ -160,6 +161,8 @@ class QueueFile:
             self._noticed.add(identity)
             self.reopened += 1
         _LOG.error("%s was deleted or replaced while in use: what it held is lost to us; opening it anew", self._path)
+        if not self._path.parent.exists():
+            return  # and so is all that was beside it
         # What is left of the old file beside the path is not the new one's: SQLite would read one with the other.
         with _lock_folder(self._path):
             for file, old in zip(_files(self._path)[1:], identity[1:], strict=True):
@@ -203,15 +206,13 @@ class QueueFile:
     @staticmethod
     def _end_leases_before_restart(connection: sqlite3.Connection) -> None:
         """Makes due what was held or postponed before the machine was restarted, which started the clock anew."""
-        later = (now(),)
-        (any_later,) = connection.execute("SELECT EXISTS (SELECT 1 FROM messages WHERE set_at > ?)", later).fetchone()
-        if any_later:
-            _until_free(
-                lambda: connection.execute(
-                    "UPDATE messages SET visible_at = 0, set_at = 0, lease = NULL WHERE set_at > ?", later
-                ),
-                BUSY_TIMEOUT_S,
-            )
+        later = "SELECT EXISTS (SELECT 1 FROM messages WHERE set_at > ?)"
+        if connection.execute(later, (now(),)).fetchone() == (0,):
+            return
+        _until_free(lambda: connection.execute("BEGIN IMMEDIATE"), BUSY_TIMEOUT_S)
+        # The time within the transaction: whatever others have claimed while this one waited lies before it.
+        connection.execute("UPDATE messages SET visible_at = 0, set_at = 0, lease = NULL WHERE set_at > ?", (now(),))
+        _until_free(lambda: connection.execute("COMMIT"), BUSY_TIMEOUT_S)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -245,7 +246,7 @@ class QueueFile:
                     if db.in_transaction:  # SQLite itself has rolled back what a full disk, for one, cut short
                         db.execute("ROLLBACK")
                     raise
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             raise BrokerError(f"the embedded broker at {self._path} failed: {error}") from error
         if durable:
             self._sync()

@@ -116,16 +116,16 @@ class SqliteConsumer(Consumer):
             room_bytes = self._prefetch_bytes - sum(held.values()) if self._prefetch else math.inf
         if room < 1 or room_bytes <= 0:
             return []
-        time_now = now()
         with self._file.read() as db:
             # A read first: an empty queue must not cost a write transaction each time somebody else writes.
             (due,) = db.execute(
-                "SELECT EXISTS (SELECT 1 FROM messages WHERE queue = ? AND visible_at <= ?)", (queue, time_now)
+                "SELECT EXISTS (SELECT 1 FROM messages WHERE queue = ? AND visible_at <= ?)", (queue, now())
             ).fetchone()
         if not due:
             return []
         lease = uuid.uuid4().hex
         with self._file.write() as db:
+            time_now = now()  # a lease begins when it is granted, and not when it is waited for
             db.execute(
                 "UPDATE messages SET visible_at = 0, set_at = 0, lease = NULL "
                 "WHERE queue = ? AND visible_at > 0 AND visible_at <= ?",
@@ -179,8 +179,8 @@ class SqliteConsumer(Consumer):
 
     def _give_back(self, delivery: Delivery, delay_s: float, counted: int) -> None:
         row, lease = delivery.token
-        set_at = now() if delay_s > 0 else 0
         with self._file.write() as db:
+            set_at = now() if delay_s > 0 else 0
             db.execute(
                 "UPDATE messages SET visible_at = ?, set_at = ?, lease = NULL, deliveries = deliveries - 1 + ? "
                 "WHERE id = ? AND lease = ?",
@@ -201,8 +201,8 @@ class SqliteConsumer(Consumer):
         with self._lock:
             held = [token for tokens in self._held.values() for token in tokens]
         if held:
-            time_now = now()
             with self._file.write() as db:
+                time_now = now()
                 db.executemany(
                     "UPDATE messages SET visible_at = ?, set_at = ? WHERE id = ? AND lease = ?",
                     [(time_now + self._lease_s, time_now, *token) for token in held],
@@ -246,9 +246,10 @@ class SqliteReplyQueue(ReplyQueue):
         """Says that somebody still reads here, once a minute at the most."""
         reopened = self._file.reopened
         if self._expires_at - now() < REPLY_QUEUE_EXPIRY_S - 60 or reopened != self._reopened:
-            self._expires_at, self._reopened = now() + REPLY_QUEUE_EXPIRY_S, reopened
             with self._file.write() as db:
-                db.execute("INSERT OR REPLACE INTO reply_queues VALUES (?, ?)", (self.name, self._expires_at))
+                expires_at = now() + REPLY_QUEUE_EXPIRY_S
+                db.execute("INSERT OR REPLACE INTO reply_queues VALUES (?, ?)", (self.name, expires_at))
+            self._expires_at, self._reopened = expires_at, reopened
 
     def receive(self, timeout_s: float) -> list[Message]:
         with _ended_by(self._closed):

@@ -6,13 +6,14 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from shared.broker.base import BrokerError, BrokerFull, Message, Outgoing, stamped
 from shared.topology import Topology
 
 _MAX_VARIABLES: Final = 500
 """Values in one `IN (…)`: far below every SQLite build's limit."""
+_OLD_EVENTS: Final = "happened_at < ? OR happened_at > ?"
 
 
 def insert(
@@ -83,6 +84,16 @@ def messages_by_id(db: sqlite3.Connection, rows: Sequence[int]) -> list[tuple[in
     return _messages(db, f"m.id IN ({_marks(rows)}) ORDER BY m.id", rows)
 
 
+def headers_in(db: sqlite3.Connection, queue: str) -> list[tuple[int, str, dict[str, Any]]]:
+    """Returns (row id, message id, headers) of a queue's messages, whose bodies stay where they are."""
+    rows = db.execute(
+        "SELECT m.id, p.message_id, p.headers FROM messages m JOIN payloads p ON p.id = m.id WHERE m.queue = ? "
+        "ORDER BY m.id",
+        (queue,),
+    ).fetchall()
+    return [(row, message_id, json.loads(headers)) for row, message_id, headers in rows]
+
+
 def sizes_by_id(db: sqlite3.Connection, rows: Sequence[int]) -> dict[int, int]:
     """Returns the bytes of the rows' bodies, in their order in the queue."""
     return dict(db.execute(f"SELECT id, length(body) FROM payloads WHERE id IN ({_marks(rows)}) ORDER BY id", rows))  # noqa: S608 - marks
@@ -150,6 +161,34 @@ def delete_reply_queue(db: sqlite3.Connection, name: str) -> None:
     db.execute("DELETE FROM payloads WHERE id IN (SELECT id FROM messages WHERE queue = ?)", (name,))
     db.execute("DELETE FROM messages WHERE queue = ?", (name,))
     db.execute("DELETE FROM reply_queues WHERE name = ?", (name,))
+
+
+def expired_reply_queues(db: sqlite3.Connection, time_now: float, expiry_s: float) -> list[str]:
+    """Returns the reply queues that nobody has read for long, or that are of the time before the machine was restarted.
+
+    Args:
+        db: in a transaction, if what is returned shall be deleted.
+        time_now: of the clock that starts anew with the machine; what lies further ahead than `expiry_s` is older.
+        expiry_s: how long a reply queue stays.
+    """
+    found = db.execute(
+        "SELECT name FROM reply_queues WHERE expires_at < ? OR expires_at > ?", (time_now, time_now + expiry_s)
+    )
+    return [name for (name,) in found]
+
+
+def has_old_events(db: sqlite3.Connection, time_now: float, kept_s: float) -> bool:
+    """Returns whether there are events that `delete_old_events` would delete."""
+    (found,) = db.execute(
+        f"SELECT EXISTS (SELECT 1 FROM events WHERE {_OLD_EVENTS})",  # noqa: S608 - a constant
+        (time_now - kept_s, time_now),
+    ).fetchone()
+    return bool(found)
+
+
+def delete_old_events(db: sqlite3.Connection, time_now: float, kept_s: float) -> None:
+    """Deletes events that are older, or of the time before the machine was restarted: ahead of its clock."""
+    db.execute(f"DELETE FROM events WHERE {_OLD_EVENTS}", (time_now - kept_s, time_now))  # noqa: S608 - a constant
 
 
 def _marks(values: Sequence[object]) -> str:

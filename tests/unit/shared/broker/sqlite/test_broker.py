@@ -8,13 +8,14 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from shared.broker import open_broker
-from shared.broker.base import Broker, BrokerClosed, BrokerError, Message, Outgoing
+from shared.broker.base import Broker, BrokerClosed, BrokerError, Delivery, Depth, Message, Outgoing, ReplyQueue
 from shared.broker.sqlite import broker as sqlite_broker
 from shared.broker.sqlite import database, readers
 from shared.broker.sqlite.broker import SqliteBroker
@@ -290,3 +291,91 @@ def test_the_oldest_dead_letters_go_where_there_are_too_many(tmp_path: Path, mon
                 consumer.dead_letter(delivery, "invalid_message")
         eventually(lambda: broker.depths()[dead].ready == 2, 10, "the oldest are gone")
         assert [letter.message.message_id for letter in broker.dead_letters()] == ["m3", "m4"]
+
+
+def test_what_others_write_while_old_things_are_swept_away_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy machine may stop a thread at any point: here, just after it has looked at the clock."""
+    path = tmp_path / "broker.db"
+    opened: list[ReplyQueue] = []
+    with SqliteBroker(path) as client, client.subscribe(["run.*"]) as events:
+
+        def now_and_then_others() -> float:
+            time_now = time.monotonic()
+            if not opened:
+                opened.append(client.reply_queue())
+                client.emit("run.registered", {"run_id": "run-a"})
+            return time_now
+
+        monkeypatch.setattr(sqlite_broker, "now", now_and_then_others)
+        with SqliteBroker(path, lease_s=0.2):
+            eventually(lambda: opened, 10, "a sweep has begun")
+        monkeypatch.undo()
+        client.publish(opened[0].name, Message(b"answer", "text/plain"))
+        assert [message.body for message in opened[0].receive(5)] == [b"answer"]
+        assert [event.topic for event in events.receive(5)] == ["run.registered"]
+
+
+def test_what_others_claim_while_a_connection_is_opened_stays_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "broker.db"
+    claimed: list[Delivery] = []
+    with SqliteBroker(path) as holder:
+        queue = holder.topology.predictions
+        holder.publish(queue, Message(b"work", "text/plain"))
+        with holder.consume([queue], 1) as consumer:
+
+            def now_and_then_others() -> float:
+                time_now = time.monotonic()
+                if not claimed:
+                    claimed.extend(consumer.receive(1, 5))
+                return time_now
+
+            monkeypatch.setattr(database, "now", now_and_then_others)
+            with SqliteBroker(path) as newcomer, newcomer.consume([queue], 1) as other:
+                assert claimed
+                assert other.receive(1, 0.3) == []
+            consumer.settle(claimed)
+        assert holder.depths()[queue] == Depth(0, 0)
+
+
+def test_leases_are_renewed_also_after_the_folder_was_deleted(tmp_path: Path) -> None:
+    path = tmp_path / "broker" / "broker.db"
+    with SqliteBroker(path, lease_s=0.4) as broker:
+        queue = broker.topology.predictions
+        broker.emit("run.training", {})
+        with contextlib.closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as db:
+            db.execute("UPDATE events SET happened_at = 0")
+            eventually(lambda: not db.execute("SELECT * FROM events").fetchall(), 10, "that thread has swept")
+        shutil.rmtree(path.parent)
+        eventually(lambda: broker.reconnects, 10, "the thread that renews leases has noticed")
+        broker.emit("run.registered", {})
+        broker.publish(queue, Message(b"work", "text/plain"))
+        with broker.consume([queue], 1) as consumer, SqliteBroker(path, lease_s=0.4) as other:
+            (delivery,) = consumer.receive(1, 5)
+            with other.consume([queue], 1) as thief:
+                assert thief.receive(1, 1.2) == []  # three leases long
+            consumer.settle([delivery])
+
+
+def test_dead_letters_are_dropped_and_sent_back_without_having_all_of_them_in_memory(tmp_path: Path) -> None:
+    size, letters = 2**20, 12
+    with SqliteBroker(tmp_path / "broker.db") as broker:
+        queue, dead = broker.topology.jobs, broker.topology.dead
+        with broker.consume([queue], letters) as consumer:
+            for number in range(letters):
+                broker.publish(queue, Message(bytes(size), "text/plain", f"m{number}"))
+                (delivery,) = consumer.receive(1, 5)
+                consumer.dead_letter(delivery, "invalid_message")
+        (first, *_) = [letter.dead_id for letter in broker.dead_letters()]
+        tracemalloc.start()
+        try:
+            assert broker.drop_dead([first]) == 1
+            assert broker.retry_dead() == letters - 1
+            assert tracemalloc.get_traced_memory()[1] < 4 * size
+        finally:
+            tracemalloc.stop()
+        assert broker.depths()[dead] == Depth(0, 0)
+        assert broker.depths()[queue] == Depth(letters - 1, 0)
