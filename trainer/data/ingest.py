@@ -50,7 +50,7 @@ from trainer.data.dedupe import Deduplicator, FaceEntry
 from trainer.data.face_file import FacesWriter, replacing
 from trainer.data.labelling import Labelling, recognize_labels
 from trainer.data.near_duplicates import near_duplicates
-from trainer.data.seen import train_on_seen
+from trainer.data.seen import choose_seen
 from trainer.data.split import split
 
 Key = TypeVar("Key", int, str)
@@ -129,8 +129,10 @@ def ingest(
             raise _refused(refusal, folder, faces, deduplicator, images_seen, labelling.report)
         phashes = np.frombuffer(b"".join(face.traits.phash for face in faces), np.uint64).reshape(-1, 2)
         groups = near_duplicates(phashes, lambda: on_progress(images_seen, images_seen))
-        parts = split([face.label for face in faces], [face.traits.digest for face in faces], groups)
-        parts = train_on_seen(parts, groups, phashes)
+        face_labels, digests = [face.label for face in faces], [face.traits.digest for face in faces]
+        parts = split(face_labels, digests, groups, choose_seen(groups, phashes))
+        if _unsplittable(faces, groups, parts):  # too few are left that the starter has not seen: it is not used
+            parts = split(face_labels, digests, groups)
         if refusal := _unsplittable(faces, groups, parts):
             raise _refused(refusal, folder, faces, deduplicator, images_seen, labelling.report)
         face_file.finish([face.entry for face in faces])

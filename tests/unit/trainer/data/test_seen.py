@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from shared.records.dataset import Split
+from shared.faces.labels import Label
 from trainer.data import seen
 from trainer.data.near_duplicates import near_any, near_duplicates
-from trainer.data.seen import find_seen, train_on_seen
+from trainer.data.seen import choose_seen, find_seen
+from trainer.data.split import split
 
 
 def hashes(count: int, seed: int = 0) -> NDArray[np.uint64]:
@@ -17,11 +18,6 @@ def hashes(count: int, seed: int = 0) -> NDArray[np.uint64]:
 def flipped(values: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
     """Returns hashes that differ in so many bits of the horizontal part."""
     return values ^ np.array([[(1 << bits) - 1, 0]], np.uint64)
-
-
-def parts_of(*, train: int, validation: int, test: int) -> list[Split]:
-    counts: dict[Split, int] = {"train": train, "validation": validation, "test": test}
-    return [part for part, count in counts.items() for _ in range(count)]
 
 
 @pytest.fixture
@@ -51,16 +47,34 @@ def test_near_any_finds_the_pairs_that_grouping_both_sets_finds() -> None:
     assert near_any(asked, known).tolist() == expected.tolist()
 
 
-def test_seen_faces_of_the_held_out_parts_train_with_their_near_duplicates(starter_hashes: NDArray[np.uint64]) -> None:
+def test_seen_faces_must_train_and_their_near_duplicates_with_them(starter_hashes: NDArray[np.uint64]) -> None:
     values = hashes(10)
-    values[8] = starter_hashes[0]  # seen, and held out
-    values[9] = flipped(starter_hashes[:1], 2)[0]  # its near-duplicate
-    parts = parts_of(train=4, validation=2, test=4)
-    moved = train_on_seen(parts, near_duplicates(values), values)
-    assert moved == [*parts[:8], "train", "train"]
+    values[8] = starter_hashes[0]
+    values[9] = flipped(starter_hashes[:1], 2)[0]  # a near-duplicate of the face before
+    assert np.flatnonzero(choose_seen(near_duplicates(values), values)).tolist() == [8, 9]
 
 
-def test_where_most_were_seen_the_parts_stay(starter_hashes: NDArray[np.uint64]) -> None:
-    parts = parts_of(train=7, validation=1, test=2)
-    values = starter_hashes[:10]
-    assert train_on_seen(parts, near_duplicates(values), values) == parts
+def test_where_most_were_seen_none_must_train(starter_hashes: NDArray[np.uint64]) -> None:
+    values = np.concatenate([starter_hashes[:6], hashes(4)])
+    assert not choose_seen(near_duplicates(values), values).any()
+
+
+@pytest.mark.parametrize("count", [24, 60, 300])
+def test_what_was_seen_trains_and_all_parts_keep_their_shares_and_both_genders(
+    count: int, starter_hashes: NDArray[np.uint64]
+) -> None:
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        values = hashes(count, seed=seed + 10)
+        known = random.random(count) < 0.34
+        values[known] = starter_hashes[random.choice(500, int(known.sum()), replace=False)]
+        labels = [Label(int(random.integers(90)), i % 2, int(random.integers(5))) for i in range(count)]
+        groups = near_duplicates(values)
+        seen = choose_seen(groups, values)
+        parts = split(labels, [random.bytes(32) for _ in labels], groups, seen)
+        assert {part for part, was_seen in zip(parts, seen, strict=True) if was_seen} == {"train"}
+        assert {(label.gender, part) for label, part in zip(labels, parts, strict=True)} == {
+            (gender, part) for gender in (0, 1) for part in ("train", "validation", "test")
+        }
+        assert abs(parts.count("test") - 0.2 * count) <= max(2, 0.05 * count)
+        assert abs(parts.count("validation") - 0.1 * count) <= max(2, 0.05 * count)
