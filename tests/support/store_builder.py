@@ -45,7 +45,7 @@ from shared.records.evaluation import (
     Spread,
 )
 from shared.records.jobs import RESULT_COLUMNS, Jobs, JobState
-from shared.records.model_card import CardDataset, CardFile, GateResult, InputStatistics, ModelCard, Variant
+from shared.records.model_card import CardDataset, CardFile, CardStart, GateResult, InputStatistics, ModelCard, Variant
 from shared.records.registry import Registry
 from shared.records.runs import EpochRow, Runs, RunState
 from shared.store.base import Store
@@ -171,6 +171,7 @@ class StoreBuilder:
         name: str = "faces",
         accuracy: float = 0.93,
         epochs: int = 12,
+        start: CardStart | None = None,
         **changes: Any,
     ) -> int:
         """Writes a finished run of a dataset, with its predictions and evaluation, and registers its model."""
@@ -194,7 +195,7 @@ class StoreBuilder:
             created=now_iso(),
             dataset=CardDataset(sha256=sha256, name=name, counts=counts),
             params=TrainingParams(epochs=epochs).as_dict() | RECIPE,
-            start=None,
+            start=start,
             metrics=metrics,
             evaluation=evaluation,
             gate=GateResult(passed=True, reason="the first model", champion=None)

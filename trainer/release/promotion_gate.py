@@ -24,9 +24,9 @@ from shared.records.record import DamagedRecord
 from shared.records.registry import Registry
 from shared.store.base import Store
 from trainer.data.dataset import Dataset, open_dataset
-from trainer.data.near_duplicates import dhash_all, near_duplicates
 from trainer.release.evaluate import Z_95, group_members
 from trainer.release.export import predict_onnx
+from trainer.release.lineage import find_alike, find_learned
 
 MIN_OF_GENDER: Final = MIN_GROUP
 """Faces of either gender that a comparison needs: with fewer, chance decides."""
@@ -150,16 +150,14 @@ def _compare(store: Store, dataset: Dataset, name: str, model: Path, champion: i
         answers = _predict(champion_model, dataset, held_out)
         if (reason := _reversed(dataset.labels[held_out], answers, name, champion)) is not None:
             return GateResult(passed=False, reason=reason, champion=champion, labels_reversed=True)
-        fair = [(dataset, name, held_out)]
-        # The faces of a deleted dataset are unknown; the same dataset holds the same faces out.
+        fair = [(dataset, name, held_out[~find_learned(store, card, dataset, held_out)])]
+        # The same dataset holds the same faces out.
         other = None if card.dataset.sha256 == dataset.sha256 else _open_other(stack, store, card.dataset)
         if other is not None:
             theirs = other.part("test")
-            fair = [
-                (dataset, name, held_out[~seen_in_training(other, dataset, held_out)]),
-                # A face that is held out of both counts once.
-                (other, card.dataset.name, theirs[~_seen(dataset, np.arange(len(dataset.rows)), other, theirs)]),
-            ]
+            # A face that is held out of both counts once.
+            known = find_alike(dataset, np.arange(len(dataset.rows)), other, theirs)
+            fair.append((other, card.dataset.name, theirs[~known]))
         examined = _Examined(
             np.concatenate([part.labels[faces] for part, _, faces in fair]),
             np.concatenate([_predict(model, part, faces) for part, _, faces in fair]),
@@ -334,19 +332,3 @@ def _predict(model: Path, dataset: Dataset, faces: NDArray[np.intp]) -> NDArray[
     if not len(faces):
         return np.empty(0, np.uint8)
     return (predict_onnx(model, dataset.faces, faces) >= 0.5).astype(np.uint8)
-
-
-def seen_in_training(trained: Dataset, dataset: Dataset, held_out: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """Returns which held-out faces look like one that trained or validated a model of another dataset: bool (N,).
-
-    Args:
-        trained: the other dataset.
-        dataset: of the held-out faces.
-        held_out: their indices, (N,).
-    """
-    return _seen(trained, np.concatenate([trained.part("train"), trained.part("validation")]), dataset, held_out)
-
-
-def _seen(known: Dataset, faces: NDArray[np.intp], dataset: Dataset, held_out: NDArray[np.intp]) -> NDArray[np.bool_]:
-    groups = near_duplicates(np.concatenate([dhash_all(dataset.faces, held_out), dhash_all(known.faces, faces)]))
-    return np.isin(groups[: len(held_out)], groups[len(held_out) :])

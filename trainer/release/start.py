@@ -15,15 +15,14 @@ from pydantic import ValidationError
 from shared.archives.fetch import open_allowed
 from shared.errors import InvalidMessage, NotFound, short_repr
 from shared.params import Network
-from shared.records.dataset import FACES_NPY
 from shared.records.model_card import CardStart
 from shared.records.registry import WEIGHTS_FILE, Registry
 from shared.runtime.settings import Settings
 from shared.store.base import Store
-from trainer.data.dataset import Dataset, open_dataset
+from trainer.data.dataset import Dataset
 from trainer.data.near_duplicates import dhash_all
 from trainer.data.seen import find_seen
-from trainer.release.promotion_gate import seen_in_training
+from trainer.release.lineage import VERSION, find_learned
 from trainer.training.model import NETWORKS, build_network
 from trainer.training.starter import STARTER_NETWORK, Weights, load_starter, load_weights
 
@@ -51,8 +50,8 @@ def find_start(init: str, dataset: Dataset, store: Store, settings: Settings) ->
     """Returns the weights that `init` names, once it is sure that they have not seen the dataset's held-out faces.
 
     Args:
-        init: as in `TrainingParams`; `auto`, `starter` and `scratch` give the starter, which `trainer.data.seen` and
-            `starter_helps` watch over.
+        init: as in `TrainingParams`; `auto`, `starter` and `scratch` give the starter. `auto` uses it only where
+            `starter_helps`.
         dataset: to be trained on.
         store: holds the registered models.
         settings: name the roots that files may lie in.
@@ -60,10 +59,12 @@ def find_start(init: str, dataset: Dataset, store: Store, settings: Settings) ->
     Raises:
         InvalidMessage: there are no such weights, they cannot be read, or they have seen faces that are held out.
     """
-    if init.startswith("gender:"):
-        return _of_version(int(init.removeprefix("gender:")), dataset, store)
+    if init.startswith(VERSION):
+        return _of_version(int(init.removeprefix(VERSION)), dataset, store)
     if init.startswith("file:"):
         return _of_file(init, dataset, settings)
+    if init == "starter":
+        _require_unseen(init, find_seen(dhash_all(dataset.faces, dataset.held_out)))
     return Start(STARTER_NETWORK, False, None, CardStart.model_validate(load_starter().card))
 
 
@@ -89,12 +90,7 @@ def _of_version(version: int, dataset: Dataset, store: Store) -> Start:
             faces=card.dataset.counts["train"],
         ),
     )
-    if card.is_starter:
-        _require_unseen(f"gender:{version}", find_seen(dhash_all(dataset.faces, dataset.held_out)))
-    # The same dataset is split in the same way. The faces of a deleted one are unknown.
-    if card.dataset.sha256 != dataset.sha256 and store.exists(f"datasets/{card.dataset.sha256}/{FACES_NPY}"):
-        with open_dataset(store, card.dataset.sha256) as other:
-            _require_unseen(f"gender:{version}", seen_in_training(other, dataset, dataset.held_out))
+    _require_unseen(f"{VERSION}{version}", find_learned(store, card, dataset, dataset.held_out))
     return start
 
 
@@ -136,6 +132,6 @@ def _require_unseen(init: str, seen: NDArray[np.bool_]) -> None:
     if seen.any():
         raise InvalidMessage(
             f"init is {init}, which has learned from {seen.sum():,} of the {len(seen):,} validation and test faces of "
-            "this dataset: every figure would lie. Begin from the starter",
+            "this dataset: every figure would lie. Leave init to auto",
             code="invalid_params",
         )

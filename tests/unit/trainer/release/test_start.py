@@ -11,15 +11,18 @@ import torch
 from numpy.typing import NDArray
 
 from shared.errors import InvalidMessage
+from shared.records.model_card import CardStart
 from shared.records.registry import Registry
 from shared.runtime.settings import Settings
 from shared.store.files import FileStore
 from tests.support.store_builder import StoreBuilder
+from trainer.data import seen
 from trainer.data.dataset import open_dataset
 from trainer.data.near_duplicates import dhash
+from trainer.release.lineage import find_learned
 from trainer.release.start import find_start
 from trainer.training.model import build_network
-from trainer.training.starter import Weights, save_weights
+from trainer.training.starter import Weights, load_starter, save_weights
 
 ORIGIN = {"name": "ours", "network": "small", "source": "drawn", "archive_sha256": "a" * 64, "faces": 120}
 
@@ -45,10 +48,12 @@ def noise(seed: int, faces: int = 60) -> NDArray[np.uint8]:
     return cells.repeat(8, axis=1).repeat(8, axis=2)
 
 
-def version_of(store: FileStore, sha256: str, weights: Weights, tmp_path: Path) -> int:
+def version_of(
+    store: FileStore, sha256: str, weights: Weights, tmp_path: Path, *, start: CardStart | None = None
+) -> int:
     """Registers a version that was trained on a dataset."""
     builder = StoreBuilder(store)
-    version = builder.model(sha256, "run-000000000001")
+    version = builder.model(sha256, f"run-{sha256[:12]}", start=start)
     save_weights(weights, tmp_path / "weights.npz")
     store.put_file(Registry.weights_key(version), tmp_path / "weights.npz")
     return version
@@ -99,6 +104,44 @@ def test_a_version_that_has_learned_from_held_out_faces_is_refused(
     grown = StoreBuilder(store, 2).dataset(80, np.concatenate([noise(1), noise(2, 20)]))
     version = version_of(store, first, weights, tmp_path)
     assert "validation and test faces of this dataset" in refusal(f"gender:{version}", store, grown, settings)
+
+
+def test_the_starter_is_refused_by_name_where_it_has_seen_held_out_faces(
+    store: FileStore, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sha256 = StoreBuilder(store).dataset(60, noise(1))
+    np.save(tmp_path / "seen.npy", dhash(noise(1)))
+    monkeypatch.setattr(seen, "SEEN", tmp_path / "seen.npy")
+    assert "init is starter, which has learned from" in refusal("starter", store, sha256, settings)
+    with open_dataset(store, sha256) as dataset:
+        find_start("auto", dataset, store, settings)  # which looks for itself
+
+
+def test_a_version_is_refused_for_what_its_own_start_has_learned_from(
+    store: FileStore, weights: Weights, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = StoreBuilder(store).dataset(60, noise(1))
+    second = StoreBuilder(store, 2).dataset(60, noise(2))
+    third = StoreBuilder(store, 3).dataset(60, noise(3))
+    grown = StoreBuilder(store, 4).dataset(80, np.concatenate([noise(1), noise(4, 20)]))
+    np.save(tmp_path / "seen.npy", dhash(noise(3)))
+    monkeypatch.setattr(seen, "SEEN", tmp_path / "seen.npy")
+    starter = CardStart.model_validate(load_starter().card)
+    before = version_of(store, first, weights, tmp_path, start=starter)
+    after = version_of(store, second, weights, tmp_path, start=starter.changed(name=f"gender:{before}"))
+
+    def learned(sha256: str, version: int = after) -> float:
+        with open_dataset(store, sha256) as dataset:
+            card = Registry(store).card(version)
+            return float(find_learned(store, card, dataset, dataset.held_out).mean())
+
+    assert learned(third) == learned(third, before) == 1  # by the starter, at the beginning of both
+    assert 0 < learned(grown) < 1
+    assert learned(first, before) == 0
+    assert "has learned from" in refusal(f"gender:{after}", store, grown, settings)
+    assert "has learned from" in refusal(f"gender:{after}", store, third, settings)
+    store.delete(f"models/gender/{before}")
+    assert learned(third) == 0  # nobody knows any more
 
 
 def test_a_version_without_weights_and_one_that_is_not_there_are_refused(store: FileStore, settings: Settings) -> None:
