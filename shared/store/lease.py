@@ -253,12 +253,17 @@ def _find(store: Store, key: str) -> bytes | None:
 
 
 def _pid_space() -> str:
-    """Returns what process ids are unique in: the host, and on Linux its namespace (containers may share a host)."""
-    try:
+    """Returns what process ids are unique in: the host, and on Linux its namespace (containers may share a host).
+
+    Names say little, since cloned machines share theirs, and the first namespace of each has one number. So the id that
+    Linux gives a machine each time it starts belongs to it.
+    """
+    boot = namespace = ""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    with contextlib.suppress(OSError):
         namespace = str(Path("/proc/self/ns/pid").readlink())
-    except OSError:
-        namespace = ""
-    return f"{socket.gethostname()}/{namespace}"
+    return f"{socket.gethostname()}/{boot}/{namespace}"
 
 
 def _died_here(owner: str) -> bool:

@@ -6,6 +6,9 @@ Credentials, region and endpoint come from where every S3 program looks for them
 S3 shows an object whole or not at all by itself. What has to be atomic beyond that rests on conditional writes:
 `If-None-Match: *` creates, `If-Match: ETAG` replaces what was read. AWS has them. A server or proxy that ignores them
 would let two processes own one lease: a store there is refused when it is opened.
+
+A write whose answer is lost is sent again, and then its own condition refuses it. So what such a write makes names its
+writer, in the object's metadata.
 """
 
 from __future__ import annotations
@@ -35,6 +38,10 @@ from shared.store.base import Fence, Store, checked_key
 _CHANGED: Final = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 """What S3 answers to a conditional write that came too late, or at the same time as another."""
 _OBJECT: Final = re.compile("s3://[A-Za-z0-9._-]{3,255}/[^/].{0,1023}")
+_WRITERS: Final = "writers"
+"""Metadata of an object: an id of each of the last calls that wrote it, newest first."""
+_WRITERS_KEPT: Final = 16
+"""So many others may write before a call whose answer was lost looks; S3 takes 2 KB of metadata."""
 _FILES_KEPT: Final = 4
 _DELETED_AT_ONCE: Final = 1000
 _CONNECTION: Final = {"connect_timeout": 5, "read_timeout": 60, "retries": {"mode": "standard", "max_attempts": 3}}
@@ -69,7 +76,13 @@ class S3Store(Store):
         self._call("put_object", key, Key=self._key(key), Body=data)
 
     def create(self, key: str, data: bytes) -> bool:  # noqa: D102
-        return self._put_if(key, data, IfNoneMatch="*")
+        writer = uuid.uuid4().hex
+        if self._put_if(key, data, Metadata=_written_by(writer), IfNoneMatch="*"):
+            return True
+        try:
+            return writer in _writers(self._head(key))
+        except NotFound:
+            return False
 
     def put_file(self, key: str, path: Path) -> None:  # noqa: D102
         with path.open("rb"):  # a file that cannot be read is not the bucket's fault
@@ -97,7 +110,7 @@ class S3Store(Store):
         return
 
     def get(self, key: str) -> bytes:  # noqa: D102
-        return self._get(key)[0]
+        return self._read(key)[0]
 
     def exists(self, key: str) -> bool:  # noqa: D102
         try:
@@ -138,16 +151,19 @@ class S3Store(Store):
                 raise Retryable(f"the store failed on {key}: {errors[0].get('Message', errors[0]['Code'])}")
 
     def update(self, key: str, change: Callable[[bytes | None], bytes | None]) -> None:  # noqa: D102
+        writer = uuid.uuid4().hex
+        before: bytes | None
         while True:
             try:
-                before, etag = self._get(key)
+                before, found = self._read(key)
             except NotFound:
-                after = change(None)
-                done = after is None or self.create(key, after)
+                before, writers, condition = None, [], {"IfNoneMatch": "*"}
             else:
-                after = change(before)
-                done = after is None or self._put_if(key, after, IfMatch=etag)
-            if done:
+                writers, condition = _writers(found), {"IfMatch": str(found["ETag"])}
+            if writer in writers:
+                return
+            after = change(before)
+            if after is None or self._put_if(key, after, Metadata=_written_by(writer, *writers), **condition):
                 return
 
     @contextlib.contextmanager
@@ -206,19 +222,19 @@ class S3Store(Store):
     def _head(self, key: str) -> dict[str, Any]:
         return self._call("head_object", key, Key=self._key(key))
 
-    def _get(self, key: str) -> tuple[bytes, str]:
-        """Returns an object's bytes and the ETag of just these bytes."""
+    def _read(self, key: str) -> tuple[bytes, dict[str, Any]]:
+        """Returns an object's bytes, and what S3 says of just these bytes, such as their ETag."""
         name = self._key(key)
 
-        async def read() -> tuple[bytes, str]:
+        async def read() -> tuple[bytes, dict[str, Any]]:
             found = await self._fs._call_s3("get_object", Bucket=self._bucket, Key=name)
             async with found["Body"] as body:
-                return await body.read(), str(found["ETag"])
+                return await body.read(), found
 
         with _s3_errors(key):
-            return cast(tuple[bytes, str], sync(self._fs.loop, read))
+            return cast(tuple[bytes, dict[str, Any]], sync(self._fs.loop, read))
 
-    def _put_if(self, key: str, data: bytes, **condition: str) -> bool:
+    def _put_if(self, key: str, data: bytes, **condition: Any) -> bool:
         """Writes the object where the condition holds. Returns whether it did.
 
         False may also mean that a first try did and its answer was lost: callers look at what is there now.
@@ -322,6 +338,18 @@ class _FileCache:
 def _filesystem() -> s3fs.S3FileSystem:
     """Returns the way to S3; listings are never cached, since other machines write too."""
     return s3fs.S3FileSystem(use_listings_cache=False, config_kwargs=dict(_CONNECTION))
+
+
+def _written_by(*writers: str) -> dict[str, str]:
+    """Returns an object's metadata: who wrote it, and who before."""
+    return {_WRITERS: ",".join(writers[:_WRITERS_KEPT])}
+
+
+def _writers(found: dict[str, Any]) -> list[str]:
+    """Returns who wrote an object, newest first, from S3's answer."""
+    # Some servers answer with header names in capitals.
+    metadata = {name.lower(): value for name, value in found.get("Metadata", {}).items()}
+    return [writer for writer in metadata.get(_WRITERS, "").split(",") if writer]
 
 
 def _code(error: OSError) -> str | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -279,12 +280,15 @@ def test_an_archive_in_s3_is_fetched_but_not_one_that_is_too_large(s3_url: str, 
     assert caught.value.code == "uri_not_found"
 
 
-class _WithoutConditions(BaseHTTPRequestHandler):
-    """A proxy before the S3 server that removes one header, as some companies' do."""
+class _Proxy(BaseHTTPRequestHandler):
+    """A proxy before the S3 server."""
 
     protocol_version = "HTTP/1.1"
     endpoint = ""
     removed = ""
+    """A header that it removes, as some companies' do."""
+    lose: Callable[[], None] | None = None
+    """Called once, after a conditional write was done whose answer gets lost on the way back."""
 
     def _forward(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -295,10 +299,15 @@ class _WithoutConditions(BaseHTTPRequestHandler):
         upstream.request(self.command, self.path, body, headers)
         answer = upstream.getresponse()
         content = answer.read()
+        if (lose := type(self).lose) is not None and {"If-Match", "If-None-Match"} & set(self.headers):
+            type(self).lose = None
+            lose()
+            self.close_connection = True
+            return
         self.send_response(answer.status)
         for name, value in answer.getheaders():
             if name.lower() not in {"content-length", "connection", "transfer-encoding", "date", "server"}:
-                self.send_header(name, value)
+                self.send_header(name.title(), value)  # as servers in Go do
         self.send_header("Content-Length", answer.getheader("Content-Length") or str(len(content)))
         self.send_header("Connection", "close")
         self.end_headers()
@@ -311,26 +320,78 @@ class _WithoutConditions(BaseHTTPRequestHandler):
         """Quiet."""
 
 
-@pytest.mark.parametrize("removed", ["If-Match", "If-None-Match", "X-Nothing"])
-def test_a_server_that_ignores_conditions_is_refused_when_the_store_is_opened(
-    s3_endpoint: str, s3_url: str, monkeypatch: pytest.MonkeyPatch, removed: str
-) -> None:
-    proxy = type("Proxy", (_WithoutConditions,), {"endpoint": s3_endpoint, "removed": removed})
+@contextlib.contextmanager
+def _behind_proxy(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Proxy]]:
+    """Leads stores that are opened meanwhile through a proxy, and gives its class to change what it does."""
+    proxy: type[_Proxy] = type("Proxy", (_Proxy,), {"endpoint": endpoint})
     with ThreadingHTTPServer(("127.0.0.1", 0), proxy) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
         s3fs.S3FileSystem.clear_instance_cache()  # which knows the server itself
         try:
-            if removed == "X-Nothing":
-                assert open_store(s3_url).children("") == []  # the probe is gone
-            else:
-                with pytest.raises(ValueError, match=f"ignores the header {removed}, so two processes could own"):
-                    open_store(s3_url)
+            yield proxy
         finally:
             s3fs.S3FileSystem.clear_instance_cache()
             server.shutdown()
             thread.join()
+
+
+@pytest.mark.parametrize("removed", ["If-Match", "If-None-Match", "X-Nothing"])
+def test_a_server_that_ignores_conditions_is_refused_when_the_store_is_opened(
+    s3_endpoint: str, s3_url: str, monkeypatch: pytest.MonkeyPatch, removed: str
+) -> None:
+    with _behind_proxy(s3_endpoint, monkeypatch) as proxy:
+        proxy.removed = removed
+        if removed == "X-Nothing":
+            assert open_store(s3_url).children("") == []  # the probe is gone
+        else:
+            with pytest.raises(ValueError, match=f"ignores the header {removed}, so two processes could own"):
+                open_store(s3_url)
+
+
+@pytest.mark.parametrize("before", [None, b"0"])
+def test_an_update_whose_answer_was_lost_is_made_once(
+    s3_endpoint: str, s3_url: str, monkeypatch: pytest.MonkeyPatch, before: bytes | None
+) -> None:
+    seen: list[bytes | None] = []
+
+    def append(data: bytes | None) -> bytes:
+        seen.append(data)
+        return (data or b"") + b"1"
+
+    with _behind_proxy(s3_endpoint, monkeypatch) as proxy:
+        store = open_store(s3_url)
+        if before is not None:
+            store.put("note.txt", before)
+        proxy.lose = lambda: None
+        store.update("note.txt", append)
+        assert proxy.lose is None
+        assert seen == [before]
+        assert store.get("note.txt") == (before or b"") + b"1"
+
+
+def test_an_update_whose_answer_was_lost_is_made_once_though_another_came_meanwhile(
+    s3_endpoint: str, s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = open_store(s3_url)
+    with _behind_proxy(s3_endpoint, monkeypatch) as proxy:
+        store = open_store(s3_url)
+        store.put("note.txt", b"0")
+        proxy.lose = lambda: other.update("note.txt", lambda data: (data or b"") + b"2")
+        store.update("note.txt", lambda data: (data or b"") + b"1")
+        assert store.get("note.txt") == b"012"
+
+
+def test_who_created_an_object_knows_it_though_the_answer_was_lost(
+    s3_endpoint: str, s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _behind_proxy(s3_endpoint, monkeypatch) as proxy:
+        store = open_store(s3_url)
+        proxy.lose = lambda: None
+        assert store.create("claim", b"mine")
+        assert proxy.lose is None
+        assert not store.create("claim", b"mine")  # of the same bytes, and yet not the first
 
 
 def test_a_store_of_another_format_is_refused_with_words(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -129,6 +130,20 @@ def test_an_owner_on_another_machine_gets_its_whole_time(store: FileStore, clock
     assert lease.acquire()
 
 
+def test_an_owner_on_another_machine_of_the_same_name_gets_its_whole_time(store: FileStore, clock: Clock) -> None:
+    # A cloned machine differs in nothing else: the first namespace of process ids has one number everywhere.
+    assert Leases(store, 10, clock).lease("runs/run-1").acquire()
+    owner = store.get_json("runs/run-1/lease/00000001")["owner"]
+    pid = owner.rsplit(":", 2)[1]
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    far = owner.replace(boot, str(uuid.uuid4())).replace(f":{pid}:", ":4194999:")
+    store.put_json("runs/run-1/lease/00000001", {"owner": far, "renewals": 0})
+    successor = Leases(store, 10, clock).lease("runs/run-1")
+    assert not successor.acquire()
+    clock.now += 11
+    assert successor.acquire()
+
+
 def test_a_living_process_of_another_user_is_no_dead_owner(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
     owner = Leases(store, 60).lease("runs/run-1")
     assert owner.acquire()
@@ -145,6 +160,7 @@ def test_a_machine_without_process_namespaces_leases_too(store: FileStore, monke
         raise FileNotFoundError
 
     monkeypatch.setattr(Path, "readlink", missing)
+    monkeypatch.setattr(Path, "read_text", missing)
     assert Leases(store, 60).lease("runs/run-1").acquire()
     assert not Leases(store, 60).lease("runs/run-1").acquire()
 
