@@ -178,6 +178,78 @@ def test_a_message_says_what_guessing_cannot_know() -> None:
     assert genders(flipped, source="table")[:2] == [1, None]
 
 
+CODES = {
+    "UTKFace's": (["0", "1"], [0, 1]),
+    "UTKFace's, with decimals and gaps": (["0.0", "1.0", "", "nan"], [0, 1, None, None]),
+    "ISO 5218": (["1", "2"], [0, 1]),
+    "ISO 5218 with its unknowns": (["0", "1.0", "2", "9"], [None, 0, 1, None]),
+    "counted from -1": (["-1", "1"], [None, None]),
+    "counted from 2": (["2", "3"], [None, None]),
+    "more than genders": (["0", "1", "3"], [None, None, None]),
+    "beside a word": (["0", "1", "unknown"], [None, None, None]),
+}
+
+
+@pytest.mark.parametrize("codes", CODES)
+def test_digits_of_a_column_are_read_by_all_that_stand_in_it(codes: str) -> None:
+    written, expected = CODES[codes]
+    files: dict[str, bytes | str] = {f"face{i}.jpg": b"" for i in range(len(written))}
+    # After the first rows, which tell the columns apart, so that all of the column must have been looked at.
+    rows = [f"elsewhere{i}.jpg,{written[0]}" for i in range(300)]
+    rows += [f"face{i}.jpg,{code}" for i, code in enumerate(written)]
+    assert genders({**files, "t.csv": "\n".join(["file,gender", *rows])})[:-1] == expected
+
+
+@pytest.mark.parametrize("names", [("men.csv", "women.csv"), ("0/metadata.csv", "1/metadata.csv")])
+def test_digits_mean_the_same_in_all_tables_of_an_archive(names: tuple[str, str]) -> None:
+    men, women = names
+    files: dict[str, bytes | str] = {
+        "a.jpg": b"",
+        "b.jpg": b"",
+        men: "file,sex\na.jpg,1\n",
+        women: "file,sex\nb.jpg,2\n",
+    }
+    assert genders(files)[:2] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        (["0", "1"], [0, 1]),
+        (["1", "2"], [0, 1]),
+        (["0", "1", "2", "9"], [None, 0, 1, None]),
+        (["-1", "1"], [None, None]),
+        (["1", "2", "3"], [None, None, None]),
+        (["2/0", "2/1"], [None, None]),  # which of them is the gender
+        (["1", "other", "2"], [0, None, 1]),
+    ],
+)
+def test_folders_named_by_digits_are_read_by_all_of_them(folders: list[str], expected: list[int | None]) -> None:
+    assert genders({f"x/{folder}/a.jpg": b"" for folder in folders}) == expected
+
+
+def test_lists_named_by_digits_are_read_by_all_of_them() -> None:
+    lists = {"1.txt": "a.jpg\n", "2.txt": "b.jpg\n"}
+    assert genders({"a.jpg": b"", "b.jpg": b"", **lists})[:2] == [0, 1]
+    assert genders({"a.jpg": b"", "b.jpg": b"", **lists, "3.txt": "c.jpg\n"})[:2] == [None, None]
+
+
+def test_what_a_digit_was_taken_for_is_said_also_where_it_was_not_understood() -> None:
+    files: dict[str, bytes | str] = {"a.jpg": b"", "b.jpg": b"", "c.jpg": b""}
+    _, found = recognized({**files, "t.csv": "file,gender\na.jpg,1\nb.jpg,2\nc.jpg,0\n"})
+    assert "1 = male (1), 2 = female (1), 0 = not understood (1)" in found.report.text
+    outcomes, found = recognized({**files, "t.csv": "file,gender\na.jpg,3\nb.jpg,4\n"})
+    assert outcomes["a.jpg"] == Reject("no_label", "found '3' in the column 'gender', expected a gender")
+    assert found.report.text == "no labels recognised in 4 files; 3 = not understood (1), 4 = not understood (1)"
+
+
+def test_what_the_user_says_of_digits_wins() -> None:
+    for header in ("gender", "male"):
+        files: dict[str, bytes | str] = {"a.jpg": b"", "b.jpg": b"", "t.csv": f"file,{header}\na.jpg,1\nb.jpg,0\n"}
+        assert genders(files, male=["0"], female=["1"])[:2] == [1, 0]
+    assert genders({"1/a.jpg": b"", "2/b.jpg": b""}, male=["2"], female=["1"]) == [1, 0]
+
+
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
