@@ -233,6 +233,7 @@ class _Index:
 
     def __init__(self, entries: Sequence[Entry]) -> None:
         self._paths = [_path(entry.name) for entry in entries]
+        self._paths_without_extension = [_without_extension(path) for path in self._paths]
         self._by_base: dict[str, list[int]] = defaultdict(list)
         self._by_stem: dict[str, list[int]] = defaultdict(list)
         for index, path in enumerate(self._paths):
@@ -240,23 +241,39 @@ class _Index:
             self._by_base[base].append(index)
             self._by_stem[base.partition(".")[0]].append(index)
 
-    def find(self, value: str, folder: str) -> int | None:
+    def find(self, value: str, table: str) -> int | None:
         """Returns the entry that a value names, None where there is none or more than one.
 
         Args:
             value: a name or a path, with or without folders and extension.
-            folder: of the table, which the value may be relative to.
+            table: path of the table that it stands in. Where a name alone would be that of several entries, it is one
+                in the table's folder, or else one in the folder that is called as the table is: `train/` beside
+                `train.csv`.
         """
         path = _path(value)
         if not path:
             return None
         base = path.rpartition("/")[2]
-        found = self._by_base.get(base) or self._by_stem.get(base.partition(".")[0], [])
+        same_base = self._by_base.get(base)
+        found = same_base or self._by_stem.get(base.partition(".")[0], [])
         if len(found) < 2:
             return found[0] if found else None
-        beside = [index for index in found if self._paths[index] == f"{folder}/{path}".lstrip("/")]
-        ending = beside or [index for index in found if f"/{self._paths[index]}".endswith(f"/{path}")]
-        return ending[0] if len(ending) == 1 else None
+        paths = self._paths
+        if not same_base:
+            path, paths = _without_extension(path), self._paths_without_extension
+        folder, _, name = table.rpartition("/")
+        for start in (folder, f"{folder}/{name.rpartition('.')[0]}"):
+            inside = [index for index in found if paths[index] == f"{start}/{path}".lstrip("/")]
+            if inside:
+                break
+        else:
+            inside = [index for index in found if f"/{paths[index]}".endswith(f"/{path}")]
+        return inside[0] if len(inside) == 1 else None
+
+
+def _without_extension(path: str) -> str:
+    stem, dot, extension = path.rpartition(".")
+    return stem if dot and "/" not in extension else path
 
 
 def _path(name: str) -> str:
@@ -285,7 +302,6 @@ class _Table(NamedTuple):
 
     header: list[str]
     columns: _Columns
-    folder: str
     rows: Iterator[list[str]]
 
     @property
@@ -347,16 +363,15 @@ def _written_genders(
 
 
 def _open_table(text: str, name: str, index: _Index, spec: LabelSpec) -> _Table | None:
-    folder = _path(name).rpartition("/")[0]
     header, rows = _rows(text, name)
     sample = list(islice(rows, _SAMPLE_ROWS))
     if len(header) < 2 or not sample:
         return None
-    columns = _columns(header, sample, index, folder, spec)
+    columns = _columns(header, sample, index, _path(name), spec)
     if columns is None:
         return None
     whole = (row for row in islice(chain(sample, rows), _MAX_ROWS) if len(row) >= len(header))
-    return _Table(header, columns, folder, whole)
+    return _Table(header, columns, whole)
 
 
 def _read_table(
@@ -366,7 +381,8 @@ def _read_table(
     table = _open_table(text, name, index, spec)
     if table is None:
         return
-    header, columns, folder, rows = table
+    header, columns, rows = table
+    path = _path(name)
     if columns.yes is None:
         read = _first_of(_readers(spec, written_genders[table.gender_name]))
     else:
@@ -374,9 +390,7 @@ def _read_table(
     roles = {"file": columns.files[-1], "gender": columns.gender, "age": columns.age, "ethnicity": columns.ethnicity}
     found.columns |= {role: header[column] for role, column in roles.items() if column is not None}
     for row in rows:
-        entry = next(
-            (at for value in _file_values(row, columns) if (at := index.find(value, folder)) is not None), None
-        )
+        entry = next((at for value in _file_values(row, columns) if (at := index.find(value, path)) is not None), None)
         if entry is None or entry in found.labels:
             continue
         written = row[columns.gender].strip()
@@ -395,9 +409,9 @@ def _read_list(text: str, name: str, index: _Index, readers: Sequence[_ReadGende
     gender = _first_of(readers)(_list_stem(name))
     if gender is None:
         return
-    folder = _path(name).rpartition("/")[0]
+    path = _path(name)
     for line in islice(text.splitlines(), _MAX_ROWS):
-        entry = index.find(line.split(",")[0], folder)
+        entry = index.find(line.split(",")[0], path)
         if entry is not None and entry not in found.labels:
             found.labels[entry] = Label(UNKNOWN, gender, UNKNOWN)
             found.values[base_name(name), gender] += 1
@@ -408,7 +422,7 @@ def _list_stem(name: str) -> str:
 
 
 def _columns(
-    header: Sequence[str], sample: Sequence[Sequence[str]], index: _Index, folder: str, spec: LabelSpec
+    header: Sequence[str], sample: Sequence[Sequence[str]], index: _Index, table: str, spec: LabelSpec
 ) -> _Columns | None:
     keys = ["".join(filter(str.isalnum, words.fold(name))) for name in header]
     sample = [row for row in sample if len(row) >= len(header)]
@@ -425,7 +439,7 @@ def _columns(
             )
         return header.index(wanted)
 
-    files = _file_columns(header, keys, sample, index, folder, named(spec.file, _FILE_COLUMNS, "file"), spec)
+    files = _file_columns(header, keys, sample, index, table, named(spec.file, _FILE_COLUMNS, "file"), spec)
     gender = _gender_column(keys, sample, spec, named(spec.gender, _GENDER_COLUMNS, "gender"), set(files))
     if not files or gender is None:
         return None
@@ -438,7 +452,7 @@ def _file_columns(
     keys: Sequence[str],
     sample: Sequence[Sequence[str]],
     index: _Index,
-    folder: str,
+    table: str,
     by_name: int | None,
     spec: LabelSpec,
 ) -> tuple[int, ...]:
@@ -447,7 +461,7 @@ def _file_columns(
         return keys.index("userid"), keys.index("faceid"), keys.index("originalimage")
     if spec.file is not None:
         return () if by_name is None else (by_name,)
-    hits = [sum(index.find(row[at], folder) is not None for row in sample) for at in range(len(header))]
+    hits = [sum(index.find(row[at], table) is not None for row in sample) for at in range(len(header))]
     best = max(range(len(header)), key=lambda at: (hits[at], at == by_name))
     if hits[best]:
         return (best,)

@@ -162,6 +162,24 @@ def test_files_of_one_name_in_two_folders_are_told_apart_by_the_table_s_paths() 
     assert genders(beside) == [0, 1, None, None]
 
 
+@pytest.mark.parametrize("folder", ["", "faces/"])
+@pytest.mark.parametrize("written", ["1.jpg", "1", "1.png"])
+def test_a_table_beside_a_folder_of_its_name_names_files_in_it(folder: str, written: str) -> None:
+    files: dict[str, bytes | str] = {
+        f"{folder}train/1.jpg": b"",
+        f"{folder}val/1.jpg": b"",
+        f"{folder}train.csv": f"file,gender\n{written},Male\n",
+        f"{folder}val.csv": f"file,gender\n{written},Female\n",
+    }
+    assert genders(files) == [0, 1, None, None]
+
+
+def test_a_row_of_a_file_that_is_not_there_labels_no_other_of_its_folder() -> None:
+    faces = ["u/face.1.a.jpg", "v/face.2.b.jpg"]
+    table = "file,gender\nu/face.3.c.jpg,Female\nu/face.1.a.jpg,Male\nv/face.2.b.jpg,Female\n"
+    assert genders({**dict.fromkeys(faces, b""), "t.csv": table}) == [0, 1, None]
+
+
 def test_a_message_says_what_guessing_cannot_know() -> None:
     files: dict[str, bytes | str] = {"grupo a/1.jpg": b"", "grupo b/2.jpg": b"", "x/3.jpg": b""}
     assert genders(files) == [None, None, None]
