@@ -37,6 +37,13 @@ kobieta kobiety zena zeny nainen naiset kadin kadinlar wanita perempuan femeie f
 女 女性 女人 女子 여 여자 여성 أنثى امرأة نساء महिला औरत
 """
 _LETTERS: Final = {"m": MALE, "h": MALE, "f": FEMALE, "w": FEMALE}
+_PAIRS: Final = {
+    frozenset("hm"): {"h": MALE, "m": FEMALE},  # hombre, mujer
+    frozenset("mv"): {"m": MALE, "v": FEMALE},  # man, vrouw
+    frozenset("mk"): {"m": MALE, "k": FEMALE},  # mężczyzna, kobieta; man, kvinna
+}
+"""Letters that mean something else beside each other than alone."""
+_GENDER_LETTERS: Final = frozenset(_LETTERS).union(*_PAIRS)
 _UTKFACE: Final = {"0": MALE, "1": FEMALE}
 _ISO_5218: Final = {"1": MALE, "2": FEMALE}
 _ISO_5218_UNKNOWN: Final = frozenset({"0", "9"})
@@ -115,9 +122,14 @@ def gender_by_word(text: str) -> int | None:
     return genders.pop() if len(genders) == 1 and not others else None
 
 
-def gender_by_letter(text: str) -> int | None:
-    """Returns the gender of a letter: m or h, f or w."""
-    return _LETTERS.get(fold(text))
+def read_letters(values: Iterable[str]) -> Callable[[str], int | None]:
+    """Returns what reads a gender in a letter: m or h, f or w; of h and m, the m is female, and v or k is beside an m.
+
+    Args:
+        values: all that stand in a column, or in the folders' place; of other letters and words nothing follows.
+    """
+    meanings = _PAIRS.get(frozenset(map(fold, values)) & _GENDER_LETTERS, _LETTERS)
+    return lambda text: meanings.get(fold(text))
 
 
 def is_number(text: str) -> bool:

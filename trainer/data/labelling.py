@@ -202,7 +202,7 @@ def _from_folders(entries: Sequence[Entry], spec: LabelSpec) -> _Found:
     # Of numbers in numbers nobody knows which is the gender: together they are none that is read.
     digits = {"/".join(name for name in path if name in numbers) for path in paths}
     best = _Found("folders")
-    for gender_of in _readers(spec, digits):
+    for gender_of in _readers(spec, names, digits):
         genders = {name: gender for name in names if (gender := gender_of(name)) is not None}
         found = _Found("folders")
         for index, path in enumerate(paths):
@@ -217,12 +217,18 @@ def _from_folders(entries: Sequence[Entry], spec: LabelSpec) -> _Found:
     return best
 
 
-def _readers(spec: LabelSpec, digits: Collection[str]) -> list[_ReadGender]:
-    """Returns what may read a gender, the surest first; `digits` are what `read_digits` is to judge them by."""
+def _readers(spec: LabelSpec, letters: Collection[str], digits: Collection[str]) -> list[_ReadGender]:
+    """Returns what may read a gender, the surest first.
+
+    Args:
+        spec: what the message says, which wins.
+        letters: what `read_letters` is to judge letters by.
+        digits: what `read_digits` is to judge digits by.
+    """
     if spec.male or spec.female:
         meanings = {words.fold(word): gender for gender, of in enumerate((spec.male, spec.female)) for word in of}
         return [lambda text: meanings.get(words.fold(text))]
-    return [words.gender_by_word, words.gender_by_letter, words.read_digits(digits)]
+    return [words.gender_by_word, words.read_letters(letters), words.read_digits(digits)]
 
 
 # -- tables
@@ -322,7 +328,7 @@ def _from_tables(archive: Archive, entries: Sequence[Entry], spec: LabelSpec) ->
     index = _Index(entries)
     written = _written_genders(archive, entries, candidates, index, spec)
     stems = {_list_stem(entries[candidate].name) for candidate in candidates}
-    list_readers = _readers(spec, set(filter(words.is_number, stems)))
+    list_readers = _readers(spec, stems, set(filter(words.is_number, stems)))
     for candidate, text in _texts(archive, entries, candidates):
         name = entries[candidate].name
         before = len(found.labels)
@@ -352,7 +358,7 @@ def _written_genders(
 ) -> dict[str, set[str]]:
     """Collects all that stands in the columns of the gender, by their names.
 
-    Tables are taken together: where there is one a gender, each alone has a single digit, which says nothing.
+    Tables are taken together: where there is one a gender, each alone has a single letter or digit, which says nothing.
     """
     written: dict[str, set[str]] = defaultdict(set)
     for candidate, text in _texts(archive, entries, candidates):
@@ -384,7 +390,8 @@ def _read_table(
     header, columns, rows = table
     path = _path(name)
     if columns.yes is None:
-        read = _first_of(_readers(spec, written_genders[table.gender_name]))
+        written_here = written_genders[table.gender_name]
+        read = _first_of(_readers(spec, written_here, written_here))
     else:
         read = _read_yes(columns.yes)
     roles = {"file": columns.files[-1], "gender": columns.gender, "age": columns.age, "ethnicity": columns.ethnicity}

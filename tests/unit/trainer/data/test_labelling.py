@@ -246,6 +246,37 @@ def test_folders_named_by_digits_are_read_by_all_of_them(folders: list[str], exp
     assert genders({f"x/{folder}/a.jpg": b"" for folder in folders}) == expected
 
 
+LETTERS = {
+    "hombre, mujer": (["H", "M"], [0, 1]),
+    "man, vrouw": (["M", "V", "x"], [0, 1, None]),
+    "man, kvinna": (["m", "k", ""], [0, 1, None]),
+    "male, female": (["M", "F", "u"], [0, 1, None]),
+    "Mann, weiblich": (["m", "w", "d"], [0, 1, None]),
+    "homme, femme": (["H", "F"], [0, 1]),
+    "m alone": (["m"], [0]),
+    "v alone": (["v", "male"], [None, 0]),
+}
+
+
+@pytest.mark.parametrize("letters", LETTERS)
+def test_letters_are_read_by_all_that_stand_together(letters: str) -> None:
+    written, expected = LETTERS[letters]
+    faces: dict[str, bytes | str] = {f"face{i}.jpg": b"" for i in range(len(written))}
+    rows = [f"face{i}.jpg,{letter}" for i, letter in enumerate(written)]
+    assert genders({**faces, "t.csv": "\n".join(["file,sex", *rows])})[:-1] == expected
+    tables = {f"part{i}/t.csv": f"file,sex\n{row}\n" for i, row in enumerate(rows)}
+    assert genders({**faces, **tables})[: len(faces)] == expected
+
+
+@pytest.mark.parametrize("letters", ["HM", "MV", "mk", "mf", "mw", "hf"])
+def test_folders_and_lists_named_by_letters_are_read_by_all_of_them(letters: str) -> None:
+    assert genders({f"x/{letter}/a.jpg": b"" for letter in letters}) == [0, 1]
+    assert genders({"1.jpg": b"", "2.jpg": b"", **{f"{a}.txt": f"{i}.jpg" for i, a in enumerate(letters, 1)}})[:2] == [
+        0,
+        1,
+    ]
+
+
 def test_lists_named_by_digits_are_read_by_all_of_them() -> None:
     lists = {"1.txt": "a.jpg\n", "2.txt": "b.jpg\n"}
     assert genders({"a.jpg": b"", "b.jpg": b"", **lists})[:2] == [0, 1]
