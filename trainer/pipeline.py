@@ -260,7 +260,7 @@ class Pipeline:
             self._runs.write_history(run_id, rows)
             for split, loss, accuracy in (
                 ("train", row.train_loss, row.train_accuracy),
-                ("validation", row.val_loss, row.val_accuracy),
+                ("val", row.val_loss, row.val_accuracy),
             ):
                 self._metrics.loss.labels(split).set(loss)
                 self._metrics.accuracy.labels(split).set(accuracy)

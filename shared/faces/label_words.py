@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from shared.faces.labels import MAX_AGE, UNKNOWN
@@ -36,7 +37,16 @@ kobieta kobiety zena zeny nainen naiset kadin kadinlar wanita perempuan femeie f
 女 女性 女人 女子 여 여자 여성 أنثى امرأة نساء महिला औरत
 """
 _LETTERS: Final = {"m": MALE, "h": MALE, "f": FEMALE, "w": FEMALE}
-_DIGITS: Final = {"0": MALE, "1": FEMALE}
+_PAIRS: Final = {
+    frozenset("hm"): {"h": MALE, "m": FEMALE},  # hombre, mujer
+    frozenset("mv"): {"m": MALE, "v": FEMALE},  # man, vrouw
+    frozenset("mk"): {"m": MALE, "k": FEMALE},  # mężczyzna, kobieta; man, kvinna
+}
+"""Letters that mean something else beside each other than alone."""
+_GENDER_LETTERS: Final = frozenset(_LETTERS).union(*_PAIRS)
+_UTKFACE: Final = {"0": MALE, "1": FEMALE}
+_ISO_5218: Final = {"1": MALE, "2": FEMALE}
+_ISO_5218_UNKNOWN: Final = frozenset({"0", "9"})
 _FILLERS: Final = frozenset(
     [
         "face",
@@ -77,6 +87,8 @@ _FILLERS: Final = frozenset(
 """Words that may stand beside a gender in a folder's name; a person's name is none of them."""
 _SEPARATORS: Final = re.compile(r"[\W_]+")
 _NUMBER: Final = re.compile(r"[0-9]+(?:[.,][0-9]+)?")
+_MISSING: Final = frozenset({"", "nan", "none", "null", "na"})
+"""What programs write into a table where there is nothing."""
 
 _ETHNICITIES: Final = {
     0: "white caucasian european weiss blanc blanco",
@@ -110,14 +122,42 @@ def gender_by_word(text: str) -> int | None:
     return genders.pop() if len(genders) == 1 and not others else None
 
 
-def gender_by_letter(text: str) -> int | None:
-    """Returns the gender of a letter: m or h, f or w."""
-    return _LETTERS.get(fold(text))
+def read_letters(values: Iterable[str]) -> Callable[[str], int | None]:
+    """Returns what reads a gender in a letter: m or h, f or w; of h and m, the m is female, and v or k is beside an m.
+
+    Args:
+        values: all that stand in a column, or in the folders' place; of other letters and words nothing follows.
+    """
+    meanings = _PAIRS.get(frozenset(map(fold, values)) & _GENDER_LETTERS, _LETTERS)
+    return lambda text: meanings.get(fold(text))
 
 
-def gender_by_digit(text: str) -> int | None:
-    """Returns the gender of a digit, as in the names of UTKFace: 0 is male, 1 female."""
-    return _DIGITS.get(text.strip().removesuffix(".0"))
+def is_number(text: str) -> bool:
+    """Returns whether a text is a number, with or without a sign."""
+    return _NUMBER.fullmatch(text.strip().lstrip("+-")) is not None
+
+
+def read_digits(values: Iterable[str]) -> Callable[[str], int | None]:
+    """Returns what reads a gender in digits, which mean something only beside all that stand in their place.
+
+    0 and 1 alone are UTKFace's: male and female. With a 2, and otherwise only 0, 1 and 9, they are those of ISO 5218: 1
+    is male, 2 female, 0 and 9 unknown. With anything else among them none is read: it would be a guess, and a wrong one
+    turns women into men.
+
+    Args:
+        values: all of a column, or all folders that are numbers.
+    """
+    found = {_digit(value) for value in values} - _MISSING
+    meanings: dict[str, int] = {}
+    if found <= _UTKFACE.keys():
+        meanings = _UTKFACE
+    elif "2" in found and found <= _ISO_5218.keys() | _ISO_5218_UNKNOWN:
+        meanings = _ISO_5218
+    return lambda text: meanings.get(_digit(text))
+
+
+def _digit(text: str) -> str:
+    return fold(text).removesuffix(".0")
 
 
 def is_true(text: str) -> bool | None:

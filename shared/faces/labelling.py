@@ -125,17 +125,18 @@ class LabelReport(BaseModel):
     @property
     def text(self) -> str:
         """What was recognised, in one line for people."""
+        meanings = ", ".join(
+            f"{value.value} = {value.gender or 'not understood'} ({value.files:,})" for value in self.values[:8]
+        )
         if self.source is None:
-            return f"no labels recognised in {self.unlabelled:,} files"
+            nothing = f"no labels recognised in {self.unlabelled:,} files"
+            return f"{nothing}; {meanings}" if meanings else nothing
         where = {
             "names": "file names",
             "folders": "folders",
             "table": f"{', '.join(self.tables[:3])}, column {self.columns.get('gender', 'gender')}",
         }[self.source]
-        meanings = [
-            f"{value.value} = {value.gender or 'not understood'} ({value.files:,})" for value in self.values[:8]
-        ]
-        parts = [f"labels from {where}", ", ".join(meanings) if meanings else f"{self.labelled:,} files"]
+        parts = [f"labels from {where}", meanings or f"{self.labelled:,} files"]
         parts.append(f"age for {self.with_age:,}, ethnicity for {self.with_ethnicity:,}")
         if self.unlabelled:
             such = ", ".join(map(repr, self.examples[:3]))

@@ -77,7 +77,7 @@ def test_a_dataset_by_value_sent_twice_becomes_one_model_with_replies_and_metric
     for line in (
         'genderline_datasets_total{outcome="registered"}',
         'genderline_training_loss{split="train"}',
-        'genderline_training_accuracy{split="validation"}',
+        'genderline_training_accuracy{split="val"}',
         "genderline_images_ingested_total 60.0",
         *(f'genderline_images_rejected_total{{reason="{reason}"}} {n:.1f}' for reason, n in rejects.items()),
         "genderline_training_epoch 0.0",

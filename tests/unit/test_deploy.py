@@ -115,7 +115,16 @@ def test_containers_are_confined(compose: dict[str, Any]) -> None:
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert service["mem_limit"], name
         assert service["pids_limit"], name
-        assert service.get("read_only") or name == "rabbitmq", name
+        assert service.get("read_only") or name in {"rabbitmq", "prometheus"}, name
+
+
+def test_no_read_only_service_has_a_secret_from_the_environment_which_compose_refuses(compose: dict[str, Any]) -> None:
+    copied = {name for name, secret in compose["secrets"].items() if "environment" in secret or "content" in secret}
+    assert copied
+    for name, service in compose["services"].items():
+        given = service.get("secrets", [])
+        sources = {secret if isinstance(secret, str) else secret["source"] for secret in given}
+        assert not (service.get("read_only") and sources & copied), name
 
 
 def test_gpu_services_start_only_when_asked_for(compose: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Final, NamedTuple
@@ -65,6 +65,7 @@ _ETHNICITY_COLUMNS: Final = frozenset(
 )
 
 Outcome = Label | Reject
+_ReadGender = Callable[[str], int | None]
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ def recognize_labels(archive: Archive, spec: LabelSpec | None = None) -> Labelli
         found.append(_from_tables(archive, entries, spec))
     if spec.source in {None, "folders"} and not complete:
         found.append(_from_folders(entries, spec))
-    best = max(found, key=lambda source: len(source.labels))
+    # Where none has labels, a table whose column is not understood says most.
+    best = max(found, key=lambda source: (len(source.labels), 0 if source.labels else len(source.unknown)))
     return _labelling(entries, best)
 
 
@@ -164,7 +166,7 @@ def _labelling(entries: Sequence[Entry], best: _Found) -> Labelling:
 def _reject(name: str, best: _Found, unknown: str | None) -> Reject:
     if best.labels and best.source == "folders":
         return Reject("no_label", f"found {clipped(name)!r}, expected a folder that names a gender")
-    if best.labels and best.source == "table":
+    if (best.labels or unknown) and best.source == "table":
         return Reject("no_label", unknown or f"found no row for {clipped(name)!r} in the table, expected one")
     try:
         parse_label(name)
@@ -196,8 +198,11 @@ def _from_folders(entries: Sequence[Entry], spec: LabelSpec) -> _Found:
     """Takes the deepest folder that names a gender; letters and digits only where no words do."""
     paths = [entry.name.replace("\\", "/").split("/")[:-1] for entry in entries]
     names = set(chain.from_iterable(paths))
+    numbers = set(filter(words.is_number, names))
+    # Of numbers in numbers nobody knows which is the gender: together they are none that is read.
+    digits = {"/".join(name for name in path if name in numbers) for path in paths}
     best = _Found("folders")
-    for gender_of in _readers(spec):
+    for gender_of in _readers(spec, names, digits):
         genders = {name: gender for name in names if (gender := gender_of(name)) is not None}
         found = _Found("folders")
         for index, path in enumerate(paths):
@@ -212,12 +217,18 @@ def _from_folders(entries: Sequence[Entry], spec: LabelSpec) -> _Found:
     return best
 
 
-def _readers(spec: LabelSpec) -> list[Callable[[str], int | None]]:
-    """Returns what may read a gender, the surest first."""
+def _readers(spec: LabelSpec, letters: Collection[str], digits: Collection[str]) -> list[_ReadGender]:
+    """Returns what may read a gender, the surest first.
+
+    Args:
+        spec: what the message says, which wins.
+        letters: what `read_letters` is to judge letters by.
+        digits: what `read_digits` is to judge digits by.
+    """
     if spec.male or spec.female:
         meanings = {words.fold(word): gender for gender, of in enumerate((spec.male, spec.female)) for word in of}
         return [lambda text: meanings.get(words.fold(text))]
-    return [words.gender_by_word, words.gender_by_letter, words.gender_by_digit]
+    return [words.gender_by_word, words.read_letters(letters), words.read_digits(digits)]
 
 
 # -- tables
@@ -228,6 +239,7 @@ class _Index:
 
     def __init__(self, entries: Sequence[Entry]) -> None:
         self._paths = [_path(entry.name) for entry in entries]
+        self._paths_without_extension = [_without_extension(path) for path in self._paths]
         self._by_base: dict[str, list[int]] = defaultdict(list)
         self._by_stem: dict[str, list[int]] = defaultdict(list)
         for index, path in enumerate(self._paths):
@@ -235,23 +247,39 @@ class _Index:
             self._by_base[base].append(index)
             self._by_stem[base.partition(".")[0]].append(index)
 
-    def find(self, value: str, folder: str) -> int | None:
+    def find(self, value: str, table: str) -> int | None:
         """Returns the entry that a value names, None where there is none or more than one.
 
         Args:
             value: a name or a path, with or without folders and extension.
-            folder: of the table, which the value may be relative to.
+            table: path of the table that it stands in. Where a name alone would be that of several entries, it is one
+                in the table's folder, or else one in the folder that is called as the table is: `train/` beside
+                `train.csv`.
         """
         path = _path(value)
         if not path:
             return None
         base = path.rpartition("/")[2]
-        found = self._by_base.get(base) or self._by_stem.get(base.partition(".")[0], [])
+        same_base = self._by_base.get(base)
+        found = same_base or self._by_stem.get(base.partition(".")[0], [])
         if len(found) < 2:
             return found[0] if found else None
-        beside = [index for index in found if self._paths[index] == f"{folder}/{path}".lstrip("/")]
-        ending = beside or [index for index in found if f"/{self._paths[index]}".endswith(f"/{path}")]
-        return ending[0] if len(ending) == 1 else None
+        paths = self._paths
+        if not same_base:
+            path, paths = _without_extension(path), self._paths_without_extension
+        folder, _, name = table.rpartition("/")
+        for start in (folder, f"{folder}/{name.rpartition('.')[0]}"):
+            inside = [index for index in found if paths[index] == f"{start}/{path}".lstrip("/")]
+            if inside:
+                break
+        else:
+            inside = [index for index in found if f"/{paths[index]}".endswith(f"/{path}")]
+        return inside[0] if len(inside) == 1 else None
+
+
+def _without_extension(path: str) -> str:
+    stem, dot, extension = path.rpartition(".")
+    return stem if dot and "/" not in extension else path
 
 
 def _path(name: str) -> str:
@@ -262,13 +290,29 @@ def _path(name: str) -> str:
 
 
 class _Columns(NamedTuple):
-    """Which columns of a table say what; `read_gender` makes a gender of the gender's."""
+    """Which columns of a table say what.
+
+    Attributes:
+        yes: the gender of which the gender's column is true, as one that is called Male; None where it names genders.
+    """
 
     files: tuple[int, ...]
     gender: int
-    read_gender: Callable[[str], int | None]
+    yes: int | None
     age: int | None
     ethnicity: int | None
+
+
+class _Table(NamedTuple):
+    """A table with a header, which names files and their genders."""
+
+    header: list[str]
+    columns: _Columns
+    rows: Iterator[list[str]]
+
+    @property
+    def gender_name(self) -> str:
+        return self.header[self.columns.gender]
 
 
 def _from_tables(archive: Archive, entries: Sequence[Entry], spec: LabelSpec) -> _Found:
@@ -282,18 +326,17 @@ def _from_tables(archive: Archive, entries: Sequence[Entry], spec: LabelSpec) ->
     if not candidates:
         return found
     index = _Index(entries)
-    for candidate in candidates[:_MAX_TABLES]:
-        try:
-            text = _decoded(archive.read(entries[candidate]))
-        except EntryError:
-            continue
+    written = _written_genders(archive, entries, candidates, index, spec)
+    stems = {_list_stem(entries[candidate].name) for candidate in candidates}
+    list_readers = _readers(spec, stems, set(filter(words.is_number, stems)))
+    for candidate, text in _texts(archive, entries, candidates):
         name = entries[candidate].name
         before = len(found.labels)
-        for read in (_read_table, _read_list):
-            read(text, name, index, spec, found)
-            if len(found.labels) > before:
-                found.tables.append(candidate)
-                break
+        _read_table(text, name, index, spec, written, found)
+        if len(found.labels) == before:
+            _read_list(text, name, index, list_readers, found)
+        if len(found.labels) > before:
+            found.tables.append(candidate)
     if spec.table is not None and not found.labels:
         raise InvalidDataset(
             f"labels.table: found no row of {spec.table!r} that names a file of the archive and its gender",
@@ -302,55 +345,91 @@ def _from_tables(archive: Archive, entries: Sequence[Entry], spec: LabelSpec) ->
     return found
 
 
-def _read_table(text: str, name: str, index: _Index, spec: LabelSpec, found: _Found) -> None:
-    """Takes the labels of a table with a header."""
-    folder = _path(name).rpartition("/")[0]
+def _texts(archive: Archive, entries: Sequence[Entry], candidates: Sequence[int]) -> Iterator[tuple[int, str]]:
+    for candidate in candidates[:_MAX_TABLES]:
+        try:
+            yield candidate, _decoded(archive.read(entries[candidate]))
+        except EntryError:
+            continue
+
+
+def _written_genders(
+    archive: Archive, entries: Sequence[Entry], candidates: Sequence[int], index: _Index, spec: LabelSpec
+) -> dict[str, set[str]]:
+    """Collects all that stands in the columns of the gender, by their names.
+
+    Tables are taken together: where there is one a gender, each alone has a single letter or digit, which says nothing.
+    """
+    written: dict[str, set[str]] = defaultdict(set)
+    for candidate, text in _texts(archive, entries, candidates):
+        table = _open_table(text, entries[candidate].name, index, spec)
+        if table is not None and table.columns.yes is None:
+            written[table.gender_name].update(row[table.columns.gender].strip() for row in table.rows)
+    return written
+
+
+def _open_table(text: str, name: str, index: _Index, spec: LabelSpec) -> _Table | None:
     header, rows = _rows(text, name)
     sample = list(islice(rows, _SAMPLE_ROWS))
     if len(header) < 2 or not sample:
-        return
-    columns = _columns(header, sample, index, folder, spec)
+        return None
+    columns = _columns(header, sample, index, _path(name), spec)
     if columns is None:
+        return None
+    whole = (row for row in islice(chain(sample, rows), _MAX_ROWS) if len(row) >= len(header))
+    return _Table(header, columns, whole)
+
+
+def _read_table(
+    text: str, name: str, index: _Index, spec: LabelSpec, written_genders: Mapping[str, set[str]], found: _Found
+) -> None:
+    """Takes the labels of a table with a header."""
+    table = _open_table(text, name, index, spec)
+    if table is None:
         return
+    header, columns, rows = table
+    path = _path(name)
+    if columns.yes is None:
+        written_here = written_genders[table.gender_name]
+        read = _first_of(_readers(spec, written_here, written_here))
+    else:
+        read = _read_yes(columns.yes)
     roles = {"file": columns.files[-1], "gender": columns.gender, "age": columns.age, "ethnicity": columns.ethnicity}
     found.columns |= {role: header[column] for role, column in roles.items() if column is not None}
-    for row in islice(chain(sample, rows), _MAX_ROWS):
-        if len(row) < len(header):
-            continue
-        entry = next(
-            (at for value in _file_values(row, columns) if (at := index.find(value, folder)) is not None), None
-        )
+    for row in rows:
+        entry = next((at for value in _file_values(row, columns) if (at := index.find(value, path)) is not None), None)
         if entry is None or entry in found.labels:
             continue
         written = row[columns.gender].strip()
-        gender = columns.read_gender(written)
+        gender = read(written)
         found.values[written, gender] += 1
         if gender is None:
-            found.unknown[entry] = (
-                f"found {clipped(written)!r} in the column {header[columns.gender]!r}, expected a gender"
-            )
+            found.unknown[entry] = f"found {clipped(written)!r} in the column {table.gender_name!r}, expected a gender"
             continue
         age = UNKNOWN if columns.age is None else words.age_of(row[columns.age])
         ethnicity = UNKNOWN if columns.ethnicity is None else words.ethnicity_of(row[columns.ethnicity])
         found.labels[entry] = Label(age, gender, ethnicity)
 
 
-def _read_list(text: str, name: str, index: _Index, spec: LabelSpec, found: _Found) -> None:
+def _read_list(text: str, name: str, index: _Index, readers: Sequence[_ReadGender], found: _Found) -> None:
     """Takes the labels of a list of files whose own name says the gender, such as `male_names.txt`."""
-    stem = base_name(name).rpartition(".")[0].replace("names", "").replace("list", "")
-    gender = next((gender for read in _readers(spec) if (gender := read(stem)) is not None), None)
+    gender = _first_of(readers)(_list_stem(name))
     if gender is None:
         return
-    folder = _path(name).rpartition("/")[0]
+    path = _path(name)
     for line in islice(text.splitlines(), _MAX_ROWS):
-        entry = index.find(line.split(",")[0], folder)
+        entry = index.find(line.split(",")[0], path)
         if entry is not None and entry not in found.labels:
             found.labels[entry] = Label(UNKNOWN, gender, UNKNOWN)
             found.values[base_name(name), gender] += 1
 
 
+def _list_stem(name: str) -> str:
+    return base_name(name).rpartition(".")[0].replace("names", "").replace("list", "")
+
+
 def _columns(
-    header: Sequence[str], sample: Sequence[Sequence[str]], index: _Index, folder: str, spec: LabelSpec
+    header: Sequence[str], sample: Sequence[Sequence[str]], index: _Index, table: str, spec: LabelSpec
 ) -> _Columns | None:
     keys = ["".join(filter(str.isalnum, words.fold(name))) for name in header]
     sample = [row for row in sample if len(row) >= len(header)]
@@ -367,7 +446,7 @@ def _columns(
             )
         return header.index(wanted)
 
-    files = _file_columns(header, keys, sample, index, folder, named(spec.file, _FILE_COLUMNS, "file"), spec)
+    files = _file_columns(header, keys, sample, index, table, named(spec.file, _FILE_COLUMNS, "file"), spec)
     gender = _gender_column(keys, sample, spec, named(spec.gender, _GENDER_COLUMNS, "gender"), set(files))
     if not files or gender is None:
         return None
@@ -380,7 +459,7 @@ def _file_columns(
     keys: Sequence[str],
     sample: Sequence[Sequence[str]],
     index: _Index,
-    folder: str,
+    table: str,
     by_name: int | None,
     spec: LabelSpec,
 ) -> tuple[int, ...]:
@@ -389,7 +468,7 @@ def _file_columns(
         return keys.index("userid"), keys.index("faceid"), keys.index("originalimage")
     if spec.file is not None:
         return () if by_name is None else (by_name,)
-    hits = [sum(index.find(row[at], folder) is not None for row in sample) for at in range(len(header))]
+    hits = [sum(index.find(row[at], table) is not None for row in sample) for at in range(len(header))]
     best = max(range(len(header)), key=lambda at: (hits[at], at == by_name))
     if hits[best]:
         return (best,)
@@ -407,22 +486,15 @@ def _file_values(row: Sequence[str], columns: _Columns) -> Iterator[str]:
 
 def _gender_column(
     keys: Sequence[str], sample: Sequence[Sequence[str]], spec: LabelSpec, by_name: int | None, taken: set[int]
-) -> tuple[int, Callable[[str], int | None]] | None:
-    """Returns the column of the gender, and what reads it."""
-    readers = _readers(spec)
-
-    def read(text: str) -> int | None:
-        return next((gender for reader in readers if (gender := reader(text)) is not None), None)
-
+) -> tuple[int, int | None] | None:
+    """Returns the column of the gender, and of which gender it is true where it does not name genders."""
+    told = bool(spec.male or spec.female)  # which values mean what, so that no column's name does
     if by_name is not None and (spec.gender is not None or keys[by_name] in _GENDER_COLUMNS):
-        yes = words.gender_by_word(keys[by_name].removeprefix("is"))
-        if yes is None or spec.male or spec.female:
-            return by_name, read
-        return by_name, _read_yes(yes)
+        return by_name, None if told else words.gender_by_word(keys[by_name].removeprefix("is"))
     for at, key in enumerate(keys):  # as in CelebA: a column that is called Male
         yes = words.gender_by_word(key.removeprefix("is"))
         if yes is not None and at not in taken and all(words.is_true(row[at]) is not None for row in sample):
-            return at, _read_yes(yes)
+            return at, None if told else yes
     for at in range(len(keys)):
         values = {row[at].strip() for row in sample}
         if (
@@ -430,11 +502,16 @@ def _gender_column(
             and all(words.gender_by_word(value) is not None or not value for value in values)
             and any(values)
         ):
-            return at, read
+            return at, None
     return None
 
 
-def _read_yes(yes: int) -> Callable[[str], int | None]:
+def _first_of(readers: Sequence[_ReadGender]) -> _ReadGender:
+    """Returns what reads a gender with the first of the readers that can."""
+    return lambda text: next((gender for reader in readers if (gender := reader(text)) is not None), None)
+
+
+def _read_yes(yes: int) -> _ReadGender:
     """Returns what reads a column that is true of one gender."""
 
     def read(text: str) -> int | None:

@@ -54,7 +54,7 @@ def first_candidate(recipe: Recipe) -> int:
 
     With `cosine`, steps are large until the middle of the schedule, and the network gains most after it. On few
     validation faces an early epoch may look better by luck: on 30 of them, often the first, which has learned nothing.
-    A network that begins from the starter has learned before the first.
+    A network that begins from learned weights has learned before the first.
     """
     return recipe.epochs // 2 + 1 if recipe.schedule == "cosine" and recipe.init == "scratch" else 1
 

@@ -162,6 +162,24 @@ def test_files_of_one_name_in_two_folders_are_told_apart_by_the_table_s_paths() 
     assert genders(beside) == [0, 1, None, None]
 
 
+@pytest.mark.parametrize("folder", ["", "faces/"])
+@pytest.mark.parametrize("written", ["1.jpg", "1", "1.png"])
+def test_a_table_beside_a_folder_of_its_name_names_files_in_it(folder: str, written: str) -> None:
+    files: dict[str, bytes | str] = {
+        f"{folder}train/1.jpg": b"",
+        f"{folder}val/1.jpg": b"",
+        f"{folder}train.csv": f"file,gender\n{written},Male\n",
+        f"{folder}val.csv": f"file,gender\n{written},Female\n",
+    }
+    assert genders(files) == [0, 1, None, None]
+
+
+def test_a_row_of_a_file_that_is_not_there_labels_no_other_of_its_folder() -> None:
+    faces = ["u/face.1.a.jpg", "v/face.2.b.jpg"]
+    table = "file,gender\nu/face.3.c.jpg,Female\nu/face.1.a.jpg,Male\nv/face.2.b.jpg,Female\n"
+    assert genders({**dict.fromkeys(faces, b""), "t.csv": table}) == [0, 1, None]
+
+
 def test_a_message_says_what_guessing_cannot_know() -> None:
     files: dict[str, bytes | str] = {"grupo a/1.jpg": b"", "grupo b/2.jpg": b"", "x/3.jpg": b""}
     assert genders(files) == [None, None, None]
@@ -176,6 +194,109 @@ def test_a_message_says_what_guessing_cannot_know() -> None:
         "t.csv": "file,gender\n30_0_0_a.jpg,f\n",
     }
     assert genders(flipped, source="table")[:2] == [1, None]
+
+
+CODES = {
+    "UTKFace's": (["0", "1"], [0, 1]),
+    "UTKFace's, with decimals and gaps": (["0.0", "1.0", "", "nan"], [0, 1, None, None]),
+    "ISO 5218": (["1", "2"], [0, 1]),
+    "ISO 5218 with its unknowns": (["0", "1.0", "2", "9"], [None, 0, 1, None]),
+    "counted from -1": (["-1", "1"], [None, None]),
+    "counted from 2": (["2", "3"], [None, None]),
+    "more than genders": (["0", "1", "3"], [None, None, None]),
+    "beside a word": (["0", "1", "unknown"], [None, None, None]),
+}
+
+
+@pytest.mark.parametrize("codes", CODES)
+def test_digits_of_a_column_are_read_by_all_that_stand_in_it(codes: str) -> None:
+    written, expected = CODES[codes]
+    files: dict[str, bytes | str] = {f"face{i}.jpg": b"" for i in range(len(written))}
+    # After the first rows, which tell the columns apart, so that all of the column must have been looked at.
+    rows = [f"elsewhere{i}.jpg,{written[0]}" for i in range(300)]
+    rows += [f"face{i}.jpg,{code}" for i, code in enumerate(written)]
+    assert genders({**files, "t.csv": "\n".join(["file,gender", *rows])})[:-1] == expected
+
+
+@pytest.mark.parametrize("names", [("men.csv", "women.csv"), ("0/metadata.csv", "1/metadata.csv")])
+def test_digits_mean_the_same_in_all_tables_of_an_archive(names: tuple[str, str]) -> None:
+    men, women = names
+    files: dict[str, bytes | str] = {
+        "a.jpg": b"",
+        "b.jpg": b"",
+        men: "file,sex\na.jpg,1\n",
+        women: "file,sex\nb.jpg,2\n",
+    }
+    assert genders(files)[:2] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        (["0", "1"], [0, 1]),
+        (["1", "2"], [0, 1]),
+        (["0", "1", "2", "9"], [None, 0, 1, None]),
+        (["-1", "1"], [None, None]),
+        (["1", "2", "3"], [None, None, None]),
+        (["2/0", "2/1"], [None, None]),  # which of them is the gender
+        (["1", "other", "2"], [0, None, 1]),
+    ],
+)
+def test_folders_named_by_digits_are_read_by_all_of_them(folders: list[str], expected: list[int | None]) -> None:
+    assert genders({f"x/{folder}/a.jpg": b"" for folder in folders}) == expected
+
+
+LETTERS = {
+    "hombre, mujer": (["H", "M"], [0, 1]),
+    "man, vrouw": (["M", "V", "x"], [0, 1, None]),
+    "man, kvinna": (["m", "k", ""], [0, 1, None]),
+    "male, female": (["M", "F", "u"], [0, 1, None]),
+    "Mann, weiblich": (["m", "w", "d"], [0, 1, None]),
+    "homme, femme": (["H", "F"], [0, 1]),
+    "m alone": (["m"], [0]),
+    "v alone": (["v", "male"], [None, 0]),
+}
+
+
+@pytest.mark.parametrize("letters", LETTERS)
+def test_letters_are_read_by_all_that_stand_together(letters: str) -> None:
+    written, expected = LETTERS[letters]
+    faces: dict[str, bytes | str] = {f"face{i}.jpg": b"" for i in range(len(written))}
+    rows = [f"face{i}.jpg,{letter}" for i, letter in enumerate(written)]
+    assert genders({**faces, "t.csv": "\n".join(["file,sex", *rows])})[:-1] == expected
+    tables = {f"part{i}/t.csv": f"file,sex\n{row}\n" for i, row in enumerate(rows)}
+    assert genders({**faces, **tables})[: len(faces)] == expected
+
+
+@pytest.mark.parametrize("letters", ["HM", "MV", "mk", "mf", "mw", "hf"])
+def test_folders_and_lists_named_by_letters_are_read_by_all_of_them(letters: str) -> None:
+    assert genders({f"x/{letter}/a.jpg": b"" for letter in letters}) == [0, 1]
+    assert genders({"1.jpg": b"", "2.jpg": b"", **{f"{a}.txt": f"{i}.jpg" for i, a in enumerate(letters, 1)}})[:2] == [
+        0,
+        1,
+    ]
+
+
+def test_lists_named_by_digits_are_read_by_all_of_them() -> None:
+    lists = {"1.txt": "a.jpg\n", "2.txt": "b.jpg\n"}
+    assert genders({"a.jpg": b"", "b.jpg": b"", **lists})[:2] == [0, 1]
+    assert genders({"a.jpg": b"", "b.jpg": b"", **lists, "3.txt": "c.jpg\n"})[:2] == [None, None]
+
+
+def test_what_a_digit_was_taken_for_is_said_also_where_it_was_not_understood() -> None:
+    files: dict[str, bytes | str] = {"a.jpg": b"", "b.jpg": b"", "c.jpg": b""}
+    _, found = recognized({**files, "t.csv": "file,gender\na.jpg,1\nb.jpg,2\nc.jpg,0\n"})
+    assert "1 = male (1), 2 = female (1), 0 = not understood (1)" in found.report.text
+    outcomes, found = recognized({**files, "t.csv": "file,gender\na.jpg,3\nb.jpg,4\n"})
+    assert outcomes["a.jpg"] == Reject("no_label", "found '3' in the column 'gender', expected a gender")
+    assert found.report.text == "no labels recognised in 4 files; 3 = not understood (1), 4 = not understood (1)"
+
+
+def test_what_the_user_says_of_digits_wins() -> None:
+    for header in ("gender", "male"):
+        files: dict[str, bytes | str] = {"a.jpg": b"", "b.jpg": b"", "t.csv": f"file,{header}\na.jpg,1\nb.jpg,0\n"}
+        assert genders(files, male=["0"], female=["1"])[:2] == [1, 0]
+    assert genders({"1/a.jpg": b"", "2/b.jpg": b""}, male=["2"], female=["1"]) == [1, 0]
 
 
 @pytest.mark.parametrize(

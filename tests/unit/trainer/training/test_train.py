@@ -262,6 +262,11 @@ def test_an_epoch_is_kept_from_the_middle_of_the_cosine_on(schedule: str, epochs
     assert first_candidate(RECIPE.model_copy(update={"schedule": schedule, "epochs": epochs})) == first
 
 
+@pytest.mark.parametrize("init", ["starter", "gender:3"])
+def test_from_learned_weights_any_epoch_may_be_kept(init: str) -> None:
+    assert first_candidate(RECIPE.model_copy(update={"schedule": "cosine", "epochs": 64, "init": init})) == 1
+
+
 def test_training_stops_early_and_returns_the_weights_of_its_best_epoch() -> None:
     # Swapped labels: what helps in training hurts in validation, so no epoch is better than the first.
     faces, _ = drawn_faces()
