@@ -250,6 +250,7 @@ class Pipeline:
                 device=self._device,
                 throughput=lambda recipe: measure_throughput(recipe, self._device) * self._group.size,
                 starter_helps=lambda: starter_helps(dataset, self._device),
+                validation=len(dataset.part("validation")),
                 start_network=start.network,
                 start_mirrors=start.mirrors,
             )

@@ -23,6 +23,8 @@ MAX_EPOCHS: Final = 64
 MAX_EPOCHS_FROM_STARTER: Final = 20
 """The starter knows faces already: more epochs make it forget them."""
 PATIENCE: Final = 12
+VALIDATION_COST: Final = 1 / 3
+"""The cost of a face in validation, without a backward pass, as a share of its cost in training."""
 START_RATE: Final = 5e-4
 LEAST_START_RATE: Final = 5e-5
 FACES_OF_START_RATE: Final = 5_000
@@ -47,6 +49,11 @@ class Recipe(TrainingParams):
         return all(asked in ("auto", done[name]) for name, asked in params.as_dict().items())
 
 
+def epoch_cost(faces: int, validation: int) -> float:
+    """Returns how many faces one could train on in the time of an epoch, which ends in validation."""
+    return faces + validation * VALIDATION_COST
+
+
 def start_rate(faces: int) -> float:
     """Returns AdamW's largest step size from weights that know faces already, for so many training faces."""
     return max(LEAST_START_RATE, round(START_RATE * min(1, faces / FACES_OF_START_RATE), 6))
@@ -59,6 +66,7 @@ def decide(
     device: torch.device,
     throughput: Callable[[Recipe], float],
     starter_helps: Callable[[], bool],
+    validation: int = 0,
     start_network: Network = STARTER_NETWORK,
     start_mirrors: bool = False,
 ) -> Recipe:
@@ -70,6 +78,7 @@ def decide(
         device: where to train.
         throughput: measures how many faces per second a recipe trains on; asked only where there is a `budget_s`.
         starter_helps: tries the starter on the training faces; asked only where `init` is `auto` and the network fits.
+        validation: how many faces choose the epoch; they take time too.
         start_network: the network of the weights that `init` names; the starter's where it is `auto`.
         start_mirrors: whether they answer with the mirror image; the starter learned from a teacher that did.
 
@@ -103,5 +112,5 @@ def decide(
     recipe = Recipe.model_validate(asked | left)
     if params.budget_s is None or params.epochs != "auto":
         return recipe
-    affordable = int(params.budget_s * throughput(recipe) / faces)
+    affordable = int(params.budget_s * throughput(recipe) / epoch_cost(faces, validation))
     return recipe.model_copy(update={"epochs": max(1, min(recipe.epochs, affordable))})

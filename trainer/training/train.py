@@ -29,7 +29,7 @@ from trainer.training.device import DeviceFaces, seeded, to_device
 from trainer.training.loss import MultiTaskLoss, targets_to_device
 from trainer.training.model import build_network
 from trainer.training.process_group import ProcessGroup
-from trainer.training.recipe import Recipe
+from trainer.training.recipe import Recipe, epoch_cost
 from trainer.training.schedule import averaging_at, first_candidate, learning_rate_at, split_into_batches
 from trainer.training.starter import Weights, load_starter
 from trainer.training.step import TrainStep
@@ -39,8 +39,6 @@ PROGRESS_EVERY_S: Final = 0.5
 EVALUATION_BATCH: Final = 256
 _SHARE_FACES: Final = 10_000
 """Validation faces that say how far to go from a start; more would not change the answer, only take longer."""
-VALIDATION_COST: Final = 1 / 3
-"""The cost of a face in validation, without a backward pass, as a share of its cost in training; for the time left."""
 
 
 class Interrupted(Exception):
@@ -291,7 +289,7 @@ def train(
                 reported = now
                 _require_finite(loss_sum, recipe, epoch)  # in all processes: they would wait for one that stopped alone
                 left = len(job.training) * (recipe.epochs - epoch + 1) - seen
-                left *= 1 + len(job.validation) / len(job.training) * VALIDATION_COST
+                left *= epoch_cost(len(job.training), len(job.validation)) / len(job.training)
                 progress = Progress(
                     epoch=epoch,
                     epochs=recipe.epochs,

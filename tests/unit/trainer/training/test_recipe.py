@@ -8,7 +8,7 @@ import torch
 from shared.errors import InvalidMessage
 from shared.params import TrainingParams
 from trainer.training.device import computes_bfloat16
-from trainer.training.recipe import MAX_EPOCHS, MIN_EPOCHS, Recipe, decide
+from trainer.training.recipe import MAX_EPOCHS, MIN_EPOCHS, VALIDATION_COST, Recipe, decide
 
 CPU = torch.device("cpu")
 
@@ -22,6 +22,7 @@ def decided(
     speed: float | None = None,
     *,
     helps: bool = False,
+    validation: int = 0,
     start_mirrors: bool = False,
     **params: object,
 ) -> Recipe:
@@ -31,6 +32,7 @@ def decided(
         device=CPU,
         throughput=unasked if speed is None else lambda _: speed,
         starter_helps=lambda: helps,
+        validation=validation,
         start_mirrors=start_mirrors,
     )
 
@@ -57,16 +59,17 @@ def test_few_faces_never_stop_training_early_unless_the_user_says_so() -> None:
     assert decided(500, patience=5).patience == 5
 
 
-def seconds(recipe: Recipe, faces: int, speed: float) -> float:
-    return recipe.epochs * faces / speed
+def seconds(recipe: Recipe, faces: int, validation: int, speed: float) -> float:
+    return recipe.epochs * (faces + validation * VALIDATION_COST) / speed
 
 
+@pytest.mark.parametrize("validation", [0, 1_250, 6_000])
 @pytest.mark.parametrize("budget_s", [60, 120, 180])
-def test_a_budget_of_time_is_used_and_kept(budget_s: float) -> None:
-    recipe = decided(10_000, 400.0, budget_s=budget_s)
+def test_a_budget_of_time_is_used_and_kept_validation_included(budget_s: float, validation: int) -> None:
+    recipe = decided(10_000, 400.0, budget_s=budget_s, validation=validation)
     assert 1 < recipe.epochs < decided(10_000).epochs
     longer = recipe.model_copy(update={"epochs": recipe.epochs + 1})
-    assert seconds(recipe, 10_000, 400.0) <= budget_s < seconds(longer, 10_000, 400.0)
+    assert seconds(recipe, 10_000, validation, 400.0) <= budget_s < seconds(longer, 10_000, validation, 400.0)
 
 
 def test_a_budget_shorter_than_an_epoch_still_trains_one_and_a_large_one_trains_no_longer_than_helps() -> None:
