@@ -39,7 +39,7 @@ kobieta kobiety zena zeny nainen naiset kadin kadinlar wanita perempuan femeie f
 _LETTERS: Final = {"m": MALE, "h": MALE, "f": FEMALE, "w": FEMALE}
 _PAIRS: Final = {
     frozenset("hm"): {"h": MALE, "m": FEMALE},  # hombre, mujer
-    frozenset("mv"): {"m": MALE, "v": FEMALE},  # man, vrouw
+    frozenset("mv"): {},  # man, vrouw in Dutch, but mujer, varón in Spanish: nobody can tell
     frozenset("mk"): {"m": MALE, "k": FEMALE},  # mężczyzna, kobieta; man, kvinna
 }
 """Letters that mean something else beside each other than alone."""
@@ -123,7 +123,7 @@ def gender_by_word(text: str) -> int | None:
 
 
 def read_letters(values: Iterable[str]) -> Callable[[str], int | None]:
-    """Returns what reads a gender in a letter: m or h, f or w; of h and m, the m is female, and v or k is beside an m.
+    """Returns what reads a gender in a letter: m or h, f or w; of h and m, the m is female, and k is beside an m.
 
     Args:
         values: all that stand in a column, or in the folders' place; of other letters and words nothing follows.

@@ -23,6 +23,8 @@ TABLE_SUFFIXES: Final = (".csv", ".tsv", ".txt", ".jsonl", ".tab")
 _MAX_TABLES: Final = 64
 _SAMPLE_ROWS: Final = 200
 _MAX_ROWS: Final = 5_000_000
+_LONGEST_CODE: Final = 2
+"""Characters of a number that may stand for a gender, as the name of a folder; longer ones are years and the like."""
 _EXAMPLES: Final = 5
 _SHOWN_VALUES: Final = 20
 
@@ -198,7 +200,7 @@ def _from_folders(entries: Sequence[Entry], spec: LabelSpec) -> _Found:
     """Takes the deepest folder that names a gender; letters and digits only where no words do."""
     paths = [entry.name.replace("\\", "/").split("/")[:-1] for entry in entries]
     names = set(chain.from_iterable(paths))
-    numbers = set(filter(words.is_number, names))
+    numbers = {name for name in names if words.is_number(name) and len(name) <= _LONGEST_CODE}
     # Of numbers in numbers nobody knows which is the gender: together they are none that is read.
     digits = {"/".join(name for name in path if name in numbers) for path in paths}
     best = _Found("folders")
