@@ -346,7 +346,14 @@ _CALLS: Final = (
         query=_REASON,
     ),
     _Call("DELETE", "/models/{version}/challenge", "dismiss_model", "End that", views.AliasesNow, query=_REASON),
-    _Call("POST", "/models/rollback", "roll_back_model", "Promote the one before", views.AliasesNow, query=_REASON),
+    _Call(
+        "POST",
+        "/models/rollback",
+        "roll_back_model",
+        "Promote the one before",
+        views.AliasesNow,
+        query={**_REASON, "version": _number("The version it must be, or the answer is 409", 1, 10**9)},
+    ),
     *(
         call
         for noun, path in (

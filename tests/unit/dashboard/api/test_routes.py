@@ -450,6 +450,18 @@ def test_rolling_back_to_nothing_is_a_conflict(site: Site) -> None:
     assert (answer.status_code, error_of(answer.data)[0]) == (409, "conflict")
 
 
+def test_a_rollback_over_http_may_say_to_which_version(site: Site) -> None:
+    sha256 = site.builder.dataset(30)
+    for run_id in ("run-a", "run-b"):
+        site.parts.client.promote(site.builder.model(sha256, run_id), "newer")
+
+    other = site.web.post("/api/v1/models/rollback", json={"version": 2})
+    right = site.web.post("/api/v1/models/rollback", json={"version": 1})
+
+    assert (other.status_code, error_of(other.data)[0]) == (409, "conflict")
+    assert (right.json or {})["aliases"]["champion"] == 1
+
+
 def test_models_are_listed_with_metrics_and_can_be_downloaded(site: Site) -> None:
     version = site.builder.model(site.builder.dataset(30), "run-a")
     web = site.web
