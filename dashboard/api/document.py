@@ -416,7 +416,6 @@ def document() -> dict[str, Any]:
             "description": "Trains and serves a gender classifier for face images around a message queue. "
             f"Errors carry one of the codes: {', '.join(CODES)}.",
         },
-        "servers": [{"url": "/api/v1"}],
         "security": [{}, {"token": []}],
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
