@@ -277,6 +277,12 @@ class StoreCache:
         for sha256 in left:
             yield sha256, name(sha256, None)
 
+    def decoded_datasets(self) -> Iterator[tuple[str, str, DatasetSummary]]:
+        """Yields (hash, name, what it holds) of every decoded dataset that can be read, as `named_datasets` does."""
+        for sha256, name in self.named_datasets():
+            if summary := self.readable_summary(sha256):
+                yield sha256, name or sha256[:12], summary
+
     def dataset_ids(self, tag: str | None = None) -> list[str]:
         """Returns the hashes of all datasets, or of those with a tag, whose archive is here, decoded or not."""
         tagged = self._tagged("dataset", tag)

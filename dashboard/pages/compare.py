@@ -41,7 +41,7 @@ def compare() -> str:
         chosen=chosen,
         versions=[card.version for card in cards],
         names=_names(),
-        datasets=[(item.sha256, item.name or item.sha256[:12]) for item in matrix.datasets],
+        datasets=[(sha256, name) for sha256, name, _ in cache.decoded_datasets()],
         splits=(*SPLITS, ALL_FACES),
         matrix=matrix,
         scoring=parts.scoring.state,

@@ -116,6 +116,18 @@ def test_the_matrix_has_every_model_on_every_dataset(filled: Site) -> None:
     assert page.count('aria-label="Predict this dataset with model') == 2
 
 
+def test_the_form_keeps_the_dataset_that_is_compared_however_old_it_is(filled: Site) -> None:
+    old = sha_of(filled)
+    for i in range(10):
+        filled.builder.run(f"run-00000000010{i}", dataset=filled.builder.dataset(20 + i))
+
+    page = filled.web.get("/compare?first=1&second=2").text
+    form = page.partition('<select id="dataset"')[2].partition("</select>")[0]
+
+    assert f'<option value="{old}" selected>' in form
+    assert form.count("<option") == 11
+
+
 def test_what_cannot_be_compared_is_said(filled: Site) -> None:
     for query, status in (
         ("", 400),
