@@ -28,6 +28,24 @@ def test_runs_are_paged(site: Site) -> None:
     assert "Page 2 of 2" in second
 
 
+@pytest.mark.parametrize("path", [f"/runs/{RUN}", "/models/1"])
+def test_suspects_that_were_looked_at_are_suspected_no_more(filled: Site, path: str) -> None:
+    def suspects(page: str) -> list[str]:
+        return re.findall(r"/faces/(\d+)\?", filled.web.get(page).text.partition('id="suspects"')[2])
+
+    before, sha256 = suspects(path), sha_of(filled)
+    data = filled.parts.store_cache.dataset(sha256)
+    filled.parts.client.edits.add(sha256, "exclude", [int(before[0])])
+    filled.parts.client.edits.add(sha256, GENDERS[1 - data.gender[int(before[1])]], [int(before[1])])
+
+    after = suspects(path)
+
+    assert len(after) == len(before) == 12
+    assert not {*before[:2]} & {*after}
+    listed = filled.web.get(f"/api/v1/datasets/{sha256}/faces?version=1&sort=suspects&limit=12").json or {}
+    assert after == [str(face["index"]) for face in listed["faces"]]  # as "See all" shows them
+
+
 def test_a_run_is_cancelled_from_its_page(filled: Site) -> None:
     web = filled.web
     answer = web.post("/runs/run-000000000003/cancel", data={"csrf": csrf_of(web)}, follow_redirects=True)
