@@ -59,7 +59,8 @@ def score() -> Response:
     if version is None:
         raise InvalidMessage("version is missing; expected a model's number")
     dashboard().scoring.score(request.form.get("dataset", ""), version)
-    back: dict[str, Any] = {name: request.form[name] for name in _QUERY if name in request.form}
+    # The dataset of the form need not be the one of the comparison, which the address names.
+    back: dict[str, Any] = {name: request.args[name] for name in _QUERY if name in request.args}
     return redirect(url_for("compare.compare", **back), 303)
 
 

@@ -221,14 +221,31 @@ def test_a_bar_and_a_dot_lead_to_their_faces(site: Site, visit: Visit) -> None:
     visit.check()
 
 
+def test_the_matrix_follows_a_prediction_that_was_started_in_it(tmp_path: Path, browser: Browser) -> None:
+    with open_site(tmp_path, started=True) as site, served(site) as base, site.job_worker():
+        own, other = site.builder.dataset(40), site.builder.dataset(41)
+        for i, sha256 in enumerate((own, other)):
+            site.builder.model(sha256, f"run-{i + 1:012d}")
+        visit = Visit(browser, base)
+        visit.go(f"/compare?first=1&second=2&dataset={own}")
+        matrix = visit.page.locator("#all-models")
+        predict = matrix.get_by_role("button", name="Predict this dataset with model")
+        expect(predict).to_have_count(2)
+        predict.first.click()
+        expect(predict).to_have_count(1, timeout=30_000)
+        expect(predict).to_be_enabled(timeout=30_000)
+        assert "first=1&second=2" in visit.page.url
+        visit.check()
+        visit.close()
+
+
 def test_a_dot_leads_to_all_of_its_faces_by_the_threshold_in_force(site: Site, visit: Visit) -> None:
     """A dot's limits are exact, and the stored predictions have six decimals."""
     (sha256,) = site.store.children("datasets")
     data, stored = site.parts.store_cache.dataset(sha256), site.parts.store_cache.predictions(sha256, 1)
     assert stored is not None
     ends = sorted(float(p) for p in stored[data.split == 2] if 0.6 < p < 0.9)
-    inside = len(ends)
-    dot = {"low": ends[0] + 4e-7, "high": ends[-1] - 4e-7, "mean_probability": 0.75, "share_female": 0.5, "count": inside}
+    dot = {"low": ends[0] + 4e-7, "high": ends[-1] - 4e-7, "mean_probability": 0.75, "share_female": 0.5, "count": 9}
 
     def answer(route: Route) -> None:
         found = route.fetch().json()
@@ -247,6 +264,6 @@ def test_a_dot_leads_to_all_of_its_faces_by_the_threshold_in_force(site: Site, v
         }""")
         visit.page.mouse.click(*place)
         visit.page.wait_for_url(f"**predicted={predicted}**")
-        expect(visit.page.locator("#found header")).to_contain_text(f"{inside} of 150")
+        expect(visit.page.locator("#found header")).to_contain_text(f"{len(ends)} of 150")
         assert visit.page.locator("form.filters").evaluate("(form) => form.checkValidity()")
     visit.check()

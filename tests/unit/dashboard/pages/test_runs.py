@@ -28,6 +28,13 @@ def test_runs_are_paged(site: Site) -> None:
     assert "Page 2 of 2" in second
 
 
+def test_the_first_run_appears_on_the_open_list(site: Site) -> None:
+    region = site.web.get("/runs").text.partition('id="runs" data-live="run.*"')[2]
+    assert "No runs yet" in region
+    site.builder.run("run-000000000001")
+    assert "run-000000000001" in site.web.get("/runs").text.partition('id="runs" data-live="run.*"')[2]
+
+
 @pytest.mark.parametrize("path", [f"/runs/{RUN}", "/models/1"])
 def test_suspects_that_were_looked_at_are_suspected_no_more(filled: Site, path: str) -> None:
     def suspects(page: str) -> list[str]:
