@@ -20,12 +20,14 @@ def test_runs_are_paged(site: Site) -> None:
     for i in range(55):
         site.builder.run(f"run-{i:012d}", created=f"2026-01-01T00:00:{i:02d}.000Z")
 
-    first, second = site.web.get("/runs").text, site.web.get("/runs?page=2").text
+    first, second, past = (site.web.get(f"/runs{query}").text for query in ("", "?page=2", "?page=9"))
 
     assert "run-000000000054" in first
     assert "run-000000000004" not in first
     assert "run-000000000004" in second
     assert "Page 2 of 2" in second
+    assert "run-000000000004" in past
+    assert "Page 2 of 2" in past
 
 
 def test_the_first_run_appears_on_the_open_list(site: Site) -> None:
