@@ -18,7 +18,19 @@ from datetime import timedelta
 from typing import Final
 from urllib.parse import urlsplit
 
-from flask import Blueprint, Flask, Response, current_app, g, redirect, render_template, request, session, url_for
+from flask import (
+    Blueprint,
+    Flask,
+    Response,
+    current_app,
+    flash,
+    g,
+    redirect,
+    render_template,
+    request,
+    session,
+    url_for,
+)
 from flask.sessions import SecureCookieSessionInterface
 from werkzeug.wrappers import Response as WsgiResponse
 
@@ -32,6 +44,8 @@ CSRF_FIELD: Final = "csrf"
 CSRF_HEADER: Final = "X-CSRF-Token"
 _TOKENS: Final = "GENDERLINE_TOKENS"
 _THROTTLE: Final = "GENDERLINE_LOGIN_THROTTLE"
+_UNDONE: Final = "undone"
+"""In a session: a form was posted after the login had ended."""
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _OPEN: Final = frozenset({"/healthz", "/readyz", "/login"})
 _LOGIN_LASTS: Final = timedelta(days=30)
@@ -163,7 +177,9 @@ def _guard() -> WsgiResponse | None:
     if not _is_admitted():
         if reads_json():
             raise _login_needed()
-        return redirect(url_for("auth.login", next=request.full_path.rstrip("?")), 303)
+        if request.method not in _SAFE and request.endpoint not in _OWN_LOGIN:
+            session[_UNDONE] = True
+        return redirect(url_for("auth.login", next=_page_asked_for()), 303)
     visitor = _current_token()
     if visitor and not visitor.may_change and request.method not in _SAFE and request.endpoint not in _OWN_LOGIN:
         raise Forbidden(f"the token {visitor.name!r} may only read; log in with one that may make changes")
@@ -272,9 +288,12 @@ def log_in() -> tuple[str, int, dict[str, str]] | WsgiResponse:
     target = _own_page(request.form.get("next"))
     token = find_token(f"Bearer {request.form.get('token', '')}", _all_tokens())
     if token is not None:
+        undone = session.get(_UNDONE, False)
         session.clear()
         session.permanent = True
         session["name"] = token.name
+        if undone and not reads_json():
+            flash("Your login had ended when you pressed the button, so nothing was changed. Press it again.")
         return Response(status=204) if reads_json() else redirect(request.script_root + target, 303)
     throttle: LoginThrottle = current_app.config[_THROTTLE]
     if wait_s := math.ceil(throttle.wait_s(request.remote_addr)):
@@ -296,6 +315,20 @@ def log_out() -> WsgiResponse:
 
 
 _OWN_LOGIN: Final = frozenset({"auth.log_in", "auth.log_out"})
+
+
+def _page_asked_for() -> str:
+    """Returns the page that the login leads to: the one asked for, or for a form the page that it stands on."""
+    if request.method in _SAFE:
+        return request.full_path.rstrip("?")
+    page = request.referrer or ""
+    if _host(page) != request.host and request.headers.get("Sec-Fetch-Site") != "same-origin":
+        return "/"
+    # `_host` has split it before, so that this cannot fail; the prefix is put back by the login.
+    found = urlsplit(page)._replace(scheme="", netloc="", fragment="").geturl() if _host(page) else ""
+    if not found.startswith(f"{request.script_root}/"):
+        return "/"
+    return _own_page(found.removeprefix(request.script_root))
 
 
 def _own_page(target: str | None) -> str:

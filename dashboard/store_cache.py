@@ -1,10 +1,15 @@
-"""What the store holds, read once where it cannot change any more: so that a page costs no hundred files."""
+"""What the store holds, read once where it cannot change any more: so that a page costs no hundred files.
+
+It can be deleted, also by another process. So what is asked for by its id is looked for in the store before it is
+served from memory; lists need not, as they begin with what the store holds.
+"""
 
 from __future__ import annotations
 
 import io
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Final, Generic, TypeVar
@@ -13,13 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.datasets.columns import Dataset, load_dataset, with_corrections
-from shared.errors import NotFound
+from shared.errors import NotFound, Retryable
 from shared.measures.groups import wilson_rate
 from shared.records.annotations import Annotation, Annotations, Kind, with_name
 from shared.records.dataset import (
     REFUSAL_JSON,
     REJECTS_CSV,
     SPLITS,
+    SUMMARY_JSON,
     DatasetRefusal,
     DatasetSummary,
     RejectRow,
@@ -30,7 +36,14 @@ from shared.records.edits import Corrections, EditHistory, Edits, edits_key
 from shared.records.evaluation import Rate
 from shared.records.jobs import Job, Jobs
 from shared.records.model_card import ModelCard
-from shared.records.predictions import list_predicting_versions, predict_female, read_out_of_fold, read_predictions
+from shared.records.predictions import (
+    list_predicting_versions,
+    locate_predictions,
+    out_of_fold_key,
+    predict_female,
+    read_out_of_fold,
+    read_predictions,
+)
 from shared.records.record import DamagedRecord, Listing, Record, parse_record
 from shared.records.registry import Registry
 from shared.records.runs import Run, Runs
@@ -83,6 +96,12 @@ class LruCache(Generic[_K, _V]):
         with self._lock:
             self._values.pop(key, None)
 
+    def drop_where(self, applies: Callable[[_K], bool]) -> None:
+        """Lets go of the values whose keys fit."""
+        with self._lock:
+            for key in [key for key in self._values if applies(key)]:
+                del self._values[key]
+
     def clear(self) -> None:
         """Lets go of all values."""
         with self._lock:
@@ -94,10 +113,13 @@ class StoreCache:
 
     Args:
         store: where they lie.
+        clock: seconds, monotonic.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
+        self._clock = clock
+        self._found: LruCache[tuple[str, int], bool] = LruCache(lambda key: self._look_for(key[0]), _SMALL_CACHED)
         self._runs = Runs(store)
         self._jobs = Jobs(store)
         self._registry = Registry(store)
@@ -149,6 +171,7 @@ class StoreCache:
 
     def find_run(self, run_id: str) -> Run | None:
         """Returns a run's record, or None."""
+        self._forget_deleted("run", run_id)
         run = self._find_run(run_id)
         return run and with_name(run, self.annotation("run", run_id))
 
@@ -168,6 +191,7 @@ class StoreCache:
 
     def find_job(self, job_id: str) -> Job | None:
         """Returns a job's record, or None."""
+        self._forget_deleted("job", job_id)
         job = self._find_job(job_id)
         return job and with_name(job, self.annotation("job", job_id))
 
@@ -191,10 +215,11 @@ class StoreCache:
         """Returns the cards of all models, or of a page of them, or of those with a tag, as `Registry.page` does."""
         tagged = self._tagged("model", tag)
         only = None if tagged is None else {int(version) for version in tagged}
-        return self._registry.page(limit, offset, self.card, only)
+        return self._registry.page(limit, offset, self._cards.get, only)
 
     def card(self, version: int) -> ModelCard:
         """Returns a model's card, or raises `NotFound` or `DamagedRecord`."""
+        self._forget_deleted("model", str(version))
         return self._cards.get(version)
 
     def champion(self) -> int | None:
@@ -212,9 +237,20 @@ class StoreCache:
         """Lets go of what is cached of something that was deleted."""
         if kind == "model":
             self._cards.drop(int(which))
+            for by_version in (self._predictions, self._out_of_fold, self._test_accuracies):
+                by_version.drop_where(lambda key: key[1] == int(which))
         elif kind == "dataset":
             self._summaries.drop(which)
             self._datasets.drop(which)
+            self._histories.drop_where(lambda key: key[0] == edits_key(which))
+            for by_dataset in (
+                self._named_corrections,
+                self._edited,
+                self._predictions,
+                self._out_of_fold,
+                self._test_accuracies,
+            ):
+                by_dataset.drop_where(lambda key: key[0] == which)
         else:
             (self._ended_runs if kind == "run" else self._ended_jobs).drop(which)
 
@@ -241,6 +277,12 @@ class StoreCache:
         for sha256 in left:
             yield sha256, name(sha256, None)
 
+    def decoded_datasets(self) -> Iterator[tuple[str, str, DatasetSummary]]:
+        """Yields (hash, name, what it holds) of every decoded dataset that can be read, as `named_datasets` does."""
+        for sha256, name in self.named_datasets():
+            if summary := self.readable_summary(sha256):
+                yield sha256, name or sha256[:12], summary
+
     def dataset_ids(self, tag: str | None = None) -> list[str]:
         """Returns the hashes of all datasets, or of those with a tag, whose archive is here, decoded or not."""
         tagged = self._tagged("dataset", tag)
@@ -248,6 +290,10 @@ class StoreCache:
 
     def summary(self, sha256: str) -> DatasetSummary | None:
         """Returns what a dataset holds; None before it is decoded, or raises `DamagedRecord`."""
+        self._forget_deleted("dataset", sha256)
+        return self._find_summary(sha256)
+
+    def _find_summary(self, sha256: str) -> DatasetSummary | None:
         try:
             return self._summaries.get(sha256)
         except NotFound:
@@ -256,7 +302,7 @@ class StoreCache:
     def readable_summary(self, sha256: str) -> DatasetSummary | None:
         """Returns the same for a list of datasets, of which a damaged one must not keep the others from being shown."""
         try:
-            return self.summary(sha256)
+            return self._find_summary(sha256)
         except DamagedRecord as error:
             _LOG.error("%s", error)
             return None
@@ -268,6 +314,7 @@ class StoreCache:
             NotFound: there is none of that hash, or it is not decoded yet.
             DamagedRecord: one of its files is not what it should be.
         """
+        self._forget_deleted("dataset", sha256)
         return self._datasets.get(sha256)
 
     def edit_history(self, sha256: str) -> EditHistory:
@@ -289,6 +336,7 @@ class StoreCache:
         Raises:
             NotFound: there is no such dataset, it is not decoded yet, or it has no edits of that hash.
         """
+        self._forget_deleted("dataset", sha256)
         if labels:
             corrections = self._named_corrections.get((sha256, labels))
         elif until is None:
@@ -314,6 +362,7 @@ class StoreCache:
     def predictions(self, sha256: str, version: int) -> NDArray[np.float32] | None:
         """Returns float32 (N,), the probability of female of every face by a model; None where there are none."""
         try:
+            self._drop_deleted(self._predictions, sha256, version, locate_predictions)
             return self._predictions.get((sha256, version))
         except NotFound:
             return None
@@ -324,6 +373,7 @@ class StoreCache:
         A model that was trained on other faces has learned from none of these.
         """
         try:
+            self._drop_deleted(self._out_of_fold, sha256, version, lambda _, card: out_of_fold_key(card.run_id))
             return self._out_of_fold.get((sha256, version))
         except NotFound:
             return None
@@ -343,6 +393,42 @@ class StoreCache:
         self._datasets.clear()
 
     # -- how
+
+    def _forget_deleted(self, kind: Kind, which: str) -> None:
+        """Lets go of something that is cached and was deleted by whichever process."""
+        cached: object
+        if kind == "model":
+            cached, key = self._cards.find(int(which)), self._registry.card_key(int(which))
+        elif kind == "dataset":
+            cached, key = self._summaries.find(which), f"datasets/{which}/{SUMMARY_JSON}"
+        elif kind == "run":
+            cached, key = self._ended_runs.find(which), self._runs.key(which)
+        else:
+            cached, key = self._ended_jobs.find(which), self._jobs.key(which)
+        if cached is not None and not self._exists(key):
+            self.forget(kind, which)
+
+    def _drop_deleted(
+        self,
+        cache: LruCache[tuple[str, int], NDArray[np.float32]],
+        sha256: str,
+        version: int,
+        locate: Callable[[str, ModelCard], str],
+    ) -> None:
+        """Lets go of a model's predictions where their file was deleted; raises `NotFound` where the model was."""
+        card = self.card(version)
+        if cache.find((sha256, version)) is not None and not self._exists(locate(sha256, card)):
+            cache.drop((sha256, version))
+
+    def _exists(self, key: str) -> bool:
+        """Returns whether an object was there within this second: no thumbnail costs a request of its own on S3."""
+        return self._found.get((key, int(self._clock())))
+
+    def _look_for(self, key: str) -> bool:
+        try:
+            return self._store.exists(key)
+        except Retryable:
+            return True  # the store is away; what was read before is served on
 
     def _measure_accuracy(self, sha256: str, version: int) -> Rate:
         probabilities = self._predictions.get((sha256, version))

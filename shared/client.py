@@ -458,9 +458,13 @@ class Client:
             self.broker.emit(*ModelPromoted(version=version, reason=reason).wire())
         return promoted
 
-    def rollback(self, reason: str, *, user: str | None = None) -> int:
-        """Makes the previous champion the champion again and tells the workers. Returns its version."""
-        champion = self.registry.rollback(reason, user=user).champion
+    def rollback(self, reason: str, *, expected: int | None = None, user: str | None = None) -> int:
+        """Makes the previous champion the champion again and tells the workers. Returns its version.
+
+        Raises:
+            Conflict: there is no previous champion, or it is not `expected`, where one is given.
+        """
+        champion = self.registry.rollback(reason, expected=expected, user=user).champion
         assert champion is not None  # noqa: S101 - a rollback always ends at a version
         self.broker.emit(*ModelPromoted(version=champion, reason=reason).wire())
         return champion

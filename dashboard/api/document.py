@@ -347,7 +347,14 @@ _CALLS: Final = (
         query=_REASON,
     ),
     _Call("DELETE", "/models/{version}/challenge", "dismiss_model", "End that", views.AliasesNow, query=_REASON),
-    _Call("POST", "/models/rollback", "roll_back_model", "Promote the one before", views.AliasesNow, query=_REASON),
+    _Call(
+        "POST",
+        "/models/rollback",
+        "roll_back_model",
+        "Promote the one before",
+        views.AliasesNow,
+        query={**_REASON, "version": _number("The version it must be, or the answer is 409", 1, 10**9)},
+    ),
     *(
         call
         for noun, path in (
@@ -410,7 +417,6 @@ def document() -> dict[str, Any]:
             "description": "Trains and serves a gender classifier for face images around a message queue. "
             f"Errors carry one of the codes: {', '.join(CODES)}.",
         },
-        "servers": [{"url": "/api/v1"}],
         "security": [{}, {"token": []}],
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},

@@ -24,6 +24,13 @@ def read_field(name: str) -> str | None:
     return found
 
 
+def read_texts(name: str) -> list[str]:
+    """Returns the values of a field that may be given several times, and in a JSON body as one value or a list."""
+    body = read_json_object().get(name)
+    listed = body if isinstance(body, list) else [] if body is None else [body]
+    return [*request.values.getlist(name), *map(str, listed)]
+
+
 def says_yes(name: str) -> bool:
     """Returns whether a field of the query or form says yes."""
     return (read_field(name) or "").lower() in {"true", "1", "yes"}

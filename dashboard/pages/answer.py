@@ -38,8 +38,7 @@ def answer_view(evaluation: Evaluation, sha256: str | None, card: ModelCard | No
         data, probabilities = scored
         labelled = Labels(data.gender, data.ethnicity, data.age)
         measures = measure(labelled, probabilities, data.split == SPLITS.index("test"), threshold) or measures
-        out_of_fold = dashboard().store_cache.out_of_fold_predictions(data.sha256, card.version)
-        suspects = _suspects(data, probabilities, out_of_fold)
+        suspects = _suspects(data.sha256, probabilities, card.version)
         version = card.version
 
     def faces_url(**filters: Any) -> str:
@@ -76,9 +75,9 @@ def labels_of(card: ModelCard) -> str:
     return card.dataset.edits or ("" if corrections.is_empty else ARCHIVE_LABELS)
 
 
-def _suspects(
-    data: Dataset, probabilities: NDArray[np.float32], out_of_fold: NDArray[np.float32] | None
-) -> list[dict[str, Any]]:
-    """Returns the faces whose labels are the likeliest to be wrong."""
+def _suspects(sha256: str, probabilities: NDArray[np.float32], version: int) -> list[dict[str, Any]]:
+    """Returns the faces whose labels now are the likeliest to be wrong: one that was corrected is so no more."""
+    cache = dashboard().store_cache
+    data, out_of_fold = cache.edited(sha256), cache.out_of_fold_predictions(sha256, version)
     order = select_faces(data, probabilities, FaceFilter(sort="suspects"), None, out_of_fold)
     return [face_view(data, probabilities, int(i)) for i in order[:_SUSPECTS]]

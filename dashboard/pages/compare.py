@@ -40,7 +40,7 @@ def compare() -> str:
         chosen=chosen,
         versions=[card.version for card in cards],
         names=_names(),
-        datasets=[(item.sha256, item.name or item.sha256[:12]) for item in matrix.datasets],
+        datasets=[(sha256, name) for sha256, name, _ in cache.decoded_datasets()],
         splits=(*SPLITS, ALL_FACES),
         matrix=matrix,
         scoring=parts.scoring.state,
@@ -58,7 +58,8 @@ def score() -> Response:
     if version is None:
         raise InvalidMessage("version is missing; expected a model's number")
     dashboard().scoring.score(request.form.get("dataset", ""), version)
-    back: dict[str, Any] = {name: request.form[name] for name in _QUERY if name in request.form}
+    # The dataset of the form need not be the one of the comparison, which the address names.
+    back: dict[str, Any] = {name: request.args[name] for name in _QUERY if name in request.args}
     return redirect(url_for("compare.compare", **back), 303)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgpack
-from flask import Blueprint, flash, redirect, render_template
+from flask import Blueprint, flash, redirect, render_template, url_for
 from werkzeug.wrappers import Response
 
 from dashboard.api.routes.dead import read_dead_ids
@@ -55,7 +55,7 @@ def _act_on_selected(act: Callable[[Sequence[str] | None], int], words: str) -> 
         flash("No message was selected. Tick some, then press again.")
     else:
         flash(f"{act(chosen):,} {words}.")
-    return redirect("/dead", 303)
+    return redirect(url_for("dead.list_dead"), 303)
 
 
 def _view(letter: DeadLetter) -> dict[str, Any]:

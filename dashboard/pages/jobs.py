@@ -11,7 +11,7 @@ from flask import Blueprint, Response, flash, redirect, render_template, request
 from werkzeug.wrappers import Response as WsgiResponse
 
 from dashboard.context import dashboard
-from dashboard.pages.manage import annotation_view, tag_filter
+from dashboard.pages.manage import annotation_view, read_list_page, tag_filter
 from dashboard.pages.originals import read_original
 from shared.errors import NotFound
 from shared.faces.decode import ImageLimits, decode_face
@@ -28,17 +28,15 @@ blueprint = Blueprint("jobs", __name__)
 @blueprint.get("/jobs")
 def list_jobs() -> str:
     """Shows all jobs, newest first."""
-    parts = dashboard()
-    page = max(1, request.args.get("page", 1, int))
     tagged = tag_filter("job")
-    listing = parts.store_cache.jobs(_PAGE, (page - 1) * _PAGE, tagged["tag"] or None)
+    listing, page, pages = read_list_page(dashboard().store_cache.jobs, _PAGE, tagged["tag"] or None)
     return render_template(
         "jobs.html",
         jobs=[(job, _progress(job)) for job in listing.records],
         damaged=listing.damaged + tagged["damaged_annotations"],
         **tagged,
         page=page,
-        pages=-(-listing.total // _PAGE),
+        pages=pages,
         link=lambda number: url_for("jobs.list_jobs", page=number, tag=tagged["tag"] or None),
     )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 from flask import Blueprint, flash, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response
@@ -12,8 +13,10 @@ from dashboard.auth import current_user
 from dashboard.context import dashboard
 from shared.errors import Conflict, NotFound, short_repr
 from shared.records.annotations import KINDS, NAME_LENGTH, NOTE_LENGTH, Annotation, Kind, known_tags
+from shared.records.record import Listing, StoredModel
 
 _SHORT: Final = 12
+_R = TypeVar("_R", bound=StoredModel)
 
 blueprint = Blueprint("manage", __name__)
 
@@ -27,6 +30,27 @@ def tag_filter(kind: Kind) -> dict[str, Any]:
         "tag": request.args.get("tag", ""),
         "damaged_annotations": damaged,
     }
+
+
+def read_list_page(
+    read: Callable[[int, int, str | None], Listing[_R]], size: int, tag: str | None
+) -> tuple[Listing[_R], int, int]:
+    """Returns the part of a list that the address asks for, its number from 1 on, and how many there are.
+
+    A number past the end, as after a deletion, is the last one.
+
+    Args:
+        read: given a limit, an offset and a tag, returns the records there and the total.
+        size: the most records of a page.
+        tag: only those that have it; None for all.
+    """
+    page = max(1, request.args.get("page", 1, int))
+    found = read(size, (page - 1) * size, tag)
+    pages = max(1, -(-found.total // size))
+    if page > pages:
+        page = pages
+        found = read(size, (page - 1) * size, tag)
+    return found, page, pages
 
 
 def annotation_view(kind: Kind, which: str, given_name: str) -> dict[str, Any]:

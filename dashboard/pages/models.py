@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Blueprint, flash, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response
 
-from dashboard.api.routes.models import read_reason
+from dashboard.api.routes.models import read_expected_version, read_reason
 from dashboard.auth import current_user
 from dashboard.context import dashboard
 from dashboard.pages.answer import answer_view
@@ -68,6 +68,6 @@ def promote(version: int) -> Response:
 @blueprint.post("/models/rollback")
 def roll_back() -> Response:
     """Makes the previous champion the champion again."""
-    version = dashboard().client.rollback(read_reason(), user=current_user())
+    version = dashboard().client.rollback(read_reason(), expected=read_expected_version(), user=current_user())
     flash(f"Rolled back: model {version} is the champion again.")
     return redirect(url_for("models.list_models"), 303)

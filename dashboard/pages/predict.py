@@ -27,8 +27,7 @@ blueprint = Blueprint("predict", __name__)
 def predict() -> str:
     """Shows a face of a dataset, or the place to drop images of one's own."""
     cache = dashboard().store_cache
-    names = dict(cache.named_datasets())
-    decoded = [(sha256, summary) for sha256 in names if (summary := cache.readable_summary(sha256))]
+    decoded = list(cache.decoded_datasets())
     chosen = request.args.get("dataset") or (decoded[0][0] if decoded else None)
     face, note = None, ""
     if chosen is not None:
@@ -37,7 +36,7 @@ def predict() -> str:
         face = face_view(data, None, index)
     return render_template(
         "predict.html",
-        datasets=[(sha256, names[sha256] or sha256[:12], summary.faces) for sha256, summary in decoded],
+        datasets=[(sha256, name, summary.faces) for sha256, name, summary in decoded],
         chosen=chosen,
         face=face,
         note=note,

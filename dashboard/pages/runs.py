@@ -11,7 +11,7 @@ from werkzeug.wrappers import Response as WsgiResponse
 from dashboard.context import dashboard
 from dashboard.pages.answer import answer_view, find_scored
 from dashboard.pages.filters import parameters, progress_view
-from dashboard.pages.manage import annotation_view, tag_filter
+from dashboard.pages.manage import annotation_view, read_list_page, tag_filter
 from dashboard.pages.train_fields import label_choices, parameter_fields
 from shared.datasets.face_filter import read_threshold
 from shared.errors import NotFound
@@ -37,9 +37,8 @@ blueprint = Blueprint("runs", __name__)
 @blueprint.get("/runs")
 def list_runs() -> str:
     """Shows all runs, newest first."""
-    page = max(1, request.args.get("page", 1, int))
     tagged = tag_filter("run")
-    listing = dashboard().store_cache.runs(_PAGE, (page - 1) * _PAGE, tagged["tag"] or None)
+    listing, page, pages = read_list_page(dashboard().store_cache.runs, _PAGE, tagged["tag"] or None)
     return render_template(
         "runs.html",
         runs=[(run, _progress(run)) for run in listing.records],
@@ -47,7 +46,7 @@ def list_runs() -> str:
         **tagged,
         total=listing.total,
         page=page,
-        pages=-(-listing.total // _PAGE),
+        pages=pages,
         link=lambda number: url_for("runs.list_runs", page=number, tag=tagged["tag"] or None),
     )
 

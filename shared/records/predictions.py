@@ -45,9 +45,13 @@ def read_predictions(store: Store, sha256: str, card: ModelCard) -> NDArray[np.f
     Raises:
         NotFound: the model has not predicted this dataset.
     """
+    return _read(store.get(locate_predictions(sha256, card)))
+
+
+def locate_predictions(sha256: str, card: ModelCard) -> str:
+    """Returns the store key of a dataset's predictions by a model, whichever dataset it was trained on."""
     trained_on_it = card.dataset.sha256 == sha256
-    key = f"runs/{card.run_id}/predictions.csv" if trained_on_it else predictions_key(sha256, card.version)
-    return _read(store.get(key))
+    return f"runs/{card.run_id}/predictions.csv" if trained_on_it else predictions_key(sha256, card.version)
 
 
 def list_predicting_versions(store: Store, sha256: str, cards: Iterable[ModelCard]) -> list[int]:

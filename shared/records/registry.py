@@ -388,11 +388,11 @@ class Registry:
 
         return self._change_aliases(change).champion == version
 
-    def rollback(self, reason: str, *, user: str | None = None) -> Aliases:
+    def rollback(self, reason: str, *, expected: int | None = None, user: str | None = None) -> Aliases:
         """Makes the previous champion the champion again, by `user`.
 
         Raises:
-            Conflict: there is no previous champion.
+            Conflict: there is no previous champion, or it is not `expected`, where one is given.
             NotFound: its version is no longer there.
             DamagedRecord: as `promote` does.
         """
@@ -400,6 +400,11 @@ class Registry:
         def change(now: _AliasesFile) -> _AliasesFile:
             if now.previous is None:
                 raise Conflict("there is no previous champion to roll back to")
+            if expected is not None and now.previous != expected:
+                raise Conflict(
+                    f"the previous champion is version {now.previous} now; expected version {expected}. Nothing was "
+                    "changed"
+                )
             self.require_whole(now.previous)
             return now.with_champion("rollback", now.previous, reason, user)
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, FilePayload, expect
+from playwright.sync_api import Browser, FilePayload, Route, expect
 
 from shared.events import RunChanged
 from shared.messages import parse_dataset, run_id_of
@@ -217,4 +217,53 @@ def test_a_bar_and_a_dot_lead_to_their_faces(site: Site, visit: Visit) -> None:
     visit.page.mouse.click(*frame)
     visit.page.wait_for_url("**predicted=female**")
     assert "version=1" in visit.page.url
+    assert visit.page.locator("form.filters").evaluate("(form) => form.checkValidity()")
+    visit.check()
+
+
+def test_the_matrix_follows_a_prediction_that_was_started_in_it(tmp_path: Path, browser: Browser) -> None:
+    with open_site(tmp_path, started=True) as site, served(site) as base, site.job_worker():
+        own, other = site.builder.dataset(40), site.builder.dataset(41)
+        for i, sha256 in enumerate((own, other)):
+            site.builder.model(sha256, f"run-{i + 1:012d}")
+        visit = Visit(browser, base)
+        visit.go(f"/compare?first=1&second=2&dataset={own}")
+        matrix = visit.page.locator("#all-models")
+        predict = matrix.get_by_role("button", name="Predict this dataset with model")
+        expect(predict).to_have_count(2)
+        predict.first.click()
+        expect(predict).to_have_count(1, timeout=30_000)
+        expect(predict).to_be_enabled(timeout=30_000)
+        assert "first=1&second=2" in visit.page.url
+        visit.check()
+        visit.close()
+
+
+def test_a_dot_leads_to_all_of_its_faces_by_the_threshold_in_force(site: Site, visit: Visit) -> None:
+    """A dot's limits are exact, and the stored predictions have six decimals."""
+    (sha256,) = site.store.children("datasets")
+    data, stored = site.parts.store_cache.dataset(sha256), site.parts.store_cache.predictions(sha256, 1)
+    assert stored is not None
+    ends = sorted(float(p) for p in stored[data.split == 2] if 0.6 < p < 0.9)
+    dot = {"low": ends[0] + 4e-7, "high": ends[-1] - 4e-7, "mean_probability": 0.75, "share_female": 0.5, "count": 9}
+
+    def answer(route: Route) -> None:
+        found = route.fetch().json()
+        found["evaluation"]["reliability"] = [dot]
+        route.fulfill(json=found)
+
+    visit.page.route("**/api/v1/runs/run-000000000001", answer)
+    for threshold, predicted in (("0.5", "female"), ("0.95", "male")):
+        visit.go(f"/runs/run-000000000001?threshold={threshold}")
+        chart = visit.page.locator("[data-chart=reliability]")
+        chart.scroll_into_view_if_needed()
+        place = chart.evaluate("""(place) => {
+          const plot = [...Bokeh.index].find((v) => place.contains(v.el));
+          const { left, top } = plot.el.getBoundingClientRect();
+          return [left + plot.frame.x_scale.compute(0.75), top + plot.frame.y_scale.compute(0.5)];
+        }""")
+        visit.page.mouse.click(*place)
+        visit.page.wait_for_url(f"**predicted={predicted}**")
+        expect(visit.page.locator("#found header")).to_contain_text(f"{len(ends)} of 150")
+        assert visit.page.locator("form.filters").evaluate("(form) => form.checkValidity()")
     visit.check()

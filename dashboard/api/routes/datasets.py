@@ -13,7 +13,7 @@ from dashboard.api import faces
 from dashboard.api.answers import accept_run, accepted
 from dashboard.api.blueprint import blueprint
 from dashboard.api.exports import send_export, send_face_images
-from dashboard.api.fields import PAGE, read_field, read_idempotency_key, read_json_object, read_page
+from dashboard.api.fields import PAGE, read_field, read_idempotency_key, read_page, read_texts
 from dashboard.api.managing import annotate, delete, describe_annotation, read_tag
 from dashboard.api.uploads import parse_integer, receive_archive
 from dashboard.auth import current_user
@@ -201,10 +201,7 @@ def delete_dataset(sha256: str) -> Response:
 
 def _read_faces() -> list[int]:
     """Returns the faces that the request names, each by its index."""
-    given = [*request.values.getlist("faces")]
-    if isinstance(body := read_json_object().get("faces"), list):
-        given += [str(item) for item in body]
-    return [index for text in given if (index := parse_integer(text, "faces", 0, 10**9)) is not None]
+    return [index for text in read_texts("faces") if (index := parse_integer(text, "faces", 0, 10**9)) is not None]
 
 
 def _read_edits() -> str | None:

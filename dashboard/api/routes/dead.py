@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from flask import Response, jsonify, request
+from flask import Response, jsonify
 
 from dashboard.api.blueprint import blueprint
-from dashboard.api.fields import PAGE, read_json_object, says_yes
+from dashboard.api.fields import PAGE, read_texts, says_yes
 from dashboard.context import dashboard
 from shared.errors import InvalidMessage
 
@@ -33,13 +33,10 @@ def read_dead_ids() -> list[str] | None:
     """Returns the failed messages that the request names; None for all, which it must say.
 
     Raises:
-        InvalidMessage: it names none, and does not say `all=true`.
+        InvalidMessage: it names none and does not say `all=true`, or does both.
     """
-    chosen = request.values.getlist("dead_id")
-    if isinstance(body := read_json_object().get("dead_id"), list):
-        chosen += [str(item) for item in body]
-    if chosen:
-        return chosen
-    if says_yes("all"):
-        return None
-    raise InvalidMessage("found neither dead_id nor all=true; expected one of them")
+    chosen = read_texts("dead_id")
+    if bool(chosen) == says_yes("all"):
+        found = "both dead_id and" if chosen else "neither dead_id nor"
+        raise InvalidMessage(f"found {found} all=true; expected one of them")
+    return chosen or None

@@ -12,6 +12,7 @@ from dashboard.api.comparing import measure_requested
 from dashboard.api.exports import send_export
 from dashboard.api.fields import read_field, read_page
 from dashboard.api.managing import annotate, delete, describe_annotation, read_tag
+from dashboard.api.uploads import parse_integer
 from dashboard.auth import current_user
 from dashboard.context import dashboard
 from shared.errors import InvalidMessage, short_repr
@@ -125,7 +126,7 @@ def dismiss_model(version: int) -> Response:
 def roll_back_model() -> Response:
     """Makes the previous champion the champion again."""
     parts = dashboard()
-    parts.client.rollback(read_reason(), user=current_user())
+    parts.client.rollback(read_reason(), expected=read_expected_version(), user=current_user())
     return jsonify({"aliases": parts.client.registry.aliases().as_dict()})
 
 
@@ -135,6 +136,11 @@ def read_reason() -> str:
     if len(text) > _REASON_LENGTH:
         raise InvalidMessage(f"reason has {len(text)} characters; expected at most {_REASON_LENGTH}")
     return text or "by hand, over HTTP"
+
+
+def read_expected_version() -> int | None:
+    """Returns the version that whoever asks expects to roll back to; None for whichever was the champion before."""
+    return parse_integer(read_field("version"), "version", 1, 10**9)
 
 
 @blueprint.patch("/models/<int:version>")

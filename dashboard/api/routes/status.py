@@ -47,4 +47,4 @@ def events() -> Response:
 @blueprint.get("/openapi.json")
 def openapi() -> Response:
     """Describes this API."""
-    return jsonify(document())
+    return jsonify({**document(), "servers": [{"url": f"{request.script_root}/api/v1"}]})

@@ -9,6 +9,7 @@ import { logIn } from "./login.js";
 // The path under which a proxy shows the dashboard; none by default.
 export const root = document.body.dataset.root ?? "";
 const LEAST_PAUSE_MS = 700;
+const BUSY_PAUSE_MS = 2000;
 
 export function csrfToken() {
   return document.querySelector('meta[name="csrf-token"]').content;
@@ -151,6 +152,7 @@ function enterStage(id, stage) {
 let refreshing = false;
 let wanted = false;
 let lastRefresh = 0;
+let again = 0;
 
 // Regions as the server gave them: what scripts made of them since, plots and times, is no news.
 const served = new Map([...document.querySelectorAll("[data-live]")].map((region) => [region.id, region.innerHTML]));
@@ -219,6 +221,11 @@ export async function refresh() {
   } finally {
     refreshing = false;
     if (wanted && !document.hidden) refresh();
+    // What the dashboard itself works on ends after the events of its job: nothing else says so.
+    else if (document.querySelector("[data-live] [data-busy]")) {
+      clearTimeout(again);
+      again = setTimeout(refresh, BUSY_PAUSE_MS);
+    }
   }
 }
 

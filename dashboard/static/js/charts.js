@@ -2,7 +2,7 @@
 import { root } from "./app.js";
 import { json } from "./json.js";
 import { addSaving } from "./save.js";
-import { followThreshold, showThreshold } from "./threshold.js";
+import { followThreshold, readThreshold, showThreshold } from "./threshold.js";
 
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
@@ -202,6 +202,11 @@ async function curve(place, key, words) {
   showThreshold();
 }
 
+// Predictions are stored with six decimals: limits that are exact would leave out the faces at both ends.
+function widened(low, high) {
+  return { low: Math.max(0, Math.floor(1e6 * low) - 1) / 1e6, high: Math.min(1e6, Math.ceil(1e6 * high) + 1) / 1e6 };
+}
+
 async function reliability(place) {
   const { evaluation } = await json(`${root}/api/v1/runs/${place.dataset.runId}`);
   const keys = ["mean_probability", "share_female", "count"];
@@ -222,8 +227,10 @@ async function reliability(place) {
   // Faces are filtered by their confidence, so a dot of both predictions leads nowhere.
   lead(plot, [dots], place.dataset.faces && ((i) => {
     const { low, high } = rows[i];
-    if (low >= 0.5) return facesUrl(place.dataset.faces, { predicted: "female", low, high });
-    return high < 0.5 ? facesUrl(place.dataset.faces, { predicted: "male", low: 1 - high, high: 1 - low }) : null;
+    const threshold = readThreshold();
+    const url = (predicted, from, to) => facesUrl(place.dataset.faces, { predicted, threshold, ...widened(from, to) });
+    if (low >= threshold) return url("female", low, high);
+    return high < threshold ? url("male", 1 - high, 1 - low) : null;
   }));
   await show(place, plot, () => data);
 }

@@ -9,6 +9,11 @@ export function showThreshold() {
   show();
 }
 
+// The decision threshold in force.
+export function readThreshold() {
+  return Number(document.getElementById("threshold")?.value ?? 0.5);
+}
+
 function withThreshold(link, value) {
   const url = new URL(link.href);
   if (value === 0.5) url.searchParams.delete("threshold");

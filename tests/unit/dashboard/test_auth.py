@@ -71,6 +71,50 @@ def test_a_script_whose_login_has_ended_is_told_so(guarded: Site) -> None:
     assert (answer.status_code, error_of(answer.data)[0]) == (401, "unauthorized")
 
 
+@pytest.mark.parametrize(
+    ("referrer", "page"),
+    [
+        ("http://localhost/faces/models/1?threshold=0.7#promote", "/models/1?threshold=0.7"),
+        ("http://localhost/faces/", "/"),
+        ("http://localhost/facesandmore", "/"),
+        ("http://localhost/elsewhere", "/"),
+        ("http://localhost/faces//evil.example", "/"),
+        ("http://localhost/faces/\\evil.example", "/"),
+        ("https://evil.example/faces/models/1", "/"),
+        ("http://[", "/"),
+        ("no address", "/"),
+        (None, "/"),
+    ],
+)
+def test_a_form_that_is_posted_after_the_login_has_ended_leads_back_to_its_page(
+    tmp_path: Path, referrer: str | None, page: str
+) -> None:
+    with open_site(tmp_path, token=TOKEN, url_prefix="/faces") as site:
+        site.builder.model(site.builder.dataset(30), "run-a")
+        web = site.web
+        csrf = csrf_of(web, "/faces/login")
+        headers = {"Referer": referrer} if referrer else {}
+        ended = web.post("/faces/models/1/promote", data={"csrf": csrf, "reason": "x"}, headers=headers)
+        form = web.get(ended.headers["Location"]).text
+        following = re.search(r'name="next" value="([^"]*)"', form)
+        assert following is not None
+        back = web.post("/faces/login", data={"token": TOKEN, "csrf": csrf, "next": following[1]})
+        shown = web.get(back.headers["Location"])
+
+        assert (ended.status_code, following[1]) == (303, page)
+        assert back.headers["Location"] == f"/faces{page}"
+        assert (shown.status_code, "so nothing was changed" in shown.text) == (200, True)
+        assert "so nothing was changed" not in web.get("/faces/").text
+        assert site.builder.registry.aliases().champion is None
+
+
+def test_the_page_of_a_form_is_known_behind_a_proxy_that_changes_the_host(guarded: Site) -> None:
+    csrf = csrf_of(guarded.web, "/login")
+    headers = {"Referer": "https://faces.example/models", "Sec-Fetch-Site": "same-origin"}
+    ended = guarded.web.post("/models/rollback", data={"csrf": csrf}, headers=headers)
+    assert unquote(ended.headers["Location"]) == "/login?next=/models"
+
+
 @pytest.mark.parametrize("path", ["/", "/nope"])
 def test_people_are_led_to_the_login_and_back(guarded: Site, path: str) -> None:
     answer = guarded.web.get(f"{path}?a=1")

@@ -163,6 +163,13 @@ def test_the_description_is_valid_openapi(site: Site) -> None:
     validate(json.loads(site.web.get("/api/v1/openapi.json").data))
 
 
+def test_the_description_leads_to_this_dashboard_below_its_prefix_too(site: Site, tmp_path: Path) -> None:
+    assert (site.web.get("/api/v1/openapi.json").json or {})["servers"] == [{"url": "/api/v1"}]
+    with open_site(tmp_path / "below", url_prefix="/faces") as below:
+        document_below = below.web.get("/faces/api/v1/openapi.json").json or {}
+    assert document_below["servers"] == [{"url": "/faces/api/v1"}]
+
+
 def test_every_answer_is_as_described(site: Site) -> None:
     paths = document()["paths"]
     with_json = {

@@ -450,6 +450,18 @@ def test_rolling_back_to_nothing_is_a_conflict(site: Site) -> None:
     assert (answer.status_code, error_of(answer.data)[0]) == (409, "conflict")
 
 
+def test_a_rollback_over_http_may_say_to_which_version(site: Site) -> None:
+    sha256 = site.builder.dataset(30)
+    for run_id in ("run-a", "run-b"):
+        site.parts.client.promote(site.builder.model(sha256, run_id), "newer")
+
+    other = site.web.post("/api/v1/models/rollback", json={"version": 2})
+    right = site.web.post("/api/v1/models/rollback", json={"version": 1})
+
+    assert (other.status_code, error_of(other.data)[0]) == (409, "conflict")
+    assert (right.json or {})["aliases"]["champion"] == 1
+
+
 def test_models_are_listed_with_metrics_and_can_be_downloaded(site: Site) -> None:
     version = site.builder.model(site.builder.dataset(30), "run-a")
     web = site.web
@@ -484,10 +496,31 @@ def test_chosen_dead_letters_are_sent_back_or_dropped(site: Site) -> None:
     assert site.broker.depths()[site.broker.topology.predictions].ready == 1
 
 
+@pytest.mark.parametrize("call", ["retry", "drop"])
+def test_one_dead_letter_is_named_by_a_text_as_well_as_by_a_list(site: Site, call: str) -> None:
+    bury(site, 2)
+    first, _ = site.broker.dead_letters()
+
+    answer = site.web.post(f"/api/v1/dead/{call}", json={"dead_id": first.dead_id})
+
+    assert answer.json == {"count": 1}
+    assert first.dead_id not in {letter.dead_id for letter in site.broker.dead_letters()}
+
+
+def test_an_edit_of_a_single_face_need_not_be_a_list(site: Site) -> None:
+    path = f"/api/v1/datasets/{site.builder.dataset(30)}/edits"
+    assert (site.web.post(path, json={"change": "male", "faces": 3}).json or {})["edit"]["faces"] == [3]
+
+
 def test_all_dead_letters_go_only_when_all_is_said(site: Site) -> None:
     bury(site, 2)
 
-    unsaid, said = site.web.post("/api/v1/dead/drop"), site.web.post("/api/v1/dead/drop?all=true")
+    (first, _), drop = site.broker.dead_letters(), "/api/v1/dead/drop"
+    both = [site.web.post(drop, json={"dead_id": dead_id, "all": True}) for dead_id in (first.dead_id, [first.dead_id])]
+    unsaid, said = site.web.post(drop), site.web.post(f"{drop}?all=true")
+
+    assert [answer.status_code for answer in both] == [400, 400]
+    assert error_of(both[0].data)[1] == "found both dead_id and all=true; expected one of them"
 
     assert unsaid.status_code == 400
     assert said.json == {"count": 2}

@@ -90,8 +90,8 @@ def test_a_model_that_has_not_predicted_the_dataset_is_asked_to_and_then_compare
     assert "Predict all faces with model 1" in web.get(f"/compare?{query}").text
     with filled.job_worker():
         for version in ("1", "2"):
-            form = {"csrf": csrf_of(web), "version": version, "first": "1", "second": "2", "dataset": other}
-            answer = web.post("/compare/predict", data=form)
+            form = {"csrf": csrf_of(web), "version": version, "dataset": other}
+            answer = web.post(f"/compare/predict?{query}", data=form)
             assert "first=1" in answer.headers["Location"]
             filled.parts.scoring.wait(20)
             assert filled.parts.scoring.state.error is None
@@ -114,6 +114,43 @@ def test_the_matrix_has_every_model_on_every_dataset(filled: Site) -> None:
     assert [shares.pop((version, sha256)) for version in (1, 2)] == [correct[test].mean() for correct in right]
     assert list(shares.values()) == [None, None]
     assert page.count('aria-label="Predict this dataset with model') == 2
+
+
+def test_the_form_keeps_the_dataset_that_is_compared_however_old_it_is(filled: Site) -> None:
+    old = sha_of(filled)
+    for i in range(10):
+        filled.builder.run(f"run-00000000010{i}", dataset=filled.builder.dataset(20 + i))
+
+    page = filled.web.get("/compare?first=1&second=2").text
+    form = page.partition('<select id="dataset"')[2].partition("</select>")[0]
+
+    assert f'<option value="{old}" selected>' in form
+    assert form.count("<option") == 11
+
+
+def test_predicting_in_the_matrix_keeps_the_comparison_and_the_matrix_follows(filled: Site) -> None:
+    own, other, web = sha_of(filled), filled.builder.dataset(40), filled.web
+
+    def matrix() -> str:
+        return web.get("/compare?first=1&second=2&threshold=0.7").text.partition('id="all-models"')[2]
+
+    region = matrix()
+    assert region.startswith(' data-live="job.*"')
+    action = re.search(r'action="(/compare/predict[^"]*)">', region)
+    assert action is not None
+    # Without a worker it goes on for as long as the test looks.
+    answer = web.post(html.unescape(action[1]), data={"csrf": csrf_of(web), "version": "2", "dataset": other})
+    going = matrix()
+    with filled.job_worker():
+        filled.parts.scoring.wait(20)
+    done = matrix()
+
+    assert f"/compare?first=1&second=2&dataset={own}&split=test&threshold=0.7&" in answer.headers["Location"]
+    assert going.count("disabled>Predict</button>") == 2
+    assert "data-busy" in going
+    assert "disabled" not in done
+    assert "data-busy" not in done
+    assert done.count(">Predict</button>") == 1
 
 
 def test_what_cannot_be_compared_is_said(filled: Site) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from shared.messages import pack_message
-from tests.support.dashboard_app import Site
+from tests.support.dashboard_app import Site, open_site
 from tests.unit.dashboard.pages.helpers import bury, bury_message, csrf_of, jpeg
 
 
@@ -41,6 +42,12 @@ def test_dead_letters_are_retried_and_dropped_in_bulk(filled: Site) -> None:
     assert "1 deleted." in dropped.text
     assert "No message was selected" in none.text
     assert len(filled.broker.dead_letters()) == 1
+
+
+def test_below_a_prefix_the_list_is_led_back_to_below_it(tmp_path: Path) -> None:
+    with open_site(tmp_path, url_prefix="/faces") as site:
+        for path in ("/faces/dead/retry", "/faces/dead/drop"):
+            assert site.web.post(path, data={"all": "true"}).headers["Location"] == "/faces/dead"
 
 
 def test_a_dead_letter_says_what_it_held_and_which_model_it_was_for(filled: Site) -> None:

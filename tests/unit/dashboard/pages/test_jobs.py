@@ -22,6 +22,11 @@ def test_a_job_shows_rows_pictures_and_only_the_wrong_ones_if_asked(filled: Site
     assert web.get("/jobs/job-000000000001/images/99.png").status_code == 404
 
 
+def test_past_the_end_of_the_jobs_their_last_page_is_shown(filled: Site) -> None:
+    for page in ("2", "9", "9" * 30):
+        assert "job-000000000001" in filled.web.get(f"/jobs?page={page}").text
+
+
 def test_a_job_is_cancelled_from_its_page(filled: Site) -> None:
     filled.builder.jobs.create("job-b", message_id="b", name="b", state=JobState.QUEUED)
     web = filled.web

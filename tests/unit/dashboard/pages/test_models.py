@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from html import unescape
 
 from shared.broker.base import Event
 from shared.measures.shadow import ShadowFigures, add_shadow_figures
 from shared.records.model_card import STARTER_RUN
+from shared.records.registry import Aliases
 from tests.support.dashboard_app import Site
-from tests.unit.dashboard.pages.helpers import csrf_of
+from tests.unit.dashboard.pages.helpers import csrf_of, sha_of
 
 
 def test_the_models_page_shows_drift_and_how_the_challenger_does(filled: Site) -> None:
@@ -52,6 +54,24 @@ def test_a_version_is_promoted_and_rolled_back_with_its_reason(filled: Site) -> 
     assert "&lt;b&gt;fairer&lt;/b&gt;" in promoted.text
     assert "model 2 is the champion again" in back.text
     assert filled.builder.registry.aliases().champion == 2
+
+
+def test_a_page_rolls_back_to_the_version_that_it_names_or_not_at_all(filled: Site) -> None:
+    filled.builder.model(sha_of(filled), "run-000000000005")
+    web, registry = filled.web, filled.builder.registry
+    page = web.get("/models").text
+    form = page.partition('id="rollback" data-live="model.*"')[2].partition("</form>")[0]
+    assert "Roll back to model 1?" in form
+    version = re.search(r'name="version" value="(\d+)"', form)
+    assert version is not None
+    registry.promote(3, "while the page was open")
+
+    answer = web.post("/models/rollback", data={"csrf": csrf_of(web), "reason": "bad", "version": version[1]})
+
+    assert answer.status_code == 409
+    assert "The previous champion is version 2 now; expected version 1. Nothing was changed." in unescape(answer.text)
+    assert registry.aliases() == Aliases(champion=3, previous=2)
+    assert "Roll back to model 2?" in web.get("/models").text
 
 
 def test_the_imported_starter_leads_to_no_run_and_no_dataset(site: Site) -> None:

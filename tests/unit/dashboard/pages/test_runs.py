@@ -20,12 +20,39 @@ def test_runs_are_paged(site: Site) -> None:
     for i in range(55):
         site.builder.run(f"run-{i:012d}", created=f"2026-01-01T00:00:{i:02d}.000Z")
 
-    first, second = site.web.get("/runs").text, site.web.get("/runs?page=2").text
+    first, second, past = (site.web.get(f"/runs{query}").text for query in ("", "?page=2", "?page=9"))
 
     assert "run-000000000054" in first
     assert "run-000000000004" not in first
     assert "run-000000000004" in second
     assert "Page 2 of 2" in second
+    assert "run-000000000004" in past
+    assert "Page 2 of 2" in past
+
+
+def test_the_first_run_appears_on_the_open_list(site: Site) -> None:
+    region = site.web.get("/runs").text.partition('id="runs" data-live="run.*"')[2]
+    assert "No runs yet" in region
+    site.builder.run("run-000000000001")
+    assert "run-000000000001" in site.web.get("/runs").text.partition('id="runs" data-live="run.*"')[2]
+
+
+@pytest.mark.parametrize("path", [f"/runs/{RUN}", "/models/1"])
+def test_suspects_that_were_looked_at_are_suspected_no_more(filled: Site, path: str) -> None:
+    def suspects(page: str) -> list[str]:
+        return re.findall(r"/faces/(\d+)\?", filled.web.get(page).text.partition('id="suspects"')[2])
+
+    before, sha256 = suspects(path), sha_of(filled)
+    data = filled.parts.store_cache.dataset(sha256)
+    filled.parts.client.edits.add(sha256, "exclude", [int(before[0])])
+    filled.parts.client.edits.add(sha256, GENDERS[1 - data.gender[int(before[1])]], [int(before[1])])
+
+    after = suspects(path)
+
+    assert len(after) == len(before) == 12
+    assert not {*before[:2]} & {*after}
+    listed = filled.web.get(f"/api/v1/datasets/{sha256}/faces?version=1&sort=suspects&limit=12").json or {}
+    assert after == [str(face["index"]) for face in listed["faces"]]  # as "See all" shows them
 
 
 def test_a_run_is_cancelled_from_its_page(filled: Site) -> None:

@@ -156,6 +156,16 @@ def test_a_rollback_returns_to_the_champion_before_and_can_itself_be_rolled_back
     assert registry.rollback("it was not") == Aliases(champion=2, previous=1)
 
 
+def test_a_rollback_to_another_version_than_expected_is_refused(registry: Registry, tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        register(registry, f"run-{number}", tmp_path)
+        registry.promote(number, "next")
+    with pytest.raises(Conflict, match="the previous champion is version 2 now; expected version 1"):
+        registry.rollback("worse", expected=1)
+    assert registry.aliases() == Aliases(champion=3, previous=2)
+    assert registry.rollback("worse", expected=2) == Aliases(champion=2, previous=3)
+
+
 def test_a_rollback_to_a_version_that_is_gone_is_refused(store: FileStore, registry: Registry, tmp_path: Path) -> None:
     for number in (1, 2):
         register(registry, f"run-{number}", tmp_path)
