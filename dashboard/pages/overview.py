@@ -10,9 +10,11 @@ from typing import Any, Final
 from flask import Blueprint, Response, flash, jsonify, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as WsgiResponse
 
+from dashboard.api.uploads import parse_integer
 from dashboard.context import Dashboard, dashboard
 from dashboard.pages.filters import progress_view
 from dashboard.pages.issues import NEWEST, find_issues
+from dashboard.tasks.samples import SAMPLE_BOUNDS, SAMPLE_IMAGES
 from dashboard.workers import Speed, WorkerStates
 from shared.broker.base import Depth
 from shared.errors import Retryable
@@ -20,7 +22,6 @@ from shared.records.dismissals import dismiss_failures
 from shared.records.record import list_records
 
 _SHOWN: Final = 6
-_SAMPLE_IMAGES: Final = 1500
 
 blueprint = Blueprint("overview", __name__)
 
@@ -75,7 +76,8 @@ def speed_json() -> Response:
 @blueprint.post("/samples")
 def generate_sample() -> WsgiResponse:
     """Starts with the sample dataset."""
-    dashboard().samples.generate(int(request.form.get("images", _SAMPLE_IMAGES)))
+    images = parse_integer(request.form.get("images"), "images", *SAMPLE_BOUNDS) or SAMPLE_IMAGES
+    dashboard().samples.generate(images)
     flash("Generating the sample dataset; training starts automatically.")
     return redirect(url_for("overview.overview"), 303)
 

@@ -12,6 +12,9 @@ from shared.client import Client
 from shared.faces.synthetic import draw_sample
 
 SAMPLE_NAME: Final = "sample"
+SAMPLE_IMAGES: Final = 1500
+SAMPLE_BOUNDS: Final = (40, 20_000)
+"""The fewest and the most images of a sample."""
 _SEED: Final = 1
 
 

@@ -18,6 +18,7 @@ from dashboard.api.managing import annotate, delete, describe_annotation, read_t
 from dashboard.api.uploads import parse_integer, receive_archive
 from dashboard.auth import current_user
 from dashboard.context import dashboard
+from dashboard.tasks.samples import SAMPLE_BOUNDS, SAMPLE_IMAGES
 from shared.archives.archive import ArchiveLimits
 from shared.client import CURRENT_EDITS
 from shared.errors import Conflict, InvalidMessage, short_repr
@@ -25,9 +26,6 @@ from shared.faces.labelling import LabelSpec
 from shared.params import TrainingParams
 
 _FACES: Final = 120
-
-
-_SAMPLE_IMAGES: Final = 1500
 
 
 _UNDO: Final = "undo"
@@ -163,7 +161,7 @@ def get_scoring() -> Response:
 @blueprint.post("/samples")
 def generate_sample() -> tuple[Response, int]:
     """Starts generating the sample dataset, which is then submitted."""
-    images = parse_integer(read_field("images"), "images", 40, 20_000) or _SAMPLE_IMAGES
+    images = parse_integer(read_field("images"), "images", *SAMPLE_BOUNDS) or SAMPLE_IMAGES
     params = TrainingParams.parse(read_field("params") or None)
     dashboard().samples.generate(images, params.as_dict())
     return accepted(dataclasses.asdict(dashboard().samples.state), url_for("api.get_sample"))

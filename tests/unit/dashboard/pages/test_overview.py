@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import pytest
+
 from shared.broker.base import Event, Message
 from shared.faces.labels import GENDERS
 from tests.support.dashboard_app import Site
@@ -102,6 +104,13 @@ def test_the_overview_says_what_is_wrong_with_the_broker_as_a_service_found_it(f
     filled.parts.workers.on_event(Event("worker.heartbeat", beat))
 
     assert "queue x takes no messages (no majority)." in filled.web.get("/").text
+
+
+@pytest.mark.parametrize("images", ["abc", "39", "20001"])
+def test_a_sample_of_no_sensible_size_is_refused(site: Site, images: str) -> None:
+    answer = site.web.post("/samples", data={"csrf": csrf_of(site.web), "images": images})
+    assert answer.status_code == 400
+    assert "expected" in answer.text
 
 
 def test_the_sample_button_starts_a_sample(site: Site) -> None:
