@@ -76,6 +76,7 @@ class Models:
         self._pinned_lock = threading.Lock()
         self._served: dict[int, str] = {}  # versions, and the SHA-256 that their cards had when they were first loaded
         self._failed: dict[int, float] = {}  # versions, and when to try them again on the monotonic clock
+        self._failed_pins: dict[int, tuple[float, Exception]] = {}  # likewise, and why pins of them fail until then
         self.challenger: int | None = None
         """The version that the aliases name as challenger."""
         self.refused: Refused | None = None
@@ -93,6 +94,8 @@ class Models:
     def get(self, version: int) -> ServedModel:
         """Returns a version that a message or job pins; the last few stay loaded.
 
+        One that failed fails again without being tried, for a while: messages wait for each trial.
+
         Raises:
             InvalidMessage: code `unknown_model_version`.
             InvalidModel: it is registered, but broken.
@@ -105,10 +108,18 @@ class Models:
             if version in self._pinned:
                 self._pinned.move_to_end(version)
                 return self._pinned[version]
+            again_at, failure = self._failed_pins.get(version, (0.0, None))
+            if failure is not None and time.monotonic() < again_at:
+                raise failure.with_traceback(None)
             try:
                 model = self.load(version)
             except NotFound as error:
                 raise InvalidMessage(str(error), code="unknown_model_version") from None
+            except Retryable:
+                raise
+            except Exception as error:
+                self._failed_pins[version] = time.monotonic() + _FAILED_PAUSE_S, error
+                raise
             self._keep_pinned(model)
             return model
 
@@ -171,6 +182,7 @@ class Models:
         """
         if at_once:
             self._failed.clear()
+        self._forget_failed_pins(at_once=at_once)
         try:
             aliases = self._registry.aliases()
         except Exception as error:  # the store is away, or somebody has spoiled the file
@@ -185,6 +197,13 @@ class Models:
                 return
             if self._champion is not None:
                 return
+
+    def _forget_failed_pins(self, *, at_once: bool) -> None:
+        """Forgets failures that are over: an error keeps alive what its traceback leads to, such as images."""
+        now = time.monotonic()
+        for version, (again_at, _) in list(self._failed_pins.items()):
+            if at_once or now >= again_at:
+                self._failed_pins.pop(version, None)
 
     def _refuse_killer(self, aliases: Aliases) -> None:
         """Keeps every worker from a version that this worker's predecessors died of, where another one can serve."""

@@ -111,20 +111,29 @@ class Decoder:
 
 
 class _DecodingChild(Sandbox[Sequence[_Owned], Decoded]):
-    """A child and the memory shared with it: the faces of a request first, and then its images, one after the other."""
+    """A child and the memory shared with it: the faces of a request first, and then its images, one after the other.
+
+    No two children share memory: one that was let go may still be at work, and write what it makes of its request.
+    """
 
     def __init__(self, server: ForkServer, limits: ImageLimits, niceness: int) -> None:
         super().__init__()
         self._server = server
         self._start = (limits, niceness)
-        self._file = _memory_file()
+        self._file = -1
         self._memory = mmap.mmap(-1, 1)
 
-    def close(self) -> None:
-        super().close()
-        self._resize(0)
+    def _drop(self) -> None:
+        super()._drop()
+        self._memory.close()
+        self._memory = mmap.mmap(-1, 1)
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
     def _fork(self) -> Child:
+        self._drop()  # what a fork that failed has left
+        self._file = _memory_file()
         child = self._server.fork(self._file)
         child.send(self._start)
         return child
@@ -154,7 +163,7 @@ class _DecodingChild(Sandbox[Sequence[_Owned], Decoded]):
     def _resize(self, size: int) -> None:
         self._memory.close()
         os.ftruncate(self._file, size)
-        self._memory = mmap.mmap(self._file, size) if size else mmap.mmap(-1, 1)
+        self._memory = mmap.mmap(self._file, size)
 
 
 def _memory_file() -> int:

@@ -9,10 +9,12 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 from shared.errors import NotFound, Retryable
 from shared.store.base import Fence, Store, checked_key
+
+_DELETE_TRIES: Final = 10
 
 
 class FileStore(Store):
@@ -118,7 +120,7 @@ class FileStore(Store):
         path = self.path(key)
         with contextlib.suppress(NotFound), _reading(key):
             if path.is_dir():
-                shutil.rmtree(path)
+                _remove_folder(path)
             else:
                 path.unlink(missing_ok=True)
 
@@ -228,6 +230,20 @@ def _make_folder(folder: Path, root: Path | None = None) -> None:
     _make_folder(folder.parent, root)
     folder.mkdir(exist_ok=True)
     _sync_folder(folder.parent)
+
+
+def _remove_folder(folder: Path) -> None:
+    """Removes a folder with all that is in it, though others take files away or add some meanwhile."""
+    for _ in range(_DELETE_TRIES):
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            # It ends where a file has gone, or one has come: others may be left.
+            if error.errno not in {errno.ENOENT, errno.ENOTEMPTY}:
+                raise
+        if not folder.exists():
+            return
+    raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
 
 
 def _not_found(key: str) -> NotFound:

@@ -8,8 +8,9 @@ import pytest
 from inference.model import champion as models_module
 from inference.model.champion import Models
 from inference.model.loader import ProviderUnavailable
+from inference.model.run import Runtime
 from shared.broker.sqlite.broker import SqliteBroker
-from shared.errors import InvalidMessage, InvalidModel
+from shared.errors import InvalidMessage, InvalidModel, Retryable
 from shared.topology import MODEL_PROMOTED
 from tests.support import model_builder as build
 from tests.support.inference_loops import Loops, open_loops
@@ -177,6 +178,55 @@ def test_an_unknown_or_broken_pinned_version_is_told_apart(loops: Loops) -> None
     loops.builder.register(constant_model(0.9, build.not_a_number))
     with pytest.raises(InvalidModel, match="version 2 answered"):
         loops.models.get(2)
+
+
+def test_a_broken_pinned_version_is_tried_again_after_a_pause_or_a_promotion_and_not_for_each_message(
+    loops: Loops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = 0
+
+    def survives(_data: bytes, _runtime: Runtime) -> bool:
+        nonlocal trials
+        trials += 1
+        return True
+
+    models = Models(loops.store, "cpu", loops.metrics, survives)
+    version = loops.builder.register(constant_model(0.9, build.not_a_number), promote=False)
+    for _ in range(3):
+        with pytest.raises(InvalidModel, match="version 1 answered") as caught:
+            models.get(version)
+        assert caught.value.code == "invalid_model"
+    assert trials == 1
+    models.refresh(at_once=True)
+    monkeypatch.setattr(models_module, "_FAILED_PAUSE_S", 0.0)
+    for _ in range(2):
+        with pytest.raises(InvalidModel, match="version 1 answered"):
+            models.get(version)
+    assert trials == 3
+
+
+def test_a_pinned_version_that_could_not_be_read_for_a_moment_is_tried_at_once(loops: Loops) -> None:
+    trials = 0
+
+    def survives(_data: bytes, _runtime: Runtime) -> bool:
+        nonlocal trials
+        trials += 1
+        if trials == 1:
+            raise Retryable("no room for a process")
+        return True
+
+    models = Models(loops.store, "cpu", loops.metrics, survives)
+    version = loops.builder.register(constant_model(0.9), promote=False)
+    with pytest.raises(Retryable):
+        models.get(version)
+    assert models.get(version).version == version
+
+
+def test_a_version_that_was_unknown_is_served_once_it_is_registered(loops: Loops) -> None:
+    with pytest.raises(InvalidMessage, match="no model version 1"):
+        loops.models.get(1)
+    loops.builder.register(constant_model(0.9), promote=False)
+    assert loops.models.get(1).version == 1
 
 
 def test_where_cuda_must_be_and_is_not_following_ends_instead_of_serving_on_the_cpu(loops: Loops) -> None:

@@ -139,6 +139,49 @@ def test_a_key_below_an_object_is_retryable_not_a_crash(store: FileStore) -> Non
         store.put("a/b", b"x")
 
 
+def test_deleting_a_folder_takes_all_though_others_take_and_add_files_meanwhile(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(4):
+        store.put(f"datasets/x/{number}.csv", b"x")
+    unlink, rmdir = os.unlink, os.rmdir
+    meanwhile = ["take", "add"]
+
+    def unlink_late(path: str | Path, **options: int) -> None:
+        if "take" in meanwhile:
+            meanwhile.remove("take")
+            unlink(path, **options)
+        unlink(path, **options)
+
+    def rmdir_late(path: str | Path, **options: int) -> None:
+        if "add" in meanwhile:
+            meanwhile.remove("add")
+            store.put("datasets/x/new.csv", b"x")
+        rmdir(path, **options)
+
+    with monkeypatch.context() as late:
+        late.setattr("os.unlink", unlink_late)
+        late.setattr("os.rmdir", rmdir_late)
+        store.delete("datasets/x")
+    assert meanwhile == []
+    assert store.children("datasets") == []
+
+
+def test_a_folder_that_fills_as_fast_as_it_is_deleted_is_retryable(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put("datasets/x/faces.csv", b"x")
+    rmdir = os.rmdir
+
+    def rmdir_late(path: str | Path, **options: int) -> None:
+        store.put("datasets/x/new.csv", b"x")
+        rmdir(path, **options)
+
+    monkeypatch.setattr("os.rmdir", rmdir_late)
+    with pytest.raises(Retryable, match="the store failed on datasets/x: Directory not empty"):
+        store.delete("datasets/x")
+
+
 def test_a_store_without_its_folder_answers_no_ping(store: FileStore) -> None:
     assert store.ping()
     store.root.rmdir()
