@@ -1,7 +1,7 @@
 """What the store holds, read once where it cannot change any more: so that a page costs no hundred files.
 
-It can be deleted, also by another process. So what is asked for by its id is looked for in the store before it is
-served from memory; lists need not, as they begin with what the store holds.
+Another process may delete any of it. So an object that a page asks for by its id is looked for in the store before it
+is served from memory. Lists begin with the ids in the store, and look for nothing.
 """
 
 from __future__ import annotations
@@ -395,7 +395,7 @@ class StoreCache:
     # -- how
 
     def _forget_deleted(self, kind: Kind, which: str) -> None:
-        """Lets go of something that is cached and was deleted by whichever process."""
+        """Lets go of something that is cached, if it was deleted, by this process or another one."""
         cached: object
         if kind == "model":
             cached, key = self._cards.find(int(which)), self._registry.card_key(int(which))
@@ -428,7 +428,7 @@ class StoreCache:
         try:
             return self._store.exists(key)
         except Retryable:
-            return True  # the store is away; what was read before is served on
+            return True  # the store is away: memory goes on serving
 
     def _measure_accuracy(self, sha256: str, version: int) -> Rate:
         probabilities = self._predictions.get((sha256, version))

@@ -76,7 +76,7 @@ class Models:
         self._pinned_lock = threading.Lock()
         self._served: dict[int, str] = {}  # versions, and the SHA-256 that their cards had when they were first loaded
         self._failed: dict[int, float] = {}  # versions, and when to try them again on the monotonic clock
-        self._failed_pins: dict[int, tuple[float, Exception]] = {}  # likewise, and why pins of them fail until then
+        self._failed_pins: dict[int, tuple[float, Exception]] = {}  # when to try them again, and the error until then
         self.challenger: int | None = None
         """The version that the aliases name as challenger."""
         self.refused: Refused | None = None

@@ -93,7 +93,7 @@ CHANGES: Final[dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 def _soft_loss(mixup: bool, teacher: FaceNetwork | None) -> Callable[..., Any]:
     """Returns `MultiTaskLoss.forward` for mixed faces (Zhang et al., "mixup", 2018), and with a teacher, which is asked
-    about the faces as the network sees them (Beyer et al., "Knowledge distillation", 2022)."""
+    about the faces as the network sees them (Beyer et al., "Knowledge distillation", 2022). Genders count alike."""
 
     def forward(
         self: MultiTaskLoss, faces: torch.Tensor, targets: torch.Tensor

@@ -139,7 +139,7 @@ def read_reason() -> str:
 
 
 def read_expected_version() -> int | None:
-    """Returns the version that whoever asks expects to roll back to; None for whichever was the champion before."""
+    """Returns the version that the request expects to roll back to; None where it names none."""
     return parse_integer(read_field("version"), "version", 1, 10**9)
 
 
