@@ -25,7 +25,7 @@ from shared.store.lease import Lease, LeaseLost, Leases
 from shared.telemetry.metrics import TrainerMetrics
 from shared.topology import Topology
 from shared.worker.loop import Context, Defer, Done, Handler, Outcome
-from trainer.data.labelling import recognize_labels
+from trainer.data.labelling.recognize import recognize_labels
 from trainer.pipeline import Pipeline
 from trainer.release.promotion_gate import pass_gate
 from trainer.run_monitor import HandOver, RunMonitor, announce

@@ -31,7 +31,7 @@ from tests.support.archives import face_pixels, saved, zipped
 from tests.support.dashboard_app import Site, open_site
 from tests.support.layouts import tarred
 from tests.zips import SAMPLES
-from trainer.data.labelling import recognize_labels
+from trainer.data.labelling.recognize import recognize_labels
 
 _ARCHIVE_LIMITS: Final = ArchiveLimits(2**28, 100_000, 2**25, 200.0)
 _IMAGE_LIMITS: Final = ImageLimits.from_settings(Settings())

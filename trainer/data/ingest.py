@@ -48,7 +48,7 @@ from trainer.data.decode import Chunk
 from trainer.data.decode_pool import DecodePool
 from trainer.data.dedupe import Deduplicator, FaceEntry
 from trainer.data.face_file import FacesWriter, replacing
-from trainer.data.labelling import Labelling, recognize_labels
+from trainer.data.labelling.recognize import Labelling, recognize_labels
 from trainer.data.near_duplicates import near_duplicates
 from trainer.data.seen import choose_seen
 from trainer.data.split import split

@@ -21,7 +21,7 @@ from shared.runtime.settings import Settings
 from tests.support.archives import face_jpeg, zipped
 from tests.support.layouts import FACES, LAYOUTS
 from trainer.data.ingest import ingest
-from trainer.data.labelling import Labelling, recognize_labels
+from trainer.data.labelling.recognize import Labelling, recognize_labels
 
 LIMITS = ArchiveLimits.from_settings(Settings())
 

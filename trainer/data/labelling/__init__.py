@@ -1,0 +1,1 @@
+"""Where the labels of an archive's files stand."""
