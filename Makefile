@@ -92,11 +92,11 @@ test-gpu: $(GPU_VENV)/.ready ## Run the tests that need a GPU; needs an NVIDIA o
 
 .PHONY: bench-recipe
 bench-recipe: $(VENV)/.developer ## Measure what each ingredient of the recipe is worth DATASET=faces.zip [ARGS='--seeds 1']
-	@$(BIN)/python -m tests.bench.bench_recipe '$(DATASET)' $(ARGS)
+	@$(BIN)/python -m tests.bench.model.recipe '$(DATASET)' $(ARGS)
 
 .PHONY: bench-runtimes
 bench-runtimes: $(VENV)/.developer ## Measure the champion by precision and runtime, with and without the mirror image
-	@$(BIN)/python -m tests.bench.bench_runtimes
+	@$(BIN)/python -m tests.bench.model.runtimes
 
 .PHONY: pretrain
 pretrain: $(VENV)/.services ## Make the weights that training begins from anew DATASET=faces.zip ARGS='--source "…" [--held-out other.zip]'

@@ -10,8 +10,8 @@ from typing import Final
 import pytest
 
 from tests.support import once_a_run
-from tests.support.rabbitmq_node import rabbitmq_server
-from tests.support.rabbitmq_shared import SharedNode, shared_node
+from tests.support.brokers.rabbitmq_node import rabbitmq_server
+from tests.support.brokers.rabbitmq_shared import SharedNode, shared_node
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before any test can import ONNX Runtime: nothing is sent to anybody
 

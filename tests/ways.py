@@ -30,9 +30,9 @@ from shared.store.files import FileStore
 from shared.telemetry.metrics import TrainerMetrics
 from shared.worker.loop import ConsumerLoop
 from shared.worker.retry import RetryPolicy
+from tests.support.brokers.rabbitmq_node import RabbitNode, rabbitmq_server
+from tests.support.builders.models import brightness_model, image_of
 from tests.support.inference_loops import Loops, open_loops
-from tests.support.model_builder import brightness_model, image_of
-from tests.support.rabbitmq_node import RabbitNode, rabbitmq_server
 from trainer.handler import DatasetHandler
 from trainer.pipeline import Pipeline
 

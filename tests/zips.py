@@ -22,8 +22,8 @@ from shared.archives.archive import Archive, ArchiveLimits
 from shared.archives.entry import EntryError
 from shared.errors import InvalidDataset
 from shared.runtime.settings import Settings
-from tests.support import archives
-from tests.support.archives import zipped
+from tests.support.builders import archives
+from tests.support.builders.archives import zipped
 
 CONTENT: Final = b"the bytes of a face " * 20
 NAMES: Final = ("30_0_0_a.jpg", "31_1_0_b.jpg")

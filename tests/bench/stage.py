@@ -13,7 +13,7 @@ from pathlib import Path
 from shared.broker.base import ReplyQueue
 from shared.client import Client
 from tests.bench.material import Material
-from tests.support.rabbitmq_node import RabbitNode, find_server
+from tests.support.brokers.rabbitmq_node import RabbitNode, find_server
 from tests.support.services import Installation, Service
 
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")

@@ -17,7 +17,7 @@ from shared.store.files import FileStore
 from tests.bench.bare import BareLoops
 from tests.bench.load import Saturation
 from tests.bench.stage import Served
-from tests.support.model_builder import ModelBuilder
+from tests.support.builders.models import ModelBuilder
 from tests.support.services import Installation
 from trainer.release.export import export_onnx, quantize_int8
 from trainer.training.model import build_network

@@ -22,8 +22,8 @@ from shared.broker.base import Broker
 from shared.store import open_store
 from shared.store.base import Store
 from shared.topology import Topology
-from tests.support.rabbitmq_node import RabbitNode
-from tests.support.rabbitmq_shared import SharedNode
+from tests.support.brokers.rabbitmq_node import RabbitNode
+from tests.support.brokers.rabbitmq_shared import SharedNode
 from tests.support.s3_server import serve_s3
 
 CHILD = Path(__file__).with_name("child.py")

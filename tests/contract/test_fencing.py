@@ -19,8 +19,8 @@ from shared.records.jobs import Jobs, JobState
 from shared.records.runs import Runs, RunState
 from shared.store.base import Store
 from shared.store.lease import LeaseLost, Leases
-from tests.support.fence_child import CHECKPOINT, RUN, finish
-from tests.support.finish_child import JOB
+from tests.support.children.fence import CHECKPOINT, RUN, finish
+from tests.support.children.finish import JOB
 from tests.support.services import eventually
 
 pytestmark = pytest.mark.slow
@@ -64,7 +64,7 @@ def test_a_process_stopped_past_its_lease_changes_nothing_when_it_goes_on(
 ) -> None:
     store = open_again()
     Runs(store).create(RUN, message_id="1", name="faces", params=TrainingParams(), state=RunState.TRAINING)
-    child = stopped_at("tests.support.fence_child", store_url, point)
+    child = stopped_at("tests.support.children.fence", store_url, point)
     try:
         successor = Leases(store, 0.1).lease(f"runs/{RUN}")
         eventually(successor.acquire, 20, "the lease is taken over")
@@ -92,7 +92,7 @@ def test_a_worker_stopped_while_it_ends_a_job_changes_nothing_once_another_has_e
     jobs.accept(JOB, images=2, shards=2, shard_images=1, reply_to="somebody", model={"version": 1})
     for shard in (0, 1):
         store.put(Jobs.part_key(JOB, shard), f"{shard}.jpg,female,0.9,0.9,,,\n".encode())
-    child = stopped_at("tests.support.finish_child", store_url, point)
+    child = stopped_at("tests.support.children.finish", store_url, point)
     try:
         successor = JobFinisher(store, lambda *_: None, 0.1)
         assert successor.claim(JOB, 1)  # the same shard, delivered again

@@ -17,8 +17,8 @@ from shared.records.record import Fault, Listing
 from shared.records.runs import Runs, RunState
 from shared.store.base import Store
 from shared.store.files import FileStore
+from tests.support.builders.stores import StoreBuilder
 from tests.support.dashboard_app import open_site
-from tests.support.store_builder import StoreBuilder
 
 MANY = 30
 

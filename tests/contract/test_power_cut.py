@@ -18,7 +18,7 @@ import pytest
 
 from shared.broker.sqlite import database, readers
 from shared.broker.sqlite.broker import SqliteBroker
-from tests.support.power_cut_child import MESSAGES, body_of
+from tests.support.children.power_cut import MESSAGES, body_of
 from tests.support.store_process import ROOT
 
 pytestmark = pytest.mark.slow
@@ -94,7 +94,7 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     written = folder / "trace"
     calls = "write,pwrite64,ftruncate,fsync,fdatasync,unlink"
     command = [strace, "-y", "-xx", "-s", "1000000", "-e", f"trace={calls}", "-o", str(written)]
-    child = [sys.executable, "-m", "tests.support.power_cut_child", str(folder / "broker.db")]
+    child = [sys.executable, "-m", "tests.support.children.power_cut", str(folder / "broker.db")]
     subprocess.run([*command, *child], cwd=ROOT, check=True, capture_output=True, timeout=60)
     return written
 

@@ -28,7 +28,7 @@ from shared.store.base import Store
 from shared.store.s3 import S3Object
 from shared.store.staging import StagedFile
 from tests.contract.conftest import BUCKET
-from tests.support.archives import zipped
+from tests.support.builders.archives import zipped
 
 
 def test_what_was_put_is_what_everybody_gets(store: Store, open_again: Callable[[], Store]) -> None:

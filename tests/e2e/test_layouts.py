@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, expect
 from shared.client import Client
 from shared.records.runs import Run, RunState
 from tests.support.browser import Visit, drop
-from tests.support.layouts import LAYOUTS
+from tests.support.builders.layouts import LAYOUTS
 from tests.support.services import Installation, eventually
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.rabbitmq_node import free_port
+from tests.support.brokers.rabbitmq_node import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 GENDERLINE = [sys.executable, "-c", "from shared.cli import main; main()"]

@@ -26,10 +26,10 @@ from shared.events import EVENT_TYPES, parse_event
 from shared.faces.decode import ImageLimits, configure_opencv, decode_face
 from shared.messages import parse_dataset, parse_job, parse_prediction
 from shared.runtime.settings import Settings
-from tests.support import archives
-from tests.support.archives import face_pixels, saved, zipped
+from tests.support.builders import archives
+from tests.support.builders.archives import face_pixels, saved, zipped
+from tests.support.builders.layouts import tarred
 from tests.support.dashboard_app import Site, open_site
-from tests.support.layouts import tarred
 from tests.zips import SAMPLES
 from trainer.data.labelling.recognize import recognize_labels
 

@@ -9,9 +9,9 @@ import pytest
 
 from shared.faces.synthetic import draw_sample
 from shared.store.files import FileStore
-from tests.support.rabbitmq_shared import SharedNode
+from tests.support.brokers.rabbitmq_shared import SharedNode
+from tests.support.brokers.wire import typed
 from tests.support.services import Installation
-from tests.support.wire import typed
 
 
 @pytest.fixture

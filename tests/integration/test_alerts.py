@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from shared.broker.base import Message
-from tests.support.rabbitmq_node import free_port
+from tests.support.brokers.rabbitmq_node import free_port
 from tests.support.services import Installation, Service, eventually
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

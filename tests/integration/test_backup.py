@@ -12,10 +12,10 @@ import pytest
 
 from shared.records.jobs import JobState
 from shared.records.runs import RunState
-from tests.integration.test_inference_jobs import faces, zip_of
-from tests.support.model_builder import ModelBuilder, brightness_model, image_of
+from tests.integration.inference.test_jobs import faces, zip_of
+from tests.support.builders.models import ModelBuilder, brightness_model, image_of
+from tests.support.builders.stores import StoreBuilder
 from tests.support.services import Installation, Service, eventually
-from tests.support.store_builder import StoreBuilder
 
 pytestmark = pytest.mark.slow
 

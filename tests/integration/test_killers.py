@@ -18,10 +18,10 @@ import pytest
 from shared.broker.base import Message, Outgoing
 from shared.messages import ZIP, job_id_of, pack_message
 from shared.records.jobs import Jobs
-from tests.integration.test_inference_jobs import faces, job_replies, zip_of
+from tests.integration.inference.test_jobs import faces, job_replies, zip_of
+from tests.support.builders.models import brightness_model, image_of
 from tests.support.inference_loops import Loops, open_loops, replies
 from tests.support.killers import BUGGY, KILLER, killing_environment
-from tests.support.model_builder import brightness_model, image_of
 
 NAMED_BY = {KILLER: "killed_worker", BUGGY: "internal"}
 

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from shared.cli import main
-from tests.support.layouts import LAYOUTS
+from tests.support.builders.layouts import LAYOUTS
 from tests.support.services import Installation
 
 pytestmark = pytest.mark.slow

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from shared.faces.synthetic import draw_sample
-from tests.support.rabbitmq_node import free_port
+from tests.support.brokers.rabbitmq_node import free_port
 from tests.support.services import Installation, Service, eventually
 
 TOKEN = "correct horse"

@@ -22,9 +22,9 @@ import pytest
 from shared.broker.base import Message
 from shared.faces.synthetic import draw_sample
 from shared.store.files import FileStore
-from tests.support.rabbitmq_shared import SharedNode
+from tests.support.brokers.rabbitmq_shared import SharedNode
+from tests.support.brokers.wire import typed
 from tests.support.services import Installation, Service, eventually
-from tests.support.wire import typed
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.slow]
 

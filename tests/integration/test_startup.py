@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.rabbitmq_node import free_port
+from tests.support.brokers.rabbitmq_node import free_port
 from tests.support.services import Service, eventually
 
 REPOSITORY = Path(__file__).parents[2]

@@ -17,11 +17,11 @@ from shared.client import Client
 from shared.messages import ZIP, job_id_of, run_id_of
 from shared.records.jobs import JobState
 from shared.store.files import FileStore
-from tests.integration.test_inference_jobs import zip_of
-from tests.integration.test_inference_service import workers
-from tests.integration.test_trainer_service import FAST
+from tests.integration.inference.test_jobs import zip_of
+from tests.integration.inference.test_service import workers
+from tests.integration.trainer.test_service import FAST
+from tests.support.builders.models import ModelBuilder, constant_model, image_of
 from tests.support.inference_loops import replies
-from tests.support.model_builder import ModelBuilder, constant_model, image_of
 from tests.support.services import Installation, Service, eventually
 
 pytestmark = pytest.mark.slow

@@ -16,9 +16,9 @@ from pika.exceptions import AMQPError
 from shared.broker.base import Broker, Message, Outgoing
 from shared.errors import Retryable
 from shared.messages import ZIP, job_id_of, pack_message, run_id_of
-from tests.integration.test_inference_jobs import zip_of
+from tests.integration.inference.test_jobs import zip_of
 from tests.soak.ledger import LEVELS, Answer, Ledger, Sent, SentJob
-from tests.support.model_builder import image_of
+from tests.support.builders.models import image_of
 
 MOST_WAITING = 100
 """Requests without an answer, beyond which nothing is sent: else the time to recover would be that of the queue."""

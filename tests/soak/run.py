@@ -21,8 +21,8 @@ from tests.soak.clock import SettableClock
 from tests.soak.ledger import STEEPNESS, Fault, JobEnd, Ledger, threshold_of
 from tests.soak.load import Clock, Sender, embedded_receiver, rabbitmq_receiver
 from tests.soak.services import Target, weight_of
-from tests.support.model_builder import ModelBuilder, brightness_model
-from tests.support.rabbitmq_node import RabbitNode, rabbitmq_server
+from tests.support.brokers.rabbitmq_node import RabbitNode, rabbitmq_server
+from tests.support.builders.models import ModelBuilder, brightness_model
 from tests.support.services import Installation, eventually
 
 VERSIONS = (1, 2, 3)

@@ -17,7 +17,7 @@ from shared.records.runs import Runs, RunState
 from shared.store.files import FileStore
 from tests.soak.clock import SettableClock
 from tests.soak.ledger import Sample
-from tests.support.rabbitmq_node import RabbitNode
+from tests.support.brokers.rabbitmq_node import RabbitNode
 from tests.support.services import Installation, Service, eventually
 
 WORKERS = 1

@@ -28,7 +28,7 @@ from shared.records.record import Fault
 from shared.records.results import result_row
 from shared.runtime.settings import Settings
 from shared.store.files import FileStore
-from tests.support.store_builder import StoreBuilder
+from tests.support.builders.stores import StoreBuilder
 
 
 @dataclass

@@ -34,7 +34,7 @@ from shared.topology import Topology
 from shared.worker.child import ForkServer
 from shared.worker.loop import ConsumerLoop
 from shared.worker.retry import RetryPolicy
-from tests.support.model_builder import ModelBuilder
+from tests.support.builders.models import ModelBuilder
 
 Work = Callable[[threading.Event], None]
 

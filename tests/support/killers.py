@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.support.model_builder import image_of
+from tests.support.builders.models import image_of
 
 KILLER = image_of(66) + b"deadly"
 BUGGY = image_of(66) + b"buggy"

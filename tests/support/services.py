@@ -23,7 +23,7 @@ from shared.client import Client
 from shared.store.files import FileStore
 from shared.store.identity import give_identity
 from shared.topology import Topology
-from tests.support.rabbitmq_node import free_port
+from tests.support.brokers.rabbitmq_node import free_port
 
 T = TypeVar("T")
 

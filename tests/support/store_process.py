@@ -1,4 +1,4 @@
-"""Starts `store_child.py` processes, and leaves none behind."""
+"""Starts `store.py` processes, and leaves none behind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class StoreProcess:
 
     def __init__(self, root: Path, *role: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.store_child", str(root), *role],
+            [sys.executable, "-m", "tests.support.children.store", str(root), *role],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

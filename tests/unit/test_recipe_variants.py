@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.bench.recipe_variants import CHANGES, erase_squares, varied
+from tests.bench.model.recipe_variants import CHANGES, erase_squares, varied
 from trainer.training.augment import augment
 from trainer.training.loss import MultiTaskLoss
 from trainer.training.model import build_network

@@ -28,7 +28,7 @@ from tests.bench.peers.serving import DECODER, MODEL
 from tests.bench.rows import Row
 from tests.bench.stage import Stage, open_stage
 from tests.bench.throughput import JOB_IMAGES, PACK, PACKS_OUTSTANDING, SINGLES_OUTSTANDING, job_archive, run_job
-from tests.support.rabbitmq_node import free_port
+from tests.support.brokers.rabbitmq_node import free_port
 from tests.support.services import eventually
 
 FOLDER = Path(__file__).parent

@@ -16,7 +16,7 @@ import pytest
 
 from dashboard import http_server
 from dashboard.http_server import SMALL_BODY_BYTES, serve
-from tests.support.archives import zipped
+from tests.support.builders.archives import zipped
 from tests.support.dashboard_app import Site, error_of, open_site, running
 
 TOKEN = "correct horse"

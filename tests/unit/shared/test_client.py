@@ -24,7 +24,7 @@ from shared.records.record import ModelRef
 from shared.records.runs import RunState
 from shared.runtime.settings import Settings
 from shared.store.files import FileStore
-from tests.support.cards import card_of
+from tests.support.builders.cards import card_of
 
 CONTENT = b"PK" + b"x" * 3_000_000
 

@@ -24,7 +24,7 @@ from shared.runtime.settings import Settings
 from shared.store.base import sha256_of
 from shared.store.files import FileStore
 from shared.topology import Topology
-from tests.support.archives import labelled_faces, zipped
+from tests.support.builders.archives import labelled_faces, zipped
 from trainer.inbox import InboxWatcher
 
 ZIP = zipped(labelled_faces(1))

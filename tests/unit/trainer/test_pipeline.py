@@ -22,7 +22,7 @@ from shared.runtime.settings import Settings
 from shared.store.base import sha256_of
 from shared.store.files import FileStore
 from shared.telemetry.metrics import TrainerMetrics
-from tests.support.archives import face_jpeg, labelled_faces, zipped
+from tests.support.builders.archives import face_jpeg, labelled_faces, zipped
 from trainer.pipeline import Pipeline
 from trainer.run_monitor import Monitor
 

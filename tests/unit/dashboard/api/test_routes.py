@@ -23,7 +23,7 @@ from shared.params import TrainingParams
 from shared.records.dataset import dataset_id
 from shared.records.jobs import JobState
 from shared.records.runs import RunState
-from tests.support.archives import bmp_of, face_jpeg, face_pixels, zipped
+from tests.support.builders.archives import bmp_of, face_jpeg, face_pixels, zipped
 from tests.support.dashboard_app import Site, error_of, open_site
 
 

@@ -17,7 +17,7 @@ from werkzeug.test import TestResponse
 
 from dashboard.incoming import KEPT_S, IncomingUploads
 from shared.errors import Retryable
-from tests.support.archives import zipped
+from tests.support.builders.archives import zipped
 from tests.support.dashboard_app import Site, error_of, open_site
 
 PART = "application/offset+octet-stream"

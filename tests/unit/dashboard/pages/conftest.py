@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from shared.records.runs import RunState
+from tests.support.builders.stores import HOSTILE_NAMES
 from tests.support.dashboard_app import Site, open_site
-from tests.support.store_builder import HOSTILE_NAMES
 from tests.unit.dashboard.pages.helpers import RUN
 
 

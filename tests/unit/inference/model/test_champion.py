@@ -12,9 +12,9 @@ from inference.model.run import Runtime
 from shared.broker.sqlite.broker import SqliteBroker
 from shared.errors import InvalidMessage, InvalidModel, Retryable
 from shared.topology import MODEL_PROMOTED
-from tests.support import model_builder as build
+from tests.support.builders import models as build
+from tests.support.builders.models import constant_model
 from tests.support.inference_loops import Loops, open_loops
-from tests.support.model_builder import constant_model
 from tests.support.services import eventually
 
 

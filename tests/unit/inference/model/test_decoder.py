@@ -13,7 +13,7 @@ import pytest
 from inference.model.decoder import Decoder
 from shared.faces.decode import SIZE, ImageLimits
 from shared.worker.child import ForkServer
-from tests.support.model_builder import image_of
+from tests.support.builders.models import image_of
 
 WHITE, BLACK = image_of(255), image_of(0)
 

@@ -16,8 +16,8 @@ from inference.model import gpu as cuda
 from inference.model.loader import ServedModel, load_model
 from shared.errors import InvalidModel
 from shared.store.files import FileStore
-from tests.support import model_builder as build
-from tests.support.model_builder import ModelBuilder, brightness_model
+from tests.support.builders import models as build
+from tests.support.builders.models import ModelBuilder, brightness_model
 from trainer.release.export import export_onnx
 from trainer.training.model import build_network
 

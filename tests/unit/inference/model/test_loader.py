@@ -10,8 +10,8 @@ from inference.model import loader, openvino_run
 from inference.model.loader import ProviderUnavailable, ServedModel, load_model, release_freed_memory, require_provider
 from shared.errors import InvalidModel, NotFound
 from shared.store.files import FileStore
-from tests.support import model_builder as build
-from tests.support.model_builder import ModelBuilder, constant_model
+from tests.support.builders import models as build
+from tests.support.builders.models import ModelBuilder, constant_model
 
 WITHOUT_CUDA = pytest.mark.skipif(
     "CUDAExecutionProvider" in ort.get_available_providers(), reason="this ONNX Runtime has CUDA"

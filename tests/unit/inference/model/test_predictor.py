@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from inference.model.loader import ServedModel
 from inference.monitoring.throughput import ThroughputMeter
 from shared.errors import GenderlineError, InvalidImage, InvalidModel
-from tests.support import model_builder as build
-from tests.support.archives import png_header_only
+from tests.support.builders import models as build
+from tests.support.builders.archives import png_header_only
+from tests.support.builders.models import brightness_answer, brightness_model, image_of
 from tests.support.inference_loops import Loops, open_loops
-from tests.support.model_builder import brightness_answer, brightness_model, image_of
 
 LEVELS = [0, 60, 120, 135, 200, 255, 10, 90]
 

@@ -13,9 +13,9 @@ import pytest
 from inference.model.champion import Models, Refused
 from inference.model.loader import KillsProcess
 from inference.model.probe import ModelProber
-from tests.support import model_builder as build
+from tests.support.builders import models as build
+from tests.support.builders.models import constant_model
 from tests.support.inference_loops import Loops, open_loops
-from tests.support.model_builder import constant_model
 
 
 def killer() -> bytes:

@@ -13,8 +13,8 @@ from inference.model.loader import ServedModel
 from inference.monitoring import drift as drift_module
 from inference.monitoring.drift import BLOCK_IMAGES, MIN_IMAGES, WINDOW_BLOCKS, Drift, stability_index
 from shared.records.registry import Registry
+from tests.support.builders.models import brightness_model
 from tests.support.inference_loops import Loops, open_loops
-from tests.support.model_builder import brightness_model
 
 SIGNALS = {"luma", "contrast", "predicted_female", "confidence"}
 

@@ -12,9 +12,9 @@ from inference.model.loader import ServedModel
 from inference.monitoring import shadow as shadow_module
 from shared.measures.shadow import ShadowFigures, shadow_figures
 from shared.records.registry import Registry
-from tests.support import model_builder as build
+from tests.support.builders import models as build
+from tests.support.builders.models import brightness_answer, brightness_model, constant_model
 from tests.support.inference_loops import Loops, open_loops
-from tests.support.model_builder import brightness_answer, brightness_model, constant_model
 from tests.support.services import eventually
 
 OUTCOMES = ("agree", "disagree", "failed", "dropped")

@@ -17,8 +17,8 @@ from shared.archives.archive import Archive, ArchiveLimits
 from shared.archives.entry import EntryError, EntryReader
 from shared.errors import InvalidDataset
 from shared.runtime.settings import Settings
-from tests.support import archives
-from tests.support.archives import face_jpeg, labelled_faces, zipped
+from tests.support.builders import archives
+from tests.support.builders.archives import face_jpeg, labelled_faces, zipped
 
 LIMITS = ArchiveLimits.from_settings(Settings())
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from shared.archives.central_directory import read_directory
 from shared.archives.directory import Directory
 from shared.errors import InvalidDataset
-from tests.support import archives
-from tests.support.archives import labelled_faces, zipped
+from tests.support.builders import archives
+from tests.support.builders.archives import labelled_faces, zipped
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40)
 

@@ -12,7 +12,7 @@ from shared.errors import InvalidDataset, InvalidMessage, Retryable
 from shared.messages import ArchiveRequest
 from shared.runtime.settings import Settings
 from shared.store.files import FileStore
-from tests.support.archives import zipped
+from tests.support.builders.archives import zipped
 
 CONTENT = zipped([("30_0_0.jpg", b"a face")])
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -15,7 +15,7 @@ from shared.archives.entry import EntryError
 from shared.archives.tar import is_tar
 from shared.errors import InvalidDataset
 from shared.runtime.settings import Settings
-from tests.support.layouts import tarred
+from tests.support.builders.layouts import tarred
 
 LIMITS = ArchiveLimits.from_settings(Settings())
 FILES = [("UTKFace/30_0_0_a.jpg", b"a" * 700), ("UTKFace/31_1_0_ü.jpg", b"b")]

@@ -12,7 +12,7 @@ from shared.broker.sqlite.broker import SqliteBroker
 from shared.client import Client
 from shared.store.files import FileStore
 from shared.topology import Topology
-from tests.support.store_builder import StoreBuilder
+from tests.support.builders.stores import StoreBuilder
 
 
 @pytest.fixture(autouse=True)

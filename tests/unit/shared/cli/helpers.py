@@ -30,7 +30,7 @@ from shared.records.jobs import RESULT_COLUMNS, Jobs, JobState
 from shared.records.runs import RunState
 from shared.telemetry.heartbeat import Heartbeat
 from shared.topology import job_state_topic, run_state_topic
-from tests.support.store_builder import StoreBuilder
+from tests.support.builders.stores import StoreBuilder
 
 REPOSITORY = Path(__file__).parents[4]
 ZIP = b"PK\x05\x06" + bytes(18)

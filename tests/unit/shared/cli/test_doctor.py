@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.rabbitmq_node import RabbitNode
+from tests.support.brokers.rabbitmq_node import RabbitNode
 from tests.unit.shared.cli.helpers import document, run
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from shared.cli import main
-from tests.support.store_builder import StoreBuilder
+from tests.support.builders.stores import StoreBuilder
 from tests.unit.shared.cli.helpers import REPOSITORY, ZIP, document, run
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from shared.errors import InvalidImage
 from shared.faces.decode import SIZE, Face, ImageLimits, PixelBudget, configure_opencv, decode_face
 from shared.runtime.settings import Settings
-from tests.support.archives import face_jpeg, face_pixels, png_header_only, saved
+from tests.support.builders.archives import face_jpeg, face_pixels, png_header_only, saved
 
 LIMITS = ImageLimits.from_settings(Settings())
 

@@ -13,7 +13,7 @@ from shared.records.deletion import Deletion
 from shared.records.jobs import JobState
 from shared.records.runs import RunState
 from shared.store.files import FileStore
-from tests.support.store_builder import StoreBuilder
+from tests.support.builders.stores import StoreBuilder
 
 RUNS = ("run-00000000000a", "run-00000000000b", "run-00000000000c")
 

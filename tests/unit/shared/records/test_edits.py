@@ -12,7 +12,7 @@ from shared.errors import Conflict, InvalidMessage, NotFound
 from shared.records.edits import CHANGES, Corrections, Edits, edits_key
 from shared.records.record import DamagedRecord
 from shared.store.files import FileStore
-from tests.support.store_builder import StoreBuilder
+from tests.support.builders.stores import StoreBuilder
 
 
 @pytest.fixture

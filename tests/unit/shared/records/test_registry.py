@@ -9,7 +9,7 @@ from shared.errors import Conflict, NotFound
 from shared.records.record import DamagedRecord
 from shared.records.registry import Aliases, Registry
 from shared.store.files import FileStore
-from tests.support.cards import card_of
+from tests.support.builders.cards import card_of
 from tests.support.store_process import race
 
 

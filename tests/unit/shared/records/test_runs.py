@@ -15,7 +15,7 @@ from shared.params import TrainingParams
 from shared.records.record import DamagedRecord, Fault, RecordEnded
 from shared.records.runs import HISTORY_COLUMNS, EpochRow, Runs, RunState, Timings
 from shared.store.files import FileStore
-from tests.support.cards import card_of
+from tests.support.builders.cards import card_of
 
 
 @pytest.fixture

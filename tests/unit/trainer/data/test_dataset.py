@@ -11,7 +11,7 @@ from shared.errors import InvalidDataset
 from shared.records.dataset import SPLITS
 from shared.records.edits import Edits
 from shared.store.files import FileStore
-from tests.support.store_builder import StoreBuilder
+from tests.support.builders.stores import StoreBuilder
 from trainer.data.dataset import open_dataset
 
 

@@ -14,7 +14,7 @@ from shared.archives.archive import ArchiveLimits
 from shared.errors import Cancelled
 from shared.faces.decode import ImageLimits
 from shared.runtime.settings import Settings
-from tests.support.archives import labelled_faces, zipped
+from tests.support.builders.archives import labelled_faces, zipped
 from tests.support.killers import BUGGY, KILLER, killing_environment
 from trainer.data.decode_pool import WORTH_PROCESSES
 from trainer.data.ingest import ingest

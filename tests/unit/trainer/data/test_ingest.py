@@ -25,8 +25,8 @@ from shared.records.dataset import (
     read_rejects_csv,
 )
 from shared.runtime.settings import Settings
-from tests.support import archives
-from tests.support.archives import Files, face_jpeg, face_pixels, labelled_faces, zipped
+from tests.support.builders import archives
+from tests.support.builders.archives import Files, face_jpeg, face_pixels, labelled_faces, zipped
 from trainer.data.ingest import ingest
 
 SETTINGS = Settings()

@@ -18,8 +18,8 @@ from shared.faces.labels import UNKNOWN, Label
 from shared.faces.rejects import Reject
 from shared.records.dataset import FACES_CSV, read_faces_csv
 from shared.runtime.settings import Settings
-from tests.support.archives import face_jpeg, zipped
-from tests.support.layouts import FACES, LAYOUTS
+from tests.support.builders.archives import face_jpeg, zipped
+from tests.support.builders.layouts import FACES, LAYOUTS
 from trainer.data.ingest import ingest
 from trainer.data.labelling.recognize import Labelling, recognize_labels
 

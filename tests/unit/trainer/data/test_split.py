@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from shared.faces.decode import ImageLimits, decode_face
 from shared.faces.labels import Label
 from shared.records.dataset import SPLITS, Split, age_band
-from tests.support.archives import face_jpeg
+from tests.support.builders.archives import face_jpeg
 from trainer.data.near_duplicates import MAX_HORIZONTAL_BITS, MAX_VERTICAL_BITS, dhash, near_duplicates
 from trainer.data.split import SHARES, split
 

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from shared.records.dataset import FaceRow
-from tests.support.drawn import draw_face
+from tests.support.builders.drawn import draw_face
 from trainer.data.dataset import Dataset
 from trainer.release.out_of_fold import predict_out_of_fold
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from shared.records.dataset import FACES_CSV, FACES_NPY, FaceRow, Split, write_faces_csv
 from shared.records.model_card import GateResult
 from shared.store.files import FileStore
-from tests.support.model_builder import ModelBuilder, brightness_model, constant_model
+from tests.support.builders.models import ModelBuilder, brightness_model, constant_model
 from trainer.release.promotion_gate import compare_registered, is_beyond_chance, pass_gate
 
 DARK, MIDDLE, BRIGHT = 60, 135, 190

@@ -15,7 +15,7 @@ from shared.records.model_card import CardStart
 from shared.records.registry import Registry
 from shared.runtime.settings import Settings
 from shared.store.files import FileStore
-from tests.support.store_builder import StoreBuilder
+from tests.support.builders.stores import StoreBuilder
 from trainer.data import seen
 from trainer.data.dataset import open_dataset
 from trainer.data.near_duplicates import dhash

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from shared.faces.decode import ImageLimits, decode_face
 from shared.records.dataset import FaceRow, Split
-from tests.support.archives import face_jpeg
+from tests.support.builders.archives import face_jpeg
 from trainer.data.dataset import Dataset
 from trainer.training.device import DeviceFaces
 from trainer.training.model import build_network

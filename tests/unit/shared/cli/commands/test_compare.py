@@ -9,7 +9,7 @@ from shared.broker.base import Delivery, Outgoing
 from shared.client import Client
 from shared.messages import job_id_of, parse_job
 from shared.records.jobs import RESULT_COLUMNS, Jobs, JobState
-from tests.support.store_builder import StoreBuilder
+from tests.support.builders.stores import StoreBuilder
 from tests.unit.shared.cli.helpers import Handle, document, run, serving
 
 

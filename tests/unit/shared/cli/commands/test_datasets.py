@@ -11,7 +11,7 @@ import pytest
 
 from shared.client import Client
 from shared.messages import parse_dataset
-from tests.support.store_builder import StoreBuilder
+from tests.support.builders.stores import StoreBuilder
 from tests.unit.shared.cli.helpers import document, run
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shared.client import Client
-from tests.support.store_builder import StoreBuilder
+from tests.support.builders.stores import StoreBuilder
 from tests.unit.shared.cli.helpers import document, run
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.store_builder import StoreBuilder
+from tests.support.builders.stores import StoreBuilder
 from tests.unit.shared.cli.helpers import document, run
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from shared.client import Client
 from shared.measures.shadow import ShadowFigures, add_shadow_figures
-from tests.support.store_builder import StoreBuilder
+from tests.support.builders.stores import StoreBuilder
 from tests.unit.shared.cli.helpers import document, run
 
 

@@ -19,7 +19,7 @@ from shared.messages import json_reply, parse_prediction, prediction
 from shared.records.cells import from_cell
 from shared.records.dismissals import dismissed_failures, failure_key
 from shared.records.jobs import Jobs, JobState
-from tests.support.store_builder import StoreBuilder
+from tests.support.builders.stores import StoreBuilder
 from tests.unit.shared.cli.helpers import PNG, ZIP, answers, beating, document, image_folder, run, serving, works_off
 
 

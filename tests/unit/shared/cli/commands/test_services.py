@@ -10,7 +10,7 @@ from shared.broker.base import Message
 from shared.cli.service_urls import SERVICES, choose_ports
 from shared.client import Client
 from shared.runtime.settings import Settings
-from tests.support.store_builder import StoreBuilder
+from tests.support.builders.stores import StoreBuilder
 from tests.unit.shared.cli.helpers import beating, document, run
 
 

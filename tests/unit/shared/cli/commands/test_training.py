@@ -20,7 +20,7 @@ from shared.params import TrainingParams
 from shared.records.dismissals import dismissed_failures, failure_key
 from shared.records.model_card import GateResult
 from shared.records.runs import RunState
-from tests.support.store_builder import StoreBuilder
+from tests.support.builders.stores import StoreBuilder
 from tests.unit.shared.cli.helpers import REPOSITORY, ZIP, beating, document, registered, run, serving, trains
 
 
