@@ -18,6 +18,8 @@ StartUri = Annotated[
     str, Field(pattern=r"^(gender:[1-9][0-9]{0,8}|file:///.+\.npz)$", description="gender:VERSION or file:///PATH.npz")
 ]
 """Names weights to begin from: a registered model's, or a file's."""
+VersionUri = Annotated[str, Field(pattern=r"^gender:[1-9][0-9]{0,8}$", description="gender:VERSION")]
+"""Names a registered model."""
 Network = Literal["small", "compact", "large", "reference"]
 Precision = Literal["float32", "bfloat16"]
 
@@ -65,13 +67,19 @@ class TrainingParams(BaseModel):
     auxiliary: float = Field(
         0.3, ge=0, le=10, description="Weight of learning age band and ethnicity as well; dropped at export"
     )
+    distil: Literal["none"] | VersionUri = Field(
+        "none",
+        description="A registered model, `gender:VERSION`, that teaches this one, which learns from what the teacher "
+        "says of each face beside its label: a larger network that was trained on the same dataset, for example",
+    )
     averaging: float = Field(
         0.998, ge=0, lt=1, description="Decay of the moving average of the weights that is kept; 0 keeps the last"
     )
     mirror: bool | Auto = Field(
         "auto",
         description="Answer with the mean of a face and its mirror image; `auto`: from random weights with every "
-        "network but `reference`, from a registered model as that does, from the starter not",
+        "network but `reference`, unless another model teaches; from a registered model as that does; from the "
+        "starter not",
     )
     precision: Precision | Auto = Field(
         "auto", description="What training computes in; `auto`: bfloat16 where the device is built for it"

@@ -52,7 +52,7 @@ from trainer.release.export import build_variants, describe_model, export_onnx, 
 from trainer.release.out_of_fold import predict_out_of_fold
 from trainer.release.promotion_gate import compare
 from trainer.release.robustness import measure_robustness
-from trainer.release.start import Start, find_start
+from trainer.release.start import Start, find_start, find_teacher
 from trainer.run_monitor import Monitor
 from trainer.training import checkpoint
 from trainer.training.balance import warn_of_imbalance, weigh_genders
@@ -60,6 +60,7 @@ from trainer.training.calibrate import calibrated_loss, fit_temperature
 from trainer.training.checkpoint import Checkpoint, CheckpointError
 from trainer.training.device import DeviceFaces
 from trainer.training.distributed import train_distributed
+from trainer.training.loss import Teacher
 from trainer.training.model import build_network, measure_cost
 from trainer.training.process_group import ProcessGroup
 from trainer.training.recipe import Recipe, decide
@@ -148,7 +149,8 @@ class Pipeline:
         with open_dataset(self._store, sha256, edits) as dataset:
             self._warn(run_id, dataset)
             start = find_start(params.init, dataset, self._store, self._settings)
-            trained, recipe = self._train(run_id, dataset, params, start, monitor)
+            teacher = find_teacher(params.distil, dataset, self._store)
+            trained, recipe = self._train(run_id, dataset, params, start, teacher, monitor)
             return self._finish(run_id, name, dataset, recipe, start, trained, monitor)
 
     # -- ingest
@@ -236,7 +238,13 @@ class Pipeline:
     # -- train
 
     def _train(
-        self, run_id: str, dataset: Dataset, params: TrainingParams, start: Start, monitor: Monitor
+        self,
+        run_id: str,
+        dataset: Dataset,
+        params: TrainingParams,
+        start: Start,
+        teacher: Teacher | None,
+        monitor: Monitor,
     ) -> tuple[Trained, Recipe]:
         monitor.on_state(RunState.TRAINING)
         key = f"runs/{run_id}/checkpoint.pt"
@@ -248,7 +256,7 @@ class Pipeline:
                 params,
                 faces=len(dataset.part("train")),
                 device=self._device,
-                throughput=lambda recipe: measure_throughput(recipe, self._device) * self._group.size,
+                throughput=lambda recipe: measure_throughput(recipe, self._device, teacher) * self._group.size,
                 starter_helps=lambda: starter_helps(dataset, self._device),
                 validation=len(dataset.part("validation")),
                 start_network=start.network,
@@ -298,7 +306,14 @@ class Pipeline:
         )
         try:
             trained = train_distributed(
-                self._group, dataset, recipe, self._device, hooks, resume=resume, start=start.weights
+                self._group,
+                dataset,
+                recipe,
+                self._device,
+                hooks,
+                resume=resume,
+                start=start.weights,
+                teacher=teacher,
             )
         finally:
             self._metrics.epoch.set(0)

@@ -45,23 +45,6 @@ def test_about_half_of_the_faces_lose_one_square(faces: torch.Tensor) -> None:
         assert abs(height - width) <= 1
 
 
-def test_a_teacher_counts_beside_the_label(faces: torch.Tensor) -> None:
-    torch.manual_seed(1)
-    network, teacher = (build_network("small", dropout=0.0).eval() for _ in range(2))
-    loss = MultiTaskLoss(network, auxiliary=0.0).eval()
-    labels = torch.tensor([[1, 0, 0]] * 16)
-    with torch.no_grad(), varied({}, teacher):
-        teacher.gender.bias.fill_(20.0)  # sure of each label
-        agreed = float(loss(faces, labels)[0])
-        teacher.gender.bias.fill_(-20.0)
-        contradicted = float(loss(faces, labels)[0])
-    with torch.no_grad():
-        logits = network.decide(network.embed(faces))
-        assert agreed == pytest.approx(float(loss(faces, labels)[0]), rel=1e-4)
-        expected = functional.binary_cross_entropy_with_logits(logits, torch.full((16,), 0.3))
-    assert contradicted == pytest.approx(float(expected), rel=1e-4)
-
-
 def test_mixed_faces_have_mixed_targets(faces: torch.Tensor) -> None:
     torch.manual_seed(1)
     loss = MultiTaskLoss(build_network("small", dropout=0.0).eval(), auxiliary=0.3).eval()

@@ -275,7 +275,9 @@ def headline(val_accuracy: float, val_loss: float, evaluation: Evaluation) -> di
 def _origin(card: ModelCard) -> str:
     if card.is_starter:
         return f"The starter, the weights that training begins from, imported {card.created} as a first model."
-    return f"Trained by run {_text(card.run_id)}, {card.created}, from {_start(card)}."
+    teacher = card.params.get("distil", "none")
+    taught = "" if teacher == "none" else f", taught by {_text(teacher)}"
+    return f"Trained by run {_text(card.run_id)}, {card.created}, from {_start(card)}{taught}."
 
 
 def _start(card: ModelCard) -> str:

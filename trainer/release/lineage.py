@@ -1,4 +1,4 @@
-"""Which faces a model knows by heart: those that it, or the weights that it began from, have learned from."""
+"""Which faces a model knows: those that it, the weights that it began from, or its teacher have learned from."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def find_learned(store: Store, card: ModelCard, dataset: Dataset, faces: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """Returns which faces look like one that a registered model, or a model that it began from, has learned from.
+    """Returns which faces look like one that a registered model, its start or its teacher has learned from.
 
     The faces of a deleted dataset are unknown, and so are those behind weights from a file. A model is not held to have
     learned from the held-out faces of its own dataset: the same dataset is split in the same way.
@@ -43,11 +43,13 @@ def find_learned(store: Store, card: ModelCard, dataset: Dataset, faces: NDArray
         learned |= find_seen(dhash_all(dataset.faces, faces))
     if card.dataset.sha256 != dataset.sha256:
         learned |= _find_trained(store, card.dataset, dataset, faces)
-    if card.start is not None and card.start.name.startswith(VERSION):
+    for name in (None if card.start is None else card.start.name, card.params.get("distil")):
+        if name is None or not name.startswith(VERSION):
+            continue
         try:
-            before = Registry(store).card(int(card.start.name.removeprefix(VERSION)))
+            before = Registry(store).card(int(name.removeprefix(VERSION)))
         except (NotFound, DamagedRecord) as error:
-            _LOG.warning("what version %d began from is not known: %s", card.version, error)
+            _LOG.warning("what version %d learned from is not known: %s", card.version, error)
         else:
             learned |= find_learned(store, before, dataset, faces)
     return learned

@@ -1,4 +1,4 @@
-"""The weights that training begins from, by what the parameter `init` names."""
+"""The weights that training begins from, by what the parameter `init` names, and the teacher that `distil` names."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from shared.archives.fetch import open_allowed
 from shared.errors import InvalidMessage, NotFound, short_repr
-from shared.params import Network
-from shared.records.model_card import CardStart
+from shared.params import Network, TrainingParams
+from shared.records.model_card import CardStart, ModelCard
 from shared.records.registry import WEIGHTS_FILE, Registry
 from shared.runtime.settings import Settings
 from shared.store.base import Store
@@ -23,6 +23,7 @@ from trainer.data.dataset import Dataset
 from trainer.data.near_duplicates import dhash_all
 from trainer.data.seen import find_seen
 from trainer.release.lineage import VERSION, find_learned
+from trainer.training.loss import Teacher
 from trainer.training.model import NETWORKS, build_network
 from trainer.training.starter import STARTER_NETWORK, Weights, load_starter, load_weights
 
@@ -64,25 +65,56 @@ def find_start(init: str, dataset: Dataset, store: Store, settings: Settings) ->
     if init.startswith("file:"):
         return _of_file(init, dataset, settings)
     if init == "starter":
-        _require_unseen(init, find_seen(dhash_all(dataset.faces, dataset.held_out)))
+        _require_unseen("init", init, find_seen(dhash_all(dataset.faces, dataset.held_out)))
     return Start(STARTER_NETWORK, False, None, CardStart.model_validate(load_starter().card))
 
 
-def _of_version(version: int, dataset: Dataset, store: Store) -> Start:
+def find_teacher(distil: str, dataset: Dataset, store: Store) -> Teacher | None:
+    """Returns the teacher that `distil` names, once it is sure that it has not seen the dataset's held-out faces.
+
+    Args:
+        distil: as in `TrainingParams`.
+        dataset: to be trained on.
+        store: holds the registered models.
+
+    Raises:
+        InvalidMessage: there is no such model, or it cannot teach on this dataset.
+    """
+    if distil == "none":
+        return None
+    card, weights = _open_version("distil", int(distil.removeprefix(VERSION)), dataset, store)
+    if card.params["network"] == "reference":
+        raise InvalidMessage(
+            f"distil is {distil}, a model of the network reference, which reads faces of another size than all others",
+            code="invalid_params",
+        )
+    return Teacher(card.params["network"], weights)
+
+
+def _open_version(role: str, version: int, dataset: Dataset, store: Store) -> tuple[ModelCard, Weights]:
+    """Returns a registered model's card and weights; `role` is the parameter that names it."""
     try:
         card = Registry(store).card(version)
     except NotFound as error:
-        raise InvalidMessage(f"init: {error}", code="invalid_params") from None
+        raise InvalidMessage(f"{role}: {error}", code="invalid_params") from None
     key = Registry.weights_key(version)
     if not store.exists(key):
         raise InvalidMessage(
-            f"init is gender:{version}, registered without {WEIGHTS_FILE}; expected a version of this release",
+            f"{role} is gender:{version}, registered without {WEIGHTS_FILE}; expected a version of this release",
             code="invalid_params",
         )
-    start = Start(
+    name = f"{VERSION}{version}"
+    weights = _read(role, name, card.params["network"], store.get(key))
+    _require_unseen(role, name, find_learned(store, card, dataset, dataset.held_out))
+    return card, weights
+
+
+def _of_version(version: int, dataset: Dataset, store: Store) -> Start:
+    card, weights = _open_version("init", version, dataset, store)
+    return Start(
         network=card.params["network"],
         mirrors=bool(card.params.get("mirror", False)),
-        weights=_read(f"gender:{version}", card.params["network"], store.get(key)),
+        weights=weights,
         card=CardStart(
             name=f"gender:{version}",
             source=card.dataset.name,
@@ -90,8 +122,6 @@ def _of_version(version: int, dataset: Dataset, store: Store) -> Start:
             faces=card.dataset.counts["train"],
         ),
     )
-    _require_unseen(f"{VERSION}{version}", find_learned(store, card, dataset, dataset.held_out))
-    return start
 
 
 def _of_file(uri: str, dataset: Dataset, settings: Settings) -> Start:
@@ -102,8 +132,8 @@ def _of_file(uri: str, dataset: Dataset, settings: Settings) -> Start:
         network, origin = card["network"], CardStart.model_validate(card)
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         raise InvalidMessage(f"init: the card or the hashes beside {uri} cannot be read: {error}") from None
-    weights = _read(uri, network, _bytes_at(uri, settings))
-    _require_unseen(uri, find_seen(dhash_all(dataset.faces, dataset.held_out), known))
+    weights = _read("init", uri, network, _bytes_at(uri, settings))
+    _require_unseen("init", uri, find_seen(dhash_all(dataset.faces, dataset.held_out), known))
     return Start(network, False, weights, origin)
 
 
@@ -115,7 +145,7 @@ def _bytes_at(uri: str, settings: Settings) -> bytes:
     return data
 
 
-def _read(init: str, network: str, data: bytes) -> Weights:
+def _read(role: str, name: str, network: str, data: bytes) -> Weights:
     """Reads weights, and makes sure that they fit their network."""
     try:
         if network not in NETWORKS:
@@ -124,14 +154,16 @@ def _read(init: str, network: str, data: bytes) -> Weights:
         build_network(network, dropout=0.0).load_state_dict(weights)
     except (ValueError, KeyError, TypeError, OSError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
         first = str(error).splitlines()[0]
-        raise InvalidMessage(f"init is {init}, whose weights cannot be used: {first}", code="invalid_params") from None
+        raise InvalidMessage(
+            f"{role} is {name}, whose weights cannot be used: {first}", code="invalid_params"
+        ) from None
     return weights
 
 
-def _require_unseen(init: str, seen: NDArray[np.bool_]) -> None:
+def _require_unseen(role: str, name: str, seen: NDArray[np.bool_]) -> None:
     if seen.any():
         raise InvalidMessage(
-            f"init is {init}, which has learned from {seen.sum():,} of the {len(seen):,} validation and test faces of "
-            "this dataset: every figure would lie. Leave init to auto",
+            f"{role} is {name}, which has learned from {seen.sum():,} of the {len(seen):,} validation and test faces "
+            f"of this dataset: every figure would lie. Leave {role} to {TrainingParams.model_fields[role].default}",
             code="invalid_params",
         )

@@ -12,6 +12,7 @@ from shared.store.base import Store
 from trainer.data.dataset import Dataset, open_dataset
 from trainer.training import checkpoint
 from trainer.training.checkpoint import Checkpoint
+from trainer.training.loss import Teacher
 from trainer.training.process_group import ProcessGroup
 from trainer.training.recipe import Recipe
 from trainer.training.starter import Weights
@@ -32,6 +33,7 @@ def train_distributed(
     *,
     resume: Checkpoint | None,
     start: Weights | None = None,
+    teacher: Teacher | None = None,
 ) -> Trained:
     """Trains on a dataset of the store, together with every process in `run_member`.
 
@@ -43,6 +45,7 @@ def train_distributed(
         hooks: as in `train`.
         resume: as in `train`.
         start: as in `TrainingJob`.
+        teacher: likewise.
 
     Raises:
         Exception: raised by `train` or a hook. The members have stopped by then and wait for the next run, unless this
@@ -54,13 +57,14 @@ def train_distributed(
         "recipe": recipe.as_dict(),
         "checkpoint_s": hooks.checkpoint_s,
         "start": start,
+        "teacher": teacher,
     }
     work["resume"] = None if resume is None else checkpoint.dump(resume)
     errors = DeferredErrors()
     try:
         group.broadcast_object(work)
         return train(
-            TrainingJob.from_dataset(dataset, recipe, start),
+            TrainingJob.from_dataset(dataset, recipe, start, teacher),
             device=device,
             group=group,
             resume=resume,
@@ -94,7 +98,9 @@ def run_member(group: ProcessGroup, store: Store, device: torch.device) -> None:
         with open_dataset(store, work["sha256"], work["edits"]) as dataset:
             try:
                 train(
-                    TrainingJob.from_dataset(dataset, Recipe.model_validate(work["recipe"]), work["start"]),
+                    TrainingJob.from_dataset(
+                        dataset, Recipe.model_validate(work["recipe"]), work["start"], work["teacher"]
+                    ),
                     device=device,
                     group=group,
                     resume=None if work["resume"] is None else checkpoint.load(work["resume"]),

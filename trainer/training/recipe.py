@@ -83,7 +83,8 @@ def decide(
         start_mirrors: whether they answer with the mirror image; the starter learned from a teacher that did.
 
     Raises:
-        InvalidMessage: `init` names weights, and the network is another one than theirs.
+        InvalidMessage: `init` names weights, and the network is another one than theirs; or `distil` names a teacher,
+            and the network is `reference`, which reads larger faces than all others.
     """
     fits = params.network in {"auto", start_network}
     if params.init not in {"auto", "scratch"} and not fits:
@@ -95,12 +96,18 @@ def decide(
     network = params.network
     if network == "auto":
         network = start_network if from_start else "small" if faces < FEW_FACES else "compact"
+    if network == "reference" and params.distil != "none":
+        raise InvalidMessage(
+            f"distil is {params.distil}; the network reference cannot be taught, for it reads faces of another size",
+            code="invalid_params",
+        )
     decided = {
         "init": "starter" if from_start else "scratch",
         "network": network,
         "learning_rate": start_rate(faces) if from_start else 0.004,
         # `reference` is there to be compared to, as it is.
-        "mirror": start_mirrors if from_start else network != "reference",
+        # The teacher answers with the mirror image: who learns from it need not.
+        "mirror": start_mirrors if from_start else network != "reference" and params.distil == "none",
         "batch_size": 256 if device.type == "cuda" and faces >= MANY_FACES else 64 if faces >= FEW_FACES else 32,
         "precision": "bfloat16" if computes_bfloat16(device) else "float32",
         "epochs": min(MAX_EPOCHS_FROM_STARTER if from_start else MAX_EPOCHS, max(MIN_EPOCHS, FACES_SHOWN // faces)),

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trainer.training.augment import augment
 from trainer.training.device import seeded
-from trainer.training.loss import MultiTaskLoss
+from trainer.training.loss import MultiTaskLoss, ask
 from trainer.training.model import FaceNetwork
 from trainer.training.recipe import Recipe
 
@@ -51,6 +51,7 @@ class TrainStep:
         model: the network with its loss, on the device.
         recipe: the training parameters.
         device: where to compute.
+        teacher: on the device, from `Teacher.build`; None where there is none.
         capture: whether to capture CUDA graphs; only on a GPU, and never with `ddp`.
 
     Attributes:
@@ -59,8 +60,17 @@ class TrainStep:
         ddp: the model, wrapped where several processes train it; this is what is called.
     """
 
-    def __init__(self, model: MultiTaskLoss, recipe: Recipe, device: torch.device, *, capture: bool = True) -> None:
+    def __init__(
+        self,
+        model: MultiTaskLoss,
+        recipe: Recipe,
+        device: torch.device,
+        *,
+        teacher: FaceNetwork | None = None,
+        capture: bool = True,
+    ) -> None:
         self._model = model
+        self._teacher = teacher
         self._recipe = recipe
         self._device = device
         self._capturing = capture and device.type == "cuda"
@@ -147,7 +157,7 @@ class TrainStep:
     def _eager_step(
         self, faces: torch.Tensor, targets: torch.Tensor, decay: float, weight: float, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        total, loss, correct = forward(self.ddp, self._model.network, self._recipe, faces, targets, generator)
+        total, loss, correct = self._forward(self.ddp, faces, targets, generator)
         self.optimizer.zero_grad()
         (total * weight).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
@@ -155,6 +165,11 @@ class TrainStep:
             self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
             self.average.update_parameters(self._model.network)
         return loss, correct
+
+    def _forward(
+        self, model: nn.Module, faces: torch.Tensor, targets: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return forward(model, self._model.network, self._recipe, faces, targets, generator, self._teacher)
 
     def _capture(self, faces: torch.Tensor, targets: torch.Tensor) -> _CapturedStep:
         """Captures a step without taking it; all that varies from step to step is read from tensors that stay."""
@@ -164,7 +179,7 @@ class TrainStep:
         graph.register_generator_state(self._generator)
         self.optimizer.zero_grad()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            total, loss, correct = forward(self._model, network, self._recipe, faces, targets, self._generator)
+            total, loss, correct = self._forward(self._model, faces, targets, self._generator)
             total.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             if self.average is not None:
@@ -197,6 +212,7 @@ def forward(
     faces: torch.Tensor,
     targets: torch.Tensor,
     generator: torch.Generator,
+    teacher: FaceNetwork | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Returns the outputs of `MultiTaskLoss.forward` for a batch, augmented as the recipe says.
 
@@ -207,12 +223,14 @@ def forward(
         faces: uint8 (n, 1, 128, 128).
         targets: of these faces, as `MultiTaskLoss` takes them.
         generator: decides everything random.
+        teacher: as of `TrainStep`.
     """
     inputs = network.shrink(faces.float().div_(255))  # first, so that augmentation costs less
     if recipe.augment:
         inputs = augment(inputs, generator)
     with torch.autocast(faces.device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-        total, loss, correct = model(inputs, targets)
+        taught = None if teacher is None else ask(teacher, inputs)
+        total, loss, correct = model(inputs, targets, taught)
     return total, loss, correct
 
 

@@ -10,7 +10,7 @@ from typing import Final
 import torch
 
 from trainer.training.device import seeded
-from trainer.training.loss import MultiTaskLoss
+from trainer.training.loss import MultiTaskLoss, Teacher
 from trainer.training.model import SIDE, build_network
 from trainer.training.recipe import Recipe
 from trainer.training.step import TrainStep
@@ -21,13 +21,14 @@ WARM_UP_STEPS: Final = 3
 """Steps that are not counted: libraries set themselves up in them."""
 
 
-def measure_throughput(recipe: Recipe, device: torch.device) -> float:
+def measure_throughput(recipe: Recipe, device: torch.device, teacher: Teacher | None = None) -> float:
     """Measures how many faces per second the recipe trains on, in one process; takes a second or two."""
     faces = torch.zeros((recipe.batch_size, 1, SIDE, SIDE), dtype=torch.uint8, device=device)
     targets = torch.zeros((recipe.batch_size, 3), dtype=torch.int64, device=device)
     with seeded(device, recipe.seed):
         network = build_network(recipe.network, dropout=recipe.dropout, mirror=recipe.mirror)
-        take_step = TrainStep(MultiTaskLoss(network, recipe.auxiliary).to(device), recipe, device)
+        model = MultiTaskLoss(network, recipe.auxiliary).to(device)
+        take_step = TrainStep(model, recipe, device, teacher=None if teacher is None else teacher.build(device))
         started = 0.0
         for step in itertools.count():
             if step == WARM_UP_STEPS:

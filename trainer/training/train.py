@@ -26,7 +26,7 @@ from trainer.training.blend import blend, choose_share
 from trainer.training.calibrate import calibrated_loss, calibrated_losses
 from trainer.training.checkpoint import Checkpoint, CheckpointError, dump
 from trainer.training.device import DeviceFaces, seeded, to_device
-from trainer.training.loss import MultiTaskLoss, targets_to_device
+from trainer.training.loss import MultiTaskLoss, Teacher, targets_to_device
 from trainer.training.model import build_network
 from trainer.training.process_group import ProcessGroup
 from trainer.training.recipe import Recipe, epoch_cost
@@ -86,6 +86,7 @@ class TrainingJob:
         recipe: the training parameters.
         dataset_sha256: names the data in checkpoints.
         start: the weights that `recipe.init` names; None takes the starter's, where it names any.
+        teacher: what `recipe.distil` names; None where it names none.
 
     Raises:
         ValueError: there are too few faces.
@@ -98,6 +99,7 @@ class TrainingJob:
     recipe: Recipe
     dataset_sha256: str
     start: Weights | None = None
+    teacher: Teacher | None = None
 
     def __post_init__(self) -> None:
         if len(self.training) < 2 or len(self.validation) < 1:
@@ -107,7 +109,9 @@ class TrainingJob:
             )
 
     @classmethod
-    def from_dataset(cls, dataset: Dataset, recipe: Recipe, start: Weights | None = None) -> TrainingJob:
+    def from_dataset(
+        cls, dataset: Dataset, recipe: Recipe, start: Weights | None = None, teacher: Teacher | None = None
+    ) -> TrainingJob:
         """Returns the job of training on a dataset's training part."""
         return cls(
             faces=dataset.faces,
@@ -117,6 +121,7 @@ class TrainingJob:
             recipe=recipe,
             dataset_sha256=dataset.sha256,
             start=start,
+            teacher=teacher,
         )
 
 
@@ -195,7 +200,8 @@ def train(
         if start is not None:
             network.load_state_dict(start)
         model = MultiTaskLoss(network, recipe.auxiliary, gender_weights).to(device)
-    take_step = TrainStep(model, recipe, device)
+    teacher = None if job.teacher is None else job.teacher.build(device)
+    take_step = TrainStep(model, recipe, device, teacher=teacher)
     average = take_step.average
     best: nn.Module = network if average is None else average.module
 

@@ -39,6 +39,7 @@ from trainer.data.split import split
 from trainer.release.evaluate import evaluate
 from trainer.training.calibrate import fit_temperature
 from trainer.training.device import DeviceFaces, choose_device
+from trainer.training.loss import Teacher
 from trainer.training.model import FaceNetwork, build_network, measure_cost
 from trainer.training.process_group import ProcessGroup
 from trainer.training.recipe import Recipe, decide
@@ -176,7 +177,7 @@ def train_row(
     dataset: Dataset,
     device: torch.device,
     progress: Progress,
-    teacher: FaceNetwork | None = None,
+    teacher: Teacher | None = None,
 ) -> tuple[FaceNetwork, list[tuple[float, float]]]:
     """Trains one row with one seed. Returns the network, and its curve as in `Outcome`."""
     curve: list[tuple[float, float]] = []
@@ -187,7 +188,7 @@ def train_row(
         curve.append((seconds_on(device) - started, epoch.val_accuracy))
 
     task = progress.add_task(f"{row}, seed {seed}", total=recipe.epochs)
-    with varied(ROWS[row], teacher):
+    with varied(ROWS[row]):
         network = build_network(recipe.network, dropout=recipe.dropout, mirror=recipe.mirror)
         if row == AS_IT_IS:
             network.load_state_dict(load_starter().weights)
@@ -197,7 +198,7 @@ def train_row(
                 on_epoch=on_epoch,
                 checkpoint_s=math.inf,
             )
-            job = TrainingJob.from_dataset(dataset, recipe)
+            job = TrainingJob.from_dataset(dataset, recipe, teacher=teacher)
             network.load_state_dict(train(job, device=device, group=ProcessGroup(), hooks=hooks).weights)
     progress.remove_task(task)
     return network.to(device).eval(), curve
@@ -210,7 +211,7 @@ def measure(
     dataset: Dataset,
     device: torch.device,
     progress: Progress,
-    teacher: FaceNetwork | None = None,
+    teacher: Teacher | None = None,
 ) -> Outcome:
     """Trains one row with one seed, and measures it."""
     network, curve = train_row(row, seed, recipe, dataset, device, progress, teacher)
@@ -377,7 +378,7 @@ def main(archive: Path, faces: tuple[int, ...], seeds: int, only: tuple[str, ...
     ):
         known = [Outcome(**json.loads(line)) for line in results.read_text().splitlines()]
         known = [outcome for outcome in known if outcome.dataset.startswith(whole.sha256)]
-        teachers: dict[tuple[str, str], FaceNetwork] = {}
+        teachers: dict[tuple[str, str], Teacher] = {}
         for count in faces or (None,):
             outcomes: list[Outcome] = []
             for seed in range(seeds):
@@ -405,9 +406,10 @@ def main(archive: Path, faces: tuple[int, ...], seeds: int, only: tuple[str, ...
         print(learning_curve(known, whole.sha256))  # noqa: T201 - likewise
 
 
-def _train_teacher(row: str, dataset: Dataset, device: torch.device, progress: Progress) -> FaceNetwork:
+def _train_teacher(row: str, dataset: Dataset, device: torch.device, progress: Progress) -> Teacher:
     recipe = recipe_of(row, 0, len(dataset.part("train")), device)
-    return train_row(row, 0, recipe, dataset, device, progress)[0]
+    network, _ = train_row(row, 0, recipe, dataset, device, progress)
+    return Teacher(recipe.network, {name: value.cpu() for name, value in network.state_dict().items()})
 
 
 def _find(known: list[Outcome], row: str, seed: int, recipe: Recipe, dataset: Dataset) -> Outcome | None:

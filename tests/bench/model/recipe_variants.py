@@ -18,23 +18,20 @@ from torchvision.transforms import v2
 from shared.faces.labels import UNKNOWN
 from trainer.training import model as networks
 from trainer.training.augment import augment
-from trainer.training.loss import MultiTaskLoss
-from trainer.training.model import NETWORKS, FaceNetwork, residual
+from trainer.training.loss import TAUGHT, MultiTaskLoss
+from trainer.training.model import NETWORKS, residual
 
-TAUGHT: Final = 0.7
-"""Weight of a teacher's word beside the label."""
 _MIXED: Final = 0.2
 _ERASED: Final = (0.15, 0.45)
 """Least and largest side of an erased square, as a share of the face's."""
 
 
 @contextmanager
-def varied(change: dict[str, Any], teacher: FaceNetwork | None = None) -> Iterator[None]:
+def varied(change: dict[str, Any]) -> Iterator[None]:
     """Trains differently for a while.
 
     Args:
         change: what `recipe.ROWS` says of a row.
-        teacher: a trained network, for the loss of another one.
     """
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         if "temperature" in change:  # of `calibrated_loss`; that of the finished model is fitted as ever
@@ -46,8 +43,8 @@ def varied(change: dict[str, Any], teacher: FaceNetwork | None = None) -> Iterat
             stack.enter_context(_branched())
         if "changes" in change:
             patch.setattr("trainer.training.step.augment", CHANGES[change["changes"]])
-        if change.get("mixup") or teacher is not None:
-            patch.setattr(MultiTaskLoss, "forward", _soft_loss(change.get("mixup", False), teacher))
+        if change.get("mixup"):
+            patch.setattr(MultiTaskLoss, "forward", _mixed_loss)
         yield
 
 
@@ -91,32 +88,25 @@ CHANGES: Final[dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 }
 
 
-def _soft_loss(mixup: bool, teacher: FaceNetwork | None) -> Callable[..., Any]:
-    """Returns `MultiTaskLoss.forward` for mixed faces (Zhang et al., "mixup", 2018), and with a teacher, which is asked
-    about the faces as the network sees them (Beyer et al., "Knowledge distillation", 2022). Genders count alike."""
-
-    def forward(
-        self: MultiTaskLoss, faces: torch.Tensor, targets: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        share = torch.distributions.Beta(_MIXED, _MIXED).sample().to(faces) if mixup else faces.new_zeros(())
-        faces = faces.lerp(faces.roll(1, 0), share) if mixup else faces
-        female = targets[:, 0].float()
-        wanted = female.lerp(female.roll(1, 0), share)
-        if teacher is not None:
-            with torch.no_grad():
-                both = teacher.decide(teacher.embed(torch.cat([faces, faces.flip(-1)]))).float().view(2, -1).mean(0)
-            wanted = wanted.lerp(both.sigmoid(), TAUGHT)
-        embedding = self.network.embed(faces)
-        logits = self.network.decide(embedding).float()
-        total = loss = functional.binary_cross_entropy_with_logits(logits, wanted)
-        for head, classes in zip(self.heads, targets.T[1:], strict=False):
-            predicted = head(embedding).float()
-            for weight, these in ((1 - share, classes), (share, classes.roll(1, 0))):
-                losses = functional.cross_entropy(predicted, these, ignore_index=UNKNOWN, reduction="sum")
-                total = total + weight * self.auxiliary * losses / (these != UNKNOWN).sum().clamp(min=1)
-        return total, loss.detach(), ((logits.detach() >= 0) == (female > 0.5)).sum()
-
-    return forward
+def _mixed_loss(
+    self: MultiTaskLoss, faces: torch.Tensor, targets: torch.Tensor, taught: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`MultiTaskLoss.forward` for faces of which each is mixed with another of its batch, and their targets with them
+    (Zhang et al., "mixup", 2018). Genders count alike."""
+    share = torch.distributions.Beta(_MIXED, _MIXED).sample().to(faces)
+    faces = faces.lerp(faces.roll(1, 0), share)
+    female = targets[:, 0].float()
+    wanted = female if taught is None else female.lerp(taught, TAUGHT)
+    wanted = wanted.lerp(wanted.roll(1, 0), share)
+    embedding = self.network.embed(faces)
+    logits = self.network.decide(embedding).float()
+    total = loss = functional.binary_cross_entropy_with_logits(logits, wanted)
+    for head, classes in zip(self.heads, targets.T[1:], strict=False):
+        predicted = head(embedding).float()
+        for weight, these in ((1 - share, classes), (share, classes.roll(1, 0))):
+            losses = functional.cross_entropy(predicted, these, ignore_index=UNKNOWN, reduction="sum")
+            total = total + weight * self.auxiliary * losses / (these != UNKNOWN).sum().clamp(min=1)
+    return total, loss.detach(), ((logits.detach() >= 0) == (female > 0.5)).sum()
 
 
 class _Branches(nn.Module):

@@ -172,6 +172,7 @@ class StoreBuilder:
         accuracy: float = 0.93,
         epochs: int = 12,
         start: CardStart | None = None,
+        distil: str = "none",
         **changes: Any,
     ) -> int:
         """Writes a finished run of a dataset, with its predictions and evaluation, and registers its model."""
@@ -194,7 +195,7 @@ class StoreBuilder:
             run_id=run_id,
             created=now_iso(),
             dataset=CardDataset(sha256=sha256, name=name, counts=counts),
-            params=TrainingParams(epochs=epochs).as_dict() | RECIPE,
+            params=TrainingParams(epochs=epochs, distil=distil).as_dict() | RECIPE,
             start=start,
             metrics=metrics,
             evaluation=evaluation,

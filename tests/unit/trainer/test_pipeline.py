@@ -99,6 +99,25 @@ def test_a_run_with_edits_names_them_in_its_card_and_answers_for_every_face(stor
     assert f"labels corrected by the edits `{frozen}`" in text
 
 
+def test_a_registered_model_teaches_another_which_says_so_and_answers_without_the_mirror_image(
+    store: FileStore, tmp_path: Path
+) -> None:
+    draw_sample(tmp_path / "faces.zip", 60, seed=7)
+    sha256 = accept(store, "run-1", tmp_path / "faces.zip")
+    teacher = run(store, "run-1", sha256, PARAMS.model_copy(update={"init": "scratch"}), [])
+
+    accept(store, "run-2", _again(store, sha256, tmp_path))
+    params = PARAMS.model_copy(update={"init": "scratch", "distil": f"gender:{teacher.version}"})
+    card = run(store, "run-2", sha256, params, [])
+
+    assert (teacher.params["mirror"], card.params["mirror"]) == (True, False)
+    assert card.multiply_adds < teacher.multiply_adds
+    assert (
+        f"from random weights, taught by gender:{teacher.version}."
+        in store.get(f"models/gender/{card.version}/card.md").decode()
+    )
+
+
 def _again(store: FileStore, sha256: str, folder: Path) -> Path:
     (folder / "again.zip").write_bytes(store.get(f"datasets/{sha256}/archive.zip"))
     return folder / "again.zip"

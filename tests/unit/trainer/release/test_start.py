@@ -20,7 +20,7 @@ from trainer.data import seen
 from trainer.data.dataset import open_dataset
 from trainer.data.near_duplicates import dhash
 from trainer.release.lineage import find_learned
-from trainer.release.start import find_start
+from trainer.release.start import find_start, find_teacher
 from trainer.training.model import build_network
 from trainer.training.starter import Weights, load_starter, save_weights
 
@@ -49,11 +49,17 @@ def noise(seed: int, faces: int = 60) -> NDArray[np.uint8]:
 
 
 def version_of(
-    store: FileStore, sha256: str, weights: Weights, tmp_path: Path, *, start: CardStart | None = None
+    store: FileStore,
+    sha256: str,
+    weights: Weights,
+    tmp_path: Path,
+    *,
+    start: CardStart | None = None,
+    distil: str = "none",
 ) -> int:
     """Registers a version that was trained on a dataset."""
     builder = StoreBuilder(store)
-    version = builder.model(sha256, f"run-{sha256[:12]}", start=start)
+    version = builder.model(sha256, f"run-{sha256[:12]}", start=start, distil=distil)
     save_weights(weights, tmp_path / "weights.npz")
     store.put_file(Registry.weights_key(version), tmp_path / "weights.npz")
     return version
@@ -142,6 +148,36 @@ def test_a_version_is_refused_for_what_its_own_start_has_learned_from(
     assert "has learned from" in refusal(f"gender:{after}", store, third, settings)
     store.delete(f"models/gender/{before}")
     assert learned(third) == 0  # nobody knows any more
+
+
+def test_a_registered_version_teaches_on_its_own_dataset_and_not_where_it_has_learned_from_held_out_faces(
+    store: FileStore, weights: Weights, tmp_path: Path
+) -> None:
+    first = StoreBuilder(store).dataset(60, noise(1))
+    grown = StoreBuilder(store, 2).dataset(80, np.concatenate([noise(1), noise(2, 20)]))
+    version = version_of(store, first, weights, tmp_path)
+    with open_dataset(store, first) as dataset:
+        assert find_teacher("none", dataset, store) is None
+        teacher = find_teacher(f"gender:{version}", dataset, store)
+        assert teacher is not None
+        assert teacher.network == "small"
+        with pytest.raises(InvalidMessage, match=r"^distil: .*99"):
+            find_teacher("gender:99", dataset, store)
+    with open_dataset(store, grown) as dataset, pytest.raises(InvalidMessage) as caught:
+        find_teacher(f"gender:{version}", dataset, store)
+    assert str(caught.value).startswith(f"distil is gender:{version}, which has learned from")
+    assert str(caught.value).endswith("Leave distil to none")
+
+
+def test_a_version_is_refused_for_what_its_teacher_has_learned_from(
+    store: FileStore, weights: Weights, settings: Settings, tmp_path: Path
+) -> None:
+    first = StoreBuilder(store).dataset(60, noise(1))
+    second = StoreBuilder(store, 2).dataset(60, noise(2))
+    grown = StoreBuilder(store, 3).dataset(80, np.concatenate([noise(1), noise(3, 20)]))
+    teacher = version_of(store, first, weights, tmp_path)
+    taught = version_of(store, second, weights, tmp_path, distil=f"gender:{teacher}")
+    assert "has learned from" in refusal(f"gender:{taught}", store, grown, settings)
 
 
 def test_a_version_without_weights_and_one_that_is_not_there_are_refused(store: FileStore, settings: Settings) -> None:

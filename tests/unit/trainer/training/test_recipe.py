@@ -89,6 +89,14 @@ def test_networks_mirror_from_random_weights_but_for_the_reference_unless_told_o
     assert not decided(network="reference").mirror
     assert decided(network="reference", mirror=True).mirror
     assert not decided(mirror=False).mirror
+    assert not decided(network="compact", init="scratch", distil="gender:3").mirror
+    assert decided(network="compact", init="scratch", distil="gender:3", mirror=True).mirror
+    assert decided(init="gender:3", distil="gender:3", start_mirrors=True).mirror
+
+
+def test_the_reference_cannot_be_taught() -> None:
+    with pytest.raises(InvalidMessage, match=r"distil is gender:3; the network reference cannot be taught"):
+        decided(network="reference", init="scratch", distil="gender:3")
 
 
 def test_training_computes_in_what_the_device_is_built_for_unless_told_otherwise() -> None:

@@ -7,8 +7,8 @@ import torch
 
 from shared.params import TrainingParams
 from trainer.training.device import seeded
-from trainer.training.loss import MultiTaskLoss
-from trainer.training.model import build_network
+from trainer.training.loss import MultiTaskLoss, Teacher
+from trainer.training.model import FaceNetwork, build_network
 from trainer.training.recipe import Recipe, decide
 from trainer.training.step import TrainStep
 
@@ -31,14 +31,14 @@ class Learner:
     device: torch.device
 
     @classmethod
-    def made(cls, device: torch.device, *, capture: bool = True) -> "Learner":
+    def made(cls, device: torch.device, *, capture: bool = True, teacher: FaceNetwork | None = None) -> "Learner":
         params = TrainingParams(network="small", precision="float32", epochs=1, batch_size=8)
         recipe: Recipe = decide(
             params, faces=100, device=device, throughput=lambda _: math.inf, starter_helps=lambda: False
         )
         with seeded(CPU, 0):
             model = MultiTaskLoss(build_network("small", dropout=0.4), recipe.auxiliary).to(device)
-        return cls(TrainStep(model, recipe, device, capture=capture), model, device)
+        return cls(TrainStep(model, recipe, device, teacher=teacher, capture=capture), model, device)
 
     def learn(self, first: int, count: int) -> list[float]:
         """Takes steps, numbered from `first`. Returns their losses."""
@@ -89,6 +89,16 @@ def test_a_state_saved_on_a_gpu_is_taken_up_on_a_cpu() -> None:
     assert difference(one, other) == 0
 
 
+def test_a_teacher_changes_the_steps_and_stays_as_it_is() -> None:
+    teacher = Teacher("small", build_network("small", dropout=0.0).state_dict()).build(CPU)
+    before = copy.deepcopy(teacher.state_dict())
+    plain, taught = Learner.made(CPU), Learner.made(CPU, teacher=teacher)
+    assert taught.learn(0, 1) == plain.learn(0, 1)  # the loss that is told is that of the labels
+    assert difference(taught, plain) > 0
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert not teacher.training
+
+
 @WITH_GPU
 @pytest.mark.cuda
 def test_captured_steps_do_what_the_others_do() -> None:
@@ -97,6 +107,11 @@ def test_captured_steps_do_what_the_others_do() -> None:
     assert captured.step.captured_sizes == set(SIZES)
     assert plain.step.captured_sizes == set()
     assert difference(captured, plain) < 1e-2
+    teacher = Teacher("small", build_network("small", dropout=0.0).state_dict()).build(GPU)
+    taught, plain = (Learner.made(GPU, capture=capture, teacher=teacher) for capture in (True, False))
+    assert taught.learn(0, 12) == pytest.approx(plain.learn(0, 12), rel=2e-2)
+    assert taught.step.captured_sizes == set(SIZES)
+    assert difference(taught, plain) < 1e-2
     assert difference(captured, Learner.made(GPU)) > 1e-1
 
 

@@ -14,6 +14,7 @@ from trainer.data.dataset import Targets
 from trainer.training.calibrate import calibrated_loss
 from trainer.training.checkpoint import CheckpointError, load
 from trainer.training.device import DeviceFaces
+from trainer.training.loss import Teacher
 from trainer.training.model import NETWORKS, FaceNetwork, build_network, reference
 from trainer.training.process_group import ProcessGroup
 from trainer.training.recipe import Recipe
@@ -202,6 +203,16 @@ def test_resuming_adds_up_the_time_spent(uninterrupted: tuple[Trained, list[byte
     earlier = dataclasses.replace(load(uninterrupted[1][-1]), spent_s=1000.0)
     assert run(resume=earlier).seconds == pytest.approx(1000, abs=60)
     assert run(resume=earlier).seconds > 1000
+
+
+def test_a_taught_run_learns_something_else_and_resumes_to_the_same_bits(
+    uninterrupted: tuple[Trained, list[bytes]],
+) -> None:
+    teacher = Teacher("reference", run().weights)
+    saved: list[bytes] = []
+    taught = run(teacher=teacher, checkpoint_s=0, on_checkpoint=saved.append)
+    assert not torch.equal(taught.weights["gender.weight"], uninterrupted[0].weights["gender.weight"])
+    assert_same(run(teacher=teacher, resume=load(saved[2])), taught)
 
 
 def test_another_seed_gives_other_weights(uninterrupted: tuple[Trained, list[bytes]]) -> None:
