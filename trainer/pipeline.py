@@ -49,6 +49,8 @@ from trainer.data.ingest import ingest
 from trainer.release.card import build_card, measure_inputs, render_card
 from trainer.release.evaluate import evaluate
 from trainer.release.export import build_variants, describe_model, export_onnx, predict_onnx, verify_parity
+from trainer.release.features import embed_faces
+from trainer.release.learning_curve import measure_learning_curve
 from trainer.release.out_of_fold import predict_out_of_fold
 from trainer.release.promotion_gate import compare
 from trainer.release.robustness import measure_robustness
@@ -365,8 +367,9 @@ class Pipeline:
             monitor.raise_if_stopped()
             monitor.on_progress(_progress(RunState.EVALUATING, done, total))
 
-        out_of_fold = predict_out_of_fold(dataset, probability, self._device, on_face)
-        self._write_predictions(out_of_fold_key(run_id), out_of_fold)
+        features = embed_faces(dataset.faces, self._device, on_face)
+        self._write_predictions(out_of_fold_key(run_id), predict_out_of_fold(dataset, probability, features))
+        figures = figures.changed(learning_curve=measure_learning_curve(features, labels, training, test))
         monitor.raise_if_stopped()
 
         monitor.on_state(RunState.EXPORTING)

@@ -87,6 +87,30 @@ class Robustness(StoredModel):
     balanced_accuracy: float
 
 
+class LearningPoint(StoredModel):
+    """The accuracy on the held-out faces of a classifier that has learned from some of the training faces.
+
+    Attributes:
+        faces: how many.
+        accuracy: share predicted correctly; the mean over all parts of so many faces.
+    """
+
+    faces: int
+    accuracy: float
+
+
+class LearningCurve(StoredModel):
+    """What more training faces would be worth, by a logistic regression on the starter's features.
+
+    Attributes:
+        points: by rising number of faces, two or more.
+        gain: of accuracy, with twice the faces.
+    """
+
+    points: tuple[LearningPoint, ...]
+    gain: float
+
+
 class Coverage(StoredModel):
     """The faces that a model answers if it abstains below a confidence.
 
@@ -164,6 +188,7 @@ class Evaluation(StoredModel):
         histogram: faces by probability of female, 20 bins of equal width: what drift in production is held against.
         coverage: what abstaining costs and gains, by rising confidence.
         robustness: the accuracy on some of the faces, changed in several ways; empty where it was not measured.
+        learning_curve: what more training faces would be worth; None where it was not measured, or there are too few.
     """
 
     count: int
@@ -191,3 +216,4 @@ class Evaluation(StoredModel):
     histogram: list[int]
     coverage: tuple[Coverage, ...] = ()
     robustness: tuple[Robustness, ...] = ()
+    learning_curve: LearningCurve | None = None

@@ -11,29 +11,19 @@ calls such a label likely. A linear classifier on features that were learned els
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from trainer.data.dataset import Dataset
-from trainer.training.device import DeviceFaces
-from trainer.training.model import build_network
-from trainer.training.starter import STARTER_NETWORK, load_starter
+from trainer.release.features import build_classifier
 
 _FOLDS: Final = 5
-_REGULARISATION: Final = 0.01
-"""Inverse strength, as scikit-learn has it; of features of unit variance."""
-_BATCH: Final = 256
 
 
 def predict_out_of_fold(
-    dataset: Dataset,
-    probabilities: NDArray[np.float32],
-    device: torch.device,
-    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+    dataset: Dataset, probabilities: NDArray[np.float32], features: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Returns the probability of female of each face, by weights that have not learned from its label: float32 (N,).
 
@@ -45,14 +35,10 @@ def predict_out_of_fold(
     Args:
         dataset: with the labels that the network was trained on.
         probabilities: float32 (N,), of female, by the trained network.
-        device: where to compute the features.
-        on_progress: called with the faces done and their total; what it raises ends the work.
+        features: float32 (N, width), of all faces, from `embed_faces`.
     """
-    # They take a second to load, which a trainer that starts should not wait for.
-    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415
+    # It takes a second to load, which a trainer that starts should not wait for.
     from sklearn.model_selection import StratifiedKFold, cross_val_predict  # noqa: PLC0415
-    from sklearn.pipeline import make_pipeline  # noqa: PLC0415
-    from sklearn.preprocessing import StandardScaler  # noqa: PLC0415
 
     train = dataset.part("train")
     labels = dataset.labels[train]
@@ -60,9 +46,8 @@ def predict_out_of_fold(
     folds = min(_FOLDS, int(np.bincount(labels, minlength=2).min()))
     if folds < 2:
         return out_of_fold  # a single face of a gender has no other to be told by
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=_REGULARISATION, max_iter=1000))
+    classifier = build_classifier()
     splits = StratifiedKFold(folds, shuffle=True, random_state=0)
-    features = _embed(dataset, device, on_progress)
     of_train = features[train]
     out_of_fold[train] = cross_val_predict(classifier, of_train, labels, cv=splits, method="predict_proba")[:, 1]
     others = np.setdiff1d(np.arange(len(features)), train)
@@ -70,19 +55,3 @@ def predict_out_of_fold(
         told = classifier.fit(of_train, labels).predict_proba(features[others])[:, 1]
         out_of_fold[others] = (probabilities[others] + told) / 2
     return out_of_fold
-
-
-def _embed(dataset: Dataset, device: torch.device, on_progress: Callable[[int, int], None]) -> NDArray[np.float32]:
-    """Returns the starter's features of all faces, float32 (N, width)."""
-    network = build_network(STARTER_NETWORK, dropout=0.0).to(device)
-    network.load_state_dict(load_starter().weights)
-    network.eval()
-    source = DeviceFaces(dataset.faces, device)
-    faces = np.arange(len(dataset.faces))
-    found = []
-    with torch.inference_mode():
-        for start in range(0, len(faces), _BATCH):
-            batch = source.take(faces[start : start + _BATCH]).float().div_(255)
-            found.append(network.embed(network.shrink(batch)).float().cpu().numpy())
-            on_progress(min(start + _BATCH, len(faces)), len(faces))
-    return np.concatenate(found)

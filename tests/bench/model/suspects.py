@@ -24,6 +24,7 @@ from shared.params import TrainingParams
 from shared.runtime.settings import load_settings
 from tests.bench.model.recipe import decoded
 from trainer.data.dataset import Dataset
+from trainer.release.features import embed_faces
 from trainer.release.out_of_fold import predict_out_of_fold
 from trainer.training.calibrate import fit_temperature
 from trainer.training.device import DeviceFaces, choose_device
@@ -95,7 +96,7 @@ def judge(dataset: Dataset, truth: NDArray[np.uint8], device: torch.device) -> J
     validation, test = dataset.part("validation"), dataset.part("test")
     temperature = fit_temperature(logits[validation], dataset.labels[validation])
     probabilities = (1 / (1 + np.exp(-logits.astype(np.float64) / temperature))).astype(np.float32)
-    out_of_fold = predict_out_of_fold(dataset, probabilities, device)
+    out_of_fold = predict_out_of_fold(dataset, probabilities, embed_faces(dataset.faces, device))
     return Judged(
         accuracy=float(np.mean((probabilities[test] >= 0.5) == (truth[test] == 1))),
         out_of_fold=float(np.mean((out_of_fold >= 0.5) == (truth == 1))),

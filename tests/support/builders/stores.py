@@ -39,6 +39,8 @@ from shared.records.evaluation import (
     Evaluation,
     Group,
     GroupKind,
+    LearningCurve,
+    LearningPoint,
     Rate,
     ReliabilityBin,
     Robustness,
@@ -380,6 +382,13 @@ class StoreBuilder:
                     change=name, faces=count, accuracy=accuracy - lost, balanced_accuracy=accuracy - lost - 0.004
                 )
                 for name, lost in (("unchanged", 0.0), ("dark", 0.012), ("blurred", 0.05))
+            ),
+            learning_curve=LearningCurve(
+                points=tuple(
+                    LearningPoint(faces=count * 4 // parts, accuracy=accuracy - 0.009 * lost)
+                    for parts, lost in ((4, 2), (2, 1), (1, 0))
+                ),
+                gain=0.009,
             ),
             histogram=[count // (abs(10 - i) + 1) % 97 + 5 * abs(10 - i) for i in range(20)],
         )

@@ -140,6 +140,8 @@ def test_a_model_of_95_men_and_4_women_is_warned_of_and_not_promoted(store: File
     assert champion.gate.passed
     assert champion.warnings == []
     assert [row.faces for row in champion.evaluation.robustness] == [champion.evaluation.count] * 8
+    assert champion.evaluation.learning_curve is not None
+    assert champion.evaluation.learning_curve.points[-1].faces == champion.dataset.counts["train"]
     Registry(store).promote(champion.version, "the first")
 
     card = run(store, "run-2", accept(store, "run-2", tmp_path / "men.zip"), PARAMS, [])

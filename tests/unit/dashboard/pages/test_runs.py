@@ -194,6 +194,7 @@ def test_the_gate_speaks_in_words_and_changed_faces_and_abstention_have_tables(f
         )
         assert "<td>blurred</td>" in text
         assert ">-5.0</td>" in text
+        assert "About <strong>+0.9 points</strong>" in text
         assert re.search(r"<td>≥ 90\N{NO-BREAK SPACE}%</td>", text)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shared.params import TrainingParams
-from shared.records.evaluation import Evaluation
+from shared.records.evaluation import Evaluation, LearningCurve, LearningPoint
 from shared.records.model_card import (
     CardDataset,
     CardFile,
@@ -129,11 +129,21 @@ def test_the_written_card_has_the_sections_of_a_model_card(parts: dict[str, Any]
         "Groups",
         "Comparison with the champion",
         "Robustness",
+        "More faces",
         "Calibration",
         "Limits",
         "How it was trained",
         "Files",
     ]
+
+
+def test_the_written_card_says_what_more_faces_would_be_worth(parts: dict[str, Any]) -> None:
+    assert "## More faces\n\nNot measured, or too few training faces to tell." in render_card(build_card(**parts))
+    points = (LearningPoint(faces=1000, accuracy=0.9), LearningPoint(faces=2000, accuracy=0.909))
+    measured = parts["evaluation"].changed(learning_curve=LearningCurve(points=points, gain=0.009))
+    text = render_card(build_card(**parts | {"evaluation": measured}))
+    assert "With twice the faces about **+0.9 points**." in text
+    assert "| 2,000 | 90.9 % |" in text
 
 
 def test_the_written_card_names_the_figures_and_the_worst_group(parts: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from shared.records.dataset import FaceRow
 from tests.support.builders.drawn import draw_face
 from trainer.data.dataset import Dataset
+from trainer.release.features import embed_faces
 from trainer.release.out_of_fold import predict_out_of_fold
 
 FACES = 400
@@ -54,7 +55,7 @@ def test_nine_of_ten_wrong_labels_are_among_the_first_7_percent_and_no_worse_tha
     dataset, wrong = drawn(seed)
     learned_by_heart = dataset.labels.astype(np.float32)  # as a network that has learned each wrong label would say
 
-    out_of_fold = predict_out_of_fold(dataset, learned_by_heart, CPU)
+    out_of_fold = predict_out_of_fold(dataset, learned_by_heart, embed_faces(dataset.faces, CPU))
 
     order = np.argsort(np.where(dataset.labels == 1, out_of_fold, 1 - out_of_fold), kind="stable")
     assert wrong[order[: round(0.07 * FACES)]].sum() >= 0.9 * wrong.sum()
@@ -69,13 +70,14 @@ def test_held_out_faces_are_judged_by_the_network_and_by_a_classifier_that_does_
         row.split = "test"
     misled = np.full(FACES, 0.5, np.float32)
     done: list[int] = []
+    features = embed_faces(dataset.faces, CPU, lambda count, _total: done.append(count))
 
-    out_of_fold = predict_out_of_fold(dataset, misled, CPU, lambda count, _total: done.append(count))
+    out_of_fold = predict_out_of_fold(dataset, misled, features)
 
     held_out, given = out_of_fold[300:], dataset.labels[300:]
     confidence = np.where(given == 1, held_out, 1 - held_out)
     assert confidence[wrong[300:]].max() < confidence[~wrong[300:]].mean()
-    surer = predict_out_of_fold(dataset, misled + np.float32(0.2), CPU)
+    surer = predict_out_of_fold(dataset, misled + np.float32(0.2), features)
     np.testing.assert_allclose(surer[300:] - held_out, 0.1, atol=1e-5)  # half of its word is the network's
     assert (surer[:300] == out_of_fold[:300]).all()  # none of that of a face that it has learned from
     assert done[-1] == FACES
@@ -86,4 +88,4 @@ def test_a_single_face_of_a_gender_keeps_the_networks_word() -> None:
     alone = Dataset(dataset.sha256, dataset.faces[:3], dataset.rows[:3])
     given = np.full(3, 0.25, np.float32)
 
-    assert (predict_out_of_fold(alone, given, CPU) == given).all()
+    assert (predict_out_of_fold(alone, given, embed_faces(alone.faces, CPU)) == given).all()
