@@ -257,7 +257,8 @@ def train(
             )
         saved = time.monotonic()
 
-    while epoch <= recipe.epochs and epoch - 1 - best_epoch < recipe.patience:
+    # Patience begins where an epoch may be kept at all: before, steps are too large to tell that nothing more will come.
+    while epoch <= recipe.epochs and epoch - max(best_epoch + 1, first_candidate(recipe)) < recipe.patience:
         batches = split_into_batches(
             job.training, recipe.batch_size, seed=recipe.seed, epoch=epoch, least=2 * group.size
         )
