@@ -304,6 +304,9 @@ def test_training_stops_early_and_returns_the_weights_of_its_best_epoch() -> Non
     again = run(faces=faces, recipe=recipe, resume=load(saved[-1]))
     assert len(again.history) == len(trained.history)
 
+    falling = run(faces=faces, recipe=recipe.model_copy(update={"schedule": "cosine"}))
+    assert 11 <= falling.best_epoch == len(falling.history) - 1  # never before an epoch may be kept
+
 
 def test_from_a_start_only_what_helps_the_validation_faces_is_learned() -> None:
     start = tiny(0.0).state_dict()
