@@ -257,7 +257,7 @@ def train(
             )
         saved = time.monotonic()
 
-    # Patience begins where an epoch may be kept at all: before, steps are too large to tell that nothing more will come.
+    # Patience begins where an epoch may be kept: before that, steps are too large to tell whether more will come.
     while epoch <= recipe.epochs and epoch - max(best_epoch + 1, first_candidate(recipe)) < recipe.patience:
         batches = split_into_batches(
             job.training, recipe.batch_size, seed=recipe.seed, epoch=epoch, least=2 * group.size
