@@ -42,11 +42,13 @@ if [[ $# -ne 0 ]]; then
 else
     # Quick tests wait more than they compute. Tracing takes half as long again, so only CI measures their coverage.
     coverage=()
-    [[ ${CI:-} != true ]] || coverage=(--cov --cov-report=term)
+    slowest=()
+    [[ ${CI:-} != true ]] || coverage=(--cov --cov-report=term) slowest=(--durations=25)
     if [[ -n ${CI:-}${ALL:-} ]]; then
         alone
-        side_by_side "$cores" -m slow # browsers, trainers and workers take cores as well
+        # Browsers, trainers and workers take cores as well.
+        side_by_side "$cores" -m slow "${slowest[@]}"
     fi
-    side_by_side $((2 * cores)) -m "not slow" "${coverage[@]}"
+    side_by_side $((2 * cores)) -m "not slow" "${coverage[@]}" "${slowest[@]}"
 fi
 exit "$result"
