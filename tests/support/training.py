@@ -21,6 +21,11 @@ def until_checkpoint(client: Client, run_id: str) -> None:
     eventually(lambda: client.store.exists(f"runs/{run_id}/checkpoint.pt"), 60, "a checkpoint")
 
 
+def without_checkpoint(client: Client, run_id: str) -> None:
+    """Waits until an ended run's checkpoint is gone: it is deleted once the record says that the run has ended."""
+    eventually(lambda: not client.store.exists(f"runs/{run_id}/checkpoint.pt"), 10, "the checkpoint is deleted")
+
+
 def models_of(client: Client, run_id: str) -> list[int]:
     """Returns the versions that a run was registered as."""
     return [version for version in client.registry.versions() if client.registry.card(version).run_id == run_id]

@@ -30,7 +30,7 @@ from shared.telemetry.metrics import TrainerMetrics
 from shared.worker.loop import ConsumerLoop
 from shared.worker.retry import RetryPolicy
 from tests.support.services import Installation, collect, eventually
-from tests.support.training import SLOW, finished, models_of
+from tests.support.training import SLOW, finished, models_of, without_checkpoint
 from trainer.handler import DatasetHandler
 from trainer.pipeline import Pipeline
 
@@ -62,7 +62,7 @@ def test_a_dataset_by_value_sent_twice_becomes_one_model_with_replies_and_metric
         assert models_of(client, run_id) == [version]
         assert [row.epoch for row in client.runs.history(run_id)] == list(range(1, 11))
         assert client.registry.aliases().champion is not None
-        assert not client.store.exists(f"runs/{run_id}/checkpoint.pt")
+        without_checkpoint(client, run_id)
 
         # The model file stands on its own: uint8 faces in, probabilities out.
         session = ort.InferenceSession(client.store.get(client.registry.model_key(version)))
@@ -170,7 +170,7 @@ def test_a_dead_letter_sent_back_is_worked_on_again(with_either_trainer: Install
         assert client.broker.retry_dead([dead.dead_id]) == 1
         eventually(lambda: client.runs.get(run_id_of("late")).state == RunState.REGISTERED, 90, "a model")
         assert client.runs.get(run_id_of("late")).error is None
-        assert not client.store.exists(f"runs/{run_id_of('late')}/checkpoint.pt")
+        without_checkpoint(client, run_id_of("late"))
         path.unlink()
 
 
@@ -296,7 +296,7 @@ def test_a_cancelled_run_ends_so_while_it_waits_and_while_it_trains(
             record = finished(client, run_id)
             assert (record.state, record.error.code) == (RunState.CANCELLED, "cancelled")
             assert models_of(client, run_id) == []
-            assert not client.store.exists(f"runs/{run_id}/checkpoint.pt")
+            without_checkpoint(client, run_id)
 
 
 def test_a_zip_that_lands_in_the_inbox_becomes_a_model(with_trainer: Installation, sample_zip: Path) -> None:
