@@ -63,9 +63,7 @@ class TrainingParams(BaseModel):
     )
     weight_decay: float = Field(0.0, ge=0, le=1, description="Decay of the weights in a step")
     dropout: float = Field(0.4, ge=0, lt=1, description="Share of the features dropped while training")
-    augment: bool = Field(
-        True, description="Flip, shift, scale, turn and relight the training faces; from scratch, erase a square too"
-    )
+    augment: bool = Field(True, description="Flip, shift, scale, turn and relight the training faces")
     auxiliary: float = Field(
         0.3, ge=0, le=10, description="Weight of learning age band and ethnicity as well; dropped at export"
     )

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.bench.model.recipe_variants import CHANGES, varied
+from tests.bench.model.recipe_variants import CHANGES, erase_squares, varied
+from trainer.training.augment import augment
 from trainer.training.loss import MultiTaskLoss
 from trainer.training.model import build_network
 
@@ -23,7 +24,7 @@ def test_changed_faces_are_faces_still_and_depend_on_the_seed_alone(name: str, f
     def change(seed: int) -> torch.Tensor:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return CHANGES[name](faces, torch.Generator().manual_seed(seed), erase=True)
+            return CHANGES[name](faces, torch.Generator().manual_seed(seed))
 
     changed = change(2)
     assert changed.shape == faces.shape
@@ -31,6 +32,17 @@ def test_changed_faces_are_faces_still_and_depend_on_the_seed_alone(name: str, f
     assert 0 <= float(changed.min()) <= float(changed.max()) <= 1
     assert torch.equal(changed, change(2))
     assert not torch.equal(changed, change(3))
+
+
+def test_about_half_of_the_faces_lose_one_square(faces: torch.Tensor) -> None:
+    erased = erase_squares(faces, torch.Generator().manual_seed(2)) != augment(faces, torch.Generator().manual_seed(2))
+    shares = erased.float().mean(dim=(1, 2, 3))
+    assert 4 <= int((shares > 0).sum()) <= 12
+    assert all(0.15**2 * 0.8 < float(share) < 0.45**2 * 1.1 for share in shares if share > 0)
+    for face in erased[shares > 0, 0]:
+        height, width = int(face.any(1).sum()), int(face.any(0).sum())
+        assert int(face.sum()) >= 0.98 * height * width
+        assert abs(height - width) <= 1
 
 
 def test_mixed_faces_have_mixed_targets(faces: torch.Tensor) -> None:

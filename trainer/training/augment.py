@@ -1,4 +1,4 @@
-"""Random changes to training faces that leave the label true: mirrored, moved, turned, scaled, relit, partly erased."""
+"""Random changes to training faces that leave the label true: mirrored, moved, turned, scaled and relit."""
 
 from __future__ import annotations
 
@@ -15,19 +15,14 @@ SHIFT: Final = 0.06
 BRIGHTNESS: Final = 0.15
 CONTRAST: Final = 0.25
 """The largest change of brightness, as a share of the full range, and of contrast."""
-ERASED_SHARE: Final = 0.5
-ERASED_SIDE: Final = (0.15, 0.45)
-"""The share of the faces that lose a square, and its least and largest side, as a share of the face's."""
 
 
-def augment(faces: torch.Tensor, generator: torch.Generator, *, erase: bool = False) -> torch.Tensor:
+def augment(faces: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Changes each face at random and independently; one batched warp, on the device where the faces are.
 
     Args:
         faces: float32 (N, 1, side, side) in [0, 1]; left as they are.
         generator: decides everything, and lives on the faces' device.
-        erase: whether some faces lose a square too: a network that cannot lean on one part learns more of the others
-            (Zhong et al., "Random erasing data augmentation", 2020).
 
     Returns:
         New faces of the same shape, dtype, device and range.
@@ -49,16 +44,4 @@ def augment(faces: torch.Tensor, generator: torch.Generator, *, erase: bool = Fa
     mean = warped.mean(dim=(1, 2, 3), keepdim=True)
     contrast = (1 + signed[4] * CONTRAST).view(-1, 1, 1, 1)
     brightness = (signed[5] * BRIGHTNESS).view(-1, 1, 1, 1)
-    changed = warped.sub_(mean).mul_(contrast).add_(mean + brightness).clamp_(0, 1)
-    return _erase_squares(changed, generator) if erase else changed
-
-
-def _erase_squares(faces: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Returns the faces, of which some have a square of their mean brightness."""
-    side = faces.shape[-1]
-    chosen, size, left, top = torch.rand(4, len(faces), 1, generator=generator, device=faces.device)
-    length = side * (ERASED_SIDE[0] + (ERASED_SIDE[1] - ERASED_SIDE[0]) * size)
-    at = torch.arange(side, device=faces.device)
-    rows, columns = ((at >= (side - length) * start) & (at < (side - length) * start + length) for start in (top, left))
-    erased = (rows[:, :, None] & columns[:, None, :] & (chosen < ERASED_SHARE)[:, :, None])[:, None]
-    return torch.where(erased, faces.mean(dim=(1, 2, 3), keepdim=True), faces)
+    return warped.sub_(mean).mul_(contrast).add_(mean + brightness).clamp_(0, 1)

@@ -227,8 +227,7 @@ def forward(
     """
     inputs = network.shrink(faces.float().div_(255))  # first, so that augmentation costs less
     if recipe.augment:
-        # Weights that know faces would lose more of what they know by it than they gain.
-        inputs = augment(inputs, generator, erase=recipe.init == "scratch")
+        inputs = augment(inputs, generator)
     with torch.autocast(faces.device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bfloat16"):
         taught = None if teacher is None else ask(teacher, inputs)
         total, loss, correct = model(inputs, targets, taught)

@@ -22,6 +22,8 @@ from trainer.training.loss import TAUGHT, MultiTaskLoss
 from trainer.training.model import NETWORKS, residual
 
 _MIXED: Final = 0.2
+_ERASED: Final = (0.15, 0.45)
+"""Least and largest side of an erased square, as a share of the face's."""
 
 
 @contextmanager
@@ -46,7 +48,23 @@ def varied(change: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-def trivially(faces: torch.Tensor, generator: torch.Generator, *, erase: bool) -> torch.Tensor:
+def erase_squares(faces: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Changes faces as `augment` does, and then erases a square of every second one (Zhong et al., "Random erasing
+    data augmentation", 2020).
+
+    Args and returns: as `augment`.
+    """
+    changed = augment(faces, generator)
+    side = faces.shape[-1]
+    chosen, size, left, top = torch.rand(4, len(faces), 1, generator=generator, device=faces.device)
+    length = side * (_ERASED[0] + (_ERASED[1] - _ERASED[0]) * size)
+    at = torch.arange(side, device=faces.device)
+    rows, columns = ((at >= (side - length) * start) & (at < (side - length) * start + length) for start in (top, left))
+    erased = (rows[:, :, None] & columns[:, None, :] & (chosen < 0.5)[:, :, None])[:, None]
+    return torch.where(erased, changed.mean(dim=(1, 2, 3), keepdim=True), changed)
+
+
+def trivially(faces: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Mirrors every second face, and changes each by one of torchvision's operations, at random (Müller and Hutter,
     "TrivialAugment", 2021), in place of what `augment` does.
 
@@ -64,20 +82,10 @@ def trivially(faces: torch.Tensor, generator: torch.Generator, *, erase: bool) -
     )
 
 
-def _erasing(faces: torch.Tensor, generator: torch.Generator, *, erase: bool) -> torch.Tensor:
-    return augment(faces, generator, erase=True)
-
-
-def _not_erasing(faces: torch.Tensor, generator: torch.Generator, *, erase: bool) -> torch.Tensor:
-    return augment(faces, generator, erase=False)
-
-
-CHANGES: Final[dict[str, Callable[..., torch.Tensor]]] = {
-    "erasing": _erasing,
-    "whole": _not_erasing,
+CHANGES: Final[dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]]] = {
+    "erasing": erase_squares,
     "trivial": trivially,
 }
-"""In place of `augment`."""
 
 
 def _mixed_loss(

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from trainer.training import augment as module
-from trainer.training.augment import ERASED_SIDE, augment
+from trainer.training.augment import augment
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -100,16 +100,3 @@ def test_contrast_spreads_the_luma_by_its_share_at_most(monkeypatch: pytest.Monk
     assert (ratio - 1).abs().max() <= module.CONTRAST + 1e-3
     assert ratio.max() > 1 + module.CONTRAST / 2
     assert ratio.min() < 1 - module.CONTRAST / 2
-
-
-def test_about_half_of_the_faces_lose_one_square() -> None:
-    given = faces()
-    erased = augment(given, generator(2), erase=True) != augment(given, generator(2))
-    shares = erased.float().mean(dim=(1, 2, 3))
-    assert 4 <= int((shares > 0).sum()) <= 12
-    least, largest = ERASED_SIDE
-    assert all(least**2 * 0.8 < float(share) < largest**2 * 1.1 for share in shares if share > 0)
-    for face in erased[shares > 0, 0]:
-        height, width = int(face.any(1).sum()), int(face.any(0).sum())
-        assert int(face.sum()) >= 0.98 * height * width
-        assert abs(height - width) <= 1

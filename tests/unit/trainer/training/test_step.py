@@ -10,7 +10,7 @@ from trainer.training.device import seeded
 from trainer.training.loss import MultiTaskLoss, Teacher
 from trainer.training.model import FaceNetwork, build_network
 from trainer.training.recipe import Recipe, decide
-from trainer.training.step import TrainStep, forward
+from trainer.training.step import TrainStep
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 WITH_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -129,25 +129,3 @@ def test_training_goes_on_on_another_device(before: torch.device, after: torch.d
     assert found == pytest.approx(expected, rel=1e-2 if before == after else 0.5)
     assert all(math.isfinite(loss) for loss in other.learn(9, 8))
     assert other.step.captured_sizes == (set(SIZES) if after == GPU else set())
-
-
-def test_squares_are_erased_from_random_weights_only() -> None:
-    params = TrainingParams(network="small", precision="float32", epochs=1)
-    with seeded(CPU, 0):
-        model = MultiTaskLoss(build_network("small", dropout=0.0), 0.0).eval()
-    faces = torch.randint(0, 256, (16, 1, 128, 128), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    targets = torch.zeros(16, 3, dtype=torch.int64)
-
-    def loss(init: str, **changes: object) -> float:
-        recipe = decide(
-            params.model_copy(update={"init": init, **changes}),
-            faces=100,
-            device=CPU,
-            throughput=lambda _: math.inf,
-            starter_helps=lambda: False,
-            start_network="small",
-        )
-        return float(forward(model, model.network, recipe, faces, targets, torch.Generator().manual_seed(2))[1])
-
-    assert loss("scratch") != loss("gender:1")
-    assert loss("scratch", augment=False) == loss("gender:1", augment=False)
