@@ -34,7 +34,7 @@ def embed_faces(
     Args:
         faces: uint8 (N, 128, 128), luma; may be a memory map.
         device: where to compute.
-        on_progress: called with the faces done and their total; what it raises ends the work.
+        on_progress: called with the faces done and the number of all faces; its exceptions end the work.
     """
     network = build_network(STARTER_NETWORK, dropout=0.0).to(device)
     network.load_state_dict(load_starter().weights)

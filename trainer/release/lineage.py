@@ -43,8 +43,8 @@ def find_learned(store: Store, card: ModelCard, dataset: Dataset, faces: NDArray
         learned |= find_seen(dhash_all(dataset.faces, faces))
     if card.dataset.sha256 != dataset.sha256:
         learned |= _find_trained(store, card.dataset, dataset, faces)
-    for name in (None if card.start is None else card.start.name, card.params.get("distil")):
-        if name is None or not name.startswith(VERSION):
+    for name in ("" if card.start is None else card.start.name, card.params.get("distil", "none")):
+        if not name.startswith(VERSION):
             continue
         try:
             before = Registry(store).card(int(name.removeprefix(VERSION)))

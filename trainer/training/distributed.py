@@ -45,7 +45,7 @@ def train_distributed(
         hooks: as in `train`.
         resume: as in `train`.
         start: as in `TrainingJob`.
-        teacher: likewise.
+        teacher: as in `TrainingJob`.
 
     Raises:
         Exception: raised by `train` or a hook. The members have stopped by then and wait for the next run, unless this

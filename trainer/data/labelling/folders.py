@@ -21,7 +21,7 @@ def read_folders(entries: Sequence[Entry], spec: LabelSpec) -> Found:
     paths = [entry.name.replace("\\", "/").split("/")[:-1] for entry in entries]
     names = set(chain.from_iterable(paths))
     numbers = {name for name in names if words.is_number(name) and len(name) <= _LONGEST_CODE}
-    # Of numbers in numbers nobody knows which is the gender: together they are none that is read.
+    # Nested numbers, such as 0/1, are ambiguous: joined, they are a code that no reader takes.
     digits = {"/".join(name for name in path if name in numbers) for path in paths}
     best = Found("folders")
     for gender_of in make_readers(spec, names, digits):

@@ -29,7 +29,7 @@ class Labelling:
     Attributes:
         entries: of the archive.
         outcomes: of each entry, its label or why it is left out; None for a table that the labels were taken from.
-        report: what was recognised.
+        report: the source of the labels, its columns and values, and how many files it labels.
     """
 
     entries: Sequence[Entry]
