@@ -105,6 +105,16 @@ def fold(text: str) -> str:
     return "".join(character for character in decomposed if not unicodedata.combining(character)).strip()
 
 
+def fold_number(text: str) -> str:
+    """Returns text as `fold` does, and a whole number without the decimals that tables of numbers give it."""
+    return fold(text).removesuffix(".0")
+
+
+def is_missing(text: str) -> bool:
+    """Returns whether a cell says nothing: it is blank, or says that a value is missing."""
+    return fold(text) in _MISSING
+
+
 @functools.cache
 def _genders() -> dict[str, int]:
     words = {fold(word): MALE for word in _MALE_WORDS.split()}
@@ -147,22 +157,18 @@ def read_digits(values: Iterable[str]) -> Callable[[str], int | None]:
     Args:
         values: all of a column, or all folders that are numbers.
     """
-    found = {_digit(value) for value in values} - _MISSING
+    found = {fold_number(value) for value in values} - _MISSING
     meanings: dict[str, int] = {}
     if found <= _UTKFACE.keys():
         meanings = _UTKFACE
     elif "2" in found and found <= _ISO_5218.keys() | _ISO_5218_UNKNOWN:
         meanings = _ISO_5218
-    return lambda text: meanings.get(_digit(text))
-
-
-def _digit(text: str) -> str:
-    return fold(text).removesuffix(".0")
+    return lambda text: meanings.get(fold_number(text))
 
 
 def is_true(text: str) -> bool | None:
     """Returns what a column such as `Male` says: 1, true or yes; 0, -1, false or no; None for anything else."""
-    folded = fold(text).removesuffix(".0")
+    folded = fold_number(text)
     if folded in {"1", "true", "yes", "y", "t"}:
         return True
     return False if folded in {"0", "-1", "false", "no", "n", "f"} else None

@@ -38,6 +38,12 @@ class LabelSpec(BaseModel):
     male: Annotated[tuple[str, ...], _LIST] = ()
     female: Annotated[tuple[str, ...], _LIST] = ()
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns that it names, by what they say."""
+        named = {"file": self.file, "gender": self.gender, "age": self.age, "ethnicity": self.ethnicity}
+        return {role: column for role, column in named.items() if column is not None}
+
     @field_validator("male", "female", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from shared.errors import InvalidDataset
 from shared.faces import label_words as words
 from shared.faces.labelling import LabelSpec
-from trainer.data.labelling.entry_index import EntryIndex
+from trainer.data.labelling.entry_index import EntryIndex, has_image_extension
 
 _FILE_COLUMNS: Final = frozenset(
     [
@@ -76,7 +76,7 @@ def find_columns(
         spec: what the message says, which wins.
 
     Raises:
-        InvalidDataset: code `invalid_params`, where the table that `spec` names lacks a column that it names.
+        InvalidDataset: code `invalid_params`, where the table lacks a column that `spec` names.
     """
     keys = ["".join(filter(str.isalnum, words.fold(name))) for name in header]
     sample = [row for row in sample if len(row) >= len(header)]
@@ -85,8 +85,6 @@ def find_columns(
         if wanted is None:
             return next((at for at, key in enumerate(keys) if key in known), None)
         if wanted not in header:
-            if spec.table is None:
-                return None
             raise InvalidDataset(
                 f"labels.{role}: found no column {wanted!r}, expected one of {', '.join(header)[:300]}",
                 code="invalid_params",
@@ -115,11 +113,24 @@ def _file_columns(
         return keys.index("userid"), keys.index("faceid"), keys.index("originalimage")
     if spec.file is not None:
         return () if by_name is None else (by_name,)
-    hits = [sum(index.find(row[at], table) is not None for row in sample) for at in range(len(header))]
-    best = max(range(len(header)), key=lambda at: (hits[at], at == by_name))
-    if hits[best]:
-        return (best,)
-    return () if by_name is None else (by_name,)  # a table of far more files than the archive has
+    best = by_name
+    if sample:
+
+        def rank(at: int) -> tuple[int, bool, int, bool]:
+            """A running number is the stem of some file, and may be another's: whole names count more."""
+            cells = [row[at] for row in sample]
+            whole = sum(map(index.names_whole, cells))
+            return whole, _names_images(cells), sum(bool(index.find(cell, table)) for cell in cells), at == by_name
+
+        best = max(range(len(header)), key=rank)
+        if rank(best)[:3] == (0, False, 0):  # a table of far more files than the archive has
+            best = by_name
+    return () if best is None else (best,)
+
+
+def _names_images(column: Sequence[str]) -> bool:
+    """Returns whether most cells of a column are names of images."""
+    return 2 * sum(has_image_extension(cell) for cell in column) > len(column)
 
 
 def file_values(row: Sequence[str], columns: Columns) -> Iterator[str]:
@@ -141,14 +152,11 @@ def _gender_column(
         return by_name, None if told else words.gender_by_word(keys[by_name].removeprefix("is"))
     for at, key in enumerate(keys):  # as in CelebA: a column that is called Male
         yes = words.gender_by_word(key.removeprefix("is"))
-        if yes is not None and at not in taken and all(words.is_true(row[at]) is not None for row in sample):
+        values = {row[at] for row in sample if not words.is_missing(row[at])}
+        if yes is not None and at not in taken and values and all(words.is_true(value) is not None for value in values):
             return at, None if told else yes
     for at in range(len(keys)):
-        values = {row[at].strip() for row in sample}
-        if (
-            at not in taken
-            and all(words.gender_by_word(value) is not None or not value for value in values)
-            and any(values)
-        ):
+        values = {row[at] for row in sample if not words.is_missing(row[at])}
+        if at not in taken and values and all(words.gender_by_word(value) is not None for value in values):
             return at, None
     return None

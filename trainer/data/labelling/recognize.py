@@ -42,7 +42,8 @@ def recognize_labels(archive: Archive, spec: LabelSpec | None = None) -> Labelli
 
     Args:
         archive: opened.
-        spec: what the message says of them; where it leaves something open, the source that labels the most files is
+        spec: what the message says of them. Who names a table or a column means tables, and who names what means
+            male or female does not mean names. Where it leaves the source open, the one that labels the most files is
             taken: names before tables before folders, where they label as many.
 
     Raises:
@@ -50,13 +51,15 @@ def recognize_labels(archive: Archive, spec: LabelSpec | None = None) -> Labelli
     """
     spec = spec or LabelSpec()
     entries = list(archive.entries)
+    source = spec.source or ("table" if spec.table or spec.columns else None)
+    told = bool(spec.male or spec.female)
     found = []
-    if spec.source in {None, "names"}:
+    if source == "names" or (source is None and not told):
         found.append(read_names(entries))
     complete = bool(found) and len(found[0].labels) == len(entries)  # as in UTKFace: nothing can say more
-    if spec.source in {None, "table"} and not complete:
+    if source in {None, "table"} and not complete:
         found.append(read_tables(archive, entries, spec))
-    if spec.source in {None, "folders"} and not complete:
+    if source in {None, "folders"} and not complete:
         found.append(read_folders(entries, spec))
     # Where none has labels, a table whose column is not understood says most.
     best = max(found, key=lambda source: (len(source.labels), 0 if source.labels else len(source.unknown)))
@@ -74,9 +77,11 @@ def _labelling(entries: Sequence[Entry], best: Found) -> Labelling:
             unlabelled += 1
             if len(examples) < _EXAMPLES:
                 examples.append(clipped(entry.name))
-        if entry.reject is not None:  # it says more than that its name has no label
+        if index in tables:
+            outcomes.append(None)
+        elif entry.reject is not None:  # it says more than that its name has no label
             outcomes.append(entry.reject)
-        elif label is not None or index in tables:
+        elif label is not None:
             outcomes.append(label)
         else:
             outcomes.append(_reject(entry.name, best, best.unknown.get(index)))

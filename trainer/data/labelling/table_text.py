@@ -25,12 +25,15 @@ def read_rows(text: str, name: str) -> tuple[list[str], Iterator[list[str]]]:
     if name.lower().endswith(".jsonl"):
         return _json_rows(lines)
     first = next((line for line in lines if line.strip()), "")
-    if first.strip().isdigit():  # CelebA's: how many rows follow
+    # CelebA's: how many rows follow. Excel's: `sep=;`.
+    if first.strip().isdigit() or first.lower().startswith("sep="):
         first = next(lines, "")
     separator = max("\t,;|", key=first.count)
     if separator in first:
-        header = next(csv.reader([first], delimiter=separator), [])
-        return [name.strip() for name in header], _lenient(csv.reader(lines, delimiter=separator))
+        header = [name.strip() for name in next(csv.reader([first], delimiter=separator), [])]
+        while header and not header[-1]:  # a separator at the end, which the rows may lack
+            header.pop()
+        return header, _lenient(csv.reader(lines, delimiter=separator))
     header = first.split()
     rows = (line.split() for line in lines)
     second = next(rows, [])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +300,136 @@ def test_what_the_user_says_of_digits_wins() -> None:
         files: dict[str, bytes | str] = {"a.jpg": b"", "b.jpg": b"", "t.csv": f"file,{header}\na.jpg,1\nb.jpg,0\n"}
         assert genders(files, male=["0"], female=["1"])[:2] == [1, 0]
     assert genders({"1/a.jpg": b"", "2/b.jpg": b""}, male=["2"], female=["1"]) == [1, 0]
+
+
+def test_a_row_labels_no_file_of_another_part() -> None:
+    """As FairFace is published: both tables, and only one of the folders."""
+    tables: dict[str, bytes | str] = {
+        "fairface_label_train.csv": "file,age,gender\ntrain/1.jpg,20-29,Male\ntrain/2.jpg,20-29,Male\n",
+        "fairface_label_val.csv": "file,age,gender\nval/1.jpg,30-39,Female\nval/2.jpg,30-39,Male\n",
+    }
+    assert genders({"val/1.jpg": b"", "val/2.jpg": b"", **tables})[:2] == [1, 0]
+    # Nor does the table of a part that is not there.
+    del tables["fairface_label_val.csv"]
+    assert genders({"val/1.jpg": b"", "val/2.jpg": b"", **tables}) == [None, None, None]
+    people = "name,gender\nJ.K.Rowling.jpg,female\nJ.P.Morgan.jpg,male\n"
+    assert genders({"J.P.Morgan.jpg": b"", "t.csv": people})[0] == 0
+
+
+@pytest.mark.parametrize("folder", ["/home/me/faces/", "C:\\faces\\", "../", "./", ""])
+def test_paths_of_another_machine_name_files_by_the_folders_that_are_there(folder: str) -> None:
+    table = f"file,gender\n{folder}train/1.jpg,Male\n{folder}val/1.jpg,Female\n{folder}val/2.jpg,Female\n"
+    files: dict[str, bytes | str] = {"train/1.jpg": b"", "val/1.jpg": b"", "val/2.jpg": b"", "t.csv": table}
+    assert genders(files)[:3] == [0, 1, 1]
+    renamed: dict[str, bytes | str] = {"photos/1.jpg": b"", "photos/2.jpg": b"", "t.csv": table.replace("train/1", "9")}
+    assert genders(renamed)[:2] == [1, 1]
+
+
+def test_a_name_of_several_files_is_told_and_labels_none() -> None:
+    outcomes, _ = recognized({"a/1.jpg": b"", "b/1.jpg": b"", "t.csv": "file,gender\n1.jpg,male\n"})
+    expected = Reject("no_label", "found '1.jpg' in the table, which names 2 files, expected its folder as well")
+    assert outcomes["a/1.jpg"] == outcomes["b/1.jpg"] == expected
+
+
+def test_a_file_that_is_called_male_and_female_has_no_label() -> None:
+    said = Reject("no_label", "found rows that call it male and rows that call it female, expected one gender")
+    one = "file,gender\na.jpg,male\na.jpg,female\na.jpg,male\nb.jpg,male\nb.jpg,male\n"
+    outcomes, found = recognized({"a.jpg": b"", "b.jpg": b"", "t.csv": one})
+    assert [outcomes["a.jpg"], outcomes["b.jpg"]] == [said, Label(UNKNOWN, 0, UNKNOWN)]
+    assert found.report.labelled == 1
+    # Two parts in one folder: nobody can tell whose 1.jpg it is.
+    parts: dict[str, bytes | str] = {"1.jpg": b"", "train.csv": "file,gender\ntrain/1.jpg,male\n"}
+    assert genders({**parts, "val.csv": "file,gender\nval/1.jpg,female\n"})[0] is None
+    assert genders({"1.jpg": b"", "2.jpg": b"", "men.txt": "1.jpg\n2.jpg\n", "women.txt": "1.jpg\n"})[:2] == [None, 0]
+
+
+@pytest.mark.parametrize("number", ["id", ""])
+@pytest.mark.parametrize("kept", [300, 30, 1])
+def test_running_numbers_are_no_names_of_files_where_names_stand_beside_them(number: str, kept: int) -> None:
+    names = [f"{(7 * index) % 300}.jpg" for index in range(300)]  # in another order than the numbers
+    rows = [f"{index},{name},{'female' if index % 2 else 'male'}" for index, name in enumerate(names)]
+    files: dict[str, bytes | str] = dict.fromkeys(names[-kept:], b"")
+    outcomes, found = recognized({**files, "t.csv": "\n".join([f"{number},filename,gender", *rows])})
+    assert found.report.columns["file"] == "filename"
+    expected = {name: Label(UNKNOWN, index % 2, UNKNOWN) for index, name in enumerate(names)}
+    assert {name: outcomes[name] for name in files} == {name: expected[name] for name in files}
+
+
+def test_what_the_user_says_of_a_table_or_of_meanings_wins_over_names() -> None:
+    files: dict[str, bytes | str] = {"20_0_0.jpg": b"", "30_1_0.jpg": b""}
+    table = {"labels.csv": "file,gender\n20_0_0.jpg,female\n30_1_0.jpg,male\n"}
+    assert genders({**files, **table})[:2] == [0, 1]
+    for spec in ({"table": "labels.csv"}, {"gender": "gender"}, {"file": "file"}):
+        assert genders({**files, **table}, **spec)[:2] == [1, 0]
+    with pytest.raises(InvalidDataset, match=r"labels\.table: found no 'other\.csv'"):
+        recognized({**files, **table}, table="other.csv")
+    grouped: dict[str, bytes | str] = {"grupo a/20_0_0.jpg": b"", "grupo b/30_1_0.jpg": b""}
+    assert genders(grouped, male=["grupo b"], female=["grupo a"]) == [1, 0]
+
+
+def test_a_column_that_no_table_has_is_said_and_not_guessed() -> None:
+    table = "file,gender,gender_corrected\n1.jpg,male,female\n"
+    files: dict[str, bytes | str] = {"1.jpg": b"", "t.csv": table}
+    assert genders(files, gender="gender_corrected")[0] == 1
+    for role in ("file", "gender", "age", "ethnicity"):
+        said = f"labels.{role}: found no column 'gender_correct', expected one of file, gender, gender_corrected"
+        with pytest.raises(InvalidDataset, match=said):
+            recognized(files, **{role: "gender_correct"})
+    # Another table may have it.
+    assert genders({**files, "other.csv": "file,sexo\n1.jpg,female\n"}, gender="sexo")[0] == 1
+
+
+def test_files_beside_images_hide_neither_them_nor_the_table() -> None:
+    images = [f"img/{index:04}.jpg" for index in range(80)]
+    beside = [f"img/{index:04}.{kind}" for index in range(80) for kind in ("json", "txt")]
+    table = "id,gender\n" + "\n".join(f"{index:04},{'male' if index % 2 else 'female'}" for index in range(80))
+    found = genders({**dict.fromkeys(images, b""), **dict.fromkeys(beside, b"1 2 3"), "labels.csv": table})
+    assert found[:80] == [1 - index % 2 for index in range(80)]
+
+
+def test_a_table_may_be_larger_than_an_image() -> None:
+    table = b"file,gender\n" + b"\n".join(b"elsewhere%d.jpg,male" % index for index in range(100)) + b"\n1.jpg,female\n"
+    limits = dataclasses.replace(LIMITS, max_image_bytes=64)
+    with Archive(io.BytesIO(zipped([("1.jpg", b""), ("t.csv", table)])), limits) as archive:
+        label, of_table = recognize_labels(archive).outcomes
+        assert (label, of_table) == (Label(UNKNOWN, 1, UNKNOWN), None)
+
+
+def test_a_named_table_that_cannot_be_read_says_why() -> None:
+    whole = zipped([("1.jpg", b""), ("t.csv", b"file,gender\n1.jpg,female\n")])
+    with (
+        Archive(io.BytesIO(whole.replace(b"1.jpg,female", b"1.jpg,femalE")), LIMITS) as archive,
+        pytest.raises(InvalidDataset, match=r"labels\.table: t\.csv: .*checksum"),
+    ):
+        recognize_labels(archive, LabelSpec(table="t.csv"))
+
+
+def test_accents_are_compared_composed() -> None:
+    names = ["José.jpg", "Zoë.jpg", "한글.jpg"]
+    table = "file,gender\n" + "\n".join(f"{unicodedata.normalize('NFC', name)},female" for name in names)
+    files: dict[str, bytes | str] = {unicodedata.normalize("NFD", name): b"" for name in names}
+    assert genders({**files, "t.csv": table})[:3] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sep=;\nfile;gender\na.jpg;male\nb.jpg;female\n",
+        "file,gender,\na.jpg,male\nb.jpg,female\n",
+        "file,gender,,\na.jpg,male,,\nb.jpg,female,,\n",
+        "a.jpg,male\nb.jpg,female\n",
+        "a.jpg male\nb.jpg female\n",
+        "image_id,Male\nc.jpg,\na.jpg,1\nb.jpg,-1\n",
+        "image_id,who\nc.jpg,NaN\na.jpg,male\nb.jpg,female\n",
+    ],
+)
+def test_tables_are_read_as_programs_write_them(text: str) -> None:
+    assert genders({"a.jpg": b"", "b.jpg": b"", "t.csv": text}) == [0, 1, None]
+
+
+def test_meanings_that_the_user_gives_fit_numbers_with_decimals() -> None:
+    files: dict[str, bytes | str] = {"a.jpg": b"", "b.jpg": b"", "t.csv": "file,gender\na.jpg,1.0\nb.jpg,0.0\n"}
+    assert genders(files, male=["1"], female=["0"])[:2] == [0, 1]
 
 
 @pytest.mark.parametrize(
