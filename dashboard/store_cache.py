@@ -38,9 +38,9 @@ from shared.records.jobs import Job, Jobs
 from shared.records.model_card import ModelCard
 from shared.records.predictions import (
     list_predicting_versions,
-    locate_predictions,
     out_of_fold_key,
     predict_female,
+    predictions_keys,
     read_out_of_fold,
     read_predictions,
 )
@@ -362,7 +362,7 @@ class StoreCache:
     def predictions(self, sha256: str, version: int) -> NDArray[np.float32] | None:
         """Returns float32 (N,), the probability of female of every face by a model; None where there are none."""
         try:
-            self._drop_deleted(self._predictions, sha256, version, locate_predictions)
+            self._drop_deleted(self._predictions, sha256, version, predictions_keys)
             return self._predictions.get((sha256, version))
         except NotFound:
             return None
@@ -373,7 +373,7 @@ class StoreCache:
         A model that was trained on other faces has learned from none of these.
         """
         try:
-            self._drop_deleted(self._out_of_fold, sha256, version, lambda _, card: out_of_fold_key(card.run_id))
+            self._drop_deleted(self._out_of_fold, sha256, version, lambda _, card: [out_of_fold_key(card.run_id)])
             return self._out_of_fold.get((sha256, version))
         except NotFound:
             return None
@@ -413,11 +413,11 @@ class StoreCache:
         cache: LruCache[tuple[str, int], NDArray[np.float32]],
         sha256: str,
         version: int,
-        locate: Callable[[str, ModelCard], str],
+        locate: Callable[[str, ModelCard], list[str]],
     ) -> None:
         """Lets go of a model's predictions where their file was deleted; raises `NotFound` where the model was."""
         card = self.card(version)
-        if cache.find((sha256, version)) is not None and not self._exists(locate(sha256, card)):
+        if cache.find((sha256, version)) is not None and not any(map(self._exists, locate(sha256, card))):
             cache.drop((sha256, version))
 
     def _exists(self, key: str) -> bool:

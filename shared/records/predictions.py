@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Final
 
 import numpy as np
@@ -30,7 +32,7 @@ def predict_female(probabilities: NDArray[np.float32], threshold: float = THRESH
 
 
 def predictions_key(sha256: str, version: int) -> str:
-    """Returns the store key of a dataset's predictions by a model that was trained on another one."""
+    """Returns the store key of what a job of a model predicted for a dataset."""
     return f"datasets/{sha256}/predictions/{version}.csv"
 
 
@@ -45,13 +47,19 @@ def read_predictions(store: Store, sha256: str, card: ModelCard) -> NDArray[np.f
     Raises:
         NotFound: the model has not predicted this dataset.
     """
-    return _read(store.get(locate_predictions(sha256, card)))
+    for key in predictions_keys(sha256, card):
+        with suppress(NotFound):
+            return _read(store.get(key))
+    raise NotFound(f"version {card.version} has not predicted dataset {sha256[:12]}")
 
 
-def locate_predictions(sha256: str, card: ModelCard) -> str:
-    """Returns the store key of a dataset's predictions by a model, whichever dataset it was trained on."""
-    trained_on_it = card.dataset.sha256 == sha256
-    return f"runs/{card.run_id}/predictions.csv" if trained_on_it else predictions_key(sha256, card.version)
+def predictions_keys(sha256: str, card: ModelCard) -> list[str]:
+    """Returns the store keys where a dataset's predictions by a model may be, whichever dataset it was trained on.
+
+    Those of its run are gone where the run was deleted; then a job may have predicted the dataset.
+    """
+    by_job = predictions_key(sha256, card.version)
+    return [f"runs/{card.run_id}/predictions.csv", by_job] if card.dataset.sha256 == sha256 else [by_job]
 
 
 def list_predicting_versions(store: Store, sha256: str, cards: Iterable[ModelCard]) -> list[int]:
@@ -90,6 +98,9 @@ def _read(data: bytes) -> NDArray[np.float32]:
 def write_predictions(store: Store, sha256: str, version: int, names: Sequence[str], results: str) -> None:
     """Keeps what a job predicted for a dataset's archive as the predictions for its faces.
 
+    Two entries of an archive may share a name. Faces and results are in the archive's order, so that the first of them
+    is the first of that name here, too.
+
     Args:
         store: where they go.
         sha256: the dataset.
@@ -100,11 +111,14 @@ def write_predictions(store: Store, sha256: str, version: int, names: Sequence[s
     Raises:
         GenderlineError: the job has no prediction for one of the faces.
     """
-    found = {row["name"]: row["probability_female"] for row in csv.DictReader(io.StringIO(results, newline=""))}
+    found: dict[str, deque[str]] = defaultdict(deque)
+    for row in csv.DictReader(io.StringIO(results, newline="")):
+        if row["probability_female"]:
+            found[row["name"]].append(row["probability_female"])
     lines = ["index,probability_female"]
     for index, name in enumerate(names):
-        probability = found.get(str(result_row(name, 0.5)[0]))  # the name as results write it
-        if not probability:
+        probabilities = found[str(result_row(name, 0.5)[0])]  # the name as results write it
+        if not probabilities:
             raise GenderlineError(f"the job has no prediction for {name[:80]!r}, face {index} of the dataset")
-        lines.append(f"{index},{probability}")
+        lines.append(f"{index},{probabilities.popleft()}")
     store.put(predictions_key(sha256, version), ("\n".join(lines) + "\n").encode())
