@@ -33,7 +33,7 @@ from shared.messages import (
 )
 from shared.params import TrainingParams
 from shared.records.annotations import Annotation, AnnotationChange, Annotations, Kind
-from shared.records.dataset import ARCHIVE_LABELS, LABELS_JSON, SUMMARY_JSON, DatasetSummary, dataset_id
+from shared.records.dataset import ARCHIVE_LABELS, LABELS_JSON, DatasetSummary, dataset_id, find_summary
 from shared.records.deletion import Deletion, Dependent
 from shared.records.edits import Edits
 from shared.records.jobs import Job, JobProgress, Jobs
@@ -171,9 +171,12 @@ class Client:
         return self._queue_run(sha256, name, checked, message_id, labels, archive_sha256, edits=edits, train=train)
 
     def find_summary(self, sha256: str) -> DatasetSummary | None:
-        """Returns what a dataset holds; None before it is decoded."""
-        found = self.store.find_json(f"datasets/{sha256}/{SUMMARY_JSON}")
-        return None if found is None else DatasetSummary.model_validate(found)
+        """Returns what a dataset holds; None before it is decoded.
+
+        Raises:
+            DamagedRecord: its summary cannot be read.
+        """
+        return find_summary(self.store, sha256)
 
     def resolve_dataset(self, text: str) -> str:
         """Returns the whole hash of a dataset that is named by its beginning, as lists and messages show it.

@@ -138,7 +138,7 @@ def _load_fastest(store: Store, card: ModelCard, provider: ProviderChoice, survi
         return model
     try:
         variant = _load(store, card, file, precision, model.provider, survives)
-    except InvalidModel as error:
+    except (InvalidModel, ProviderUnavailable) as error:
         _LOG.error("%s not taken, float32 serves: %s", precision, error)
         return model
     speedup = _speedup(model, variant)

@@ -73,6 +73,8 @@ def _guarded(check: str, work: Callable[[Settings], Iterator[Finding]], settings
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         yield Finding(check, "problem", f"{place}{error.strerror or error}", "give this user the right to write there")
+    except sqlite3.Error as error:
+        yield Finding(check, "problem", f"SQLite: {error}", "make room, or give this user the right to write there")
 
 
 def _versions() -> Finding:

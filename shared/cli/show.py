@@ -147,22 +147,18 @@ def show_datasets(output: Output, client: Client, tag: str | None = None) -> Non
     if not found:
         output.remark("no datasets yet; make one with `genderline train ZIP`")
         return
-    output.table(
-        ["DATASET", "FACES", "MALE", "FEMALE", "RUNS", "NAME", "TAGS"],
-        [
-            (
-                sha256[:12],
-                f"{summary.faces:,}" if (summary := client.find_summary(sha256)) else None,
-                f"{summary.genders['male']:,}" if summary else None,
-                f"{summary.genders['female']:,}" if summary else None,
-                len(facts["runs"]),
-                facts["name"],
-                tags_of(annotations, sha256),
-            )
-            for sha256, facts in found.items()
-        ],
-        right=[1, 2, 3, 4],
-    )
+    rows: list[tuple[object, ...]] = []
+    for sha256, facts in found.items():
+        figures: tuple[str | None, ...] = (None, None, None)
+        try:
+            if summary := client.find_summary(sha256):
+                counts = (summary.faces, summary.genders["male"], summary.genders["female"])
+                figures = tuple(f"{count:,}" for count in counts)
+        except DamagedRecord as error:
+            figures = (_DAMAGED, None, None)
+            damaged.append(error)
+        rows.append((sha256[:12], *figures, len(facts["runs"]), facts["name"], tags_of(annotations, sha256)))
+    output.table(["DATASET", "FACES", "MALE", "FEMALE", "RUNS", "NAME", "TAGS"], rows, right=[1, 2, 3, 4])
     _name_damaged(output, damaged)
 
 

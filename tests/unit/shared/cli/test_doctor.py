@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import resource
 import uuid
 from pathlib import Path
 
@@ -32,6 +34,20 @@ def test_what_it_tried_is_gone_afterwards(folder: Path) -> None:
         "data/store/format.json",
         "data/store/identity.json",
     }
+
+
+def test_a_disk_that_takes_nothing_is_a_problem_and_the_rest_is_looked_at() -> None:
+    """The kernel refuses every byte of a file, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        found = run("doctor", "--json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    states = {finding["check"]: finding for finding in json.loads(found.stdout)}
+    assert (found.exit_code, states["file system of the broker"]["state"]) == (1, "problem")
+    assert states["file system of the broker"]["found"].startswith("SQLite: ")
+    assert states["memory and cores"]["state"] == "ok"
 
 
 @pytest.mark.slow

@@ -159,6 +159,13 @@ def test_damaged_records_are_named_and_cost_the_lists_nothing_else(builder: Stor
         assert {entry["state"] for entry in document(f"{kind}s")} >= {"damaged"}
         shown = run(f"{kind}s", f"{kind}-x")
         assert (shown.exit_code, f"{key} in the store is damaged" in shown.stderr) == (1, True)
+    whole, broken = builder.dataset(), builder.dataset()
+    builder.store.put(f"datasets/{broken}/summary.json", b"{}")
+    listed = run("datasets")
+    assert (listed.exit_code, whole[:12] in listed.stdout) == (0, True)
+    assert re.search(rf"^{broken[:12]} +damaged", listed.stdout, flags=re.MULTILINE)
+    for command in (("datasets",), ("datasets", broken)):
+        assert f"datasets/{broken}/summary.json in the store is damaged" in run(*command).stderr
     status = run("status")
     assert (status.exit_code, "run-1 (whole): queued" in status.stdout) == (0, True)
     assert status.stderr.count("in the store is damaged") == 2
