@@ -102,7 +102,7 @@ class InboxWatcher:
         """Submits an archive that has not changed; only if it can be read, unless it counts as `broken` if it cannot.
 
         The file is opened once, without following links: what was looked at is what is submitted, whatever takes its
-        name in the meantime.
+        name in the meantime. That is another archive, and stays for the next looks; so does one that is written to.
         """
         path = self._folder / name
         identity = "\0".join([name, *map(str, signature)])
@@ -114,11 +114,14 @@ class InboxWatcher:
                 if not broken and (self._cut_short.get(name) == signature or not self._is_whole(file)):
                     self._cut_short[name] = signature
                     return
-                run_id = self._copy_in(file, archive_stem(name), message_id)
-            target = self._folder / SUBMITTED / name
-            if target.exists():
-                target = target.with_name(f"{path.stem}.{run_id}{path.suffix}")
-            path.rename(target)
+                run_id = self._copy_in(file, signature, archive_stem(name), message_id)
+            if run_id is None:
+                return
+            if _signature(path.stat(follow_symlinks=False)) == signature:
+                target = self._folder / SUBMITTED / name
+                if target.exists():
+                    target = target.with_name(f"{path.stem}.{run_id}{path.suffix}")
+                path.rename(target)
         except FileNotFoundError:
             return  # another watcher was quicker, or its owner took it away again
         except OSError as error:
@@ -128,13 +131,15 @@ class InboxWatcher:
         else:
             _LOG.info("%s: submitted as %s", path, run_id)
 
-    def _copy_in(self, file: BinaryIO, name: str, message_id: str) -> str:
-        """Copies an archive into the store and submits it. Returns the run's id."""
+    def _copy_in(self, file: BinaryIO, signature: _Signature, name: str, message_id: str) -> str | None:
+        """Copies an archive into the store and submits it. Returns the run's id; None where it changed meanwhile."""
         copy = StagedFile(self._client.store.staging_folder())
         try:
             file.seek(0)
             shutil.copyfileobj(file, copy, 2**20)
             copy.close()
+            if _signature(os.fstat(file.fileno())) != signature:
+                return None
             return self._client.submit_dataset(
                 copy.path, name=name, message_id=message_id, move=True, sha256=copy.sha256
             )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import logging
 import os
+import shutil
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -61,6 +64,19 @@ def messages(broker: Broker) -> list[Message]:
         consumer.settle(deliveries)
         consumer.flush()
     return [delivery.message for delivery in deliveries]
+
+
+def during_copy(patch: pytest.MonkeyPatch, action: Callable[[], object]) -> None:
+    """Does something before the end of the next copy of an open file."""
+    copy = shutil.copyfileobj
+
+    def act(source: BinaryIO, target: BinaryIO, length: int) -> None:
+        target.write(source.read(len(ZIP) // 2))
+        action()
+        copy(source, target, length)
+        patch.undo()
+
+    patch.setattr(shutil, "copyfileobj", act)
 
 
 def test_a_zip_is_submitted_at_the_second_look_and_moved_aside(
@@ -162,6 +178,38 @@ def test_a_second_archive_of_the_same_name_is_another_run_and_keeps_the_first(
         watcher.look()
     assert len(client.runs.all().records) == 2
     assert sorted(file.stat().st_size for file in (inbox / "submitted").iterdir()) == [len(ZIP), len(ZIP) + 1]
+
+
+def test_a_second_archive_that_takes_the_name_of_one_being_copied_is_submitted_too(
+    watcher: InboxWatcher, broker: Broker, inbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (inbox / "faces.zip").write_bytes(ZIP)
+    (tmp_path / "corrected.zip").write_bytes(ZIP + b"\0")
+    corrected = sha256_of(tmp_path / "corrected.zip")
+    watcher.look()
+    during_copy(monkeypatch, lambda: (tmp_path / "corrected.zip").replace(inbox / "faces.zip"))
+    watcher.look()
+    assert [json.loads(message.body)["sha256"] for message in messages(broker)] == [hashlib.sha256(ZIP).hexdigest()]
+    assert list((inbox / "submitted").iterdir()) == []
+    watcher.look()
+    watcher.look()
+    assert [json.loads(message.body)["sha256"] for message in messages(broker)] == [corrected]
+    assert (inbox / "submitted" / "faces.zip").read_bytes() == ZIP + b"\0"
+
+
+def test_an_archive_that_is_written_to_while_it_is_copied_is_submitted_once_it_is_whole(
+    watcher: InboxWatcher, broker: Broker, inbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (inbox / "faces.zip").write_bytes(ZIP)
+    watcher.look()
+    during_copy(monkeypatch, lambda: (inbox / "faces.zip").write_bytes(ZIP + b"\0"))
+    watcher.look()
+    assert messages(broker) == []
+    watcher.look()
+    watcher.look()
+    (message,) = messages(broker)
+    assert json.loads(message.body)["sha256"] == sha256_of(inbox / "submitted" / "faces.zip")
+    assert (inbox / "submitted" / "faces.zip").read_bytes() == ZIP + b"\0"
 
 
 def test_links_hidden_files_and_other_files_are_left_alone(
