@@ -92,10 +92,12 @@ def main(
     with tempfile.TemporaryDirectory(prefix="genderline-") as folder:
         dataset = _decode(archive, Path(folder) / "archive", settings)
         targets, validation = hard_targets(dataset.targets), dataset.part("validation")
-        colour = torch.from_numpy(decode_colour(archive, dataset.rows, ArchiveLimits.from_settings(settings)))
+        limits = ArchiveLimits.from_settings(settings), ImageLimits.from_settings(settings)
+        colour = torch.from_numpy(decode_colour(archive, dataset, *limits))
         teacher_plan = replace(TEACHER, epochs=teacher_epochs)
         plan = replace(STUDENT, epochs=epochs, rate=STUDENT.rate if begin is None else RATE_FROM_EARLIER)
         earlier = None if begin is None else load_starter(begin)
+        seen = [] if begin is None else [np.load(begin / SEEN.name, allow_pickle=False)]
         figures: dict[str, float] = {}
         teacher = None
         if teacher_epochs:
@@ -125,11 +127,11 @@ def main(
             "torch": version("torch"),
             "figures": {name: round(value, 4) for name, value in figures.items()},
         }
+        report = _measure(network, dataset, measured, faces, device)
+        seen.append(dhash_all(dataset.faces, np.arange(len(dataset.rows))))
         weights = {name: value.cpu() for name, value in network.state_dict().items()}
         save_starter(Starter(weights, card), out)
-        everybody = dhash_all(dataset.faces, np.arange(len(dataset.rows)))
-        np.save(out / SEEN.name, everybody, allow_pickle=False)
-        report = _measure(network, dataset, measured, faces, device)
+        np.save(out / SEEN.name, np.unique(np.concatenate(seen), axis=0), allow_pickle=False)
         (out / REPORT).write_text(json.dumps(report.as_dict()) + "\n", encoding="utf-8")
     click.echo("\n".join(f"{name}: {value:.4f}" for name, value in figures.items()))
 
@@ -147,7 +149,8 @@ def _teach(
         said = predict(model.probabilities, faces, validation, device)[:, 0]
         _show("teacher", epoch, plan, loss, _accuracy(said - 0.5, dataset, validation))
 
-    return fit(model, faces, targets, _learned(dataset), plan, device, work / "teacher.pt", on_epoch)
+    learned, checkpoint, origin = _learned(dataset), work / "teacher.pt", {"archive": dataset.sha256}
+    return fit(model, faces, targets, learned, plan, device, checkpoint, on_epoch, origin=origin)
 
 
 def _learn(
@@ -174,9 +177,16 @@ def _learn(
         _show("student", epoch, plan, loss, _accuracy(said, dataset, validation))
 
     faces, checkpoint = _shrunk(network, colour, device), work / "student.pt"
-    learned = _learned(dataset)
+    origin = {
+        "archive": dataset.sha256,
+        "began_from": None if earlier is None else earlier.card["created"],
+        "taught": 0.0 if teacher is None else TAUGHT,
+    }
     return fit(
-        model, faces, targets, learned, plan, device, checkpoint, on_epoch, teacher=teacher, taught=TAUGHT
+        *(model, faces, targets, _learned(dataset), plan, device, checkpoint, on_epoch),
+        origin=origin,
+        teacher=teacher,
+        taught=TAUGHT,
     ).network
 
 

@@ -8,7 +8,7 @@ is patient and consistent", 2022).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -120,6 +120,7 @@ def fit(
     checkpoint: Path,
     on_epoch: Callable[[int, SoftLoss, float], None],
     *,
+    origin: Mapping[str, str | float | None],
     teacher: SoftLoss | None = None,
     taught: float = 0.0,
 ) -> SoftLoss:
@@ -132,9 +133,10 @@ def fit(
         training: indices of the faces to learn from.
         plan: how.
         device: where to compute.
-        checkpoint: written after every epoch; where it is of the same plan, training carries on from it. A plan of more
-            or fewer epochs takes over with its own steps.
+        checkpoint: written after every epoch; where it is of the same plan and origin, training carries on from it. A
+            plan of more or fewer epochs takes over with its own steps.
         on_epoch: gets each finished epoch, the averaged model and the mean loss.
+        origin: names the archive, and whatever else makes other weights of the same plan.
         teacher: says what it takes each changed face for, with its mirror image.
         taught: weight of what the teacher says beside what the labels say, in [0, 1].
     """
@@ -146,7 +148,7 @@ def fit(
     average = AveragedModel(model, use_buffers=True)
     kept = cast("SoftLoss", average.module)
     wanted = torch.from_numpy(targets).to(device)
-    done = _resume(checkpoint, plan, model, optimizer, average)
+    done = _resume(checkpoint, plan, origin, model, optimizer, average)
     planned = planned_epochs(checkpoint)[:done]
     steps = math.ceil(len(training) / plan.batch_size)
     for epoch in range(done + 1, plan.epochs + 1):
@@ -178,7 +180,7 @@ def fit(
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average.state_dict()}
         aside = checkpoint.with_suffix(".part")
         planned.append(plan.epochs)
-        torch.save({"plan": asdict(plan), "epoch": epoch, "planned": planned, **state}, aside)
+        torch.save({"plan": asdict(plan), "origin": dict(origin), "epoch": epoch, "planned": planned, **state}, aside)
         aside.replace(checkpoint)
         kept.eval()
         on_epoch(epoch, kept, total / steps)
@@ -225,13 +227,20 @@ def _mix(
 
 
 def _resume(
-    checkpoint: Path, plan: Plan, model: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel
+    checkpoint: Path,
+    plan: Plan,
+    origin: Mapping[str, str | float | None],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: AveragedModel,
 ) -> int:
-    """Loads a checkpoint of the same plan, whose epochs may be more or fewer, and returns how many it has done."""
+    """Loads a checkpoint of the same origin and plan, whose epochs may be more or fewer; returns how many are done."""
     if not checkpoint.exists():
         return 0
     state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
     if state["plan"] | {"epochs": plan.epochs} != asdict(plan) or state["epoch"] > plan.epochs:
+        return 0
+    if state.get("origin", origin) != origin:
         return 0
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])

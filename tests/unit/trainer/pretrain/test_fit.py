@@ -18,6 +18,7 @@ pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
 FACES = torch.rand(32, 1, 80, 80, generator=torch.Generator().manual_seed(0))
+ORIGIN = {"archive": "a" * 64, "began_from": None}
 PLAN = Plan(
     epochs=2, rate=0.001, weight_decay=0.01, dropout=0.1, averaging=0.9, mixup=0.2, erasing=0.5, batch_size=8, seed=3
 )
@@ -43,7 +44,12 @@ def fresh() -> SoftLoss:
 
 
 def train(
-    checkpoint: Path, plan: Plan = PLAN, *, killed_after: int | None = None, epochs: list[int] | None = None
+    checkpoint: Path,
+    plan: Plan = PLAN,
+    origin: dict[str, str | None] = ORIGIN,
+    *,
+    killed_after: int | None = None,
+    epochs: list[int] | None = None,
 ) -> dict[str, torch.Tensor]:
     def on_epoch(epoch: int, _model: SoftLoss, _loss: float) -> None:
         if epochs is not None:
@@ -51,7 +57,8 @@ def train(
         if epoch == killed_after:
             raise KeyboardInterrupt
 
-    return fit(fresh(), take, targets(), np.arange(len(FACES)), plan, CPU, checkpoint, on_epoch).state_dict()
+    every = np.arange(len(FACES))
+    return fit(fresh(), take, targets(), every, plan, CPU, checkpoint, on_epoch, origin=origin).state_dict()
 
 
 def test_labels_become_probabilities_and_unknown_ones_count_for_nothing() -> None:
@@ -85,6 +92,15 @@ def test_a_checkpoint_of_another_plan_is_left_alone(tmp_path: Path) -> None:
     assert epochs == [1, 2]
 
 
+@pytest.mark.parametrize("other", [{"archive": "b" * 64}, {"began_from": "2026-11-29T12:00:00Z"}])
+def test_a_checkpoint_of_another_archive_or_starter_is_left_alone(tmp_path: Path, other: dict[str, str]) -> None:
+    train(tmp_path / "state.pt")
+    epochs: list[int] = []
+    train(tmp_path / "state.pt", origin=ORIGIN | other, epochs=epochs)
+    assert epochs == [1, 2]
+    assert planned_epochs(tmp_path / "state.pt") == [2, 2]
+
+
 def test_a_shorter_plan_takes_over_and_the_checkpoint_tells(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "state.pt", replace(PLAN, epochs=9), killed_after=1)
@@ -97,7 +113,8 @@ def test_a_shorter_plan_takes_over_and_the_checkpoint_tells(tmp_path: Path) -> N
 def test_what_is_taught_is_learned(tmp_path: Path) -> None:
     plan = replace(PLAN, epochs=15, mixup=0.0, erasing=0.0, rate=0.01)
     model = fresh()
-    trained = fit(model, take, targets(), np.arange(32), plan, CPU, tmp_path / "state.pt", lambda *_: None)
+    note = lambda *_: None  # noqa: E731
+    trained = fit(model, take, targets(), np.arange(32), plan, CPU, tmp_path / "state.pt", note, origin=ORIGIN)
     said = predict(trained.probabilities, take, np.arange(32), CPU)
     assert said[:, 0].min() > 0.8
     assert (said[:, 1 : 1 + CLASSES[1]].argmax(1) == 2).all()
@@ -124,7 +141,12 @@ def test_the_student_learns_what_the_teacher_says_of_the_changed_faces(tmp_path:
         teacher = Sure(build_network("small", dropout=0.1), 0.3)
         note = lambda _epoch, _model, loss: losses.append(loss)  # noqa: E731
         every = np.arange(len(FACES))
-        fit(fresh(), take, targets(), every, PLAN, CPU, tmp_path / name, note, teacher=teacher, taught=taught)
+        fit(
+            *(fresh(), take, targets(), every, PLAN, CPU, tmp_path / name, note),
+            origin=ORIGIN,
+            teacher=teacher,
+            taught=taught,
+        )
         return losses[-1]
 
     assert loss("by the teacher", 1.0) < loss("by both", 0.5) < loss("by the labels", 0.0)
