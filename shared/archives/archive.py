@@ -26,13 +26,15 @@ from shared.archives.entry import METHODS, Entry, EntryError, EntryReader
 from shared.archives.tar import GZIP_SIGNATURE, NO_TAR_INSIDE, gunzip, holds_tar, is_tar, read_tar
 from shared.errors import InvalidDataset
 from shared.faces.labels import base_name
-from shared.faces.rejects import Reject
+from shared.faces.rejects import Reject, clipped
 
 if TYPE_CHECKING:
     from shared.runtime.settings import Settings
 
 SUFFIXES: Final = (".zip", ".tar", ".tar.gz", ".tgz")
 """What the name of an archive may end with where files are chosen by their names."""
+_LONGEST_NAME: Final = 4096
+"""Characters of a path; no file system takes more, and tables of longer names could not be read."""
 _MADE_AT_ONCE: Final = 1024
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f]")
 _ABSOLUTE: Final = re.compile(r"[/\\]|[A-Za-z]:")
@@ -95,7 +97,7 @@ class _Entries(Sequence[Entry]):
             names, crcs, *(column[rows].tolist() for column in claims), strict=True
         ):
             fault = _fault(name, packed_bytes, size_bytes, method, mode, self._limits, encrypted=encrypted)
-            entries.append(Entry(name, offset, packed_bytes, size_bytes, crc, method, fault))
+            entries.append(Entry(clipped(name, _LONGEST_NAME), offset, packed_bytes, size_bytes, crc, method, fault))
         return entries
 
 
@@ -252,6 +254,8 @@ def _fault(
     """Returns why an entry must not be read, as far as the directory tells."""
     if not name:
         return Reject("unsafe_name", "found an empty name, expected a file name")
+    if len(name) > _LONGEST_NAME:
+        return Reject("unsafe_name", f"found a name of {len(name):,} characters, expected at most {_LONGEST_NAME:,}")
     if control := _CONTROL.search(name):
         return Reject("unsafe_name", f"found the control character {control[0]!r} in the name, expected none")
     if _ABSOLUTE.match(name):

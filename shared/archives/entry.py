@@ -56,7 +56,7 @@ class Entry(NamedTuple):
     """One file in an archive: where it lies, and what the archive's directory claims of it.
 
     Attributes:
-        name: of any length; only a label for people, never a path to write to. Two entries may share one.
+        name: only a label for people, never a path to write to. Two entries may share one. Too long a one is cut.
         offset: of its local header in a zip, of its content in a tar.
         packed_bytes: of its content, which follows the header.
         size_bytes: unpacked.

@@ -9,7 +9,7 @@ from shared.errors import InvalidImage
 REJECT_REASONS: dict[str, str] = {
     "no_label": "Neither the file name, nor a folder, nor a table in the archive gives the gender.",
     "invalid_label": "The file name has the form, but its age, gender or ethnicity is out of range.",
-    "unsafe_name": "The entry's name is empty, absolute, climbs out with `..`, or holds control characters.",
+    "unsafe_name": "The name is empty, absolute, over 4,096 characters, leads out by `..`, or has control characters.",
     "link": "The entry is a symbolic link or another special file, not a plain one.",
     "encrypted": "The entry needs a password; its neighbours do not.",
     "unsupported_compression": "The entry is compressed in a way other than stored, deflate, bzip2 or LZMA.",

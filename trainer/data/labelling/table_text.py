@@ -30,7 +30,8 @@ def read_rows(text: str, name: str) -> tuple[list[str], Iterator[list[str]]]:
         first = next(lines, "")
     separator = max("\t,;|", key=first.count)
     if separator in first:
-        header = [name.strip() for name in next(csv.reader([first], delimiter=separator), [])]
+        cells = next(_lenient(csv.reader([first], delimiter=separator)), [])
+        header = [name.strip() for name in cells]
         while header and not header[-1]:  # a separator at the end, which the rows may lack
             header.pop()
         return header, _lenient(csv.reader(lines, delimiter=separator))

@@ -241,6 +241,14 @@ def test_strange_names_come_out_of_the_tables_as_they_went_in(tmp_path: Path) ->
     assert [row.name for row in done.rejects] == strange
 
 
+def test_names_of_any_length_leave_tables_that_can_be_read(tmp_path: Path) -> None:
+    long = [";=" * 32_000, "\u0085" * 32_000]
+    files = [(f"30_0_0_{name}.jpg", face_jpeg(100 + i, 0)) for i, name in enumerate(long)]
+    done = Ingested(tmp_path, zipped([*files, *labelled_faces(20), *((name, b"x") for name in long)]))
+    assert done.summary.faces == 20
+    assert done.summary.rejects == {"unsafe_name": 4}
+
+
 def test_of_equal_faces_the_first_stays_and_the_others_name_it(tmp_path: Path) -> None:
     lossless = archives.png_of(face_pixels(50))
     first, same_pixels = ("28_0_0_first.png", lossless), ("29_0_0_other_file.bmp", archives.bmp_of(face_pixels(50)))
@@ -266,8 +274,8 @@ def test_equal_faces_of_two_genders_are_all_dropped_and_the_rest_moves_up(tmp_pa
         assert (done.faces[row.index] == decode_face(data, IMAGE_LIMITS).pixels).all()
 
 
-def test_names_of_any_length_leave_tables_that_can_be_read(tmp_path: Path) -> None:
-    long = "x" * 65_500
+def test_long_names_are_cut_where_a_reject_tells_of_another_face(tmp_path: Path) -> None:
+    long = "x" * 4_000
     told = [("28_0_0_a" + long, 500), ("28_1_0_b" + long, 500), ("28_0_0_c" + long, 501), ("28_0_0_d" + long, 501)]
     files = [(f"{name}.jpg", face_jpeg(face)) for name, face in told]
     done = Ingested(tmp_path, zipped([*files, *labelled_faces(20)]))

@@ -466,7 +466,16 @@ def test_a_labels_block_may_come_as_text_and_none_is_none() -> None:
 
 @pytest.mark.parametrize(
     "hostile",
-    ["file,gender\n" + '"' * 1000, "a,b\n" * 3, '{"a": ' * 50_000, "\0\0\0", "file,gender\n\n\n,\n", "9\n", "9\n9\n9"],
+    [
+        "file,gender\n" + '"' * 1000,
+        "file," + "x" * 200_000 + "\n1.jpg,male\n",
+        "a,b\n" * 3,
+        '{"a": ' * 50_000,
+        "\0\0\0",
+        "file,gender\n\n\n,\n",
+        "9\n",
+        "9\n9\n9",
+    ],
 )
 def test_a_damaged_table_is_no_table(hostile: str) -> None:
     for name in ("t.csv", "t.jsonl", "male.txt"):
