@@ -104,7 +104,8 @@ def starter_helps(dataset: Dataset, device: torch.device) -> bool:
         if not len(of_gender):
             return False
         balanced += of_gender.mean() / 2
-        variance += of_gender.var() / len(of_gender) / 4
+        smoothed = (of_gender.sum() + 1) / (len(of_gender) + 2)  # so that a handful of faces is never certain
+        variance += smoothed * (1 - smoothed) / (4 * len(of_gender))
     return bool(balanced - _SURE * np.sqrt(variance) > _LEAST_ACCURACY)
 
 

@@ -73,6 +73,16 @@ def test_the_starter_does_not_help_where_labels_are_random(faces: NDArray[np.uin
     assert not starter_helps(dataset(faces, labels), CPU)
 
 
+@pytest.mark.parametrize("rare", [0, 1])
+@pytest.mark.parametrize("right", [1, 2])
+def test_a_face_or_two_that_the_starter_is_right_about_prove_nothing(
+    faces: NDArray[np.uint8], predicted: NDArray[np.uint8], rare: int, right: int
+) -> None:
+    labels = np.full(FACES, 1 - rare, np.uint8)
+    labels[np.flatnonzero(predicted == rare)[:right]] = rare
+    assert not starter_helps(dataset(faces, labels), CPU)
+
+
 def test_the_starter_does_not_help_where_it_has_seen_the_held_out_faces(
     faces: NDArray[np.uint8], predicted: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
