@@ -88,11 +88,12 @@ class Robustness(StoredModel):
 
 
 class LearningPoint(StoredModel):
-    """The accuracy on the held-out faces of a classifier that has learned from some of the training faces.
+    """The balanced accuracy on the held-out faces of a classifier that has learned from some of the training faces.
 
     Attributes:
         faces: how many.
-        accuracy: share predicted correctly; the mean over all parts of so many faces.
+        accuracy: mean of both genders' recall; the mean over all parts of so many faces. In older evaluations, the
+            share predicted correctly.
     """
 
     faces: int
@@ -104,7 +105,7 @@ class LearningCurve(StoredModel):
 
     Attributes:
         points: by rising number of faces, two or more.
-        gain: of accuracy, with twice the faces.
+        gain: of `accuracy`, with twice the faces.
     """
 
     points: tuple[LearningPoint, ...]

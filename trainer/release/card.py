@@ -335,11 +335,12 @@ def _learning_curve(evaluation: Evaluation) -> str:
     if curve is None:
         return "Not measured, or too few training faces to tell."
     table = _table(
-        ("training faces", "accuracy"), [(f"{point.faces:,}", _percent(point.accuracy)) for point in curve.points]
+        ("training faces", "balanced accuracy"),
+        [(f"{point.faces:,}", _percent(point.accuracy)) for point in curve.points],
     )
     return (
-        f"With twice the faces about **{100 * curve.gain:+.1f} points**. That is the slope of these accuracies on the "
-        f"held-out faces, of a logistic regression on the starter's features:\n\n{table}"
+        f"With twice the faces about **{100 * curve.gain:+.1f} points** of balanced accuracy. That is the slope of "
+        f"these accuracies on the held-out faces, of a logistic regression on the starter's features:\n\n{table}"
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from trainer.training.balance import weigh_genders
 from trainer.training.device import DeviceFaces
 from trainer.training.model import build_network
 from trainer.training.starter import STARTER_NETWORK, load_starter
@@ -50,11 +51,16 @@ def embed_faces(
     return np.concatenate(found)
 
 
-def build_classifier() -> Pipeline:
-    """Returns a logistic regression, untrained, for these features."""
+def build_classifier(labels: NDArray[np.uint8]) -> Pipeline:
+    """Returns a logistic regression, untrained, for these features.
+
+    Args:
+        labels: of all training faces; where they are unbalanced, both genders weigh the same, as in the network's loss.
+    """
     # They take a second to load, which a trainer that starts should not wait for.
     from sklearn.linear_model import LogisticRegression  # noqa: PLC0415
     from sklearn.pipeline import make_pipeline  # noqa: PLC0415
     from sklearn.preprocessing import StandardScaler  # noqa: PLC0415
 
-    return make_pipeline(StandardScaler(), LogisticRegression(C=_REGULARISATION, max_iter=1000))
+    weight = None if weigh_genders(labels) is None else "balanced"
+    return make_pipeline(StandardScaler(), LogisticRegression(C=_REGULARISATION, max_iter=1000, class_weight=weight))

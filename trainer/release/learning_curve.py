@@ -1,4 +1,7 @@
-"""What more faces would be worth: the accuracy of a classifier that has learned from ever more of them."""
+"""What more faces would be worth: the balanced accuracy of a classifier that has learned from ever more of them.
+
+Both genders count alike, as they do for the promotion gate.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ MOST_FACES: Final = 20_000
 def measure_learning_curve(
     features: NDArray[np.float32], labels: NDArray[np.uint8], train: NDArray[np.intp], test: NDArray[np.intp]
 ) -> LearningCurve | None:
-    """Measures the accuracy on held-out faces by the number of faces that a classifier has learned from.
+    """Measures the balanced accuracy on held-out faces by the number of faces that a classifier has learned from.
 
     The network itself would have to be trained once more for each point, so it is a logistic regression on the
     starter's features that learns here. The gain is the slope of the least-squares line through the points, over the
@@ -44,7 +47,9 @@ def measure_learning_curve(
         if len(shuffled) // parts < LEAST_FACES:
             continue
         accuracies = [
-            float(np.mean(build_classifier().fit(features[part], labels[part]).predict(features[test]) == labels[test]))
+            _balanced_accuracy(
+                labels[test], build_classifier(labels[train]).fit(features[part], labels[part]).predict(features[test])
+            )
             for part in np.array_split(shuffled, parts)
             if len(np.unique(labels[part])) > 1
         ]
@@ -56,3 +61,7 @@ def measure_learning_curve(
         [math.log2(point.faces) for point in points], [point.accuracy for point in points]
     )
     return LearningCurve(points=tuple(points), gain=line.slope)
+
+
+def _balanced_accuracy(labels: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> float:
+    return statistics.mean(float(np.mean(predicted[labels == gender] == gender)) for gender in np.unique(labels))

@@ -46,7 +46,7 @@ def predict_out_of_fold(
     folds = min(_FOLDS, int(np.bincount(labels, minlength=2).min()))
     if folds < 2:
         return out_of_fold  # a single face of a gender has no other to be told by
-    classifier = build_classifier()
+    classifier = build_classifier(labels)
     splits = StratifiedKFold(folds, shuffle=True, random_state=0)
     of_train = features[train]
     out_of_fold[train] = cross_val_predict(classifier, of_train, labels, cv=splits, method="predict_proba")[:, 1]

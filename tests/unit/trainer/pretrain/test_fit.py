@@ -93,7 +93,7 @@ def test_a_checkpoint_of_another_plan_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", [{"archive": "b" * 64}, {"began_from": "2026-11-29T12:00:00Z"}])
-def test_a_checkpoint_of_another_archive_or_starter_is_left_alone(tmp_path: Path, other: dict[str, str]) -> None:
+def test_a_checkpoint_of_another_archive_or_starter_is_left_alone(tmp_path: Path, other: dict[str, str | None]) -> None:
     train(tmp_path / "state.pt")
     epochs: list[int] = []
     train(tmp_path / "state.pt", origin=ORIGIN | other, epochs=epochs)

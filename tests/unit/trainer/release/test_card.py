@@ -142,7 +142,8 @@ def test_the_written_card_says_what_more_faces_would_be_worth(parts: dict[str, A
     points = (LearningPoint(faces=1000, accuracy=0.9), LearningPoint(faces=2000, accuracy=0.909))
     measured = parts["evaluation"].changed(learning_curve=LearningCurve(points=points, gain=0.009))
     text = render_card(build_card(**parts | {"evaluation": measured}))
-    assert "With twice the faces about **+0.9 points**." in text
+    assert "With twice the faces about **+0.9 points** of balanced accuracy." in text
+    assert "| training faces | balanced accuracy |" in text
     assert "| 2,000 | 90.9 % |" in text
 
 

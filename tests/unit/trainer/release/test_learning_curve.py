@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from trainer.release.learning_curve import measure_learning_curve
 
 
-def noisy(faces: int, seed: int = 1) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+def noisy(faces: int, seed: int = 1, *, female: float = 0.5) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Returns features of which many together, each hardly, tell the gender: there is much to learn."""
     random = np.random.default_rng(seed)
-    labels = random.integers(0, 2, faces, np.uint8)
+    labels = (random.random(faces) < female).astype(np.uint8)
     return (random.normal(size=(faces, 100)) + 0.15 * (2.0 * labels - 1)[:, None]).astype(np.float32), labels
 
 
@@ -25,6 +25,14 @@ def test_where_more_faces_help_the_curve_rises_and_the_gain_is_its_slope() -> No
     assert accuracies == sorted(accuracies)
     assert curve.gain == pytest.approx(np.polyfit(range(4), accuracies, 1)[0])
     assert curve.gain > 0.005
+
+
+def test_of_a_rare_gender_there_is_as_much_to_learn() -> None:
+    features, labels = noisy(3600, female=0.06)
+    curve = measure_learning_curve(features, labels, np.arange(1600), np.arange(1600, 3600))
+    assert curve is not None
+    assert curve.points[0].accuracy < 0.8  # of all faces, calling each one male would be right about 94 %
+    assert curve.gain > 0.02
 
 
 def test_where_everything_is_known_twice_the_faces_are_worth_nothing() -> None:

@@ -64,6 +64,19 @@ def test_nine_of_ten_wrong_labels_are_among_the_first_7_percent_and_no_worse_tha
     assert wrong[order[: flags.sum()]].mean() >= wrong[flags].mean()
 
 
+def test_right_labels_of_a_rare_gender_do_not_fill_the_list_of_suspects() -> None:
+    random = np.random.default_rng(1)
+    labels = (np.arange(1000) % 20 == 0).astype(np.uint8)
+    features = (random.normal(size=(1000, 100)) + 0.1 * (2.0 * labels - 1)[:, None]).astype(np.float32)
+    rows = [FaceRow(i, f"{i}.png", 30, int(label), 0, "train", 128, 128) for i, label in enumerate(labels)]
+    dataset = Dataset("0" * 64, np.empty((0, 128, 128), np.uint8), rows)
+
+    out_of_fold = predict_out_of_fold(dataset, labels.astype(np.float32), features)
+
+    first = np.argsort(np.where(labels == 1, out_of_fold, 1 - out_of_fold), kind="stable")[:50]
+    assert labels[first].mean() < 0.5
+
+
 def test_held_out_faces_are_judged_by_the_network_and_by_a_classifier_that_does_not_share_its_errors() -> None:
     dataset, wrong = drawn(3)
     for row in dataset.rows[300:]:
