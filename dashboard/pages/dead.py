@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgpack
 from flask import Blueprint, flash, redirect, render_template, url_for
+from pydantic_core import from_json
 from werkzeug.wrappers import Response
 
 from dashboard.api.routes.dead import read_dead_ids
@@ -60,6 +61,7 @@ def _act_on_selected(act: Callable[[Sequence[str] | None], int], words: str) -> 
 
 def _view(letter: DeadLetter) -> dict[str, Any]:
     meaning = "It was tried too often without success." if letter.reason == "delivery_limit" else ""
+    version = letter.message.headers.get("model_version")
     return {
         "id": letter.dead_id,
         "reason": letter.reason,
@@ -67,7 +69,7 @@ def _view(letter: DeadLetter) -> dict[str, Any]:
         "origin": dashboard().broker.topology.short(letter.origin),
         "attempts": letter.delivery_count + 1,
         "message": letter.message,
-        "model_version": letter.message.headers.get("model_version"),
+        "model_version": None if version is None else str(version).encode(errors="replace").decode(),
         "size": len(letter.message.body),
         "preview": _preview(letter),
     }
@@ -84,7 +86,8 @@ def _preview(letter: DeadLetter) -> str:
     text = body[: 4 * _PREVIEW].decode(errors="replace")
     if letter.message.content_type.startswith("application/json") and len(body) <= 4 * _PREVIEW:
         try:
-            text = json.dumps(json.loads(body), indent=2, ensure_ascii=False)
+            # Unlike `json.loads`, it refuses what no page can show, and deep nesting, as a `ValueError`.
+            text = json.dumps(from_json(body), indent=2, ensure_ascii=False)
         except ValueError:
             return text[:_PREVIEW]  # broken JSON is shown as it came
     return text if len(text) <= _PREVIEW else text[:_PREVIEW] + "…"

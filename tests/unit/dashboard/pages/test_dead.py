@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
+from shared.broker.base import Message
 from shared.messages import pack_message
 from tests.support.dashboard_app import Site, open_site
 from tests.unit.dashboard.pages.helpers import bury, bury_message, csrf_of, jpeg
@@ -25,6 +28,26 @@ def test_dead_letters_show_their_bodies_harmlessly(filled: Site) -> None:
     assert "{broken" in text
     assert "A JPEG image." in text
     assert len(text) < 20_000
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        (b"[" * 1000 + b"]" * 1000, "[[[[["),
+        (rb'{"name": "caf\ud83d"}', "caf\\ud83d"),
+        (b'{"number": ' + b"9" * 5000 + b"}", "99999"),
+    ],
+    ids=["deep", "lone-surrogate", "long-number"],
+)
+def test_a_body_that_no_page_can_show_costs_only_its_own_preview(filled: Site, body: bytes, shown: str) -> None:
+    bury_message(filled, Message(body, "application/json", headers={"model_version": "\ud83d"}))
+    bury(filled, b"another", "text/plain")
+
+    page = filled.web.get("/dead")
+
+    assert page.status_code == 200
+    assert shown in page.text
+    assert "another" in page.text
 
 
 def test_dead_letters_are_retried_and_dropped_in_bulk(filled: Site) -> None:
