@@ -113,15 +113,21 @@ def current_user() -> str | None:
 def refusal_by_headers() -> GenderlineError | None:
     """Returns why this request will be refused, as far as its headers say; None where it may be answered.
 
-    The server asks this before it takes in a large body.
+    The server asks this before it takes in a large body. A wrong token is counted.
     """
     try:
+        token = _bearer()
+        if token is None:
+            _count_wrong_token()
         _check_origin()
-        if request.method not in _SAFE and _bearer() is None:
+        if request.method not in _SAFE and token is None:
             _check_csrf(request.headers.get(CSRF_HEADER, ""))
-        return None if _is_admitted() else _login_needed()
+        if not _is_admitted():
+            return _login_needed()
+        _check_role()
     except GenderlineError as error:
         return error
+    return None
 
 
 def _describe_visitor() -> dict[str, object]:
@@ -165,25 +171,29 @@ def _current_token() -> AccessToken | None:
 
 
 def _guard() -> WsgiResponse | None:
-    _check_origin()
     token = _bearer()
     if token is None:
-        _count_wrong_token()
-        if request.method not in _SAFE:
-            # The form is looked at last: reading it takes in a whole upload.
-            _check_csrf(
-                request.headers.get(CSRF_HEADER) or (request.form.get(CSRF_FIELD, "") if _has_cookies() else "")
-            )
+        _count_wrong_token()  # before all that a right token passes, which would tell it from wrong ones
+    _check_origin()
+    if request.method not in _SAFE and token is None:
+        # The form is looked at last: reading it takes in a whole upload.
+        _check_csrf(request.headers.get(CSRF_HEADER) or (request.form.get(CSRF_FIELD, "") if _has_cookies() else ""))
     if not _is_admitted():
         if reads_json():
             raise _login_needed()
         if request.method not in _SAFE and request.endpoint not in _OWN_LOGIN:
             session[_UNDONE] = True
         return redirect(url_for("auth.login", next=_page_asked_for()), 303)
-    visitor = _current_token()
-    if visitor and not visitor.may_change and request.method not in _SAFE and request.endpoint not in _OWN_LOGIN:
-        raise Forbidden(f"the token {visitor.name!r} may only read; log in with one that may make changes")
+    if request.endpoint not in _OWN_LOGIN:
+        _check_role()
     return None
+
+
+def _check_role() -> None:
+    """Raises `Forbidden` where somebody who may only read would change something."""
+    visitor = _current_token()
+    if visitor and not visitor.may_change and request.method not in _SAFE:
+        raise Forbidden(f"the token {visitor.name!r} may only read; log in with one that may make changes")
 
 
 def _is_admitted() -> bool:

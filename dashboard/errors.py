@@ -89,7 +89,7 @@ class TooManyAttempts(GenderlineError):
     Args:
         message: as for every error.
         code: likewise.
-        wait_s: seconds until the next guess is looked at.
+        wait_s: seconds until the next wrong token is answered as one.
     """
 
     default_code = "too_many_attempts"

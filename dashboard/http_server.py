@@ -7,9 +7,11 @@ staging folder, where an archive stays: not to the folder for temporary files, w
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -22,8 +24,10 @@ from waitress.utilities import Error
 from werkzeug.test import EnvironBuilder
 
 from dashboard.auth import refusal_by_headers
-from dashboard.errors import status_of
+from dashboard.context import EXTENSION
+from dashboard.errors import TooManyAttempts, status_of
 from dashboard.incoming import RECEIVED_BODY
+from dashboard.proxy import undo_proxies
 from shared.errors import GenderlineError, Retryable
 from shared.store.staging import StagedFile
 
@@ -37,7 +41,8 @@ CONNECTIONS: Final = 900
 WAITING_CONNECTIONS: Final = 500
 """Connections that may wait for, or be in the middle of, a request's headers: one more closes the oldest of them."""
 
-Guard = Callable[[HTTPRequestParser], "GenderlineError | None"]
+Guard = Callable[[HTTPRequestParser, str], "GenderlineError | None"]
+"""Given a request's headers and the address that it came from, tells why it is refused."""
 
 
 class _Refusal(Error):  # type: ignore[misc]  # waitress has no types
@@ -46,18 +51,22 @@ class _Refusal(Error):  # type: ignore[misc]  # waitress has no types
     def __init__(self, error: GenderlineError) -> None:
         super().__init__(str(error))
         self.code = status_of(error)
-        self.reason = {401: "Unauthorized", 403: "Forbidden"}.get(self.code, "Refused")
+        self.reason = HTTPStatus(self.code).phrase
+        self._headers = [("Content-Type", "application/json")]
+        if self.code == HTTPStatus.UNAUTHORIZED:
+            self._headers.append(("WWW-Authenticate", "Bearer"))
+        if isinstance(error, TooManyAttempts):
+            self._headers.append(("Retry-After", str(error.wait_s)))
         self._content = json.dumps({"error": error.as_dict()}).encode()
 
     def to_response(self, ident: str | None = None) -> tuple[str, list[tuple[str, str]], bytes]:
         """Returns status, headers and body; waitress names itself as `ident`."""
         del ident
-        headers = [("Content-Type", "application/json"), ("WWW-Authenticate", "Bearer")]
-        return f"{self.code} {self.reason}", headers[: 2 if self.code == 401 else 1], self._content
+        return f"{self.code} {self.reason}", self._headers, self._content
 
 
 def serve(app: Flask, *, host: str, port: int, threads: int, max_body_bytes: int, staging: Path) -> Any:
-    """Returns a waitress server for the app, bound and not yet running; large bodies are received in `staging`.
+    """Returns a waitress server for the dashboard, bound and not yet running; it receives large bodies in `staging`.
 
     Raises:
         OSError: the address cannot be bound to.
@@ -86,10 +95,14 @@ def serve(app: Flask, *, host: str, port: int, threads: int, max_body_bytes: int
 
 def _make_guard(app: Flask) -> Guard:
     """Returns a function that tells why a request is refused, from its headers alone."""
+    settings = app.extensions[EXTENSION].settings
 
-    def guard(parsed: HTTPRequestParser) -> GenderlineError | None:
+    def guard(parsed: HTTPRequestParser, address: str) -> GenderlineError | None:
         headers = {name.replace("_", "-"): value for name, value in parsed.headers.items() if name != "CONTENT_LENGTH"}
-        with app.request_context(EnvironBuilder(method=parsed.command, path="/", headers=headers).get_environ()):
+        environ = EnvironBuilder(method=parsed.command, path="/", headers=headers).get_environ()
+        environ["REMOTE_ADDR"] = address
+        undo_proxies(environ, settings)
+        with app.request_context(environ):
             return refusal_by_headers()
 
     return guard
@@ -127,8 +140,9 @@ def _guarded_channel(guard: Guard, staging: Path) -> type[HTTPChannel]:
     class Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress has no types
         error: Error | None
 
-        def __init__(self, adjustments: Any) -> None:
+        def __init__(self, adjustments: Any, *, address: str) -> None:
             super().__init__(adjustments)
+            self._address = address
             self.started = time.monotonic()
 
         def received(self, data: bytes) -> int:
@@ -139,7 +153,7 @@ def _guarded_channel(guard: Guard, staging: Path) -> type[HTTPChannel]:
                 large = self.chunked or self.content_length > SMALL_BODY_BYTES
                 if in_body or not self.headers_finished or self.error is not None or not large:
                     return consumed
-                if (refusal := guard(self)) is None:
+                if (refusal := guard(self, self._address)) is None:
                     self.body_rcv.buf = _Body(staging, hashed=self.path.endswith("/datasets"))
                     return consumed
             except OSError as error:
@@ -159,11 +173,11 @@ def _guarded_channel(guard: Guard, staging: Path) -> type[HTTPChannel]:
             return environment
 
     class Channel(HTTPChannel):  # type: ignore[misc]  # waitress has no types
-        parser_class = Parser
         task_class = Task
 
         def __init__(self, server: Any, *args: Any, **options: Any) -> None:
             super().__init__(server, *args, **options)
+            self.parser_class = functools.partial(Parser, address=self.addr[0])
             waiting = [channel for channel in server.active_channels.values() if channel.is_waiting]
             if len(waiting) > WAITING_CONNECTIONS:
                 min(waiting, key=lambda channel: channel.last_activity).will_close = True

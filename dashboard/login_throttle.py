@@ -1,4 +1,7 @@
-"""How often somebody may guess the token: a few times at once, then slowly, in constant memory."""
+"""How many wrong tokens are answered as such: a few at once, then one now and then, in constant memory.
+
+Whoever is over the limit is told to wait; the right token opens all the same, so that nobody can lock its owner out.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ _ADDRESSES_KEPT: Final = 1024
 
 
 class _Bucket:
-    """Fills by one a failure and runs out by one every `every_s`; guesses wait while it is full."""
+    """Fills by one a failure and runs out by one every `every_s`; wrong tokens wait while it is full."""
 
     def __init__(self, burst: int, every_s: float) -> None:
         self._burst = burst
@@ -54,7 +57,7 @@ class LoginThrottle:
         self._total = _Bucket(TOTAL_BURST, TOTAL_EVERY_S)
 
     def wait_s(self, address: str | None, *, alone: bool = False) -> float:
-        """Returns for how many seconds a guess from an address is not even looked at; 0 where it is.
+        """Returns for how many seconds a wrong token from an address is answered with the wish to wait; 0 for none.
 
         Args:
             address: an IP address.

@@ -27,27 +27,31 @@ class BehindProxies:
 
     def __init__(self, app: WSGIApplication, settings: Settings) -> None:
         self._app = app
-        self._prefix = settings.url_prefix
-        self._trusted = settings.trusted_proxies
+        self._settings = settings
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answers a request."""
-        prefix = self._prefix
-        if _is_in(environ.get("REMOTE_ADDR", ""), self._trusted):
-            forwarded_for, proto, forwarded_prefix = (environ.get(name, "") for name in _FORWARDED)
-            if address := _client(forwarded_for, self._trusted):
-                environ["REMOTE_ADDR"] = address
-            if (scheme := proto.rpartition(",")[2].strip().lower()) in {"http", "https"}:
-                environ["wsgi.url_scheme"] = scheme
-            if re.fullmatch(URL_PREFIX, forwarded_prefix.rstrip("/")):
-                prefix = prefix or forwarded_prefix.rstrip("/")
-        if prefix:
-            environ["SCRIPT_NAME"] = prefix
-            # Whether the proxy takes the prefix off or leaves it on.
-            path = environ.get("PATH_INFO", "")
-            if path == prefix or path.startswith(f"{prefix}/"):
-                environ["PATH_INFO"] = path[len(prefix) :] or "/"
+        undo_proxies(environ, self._settings)
         return self._app(environ, start_response)
+
+
+def undo_proxies(environ: WSGIEnvironment, settings: Settings) -> None:
+    """Makes `environ` say what the browser asked for, and from which address; see `BehindProxies`."""
+    prefix, trusted = settings.url_prefix, settings.trusted_proxies
+    if _is_in(environ.get("REMOTE_ADDR", ""), trusted):
+        forwarded_for, proto, forwarded_prefix = (environ.get(name, "") for name in _FORWARDED)
+        if address := _client(forwarded_for, trusted):
+            environ["REMOTE_ADDR"] = address
+        if (scheme := proto.rpartition(",")[2].strip().lower()) in {"http", "https"}:
+            environ["wsgi.url_scheme"] = scheme
+        if re.fullmatch(URL_PREFIX, forwarded_prefix.rstrip("/")):
+            prefix = prefix or forwarded_prefix.rstrip("/")
+    if prefix:
+        environ["SCRIPT_NAME"] = prefix
+        # Whether the proxy takes the prefix off or leaves it on.
+        path = environ.get("PATH_INFO", "")
+        if path == prefix or path.startswith(f"{prefix}/"):
+            environ["PATH_INFO"] = path[len(prefix) :] or "/"
 
 
 def _client(forwarded_for: str, trusted: Iterable[Network]) -> str | None:

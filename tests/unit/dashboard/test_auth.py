@@ -181,6 +181,18 @@ def test_guessing_in_a_header_is_slowed_down_too_and_the_right_token_still_opens
     assert web.get("/", headers={"Authorization": "Basic a proxy's"}).status_code == 200
 
 
+@pytest.mark.parametrize("more", [{"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}])
+def test_a_guess_is_counted_also_where_something_else_is_wrong_that_the_right_token_passes(
+    guarded: Site, more: dict[str, str]
+) -> None:
+    web = guarded.web
+    wrong = {"Authorization": "Bearer guess", **more}
+    states = [web.post("/api/v1/models/rollback", headers=wrong).status_code for _ in range(ADDRESS_BURST + 1)]
+
+    assert states == [403] * ADDRESS_BURST + [429]
+    assert web.post("/api/v1/models/rollback", headers={**BEARER, **more}).status_code == 409
+
+
 def test_a_script_logs_in_again_and_gets_no_page(guarded: Site) -> None:
     web = guarded.web
     csrf = csrf_of(web, "/login")

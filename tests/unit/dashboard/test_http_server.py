@@ -16,6 +16,7 @@ import pytest
 
 from dashboard import http_server
 from dashboard.http_server import SMALL_BODY_BYTES, serve
+from dashboard.login_throttle import ADDRESS_BURST
 from tests.support.builders.archives import zipped
 from tests.support.dashboard_app import Site, error_of, open_site, running
 
@@ -28,13 +29,20 @@ def site(tmp_path: Path) -> Iterator[Site]:
         yield site
 
 
-@pytest.fixture
-def port(site: Site) -> Iterator[int]:
+@contextlib.contextmanager
+def serving(site: Site) -> Iterator[int]:
+    """Serves the site; gives its port."""
     server = serve(
         site.app, host="127.0.0.1", port=0, threads=4, max_body_bytes=2 * 10**9, staging=site.store.staging_folder()
     )
     with running(server):
         yield server.effective_port
+
+
+@pytest.fixture
+def port(site: Site) -> Iterator[int]:
+    with serving(site) as port:
+        yield port
 
 
 @pytest.fixture
@@ -85,6 +93,26 @@ def test_a_large_body_is_refused_before_it_is_taken_in(port: int, site: Site, mo
     assert found == status
     assert json.loads(body)["error"]["code"] == "unauthorized"
     assert site.store.children("datasets") == []
+
+
+def test_guessing_with_large_bodies_is_slowed_down_too_and_counts_for_the_clients_true_address(tmp_path: Path) -> None:
+    with open_site(tmp_path, token=TOKEN, trusted_proxies="127.0.0.1") as site, serving(site) as port:
+        guess = f"{POST}Content-Length: 1000000000\nAuthorization: Bearer guess\n"
+        answers = [answer_to(port, f"{guess}X-Forwarded-For: 203.0.113.1\n") for _ in range(ADDRESS_BURST + 1)]
+
+        assert [status for status, _ in answers] == [401] * ADDRESS_BURST + [429]
+        assert error_of(answers[-1][1])[0] == "too_many_attempts"
+        assert answer_to(port, f"{guess}X-Forwarded-For: 203.0.113.2\n")[0] == 401
+        small = {"Authorization": "Bearer guess", "X-Forwarded-For": "203.0.113.1"}
+        assert site.web.get("/api/v1/runs", headers=small).status_code == 429
+
+
+def test_a_large_body_of_somebody_who_may_only_read_is_refused_before_it_is_taken_in(tmp_path: Path) -> None:
+    with open_site(tmp_path, token=TOKEN, tokens="guest:read:only looking") as site, serving(site) as port:
+        status, body = answer_to(port, f"{POST}Content-Length: 1000000000\nAuthorization: Bearer only looking\n")
+
+        assert (status, staged(site)) == (403, [])
+        assert "may only read" in error_of(body)[1]
 
 
 def test_a_large_body_with_the_token_is_taken(port: int, site: Site) -> None:
