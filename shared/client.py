@@ -617,6 +617,7 @@ class Client:
         Raises:
             NotFound: there is no such thing.
             InvalidMessage: something is too long, or cannot be shown.
+            Conflict: the name or note is another than was seen.
         """
         if not self._exists(kind, which):
             raise NotFound(f"there is no {kind} {which!r}")

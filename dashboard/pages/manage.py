@@ -68,14 +68,18 @@ def annotation_view(kind: Kind, which: str, given_name: str) -> dict[str, Any]:
 
 @blueprint.post("/manage/<kind>/<which>")
 def annotate(kind: str, which: str) -> Response:
-    """Changes name, note and tags."""
+    """Changes what differs from the name, note and tags that the form was made with: others may have changed the rest."""
     known = _known_kind(kind)
+    tags, seen_tags = (set(split_tags(request.form.get(field, ""))) for field in ("tags", "seen_tags"))
     dashboard().client.annotate(
         known,
         which,
         name=request.form.get("name", ""),
         note=request.form.get("note", ""),
-        tags=split_tags(request.form.get("tags", "")),
+        seen_name=request.form.get("seen_name", ""),
+        seen_note=request.form.get("seen_note", ""),
+        add_tags=tags - seen_tags,
+        remove_tags=seen_tags - tags,
         user=current_user(),
     )
     flash("Saved.")

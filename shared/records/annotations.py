@@ -12,7 +12,7 @@ from typing import Final, Literal, TypedDict, TypeVar, Unpack
 from pydantic import Field
 
 from shared.clock import now_iso
-from shared.errors import InvalidMessage, short_repr
+from shared.errors import Conflict, InvalidMessage, short_repr
 from shared.records.record import (
     DamagedRecord,
     Listing,
@@ -88,6 +88,10 @@ class AnnotationChange(TypedDict, total=False):
     """The new name; an empty one for the name that it came with."""
     note: str | None
     """The new note, any text."""
+    seen_name: str
+    """The name that whoever gives the new one saw, empty for none; an equal new one changes nothing."""
+    seen_note: str
+    """Likewise."""
     tags: Collection[str] | None
     """In place of all tags that there are."""
     add_tags: Collection[str]
@@ -138,17 +142,25 @@ class Annotations:
 
         Raises:
             InvalidMessage: name, note or tags are too long, or hold characters that cannot be shown.
+            Conflict: the name or note is another than was seen; nothing is changed.
             DamagedRecord: the file cannot be read.
         """
         name, note, tags = change.get("name"), change.get("note"), change.get("tags")
         name = None if name is None else _checked_line(name, "name", NAME_LENGTH)
         note = None if note is None else _checked_note(note)
+        seen_name, seen_note = change.get("seen_name"), change.get("seen_note")
+        if seen_note is not None:
+            seen_note = _checked_note(seen_note)  # as browsers send it, with other ends of lines
+        name = None if name == seen_name else name
+        note = None if note == seen_note else note
         added, removed = checked_tags(change.get("add_tags", ())), set(checked_tags(change.get("remove_tags", ())))
         wanted = None if tags is None else checked_tags(tags)
 
         def apply(file: _AnnotationsFile | None) -> _AnnotationsFile:
             before = file or _AnnotationsFile()
             now = before.entries.get(which, Annotation())
+            _check_seen("name", name, seen_name, now.name or "", now.by)
+            _check_seen("note", note, seen_note, now.note, now.by)
             kept = now.tags if wanted is None else wanted
             annotation = Annotation(
                 name=now.name if name is None else name or None,
@@ -224,6 +236,14 @@ def select_tagged(found: Listing[R], annotations: Mapping[str, Annotation], tag:
 def has_tag(annotation: Annotation | None, tag: str) -> bool:
     """Returns whether something has a tag."""
     return annotation is not None and tag in annotation.tags
+
+
+def _check_seen(what: str, wanted: str | None, seen: str | None, now: str, by: str | None) -> None:
+    """Raises `Conflict` where somebody else has changed a text that is to be changed."""
+    if wanted is None or seen is None or now in {seen, wanted}:
+        return
+    whom = f" by {by}" if by else ""
+    raise Conflict(f"the {what} was changed{whom} meanwhile, to “{now}”. Yours was not saved: “{wanted}”")
 
 
 def _checked_line(text: str, what: str, longest: int) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import html
+import re
 from pathlib import Path
 
 import pytest
+from flask.testing import FlaskClient
 
 from shared.records.annotations import Annotations, annotations_key
 from tests.support.dashboard_app import Site, open_site
@@ -34,6 +37,51 @@ def test_a_name_a_note_and_tags_are_given_on_its_page_and_found_in_the_lists(fil
     assert "&lt;b&gt;winter&lt;/b&gt;" not in others
     listed = web.get(f"/api/v1/{kind}s?tag=new").json or {}
     assert [item["annotation"]["name"] for item in listed[f"{kind}s"]] == ["<b>winter</b>"]
+
+
+def form_of(web: FlaskClient, page: str) -> dict[str, str]:
+    """Returns the fields of the form as a browser would send them, with its ends of lines."""
+    form = web.get(page).text.partition('id="manage"')[2].partition("</form>")[0]
+    fields = {}
+    for tag in re.findall(r"<input[^>]*>", form):
+        value = re.search(r' value="([^"]*)"', tag)
+        fields[re.search(r' name="([^"]*)"', tag)[1]] = value[1] if value else ""  # type: ignore[index]
+    fields["note"] = re.search(r"<textarea[^>]*>([^<]*)", form)[1]  # type: ignore[index]
+    return {name: html.unescape(value).replace("\n", "\r\n") for name, value in fields.items()}
+
+
+def test_what_two_people_change_at_a_time_is_kept(filled: Site) -> None:
+    web, page, action = filled.web, f"/runs/{RUN}", f"/manage/run/{RUN}"
+    filled.parts.client.annotate("run", RUN, note="two\nlines", tags=["old", "kept"])
+    first, second = form_of(web, page), form_of(web, page)
+
+    web.post(action, data={**second, "note": "consent withdrawn", "tags": "kept, hold"})
+    answer = web.post(action, data={**first, "name": "winter", "tags": "old, kept, mine"}, follow_redirects=True)
+
+    assert "Saved." in answer.text
+    annotation = Annotations(filled.store).all("run")[RUN]
+    assert (annotation.name, annotation.note) == ("winter", "consent withdrawn")
+    assert annotation.tags == ("hold", "kept", "mine")
+    web.post(action, data={**form_of(web, page), "name": "", "note": "", "tags": ""})
+    annotation = Annotations(filled.store).all("run")[RUN]
+    assert (annotation.name, annotation.note, annotation.tags) == (None, "", ())
+
+
+def test_of_two_people_who_change_the_same_text_the_second_is_told_and_nothing_is_lost(tmp_path: Path) -> None:
+    with open_site(tmp_path, token="secret-of-admin", tokens="alice:full:secret-of-alice") as site:
+        site.builder.job(JOB)
+        web, action = site.web, f"/manage/job/{JOB}"
+        alice, admin = ({"Authorization": f"Bearer secret-of-{name}"} for name in ("alice", "admin"))
+        form = {"name": "", "note": "", "tags": "", "seen_name": "", "seen_note": "", "seen_tags": ""}
+        web.post(action, data={**form, "note": "hers"}, headers=alice)
+
+        refused = web.post(action, data={**form, "name": "his name", "note": "his", "tags": "his"}, headers=admin)
+
+        assert refused.status_code == 409
+        assert "changed by alice meanwhile, to “hers”. Yours was not saved: “his”" in refused.text
+        annotation = Annotations(site.store).all("job")[JOB]
+        assert (annotation.name, annotation.note, annotation.tags, annotation.by) == (None, "hers", (), "alice")
+        assert web.post(action, data={**form, "note": "hers"}, headers=admin).status_code == 303
 
 
 @pytest.mark.parametrize("kind", ["dataset", "run", "model"])
