@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 import time
 import uuid
@@ -28,6 +29,7 @@ _CLIENT_CHECK_S: Final = 1.0
 _BUFFERED_BYTES: Final = 16 * 2**20
 """Of events that are remembered, together."""
 _RETRY_MS: Final = 1000
+_NUMBER: Final = re.compile("[0-9]{1,18}")
 _LOG = logging.getLogger(__name__)
 
 
@@ -36,6 +38,11 @@ class _BufferedEvent:
     number: int
     topic: str
     text: str  # as it goes over the wire
+
+
+def _as_text(topic: str) -> str:
+    """Returns an event of our own that nobody can resume from, as it goes over the wire."""
+    return f"event: {topic}\ndata: {{}}\n\n"
 
 
 class EventHub:
@@ -130,27 +137,34 @@ class EventHub:
         with self._changed:
             if self._streams >= self._max_streams:
                 raise Retryable(f"{self._streams} event streams are open, the most there may be; close some pages")
-            self._streams += 1
             start = self._number
             missed = False
             if last_event_id:
                 boot, _, number = last_event_id.partition("-")
                 oldest = self._number - len(self._buffer)
-                known = boot == self._boot and number.isdigit() and oldest <= int(number) <= self._number
+                known = boot == self._boot and _NUMBER.fullmatch(number) and oldest <= int(number) <= self._number
                 start, missed = (int(number), False) if known else (start, True)
             first = ([RESYNC] if missed else []) + ([AWAY] if self._away else [])
+            self._streams += 1
         return Stream(self, patterns, start, first, client_gone)
 
     # -- for `Stream`
 
     def _after(self, number: int, timeout_s: float) -> list[_BufferedEvent] | None:
-        """Returns the events after `number`, waiting for the first; none after the time-out, None once closed."""
+        """Returns the events after `number`, waiting for the first; none after the time-out, None once closed.
+
+        Where some of them are no longer remembered, a `RESYNC` stands in their place.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._number > number or self._stop.is_set(), timeout_s)
             if self._stop.is_set():
                 return None
-            new = min(self._number - number, len(self._buffer))
-            return [self._buffer[i] for i in range(len(self._buffer) - new, len(self._buffer))]
+            kept = len(self._buffer)
+            new = min(self._number - number, kept)
+            events = [self._buffer[i] for i in range(kept - new, kept)]
+            if number < self._number - kept:
+                events.insert(0, _BufferedEvent(self._number - kept, RESYNC, _as_text(RESYNC)))
+            return events
 
     def _release_stream(self) -> None:
         with self._changed:
@@ -161,6 +175,7 @@ class EventHub:
     def _listen(self) -> None:
         while not self._stop.is_set():
             try:
+                gaps = 0
                 with self._broker.subscribe() as subscription:
                     self._subscription = subscription
                     self._subscribed.set()
@@ -170,6 +185,9 @@ class EventHub:
                         events = subscription.receive(_RECEIVE_S)
                         for event in events:
                             self._dispatch(event)
+                        if subscription.gaps > gaps:
+                            gaps = subscription.gaps
+                            self._set_reachable(True, missed=True)
                         # A subscription outlives its connection, and is silent until there is a new one.
                         if events or time.monotonic() - heard > _SILENT_S:
                             self._set_reachable(bool(events) or self._broker.ping())
@@ -185,10 +203,10 @@ class EventHub:
                 self._set_reachable(False)
                 self._stop.wait(_PAUSE_S)
 
-    def _set_reachable(self, answers: bool) -> None:
-        """Takes note of whether the broker answers, and tells the streams where that is news."""
+    def _set_reachable(self, answers: bool, *, missed: bool = False) -> None:
+        """Takes note of whether the broker answers, and tells the streams where that is news or events were missed."""
         with self._changed:
-            if self._away == answers:
+            if self._away == answers or missed:
                 self._away = not answers
                 self._add(RESYNC if answers else AWAY, {})
 
@@ -231,8 +249,7 @@ class Stream(Iterator[str]):
         self._seen = start
         self._open = True
         self._lock = threading.Lock()
-        opening = f"retry: {_RETRY_MS}\n\n"
-        self._first: str | None = opening + "".join(f"event: {topic}\ndata: {{}}\n\n" for topic in first)
+        self._first: str | None = f"retry: {_RETRY_MS}\n\n" + "".join(map(_as_text, first))
 
     def __next__(self) -> str:
         """Waits for events, or for the time of the next heartbeat."""

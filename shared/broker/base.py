@@ -337,7 +337,12 @@ class Subscription(abc.ABC):
     """Events as they happen, from the moment of subscribing; those of a time without connection are lost.
 
     Anybody may publish events; what `read_event` does not take reaches no subscriber.
+
+    Attributes:
+        gaps: how often events may have been lost so far: once for each time without connection.
     """
+
+    gaps: int = 0
 
     @abc.abstractmethod
     def receive(self, timeout_s: float) -> list[Event]:

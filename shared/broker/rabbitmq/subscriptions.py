@@ -151,6 +151,8 @@ class _PrivateQueue(abc.ABC, Generic[T]):
     def _consume(self, channel: Channel, queue: str, *, auto_ack: bool) -> None:
         def consuming(_: object) -> None:
             with self._changed:
+                if self._ready:
+                    self._on_set_up_again()
                 self._ready = True
                 self._changed.notify_all()
 
@@ -181,6 +183,9 @@ class _PrivateQueue(abc.ABC, Generic[T]):
 
     def _discard(self, channel: Channel) -> None:
         """Deletes the queue where that does not happen by itself."""
+
+    def _on_set_up_again(self) -> None:
+        """Takes note that what was published since the last connection may be lost."""
 
 
 class RabbitReplyQueue(_PrivateQueue[tuple[int, str, list[Message]]], ReplyQueue):
@@ -275,3 +280,6 @@ class RabbitSubscription(_PrivateQueue[Event], Subscription):
     def _on_message(self, _: Channel, method: Basic.Deliver, __: BasicProperties, body: bytes) -> None:
         if event := read_event(str(method.routing_key), body):
             self._arrived(event)
+
+    def _on_set_up_again(self) -> None:
+        self.gaps += 1

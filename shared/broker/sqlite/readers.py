@@ -314,6 +314,7 @@ class SqliteSubscription(Subscription):
             seen = self._file.version()
             if self._file.reopened != self._reopened:
                 self._reopened, self._seen = self._file.reopened, 0  # another file counts from the beginning
+                self.gaps += 1
             with self._file.read() as db:
                 rows = db.execute(
                     "SELECT id, topic, CAST(payload AS BLOB) FROM events WHERE id > ? ORDER BY id LIMIT 1000",

@@ -27,7 +27,7 @@ from shared.client import Client
 from shared.messages import parse_prediction, prediction, prediction_reply
 from shared.store.files import FileStore
 from shared.topology import Topology
-from tests.contract.broker.test_events import replies
+from tests.contract.broker.test_events import events, replies
 from tests.contract.broker.test_messages import bodies, numbered, take, to
 from tests.contract.conftest import Place
 from tests.support.brokers.rabbitmq_node import MAX_MESSAGE_BYTES, free_port
@@ -438,6 +438,29 @@ def test_a_reply_queue_that_the_broker_cancels_while_it_closes_costs_no_connecti
         closing.join()
         broker.publish(broker.topology.jobs, Message(b"", "x"))  # waits for a connection, were it to be made anew
         assert broker.reconnects == 0
+
+
+def test_a_subscription_counts_the_gaps_between_its_connections(place: Place) -> None:
+    telling = place.open()
+    with (
+        TcpProxy(place.url) as proxy,
+        open_broker(proxy.url, place.topology) as listening,
+        listening.subscribe() as subscription,
+    ):
+        telling.emit("run.progress", {"number": 0})
+        assert [event.payload["number"] for event in events(subscription, 1)] == [0]
+        assert subscription.gaps == 0
+
+        proxy.cut()
+        telling.emit("run.progress", {"number": 1})  # lost
+        deadline = time.monotonic() + 20
+        while not subscription.gaps:
+            assert time.monotonic() < deadline
+            subscription.receive(0.05)
+        telling.emit("run.progress", {"number": 2})
+
+        assert [event.payload["number"] for event in events(subscription, 1)] == [2]
+        assert subscription.gaps == 1
 
 
 def test_a_reply_queue_deleted_by_an_operator_comes_back(place: Place, foreign: BlockingChannel) -> None:

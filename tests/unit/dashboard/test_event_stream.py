@@ -81,12 +81,22 @@ def test_a_stream_that_comes_back_gets_what_it_missed(hub: EventHub, broker: Sql
     watcher.close()
 
 
-@pytest.mark.parametrize("last", ["other-3", "nonsense", "-", "other-"])
-def test_an_id_of_before_a_restart_asks_to_look_again(hub: EventHub, last: str) -> None:
-    stream = hub.open_stream(["#"], last)
+@pytest.mark.parametrize(
+    "last", ["other-3", "nonsense", "-", "other-", "BOOT-\u00b2", "BOOT-\u0663", "BOOT-" + "9" * 5000, "BOOT--1"]
+)
+def test_an_id_of_before_a_restart_or_of_nobody_asks_to_look_again(
+    hub: EventHub, broker: SqliteBroker, last: str
+) -> None:
+    watcher = hub.open_stream(["#"])
+    broker.emit("a.a", {})
+    boot = read(watcher, 1)[0][0].partition("-")[0]
+    watcher.close()
+
+    stream = hub.open_stream(["#"], last.replace("BOOT", boot))
 
     assert read(stream, 1) == [("", "resync", {})]
     stream.close()
+    assert hub.streams == 0
 
 
 def test_an_id_older_than_the_ring_asks_to_look_again(hub: EventHub, broker: SqliteBroker) -> None:
@@ -101,6 +111,23 @@ def test_an_id_older_than_the_ring_asks_to_look_again(hub: EventHub, broker: Sql
     assert read(back, 1) == [("", "resync", {})]
     back.close()
     watcher.close()
+
+
+def test_a_stream_that_is_slower_than_the_ring_is_asked_to_look_again(hub: EventHub, broker: SqliteBroker) -> None:
+    slow, quick = hub.open_stream(["a.*"]), hub.open_stream(["#"])
+    next(slow)
+    for i in range(8):
+        broker.emit("a.a", {"i": i})
+        read(quick, 1)
+
+    assert [(topic, payload.get("i")) for _, topic, payload in read(slow, 6)] == [
+        ("resync", None),
+        *(("a.a", i) for i in range(3, 8)),
+    ]
+    broker.emit("a.a", {"i": 8})
+    assert [payload for _, _, payload in read(slow, 1)] == [{"i": 8}]
+    slow.close()
+    quick.close()
 
 
 def test_silence_is_broken_by_heartbeats(hub: EventHub) -> None:
@@ -277,6 +304,20 @@ def test_a_broker_that_falls_silent_is_asked_whether_it_answers(
         assert [topic for _, topic, _ in read(stream, 1)] == ["resync"]
         stream.close()
         hub.close()
+
+
+def test_events_missed_in_no_time_at_all_ask_to_look_again(hub: EventHub, broker: SqliteBroker, tmp_path: Path) -> None:
+    stream = hub.open_stream(["run.*"])
+    broker.emit("run.progress", {"i": 1})
+    assert read(stream, 1)[0][2] == {"i": 1}
+
+    for name in ("broker.db", "broker.db-wal", "broker.db-shm"):  # another file, as a lost connection
+        (tmp_path / name).unlink()
+    broker.emit("run.progress", {"i": 2})
+
+    assert sorted(topic for _, topic, _ in read(stream, 2)) == ["resync", "run.progress"]
+    assert not hub.away
+    stream.close()
 
 
 def test_the_endpoint_streams_over_http_and_frees_its_place(tmp_path: Path) -> None:
