@@ -33,6 +33,7 @@ def _serve(settings: Settings, stop: threading.Event) -> int:
         try:
             server = serve(
                 app,
+                settings,
                 host=settings.host,
                 port=settings.port,
                 threads=STREAMS + _REQUEST_THREADS,  # each open event stream holds a thread

@@ -24,11 +24,11 @@ from waitress.utilities import Error
 from werkzeug.test import EnvironBuilder
 
 from dashboard.auth import refusal_by_headers
-from dashboard.context import EXTENSION
 from dashboard.errors import TooManyAttempts, status_of
 from dashboard.incoming import RECEIVED_BODY
 from dashboard.proxy import undo_proxies
 from shared.errors import GenderlineError, Retryable
+from shared.runtime.settings import Settings
 from shared.store.staging import StagedFile
 
 SMALL_BODY_BYTES: Final = 64 * 1024
@@ -65,8 +65,12 @@ class _Refusal(Error):  # type: ignore[misc]  # waitress has no types
         return f"{self.code} {self.reason}", self._headers, self._content
 
 
-def serve(app: Flask, *, host: str, port: int, threads: int, max_body_bytes: int, staging: Path) -> Any:
-    """Returns a waitress server for the dashboard, bound and not yet running; it receives large bodies in `staging`.
+def serve(
+    app: Flask, settings: Settings, *, host: str, port: int, threads: int, max_body_bytes: int, staging: Path
+) -> Any:
+    """Returns a waitress server for the app, bound and not yet running; large bodies are received in `staging`.
+
+    `settings` say whose word on a client's address counts, as for the app.
 
     Raises:
         OSError: the address cannot be bound to.
@@ -86,16 +90,15 @@ def serve(app: Flask, *, host: str, port: int, threads: int, max_body_bytes: int
         max_request_body_size=max_body_bytes,
         ident="genderline",
     )
-    channel = _guarded_channel(_make_guard(app), staging)
+    channel = _guarded_channel(_make_guard(app, settings), staging)
     for dispatcher in dispatchers.values():  # `localhost` may be two addresses, with a server each
         if hasattr(dispatcher, "channel_class"):
             dispatcher.channel_class = channel
     return server
 
 
-def _make_guard(app: Flask) -> Guard:
+def _make_guard(app: Flask, settings: Settings) -> Guard:
     """Returns a function that tells why a request is refused, from its headers alone."""
-    settings = app.extensions[EXTENSION].settings
 
     def guard(parsed: HTTPRequestParser, address: str) -> GenderlineError | None:
         headers = {name.replace("_", "-"): value for name, value in parsed.headers.items() if name != "CONTENT_LENGTH"}

@@ -68,7 +68,7 @@ def annotation_view(kind: Kind, which: str, given_name: str) -> dict[str, Any]:
 
 @blueprint.post("/manage/<kind>/<which>")
 def annotate(kind: str, which: str) -> Response:
-    """Changes what differs from the name, note and tags that the form was made with: others may have changed the rest."""
+    """Changes what differs from the name, note and tags that the form was made with: the rest may be others' work."""
     known = _known_kind(kind)
     tags, seen_tags = (set(split_tags(request.form.get(field, ""))) for field in ("tags", "seen_tags"))
     dashboard().client.annotate(

@@ -135,10 +135,16 @@ def open_site(folder: Path, *, started: bool = False, **settings: Any) -> Iterat
 
 
 @contextlib.contextmanager
-def served(site: Site) -> Iterator[str]:
-    """Serves the site as the dashboard's process does; gives its address."""
+def served(site: Site, port: int = 0) -> Iterator[str]:
+    """Serves the site as the dashboard's process does, at a free port by default; gives its address."""
     server = serve(
-        site.app, host="127.0.0.1", port=0, threads=32, max_body_bytes=2**30, staging=site.store.staging_folder()
+        site.app,
+        site.parts.settings,
+        host="127.0.0.1",
+        port=port,
+        threads=32,
+        max_body_bytes=2**30,
+        staging=site.store.staging_folder(),
     )
     with running(server):
         try:

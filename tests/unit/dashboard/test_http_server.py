@@ -33,7 +33,13 @@ def site(tmp_path: Path) -> Iterator[Site]:
 def serving(site: Site) -> Iterator[int]:
     """Serves the site; gives its port."""
     server = serve(
-        site.app, host="127.0.0.1", port=0, threads=4, max_body_bytes=2 * 10**9, staging=site.store.staging_folder()
+        site.app,
+        site.parts.settings,
+        host="127.0.0.1",
+        port=0,
+        threads=4,
+        max_body_bytes=2 * 10**9,
+        staging=site.store.staging_folder(),
     )
     with running(server):
         yield server.effective_port
