@@ -114,6 +114,7 @@ def show_dataset(sha256: str) -> str:
     predicting = cache.predicting_versions(sha256)
     corrections = cache.corrections(sha256)
     like = next((run for run in found_runs if run.run_id == request.args.get("like")), None)
+    face = request.args.get("face", None, int)
     return render_template(
         "dataset.html",
         data=data,
@@ -137,7 +138,8 @@ def show_dataset(sha256: str) -> str:
         facets=_facets(asked),
         corrections=corrections,
         edits=corrections.sha256 if not corrections.is_empty else None,
-        start=_position(found, request.args.get("face", None, int)),
+        start=_position(found, face) or 0,
+        selected=_selection(found, face, request.args.get("selected", "")),
         faces=[asked.view(int(i)) for i in shown],
         found=len(found),
         edits_made=len(cache.edit_history(sha256).edits),
@@ -352,12 +354,21 @@ def _facets(asked: FaceSelection) -> list[dict[str, Any]]:
     return found
 
 
-def _position(found: NDArray[np.intp], index: int | None) -> int:
-    """Returns where a face stands among those that were found; 0 where it does not."""
-    if index is None:
-        return 0
+def _position(found: NDArray[np.intp], index: int | None) -> int | None:
+    """Returns where a face stands among those that were found; None where it does not."""
     places = np.flatnonzero(found == index)
-    return int(places[0]) if len(places) else 0
+    return int(places[0]) if len(places) else None
+
+
+def _selection(found: NDArray[np.intp], face: int | None, selected: str) -> list[int]:
+    """Returns the faces of the address's selection that are still found; none where the one under the cursor is not.
+
+    A key would act on faces that nobody sees.
+    """
+    if _position(found, face) is None:
+        return []
+    present = set(found.tolist())
+    return [index for part in selected.split(".") if part.isdecimal() and (index := int(part[:9])) in present]
 
 
 def _warnings(

@@ -30,7 +30,8 @@ export function explainStatus(status) {
   return `The dashboard does not answer; the proxy in front of it says ${status}. Try again in a moment.`;
 }
 
-// Fetches JSON, or with `as` something else; asks for the token again where the login has expired.
+// Fetches JSON, or with `as` something else; asks for the token again where the login has expired. An error has the
+// `status` of the answer.
 async function request(url, options, as) {
   // Errors come as JSON only where that is asked for.
   const headers = { Accept: "application/json", ...(options.headers ?? {}) };
@@ -41,7 +42,7 @@ async function request(url, options, as) {
   }
   if (answer.ok) return answer[as]();
   const body = await answer.json().catch(() => ({}));
-  throw new Error(body.error?.message ?? explainStatus(answer.status));
+  throw Object.assign(new Error(body.error?.message ?? explainStatus(answer.status)), { status: answer.status });
 }
 
 export function get(url, as = "json") {
@@ -258,6 +259,19 @@ function handle(topic, payload) {
   if (!/\.(progress|epoch)$/.test(topic) && concerns(topic)) refresh();
 }
 
+// A stream that ends does not say why. Whoever does not log in is not asked again before there is a stream.
+let declined = false;
+async function renewLogin() {
+  if (declined || document.hidden) return;
+  const headers = { Accept: "application/json" };
+  const answer = await fetch(`${root}/api/v1/samples`, { headers }).catch(() => null); // a call that costs nothing
+  if (answer?.status !== 401 || declined) return;
+  await logIn().catch((error) => {
+    if (!declined) toast(error.message);
+    declined = true;
+  });
+}
+
 listen((kind, ...rest) => {
   if (kind === "event") {
     handle(...rest);
@@ -265,6 +279,8 @@ listen((kind, ...rest) => {
   }
   const [state] = rest;
   setLink(state);
+  if (state === "closed") renewLogin();
+  else declined = false;
   // Also the first time: what happened between the page's making and the stream's opening reached nobody here.
   if (state === "open") {
     document.dispatchEvent(new CustomEvent("genderline:resync"));

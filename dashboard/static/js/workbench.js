@@ -201,7 +201,7 @@ function reset() {
   document.querySelector(".plain").hidden = total > 0;
   cursor = Math.min(Number(place.dataset.start), Math.max(0, total - 1));
   anchor = cursor;
-  selected = new Set();
+  selected = new Set(place.dataset.selected ? place.dataset.selected.split(".").map(Number) : []);
   draw();
   reveal();
   if (total) showCursor();
@@ -288,7 +288,8 @@ function sketch(face) {
   part("page").href = `${page}${query ? `?${query}` : ""}`;
   part("predict").href = `${root}/predict?dataset=${bench.dataset.sha256}&face=${face.index}`;
   const facts = [["Face", face.index], ["Age", face.age ?? "unknown"], ["Ethnicity", face.ethnicity ?? "unknown"], ["Split", face.split]];
-  const several = selected.size > 1 ? [["Selected", `${selected.size} faces`]] : [];
+  const elsewhere = selected.size > 1 ? `${selected.size} faces` : selected.has(face.index) ? "" : [...selected].map((one) => `face ${one}`).join();
+  const several = elsewhere ? [["Selected", elsewhere]] : [];
   part("facts").replaceChildren(...[...several, ...facts].flatMap(([name, value]) => [element("dt", name), element("dd", value)]));
 }
 
@@ -382,6 +383,7 @@ let sending = Promise.resolve();
 function inOrder(work) {
   sending = sending.then(work).catch((error) => {
     toast(error.message);
+    say(""); // what was said beforehand is not so
     chunks = new Map();
     draw();
   });
@@ -408,7 +410,7 @@ function edit(change) {
     return;
   }
   const here = faceAt(cursor);
-  const faces = selected.size > 1 ? [...selected] : here ? [here.index] : [];
+  const faces = selected.size ? [...selected] : here ? [here.index] : [];
   if (!faces.length) return;
   for (const face of loadedFaces(faces)) foresee(face, change);
   const words = { male: "labelled male", female: "labelled female", exclude: "excluded", restore: "restored" }[change];
@@ -420,7 +422,7 @@ function edit(change) {
     renewCounts();
   });
   // Who corrects one face after the other goes on to the next.
-  if (faces.length === 1 && change !== "restore" && cursor + 1 < total) go(cursor + 1);
+  if (faces.length === 1 && faces[0] === here?.index && change !== "restore" && cursor + 1 < total) go(cursor + 1);
   else {
     draw();
     if (here) sketch(here);
@@ -430,13 +432,20 @@ function edit(change) {
 function undo() {
   if (document.body.classList.contains("read-only")) return;
   inOrder(async () => {
-    const number = made.pop();
+    const number = made.at(-1);
     if (!number) {
       say("Nothing to undo: no edit was made here.");
       return;
     }
-    sessionStorage.setItem(MADE, JSON.stringify(made));
-    const { edit: undone } = await send({ change: "undo", number });
+    const forget = () => {
+      made.pop();
+      sessionStorage.setItem(MADE, JSON.stringify(made));
+    };
+    const { edit: undone } = await send({ change: "undo", number }).catch((error) => {
+      if ([404, 409].includes(error.status)) forget(); // undone elsewhere, or gone: the next key undoes the one before
+      throw error;
+    });
+    forget();
     say(`Edit ${undone.number} undone.`);
     for (const face of loadedFaces(undone.faces).slice(0, CHUNK)) {
       const now = await get(`${bench.dataset.faces}/${face.index}${query ? `?${query}` : ""}`);
@@ -522,10 +531,7 @@ function start() {
     applyFilters(form);
   });
   if (matchMedia("(max-width: 899px)").matches) document.querySelector(".facets").open = false;
-  const chosen = new URLSearchParams(location.search).get("selected");
   reset();
-  if (chosen) selected = new Set(chosen.split(".").map(Number));
-  draw();
 }
 
 if (list) start();

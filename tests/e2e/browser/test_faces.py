@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, expect
 
+from shared.records.edits import Corrections
 from tests.support.browser import PHONE, Visit
 from tests.support.dashboard_app import Site, open_site
 
@@ -90,6 +91,104 @@ def test_several_faces_are_excluded_at_once_and_brought_back(site: Site, base: s
     expect(visit.page.locator(".cell.excluded")).to_have_count(0)
     expect(visit.page.locator("#corrected")).to_be_empty()
     visit.check()
+    visit.close()
+
+
+def corrections(site: Site) -> Corrections:
+    (sha256,) = site.store.children("datasets")
+    return site.parts.client.edits.history(sha256).corrections()
+
+
+def test_after_a_reload_a_key_edits_no_face_that_the_view_no_longer_finds(
+    site: Site, base: str, browser: Browser
+) -> None:
+    visit = Visit(browser, base)
+    page, keyboard = visit.page, visit.page.keyboard
+    visit.go(f"{path_of(site)}?gender=male")
+    page.locator("#window").focus()
+    keyboard.press("Home")
+    for _ in range(4):
+        keyboard.press("Shift+ArrowRight")
+    page.wait_for_url("**selected=**")
+    keyboard.press("f")
+    expect(page.locator("#corrected")).to_contain_text("5 labels set")
+
+    page.reload()
+    first = page.locator(".cell.cursor[data-face]")
+    shown = int(first.get_attribute("data-face") or "")
+    assert shown not in corrections(site).female
+    page.locator("#window").focus()
+    keyboard.press("x")
+    expect(page.locator("#corrected")).to_contain_text("5 labels set, 1 face excluded")
+    assert corrections(site).exclude == (shown,)
+    for _ in range(2):
+        keyboard.press("u")
+    expect(page.locator("#corrected")).to_be_empty()
+    visit.check()
+    visit.close()
+
+
+def test_a_key_edits_the_selected_face_and_not_the_one_that_was_taken_out(
+    site: Site, base: str, browser: Browser
+) -> None:
+    visit = Visit(browser, base)
+    page = visit.page
+    visit.go(path_of(site))
+    selected = page.locator(".cell[aria-selected=true]")
+    page.locator("#cell-20").click()
+    page.locator("#cell-21").click(modifiers=["Control"])
+    expect(selected).to_have_count(2)
+    page.locator("#cell-21").click(modifiers=["Control"])
+    expect(selected).to_have_count(1)
+    expect(page.locator("#inspector [data-facts]")).to_contain_text("Selectedface 20Face21")
+    page.keyboard.press("x")
+
+    expect(page.locator("#corrected")).to_contain_text("1 face excluded")
+    assert corrections(site).exclude == (20,)
+    page.keyboard.press("u")
+    expect(page.locator("#corrected")).to_be_empty()
+    visit.check()
+    visit.close()
+
+
+def test_an_undo_that_did_not_get_through_can_be_repeated_and_one_made_elsewhere_gives_way(
+    site: Site, base: str, browser: Browser
+) -> None:
+    visit = Visit(browser, base)
+    page = visit.page
+    visit.go(path_of(site))
+    for position in (30, 31, 32):
+        page.locator(f"#cell-{position}").click()
+        page.keyboard.press("x")
+    expect(page.locator("#corrected")).to_contain_text("3 faces excluded")
+
+    page.route("**/edits", lambda route: route.fulfill(status=502, body="<html>502 Bad Gateway</html>"))
+    page.keyboard.press("u")
+    expect(page.locator(".toast")).to_contain_text("the proxy in front of it says 502")
+    page.unroute("**/edits")
+    page.keyboard.press("u")
+    expect(page.locator("#corrected")).to_contain_text("2 faces excluded")
+    assert corrections(site).exclude == (30, 31)
+
+    (sha256,) = site.store.children("datasets")
+    site.parts.client.edits.undo(sha256)
+    page.keyboard.press("u")
+    expect(page.locator(".toast").last).to_contain_text("is undone already")
+    page.keyboard.press("u")
+    expect(page.locator("#corrected")).to_be_empty()
+    assert corrections(site).exclude == ()
+    visit.close()
+
+
+def test_an_edit_that_did_not_get_through_promises_no_undo(site: Site, base: str, browser: Browser) -> None:
+    visit = Visit(browser, base)
+    visit.go(path_of(site))
+    visit.page.route("**/edits", lambda route: route.fulfill(status=502, body="<html>502 Bad Gateway</html>"))
+    visit.page.locator("#cell-30").click()
+    visit.page.keyboard.press("x")
+    expect(visit.page.locator(".toast")).to_contain_text("the proxy in front of it says 502")
+    expect(visit.page.locator("#said")).to_be_empty()
+    expect(visit.page.locator(".cell.excluded")).to_have_count(0)
     visit.close()
 
 

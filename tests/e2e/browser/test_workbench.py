@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Dialog, FilePayload, Response, Route, expect
@@ -13,7 +14,7 @@ from shared.records.runs import RunState
 from tests.e2e.browser.test_pages import REFRESH
 from tests.support.browser import Visit
 from tests.support.builders.archives import zipped
-from tests.support.dashboard_app import Site, open_site
+from tests.support.dashboard_app import Site, open_site, served
 from tests.support.services import eventually
 from tests.unit.dashboard.pages.helpers import jpeg
 
@@ -392,3 +393,39 @@ def test_a_login_that_expired_is_renewed_on_the_page_and_the_file_is_kept(site: 
             "including the queue"
         )
     expect(dialog).to_be_hidden()
+
+
+RETRIES = """new Promise((done) => {
+  let seen = 0;
+  const count = () => (seen += 1) === 2 && done();
+  new MutationObserver(count).observe(document.querySelector(".link-state [data-text]"), { childList: true });
+})"""
+
+
+def test_a_login_that_ends_while_nobody_does_anything_is_asked_for_once(tmp_path: Path, browser: Browser) -> None:
+    with open_site(tmp_path, started=True, token=TOKEN) as site, served(site) as base:
+        visits = [Visit(browser, base) for _ in range(2)]
+        for visit in visits:
+            visit.page.goto(f"{base}/login?next=/runs")
+            visit.page.get_by_label("Access token").fill(TOKEN)
+            visit.page.get_by_role("button", name="Log in").click()
+            expect(visit.page.locator(".link-state")).to_have_text("Live")
+    with (
+        open_site(tmp_path, started=True, token="another token") as site,
+        served(site, port=int(base.rpartition(":")[2])),
+    ):
+        willing, unwilling = visits
+        dialog = willing.page.locator("#login-dialog")
+        expect(dialog).to_be_visible()
+        dialog.get_by_label("Access token").fill("another token")
+        dialog.get_by_role("button", name="Log in").click()
+        expect(willing.page.locator(".link-state")).to_have_text("Live")
+        expect(dialog).to_be_hidden()
+
+        dialog = unwilling.page.locator("#login-dialog")
+        dialog.get_by_role("button", name="Cancel").click()
+        expect(unwilling.page.locator(".toast")).to_have_text("Your login has expired. Log in, then try again.")
+        unwilling.page.evaluate(RETRIES)
+        expect(dialog).to_be_hidden()
+        for visit in visits:
+            visit.close()
