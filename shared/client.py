@@ -13,7 +13,16 @@ from typing import Any, Final, TypeVar, Unpack
 from shared.archives.archive import archive_stem
 from shared.broker.base import Broker, HeaderValue, Message, MessageTooLarge, Outgoing, Unconfirmed
 from shared.errors import Conflict, GenderlineError, InvalidImage, NotFound
-from shared.events import JobProgressed, ModelChallenged, ModelPromoted, ModelRegistered, RunProgressed, parse_event
+from shared.events import (
+    JobChanged,
+    JobProgressed,
+    ModelChallenged,
+    ModelPromoted,
+    ModelRegistered,
+    RunChanged,
+    RunProgressed,
+    parse_event,
+)
 from shared.faces.labelling import LabelSpec
 from shared.measures.at_threshold import Measures, measure
 from shared.measures.comparison import Comparison, MatrixCell, compare
@@ -52,8 +61,6 @@ CURRENT_EDITS: Final = "current"
 _SHA256_DIGITS: Final = 64
 _PACK_BYTES: Final = 8 * 2**20
 """Images beyond this go into the next pack; RabbitMQ 4 takes no message above 16 MiB."""
-_LETTERS: Final = 10_000
-"""Failed messages that are searched for the one of a run or job."""
 _POLL_S: Final = 1.0
 """How often a follower reads the record besides listening to events, which may be lost."""
 
@@ -207,7 +214,10 @@ class Client:
         run = self.runs.get(run_id)
         if not run.state.is_retryable:
             raise Conflict(f"run {run_id} is {run.state}; only a run that failed or was rejected can be retried")
-        if self._requeue(run.message_id):
+        if self.broker.retry_messages(lambda message_id: message_id == run.message_id):
+            self.broker.emit(*RunChanged.of(self.runs.mark_requeued(run)).wire())
+            return run_id
+        if not self.runs.get(run_id).state.is_retryable:  # somebody else was faster
             return run_id
         if run.dataset is None:
             raise Conflict(f"the message of run {run_id} is gone, and its dataset is not known; upload it again")
@@ -259,16 +269,6 @@ class Client:
             self.broker.publish(queue, message)
         except Unconfirmed as error:
             raise Unconfirmed(f"{error}: {name} may yet be done") from error
-
-    def _requeue(self, message_id: str, shards_of: str | None = None) -> bool:
-        """Sends the failed messages of a run or job back to their queues. Returns whether there were any."""
-        wanted = [
-            letter.dead_id
-            for letter in self.broker.dead_letters(_LETTERS)
-            if letter.message.message_id == message_id
-            or (shards_of is not None and letter.message.message_id.startswith(f"{shards_of}."))
-        ]
-        return bool(wanted) and self.broker.retry_dead(wanted) > 0
 
     def follow_run(self, run_id: str, timeout_s: float | None = None) -> Iterator[Run]:
         """Yields the run's record whenever something happened, and last the final one.
@@ -344,7 +344,9 @@ class Client:
         job = self.jobs.get(job_id)
         if not job.state.is_retryable:
             raise Conflict(f"job {job_id} is {job.state}; only a job that failed or was rejected can be retried")
-        if not self._requeue(job.message_id, shards_of=job_id):
+        if self.broker.retry_messages(lambda it: it == job.message_id or it.startswith(f"{job_id}.")):
+            self.broker.emit(*JobChanged.of(self.jobs.mark_requeued(job)).wire())
+        elif self.jobs.get(job_id).state.is_retryable:  # and nobody else was faster
             raise Conflict(f"the message of job {job_id} is gone; upload its images again")
         return job_id
 

@@ -167,8 +167,7 @@ class DatasetHandler(Handler[_Asked]):
     def _reopen(self, asked: _Asked) -> None:
         """Opens a run again whose message became a dead letter and was sent back, once for each time."""
         retried_at = asked.message.headers.get(RETRIED_AT)
-        run = self._runs.get(asked.run_id)
-        if retried_at is None or not run.state.is_retryable or run.retried_at == retried_at:
+        if retried_at is None or not self._runs.get(asked.run_id).is_opened_by(retried_at):
             return
         run = self._runs.reopen(asked.run_id, retried_at)
         _LOG.info("%s opened again: it was sent back from the dead letters", asked.run_id)

@@ -84,7 +84,7 @@ class JobFinisher:
     def reopen(self, message: Message, job: Job) -> Job:
         """Opens a job again where `message` is a dead letter of it that somebody sent back. Returns its record."""
         retried_at = message.headers.get(RETRIED_AT)
-        if retried_at is None or not job.state.is_retryable or job.retried_at == retried_at:
+        if retried_at is None or not job.is_opened_by(retried_at):
             return job
         # First of all: an open job whose end is owned by a shard of the past could never end.
         self._store.delete(_finisher_key(job.job_id))

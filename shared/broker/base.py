@@ -13,7 +13,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -425,6 +425,10 @@ class Broker(abc.ABC):
     @abc.abstractmethod
     def retry_dead(self, dead_ids: Sequence[str] | None = None) -> int:
         """Sends dead letters back to where they came from with a count of zero; None means all. Returns how many."""
+
+    @abc.abstractmethod
+    def retry_messages(self, wanted: Callable[[str], bool]) -> int:
+        """Does as `retry_dead` with the dead letters whose message id is wanted. Returns how many."""
 
     @abc.abstractmethod
     def drop_dead(self, dead_ids: Sequence[str] | None = None) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Final
 
-from shared.broker.base import HeaderValue
 from shared.clock import now_iso
 from shared.records.record import Fault, Record, Records, State, StoredModel, Timestamp
 from shared.store.base import STORE_SCHEME, Store
@@ -226,29 +225,10 @@ class Jobs(Records[Job]):
         job = self._change(job_id, change)
         return job if ended_here else None
 
-    def reopen(self, job_id: str, retried_at: HeaderValue) -> Job:
-        """Opens a failed or rejected job again, in one atomic step, and returns its record; any other stays as it is.
-
-        Where it had been accepted, it is so again, with the same model and shards: rows that are there still hold.
-
-        Args:
-            job_id: the job.
-            retried_at: when somebody sent its dead letter back; the job is opened once for each time.
-        """
-
-        def change(job: Job) -> Job | None:
-            if not job.state.is_retryable or job.retried_at == retried_at:
-                return None
-            return job.changed(
-                state=JobState.QUEUED if job.accepted is None else JobState.ACCEPTED,
-                error=None,
-                shards_published=False,
-                final_reply_sent=False,
-                retried_at=retried_at,
-                updated=now_iso(),
-            )
-
-        return self._change(job_id, change)
+    def _reopened(self, record: Job) -> Job:
+        # Where it had been accepted it is so again, with the same model and shards: rows that are there still hold.
+        state = JobState.QUEUED if record.accepted is None else JobState.ACCEPTED
+        return record.changed(state=state, error=None, shards_published=False, final_reply_sent=False)
 
     @staticmethod
     def archive_key(job_id: str) -> str:

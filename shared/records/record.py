@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
+from shared.broker.base import HeaderValue
 from shared.clock import now_iso
 from shared.errors import Conflict, GenderlineError, InvalidMessage, NotFound, short_repr
 from shared.records.index import RecordIndex
@@ -16,6 +17,8 @@ from shared.store.base import Store, json_bytes
 
 Timestamp = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
 """A time as `shared.clock` writes it."""
+QUEUED: Final = "queued"
+"""The state of a run or job whose message waits in its queue."""
 
 
 class StoredModel(BaseModel):
@@ -110,6 +113,15 @@ class Record(StoredModel):
     def record_id(self) -> str:
         """The run's or job's id."""
         raise NotImplementedError
+
+    def is_opened_by(self, retried_at: HeaderValue | None) -> bool:
+        """Returns whether its message opens it again: a failed one that was sent back, once for each time.
+
+        Args:
+            retried_at: when the message was sent back, as its header says; None where it never was.
+        """
+        waits = self.state.is_retryable or self.state == QUEUED
+        return waits and retried_at is not None and retried_at != self.retried_at
 
     def require_request(self, sha256: str) -> None:
         """Makes sure that a message that came later is the one that the record was made for, or says the same.
@@ -328,6 +340,49 @@ class Records(Generic[R]):
         if state.is_final:
             raise Conflict(f"{self.noun} {record_id} has ended: it is {state}")
         self._store.create(f"{self.noun}s/{record_id}/cancel", b"")
+
+    def mark_requeued(self, record: R) -> R:
+        """Makes a failed or rejected record queued again, in one atomic step, and returns it: its message was sent back.
+
+        A request to cancel is withdrawn with it. What the owner of the work opened meanwhile stays as it is.
+
+        Args:
+            record: as it was before the message was sent back.
+        """
+        self._withdraw_cancel(record.record_id)
+
+        def change(found: R) -> R | None:
+            if not found.state.is_retryable or found.retried_at != record.retried_at:
+                return None
+            return self._reopened(found).changed(state=QUEUED, updated=now_iso())
+
+        return self._change(record.record_id, change)
+
+    def reopen(self, record_id: str, retried_at: HeaderValue) -> R:
+        """Opens a failed or rejected record again, in one atomic step, and returns it; any other stays as it is.
+
+        A request to cancel is withdrawn with it. One that `mark_requeued` has made queued again is opened as well.
+
+        Args:
+            record_id: of the run or job.
+            retried_at: when somebody sent its dead letter back; it is opened once for each time.
+        """
+        if self.get(record_id).state.is_retryable:
+            self._withdraw_cancel(record_id)
+
+        def change(record: R) -> R | None:
+            if not record.is_opened_by(retried_at):
+                return None
+            return self._reopened(record).changed(retried_at=retried_at, updated=now_iso())
+
+        return self._change(record_id, change)
+
+    def _reopened(self, record: R) -> R:
+        """Returns a record as its work begins with once more."""
+        raise NotImplementedError
+
+    def _withdraw_cancel(self, record_id: str) -> None:
+        self._store.delete(f"{self.noun}s/{record_id}/cancel")
 
     def cancel_requested(self, record_id: str) -> bool:
         """Returns whether somebody asked for the work to stop."""

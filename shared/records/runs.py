@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Final
 
 from pydantic import ValidationError
 
-from shared.broker.base import HeaderValue
 from shared.clock import now_iso
 from shared.errors import NotFound
 from shared.faces.labelling import LabelReport
@@ -209,20 +208,8 @@ class Runs(Records[Run]):
         )
         return self._create(run_id, run)
 
-    def reopen(self, run_id: str, retried_at: HeaderValue) -> Run:
-        """Opens a failed or rejected run again, in one atomic step, and returns its record; any other stays as it is.
-
-        Args:
-            run_id: the run.
-            retried_at: when somebody sent its dead letter back; the run is opened once for each time.
-        """
-
-        def change(run: Run) -> Run | None:
-            if not run.state.is_retryable or run.retried_at == retried_at:
-                return None
-            return run.changed(state=RunState.QUEUED, error=None, attempts=0, retried_at=retried_at, updated=now_iso())
-
-        return self._change(run_id, change)
+    def _reopened(self, record: Run) -> Run:
+        return record.changed(state=RunState.QUEUED, error=None, attempts=0)
 
     def write_history(self, run_id: str, rows: Iterable[EpochRow]) -> None:
         """Writes `history.csv`, a row an epoch."""

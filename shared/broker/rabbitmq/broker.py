@@ -186,13 +186,18 @@ class RabbitBroker(Broker):
         return self._dead_letters.list(limit)
 
     def retry_dead(self, dead_ids: Sequence[str] | None = None) -> int:
+        return self._send_back(_named(dead_ids))
+
+    def retry_messages(self, wanted: Callable[[str], bool]) -> int:
+        return self._send_back(lambda letter: wanted(letter.message.message_id))
+
+    def _send_back(self, wanted: Callable[[DeadLetter], bool]) -> int:
         def publish_again(letters: Sequence[DeadLetter]) -> None:
             self.publish_many([Outgoing(letter.origin, requeued_copy(letter.message)) for letter in letters])
 
         self._check_open()
-        named = _named(dead_ids)
         return self._dead_letters.take(
-            lambda letter: named(letter) and letter.origin in self.topology.work_queues, publish_again
+            lambda letter: wanted(letter) and letter.origin in self.topology.work_queues, publish_again
         )
 
     def drop_dead(self, dead_ids: Sequence[str] | None = None) -> int:

@@ -57,6 +57,8 @@ from shared.topology import Topology
 
 log = logging.getLogger(__name__)
 
+_Wanted = Callable[[str, Mapping[str, Any]], bool]
+"""Whether to take a dead letter, by its message id and headers."""
 _EVENTS_KEPT_S: Final = 60.0
 
 
@@ -201,6 +203,15 @@ class SqliteBroker(Broker):
         ]
 
     def retry_dead(self, dead_ids: Sequence[str] | None = None) -> int:
+        return self._send_back(_named(dead_ids))
+
+    def retry_messages(self, wanted: Callable[[str], bool]) -> int:
+        return self._send_back(lambda message_id, _: wanted(message_id))
+
+    def drop_dead(self, dead_ids: Sequence[str] | None = None) -> int:
+        return self._take_dead(_named(dead_ids), lambda _db, _row, _headers: True)
+
+    def _send_back(self, wanted: _Wanted) -> int:
         def back(db: sqlite3.Connection, row: int, headers: Mapping[str, Any]) -> bool:
             origin = str(headers.get(ORIGIN))
             if origin not in self.topology.work_queues:
@@ -210,24 +221,20 @@ class SqliteBroker(Broker):
             insert(db, self.topology, back_to, queue_limit=self._queue_limit)
             return True
 
-        return self._take_dead(dead_ids, back)
-
-    def drop_dead(self, dead_ids: Sequence[str] | None = None) -> int:
-        return self._take_dead(dead_ids, lambda _db, _row, _headers: True)
+        return self._take_dead(wanted, back)
 
     def _take_dead(
-        self, dead_ids: Sequence[str] | None, handle: Callable[[sqlite3.Connection, int, Mapping[str, Any]], bool]
+        self, wanted: _Wanted, handle: Callable[[sqlite3.Connection, int, Mapping[str, Any]], bool]
     ) -> int:
-        """Deletes the dead letters that `handle` says yes to, all in one transaction.
+        """Deletes the wanted dead letters that `handle` says yes to, all in one transaction.
 
         It is given one row after the other, with the headers: all bodies together may not fit into memory.
         """
-        wanted = None if dead_ids is None else set(dead_ids)
         with self._file.write(durable=True) as db:
             done = [
                 row
                 for row, message_id, headers in headers_in(db, self.topology.dead)
-                if (wanted is None or str(headers.get(DEAD_ID, message_id)) in wanted) and handle(db, row, headers)
+                if wanted(message_id, headers) and handle(db, row, headers)
             ]
             delete_rows(db, done)
         return len(done)
@@ -264,3 +271,9 @@ class SqliteBroker(Broker):
         self._closed.set()
         self._keeper.join()
         self._file.close()
+
+
+def _named(dead_ids: Sequence[str] | None) -> _Wanted:
+    """Returns the test of whether a letter's id is among these; None names all."""
+    wanted = None if dead_ids is None else frozenset(dead_ids)
+    return lambda message_id, headers: wanted is None or str(headers.get(DEAD_ID, message_id)) in wanted

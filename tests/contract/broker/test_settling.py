@@ -244,6 +244,18 @@ def test_only_the_dead_letters_named_are_sent_back_or_dropped(broker: Broker) ->
         assert_nothing_else(broker, consumer, broker.topology.jobs)
 
 
+def test_the_dead_letters_of_a_message_are_sent_back_by_its_id(broker: Broker) -> None:
+    for number in range(4):
+        bury_one(broker, Message(str(number).encode(), "text/plain", message_id=f"m-{number % 3}"))
+
+    assert broker.retry_messages(lambda message_id: message_id == "m-0") == 2
+    assert broker.retry_messages(lambda message_id: message_id == "m-0") == 0
+
+    assert [dead.message.body for dead in broker.dead_letters()] == [b"1", b"2"]
+    with broker.consume([broker.topology.jobs], 10) as consumer:
+        assert sorted(bodies(take(consumer, 2))) == [b"0", b"3"]
+
+
 @pytest.mark.parametrize("how", ["retry_dead", "drop_dead"])
 def test_all_dead_letters_can_be_sent_back_or_dropped(broker: Broker, how: str) -> None:
     queue = broker.topology.jobs

@@ -19,9 +19,9 @@ from shared.client import Client
 from shared.connect import open_client
 from shared.errors import Conflict, GenderlineError, InvalidMessage, NotFound
 from shared.messages import job_id_of, json_reply, parse_dataset, parse_job, parse_prediction, prediction, run_id_of
-from shared.records.jobs import JobState
-from shared.records.record import ModelRef
-from shared.records.runs import RunState
+from shared.records.jobs import Jobs, JobState
+from shared.records.record import Fault, ModelRef
+from shared.records.runs import Runs, RunState
 from shared.runtime.settings import Settings
 from shared.store.files import FileStore
 from tests.support.builders.cards import card_of
@@ -130,6 +130,59 @@ def test_a_run_that_a_trainer_took_at_once_is_not_set_back_to_queued(client: Cli
     client.runs.create(run_id, message_id="m1", name="x", params=None, state=RunState.TRAINING)
     client.submit_dataset(archive, message_id="m1")
     assert client.runs.get(run_id).state == RunState.TRAINING
+
+
+# -- retrying
+
+
+def fail(client: Client, record: Runs | Jobs, record_id: str) -> None:
+    """Takes the message of a run or job as its service does, buries it, and notes the failure."""
+    queue = client.broker.topology.datasets if isinstance(record, Runs) else client.broker.topology.jobs
+    with client.broker.consume([queue], 1) as consumer:
+        (delivery,) = consumer.receive(1, timeout_s=1.0)
+        consumer.dead_letter(delivery, "internal")
+    record.update(record_id, state="failed", error=Fault(code="internal", message="x"))
+
+
+def test_a_run_that_is_retried_is_queued_at_once_and_no_second_time(client: Client, archive: Path) -> None:
+    run_id = client.submit_dataset(archive)
+    client.runs.update(run_id, dataset=hashlib.sha256(CONTENT).hexdigest(), attempts=3)
+    fail(client, client.runs, run_id)
+
+    with client.broker.subscribe(["run.*"]) as events:
+        assert client.retry_run(run_id) == run_id
+        assert [(event.topic, event.payload["run_id"]) for event in events.receive(10)] == [("run.queued", run_id)]
+
+    run = client.runs.get(run_id)
+    assert (run.state, run.error, run.attempts) == (RunState.QUEUED, None, 0)
+    assert [record.run_id for record in client.runs.open().records] == [run_id]
+    with pytest.raises(Conflict, match="is queued; only a run that failed"):
+        client.retry_run(run_id)
+    assert [record.run_id for record in client.runs.all().records] == [run_id]
+    assert client.broker.depths()[client.broker.topology.datasets].ready == 1
+
+
+def test_a_job_that_is_retried_is_queued_at_once_and_no_second_time(client: Client, archive: Path) -> None:
+    job_id = client.submit_job(archive)
+    fail(client, client.jobs, job_id)
+
+    assert client.retry_job(job_id) == job_id
+
+    job = client.jobs.get(job_id)
+    assert (job.state, job.error) == (JobState.QUEUED, None)
+    with pytest.raises(Conflict, match="is queued; only a job that failed"):
+        client.retry_job(job_id)
+    assert client.broker.depths()[client.broker.topology.jobs].ready == 1
+
+
+def test_what_a_worker_opened_faster_is_not_set_back_to_queued(client: Client, archive: Path) -> None:
+    run_id = client.submit_dataset(archive)
+    fail(client, client.runs, run_id)
+    before = client.runs.get(run_id)
+    client.runs.reopen(run_id, 1.5)
+    failed = client.runs.update(run_id, state=RunState.FAILED)
+
+    assert client.runs.mark_requeued(before) == failed == client.runs.get(run_id)
 
 
 # -- following

@@ -196,6 +196,7 @@ def test_a_failed_run_says_what_to_look_for_and_is_retried(filled: Site) -> None
 
     assert answer.headers["Location"] == f"/runs/{run_id}"
     assert filled.broker.dead_letters() == []
+    assert ">Retry</button>" not in web.get(f"/runs/{run_id}").text
 
 
 def test_where_the_message_is_gone_a_retry_is_a_new_run_like_it(filled: Site) -> None:

@@ -100,7 +100,22 @@ def test_a_run_that_went_wrong_is_opened_once_for_each_time_its_dead_letter_is_s
     assert records.reopen("run-1", 2.5).state == RunState.QUEUED
 
 
-@pytest.mark.parametrize("state", [state for state in RunState if not state.is_retryable])
+def test_a_run_that_is_opened_again_is_no_longer_asked_to_stop(records: Runs) -> None:
+    for number in range(2):
+        create(records, f"run-{number}")
+        records.request_cancel(f"run-{number}")
+        failed = records.update(f"run-{number}", state=RunState.FAILED)
+        records.mark_requeued(failed) if number else records.reopen(f"run-{number}", 1.5)
+        assert not records.cancel_requested(f"run-{number}")
+    records.request_cancel("run-1")
+
+    assert records.reopen("run-1", 1.5).retried_at == 1.5  # the trainer takes what the client sent back
+    assert records.cancel_requested("run-1")
+
+
+@pytest.mark.parametrize(
+    "state", [state for state in RunState if not state.is_retryable and state is not RunState.QUEUED]
+)
 def test_no_other_run_is_opened_again(records: Runs, state: RunState) -> None:
     create(records, state=state)
     record = records.get("run-1")
