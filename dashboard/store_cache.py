@@ -6,10 +6,12 @@ is served from memory. Lists begin with the ids in the store, and look for nothi
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Final, Generic, TypeVar
@@ -17,6 +19,7 @@ from typing import Final, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.archives.archive import Archive, ArchiveLimits, plain_archive
 from shared.datasets.columns import Dataset, load_dataset, with_corrections
 from shared.errors import NotFound, Retryable
 from shared.measures.groups import wilson_rate
@@ -52,6 +55,7 @@ from shared.store.base import Store
 _DATASETS_CACHED: Final = 4
 _EDITED_CACHED: Final = 8
 _PREDICTIONS_CACHED: Final = 16
+_ARCHIVES_CACHED: Final = 4
 _SMALL_CACHED: Final = 2000
 
 _LOG = logging.getLogger(__name__)
@@ -139,13 +143,16 @@ class StoreCache:
         self._edited: LruCache[tuple[str, Corrections], Dataset] = LruCache(
             lambda key: with_corrections(self.dataset(key[0]), key[1]), _EDITED_CACHED
         )
+        self._archives: LruCache[tuple[str, ArchiveLimits], Archive] = LruCache(
+            lambda key: self._open_archive(*key), _ARCHIVES_CACHED
+        )
         self._out_of_fold: LruCache[tuple[str, int], NDArray[np.float32]] = LruCache(
             lambda key: self._load_out_of_fold(*key), _PREDICTIONS_CACHED
         )
         self._predictions: LruCache[tuple[str, int], NDArray[np.float32]] = LruCache(
             lambda key: self._load_predictions(*key), _PREDICTIONS_CACHED
         )
-        self._test_accuracies: LruCache[tuple[str, int, str | None], Rate] = LruCache(
+        self._test_accuracies: LruCache[tuple[str, int, Corrections], Rate] = LruCache(
             lambda key: self._measure_accuracy(*key[:2]), _SMALL_CACHED
         )
 
@@ -235,6 +242,7 @@ class StoreCache:
 
     def forget(self, kind: Kind, which: str) -> None:
         """Lets go of what is cached of something that was deleted."""
+        self._archives.drop_where(lambda key: key[0].startswith(f"{kind}s/{which}/"))
         if kind == "model":
             self._cards.drop(int(which))
             for by_version in (self._predictions, self._out_of_fold, self._test_accuracies):
@@ -331,7 +339,8 @@ class StoreCache:
         Args:
             sha256: the dataset.
             labels: the hash of the corrections that a run was given, or `ARCHIVE_LABELS`; empty for those in force now.
-            until: of those in force now, only the first so many edits; None takes all.
+            until: those that were in force after so many changes, as `EditHistory.corrections` counts them; None takes
+                those in force now.
 
         Raises:
             NotFound: there is no such dataset, it is not decoded yet, or it has no edits of that hash.
@@ -381,12 +390,27 @@ class StoreCache:
     def test_accuracy(self, sha256: str, version: int) -> Rate | None:
         """Returns a model's accuracy on a dataset's test faces, by their labels now; None where it predicted none."""
         try:
-            return self._test_accuracies.get((sha256, version, self.edited(sha256).corrections))
+            self._forget_deleted("dataset", sha256)
+            return self._test_accuracies.get((sha256, version, self.corrections(sha256)))
         except NotFound:
             return None
 
+    # -- archives
+
+    def archive(self, key: str, limits: ArchiveLimits) -> Archive:
+        """Returns an archive in the store, open for any thread to read; it closes when nobody holds it any more.
+
+        Raises:
+            NotFound: there is none under the key.
+            InvalidDataset: it breaks a limit or is damaged.
+        """
+        if self._archives.find((key, limits)) is not None and not self._exists(key):
+            self._archives.drop((key, limits))
+        return self._archives.get((key, limits))
+
     def close(self) -> None:
         """Lets go of everything that is kept."""
+        self._archives.clear()
         self._edited.clear()
         self._predictions.clear()
         self._out_of_fold.clear()
@@ -467,6 +491,14 @@ class StoreCache:
 
     def _load_dataset(self, sha256: str) -> Dataset:
         return load_dataset(self._store, sha256, self._summaries.get(sha256))
+
+    def _open_archive(self, key: str, limits: ArchiveLimits) -> Archive:
+        with contextlib.ExitStack() as stack:
+            path = stack.enter_context(self._store.local(key))
+            plain = stack.enter_context(plain_archive(path, limits))
+            archive = Archive(stack.enter_context(plain.open("rb")), limits)
+            weakref.finalize(archive, stack.pop_all().close)
+            return archive
 
     def _history(self, sha256: str) -> tuple[EditHistory, Corrections]:
         key = edits_key(sha256)

@@ -12,7 +12,7 @@ from werkzeug.wrappers import Response as WsgiResponse
 
 from dashboard.context import dashboard
 from dashboard.pages.manage import annotation_view, read_list_page, tag_filter
-from dashboard.pages.originals import read_original
+from shared.archives.archive import ArchiveLimits
 from shared.errors import NotFound
 from shared.faces.decode import ImageLimits, decode_face
 from shared.faces.png import encode_png
@@ -87,10 +87,10 @@ def retry_job(job_id: str) -> WsgiResponse:
 def thumbnail(job_id: str, row: int) -> Response:
     """Sends the image of a row of the results, small and as the network sees it."""
     parts = dashboard()
-    rows = _results(job_id)
-    if row >= len(rows):
-        raise NotFound(f"job {job_id} has {len(rows):,} results; there is no row {row}")
-    data = read_original(Jobs.archive_key(job_id), rows[row]["name"])
+    archive = parts.store_cache.archive(Jobs.archive_key(job_id), ArchiveLimits.from_settings(parts.settings))
+    if row >= len(archive.entries):  # results have a row an entry, in archive order
+        raise NotFound(f"job {job_id} has {len(archive.entries):,} images; there is no row {row}")
+    data = archive.read(archive.entries[row])
     face = decode_face(data, ImageLimits.from_settings(parts.settings)).pixels
     small = cv2.resize(face, (_THUMB, _THUMB), interpolation=cv2.INTER_AREA).astype("uint8")
     answer = Response(encode_png(small), mimetype="image/png")

@@ -7,7 +7,7 @@ from typing import Final
 from flask import Response
 
 from dashboard.context import dashboard
-from shared.archives.archive import Archive, ArchiveLimits
+from shared.archives.archive import ArchiveLimits
 from shared.errors import NotFound
 from shared.faces.file_type import describe
 
@@ -21,27 +21,19 @@ _TYPES: Final = {
 }
 
 
-def read_original(archive_key: str, name: str) -> bytes:
-    """Returns an entry of an archive in the store, under the archive's limits.
+def send_original(archive_key: str, name: str) -> Response:
+    """Sends an entry as an image; whatever else it is, a browser must not take it for a page of ours.
 
     Raises:
-        NotFound: there is no such entry.
+        NotFound: there is no such entry, or it is no image.
         InvalidImage: it breaks a limit or is damaged.
     """
     parts = dashboard()
-    with (
-        parts.store.local(archive_key) as path,
-        Archive(path, ArchiveLimits.from_settings(parts.settings)) as archive,
-    ):
-        for entry in archive.entries:
-            if entry.name == name:
-                return archive.read(entry)
-    raise NotFound(f"the archive holds no entry {name[:80]!r}")
-
-
-def send_original(archive_key: str, name: str) -> Response:
-    """Sends an entry as an image; whatever else it is, a browser must not take it for a page of ours."""
-    data = read_original(archive_key, name)
+    archive = parts.store_cache.archive(archive_key, ArchiveLimits.from_settings(parts.settings))
+    entry = next((entry for entry in archive.entries if entry.name == name), None)
+    if entry is None:
+        raise NotFound(f"the archive holds no entry {name[:80]!r}")
+    data = archive.read(entry)
     kind = _TYPES.get(describe(data[:512]))
     if kind is None:
         raise NotFound(f"the entry {name[:80]!r} is no image")

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
+from dashboard import store_cache
 from dashboard.store_cache import StoreCache
+from shared.archives.archive import Archive, ArchiveLimits
 from shared.client import Client
+from shared.datasets.columns import Dataset, load_dataset
 from shared.errors import NotFound, Retryable
 from shared.records.annotations import Kind
+from shared.records.dataset import DatasetSummary
+from shared.records.jobs import Jobs
+from shared.store.base import Store
 from shared.store.files import FileStore
 from tests.support.dashboard_app import Site, open_site
 
@@ -129,6 +136,52 @@ def test_what_is_in_memory_is_served_while_the_store_is_away(
 
     monkeypatch.setattr(FileStore, "exists", fail)
     assert cache.dataset(sha256) is before
+
+
+def test_accuracies_are_kept_of_more_datasets_than_can_be(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = site.parts.store_cache
+    shas = [sha256 for sha256, _ in cache.named_datasets()] + [site.builder.dataset(60) for _ in range(6)]
+    for number, sha256 in enumerate(shas[1:]):
+        site.builder.model(sha256, f"run-{number:012d}")
+    loaded: list[str] = []
+
+    def note(store: Store, sha256: str, summary: DatasetSummary) -> Dataset:
+        loaded.append(sha256)
+        return load_dataset(store, sha256, summary)
+
+    monkeypatch.setattr(store_cache, "load_dataset", note)
+    first = site.web.get("/api/v1/compare/matrix").json
+    assert sorted(loaded) == sorted(shas)
+    assert site.web.get("/api/v1/compare/matrix").json == first
+    assert len(loaded) == len(shas)
+
+    site.parts.client.edits.add(shas[1], "exclude", range(10))
+    assert site.web.get("/api/v1/compare/matrix").json != first
+
+
+def test_an_archive_is_opened_once_and_closed_when_nobody_reads_it_any_more(
+    site: Site, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[int] = []
+    opening = Archive.__init__
+
+    def note(self: Archive, source: Path | BinaryIO, limits: ArchiveLimits) -> None:
+        opened.append(1)
+        opening(self, source, limits)
+
+    monkeypatch.setattr(Archive, "__init__", note)
+    for row in range(20):
+        assert site.web.get(f"/jobs/{JOB}/images/{row}.png").status_code == 200
+    assert len(opened) == 1
+    cache, limits = site.parts.store_cache, ArchiveLimits.from_settings(site.parts.settings)
+    archive = cache.archive(Jobs.archive_key(JOB), limits)
+    cache.close()
+    assert archive.read(archive.entries[0])
+
+    assert cache.archive(Jobs.archive_key(JOB), limits) is not archive
+    delete_elsewhere(site, "job", JOB)
+    clock.now_s += 1
+    assert site.web.get(f"/jobs/{JOB}/images/0.png").status_code == 404
 
 
 def test_what_never_was_is_not_found(site: Site) -> None:
