@@ -342,9 +342,10 @@ class Records(Generic[R]):
         self._store.create(f"{self.noun}s/{record_id}/cancel", b"")
 
     def mark_requeued(self, record: R) -> R:
-        """Makes a failed or rejected record queued again, in one atomic step, and returns it: its message was sent back.
+        """Makes a failed or rejected record queued again, in one atomic step, and returns it.
 
-        A request to cancel is withdrawn with it. What the owner of the work opened meanwhile stays as it is.
+        Its message was sent back. A request to cancel is withdrawn. What the owner of the work opened meanwhile stays
+        as it is.
 
         Args:
             record: as it was before the message was sent back.

@@ -223,9 +223,7 @@ class SqliteBroker(Broker):
 
         return self._take_dead(wanted, back)
 
-    def _take_dead(
-        self, wanted: _Wanted, handle: Callable[[sqlite3.Connection, int, Mapping[str, Any]], bool]
-    ) -> int:
+    def _take_dead(self, wanted: _Wanted, handle: Callable[[sqlite3.Connection, int, Mapping[str, Any]], bool]) -> int:
         """Deletes the wanted dead letters that `handle` says yes to, all in one transaction.
 
         It is given one row after the other, with the headers: all bodies together may not fit into memory.
