@@ -114,7 +114,7 @@ _FACES: Final = {
     "predicted": _text("The prediction", *GENDERS),
     "ethnicity": _text("The label", *ETHNICITIES),
     "age": _text("A band of ages", *AGE_BANDS),
-    "split": _text("A part of the dataset", *SPLITS),
+    "split": _text("A part of the dataset, or all faces that no edit left out", *SPLITS, ALL_FACES),
     "result": _text("Whether prediction and label agree", *RESULTS),
     "confidence": _text("A band of the confidence, in percent", *CONFIDENCE_BANDS),
     "duplicates": _text("Whether another face looks the same", *DUPLICATES),
@@ -210,7 +210,9 @@ _CALLS: Final = (
         query={
             **_FACES,
             **_PAGING,
-            "as_of": _number("Which faces, and their order, as after so many edits; as after all by default", 0, 10**9),
+            "as_of": _number(
+                "Which faces, and their order, as after so many edits and undos; after all by default", 0, 10**9
+            ),
         },
     ),
     _Call(

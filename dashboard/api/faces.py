@@ -8,9 +8,11 @@ from typing import Any, Final
 
 import numpy as np
 from flask import Response, request
+from numpy.typing import NDArray
 
+from dashboard.api.uploads import parse_integer
 from dashboard.context import dashboard
-from shared.datasets.columns import Dataset
+from shared.datasets.columns import EXCLUDED, Dataset
 from shared.datasets.face_filter import FaceFilter, face_view
 from shared.datasets.face_selection import COLUMNS, FaceSelection, csv_text, read_selection
 from shared.errors import NotFound
@@ -20,15 +22,32 @@ from shared.records.dataset import SPLITS
 _VERSIONS: Final = 8
 """Models whose predictions are shown of a face."""
 _ROLES: Final = {
-    "train": "trained on this face",
-    "validation": "tuned on this face",
-    "test": "tested on this face",
+    SPLITS.index("train"): "trained on this face",
+    SPLITS.index("validation"): "tuned on this face",
+    SPLITS.index("test"): "tested on this face",
+    EXCLUDED: "left out of its training",
 }
 
 
 def requested_faces(sha256: str) -> FaceSelection:
     """Returns the dataset as the request's filter wants to see it; see `read_selection`."""
     return read_selection(dashboard().store_cache, sha256, FaceFilter.from_query(request.args))
+
+
+def requested_as_of() -> int | None:
+    """Returns the number of edits and undos that the request wants faces to be selected by; None for all."""
+    return parse_integer(request.args.get("as_of"), "as_of", 0, 10**9)
+
+
+def select_as_of(asked: FaceSelection, as_of: int | None) -> NDArray[np.intp]:
+    """Returns the indices of the faces that fit, in their order, as after so many edits and undos; None for all.
+
+    So faces keep their places while somebody edits them.
+    """
+    if as_of is None:
+        return asked.select()
+    data = dashboard().store_cache.edited(asked.data.sha256, asked.wanted.labels, as_of)
+    return dataclasses.replace(asked, data=data).select()
 
 
 def list_faces(sha256: str, offset: int, limit: int, as_of: int | None) -> dict[str, Any]:
@@ -38,14 +57,10 @@ def list_faces(sha256: str, offset: int, limit: int, as_of: int | None) -> dict[
         sha256: the dataset.
         offset: faces to pass over.
         limit: the most faces.
-        as_of: a number of edits. The selection and its order take only the first so many edits into account; the
-            details of each face take all. Faces keep their places while somebody edits them. None takes all edits.
+        as_of: as `select_as_of` takes it; the details of each face take all edits.
     """
     asked = requested_faces(sha256)
-    before = asked
-    if as_of is not None:
-        before = dataclasses.replace(asked, data=dashboard().store_cache.edited(sha256, asked.wanted.labels, as_of))
-    found = before.select()
+    found = select_as_of(asked, as_of)
     return {
         "total": len(found),
         "faces": [_face_record(asked.view(int(i))) for i in found[offset : offset + limit]],
@@ -76,16 +91,22 @@ def list_predictions(data: Dataset, index: int, threshold: float) -> list[dict[s
     """Returns what the newest models predict for a face, and whether each has learned from it."""
     cache = dashboard().store_cache
     found = []
-    split = cache.dataset(data.sha256).split[index]
     for version in cache.predicting_versions(data.sha256)[:_VERSIONS]:
         probabilities = cache.predictions(data.sha256, version)
         if probabilities is not None:
             view = face_view(data, probabilities, index, threshold)
-            own = cache.card(version).dataset.sha256 == data.sha256
             answer = {name: view[name] for name in ("predicted", "probability_female", "confidence", "correct")}
-            role = _ROLES[SPLITS[split]] if own else "not part of its training"
-            found.append({"version": version, **answer, "role": role})
+            found.append({"version": version, **answer, "role": _describe_role(data, index, version)})
     return found
+
+
+def _describe_role(data: Dataset, index: int, version: int) -> str:
+    """Returns what a face was to a model in its training."""
+    cache = dashboard().store_cache
+    trained = cache.card(version).dataset
+    if trained.sha256 != data.sha256:
+        return "not part of its training"
+    return _ROLES[cache.edited(data.sha256, trained.labels).split[index]]
 
 
 def require_face(data: Dataset, index: int) -> None:

@@ -119,7 +119,7 @@ def _filter(chosen: CompareRequest, **filters: Any) -> FaceFilter:
     return FaceFilter(
         version=chosen.first,
         other=chosen.second,
-        split="" if chosen.split == ALL_FACES else chosen.split,
+        split=chosen.split,
         threshold=chosen.threshold,
         labels=chosen.labels,
         **filters,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import cv2
@@ -14,27 +15,29 @@ from numpy.typing import NDArray
 from PIL import Image
 from werkzeug.wrappers import Response as WsgiResponse
 
-from dashboard.api.faces import list_predictions, requested_faces, require_face
+from dashboard.api.faces import list_predictions, requested_as_of, requested_faces, require_face, select_as_of
 from dashboard.api.uploads import parse_integer
 from dashboard.auth import current_user
 from dashboard.context import dashboard
 from dashboard.pages.manage import annotation_view, tag_filter
 from dashboard.pages.originals import send_original
 from dashboard.pages.train_fields import label_choices, parameter_fields, read_parameters
-from shared.datasets.columns import Dataset
+from shared.datasets.columns import EXCLUDED, Dataset
 from shared.datasets.face_filter import (
     AGREEMENTS,
     CONFIDENCE_BANDS,
     SORTS,
     FaceFilter,
+    age_band_indices,
     face_view,
 )
 from shared.datasets.face_selection import FaceSelection
 from shared.errors import InvalidMessage, NotFound
-from shared.faces.labels import GENDERS
+from shared.faces.labels import ETHNICITIES, GENDERS
 from shared.faces.png import encode_png
 from shared.faces.rejects import REJECT_REASONS
-from shared.records.dataset import SPLITS, DatasetSummary
+from shared.measures.labels import ALL_FACES
+from shared.records.dataset import AGE_BANDS, SPLITS, DatasetSummary
 from shared.records.predictions import predict_female
 from shared.records.record import DamagedRecord
 from shared.records.runs import Run, RunState
@@ -54,6 +57,7 @@ _WORDS: Final = {
     ("models", "disagree"): "models disagree",
     ("duplicates", "near-duplicates"): "with a near-duplicate",
     ("duplicates", "others"): "without",
+    ("split", ALL_FACES): "all but excluded",
     ("edited", "unedited"): "not edited",
     ("edited", "corrected"): "label corrected",
     ("edited", "confirmed"): "label confirmed",
@@ -112,7 +116,7 @@ def show_dataset(sha256: str) -> str:
     shown = found[(page - 1) * _PAGE : page * _PAGE]
     query = wanted.as_query()
     predicting = cache.predicting_versions(sha256)
-    corrections = cache.corrections(sha256)
+    corrections, counts = cache.corrections(sha256), _count_labels(data)
     like = next((run for run in found_runs if run.run_id == request.args.get("like")), None)
     face = request.args.get("face", None, int)
     return render_template(
@@ -121,7 +125,8 @@ def show_dataset(sha256: str) -> str:
         about=about,
         name=about["annotation"].name or about["given_name"],
         summary=summary,
-        warnings=_warnings(data, summary, probabilities, wanted.version),
+        warnings=_warnings(data, summary, counts, probabilities, wanted.version),
+        counts=counts,
         runs=found_runs,
         rejects=_rejects(sha256),
         versions=[card.version for card in cache.cards().records],
@@ -132,7 +137,7 @@ def show_dataset(sha256: str) -> str:
         scoring=dashboard().scoring.state,
         wanted=wanted,
         query=query,
-        without_labels={name: value for name, value in query.items() if name != "labels"},
+        corrected_now=_without_labels(query),
         csv_url=url_for("api.dataset_faces", sha256=sha256, **query),
         zip_url=url_for("api.dataset_face_images", sha256=sha256, **query),
         facets=_facets(asked),
@@ -142,7 +147,7 @@ def show_dataset(sha256: str) -> str:
         selected=_selection(found, face, request.args.get("selected", "")),
         faces=[asked.view(int(i)) for i in shown],
         found=len(found),
-        edits_made=len(cache.edit_history(sha256).edits),
+        changes=cache.edit_history(sha256).changes,
         page=page,
         pages=pages,
         link=lambda number: url_for("datasets.show_dataset", sha256=sha256, page=number, **query) + "#faces",
@@ -177,7 +182,7 @@ def edit(sha256: str) -> WsgiResponse:
         edits.undo(sha256, request.form.get("number", None, int), user=current_user())
     else:
         edits.add(sha256, request.form.get("change"), [index], user=current_user())
-    query = FaceFilter.from_query(request.args).as_query()
+    query = {**FaceFilter.from_query(request.args).as_query(), "as_of": requested_as_of()}
     return redirect(url_for("datasets.show_face", sha256=sha256, index=index, **query), 303)
 
 
@@ -191,46 +196,49 @@ def score_dataset(sha256: str) -> WsgiResponse:
     return redirect(url_for("datasets.show_dataset", sha256=sha256, version=version) + "#faces", 303)
 
 
-@blueprint.get("/datasets/<sha256>/summary.json")
-def summary_json(sha256: str) -> Response:
-    """Returns what a dataset holds, for the plots."""
-    summary = dashboard().store_cache.summary(sha256)
-    if summary is None:
-        raise NotFound(f"dataset {sha256[:12]} does not exist, or is not processed yet")
-    return jsonify(summary.model_dump(mode="json"))
+@blueprint.get("/datasets/<sha256>/counts.json")
+def label_counts(sha256: str) -> Response:
+    """Returns how many faces there are by label, for the plots."""
+    return jsonify(_count_labels(dashboard().store_cache.edited(sha256, request.args.get("labels", ""))))
 
 
 @blueprint.get("/datasets/<sha256>/faces/<int:index>")
 def show_face(sha256: str, index: int) -> str:
     """Shows one face: its label beside each model's prediction, and the way to its neighbours in the filtered view."""
     asked = requested_faces(sha256)
-    data, wanted, found = asked.data, asked.wanted, asked.select()
+    data, wanted, as_of = asked.data, asked.wanted, requested_as_of()
     require_face(data, index)
+    found = select_as_of(asked, as_of)
     if index not in found:  # then its neighbours are those of the whole dataset
-        wanted, found = FaceFilter(version=wanted.version), np.arange(len(data))
+        wanted = FaceFilter(version=wanted.version, labels=wanted.labels, threshold=wanted.threshold)
+        found = np.arange(len(data))
     position = int(np.flatnonzero(found == index)[0])
-    query = wanted.as_query()
+    cache = dashboard().store_cache
+    history = cache.edit_history(sha256)
+    filters = wanted.as_query()
+    query = {**filters, "as_of": history.changes if as_of is None else as_of}
 
     def neighbour(step: int) -> str | None:
         if not 0 <= position + step < len(found):
             return None
         return url_for("datasets.show_face", sha256=sha256, index=int(found[position + step]), **query)
 
-    cache = dashboard().store_cache
     return render_template(
         "face.html",
         data=data,
         face=face_view(data, None, index),
         views=list_predictions(data, index, wanted.threshold),
         archive_gender=GENDERS[cache.dataset(sha256).gender[index]],
-        edits=cache.edit_history(sha256).of_face(index),
+        edits=history.of_face(index),
         query=query,
+        labels=wanted.labels,
+        corrected_now=_without_labels(filters),
         position=position,
         matches=len(found),
         filtered=not wanted.is_open,
         previous=neighbour(-1),
         next=neighbour(1),
-        back=url_for("datasets.show_dataset", sha256=sha256, page=position // _PAGE + 1, **query) + "#faces",
+        back=url_for("datasets.show_dataset", sha256=sha256, page=position // _PAGE + 1, **filters) + "#faces",
     )
 
 
@@ -354,6 +362,11 @@ def _facets(asked: FaceSelection) -> list[dict[str, Any]]:
     return found
 
 
+def _without_labels(query: dict[str, Any]) -> dict[str, Any]:
+    """Returns the query of the same faces with the labels as corrected now."""
+    return {name: value for name, value in query.items() if name != "labels"}
+
+
 def _position(found: NDArray[np.intp], index: int | None) -> int | None:
     """Returns where a face stands among those that were found; None where it does not."""
     places = np.flatnonzero(found == index)
@@ -371,17 +384,42 @@ def _selection(found: NDArray[np.intp], face: int | None, selected: str) -> list
     return [index for part in selected.split(".") if part.isdecimal() and (index := int(part[:9])) in present]
 
 
+def _count_labels(data: Dataset) -> dict[str, Any]:
+    """Returns how many faces there are by gender, age, ethnicity and split, without those that an edit left out."""
+    kept = data.split != EXCLUDED
+
+    def count(chosen: NDArray[np.bool_]) -> dict[str, int]:
+        return dict(zip(GENDERS, np.bincount(data.gender[chosen], minlength=len(GENDERS)).tolist(), strict=True))
+
+    def by_gender(values: Sequence[str], codes: NDArray[Any]) -> dict[str, dict[str, int]]:
+        return {value: count(kept & (codes == code)) for code, value in enumerate(values)}
+
+    return {
+        "faces": int(kept.sum()),
+        "excluded": int((~kept).sum()),
+        "genders": count(kept),
+        "ages": by_gender(AGE_BANDS, age_band_indices(data)),
+        "ethnicities": by_gender(ETHNICITIES, data.ethnicity),
+        "splits": by_gender(SPLITS, data.split),
+    }
+
+
 def _warnings(
-    data: Dataset, summary: DatasetSummary, probabilities: NDArray[np.float32] | None, version: int | None
+    data: Dataset,
+    summary: DatasetSummary,
+    counts: Mapping[str, Any],
+    probabilities: NDArray[np.float32] | None,
+    version: int | None,
 ) -> list[str]:
     """Returns what to look at before training on a dataset."""
     found = []
-    smaller = min(summary.genders, key=lambda gender: summary.genders[gender])
-    share = summary.genders[smaller] / max(1, summary.faces)
+    genders, faces = counts["genders"], counts["faces"]
+    smaller = min(genders, key=lambda gender: genders[gender])
+    share = genders[smaller] / max(1, faces)
     if share < _UNBALANCED:
         found.append(f"Unbalanced labels: only {100 * share:.0f} % of the faces are {smaller}.")
-    if summary.faces < _FEW_FACES:
-        found.append(f"Few faces: with {summary.faces:,} the measured accuracy has a wide interval.")
+    if faces < _FEW_FACES:
+        found.append(f"Few faces: with {faces:,} the measured accuracy has a wide interval.")
     if summary.near_duplicate_faces > _MANY * summary.faces:
         found.append(
             f"Many near-duplicates: {summary.near_duplicate_faces:,} of {summary.faces:,} faces look alike. "
@@ -390,8 +428,9 @@ def _warnings(
     if summary.images_seen - summary.faces > _MANY * summary.images_seen:
         rejected = summary.images_seen - summary.faces
         found.append(f"Many rejected files: {rejected:,} of {summary.images_seen:,}. See the reasons below.")
-    if probabilities is not None and len(data):
-        accuracy = float((predict_female(probabilities) == (data.gender == 1)).mean())
+    if probabilities is not None and faces:
+        kept = data.split != EXCLUDED
+        accuracy = float((predict_female(probabilities) == (data.gender == 1))[kept].mean())
         if accuracy < _REVERSED:
             found.append(
                 f"The labels look reversed: model {version} agrees with only {100 * accuracy:.0f} % of them. "

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from shared.datasets.columns import EDITED, EXCLUDED, Dataset
 from shared.errors import InvalidMessage, short_repr
 from shared.faces.labels import ETHNICITIES, GENDERS, UNKNOWN
+from shared.measures.labels import ALL_FACES
 from shared.records.dataset import AGE_BANDS, SPLITS
 from shared.records.predictions import THRESHOLD, predict_female
 
@@ -44,7 +45,7 @@ _CHOICES: Final[Mapping[str, Collection[str]]] = {
     "predicted": GENDERS,
     "ethnicity": ETHNICITIES,
     "age": AGE_BANDS,
-    "split": SPLITS,
+    "split": (*SPLITS, ALL_FACES),
     "result": RESULTS,
     "confidence": CONFIDENCE_BANDS,
     "duplicates": DUPLICATES,
@@ -68,7 +69,7 @@ class FaceFilter:
         predicted: the model's prediction.
         ethnicity: of `shared.faces.labels.ETHNICITIES`.
         age: of `shared.records.dataset.AGE_BANDS`.
-        split: of `shared.records.dataset.SPLITS`.
+        split: of `shared.records.dataset.SPLITS`, or `ALL_FACES` for those in any, which no edit left out.
         result: `correct` or `wrong`.
         confidence: of `CONFIDENCE_BANDS`.
         duplicates: of `DUPLICATES`: whether another face looks the same.
@@ -255,7 +256,10 @@ def count_facets(
         known = codes[(codes >= 0) & (codes < len(column.values))]
         counts = np.bincount(known, minlength=len(column.values)).tolist()
         chosen = getattr(wanted, column.field)
-        facets.append(Facet(column.field, column.title, chosen, dict(zip(column.values, counts, strict=True))))
+        by_value = dict(zip(column.values, counts, strict=True))
+        if chosen == ALL_FACES:
+            by_value[ALL_FACES] = sum(counts)
+        facets.append(Facet(column.field, column.title, chosen, by_value))
     return facets
 
 
@@ -325,7 +329,10 @@ def _conditions(
     """Returns, by the field that asks for it, which faces fit: bool (N,)."""
     found: dict[str, NDArray[np.bool_]] = {}
     for column in columns:
-        if value := getattr(wanted, column.field):
+        value = getattr(wanted, column.field)
+        if value == ALL_FACES:
+            found[column.field] = column.codes < len(column.values)
+        elif value:
             found[column.field] = column.codes == column.values.index(value)
     if wanted.search:
         needle = wanted.search.casefold()

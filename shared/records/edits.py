@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
@@ -93,15 +94,30 @@ class EditHistory(StoredModel):
     schema_version: Literal[1] = Field(1, alias="schema")
     edits: tuple[Edit, ...] = ()
 
+    @property
+    def changes(self) -> int:
+        """How often labels were changed so far: by edits, and by undoing them."""
+        return len(self.edits) + sum(edit.undone_at is not None for edit in self.edits)
+
     def corrections(self, until: int | None = None) -> Corrections:
-        """Returns what is in force, or, of the first `until` edits alone, what would be."""
+        """Returns what is in force, or what was after the first `until` changes."""
         state: dict[int, Change] = {}
-        for edit in self.edits[:until]:
-            if edit.undone_at is None:
-                state.update(dict.fromkeys(edit.faces, edit.change))
+        for edit in self._in_force(until):
+            state.update(dict.fromkeys(edit.faces, edit.change))
         return Corrections.model_validate(
             {wanted: sorted(face for face, change in state.items() if change == wanted) for wanted in CORRECTIONS}
         )
+
+    def _in_force(self, until: int | None) -> list[Edit]:
+        if until is None:
+            return [edit for edit in self.edits if edit.undone_at is None]
+        at = accumulate((edit.at for edit in self.edits), max)  # in the order of their numbers, whatever clocks said
+        made = [(time, False, edit.number) for time, edit in zip(at, self.edits, strict=True)]
+        undone = [(edit.undone_at, True, edit.number) for edit in self.edits if edit.undone_at is not None]
+        in_force: set[int] = set()
+        for _, undoes, number in sorted([*made, *undone])[:until]:
+            (in_force.discard if undoes else in_force.add)(number)
+        return [edit for edit in self.edits if edit.number in in_force]
 
     def of_face(self, index: int) -> list[Edit]:
         """Returns the edits of one face, newest first."""

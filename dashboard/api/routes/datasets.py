@@ -119,8 +119,7 @@ def list_faces(sha256: str) -> Response:
     """Lists faces with their predictions, and counts for each property."""
     limit = parse_integer(request.args.get("limit"), "limit", 1, PAGE) or _FACES
     offset = parse_integer(request.args.get("offset"), "offset", 0, 10**9) or 0
-    as_of = parse_integer(request.args.get("as_of"), "as_of", 0, 10**9)
-    return jsonify(faces.list_faces(sha256, offset, limit, as_of))
+    return jsonify(faces.list_faces(sha256, offset, limit, faces.requested_as_of()))
 
 
 @blueprint.get("/datasets/<sha256>/faces/<int:index>")

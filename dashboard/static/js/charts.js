@@ -237,11 +237,17 @@ async function reliability(place) {
 
 // -- what a dataset holds
 
+// The address of the faces that a bar counts: those that no edit left out, by the labels that the page shows.
+function barUrl(filters) {
+  const labels = new URLSearchParams(location.search).get("labels");
+  return facesUrl(location.pathname, { ...filters, split: "all", ...(labels ? { labels } : {}) });
+}
+
 async function bars(place) {
-  const summary = await json(place.dataset.url);
+  const counts = await json(place.dataset.url);
   const kind = place.dataset.chart;
-  if (kind === "genders") return genderBars(place, summary);
-  const table = kind === "ages" ? summary.ages : summary.ethnicities;
+  if (kind === "genders") return genderBars(place, counts);
+  const table = kind === "ages" ? counts.ages : counts.ethnicities;
   const names = Object.keys(table);
   const data = { name: names, male: names.map((n) => table[n].male), female: names.map((n) => table[n].female) };
   data.all = names.map((_, i) => data.male[i] + data.female[i]);
@@ -262,7 +268,7 @@ async function bars(place) {
   };
   const filter = kind === "ages" ? "age" : "ethnicity";
   for (const [gender, bars] of Object.entries(stacks)) {
-    lead(plot, [bars], (i) => facesUrl(location.pathname, { gender, [filter]: names[i] }));
+    lead(plot, [bars], (i) => barUrl({ gender, [filter]: names[i] }));
   }
   plot.add_tools(new Bokeh.HoverTool({
     tooltips: [["", "@name"], ["male", "@male{0,0}"], ["female", "@female{0,0}"], ["all", "@all{0,0}"]],
@@ -272,10 +278,10 @@ async function bars(place) {
   return show(place, plot, () => data);
 }
 
-async function genderBars(place, summary) {
-  const names = Object.keys(summary.genders);
-  const count = names.map((name) => summary.genders[name]);
-  const share = count.map((n) => n / summary.faces);
+async function genderBars(place, counts) {
+  const names = Object.keys(counts.genders);
+  const count = names.map((name) => counts.genders[name]);
+  const share = count.map((n) => n / counts.faces);
   const label = count.map((n, i) => `${n.toLocaleString()} · ${(100 * share[i]).toFixed(1)} %`);
   const data = { name: names, count, share, label, color: names.map((name) => css(`--${name}`)) };
   const source = new Bokeh.ColumnDataSource({ data });
@@ -283,7 +289,7 @@ async function genderBars(place, summary) {
   const bars = plot.vbar({
     source, x: { field: "name" }, top: { field: "count" }, width: 0.6, fill_color: { field: "color" }, line_color: null,
   });
-  lead(plot, [bars], (i) => facesUrl(location.pathname, { gender: names[i] }));
+  lead(plot, [bars], (i) => barUrl({ gender: names[i] }));
   plot.text({ field: "name" }, { field: "count" }, { field: "label" }, {
     source, text_align: "center", text_baseline: "bottom", y_offset: -4, text_color: css("--text"), text_font: "system-ui",
     text_font_size: "13px",

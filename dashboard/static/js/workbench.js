@@ -26,7 +26,7 @@ const form = document.querySelector("form[data-auto]");
 
 let query = ""; // of the filter
 let total = 0;
-let asOf = 0; // number of edits at the last reset; later edits do not move faces
+let asOf = 0; // number of edits and undos at the last reset; later ones do not move faces
 let chunks = new Map(); // number → {faces, sheet}, or the promise of it
 let cells = new Map(); // position → element
 let columns = 1;
@@ -285,7 +285,7 @@ function sketch(face) {
   part("label").textContent = face.gender;
   part("label").className = `big gender-${face.gender}`;
   part("edited").textContent = face.edited === "unedited" ? "" : face.edited;
-  part("page").href = `${page}${query ? `?${query}` : ""}`;
+  part("page").href = `${page}?${query ? `${query}&` : ""}as_of=${asOf}`;
   part("predict").href = `${root}/predict?dataset=${bench.dataset.sha256}&face=${face.index}`;
   const facts = [["Face", face.index], ["Age", face.age ?? "unknown"], ["Ethnicity", face.ethnicity ?? "unknown"], ["Split", face.split]];
   const elsewhere = selected.size > 1 ? `${selected.size} faces` : selected.has(face.index) ? "" : [...selected].map((one) => `face ${one}`).join();

@@ -36,7 +36,7 @@ def addresses(site: Site) -> list[str]:
     return [
         *("/", "/datasets", "/runs", "/models", "/predict", "/jobs", "/dead", "/speed.json"),
         f"/runs/compare?{'&'.join(f'run={run}' for run in runs)}",
-        *(f"/datasets/{sha256}{rest}" for sha256 in datasets for rest in ("", "/summary.json", "?version=1")),
+        *(f"/datasets/{sha256}{rest}" for sha256 in datasets for rest in ("", "/counts.json", "?version=1")),
         *(f"/datasets/{sha256}/faces/0{rest}" for sha256 in datasets for rest in ("", ".png", "/original")),
         *(f"/predict?dataset={sha256}&pick=wrong" for sha256 in datasets),
         *(f"/runs/{run}{rest}" for run in runs for rest in ("", "/history.csv", "/scores.json")),

@@ -82,6 +82,18 @@ def test_two_models_are_compared_with_cells_gains_and_faces(filled: Site) -> Non
     assert 'action="/models/2/promote"' not in page  # the champion
 
 
+def test_the_cells_and_groups_of_all_faces_lead_to_none_that_an_edit_left_out(filled: Site) -> None:
+    filled.parts.client.edits.add(sha_of(filled), "exclude", range(50))
+    page = filled.web.get("/compare?first=1&second=2&split=all").text
+
+    cells = re.findall(r'<td><a class="\w+" href="([^"]+)"><strong>(\d+)</strong>', page)
+    groups = re.findall(r'class="grow"><a href="(/datasets/[^"]+)">[^<]+</a>.*?data-label="Faces">(\d+)<', page)
+    assert sum(int(count) for _, count in cells) == 100
+    assert len(groups) > 2
+    for url, count in cells + groups:
+        assert f">{count} of 150<" in filled.web.get(html.unescape(url)).text, url
+
+
 def test_a_model_that_has_not_predicted_the_dataset_is_asked_to_and_then_compared(filled: Site) -> None:
     other = filled.builder.dataset(40)
     web = filled.web

@@ -8,8 +8,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pytest
 
-from shared.faces.labels import Label
+from shared.faces.labels import GENDERS, Label
 from shared.faces.synthetic import draw_face
 from shared.messages import parse_dataset
 from shared.records.runs import RunState, Timings
@@ -25,7 +26,7 @@ def test_a_face_is_corrected_on_its_page_and_the_correction_undone(filled: Site)
     action = unescape(re.findall(r'action="([^"]+/edits[^"]*)"', web.get(page).text)[0])
 
     answer = web.post(action, data={"csrf": csrf_of(web), "face": "5", "change": other})
-    assert (answer.status_code, answer.location) == (303, f"/datasets/{sha256}/faces/5?version=1&sort=suspects")
+    assert (answer.status_code, answer.location) == (303, f"{page.partition('?')[0]}?version=1&sort=suspects&as_of=0")
     text = web.get(page).text
     assert f'gender-{other}">{other}</span> <span class="badge warn">corrected</span>' in text
     assert f"{gender} in the archive" in text
@@ -53,6 +54,113 @@ def test_no_suspect_is_passed_over_by_somebody_who_corrects_the_first_ones_and_g
     assert [face["edited"] for face in looked_at[5:]] == ["excluded"] * 5
     now = (web.get(faces.partition("&as_of")[0] + "&limit=30").json or {})["faces"]
     assert [face["index"] for face in now] == order[10:]  # who comes anew begins behind them
+
+
+def test_no_suspect_is_passed_over_by_somebody_who_undoes_edits_and_goes_on(filled: Site) -> None:
+    sha256, web, edits = sha_of(filled), filled.web, filled.parts.client.edits
+    faces = f"/api/v1/datasets/{sha256}/faces?sort=suspects"
+    order = [face["index"] for face in (web.get(f"{faces}&limit=40").json or {})["faces"]]
+    for index in order[:3]:
+        edits.add(sha256, "exclude", [index])
+    edits.undo(sha256, 2)
+    (as_of,) = re.findall(r'data-as-of="([0-9]+)"', web.get(f"/datasets/{sha256}?sort=suspects").text)
+    first = [face["index"] for face in (web.get(f"{faces}&limit=10&as_of={as_of}").json or {})["faces"]]
+    assert first == [order[1], *order[3:12]]
+
+    edits.undo(sha256, 1)
+    edits.undo(sha256, 3)
+
+    rest = [face["index"] for face in (web.get(f"{faces}&limit=28&offset=10&as_of={as_of}").json or {})["faces"]]
+    assert first + rest == [order[1], *order[3:40]]
+
+
+@pytest.mark.parametrize("view", ["sort=suspects&version=1", "result=wrong&version=1"])
+def test_who_edits_a_face_on_its_page_keeps_the_place_in_the_view(filled: Site, view: str) -> None:
+    sha256, web = sha_of(filled), filled.web
+    found = (web.get(f"/api/v1/datasets/{sha256}/faces?{view}&limit=40").json or {})["faces"]
+    order = [face["index"] for face in found]
+    other = "female" if found[0]["gender"] == "male" else "male"
+
+    def place(text: str) -> tuple[str, list[str]]:
+        said = re.search(r'<p class="muted small">([^<]*?)\. Keys', text)
+        assert said is not None
+        return said[1], re.findall(r'rel="(?:prev|next)" href="[^"]*/faces/([0-9]+)', text)
+
+    page = web.get(f"/datasets/{sha256}/faces/{order[0]}?{view}").text
+    action = unescape(re.findall(r'action="([^"]+/edits[^"]*)"', page)[0])
+    answer = web.post(action, data={"csrf": csrf_of(web), "face": str(order[0]), "change": other})
+    edited = web.get(answer.location).text
+
+    assert ">corrected</span>" in edited
+    assert place(edited) == place(page)
+    assert place(page)[1] == [str(order[1])]
+    (following,) = re.findall(r'rel="next" href="([^"]+)"', edited)
+    assert place(web.get(unescape(following)).text)[1] == [str(order[0]), str(order[2])]
+
+
+def test_a_face_cannot_be_edited_where_other_labels_are_shown(filled: Site) -> None:
+    sha256, web, edits = sha_of(filled), filled.web, filled.parts.client.edits
+    edits.add(sha256, "exclude", [5])
+    frozen = edits.freeze(sha256)
+    for labels, words in (("archive", "Labels of the archive."), (frozen, f"the edits {str(frozen)[:12]}.")):
+        for view in (f"labels={labels}", f"labels={labels}&edited=confirmed"):  # where the face is found, and not
+            page = web.get(f"/datasets/{sha256}/faces/5?{view}").text
+            assert words in page
+            assert "/edits" not in page
+    (link,) = re.findall(r'<a href="([^"]+)">Show the labels as corrected now</a>', page)
+    now = web.get(unescape(link)).text
+    assert 'name="change" value="restore"' in now
+    assert "Show the labels as corrected now" not in now
+
+
+def test_what_a_dataset_counts_follows_its_edits_and_each_number_leads_to_as_many_faces(filled: Site) -> None:
+    sha256, web, edits = sha_of(filled), filled.web, filled.parts.client.edits
+    summary = filled.parts.store_cache.summary(sha256)
+    assert summary is not None
+    before = web.get(f"/datasets/{sha256}/counts.json").json or {}
+    assert {name: before[name] for name in ("faces", "genders", "ages", "ethnicities", "splits")} == {
+        name: getattr(summary, name) for name in ("faces", "genders", "ages", "ethnicities", "splits")
+    }
+    males = np.flatnonzero(filled.parts.store_cache.dataset(sha256).gender == 0).tolist()
+    edits.add(sha256, "female", males[:50])
+    edits.add(sha256, "exclude", males[50:55])
+
+    counts = web.get(f"/datasets/{sha256}/counts.json").json or {}
+
+    def total(**filters: str) -> int:
+        found = web.get(f"/api/v1/datasets/{sha256}/faces", query_string={**filters, "split": "all"}).json or {}
+        return int(found["total"])
+
+    assert (counts["faces"], counts["excluded"]) == (145, 5)
+    assert counts["genders"] == {gender: total(gender=gender) for gender in GENDERS}
+    for field, table in (("age", counts["ages"]), ("ethnicity", counts["ethnicities"])):
+        for value, genders in table.items():
+            assert genders == {gender: total(gender=gender, **{field: value}) for gender in GENDERS}
+    page = web.get(f"/datasets/{sha256}").text
+    assert f"only {100 * counts['genders']['male'] / 145:.0f} % of the faces are male" in page
+    assert f"{counts['genders']['male']} male and {counts['genders']['female']} female faces" in page
+    for split, words in (("train", "Training"), ("validation", "Validation"), ("test", "Test")):
+        assert f"<dt>{words} set</dt><dd>{sum(counts['splits'][split].values())}</dd>" in page
+    assert web.get(f"/datasets/{sha256}/counts.json?labels=archive").json == before
+    assert re.search(
+        r'data-value="all"[^>]*aria-current="true"><span>all but', web.get(f"/datasets/{sha256}?split=all").text
+    )
+
+
+def test_a_face_that_a_model_was_trained_without_is_called_left_out(filled: Site) -> None:
+    sha256, web, edits = sha_of(filled), filled.web, filled.parts.client.edits
+    index = int(np.flatnonzero(filled.parts.store_cache.dataset(sha256).split == 0)[0])
+    edits.add(sha256, "exclude", [index])
+    frozen = edits.freeze(sha256)
+    filled.store.update_json(
+        "models/gender/1/card.json", lambda card: {**card, "dataset": {**card["dataset"], "edits": frozen}}
+    )
+    edits.add(sha256, "restore", [index])
+
+    found = (web.get(f"/api/v1/datasets/{sha256}/faces/{index}").json or {})["predictions"]
+
+    roles = {prediction["version"]: prediction["role"] for prediction in found}
+    assert roles == {1: "left out of its training", 2: "trained on this face"}
 
 
 def test_the_corrected_set_is_trained_on_by_one_button(filled: Site) -> None:

@@ -90,8 +90,8 @@ def test_a_faces_page_walks_the_filtered_view(filled: Site) -> None:
     text = filled.web.get(f"/datasets/{sha256}/faces/{order[2]}?{query}").text
 
     links = dict(re.findall(r'rel="(prev|next)" href="([^"]+)"', text))
-    assert links["prev"] == f"/datasets/{sha256}/faces/{order[1]}?{query.replace('&', '&amp;')}"
-    assert links["next"] == f"/datasets/{sha256}/faces/{order[3]}?{query.replace('&', '&amp;')}"
+    assert links["prev"] == f"/datasets/{sha256}/faces/{order[1]}?{query.replace('&', '&amp;')}&amp;as_of=0"
+    assert links["next"] == f"/datasets/{sha256}/faces/{order[3]}?{query.replace('&', '&amp;')}&amp;as_of=0"
     assert f"3 of {len(order)} faces that match the filters" in " ".join(text.split())
     grid = filled.web.get(f"/datasets/{sha256}?{query}").text
     assert f"/faces/{order[0]}?{query.replace('&', '&amp;')}" in grid

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from shared.errors import Conflict, InvalidMessage, NotFound
-from shared.records.edits import CHANGES, Corrections, Edits, edits_key
+from shared.records.edits import CHANGES, Change, Corrections, Edit, EditHistory, Edits, edits_key
 from shared.records.record import DamagedRecord
 from shared.store.files import FileStore
 from tests.support.builders.stores import StoreBuilder
@@ -58,6 +58,29 @@ def test_undoing_brings_back_what_was_before_and_stays_in_the_history(store: Fil
     for number, error in ((None, Conflict), (1, Conflict), (3, NotFound)):
         with pytest.raises(error):
             edits.undo(dataset, number)
+
+
+def test_what_was_in_force_after_any_number_of_edits_and_undos_is_known() -> None:
+    def edit(number: int, change: Change, at: int, undone_at: int | None = None) -> Edit:
+        times = {"at": f"2026-01-01T00:00:{at:02}Z", "undone_at": undone_at and f"2026-01-01T00:00:{undone_at:02}Z"}
+        return Edit.model_validate({"number": number, "change": change, "faces": (1,), **times})
+
+    # The third was made on a machine whose clock is slow, and the first undone last of all.
+    history = EditHistory(edits=(edit(1, "male", 1, 9), edit(2, "female", 4, 6), edit(3, "exclude", 3)))
+
+    assert history.changes == 5
+    found = [history.corrections(until) for until in range(6)]
+    male, female, exclude = (Corrections.model_validate({change: (1,)}) for change in ("male", "female", "exclude"))
+    assert found == [Corrections(), male, female, exclude, exclude, exclude]
+    assert history.corrections() == history.corrections(5)
+    without_third = EditHistory(edits=history.edits[:2])
+    assert [without_third.corrections(until) for until in range(5)] == [
+        Corrections(),
+        male,
+        female,
+        male,
+        Corrections(),
+    ]
 
 
 def test_edits_made_at_once_are_all_kept(store: FileStore, dataset: str) -> None:
