@@ -391,6 +391,10 @@ class StoreCache:
         """Returns a model's accuracy on a dataset's test faces, by their labels now; None where it predicted none."""
         try:
             self._forget_deleted("dataset", sha256)
+            card = self.card(version)
+            # Its own predictions go with its run; others go with the dataset or the model.
+            if card.dataset.sha256 == sha256 and not any(map(self._exists, predictions_keys(sha256, card))):
+                return None
             return self._test_accuracies.get((sha256, version, self.corrections(sha256)))
         except NotFound:
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -45,6 +46,7 @@ from shared.records.runs import Run, RunState
 _PAGE: Final = 36
 _EXAMPLES: Final = 5
 _SHEET_FACES: Final = 64
+_INDEX: Final = re.compile("[0-9]{1,9}")
 _SHEET_COLUMNS: Final = 8
 _THUMBNAIL: Final = 96
 """Side of a thumbnail, in pixels."""
@@ -268,7 +270,7 @@ def face_sheet(sha256: str) -> Response:
     """Sends some faces as one WebP, eight in a row, in the order in which `faces` names them: one request for many."""
     data = dashboard().store_cache.dataset(sha256)
     named = request.args.get("faces", "").split(",")
-    if not all(text.isascii() and text.isdigit() for text in named) or len(named) > _SHEET_FACES:
+    if len(named) > _SHEET_FACES or not all(_INDEX.fullmatch(text) for text in named):
         raise InvalidMessage(f"expected 1 to {_SHEET_FACES} indices of faces, separated by commas, in faces")
     indices = [int(text) for text in named]
     require_face(data, max(indices))

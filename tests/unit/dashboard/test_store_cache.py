@@ -97,9 +97,11 @@ def test_predictions_go_with_the_run_that_made_them(site: Site, clock: Clock) ->
     (sha256,) = site.store.children("datasets")
     cache = site.parts.store_cache
     assert cache.predictions(sha256, 1) is not None
+    assert cache.test_accuracy(sha256, 1) is not None
     delete_elsewhere(site, "run", RUN)
     clock.now_s += 1
     assert cache.predictions(sha256, 1) is None
+    assert cache.test_accuracy(sha256, 1) is None
 
 
 def test_a_page_of_thumbnails_looks_for_its_dataset_once(
