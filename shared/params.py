@@ -20,6 +20,7 @@ StartUri = Annotated[
 """Names weights to begin from: a registered model's, or a file's."""
 VersionUri = Annotated[str, Field(pattern=r"^gender:[1-9][0-9]{0,8}$", description="gender:VERSION")]
 """Names a registered model."""
+_VERSION: Final = "gender:"
 Network = Literal["small", "compact", "large", "reference"]
 Precision = Literal["float32", "bfloat16"]
 
@@ -128,3 +129,8 @@ class TrainingParams(BaseModel):
     def as_dict(self) -> dict[str, Any]:
         """Returns the parameters as JSON types."""
         return self.model_dump(mode="json")
+
+
+def named_version(uri: str) -> int | None:
+    """Returns the registered version that `init`, `distil` or a card names; None where they name something else."""
+    return int(uri.removeprefix(_VERSION)) if uri.startswith(_VERSION) else None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from shared.errors import Conflict, NotFound
+from shared.params import named_version
 from shared.records.annotations import Annotations, Kind
 from shared.records.jobs import Jobs
+from shared.records.model_card import ModelCard
 from shared.records.predictions import predictions_key
 from shared.records.record import DamagedRecord
 from shared.records.registry import Registry
@@ -72,8 +74,9 @@ class Deletion:
 
         Raises:
             NotFound: there is no such thing.
-            Conflict: it is in use: a run may still read the dataset; a run or job has not ended; a model has an alias,
-                or is one with an alias the dataset's or the run's. The gate has to know which faces the champion has
+            Conflict: it is in use: a run may still read the dataset; a run or job has not ended, or needs the model; a
+                model has an alias, or one with an alias came of the run, or has learned from the dataset, also through
+                other models; another model has learned from the model. The gate has to know which faces a model has
                 learned from.
         """
         self.dependents(kind, which)
@@ -96,10 +99,12 @@ class Deletion:
             if not run.state.is_final and run.dataset in {None, sha256}:
                 raise Conflict(f"run {run.run_id} is {run.state} and may need the dataset; expected it to have ended")
         for alias, version in self._in_use().items():
-            if self._registry.card(version).dataset.sha256 == sha256:
-                raise Conflict(
-                    f"version {version}, the {alias}, was trained on it; expected a model that is not in use"
-                )
+            for card in self._lineage(version):
+                if card.dataset.sha256 == sha256:
+                    what = "was trained on it"
+                    if card.version != version:
+                        what = f"has learned from it through version {card.version}"
+                    raise Conflict(f"version {version}, the {alias}, {what}; expected a model that is not in use")
         found = [Dependent("run", run.run_id, "its faces") for run in runs if run.dataset == sha256]
         models = [card.version for card in self._registry.cards().records if card.dataset.sha256 == sha256]
         return found + [Dependent("model", str(version), "the faces it was tested on") for version in models]
@@ -121,9 +126,21 @@ class Deletion:
         for alias, used in self._in_use().items():
             if used == version:
                 raise Conflict(f"version {version} is the {alias}; expected one that is not in use")
+        for run in self._runs.open().records:
+            needed = () if run.params is None else (run.params.init, run.params.distil)
+            if version in map(named_version, needed):
+                raise Conflict(f"run {run.run_id} is {run.state} and needs version {version}; expected it to have ended")
+        for job in self._jobs.open().records:
+            if job.model is not None and job.model.version == version:
+                raise Conflict(f"job {job.job_id} is {job.state} and uses version {version}; expected it to have ended")
         found: list[Dependent] = []
         with contextlib.suppress(DamagedRecord):
             run_id = self._registry.card(version).run_id
+            for card in self._registry.cards().records:
+                if version in card.parents:
+                    raise Conflict(
+                        f"version {card.version} has learned from version {version}; expected it to be deleted before"
+                    )
             if self._store.exists(self._runs.key(run_id)):
                 found.append(Dependent("run", run_id, "its model"))
         return found
@@ -138,6 +155,14 @@ class Deletion:
         for sha256 in self._store.children("datasets"):
             self._store.delete(predictions_key(sha256, version))
         self._registry.delete(version)
+
+    def _lineage(self, version: int) -> Iterator[ModelCard]:
+        """Yields the card of a version and of those that it has learned from, as far as they can be read."""
+        card = self._registry.card(version)
+        yield card
+        for parent in card.parents:
+            with contextlib.suppress(NotFound, DamagedRecord):
+                yield from self._lineage(parent)
 
     def _in_use(self) -> dict[str, int]:
         """Returns the versions in use by their alias."""

@@ -6,6 +6,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
+from shared.params import named_version
 from shared.records.dataset import ARCHIVE_LABELS
 from shared.records.evaluation import Evaluation
 from shared.records.record import StoredModel, Timestamp
@@ -211,3 +212,9 @@ class ModelCard(StoredModel):
     def is_starter(self) -> bool:
         """Whether this is the imported starter: neither its run nor its dataset is in the store."""
         return self.run_id.startswith(STARTER_RUN)
+
+    @property
+    def parents(self) -> tuple[int, ...]:
+        """The registered versions that it has learned from: the one that it began from, and its teacher."""
+        names = ("" if self.start is None else self.start.name, self.params.get("distil", "none"))
+        return tuple(version for name in names if (version := named_version(name)) is not None)

@@ -11,6 +11,7 @@ from shared.params import TrainingParams
 from shared.records.annotations import KINDS, Annotations, Kind
 from shared.records.deletion import Deletion
 from shared.records.jobs import JobState
+from shared.records.model_card import CardStart
 from shared.records.runs import RunState
 from shared.store.files import FileStore
 from tests.support.builders.stores import StoreBuilder
@@ -35,6 +36,16 @@ def builder(store: FileStore) -> StoreBuilder:
 
 def dataset_of(builder: StoreBuilder, version: int) -> str:
     return str(builder.registry.card(version).dataset.sha256)
+
+
+def after(builder: StoreBuilder, version: int, role: str) -> int:
+    """Registers a model of a new dataset that began from a version, or was taught by it."""
+    name = f"gender:{version}"
+    start = CardStart(name=name, source="faces", archive_sha256=dataset_of(builder, version), faces=20)
+    run_id = f"run-{len(builder.registry.versions()):012}"
+    if role == "start":
+        return builder.model(builder.dataset(30), run_id, start=start)
+    return builder.model(builder.dataset(30), run_id, distil=name)
 
 
 def test_what_is_not_in_use_is_deleted_whole_and_alone(store: FileStore, builder: StoreBuilder) -> None:
@@ -98,6 +109,53 @@ def test_a_model_that_is_not_in_use_goes_and_its_number_never_comes_again(
     assert builder.registry.claim("run-new") == 4
     (entry,) = Annotations(store).deletions("model")
     assert (entry.which, entry.by) == ("1", "alice")
+
+
+@pytest.mark.parametrize("params", [{"init": "gender:1"}, {"distil": "gender:1"}])
+def test_a_model_that_an_open_run_begins_from_or_learns_from_is_refused(
+    store: FileStore, builder: StoreBuilder, params: dict[str, str]
+) -> None:
+    builder.runs.create("run-q", message_id="q", name="q", params=TrainingParams.parse(params), state=RunState.TRAINING)
+    with pytest.raises(Conflict, match="run run-q is training and needs version 1; expected it to have ended"):
+        Deletion(store).delete("model", "1")
+    assert builder.registry.versions() == [1, 2, 3]
+    builder.runs.update("run-q", state=RunState.CANCELLED)
+    Deletion(store).delete("model", "1")
+
+
+def test_a_model_that_an_open_job_uses_is_refused(store: FileStore, builder: StoreBuilder) -> None:
+    builder.jobs.create("job-q", message_id="q", name="q")
+    builder.jobs.accept("job-q", model={"name": "gender", "version": 1}, archive="x", images=1, shards=1)
+    with pytest.raises(Conflict, match="job job-q is accepted and uses version 1; expected it to have ended"):
+        Deletion(store).delete("model", "1")
+    builder.jobs.end("job-q", JobState.CANCELLED)
+    Deletion(store).delete("model", "1")
+
+
+@pytest.mark.parametrize("role", ["start", "teacher"])
+def test_a_model_that_another_one_has_learned_from_is_refused(
+    store: FileStore, builder: StoreBuilder, role: str
+) -> None:
+    """Its card says which faces that one knows."""
+    after(builder, 1, role)
+    deletion = Deletion(store)
+    with pytest.raises(Conflict, match="version 4 has learned from version 1; expected it to be deleted before"):
+        deletion.delete("model", "1")
+    deletion.delete("model", "4")
+    deletion.delete("model", "1")
+
+
+@pytest.mark.parametrize("role", ["start", "teacher"])
+def test_a_dataset_that_the_champion_knows_through_another_model_is_refused(
+    store: FileStore, builder: StoreBuilder, role: str
+) -> None:
+    known = dataset_of(builder, 1)
+    version = after(builder, after(builder, 1, role), "start")
+    builder.registry.promote(version, "newest")
+    with pytest.raises(Conflict, match=f"version {version}, the champion model, has learned from it through version 1"):
+        Deletion(store).delete("dataset", known)
+    store.delete("models/gender/1")  # by hand: then nobody knows any more
+    Deletion(store).delete("dataset", known)
 
 
 def test_what_depends_on_it_is_said_before(store: FileStore, builder: StoreBuilder) -> None:
