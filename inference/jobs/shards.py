@@ -22,7 +22,7 @@ from inference.model.predictor import Predictor
 from inference.monitoring.throughput import ThroughputMeter
 from shared.archives.entry import EntryError
 from shared.broker.base import RETRIED_AT, Message, Outgoing
-from shared.errors import GenderlineError, InvalidMessage, NotFound, Retryable
+from shared.errors import GenderlineError, InvalidMessage, InvalidModel, NotFound, Retryable
 from shared.events import Emit, JobProgressed
 from shared.messages import ShardRequest, parse_shard
 from shared.records.jobs import Job, Jobs, JobState
@@ -176,7 +176,10 @@ class ShardHandler(Handler[_Asked]):
         """Predicts the shard's images and writes their rows; returns False where the service stopped before the end."""
         assert job.model is not None  # noqa: S101 - an accepted job has one, and an archive
         assert job.archive is not None  # noqa: S101
-        model = self._models.get(job.model.version)
+        try:
+            model = self._models.get(job.model.version)
+        except InvalidMessage as error:  # the message is right: without its model, the job has to fail
+            raise InvalidModel(str(error), code=error.code) from None
         archive = self._archives.get(job.job_id, job.archive)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")

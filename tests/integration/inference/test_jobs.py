@@ -652,6 +652,24 @@ def test_a_bug_in_one_shard_fails_the_job_once_and_buries_the_shard(loops: Loops
     assert {letter.reason for letter in loops.broker.dead_letters()} == {"internal"}
 
 
+def test_a_job_whose_model_is_gone_fails(loops: Loops) -> None:
+    """Nobody can delete a model that an open job uses; somebody may do so by hand."""
+    message = Message(zip_of(faces(7)), ZIP, "m")
+    job_id, gone = job_id_of("m"), {"name": "gender", "version": 7}
+    records, key = Jobs(loops.store), Jobs.archive_key(job_id_of("m"))
+    loops.store.put(key, message.body)
+    records.create(job_id, message_id="m", name="a")
+    with loops.broker.reply_queue() as inbox:
+        records.accept(job_id, reply_to=inbox.name, model=gone, archive=key, images=7, shards=3, shard_images=3)
+        send(loops, replace(message, reply_to=inbox.name))
+        with loops.running(loops.bulk().run):
+            _, failed = job_replies(inbox, "accepted", "failed")
+            queues_empty(loops)
+    assert failed["error"]["code"] == "unknown_model_version"
+    assert "there is no model version 7" in failed["error"]["message"]
+    records.delete(job_id)
+
+
 def test_a_machine_without_room_for_temporary_files_tries_a_job_again(
     loops: Loops, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
