@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
@@ -14,13 +15,13 @@ from shared.runtime.field_docs import expected_of
 EPOCH_LIMIT: Final = 1000
 Auto = Literal["auto"]
 """Leaves a choice to the recipe, which knows how many faces there are and what they are trained on."""
+_VERSION: Final = r"gender:([1-9][0-9]{0,8})"
 StartUri = Annotated[
-    str, Field(pattern=r"^(gender:[1-9][0-9]{0,8}|file:///.+\.npz)$", description="gender:VERSION or file:///PATH.npz")
+    str, Field(pattern=rf"^({_VERSION}|file:///.+\.npz)$", description="gender:VERSION or file:///PATH.npz")
 ]
 """Names weights to begin from: a registered model's, or a file's."""
-VersionUri = Annotated[str, Field(pattern=r"^gender:[1-9][0-9]{0,8}$", description="gender:VERSION")]
+VersionUri = Annotated[str, Field(pattern=rf"^{_VERSION}$", description="gender:VERSION")]
 """Names a registered model."""
-_VERSION: Final = "gender:"
 Network = Literal["small", "compact", "large", "reference"]
 Precision = Literal["float32", "bfloat16"]
 
@@ -133,4 +134,5 @@ class TrainingParams(BaseModel):
 
 def named_version(uri: str) -> int | None:
     """Returns the registered version that `init`, `distil` or a card names; None where they name something else."""
-    return int(uri.removeprefix(_VERSION)) if uri.startswith(_VERSION) else None
+    found = re.fullmatch(_VERSION, uri)
+    return int(found[1]) if found else None

@@ -143,7 +143,7 @@ class DatasetHandler(Handler[_Asked]):
         if run.state.is_final:
             _LOG.info("%s came again; it is %s", run_id, run.state)
             if run.state is not RunState.FAILED:  # left behind by an owner that was killed as it ended the run
-                self._store.delete(f"runs/{run_id}/checkpoint.pt")
+                self._pipeline.discard(run_id)
             announce(run, self._emit)
             return Done(json_reply(asked.message, run.reply()))
         self.busy = run_id
@@ -240,7 +240,7 @@ class DatasetHandler(Handler[_Asked]):
             progress=None,
             timings=timings.changed(registered_at=round(time.time(), 3)),
         )
-        lease.store.delete(f"runs/{run_id}/checkpoint.pt")
+        self._pipeline.with_store(lease.store).discard(run_id)
         self._metrics.datasets.labels(RunState.REGISTERED).inc()
         _LOG.info("%s registered as version %d", run_id, version)
         announce(run, self._emit)
@@ -288,8 +288,8 @@ class DatasetHandler(Handler[_Asked]):
     ) -> list[Outgoing]:
         """Ends a run without a model, as its owner. Returns the reply."""
         run = Runs(lease.store).update(run_id, state=state, error=Fault.of(error), progress=None)
-        if state != RunState.FAILED:  # a failed run goes on from it once its dead letter is sent back
-            lease.store.delete(f"runs/{run_id}/checkpoint.pt")
+        if state != RunState.FAILED:  # a failed run goes on from its checkpoint once its dead letter is sent back
+            self._pipeline.with_store(lease.store).discard(run_id)
         self._tell_end(run)
         return json_reply(message, run.reply())
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from shared.archives.archive import ArchiveLimits
-from shared.errors import InvalidDataset
+from shared.errors import InvalidDataset, NotFound
 from shared.faces.decode import ImageLimits
 from shared.faces.labelling import LabelSpec
 from shared.params import TrainingParams
@@ -38,7 +38,7 @@ from shared.records.dataset import (
 from shared.records.model_card import CardDataset, ModelCard, Variant, VariantPrecision
 from shared.records.predictions import out_of_fold_key
 from shared.records.record import DamagedRecord
-from shared.records.registry import WEIGHTS_FILE, Registry
+from shared.records.registry import START_SEEN_FILE, WEIGHTS_FILE, Registry
 from shared.records.runs import EpochRow, Progress, Runs, RunState
 from shared.runtime.settings import Settings
 from shared.runtime.version import describe_version
@@ -46,15 +46,18 @@ from shared.store.base import Store, sha256_of
 from shared.telemetry.metrics import TrainerMetrics
 from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.ingest import ingest
+from trainer.release import sources
 from trainer.release.card import build_card, measure_inputs, render_card
 from trainer.release.evaluate import evaluate
 from trainer.release.export import build_variants, describe_model, export_onnx, predict_onnx, verify_parity
 from trainer.release.features import embed_faces
 from trainer.release.learning_curve import measure_learning_curve
+from trainer.release.lineage import Origin
 from trainer.release.out_of_fold import predict_out_of_fold
 from trainer.release.promotion_gate import compare
 from trainer.release.robustness import measure_robustness
-from trainer.release.start import Start, find_start, find_teacher
+from trainer.release.sources import Sources, find_sources
+from trainer.release.start import Start
 from trainer.run_monitor import Monitor
 from trainer.training import checkpoint
 from trainer.training.balance import warn_of_imbalance, weigh_genders
@@ -62,7 +65,6 @@ from trainer.training.calibrate import calibrated_loss, fit_temperature
 from trainer.training.checkpoint import Checkpoint, CheckpointError
 from trainer.training.device import DeviceFaces
 from trainer.training.distributed import train_distributed
-from trainer.training.loss import Teacher
 from trainer.training.model import build_network, measure_cost
 from trainer.training.process_group import ProcessGroup
 from trainer.training.recipe import Recipe, decide
@@ -147,13 +149,17 @@ class Pipeline:
         """
         if (version := self._registry.version_of_run(run_id)) is not None:  # and then its process was killed
             return self._registry.card(version)
-        self.ingest(sha256, monitor, continued=self._store.exists(f"runs/{run_id}/checkpoint.pt"))
+        self.ingest(sha256, monitor, continued=self._store.exists(_checkpoint_key(run_id)))
         with open_dataset(self._store, sha256, edits) as dataset:
             self._warn(run_id, dataset)
-            start = find_start(params.init, dataset, self._store, self._settings)
-            teacher = find_teacher(params.distil, dataset, self._store)
-            trained, recipe = self._train(run_id, dataset, params, start, teacher, monitor)
-            return self._finish(run_id, name, dataset, recipe, start, trained, monitor)
+            found = self._find_sources(run_id, dataset, params, monitor)
+            trained, recipe = self._train(run_id, dataset, params, found, monitor)
+            return self._finish(run_id, name, dataset, recipe, found.start, trained, monitor)
+
+    def discard(self, run_id: str) -> None:
+        """Deletes what only a continuation of a run needs."""
+        for key in (_checkpoint_key(run_id), _sources_key(run_id)):
+            self._store.delete(key)
 
     # -- ingest
 
@@ -239,17 +245,22 @@ class Pipeline:
 
     # -- train
 
+    def _find_sources(self, run_id: str, dataset: Dataset, params: TrainingParams, monitor: Monitor) -> Sources:
+        """Returns what `init` and `distil` name: searched for once, and kept with the run."""
+        key = _sources_key(run_id)
+        try:
+            return sources.load(self._store.get(key))
+        except (NotFound, CheckpointError):
+            found = find_sources(params, dataset, self._store, self._settings, monitor.raise_if_stopped)
+        self._store.put(key, sources.dump(found))
+        return found
+
     def _train(
-        self,
-        run_id: str,
-        dataset: Dataset,
-        params: TrainingParams,
-        start: Start,
-        teacher: Teacher | None,
-        monitor: Monitor,
+        self, run_id: str, dataset: Dataset, params: TrainingParams, found: Sources, monitor: Monitor
     ) -> tuple[Trained, Recipe]:
         monitor.on_state(RunState.TRAINING)
-        key = f"runs/{run_id}/checkpoint.pt"
+        start, teacher = found.start, found.teacher
+        key = _checkpoint_key(run_id)
         resume = self._checkpoint(key, params, dataset.sha256)
         if resume is not None:  # decided on another machine, perhaps
             recipe = Recipe.model_validate(resume.recipe)
@@ -393,7 +404,12 @@ class Pipeline:
             variants = _build_variants(network, temperature, model, metadata, dataset) if recipe.quantize else {}
             monitor.on_progress(_progress(RunState.EXPORTING, 2, 3))
             champion = self._registry.aliases().champion
-            gate = compare(self._store, dataset, name, model, figures, champion=champion)
+            card_start = None if recipe.init == "scratch" else start.card.changed(share=trained.share)
+            seen = None if card_start is None else start.seen
+            if seen is not None:
+                np.save(Path(work) / START_SEEN_FILE, seen)
+            origin = Origin(card_start, seen, recipe.distil)
+            gate = compare(self._store, dataset, name, model, figures, origin, champion=champion)
             monitor.raise_if_stopped()
             card = build_card(
                 model_version=version,
@@ -405,7 +421,7 @@ class Pipeline:
                     edits=dataset.edits,
                 ),
                 params=recipe,
-                start=None if recipe.init == "scratch" else start.card.changed(share=trained.share),
+                start=card_start,
                 trained=trained,
                 val_accuracy=float(np.mean((logits[validation] >= 0) == (labels[validation] > 0))),
                 val_loss=calibrated_loss(logits[validation], labels[validation], weigh_genders(labels[training])),
@@ -450,6 +466,14 @@ class Pipeline:
                 writer.writerow(("index", "probability_female"))
                 writer.writerows((index, f"{value:.6f}") for index, value in enumerate(probability))
             self._store.put_file(key, path)
+
+
+def _checkpoint_key(run_id: str) -> str:
+    return f"runs/{run_id}/checkpoint.pt"
+
+
+def _sources_key(run_id: str) -> str:
+    return f"runs/{run_id}/sources.pt"
 
 
 def _find_warnings(dataset: Dataset) -> list[str]:

@@ -129,7 +129,9 @@ class Deletion:
         for run in self._runs.open().records:
             needed = () if run.params is None else (run.params.init, run.params.distil)
             if version in map(named_version, needed):
-                raise Conflict(f"run {run.run_id} is {run.state} and needs version {version}; expected it to have ended")
+                raise Conflict(
+                    f"run {run.run_id} is {run.state} and needs version {version}; expected it to have ended"
+                )
         for job in self._jobs.open().records:
             if job.model is not None and job.model.version == version:
                 raise Conflict(f"job {job.job_id} is {job.state} and uses version {version}; expected it to have ended")

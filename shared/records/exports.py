@@ -12,7 +12,9 @@ from shared.records.runs import Runs
 from shared.store.base import Store
 
 ExportKind = Literal["dataset", "run", "model"]
-_NOT_EXPORTED: Final = frozenset({"claim.json", "cancel", "checkpoint.pt", "archive.zip", "faces.npy", "lease.json"})
+_NOT_EXPORTED: Final = frozenset(
+    {"claim.json", "cancel", "checkpoint.pt", "sources.pt", "archive.zip", "faces.npy", "lease.json"}
+)
 """What belongs to the services alone, or is large and was brought by the user."""
 _PACKED_ALREADY: Final = (".onnx", ".png", ".jpg")
 

@@ -33,6 +33,7 @@ MODEL_NAME: Final = "gender"
 _ROOT: Final = f"models/{MODEL_NAME}"
 _ALIASES_KEY: Final = f"{_ROOT}/aliases.json"
 WEIGHTS_FILE: Final = "weights.npz"
+START_SEEN_FILE: Final = "start_seen.npy"
 _CLAIM: Final = "claim.json"
 _HISTORY_KEPT: Final = 100
 
@@ -273,6 +274,11 @@ class Registry:
     def weights_key(version: int) -> str:
         """Returns the store key of a version's weights, from which training can begin."""
         return f"{_ROOT}/{version}/{WEIGHTS_FILE}"
+
+    @staticmethod
+    def start_seen_key(version: int) -> str:
+        """Returns the store key of the hashes of the faces that a version's start has seen, where it was a file."""
+        return f"{_ROOT}/{version}/{START_SEEN_FILE}"
 
     @staticmethod
     def card_text_key(version: int) -> str:

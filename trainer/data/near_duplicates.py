@@ -47,15 +47,21 @@ def dhash(faces: NDArray[np.uint8]) -> NDArray[np.uint64]:
     return np.packbits(bits.reshape(count, 2, 64), axis=2).view(np.uint64).reshape(count, 2)
 
 
-def dhash_all(faces: NDArray[np.uint8], indices: NDArray[np.intp]) -> NDArray[np.uint64]:
+def dhash_all(
+    faces: NDArray[np.uint8], indices: NDArray[np.intp], check_cancelled: Callable[[], None] = lambda: None
+) -> NDArray[np.uint64]:
     """Returns `dhash` of any number of faces, uint64 (n, 2), with no more than a few dozen of them in memory.
 
     Args:
         faces: uint8 (N, 128, 128), perhaps mapped from a file.
         indices: of those to hash, (n,).
+        check_cancelled: called several times a second; what it raises ends the work.
     """
-    chunks = (indices[start : start + _CHUNK] for start in range(0, len(indices), _CHUNK))
-    return np.concatenate([np.zeros((0, 2), np.uint64), *(dhash(np.array(faces[chunk])) for chunk in chunks)])
+    hashes = [np.zeros((0, 2), np.uint64)]
+    for start in range(0, len(indices), _CHUNK):
+        check_cancelled()
+        hashes.append(dhash(np.array(faces[indices[start : start + _CHUNK]])))
+    return np.concatenate(hashes)
 
 
 def near_duplicates(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +25,21 @@ def find_seen(hashes: NDArray[np.uint64], known: NDArray[np.uint64] | None = Non
         known: uint64 (M, 2); None is of those that the starter was trained on.
     """
     return near_any(hashes, np.load(SEEN, allow_pickle=False) if known is None else known)
+
+
+def read_seen(data: bytes) -> NDArray[np.uint64]:
+    """Reads hashes as `SEEN` holds them: uint64 (N, 2); executes nothing from them.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        found: NDArray[np.uint64] = np.load(io.BytesIO(data), allow_pickle=False)
+    except EOFError as error:
+        raise ValueError(str(error)) from None
+    if found.dtype != np.uint64 or found.shape[1:] != (2,):
+        raise ValueError(f"found {found.dtype} {found.shape}, expected uint64 (N, 2)")
+    return found
 
 
 def choose_seen(groups: NDArray[np.int64], hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:

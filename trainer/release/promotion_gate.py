@@ -16,17 +16,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.errors import NotFound, Retryable
+from shared.errors import Retryable
 from shared.faces.labels import GENDERS
 from shared.records.evaluation import MIN_GROUP, Evaluation
-from shared.records.model_card import CardDataset, GateResult, GroupLoss
-from shared.records.record import DamagedRecord
+from shared.records.model_card import GateResult, GroupLoss
 from shared.records.registry import Registry
 from shared.store.base import Store
 from trainer.data.dataset import Dataset, open_dataset
 from trainer.release.evaluate import Z_95, group_members
 from trainer.release.export import predict_onnx
-from trainer.release.lineage import find_alike, find_learned
+from trainer.release.lineage import Origin, find_alike, find_inherited, find_learned, open_other
 
 MIN_OF_GENDER: Final = MIN_GROUP
 """Faces of either gender that a comparison needs: with fewer, chance decides."""
@@ -39,13 +38,20 @@ _LOG = logging.getLogger(__name__)
 
 
 def compare(
-    store: Store, dataset: Dataset, name: str, model: Path, evaluation: Evaluation, *, champion: int | None
+    store: Store,
+    dataset: Dataset,
+    name: str,
+    model: Path,
+    evaluation: Evaluation,
+    origin: Origin,
+    *,
+    champion: int | None,
 ) -> GateResult:
     """Compares a new model with the champion on the held-out faces of both their datasets.
 
-    Faces that either model was trained or validated on are left out, and so are faces that look like one of them: a
-    dataset that has grown is split anew, and a model knows its training faces by heart. The champion's held-out faces
-    count as long as its dataset is in the store.
+    Faces that either model, its start or its teacher was trained or validated on are left out, and so are faces that
+    look like one of them: a dataset that has grown is split anew, and a model knows its training faces by heart. The
+    champion's held-out faces count as long as its dataset is in the store.
 
     Args:
         store: holds models and datasets.
@@ -53,6 +59,8 @@ def compare(
         name: of that dataset, for the reason.
         model: the new model's ONNX file.
         evaluation: of the new model on its held-out faces.
+        origin: of the new model. It has learned from none of the held-out faces of the model's own dataset: a run makes
+            sure of that before it trains.
         champion: the version to compare with; None where there is none.
     """
     confusion = evaluation.confusion
@@ -66,7 +74,7 @@ def compare(
             return GateResult(passed=False, reason=_one_answer(gender, evaluation.count), champion=None)
         return GateResult(passed=True, reason="the first model", champion=None)
     try:
-        return _compare(store, dataset, name, model, champion)
+        return _compare(store, dataset, name, model, origin, champion)
     except Retryable:
         raise
     except Exception as error:  # a champion that cannot be run, for example, which is not the new model's fault
@@ -88,7 +96,8 @@ def compare_registered(store: Store, version: int) -> GateResult:
         open_dataset(store, card.dataset.sha256, card.dataset.edits) as dataset,
         store.local(Registry.model_key(version)) as model,
     ):
-        return compare(store, dataset, card.dataset.name, model, card.evaluation, champion=champion)
+        origin = Origin.of(store, card)
+        return compare(store, dataset, card.dataset.name, model, card.evaluation, origin, champion=champion)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +151,7 @@ class _Examined:
     champion: NDArray[np.uint8]
 
 
-def _compare(store: Store, dataset: Dataset, name: str, model: Path, champion: int) -> GateResult:
+def _compare(store: Store, dataset: Dataset, name: str, model: Path, origin: Origin, champion: int) -> GateResult:
     card = Registry(store).card(champion)
     held_out = dataset.part("test")
     with ExitStack() as stack:
@@ -152,11 +161,12 @@ def _compare(store: Store, dataset: Dataset, name: str, model: Path, champion: i
             return GateResult(passed=False, reason=reason, champion=champion, labels_reversed=True)
         fair = [(dataset, name, held_out[~find_learned(store, card, dataset, held_out)])]
         # The same dataset holds the same faces out.
-        other = None if card.dataset.sha256 == dataset.sha256 else _open_other(stack, store, card.dataset)
+        other = None if card.dataset.sha256 == dataset.sha256 else open_other(stack, store, card.dataset)
         if other is not None:
             theirs = other.part("test")
             # A face that is held out of both counts once.
             known = find_alike(dataset, np.arange(len(dataset.rows)), other, theirs)
+            known |= find_inherited(store, origin, other, theirs)
             fair.append((other, card.dataset.name, theirs[~known]))
         examined = _Examined(
             np.concatenate([part.labels[faces] for part, _, faces in fair]),
@@ -172,17 +182,6 @@ def _compare(store: Store, dataset: Dataset, name: str, model: Path, champion: i
     }
     where = " and ".join(f"{len(faces)} held-out faces of {title}" for _, title, faces in fair if len(faces))
     return _decide(examined, groups, where or f"0 held-out faces of {name}", champion)
-
-
-def _open_other(stack: ExitStack, store: Store, card: CardDataset) -> Dataset | None:
-    """Opens the dataset of another model for as long as `stack` lasts; None where it was deleted or is damaged."""
-    try:
-        return stack.enter_context(open_dataset(store, card.sha256, card.edits))
-    except NotFound:
-        return None
-    except DamagedRecord as error:
-        _LOG.warning("%s; the models are compared without it", error)
-        return None
 
 
 def _decide(examined: _Examined, groups: dict[str, NDArray[np.intp]], where: str, champion: int) -> GateResult:

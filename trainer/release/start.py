@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,15 +15,15 @@ from pydantic import ValidationError
 
 from shared.archives.fetch import open_allowed
 from shared.errors import InvalidMessage, NotFound, short_repr
-from shared.params import Network, TrainingParams
+from shared.params import Network, TrainingParams, named_version
 from shared.records.model_card import CardStart, ModelCard
 from shared.records.registry import WEIGHTS_FILE, Registry
 from shared.runtime.settings import Settings
 from shared.store.base import Store
 from trainer.data.dataset import Dataset
 from trainer.data.near_duplicates import dhash_all
-from trainer.data.seen import find_seen
-from trainer.release.lineage import VERSION, find_learned
+from trainer.data.seen import find_seen, read_seen
+from trainer.release.lineage import find_learned
 from trainer.training.loss import Teacher
 from trainer.training.model import NETWORKS, build_network
 from trainer.training.starter import STARTER_NETWORK, Weights, load_starter, load_weights
@@ -39,15 +40,19 @@ class Start:
         mirrors: whether they answer with the mean of a face and its mirror image.
         weights: None stands for the starter's, which every process has.
         card: where they come from.
+        seen: uint64 (N, 2), the hashes of `dhash` of the faces that they have seen, where they come from a file.
     """
 
     network: Network
     mirrors: bool
     weights: Weights | None
     card: CardStart
+    seen: NDArray[np.uint64] | None = None
 
 
-def find_start(init: str, dataset: Dataset, store: Store, settings: Settings) -> Start:
+def find_start(
+    init: str, dataset: Dataset, store: Store, settings: Settings, check_cancelled: Callable[[], None] = lambda: None
+) -> Start:
     """Returns the weights that `init` names, once it is sure that they have not seen the dataset's held-out faces.
 
     Args:
@@ -56,33 +61,37 @@ def find_start(init: str, dataset: Dataset, store: Store, settings: Settings) ->
         dataset: to be trained on.
         store: holds the registered models.
         settings: name the roots that files may lie in.
+        check_cancelled: called several times a second; what it raises ends the search.
 
     Raises:
         InvalidMessage: there are no such weights, they cannot be read, or they have seen faces that are held out.
     """
-    if init.startswith(VERSION):
-        return _of_version(int(init.removeprefix(VERSION)), dataset, store)
+    if (version := named_version(init)) is not None:
+        return _of_version(version, dataset, store, check_cancelled)
     if init.startswith("file:"):
-        return _of_file(init, dataset, settings)
+        return _of_file(init, dataset, settings, check_cancelled)
     if init == "starter":
-        _require_unseen("init", init, find_seen(dhash_all(dataset.faces, dataset.held_out)))
+        _require_unseen("init", init, find_seen(dhash_all(dataset.faces, dataset.held_out, check_cancelled)))
     return Start(STARTER_NETWORK, False, None, CardStart.model_validate(load_starter().card))
 
 
-def find_teacher(distil: str, dataset: Dataset, store: Store) -> Teacher | None:
+def find_teacher(
+    distil: str, dataset: Dataset, store: Store, check_cancelled: Callable[[], None] = lambda: None
+) -> Teacher | None:
     """Returns the teacher that `distil` names, once it is sure that it has not seen the dataset's held-out faces.
 
     Args:
         distil: as in `TrainingParams`.
         dataset: to be trained on.
         store: holds the registered models.
+        check_cancelled: called several times a second; what it raises ends the search.
 
     Raises:
         InvalidMessage: there is no such model, or it cannot teach on this dataset.
     """
-    if distil == "none":
+    if (version := named_version(distil)) is None:
         return None
-    card, weights = _open_version("distil", int(distil.removeprefix(VERSION)), dataset, store)
+    card, weights = _open_version("distil", version, dataset, store, check_cancelled)
     if card.params["network"] == "reference":
         raise InvalidMessage(
             f"distil is {distil}, a model of the network reference, which reads faces of another size than all others",
@@ -91,7 +100,9 @@ def find_teacher(distil: str, dataset: Dataset, store: Store) -> Teacher | None:
     return Teacher(card.params["network"], weights)
 
 
-def _open_version(role: str, version: int, dataset: Dataset, store: Store) -> tuple[ModelCard, Weights]:
+def _open_version(
+    role: str, version: int, dataset: Dataset, store: Store, check_cancelled: Callable[[], None]
+) -> tuple[ModelCard, Weights]:
     """Returns a registered model's card and weights; `role` is the parameter that names it."""
     try:
         card = Registry(store).card(version)
@@ -103,14 +114,14 @@ def _open_version(role: str, version: int, dataset: Dataset, store: Store) -> tu
             f"{role} is gender:{version}, registered without {WEIGHTS_FILE}; expected a version of this release",
             code="invalid_params",
         )
-    name = f"{VERSION}{version}"
+    name = f"gender:{version}"
     weights = _read(role, name, card.params["network"], store.get(key))
-    _require_unseen(role, name, find_learned(store, card, dataset, dataset.held_out))
+    _require_unseen(role, name, find_learned(store, card, dataset, dataset.held_out, check_cancelled))
     return card, weights
 
 
-def _of_version(version: int, dataset: Dataset, store: Store) -> Start:
-    card, weights = _open_version("init", version, dataset, store)
+def _of_version(version: int, dataset: Dataset, store: Store, check_cancelled: Callable[[], None]) -> Start:
+    card, weights = _open_version("init", version, dataset, store, check_cancelled)
     return Start(
         network=card.params["network"],
         mirrors=bool(card.params.get("mirror", False)),
@@ -124,17 +135,17 @@ def _of_version(version: int, dataset: Dataset, store: Store) -> Start:
     )
 
 
-def _of_file(uri: str, dataset: Dataset, settings: Settings) -> Start:
+def _of_file(uri: str, dataset: Dataset, settings: Settings, check_cancelled: Callable[[], None]) -> Start:
     stem = uri.removesuffix(".npz")
     try:
         card = json.loads(_bytes_at(f"{stem}.json", settings))
-        known = np.load(io.BytesIO(_bytes_at(f"{stem}_seen.npy", settings)), allow_pickle=False)
+        seen = read_seen(_bytes_at(f"{stem}_seen.npy", settings))
         network, origin = card["network"], CardStart.model_validate(card)
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         raise InvalidMessage(f"init: the card or the hashes beside {uri} cannot be read: {error}") from None
     weights = _read("init", uri, network, _bytes_at(uri, settings))
-    _require_unseen("init", uri, find_seen(dhash_all(dataset.faces, dataset.held_out), known))
-    return Start(network, False, weights, origin)
+    _require_unseen("init", uri, find_seen(dhash_all(dataset.faces, dataset.held_out, check_cancelled), seen))
+    return Start(network, False, weights, origin, seen)
 
 
 def _bytes_at(uri: str, settings: Settings) -> bytes:

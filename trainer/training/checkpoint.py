@@ -78,14 +78,36 @@ class Checkpoint:
 
 def dump(checkpoint: Checkpoint) -> bytes:
     """Returns the checkpoint as bytes that `load` reads."""
-    state = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
-    buffer = io.BytesIO()
-    torch.save({"format": FORMAT, **state}, buffer)
-    return buffer.getvalue()
+    return dump_state(FORMAT, {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)})
 
 
 def load(data: bytes) -> Checkpoint:
     """Reads a checkpoint onto the CPU; executes nothing from it.
+
+    Raises:
+        CheckpointError: as `load_state` says.
+    """
+    state = load_state(FORMAT, data)
+    expected = {field.name for field in dataclasses.fields(Checkpoint)}
+    if state.keys() != expected:
+        raise CheckpointError(f"the checkpoint holds {sorted(state)}; expected {sorted(expected)}")
+    return Checkpoint(**state)
+
+
+def dump_state(number: int, state: dict[str, Any]) -> bytes:
+    """Returns tensors and plain values as bytes that `load_state` reads.
+
+    Args:
+        number: of their format.
+        state: by name.
+    """
+    buffer = io.BytesIO()
+    torch.save({"format": number, **state}, buffer)
+    return buffer.getvalue()
+
+
+def load_state(number: int, data: bytes) -> dict[str, Any]:
+    """Reads what `dump_state` wrote of a format, onto the CPU; executes nothing from it.
 
     Raises:
         CheckpointError: the bytes are damaged, not a checkpoint, hold more than tensors and plain values, or are of
@@ -99,9 +121,6 @@ def load(data: bytes) -> Checkpoint:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError) as error:
         raise CheckpointError(f"the checkpoint of {len(data)} bytes cannot be read: {error}") from None
-    if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
-        raise CheckpointError(f"the checkpoint is not of format {FORMAT}, the one this release reads")
-    expected = {field.name for field in dataclasses.fields(Checkpoint)}
-    if state.keys() != expected:
-        raise CheckpointError(f"the checkpoint holds {sorted(state)}; expected {sorted(expected)}")
-    return Checkpoint(**state)
+    if not isinstance(state, dict) or state.pop("format", None) != number:
+        raise CheckpointError(f"the checkpoint is not of format {number}, the one this release reads")
+    return state

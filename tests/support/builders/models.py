@@ -23,6 +23,7 @@ from shared.params import TrainingParams
 from shared.records.model_card import (
     CardDataset,
     CardFile,
+    CardStart,
     GateResult,
     ModelCard,
     ServedPrecision,
@@ -251,6 +252,9 @@ class ModelBuilder:
         probability: NDArray[np.float32] | None = None,
         dataset: str = "0" * 64,
         gate: GateResult | None = None,
+        start: CardStart | None = None,
+        distil: str = "none",
+        edits: str | None = None,
     ) -> int:
         """Registers a model file with a card that fits it, and returns its version.
 
@@ -264,6 +268,9 @@ class ModelBuilder:
             probability: float32 (M,), what the card says of the held-out faces; 20 from 0 to 1 without.
             dataset: the SHA-256 of the archive that the card names.
             gate: the comparison that the card holds.
+            start: what the card says that it began from.
+            distil: what the card names as its teacher.
+            edits: the hash of the corrections that the card names.
         """
         version = self.registry.claim(f"run-{hashlib.sha256(data).hexdigest()[:8]}-{len(self.registry.versions())}")
         with tempfile.TemporaryDirectory(dir=self.store.root) as name:
@@ -282,7 +289,12 @@ class ModelBuilder:
                     files[file].write_bytes(content)
                     variants[precision] = _variant(content if kept else None)
             card = _card(version, files["model.onnx"], variants, faces, probability, dataset)
-            card = card.changed(gate=gate)
+            card = card.changed(
+                gate=gate,
+                start=start,
+                params=card.params | {"distil": distil},
+                dataset=card.dataset.changed(edits=edits),
+            )
             self.registry.register(card, "# a model for tests\n", files)
         if promote:
             self.registry.promote(version, "a test needs it")

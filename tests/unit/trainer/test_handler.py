@@ -125,7 +125,9 @@ def test_a_checkpoint_that_a_trainer_left_as_it_was_killed_ending_its_run_is_rem
 ) -> None:
     Runs(store).create(RUN, message_id="mine", name="first", params=None, state=state)
     store.put(f"runs/{RUN}/checkpoint.pt", b"x")
+    store.put(f"runs/{RUN}/sources.pt", b"x")
 
     assert answer(broker, FIRST)["status"] == state
 
     assert not store.exists(f"runs/{RUN}/checkpoint.pt")
+    assert not store.exists(f"runs/{RUN}/sources.pt")

@@ -1,14 +1,16 @@
 import io
+import json
 import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from prometheus_client import CollectorRegistry
 
-from shared.errors import InvalidDataset
+from shared.errors import Cancelled, InvalidDataset
 from shared.faces.synthetic import draw_sample
 from shared.params import TrainingParams
 from shared.records.dataset import DatasetRefusal, read_rejects_csv
@@ -25,6 +27,9 @@ from shared.telemetry.metrics import TrainerMetrics
 from tests.support.builders.archives import face_jpeg, labelled_faces, zipped
 from trainer.pipeline import Pipeline
 from trainer.run_monitor import Monitor
+from trainer.training.model import build_network
+from trainer.training.starter import save_weights
+from trainer.training.train import Interrupted
 
 pytestmark = pytest.mark.slow
 
@@ -116,6 +121,72 @@ def test_a_registered_model_teaches_another_which_says_so_and_answers_without_th
         f"from random weights, taught by gender:{teacher.version}."
         in store.get(f"models/gender/{card.version}/card.md").decode()
     )
+
+
+class Yields(Monitor):
+    """Leaves the rest to a later call after some steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def should_yield(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def test_a_run_goes_on_where_its_start_and_its_teacher_are_gone(store: FileStore, tmp_path: Path) -> None:
+    """And comes to the same weights, bit by bit, and keeps what the start has seen."""
+    draw_sample(tmp_path / "faces.zip", 60, seed=7)
+    sha256 = accept(store, "run-1", tmp_path / "faces.zip")
+    teacher = run(store, "run-1", sha256, PARAMS.model_copy(update={"init": "scratch"}), [])
+    roots = tmp_path / "allowed"
+    roots.mkdir()
+    save_weights(build_network("small", dropout=0.0).state_dict(), roots / "starter.npz")
+    card = {"name": "ours", "network": "small", "source": "drawn", "archive_sha256": "a" * 64, "faces": 3}
+    (roots / "starter.json").write_text(json.dumps(card))
+    known = np.arange(6, dtype=np.uint64).reshape(3, 2) << np.uint64(60)
+    np.save(roots / "starter_seen.npy", known)
+    metrics = TrainerMetrics(CollectorRegistry())
+    pipeline = Pipeline(store, Settings(allowed_roots=(roots,)), metrics, torch.device("cpu"))
+    params = PARAMS.model_copy(
+        update={"epochs": 2, "init": (roots / "starter.npz").as_uri(), "distil": f"gender:{teacher.version}"}
+    )
+    cards = []
+    for run_id in ("run-2", "run-3"):
+        accept(store, run_id, _again(store, sha256, tmp_path))
+        if run_id == "run-3":
+            with pytest.raises(Interrupted):
+                pipeline.run(run_id, "faces", sha256, params, Yields(1))
+            store.delete(f"models/gender/{teacher.version}")
+            for path in roots.iterdir():
+                path.unlink()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own
+            cards.append(pipeline.run(run_id, "faces", sha256, params, Monitor()))
+    first, second = (np.load(io.BytesIO(store.get(Registry.weights_key(card.version)))) for card in cards)
+    assert all(np.array_equal(first[name], second[name]) for name in first.files)
+    assert cards[0].start == cards[1].start
+    for card in cards:
+        seen = np.load(io.BytesIO(store.get(Registry.start_seen_key(card.version))))
+        assert np.array_equal(seen, known)
+    pipeline.discard("run-3")
+    assert not {"checkpoint.pt", "sources.pt"} & set(store.children("runs/run-3"))
+
+
+def test_a_search_for_what_a_start_has_learned_from_ends_with_its_run(store: FileStore, tmp_path: Path) -> None:
+    sha256 = ingested(store, tmp_path)
+    states: list[str] = []
+    monitor = Monitor()
+
+    def stop() -> None:
+        raise Cancelled("cancelled by a user")
+
+    monitor.raise_if_stopped = stop  # type: ignore[method-assign]
+    monitor.on_state = states.append  # type: ignore[method-assign, assignment]
+    pipeline = Pipeline(store, Settings(), TrainerMetrics(CollectorRegistry()), torch.device("cpu"))
+    with pytest.raises(Cancelled):
+        pipeline.run("run-1", "faces", sha256, PARAMS.model_copy(update={"init": "starter"}), monitor)
+    assert states == []  # before it trains
 
 
 def _again(store: FileStore, sha256: str, folder: Path) -> Path:

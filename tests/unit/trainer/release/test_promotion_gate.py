@@ -8,9 +8,12 @@ import pytest
 from numpy.typing import NDArray
 
 from shared.records.dataset import FACES_CSV, FACES_NPY, FaceRow, Split, write_faces_csv
-from shared.records.model_card import GateResult
+from shared.records.model_card import CardStart, GateResult
+from shared.records.registry import Registry
 from shared.store.files import FileStore
 from tests.support.builders.models import ModelBuilder, brightness_model, constant_model
+from trainer.data import seen
+from trainer.data.near_duplicates import dhash
 from trainer.release.promotion_gate import compare_registered, is_beyond_chance, pass_gate
 
 DARK, MIDDLE, BRIGHT = 60, 135, 190
@@ -185,6 +188,50 @@ def test_faces_that_either_model_has_learned_from_are_left_out(builder: ModelBui
     result = compare_new(builder, brightness_model(threshold=100), after)
     assert result.faces == 80  # each face that is held out of both counts once
     assert not result.labels_reversed
+
+
+@pytest.mark.parametrize("role", ["start", "teacher", "starter", "file"])
+def test_faces_that_the_new_models_start_or_teacher_has_learned_from_are_left_out(
+    builder: ModelBuilder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str
+) -> None:
+    held_out, fresh = both("test", 25, 3), both("test", 15, 5)
+    then = dataset(builder.store, "a", [*both("train", 20, 1), *held_out, *fresh])
+    grown: list[Part] = [("train", pixels, gender) for _, pixels, gender in held_out]  # split anew
+    between = dataset(builder.store, "b", [*grown, *both("test", 10, 7)])
+    now = dataset(builder.store, "d", [*both("train", 20, 9), *both("test", 20, 11)])
+    builder.register(brightness_model(), dataset=then)
+    start = CardStart(name="gender:2", source="faces", archive_sha256=between, faces=50)
+    hashes = dhash(np.concatenate([pixels for _, pixels, _ in held_out]))
+    if role == "starter":
+        np.save(tmp_path / "seen.npy", hashes)
+        monkeypatch.setattr(seen, "SEEN", tmp_path / "seen.npy")
+    if role in {"starter", "file"}:
+        start = start.changed(name="starter", archive_sha256="c" * 64)
+    builder.register(brightness_model(threshold=110), promote=False, dataset=between)
+    version = builder.register(
+        brightness_model(threshold=100),
+        promote=False,
+        dataset=now,
+        start=None if role == "teacher" else start,
+        distil="gender:2" if role == "teacher" else "none",
+    )
+    if role == "file":
+        buffer = io.BytesIO()
+        np.save(buffer, hashes)
+        builder.store.put(Registry.start_seen_key(version), buffer.getvalue())
+    result = compare_registered(builder.store, version)
+    assert "40 held-out faces of a dataset and 30 held-out faces of a dataset" in result.reason
+    assert result.faces == 70
+
+
+def test_a_champions_dataset_whose_edits_are_gone_is_compared_on_by_the_labels_of_its_archive(
+    builder: ModelBuilder,
+) -> None:
+    """It was deleted, and the edits with it, and its archive was submitted again."""
+    then = dataset(builder.store, "a", [*both("train", 20, 1), *both("test", 25, 3)])
+    now = dataset(builder.store, "b", both("test", 20, 5))
+    builder.register(brightness_model(), dataset=then, edits="e" * 64)
+    assert compare_new(builder, brightness_model(threshold=100), now).faces == 90
 
 
 @pytest.mark.parametrize(("men", "women", "found"), [(9, 20, "9 male and 20 female"), (20, 9, "20 male and 9 female")])

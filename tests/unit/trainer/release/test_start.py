@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from shared.errors import InvalidMessage
+from shared.errors import Cancelled, InvalidMessage
 from shared.records.model_card import CardStart
 from shared.records.registry import Registry
 from shared.runtime.settings import Settings
@@ -134,7 +134,9 @@ def test_a_version_is_refused_for_what_its_own_start_has_learned_from(
     monkeypatch.setattr(seen, "SEEN", tmp_path / "seen.npy")
     starter = CardStart.model_validate(load_starter().card)
     before = version_of(store, first, weights, tmp_path, start=starter)
-    after = version_of(store, second, weights, tmp_path, start=starter.changed(name=f"gender:{before}"))
+    after = version_of(
+        store, second, weights, tmp_path, start=starter.changed(name=f"gender:{before}", archive_sha256=first)
+    )
 
     def learned(sha256: str, version: int = after) -> float:
         with open_dataset(store, sha256) as dataset:
@@ -148,6 +150,62 @@ def test_a_version_is_refused_for_what_its_own_start_has_learned_from(
     assert "has learned from" in refusal(f"gender:{after}", store, third, settings)
     store.delete(f"models/gender/{before}")
     assert learned(third) == 0  # nobody knows any more
+    assert 0 < learned(grown) < 1  # the card still names the dataset of what it began from
+
+
+def test_what_the_start_of_a_version_has_seen_is_known_where_it_came_from_a_file(
+    store: FileStore, weights: Weights, settings: Settings, tmp_path: Path
+) -> None:
+    first = StoreBuilder(store).dataset(60, noise(1))
+    second = StoreBuilder(store, 2).dataset(60, noise(2))
+    uri = written(tmp_path / "allowed", weights, noise(2), ORIGIN | {"name": "starter"})  # as `make pretrain` says
+    with open_dataset(store, first) as dataset:
+        start = find_start(uri, dataset, store, settings)
+    version = version_of(store, first, weights, tmp_path, start=start.card)
+    assert start.seen is not None
+    np.save(tmp_path / "start_seen.npy", start.seen)
+    store.put_file(Registry.start_seen_key(version), tmp_path / "start_seen.npy")
+    assert "has learned from" in refusal(f"gender:{version}", store, second, settings)
+
+
+def test_a_dataset_whose_edits_are_gone_is_still_one_that_a_version_has_learned_from(
+    store: FileStore, weights: Weights, settings: Settings, tmp_path: Path
+) -> None:
+    """It was deleted, and the edits with it, and its archive was submitted again."""
+    first = StoreBuilder(store).dataset(60, noise(1))
+    grown = StoreBuilder(store, 2).dataset(80, np.concatenate([noise(1), noise(2, 20)]))
+    version = version_of(store, first, weights, tmp_path)
+    card = Registry(store).card(version)
+    store.put_json(Registry.card_key(version), card.changed(dataset=card.dataset.changed(edits="e" * 64)).as_dict())
+    assert "has learned from" in refusal(f"gender:{version}", store, grown, settings)
+
+
+def test_a_search_can_be_cancelled(store: FileStore, weights: Weights, settings: Settings, tmp_path: Path) -> None:
+    first = StoreBuilder(store).dataset(60, noise(1))
+    second = StoreBuilder(store, 2).dataset(60, noise(2))
+    version = version_of(store, first, weights, tmp_path)
+
+    def cancel() -> None:
+        raise Cancelled("cancelled by a user")
+
+    with open_dataset(store, second) as dataset:
+        for init in (f"gender:{version}", "starter", written(tmp_path / "allowed", weights, noise(3))):
+            with pytest.raises(Cancelled):
+                find_start(init, dataset, store, settings, cancel)
+        with pytest.raises(Cancelled):
+            find_teacher(f"gender:{version}", dataset, store, cancel)
+
+
+def test_a_file_whose_hashes_are_something_else_is_refused(
+    store: FileStore, weights: Weights, settings: Settings, tmp_path: Path
+) -> None:
+    sha256 = StoreBuilder(store).dataset(60, noise(1))
+    uri = written(tmp_path / "allowed", weights, noise(2))
+    for found in (np.zeros(3, np.uint64), np.zeros((3, 2))):
+        np.save(tmp_path / "allowed" / "starter_seen.npy", found)
+        assert "expected uint64 (N, 2)" in refusal(uri, store, sha256, settings)
+    (tmp_path / "allowed" / "starter_seen.npy").write_bytes(b"")
+    assert "cannot be read" in refusal(uri, store, sha256, settings)
 
 
 def test_a_registered_version_teaches_on_its_own_dataset_and_not_where_it_has_learned_from_held_out_faces(
