@@ -142,8 +142,8 @@ def test_a_run_goes_on_where_its_start_and_its_teacher_are_gone(store: FileStore
     roots = tmp_path / "allowed"
     roots.mkdir()
     save_weights(build_network("small", dropout=0.0).state_dict(), roots / "starter.npz")
-    card = {"name": "ours", "network": "small", "source": "drawn", "archive_sha256": "a" * 64, "faces": 3}
-    (roots / "starter.json").write_text(json.dumps(card))
+    origin = {"name": "ours", "network": "small", "source": "drawn", "archive_sha256": "a" * 64, "faces": 3}
+    (roots / "starter.json").write_text(json.dumps(origin))
     known = np.arange(6, dtype=np.uint64).reshape(3, 2) << np.uint64(60)
     np.save(roots / "starter_seen.npy", known)
     metrics = TrainerMetrics(CollectorRegistry())
