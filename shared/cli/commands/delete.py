@@ -19,7 +19,8 @@ def delete(ctx: click.Context, kind: str, which: str, yes: bool) -> None:
     """Delete a dataset, a run, a model or a job from the store, for good.
 
     What is in use is refused: a run or job that has not ended, and what it needs; a model that is champion, previous or
-    challenger, its run, and the datasets that it has learned from; a model that another one has learned from. Where something else depends on it, the command says what, and asks.
+    challenger, its run, and the datasets that it has learned from; a model that another one has learned from. Where
+    something else depends on it, the command says what, and asks.
     """
     from shared.errors import Conflict  # noqa: PLC0415
     from shared.records.annotations import KINDS  # noqa: PLC0415
