@@ -147,7 +147,7 @@ def show_datasets(output: Output, client: Client, tag: str | None = None) -> Non
     if not found:
         output.remark("no datasets yet; make one with `genderline train ZIP`")
         return
-    rows: list[tuple[object, ...]] = []
+    lines: list[tuple[object, ...]] = []
     for sha256, facts in found.items():
         figures: tuple[str | None, ...] = (None, None, None)
         try:
@@ -157,8 +157,8 @@ def show_datasets(output: Output, client: Client, tag: str | None = None) -> Non
         except DamagedRecord as error:
             figures = (_DAMAGED, None, None)
             damaged.append(error)
-        rows.append((sha256[:12], *figures, len(facts["runs"]), facts["name"], tags_of(annotations, sha256)))
-    output.table(["DATASET", "FACES", "MALE", "FEMALE", "RUNS", "NAME", "TAGS"], rows, right=[1, 2, 3, 4])
+        lines.append((sha256[:12], *figures, len(facts["runs"]), facts["name"], tags_of(annotations, sha256)))
+    output.table(["DATASET", "FACES", "MALE", "FEMALE", "RUNS", "NAME", "TAGS"], lines, right=[1, 2, 3, 4])
     _name_damaged(output, damaged)
 
 
