@@ -360,7 +360,9 @@ class RabbitConsumer(Consumer):
             return
         fits = _FIRST_WINDOW
         if source.typical_bytes:
-            fits = int(self._prefetch_bytes / source.typical_bytes)
+            # New consumers know nothing of what those before them brought.
+            room = self._prefetch_bytes - (0 if allowed else source.held_bytes)
+            fits = int(room / source.typical_bytes)
         fits = max(1, min(fits, self._prefetch if allowed else self._prefetch - len(source.unacked)))
         if fits >= 2 * allowed or allowed < fits == self._prefetch:
             channel.basic_qos(prefetch_count=fits - allowed)

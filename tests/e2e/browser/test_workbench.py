@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Dialog, FilePayload, Response, Route, expect
+from playwright.sync_api import Browser, Dialog, FilePayload, Request, Response, Route, expect
 
 from shared.records.runs import RunState
 from tests.e2e.browser.test_pages import REFRESH
@@ -102,8 +102,10 @@ def test_epochs_that_were_lost_with_their_trainer_are_marked(site: Site, visit: 
     chart = visit.page.locator("[data-series=loss]")
     expect(chart).to_have_attribute("data-points", "5")
 
-    again = {**site.builder.epoch(3).as_dict(), "train_loss": 0.4321}
-    site.broker.emit("run.epoch", {"run_id": run_id, "row": again})
+    again = site.builder.epoch(3).model_copy(update={"train_loss": 0.4321})
+    # As a trainer does it: the page may read the rows anew at any time.
+    site.builder.runs.write_history(run_id, [site.builder.epoch(1), site.builder.epoch(2), again])
+    site.broker.emit("run.epoch", {"run_id": run_id, "row": again.as_dict()})
 
     expect(chart).to_have_attribute("data-lost", "3")
     expect(chart).to_have_attribute("data-points", "3")
@@ -367,6 +369,10 @@ def test_what_cannot_be_undone_asks_first(site: Site, visit: Visit) -> None:
 
 
 def test_a_login_that_expired_is_renewed_on_the_page_and_the_file_is_kept(site: Site, visit: Visit) -> None:
+    on_their_way: set[Request] = set()
+    visit.page.on("request", lambda request: on_their_way.add(request))  # noqa: PLW0108 - it takes no built-in method
+    visit.page.on("response", lambda response: on_their_way.discard(response.request))
+    visit.page.on("requestfailed", lambda request: on_their_way.discard(request))  # noqa: PLW0108
     with site.worker():
         visit.go("/predict")
         expect(visit.page.locator("[data-took]")).to_contain_text("including the queue")
@@ -375,7 +381,7 @@ def test_a_login_that_expired_is_renewed_on_the_page_and_the_file_is_kept(site: 
         def log_out() -> bool:  # an answer that is still on its way sets the cookie anew
             visit.context.clear_cookies(name=logged_in)
             status: int = visit.page.evaluate("async () => (await fetch('/api/v1/status')).status")
-            return status == 401
+            return status == 401 and all("/events" in request.url for request in on_their_way)
 
         eventually(log_out, 10, "the login is gone")
         mine = FilePayload(name="24_1_0.jpg", mimeType="image/jpeg", buffer=jpeg())
