@@ -190,7 +190,7 @@ def _guard() -> WsgiResponse | None:
 
 
 def _check_role() -> None:
-    """Raises `Forbidden` where somebody who may only read would change something."""
+    """Raises `Forbidden` for a change with a read-only token."""
     visitor = _current_token()
     if visitor and not visitor.may_change and request.method not in _SAFE:
         raise Forbidden(f"the token {visitor.name!r} may only read; log in with one that may make changes")

@@ -41,7 +41,7 @@ class _BufferedEvent:
 
 
 def _as_text(topic: str) -> str:
-    """Returns an event of our own that nobody can resume from, as it goes over the wire."""
+    """Returns an event without an id, as it is sent: no stream can resume from it."""
     return f"event: {topic}\ndata: {{}}\n\n"
 
 

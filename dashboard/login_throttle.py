@@ -1,6 +1,7 @@
 """How many wrong tokens are answered as such: a few at once, then one now and then, in constant memory.
 
-Whoever is over the limit is told to wait; the right token opens all the same, so that nobody can lock its owner out.
+Over the limit, a wrong token is answered with a time to wait. The right token still works, so that nobody can lock its
+owner out.
 """
 
 from __future__ import annotations

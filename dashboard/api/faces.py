@@ -42,7 +42,7 @@ def requested_as_of() -> int | None:
 def select_as_of(asked: FaceSelection, as_of: int | None) -> NDArray[np.intp]:
     """Returns the indices of the faces that fit, in their order, as after so many edits and undos; None for all.
 
-    So faces keep their places while somebody edits them.
+    Edits made since then move no face.
     """
     if as_of is None:
         return asked.select()

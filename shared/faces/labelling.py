@@ -39,10 +39,9 @@ class LabelSpec(BaseModel):
     female: Annotated[tuple[str, ...], _LIST] = ()
 
     @property
-    def columns(self) -> dict[str, str]:
-        """The columns that it names, by what they say."""
-        named = {"file": self.file, "gender": self.gender, "age": self.age, "ethnicity": self.ethnicity}
-        return {role: column for role, column in named.items() if column is not None}
+    def names_columns(self) -> bool:
+        """Whether it names a column of a table."""
+        return any(column is not None for column in (self.file, self.gender, self.age, self.ethnicity))
 
     @field_validator("male", "female", mode="before")
     @classmethod

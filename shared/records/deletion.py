@@ -136,7 +136,7 @@ class Deletion:
             if job.model is not None and job.model.version == version:
                 raise Conflict(f"job {job.job_id} is {job.state} and uses version {version}; expected it to have ended")
         found: list[Dependent] = []
-        with contextlib.suppress(DamagedRecord):
+        with contextlib.suppress(DamagedRecord):  # deleting it is the way to be rid of it
             run_id = self._registry.card(version).run_id
             for card in self._registry.cards().records:
                 if version in card.parents:

@@ -42,16 +42,16 @@ def recognize_labels(archive: Archive, spec: LabelSpec | None = None) -> Labelli
 
     Args:
         archive: opened.
-        spec: what the message says of them. Who names a table or a column means tables, and who names what means
-            male or female does not mean names. Where it leaves the source open, the one that labels the most files is
-            taken: names before tables before folders, where they label as many.
+        spec: what the message says of them. A table or a column implies the source `table`; `male` or `female` rules
+            out `names`. Where the source is open, the one that labels the most files is taken: names before tables
+            before folders, where they label as many.
 
     Raises:
         InvalidDataset: code `invalid_params`, where the table or a column that `spec` names is not there.
     """
     spec = spec or LabelSpec()
     entries = list(archive.entries)
-    source = spec.source or ("table" if spec.table or spec.columns else None)
+    source = spec.source or ("table" if spec.table or spec.names_columns else None)
     told = bool(spec.male or spec.female)
     found = []
     if source == "names" or (source is None and not told):

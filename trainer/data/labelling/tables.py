@@ -62,7 +62,7 @@ def read_tables(archive: Archive, entries: Sequence[Entry], spec: LabelSpec) -> 
 
 
 def _find_candidates(entries: Sequence[Entry], spec: LabelSpec) -> list[int]:
-    """Returns the entries that may be tables, those of programs before texts, which may be anything."""
+    """Returns the entries that may be tables; texts last, since they may be anything and there is a limit."""
     candidates = [index for index, entry in enumerate(entries) if entry.name.lower().endswith(TABLE_SUFFIXES)]
     if spec.table is not None:
         wanted = fold_path(spec.table)
@@ -84,7 +84,7 @@ def _read_candidates(
         before = len(found.labels)
         with suppress(InvalidDataset):  # as in `_written_genders`
             _read_table(text, name, index, spec, written, found)
-        if len(found.labels) == before and not spec.columns:
+        if len(found.labels) == before and not spec.names_columns:
             _read_list(text, name, index, list_readers, found)
         if len(found.labels) > before:
             found.tables.append(candidate)
