@@ -206,11 +206,6 @@ class Shadow:
         differences = np.abs(answers - theirs)[good]
         agreed = int(((answers >= 0.5) == (theirs >= 0.5))[good].sum())
         counts = {"agree": agreed, "disagree": len(differences) - agreed, "failed": len(answers) - len(differences)}
-        for outcome, count in counts.items():
-            if count:
-                self._metrics.shadow_predictions.labels(outcome).inc(count)
-        for difference in differences.tolist():
-            self._metrics.shadow_difference.observe(difference)
         more = ShadowFigures(
             images=len(answers),
             agreed=agreed,
@@ -221,6 +216,11 @@ class Shadow:
             champion_s=times[1] if times else 0.0,
         )
         self._figures, self._unsaved = self._figures + more, self._unsaved + more
+        for outcome, count in counts.items():
+            if count:
+                self._metrics.shadow_predictions.labels(outcome).inc(count)
+        for difference in differences.tolist():
+            self._metrics.shadow_difference.observe(difference)
 
     def _answers(
         self, challenger: ServedModel, chunk: _Chunk

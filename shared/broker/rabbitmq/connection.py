@@ -206,6 +206,19 @@ class Connection:
         """Runs `work` in the I/O thread after a pause."""
         self._loop.call_later(delay_s, work)
 
+    def ask_for_alarms(self) -> None:
+        """Publishes a message that no queue gets: RabbitMQ tells only publishers of an alarm (`connection.blocked`).
+
+        From then on it reads nothing of this connection until the alarm ends, so channels must be open before.
+        """
+
+        def publish_nothing(channel: Channel) -> None:
+            channel.basic_publish(self._any_exchange, "", b"")
+            channel.close()
+
+        if self.transport is not None and self.transport.is_open:
+            self.transport.channel(on_open_callback=publish_nothing)
+
     def forbid(self, error: AccessRefused) -> None:
         """Notes that a service cannot do its work as this user: its consumers raise that."""
         if self.forbidden is None:
@@ -317,16 +330,10 @@ class Connection:
             log.info("connected to RabbitMQ at %s again", self.address)
         for component in list(self._components):
             component.on_connected(transport)
-        transport.channel(on_open_callback=self._publish_nothing)
         with self._state:
             self._ups += 1
             self._is_up = True
             self._state.notify_all()
-
-    def _publish_nothing(self, channel: Channel) -> None:
-        """Publishes a message that no queue gets: only a publisher is told of an alarm (`connection.blocked`)."""
-        channel.basic_publish(self._any_exchange, "", b"")
-        channel.close()
 
     def _on_lost(self, transport: Any, error: BaseException) -> None:
         if transport is not self.transport:
@@ -370,7 +377,12 @@ class Connection:
         if transport is None:
             self._loop.stop()
             return
-        self.call_later(_CLOSE_TIMEOUT_S, self._loop.stop)
+
+        def give_up() -> None:
+            transport.abort()
+            self.call(self._loop.stop)  # after the socket is closed
+
+        self.call_later(_CLOSE_TIMEOUT_S, give_up)
         with contextlib.suppress(ConnectionWrongStateError):
             transport.close()
 

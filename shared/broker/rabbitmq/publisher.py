@@ -116,7 +116,6 @@ class Publisher:
     Args:
         connection: the connection.
         limit_of: a work queue's limit in messages, None of any other.
-
     """
 
     def __init__(self, connection: Connection, limit_of: Callable[[str], int | None]) -> None:
@@ -193,6 +192,7 @@ class Publisher:
             self._channel = channel
             self._last_tag = 0
             self._pump()
+            self._connection.ask_for_alarms()
 
         channel.add_on_close_callback(self._on_channel_closed)
         channel.add_on_return_callback(self._on_return)

@@ -12,6 +12,7 @@ from typing import Any, Final
 import pika
 from pika import BasicProperties, spec
 from pika.channel import Channel
+from pika.exceptions import AMQPConnectionError
 from pika.frame import Body, Header, Method, decode_frame
 
 from shared.broker.rabbitmq.headers import salvage_headers
@@ -107,6 +108,10 @@ class BatchingConnection(pika.SelectConnection):  # type: ignore[misc]
             frames += [_FRAME_HEAD.pack(spec.FRAME_BODY, channel_number, len(piece)), piece, _FRAME_END]
         with self.batch():
             self._output_marshaled_frames(frames)
+
+    def abort(self) -> None:
+        """Closes the socket without asking the broker, in the next turn of the I/O loop."""
+        self._terminate_stream(AMQPConnectionError("given up"))
 
     def _adapter_emit_data(self, data: bytes) -> None:
         if self._collecting:

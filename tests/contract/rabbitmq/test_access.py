@@ -10,6 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -326,6 +327,25 @@ def test_an_alarm_is_called_by_its_name_and_what_was_sent_meanwhile_is_done_afte
     assert "takes no messages: low on memory" in caplog.text
     with broker.consume([queue], 1) as consumer:
         assert [delivery.message.body for delivery in consumer.receive(1, 10)] == [b"late"]
+
+
+def test_what_is_sent_on_connections_made_during_an_alarm_is_there_after_it(place: Place, rabbitmq: RabbitNode) -> None:
+    place.open()  # declares the queues
+    queue = place.topology.jobs
+
+    def send(number: int) -> None:
+        with open_broker(place.url, place.topology) as broker, pytest.raises(Unconfirmed):
+            broker.publish(queue, Message(b"%d" % number, "text/plain"), timeout_s=2)
+
+    rabbitmq.evaluate("vm_memory_monitor:set_vm_memory_high_watermark(0.00001).")
+    try:
+        with ThreadPoolExecutor(12) as senders:
+            list(senders.map(send, range(12)))
+    finally:
+        rabbitmq.evaluate("vm_memory_monitor:set_vm_memory_high_watermark(0.4).")
+    with place.open().consume([queue], 12) as consumer:
+        received = {int(delivery.message.body) for _ in range(12) for delivery in consumer.receive(1, 10)}
+    assert received == set(range(12))
 
 
 def test_an_alarm_is_called_by_its_name_in_every_place_where_somebody_looks(
