@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, Unpack
 
 from shared.archives.archive import archive_stem
-from shared.broker.base import Broker, HeaderValue, Message, MessageTooLarge, Outgoing, Unconfirmed
+from shared.broker.base import Broker, HeaderValue, Message, MessageTooLarge, Outgoing, SentBack, Unconfirmed
 from shared.errors import Conflict, GenderlineError, InvalidImage, NotFound
 from shared.events import (
     JobChanged,
@@ -214,8 +214,8 @@ class Client:
         run = self.runs.get(run_id)
         if not run.state.is_retryable:
             raise Conflict(f"run {run_id} is {run.state}; only a run that failed or was rejected can be retried")
-        if self.broker.retry_messages(lambda message_id: message_id == run.message_id):
-            self.broker.emit(*RunChanged.of(self.runs.mark_requeued(run)).wire())
+        if sent := self.broker.retry_messages(lambda message_id: message_id == run.message_id):
+            self._mark_requeued(sent)
             return run_id
         if not self.runs.get(run_id).state.is_retryable:  # somebody else was faster
             return run_id
@@ -344,8 +344,8 @@ class Client:
         job = self.jobs.get(job_id)
         if not job.state.is_retryable:
             raise Conflict(f"job {job_id} is {job.state}; only a job that failed or was rejected can be retried")
-        if self.broker.retry_messages(lambda it: it == job.message_id or it.startswith(f"{job_id}.")):
-            self.broker.emit(*JobChanged.of(self.jobs.mark_requeued(job)).wire())
+        if sent := self.broker.retry_messages(lambda it: it == job.message_id or it.startswith(f"{job_id}.")):
+            self._mark_requeued(sent)
         elif self.jobs.get(job_id).state.is_retryable:  # and nobody else was faster
             raise Conflict(f"the message of job {job_id} is gone; upload its images again")
         return job_id
@@ -609,6 +609,18 @@ class Client:
                 raise GenderlineError(job.error.message, code=job.error.code)
         write_predictions(self.store, sha256, version, names, self.store.get(Jobs.results_key(job_id)).decode())
 
+    # -- failed messages
+
+    def retry_dead(self, dead_ids: Sequence[str] | None = None) -> int:
+        """Sends dead letters back to their queues; their runs and jobs are queued again. None means all.
+
+        Returns:
+            How many.
+        """
+        sent = self.broker.retry_dead(dead_ids)
+        self._mark_requeued(sent)
+        return len(sent)
+
     # -- names, notes, tags, and the end
 
     def annotate(
@@ -646,6 +658,19 @@ class Client:
         return self.store.exists(self.runs.key(which) if kind == "run" else self.jobs.key(which))
 
     # -- how
+
+    def _mark_requeued(self, sent: Sequence[SentBack]) -> None:
+        """Makes the runs and jobs queued again whose messages were sent back, and tells so."""
+        topology = self.broker.topology
+        for queue, message_id, retried_at in sent:
+            # A message that was refused before it had a record has none.
+            with contextlib.suppress(NotFound):
+                if queue == topology.datasets:
+                    run = self.runs.mark_requeued(run_id_of(message_id), retried_at)
+                    self.broker.emit(*RunChanged.of(run).wire())
+                elif queue in (topology.jobs, topology.shards):
+                    job_id = job_id_of(message_id) if queue == topology.jobs else message_id.rpartition(".")[0]
+                    self.broker.emit(*JobChanged.of(self.jobs.mark_requeued(job_id, retried_at)).wire())
 
     def _upload(
         self,

@@ -39,7 +39,7 @@ def list_dead() -> str:
 @blueprint.post("/dead/retry")
 def retry() -> Response:
     """Sends dead letters back to their queues."""
-    return _act_on_selected(dashboard().broker.retry_dead, "re-queued")
+    return _act_on_selected(dashboard().client.retry_dead, "re-queued")
 
 
 @blueprint.post("/dead/drop")

@@ -192,6 +192,14 @@ class Depth:
     unacknowledged: int | None = None
 
 
+class SentBack(NamedTuple):
+    """A dead letter's message that is in its queue again, and when it was sent there, in seconds since 1970."""
+
+    queue: str
+    message_id: str
+    retried_at: float
+
+
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
     """A message that could not be processed.
@@ -423,12 +431,12 @@ class Broker(abc.ABC):
         """Returns the oldest dead letters, leaving them where they are."""
 
     @abc.abstractmethod
-    def retry_dead(self, dead_ids: Sequence[str] | None = None) -> int:
-        """Sends dead letters back to where they came from with a count of zero; None means all. Returns how many."""
+    def retry_dead(self, dead_ids: Sequence[str] | None = None) -> list[SentBack]:
+        """Sends dead letters back to where they came from with a count of zero; None means all."""
 
     @abc.abstractmethod
-    def retry_messages(self, wanted: Callable[[str], bool]) -> int:
-        """Does as `retry_dead` with the dead letters whose message id is wanted. Returns how many."""
+    def retry_messages(self, wanted: Callable[[str], bool]) -> list[SentBack]:
+        """Does as `retry_dead` with the dead letters whose message id is wanted."""
 
     @abc.abstractmethod
     def drop_dead(self, dead_ids: Sequence[str] | None = None) -> int:
@@ -497,10 +505,10 @@ def without_forged_reply_to(message: Message, own_queues: Collection[str]) -> Me
     return replace(message, reply_to=None)
 
 
-def requeued_copy(message: Message) -> Message:
-    """Returns a dead letter's message as it was before it was buried, save that it says that it was sent back."""
+def requeued_copy(message: Message, now: float) -> Message:
+    """Returns a dead letter's message as it was before it was buried, save that it says when it was sent back."""
     kept = {k: v for k, v in message.headers.items() if k not in {REASON, ORIGIN, DELIVERY_COUNT, DEAD_ID}}
-    return replace(message, headers={**kept, RETRIED_AT: time.time()})
+    return replace(message, headers={**kept, RETRIED_AT: now})
 
 
 def stamped(message: Message) -> Message:

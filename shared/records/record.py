@@ -341,23 +341,25 @@ class Records(Generic[R]):
             raise Conflict(f"{self.noun} {record_id} has ended: it is {state}")
         self._store.create(f"{self.noun}s/{record_id}/cancel", b"")
 
-    def mark_requeued(self, record: R) -> R:
+    def mark_requeued(self, record_id: str, retried_at: float) -> R:
         """Makes a failed or rejected record queued again, in one atomic step, and returns it.
 
         Its message was sent back. A request to cancel is withdrawn. What the owner of the work opened meanwhile stays
         as it is.
 
         Args:
-            record: as it was before the message was sent back.
+            record_id: of the run or job.
+            retried_at: when its message was sent back.
         """
-        self._withdraw_cancel(record.record_id)
+        if self.get(record_id).state.is_retryable:
+            self._withdraw_cancel(record_id)
 
         def change(found: R) -> R | None:
-            if not found.state.is_retryable or found.retried_at != record.retried_at:
+            if not found.state.is_retryable or found.retried_at == retried_at:
                 return None
             return self._reopened(found).changed(state=QUEUED, updated=now_iso())
 
-        return self._change(record.record_id, change)
+        return self._change(record_id, change)
 
     def reopen(self, record_id: str, retried_at: HeaderValue) -> R:
         """Opens a failed or rejected record again, in one atomic step, and returns it; any other stays as it is.

@@ -20,7 +20,7 @@ def list_dead() -> Response:
 @blueprint.post("/dead/retry")
 def retry_dead() -> Response:
     """Re-queues failed messages: those named `dead_id`, or all."""
-    return jsonify({"count": dashboard().broker.retry_dead(read_dead_ids())})
+    return jsonify({"count": dashboard().client.retry_dead(read_dead_ids())})
 
 
 @blueprint.post("/dead/drop")

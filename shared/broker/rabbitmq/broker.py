@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Final
@@ -29,6 +30,7 @@ from shared.broker.base import (
     Depth,
     Outgoing,
     ReplyQueue,
+    SentBack,
     Subscription,
     Trouble,
     Unconfirmed,
@@ -185,20 +187,25 @@ class RabbitBroker(Broker):
         self._check_open()
         return self._dead_letters.list(limit)
 
-    def retry_dead(self, dead_ids: Sequence[str] | None = None) -> int:
+    def retry_dead(self, dead_ids: Sequence[str] | None = None) -> list[SentBack]:
         return self._send_back(_named(dead_ids))
 
-    def retry_messages(self, wanted: Callable[[str], bool]) -> int:
+    def retry_messages(self, wanted: Callable[[str], bool]) -> list[SentBack]:
         return self._send_back(lambda letter: wanted(letter.message.message_id))
 
-    def _send_back(self, wanted: Callable[[DeadLetter], bool]) -> int:
+    def _send_back(self, wanted: Callable[[DeadLetter], bool]) -> list[SentBack]:
+        sent: list[SentBack] = []
+
         def publish_again(letters: Sequence[DeadLetter]) -> None:
-            self.publish_many([Outgoing(letter.origin, requeued_copy(letter.message)) for letter in letters])
+            now = time.time()
+            self.publish_many([Outgoing(letter.origin, requeued_copy(letter.message, now)) for letter in letters])
+            sent.extend(SentBack(letter.origin, letter.message.message_id, now) for letter in letters)
 
         self._check_open()
-        return self._dead_letters.take(
+        self._dead_letters.take(
             lambda letter: wanted(letter) and letter.origin in self.topology.work_queues, publish_again
         )
+        return sent
 
     def drop_dead(self, dead_ids: Sequence[str] | None = None) -> int:
         self._check_open()

@@ -16,6 +16,7 @@ import json
 import logging
 import sqlite3
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ from shared.broker.base import (
     Depth,
     Outgoing,
     ReplyQueue,
+    SentBack,
     Subscription,
     requeued_copy,
 )
@@ -202,26 +204,31 @@ class SqliteBroker(Broker):
             for _, message, _ in rows
         ]
 
-    def retry_dead(self, dead_ids: Sequence[str] | None = None) -> int:
+    def retry_dead(self, dead_ids: Sequence[str] | None = None) -> list[SentBack]:
         return self._send_back(_named(dead_ids))
 
-    def retry_messages(self, wanted: Callable[[str], bool]) -> int:
+    def retry_messages(self, wanted: Callable[[str], bool]) -> list[SentBack]:
         return self._send_back(lambda message_id, _: wanted(message_id))
 
     def drop_dead(self, dead_ids: Sequence[str] | None = None) -> int:
         return self._take_dead(_named(dead_ids), lambda _db, _row, _headers: True)
 
-    def _send_back(self, wanted: _Wanted) -> int:
+    def _send_back(self, wanted: _Wanted) -> list[SentBack]:
+        sent: list[SentBack] = []
+        retried_at = time.time()  # what goes into headers is not the file's own clock
+
         def back(db: sqlite3.Connection, row: int, headers: Mapping[str, Any]) -> bool:
             origin = str(headers.get(ORIGIN))
             if origin not in self.topology.work_queues:
                 return False
             ((_, message, _),) = messages_by_id(db, [row])
-            back_to = [Outgoing(origin, requeued_copy(message))]
+            back_to = [Outgoing(origin, requeued_copy(message, retried_at))]
             insert(db, self.topology, back_to, queue_limit=self._queue_limit)
+            sent.append(SentBack(origin, message.message_id, retried_at))
             return True
 
-        return self._take_dead(wanted, back)
+        self._take_dead(wanted, back)
+        return sent
 
     def _take_dead(self, wanted: _Wanted, handle: Callable[[sqlite3.Connection, int, Mapping[str, Any]], bool]) -> int:
         """Deletes the wanted dead letters that `handle` says yes to, all in one transaction.

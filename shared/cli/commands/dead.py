@@ -39,7 +39,7 @@ def dead_retry(ctx: click.Context, dead_ids: tuple[str, ...], everything: bool) 
     """Re-queue failed messages: each goes back to the queue that it came from."""
     wanted = _wanted(dead_ids, everything)
     with connected() as client:
-        _handle(ctx, "retried", client.broker.retry_dead, wanted)
+        _handle(ctx, "retried", client.retry_dead, wanted)
 
 
 @dead.command("drop")

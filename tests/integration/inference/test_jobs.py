@@ -689,7 +689,7 @@ def test_a_rejected_job_that_is_sent_back_is_tried_anew(either: Loops) -> None:
         job_replies(inbox, "rejected")
         eventually(either.broker.dead_letters, 10, "a dead letter")
         either.store.put("uploads/a.zip", zip_of(faces(7)))
-        assert either.broker.retry_dead() == 1
+        assert len(either.broker.retry_dead()) == 1
         _, finished = job_replies(inbox, "accepted", "finished")
         queues_empty(either)
     assert "error" not in finished
@@ -712,7 +712,7 @@ def test_a_job_that_failed_of_a_shard_is_computed_when_the_shard_is_requeued_cop
         if retried_by == "its job":
             Client(either.broker, either.store).retry_job(job_id)
         else:
-            assert either.broker.retry_dead() >= 1
+            assert len(either.broker.retry_dead()) >= 1
         (finished,) = job_replies(inbox, "finished")
         queues_empty(either)
     assert finished["counts"] == {"images": 7, "errors": 0}

@@ -167,7 +167,7 @@ def test_a_dead_letter_sent_back_is_worked_on_again(with_either_trainer: Install
 
         (dead,) = eventually(buried, 10, "its dead letter")
         shutil.copy(sample_zip, path)
-        assert client.broker.retry_dead([dead.dead_id]) == 1
+        assert len(client.broker.retry_dead([dead.dead_id])) == 1
         eventually(lambda: client.runs.get(run_id_of("late")).state == RunState.REGISTERED, 90, "a model")
         assert client.runs.get(run_id_of("late")).error is None
         without_checkpoint(client, run_id_of("late"))

@@ -175,14 +175,44 @@ def test_a_job_that_is_retried_is_queued_at_once_and_no_second_time(client: Clie
     assert client.broker.depths()[client.broker.topology.jobs].ready == 1
 
 
+def test_what_is_retried_as_a_failed_message_is_queued_at_once_as_well(client: Client, archive: Path) -> None:
+    run_id, job_id = client.submit_dataset(archive), client.submit_job(archive)
+    fail(client, client.runs, run_id)
+    fail(client, client.jobs, job_id)
+    client.broker.publish(client.broker.topology.datasets, Message(b"{", "application/json"))  # it has no record
+    with client.broker.consume([client.broker.topology.datasets], 1) as consumer:
+        consumer.dead_letter(consumer.receive(1, 10)[0], "invalid_message")
+
+    with client.broker.subscribe(["run.queued", "job.queued"]) as events:
+        assert client.retry_dead() == 3
+        topics = {event.topic for _ in range(2) for event in events.receive(10)}
+
+    assert topics == {"run.queued", "job.queued"}
+    assert client.runs.get(run_id).state is RunState.QUEUED
+    assert client.jobs.get(job_id).state is JobState.QUEUED
+    assert client.retry_dead() == 0
+
+
+def test_a_shard_that_is_retried_makes_its_job_queued(client: Client, archive: Path) -> None:
+    job_id = client.submit_job(archive)
+    client.jobs.update(job_id, state=JobState.FAILED, error=Fault(code="internal", message="x"))
+    shards = client.broker.topology.shards
+    client.broker.publish(shards, Message(b"{}", "application/json", message_id=f"{job_id}.3"))
+    with client.broker.consume([shards], 1) as consumer:
+        consumer.dead_letter(consumer.receive(1, 10)[0], "internal")
+
+    (dead,) = client.broker.dead_letters()
+    assert client.retry_dead([dead.dead_id]) == 1
+    assert client.jobs.get(job_id).state is JobState.QUEUED
+
+
 def test_what_a_worker_opened_faster_is_not_set_back_to_queued(client: Client, archive: Path) -> None:
     run_id = client.submit_dataset(archive)
     fail(client, client.runs, run_id)
-    before = client.runs.get(run_id)
     client.runs.reopen(run_id, 1.5)
     failed = client.runs.update(run_id, state=RunState.FAILED)
 
-    assert client.runs.mark_requeued(before) == failed == client.runs.get(run_id)
+    assert client.runs.mark_requeued(run_id, 1.5) == failed == client.runs.get(run_id)
 
 
 # -- following

@@ -191,9 +191,8 @@ def test_a_job_that_had_been_accepted_is_so_again_when_opened_with_its_model_and
 def test_an_accepted_job_that_was_sent_back_waits_until_its_message_opens_it(records: Jobs) -> None:
     create(records)
     accepted = records.accept("job-1", images=10, shards=1, model={"version": 3})
-    failed = records.end("job-1", JobState.FAILED, error={"code": "internal", "message": "x"})
-    assert failed is not None
-    assert records.mark_requeued(failed).state is JobState.QUEUED
+    records.end("job-1", JobState.FAILED, error={"code": "internal", "message": "x"})
+    assert records.mark_requeued("job-1", 1.5).state is JobState.QUEUED
     assert records.reopen("job-1", 1.5) == accepted.changed(retried_at=1.5, updated=records.get("job-1").updated)
 
 

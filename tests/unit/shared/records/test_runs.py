@@ -104,8 +104,8 @@ def test_a_run_that_is_opened_again_is_no_longer_asked_to_stop(records: Runs) ->
     for number in range(2):
         create(records, f"run-{number}")
         records.request_cancel(f"run-{number}")
-        failed = records.update(f"run-{number}", state=RunState.FAILED)
-        records.mark_requeued(failed) if number else records.reopen(f"run-{number}", 1.5)
+        records.update(f"run-{number}", state=RunState.FAILED)
+        (records.mark_requeued if number else records.reopen)(f"run-{number}", 1.5)
         assert not records.cancel_requested(f"run-{number}")
     records.request_cancel("run-1")
 
