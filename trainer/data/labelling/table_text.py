@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping
 from itertools import chain
+from typing import Final
+
+_MOST_LINES: Final = 100
+"""Lines that a quoted cell may go on for, such as a caption's."""
 
 
 def decode_text(data: bytes) -> str:
@@ -30,11 +36,10 @@ def read_rows(text: str, name: str) -> tuple[list[str], Iterator[list[str]]]:
         first = next(lines, "")
     separator = max("\t,;|", key=first.count)
     if separator in first:
-        cells = next(_lenient(csv.reader([first], delimiter=separator)), [])
-        header = [name.strip() for name in cells]
+        header = [name.strip() for name in next(_delimited_rows(iter([first]), separator), [])]
         while header and not header[-1]:  # a separator at the end, which the rows may lack
             header.pop()
-        return header, _lenient(csv.reader(lines, delimiter=separator))
+        return header, _delimited_rows(lines, separator)
     header = first.split()
     rows = (line.split() for line in lines)
     second = next(rows, [])
@@ -43,13 +48,34 @@ def read_rows(text: str, name: str) -> tuple[list[str], Iterator[list[str]]]:
     return header, chain([second], rows)
 
 
-def _lenient(rows: Iterator[list[str]]) -> Iterator[list[str]]:
-    """Yields rows until one cannot be read."""
-    while True:
-        try:
-            yield next(rows)
-        except (StopIteration, csv.Error):
-            return
+def _delimited_rows(lines: Iterator[str], separator: str) -> Iterator[list[str]]:
+    """Yields rows. A quote that is not closed soon is a character like any other, and costs its own row alone."""
+    ahead: deque[str] = deque()
+
+    def next_line() -> str:
+        return ahead.popleft() if ahead else next(lines, "")
+
+    while line := next_line():
+        if '"' not in line:
+            yield line.rstrip("\n").split(separator)
+            continue
+        record = [line]
+        is_open = line.count('"') % 2 == 1
+        while is_open and len(record) < _MOST_LINES and (more := next_line()):
+            record.append(more)
+            is_open = more.count('"') % 2 == 0
+        if len(record) > 1 and not is_open:
+            try:
+                yield from list(csv.reader(record, delimiter=separator, strict=True))
+                continue
+            except csv.Error:  # the quotes of two rows that have nothing to do with each other
+                is_open = True
+        ahead.extendleft(reversed(record[1:]))
+        if is_open:
+            yield line.rstrip("\n").split(separator)
+        else:
+            with contextlib.suppress(csv.Error):  # a cell beyond the reader's limit
+                yield from csv.reader(record, delimiter=separator)
 
 
 def _json_rows(lines: Iterator[str]) -> tuple[list[str], Iterator[list[str]]]:

@@ -61,6 +61,23 @@ def test_every_layout_becomes_a_dataset_without_a_manual_step(layout: str, tmp_p
     assert all((row.age == UNKNOWN) != has_age for row in rows)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_quote_that_is_never_closed_costs_no_other_row(end: str) -> None:
+    rows = [
+        "file,note,gender",
+        'a.jpg,"two, and',
+        'three lines",male',
+        'b.jpg,"never closed,female',
+        'c.jpg,5" tall,male',
+        'd.jpg,"said ""no""",female',
+        *(f"{number}.jpg,,{('male', 'female')[number % 2]}" for number in range(200)),
+    ]
+    images = {f"{name}.jpg": b"" for name in ["a", "b", "c", "d", *range(200)]}
+    table, *found = genders({"labels.csv": end.join(rows), **images})
+    assert table is None
+    assert found == [0, 1, 0, 1, *(number % 2 for number in range(200))]
+
+
 def test_what_was_recognised_is_said_in_one_line() -> None:
     _, found = recognized({"hombres/a.jpg": b"", "hombres/b.jpg": b"", "mujeres/c.jpg": b"", "notes/d.jpg": b""})
     assert found.report.text == (
