@@ -56,9 +56,9 @@ class Verdict:
 
     @property
     def is_clean(self) -> bool:
-        """Whether every promise was kept."""
+        """Whether every promise was kept. A fault may have a request answered twice, besides one in a hundred."""
         broken = self.lost + self.misrouted + self.wrong_model + self.errors + self.unended + self.left_over
-        return not broken and not self.grown and self.duplicates <= self.requests / 100
+        return not broken and not self.grown and self.duplicates <= self.faults.total() + self.requests / 100
 
     def note(self, what: str) -> None:
         """Keeps an example of a finding."""
