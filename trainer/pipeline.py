@@ -35,6 +35,7 @@ from shared.records.dataset import (
     find_summary,
     require_whole,
 )
+from shared.records.edits import Edits
 from shared.records.model_card import CardDataset, ModelCard, Variant, VariantPrecision
 from shared.records.predictions import out_of_fold_key
 from shared.records.record import DamagedRecord
@@ -178,6 +179,7 @@ class Pipeline:
         """
         folder = f"datasets/{sha256}"
         again = False
+        found: DatasetSummary | None = None
         try:
             if (found := find_summary(self._store, sha256)) is not None:
                 require_whole(self._store, sha256, found, lengths_only=continued)
@@ -219,10 +221,28 @@ class Pipeline:
             except InvalidDataset:
                 self._keep_refusal(folder, Path(work))
                 raise
+            if again and found is not None:
+                self._require_same_faces(sha256, found, summary)
             for name in _DATASET_FILES:
                 self._store.put_file(f"{folder}/{name}", Path(work) / name)
         self._metrics.ingested.inc(summary.faces)
         self._count_rejects(summary.rejects)
+
+    def _require_same_faces(self, sha256: str, before: DatasetSummary, now: DatasetSummary) -> None:
+        """Makes sure that a dataset that is made again has the faces that its edits are about: they go by number.
+
+        Raises:
+            DamagedRecord: it has edits, and other faces, as after a limit or a decoder has changed.
+        """
+        expected = before.files.get(FACES_NPY)
+        if expected in (None, now.files.get(FACES_NPY)) or not Edits(self._store).history(sha256).edits:
+            return
+        raise DamagedRecord(
+            f"datasets/{sha256}/{FACES_NPY}",
+            f"its archive gives other faces now, {now.faces:,} and not {before.faces:,}, and its edits go by the "
+            "number of a face; set the limits on images and the decoders back to what they were, or restore the file "
+            "from a backup",
+        )
 
     def _keep_refusal(self, folder: str, work: Path) -> None:
         """Keeps what was rejected of an archive that did not become a dataset, so that its page can show it."""

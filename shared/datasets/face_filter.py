@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final, TypeVar
@@ -220,7 +221,9 @@ def select_faces(
     for fits in _conditions(data, probabilities, wanted, columns).values():
         missed += ~fits
     found = np.flatnonzero(missed == 0)
-    keys: dict[str, Callable[[], NDArray[Any]]] = {"youngest": lambda: data.age}
+    keys: dict[str, Callable[[], NDArray[Any]]] = {
+        "youngest": lambda: np.where(data.age == UNKNOWN, np.iinfo(data.age.dtype).max, data.age),  # those unknown last
+    }
     if probabilities is not None:
         confidence, correct = _judge(data, probabilities, wanted.threshold)
         suspicion = probabilities if out_of_fold is None else out_of_fold
@@ -335,8 +338,8 @@ def _conditions(
         elif value:
             found[column.field] = column.codes == column.values.index(value)
     if wanted.search:
-        needle = wanted.search.casefold()
-        found["search"] = np.fromiter((needle in name.casefold() for name in data.names), bool, len(data))
+        needle = _folded(wanted.search)
+        found["search"] = np.fromiter((needle in _folded(name) for name in data.names), bool, len(data))
     if probabilities is not None:
         confidence, _ = _judge(data, probabilities, wanted.threshold)
         if wanted.low is not None:
@@ -349,6 +352,11 @@ def _conditions(
 def age_band_indices(data: Dataset) -> NDArray[np.intp]:
     """Returns (N,), each face's index into `shared.records.dataset.AGE_BANDS`."""
     return np.minimum(data.age // 10, len(AGE_BANDS) - 1).astype(np.intp)
+
+
+def _folded(text: str) -> str:
+    """Returns text as names are searched: in any case, and with accents composed, which macOS takes apart."""
+    return unicodedata.normalize("NFC", text).casefold()
 
 
 def face_view(

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from shared.datasets.columns import Dataset, load_dataset, with_corrections
 from shared.datasets.face_filter import FaceFilter, Facet, count_facets, face_view, select_faces
 from shared.errors import NotFound
-from shared.faces.labels import GENDERS
 from shared.faces.png import encode_png
 from shared.records.cells import to_cell
 from shared.records.dataset import find_summary
@@ -78,12 +77,19 @@ class FaceSelection:
         return csv_text(COLUMNS, ([view.get(name) for name in COLUMNS] for view in views))
 
     def write_zip(self, file: IO[bytes]) -> None:
-        """Writes the faces that fit, as the network sees them, in a folder a gender, with a table of all about them."""
+        """Writes the faces that fit, as the network sees them, in a folder a gender, with a table of all about them.
+
+        The table's first column names each file as the zip does. Trained on, the zip gives every face its own label,
+        whatever the images were called before.
+        """
+        rows: list[list[object]] = []
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            for index in self.select():
-                gender = GENDERS[self.data.gender[index]]
-                archive.writestr(f"{gender}/{index:06d}.png", encode_png(self.data.faces[index]))
-            archive.writestr("faces.csv", self.as_csv(), zipfile.ZIP_DEFLATED)
+            for index in map(int, self.select()):
+                view = self.view(index)
+                name = f"{view['gender']}/{index:06d}.png"
+                archive.writestr(name, encode_png(self.data.faces[index]))
+                rows.append([name, *(view.get(column) for column in COLUMNS)])
+            archive.writestr("faces.csv", csv_text(("file", *COLUMNS), rows), zipfile.ZIP_DEFLATED)
 
 
 class FaceSource(Protocol):

@@ -20,6 +20,7 @@ REJECT_REASONS: dict[str, str] = {
     "invalid_image": "The bytes cannot be decoded as a JPEG, PNG, WebP, BMP, AVIF or HEIC image.",
     "killed_worker": "Decoding the image killed the process that did it, twice.",
     "internal": "Decoding the image failed with an internal error; the log has the traceback.",
+    "superseded": "A later entry of the archive has the same name: it counts, as for whatever unpacks the archive.",
     "duplicate": "The same face is in the dataset already; the detail names the copy that was kept.",
     "contradiction": "The same face is there with another gender, so no copy can be trusted.",
 }

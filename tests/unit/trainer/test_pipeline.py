@@ -4,6 +4,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from shared.runtime.settings import Settings
 from shared.store.base import sha256_of
 from shared.store.files import FileStore
 from shared.telemetry.metrics import TrainerMetrics
-from tests.support.builders.archives import face_jpeg, labelled_faces, zipped
+from tests.support.builders.archives import face_jpeg, labelled_faces, png_of, zipped
 from trainer.pipeline import Pipeline
 from trainer.run_monitor import Monitor
 from trainer.training.model import build_network
@@ -224,12 +225,12 @@ def test_a_model_of_95_men_and_4_women_is_warned_of_and_not_promoted(store: File
     assert "67 male training faces" in card.warnings[0]
 
 
-def ingest(store: FileStore, sha256: str, *, continued: bool = False) -> list[str]:
+def ingest(store: FileStore, sha256: str, *, continued: bool = False, **settings: Any) -> list[str]:
     """Decodes a dataset, where that is necessary, and returns the states that its run went through."""
     states: list[str] = []
     monitor = Monitor()
     monitor.on_state = states.append  # type: ignore[method-assign, assignment]
-    pipeline = Pipeline(store, Settings(), TrainerMetrics(CollectorRegistry()), torch.device("cpu"))
+    pipeline = Pipeline(store, Settings(**settings), TrainerMetrics(CollectorRegistry()), torch.device("cpu"))
     pipeline.ingest(sha256, monitor, continued=continued)
     return states
 
@@ -293,6 +294,20 @@ def test_a_damaged_dataset_whose_archive_is_gone_or_damaged_too_is_named(store: 
     store.delete(f"{folder}/archive.zip")
     with pytest.raises(DamagedRecord, match=r"faces\.npy in the store is damaged: found \d+ bytes, expected \d+"):
         ingest(store, sha256)
+
+
+def test_edits_never_go_to_other_faces_than_they_were_made_for(store: FileStore, tmp_path: Path) -> None:
+    large = png_of(np.arange(600 * 600, dtype=np.uint32).reshape(600, 600).astype(np.uint8))
+    (tmp_path / "faces.zip").write_bytes(zipped([("19_1_0_0.png", large), *labelled_faces(40)]))
+    sha256 = accept(store, "run-1", tmp_path / "faces.zip")
+    ingest(store, sha256, max_image_pixels=300_000)
+    Edits(store).add(sha256, "exclude", [10])
+    key = f"datasets/{sha256}/faces.npy"
+    store.put(key, store.get(key)[:-1])
+
+    with pytest.raises(DamagedRecord, match="gives other faces now, 41 and not 40, and its edits go by the number"):
+        ingest(store, sha256)  # with the limit raised meanwhile
+    assert ingest(store, sha256, max_image_pixels=300_000) == [RunState.INGESTING]
 
 
 def test_a_dataset_of_an_earlier_release_whose_faces_are_cut_short_is_made_again_too(

@@ -50,20 +50,42 @@ def recognize_labels(archive: Archive, spec: LabelSpec | None = None) -> Labelli
         InvalidDataset: code `invalid_params`, where the table or a column that `spec` names is not there.
     """
     spec = spec or LabelSpec()
-    entries = list(archive.entries)
+    entries = _mark_superseded(archive.entries)
+    # Of a superseded entry nothing is read, and no row of a table means it.
+    named = [entry._replace(name="") if _is_superseded(entry) else entry for entry in entries]
     source = spec.source or ("table" if spec.table or spec.names_columns else None)
     told = bool(spec.male or spec.female)
     found = []
     if source == "names" or (source is None and not told):
-        found.append(read_names(entries))
-    complete = bool(found) and len(found[0].labels) == len(entries)  # as in UTKFace: nothing can say more
+        found.append(read_names(named))
+    complete = bool(found) and len(found[0].labels) == sum(
+        bool(entry.name) for entry in named
+    )  # as in UTKFace: nothing can say more
     if source in {None, "table"} and not complete:
-        found.append(read_tables(archive, entries, spec))
+        found.append(read_tables(archive, named, spec))
     if source in {None, "folders"} and not complete:
-        found.append(read_folders(entries, spec))
+        found.append(read_folders(named, spec))
     # Where none has labels, a table whose column is not understood says most.
     best = max(found, key=lambda source: (len(source.labels), 0 if source.labels else len(source.unknown)))
     return _labelling(entries, best)
+
+
+def _mark_superseded(entries: Sequence[Entry]) -> list[Entry]:
+    """Returns the entries; of those that share a name, all but the last are rejected.
+
+    Programs that add to an archive leave the older file in it, and whatever unpacks it ends with the newer one.
+    """
+    marked = list(entries)
+    last = {entry.name: index for index, entry in enumerate(marked) if entry.reject is None}
+    for index, entry in enumerate(marked):
+        if entry.reject is None and last[entry.name] != index:
+            reject = Reject("superseded", f"found {clipped(entry.name)!r} again later in the archive, which counts")
+            marked[index] = entry._replace(reject=reject)
+    return marked
+
+
+def _is_superseded(entry: Entry) -> bool:
+    return entry.reject is not None and entry.reject.reason == "superseded"
 
 
 def _labelling(entries: Sequence[Entry], best: Found) -> Labelling:
@@ -73,7 +95,7 @@ def _labelling(entries: Sequence[Entry], best: Found) -> Labelling:
     unlabelled = 0
     for index, entry in enumerate(entries):
         label = best.labels.get(index)
-        if label is None and index not in tables:
+        if label is None and index not in tables and not _is_superseded(entry):
             unlabelled += 1
             if len(examples) < _EXAMPLES:
                 examples.append(clipped(entry.name))

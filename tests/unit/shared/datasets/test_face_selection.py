@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import io
+import unicodedata
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from shared.datasets.face_filter import FaceFilter
-from shared.datasets.face_selection import FaceSource, StoredFaces, read_selection
+from shared.archives.archive import ArchiveLimits
+from shared.datasets.face_filter import FaceFilter, select_faces
+from shared.datasets.face_selection import FaceSelection, FaceSource, StoredFaces, read_selection
 from shared.errors import NotFound
-from shared.faces.labels import GENDERS
+from shared.faces.decode import ImageLimits
+from shared.faces.labels import GENDERS, UNKNOWN
+from shared.faces.png import encode_png
 from shared.records.dataset import ARCHIVE_LABELS
 from shared.records.predictions import read_predictions
+from shared.runtime.settings import Settings
+from shared.store.files import FileStore
+from tests.support.builders.archives import zipped
 from tests.support.dashboard_app import Site, open_site
+from trainer.data.ingest import ingest
 
 
 @pytest.fixture
@@ -71,3 +81,42 @@ def test_the_labels_are_those_in_force_those_of_a_run_or_those_of_the_archive(si
         labels("0" * 64)
     with pytest.raises(NotFound):
         read_selection(source, "0" * 64, FaceFilter())
+
+
+def test_a_zip_of_faces_that_is_trained_on_gives_each_its_own_label(tmp_path: Path) -> None:
+    """Though the images were called as the zip's are, in another order."""
+    random = np.random.default_rng(1)
+    order = [int(number) for number in random.permutation(40)]
+    rows = [f"{number:06d}.png,{GENDERS[random.integers(2)]}" for number in order]
+    images = [
+        (f"images/{number:06d}.png", encode_png(random.integers(0, 255, (128, 128), np.uint8))) for number in order
+    ]
+    store = FileStore(tmp_path / "store")
+
+    def labelled(archive: bytes, sha256: str) -> tuple[FaceSelection, dict[bytes, int]]:
+        (tmp_path / f"{sha256}.zip").write_bytes(archive)
+        limits = ArchiveLimits.from_settings(Settings()), ImageLimits.from_settings(Settings())
+        ingest(tmp_path / f"{sha256}.zip", tmp_path / sha256, *limits)
+        for file in (tmp_path / sha256).iterdir():
+            store.put_file(f"datasets/{sha256}/{file.name}", file)
+        selection = read_selection(StoredFaces(store), sha256, FaceFilter())
+        faces = (face.tobytes() for face in selection.data.faces)
+        return selection, dict(zip(faces, selection.data.gender.tolist(), strict=True))
+
+    selection, before = labelled(
+        zipped([*images, ("labels.csv", "\n".join(["file,gender", *rows]).encode())]), "a" * 64
+    )
+    file = io.BytesIO()
+    selection.write_zip(file)
+    assert len(before) == 40
+    assert labelled(file.getvalue(), "b" * 64)[1] == before
+
+
+def test_faces_are_found_by_name_however_accents_are_written_and_unknown_ages_come_last(tmp_path: Path) -> None:
+    with open_site(tmp_path) as site:
+        data = site.parts.store_cache.edited(site.builder.dataset(60), "")
+    names = [unicodedata.normalize("NFD", "Müller.png"), *data.names[1:]]
+    data = replace(data, names=names, age=np.where(np.arange(60) % 2, data.age, UNKNOWN))
+    assert select_faces(data, None, FaceFilter(search="mÜll")).tolist() == [0]
+    ages = data.age[select_faces(data, None, FaceFilter(sort="youngest"))].tolist()
+    assert ages == [*sorted(age for age in data.age.tolist() if age != UNKNOWN), *[UNKNOWN] * ages.count(UNKNOWN)]

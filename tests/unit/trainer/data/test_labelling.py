@@ -78,6 +78,24 @@ def test_a_quote_that_is_never_closed_costs_no_other_row(end: str) -> None:
     assert found == [0, 1, 0, 1, *(number % 2 for number in range(200))]
 
 
+def test_of_entries_that_share_a_name_the_last_counts_as_for_whatever_unpacks_them() -> None:
+    def table(first: str) -> bytes:
+        return "\n".join(["file,gender", f"faces/a.jpg,{first}", "faces/b.jpg,female", ""]).encode()
+
+    old = [("faces/a.jpg", b"1"), ("faces/b.jpg", b"1"), ("labels.csv", table("male"))]
+    new = [("labels.csv", table("female")), ("faces/b.jpg", b"2")]
+    with Archive(io.BytesIO(zipped([*old, *new])), LIMITS) as archive:
+        found = recognize_labels(archive)
+    told = [outcome.reason if isinstance(outcome, Reject) else outcome and outcome.gender for outcome in found.outcomes]
+    assert told == [1, "superseded", "superseded", None, 1]
+    assert (found.report.labelled, found.report.unlabelled) == (2, 0)
+
+    with Archive(io.BytesIO(zipped([("30_1_0_1.jpg", b"1"), ("30_1_0_1.jpg", b"2")])), LIMITS) as archive:
+        found = recognize_labels(archive)
+    assert [isinstance(outcome, Label) for outcome in found.outcomes] == [False, True]
+    assert found.report.labelled == 1
+
+
 def test_what_was_recognised_is_said_in_one_line() -> None:
     _, found = recognized({"hombres/a.jpg": b"", "hombres/b.jpg": b"", "mujeres/c.jpg": b"", "notes/d.jpg": b""})
     assert found.report.text == (
