@@ -215,7 +215,7 @@ class Client:
         if not run.state.is_retryable:
             raise Conflict(f"run {run_id} is {run.state}; only a run that failed or was rejected can be retried")
         if sent := self.broker.retry_messages(lambda message_id: message_id == run.message_id):
-            self._mark_requeued(sent)
+            self.broker.emit(*RunChanged.of(self.runs.mark_requeued(run_id, sent[-1].retried_at)).wire())
             return run_id
         if not self.runs.get(run_id).state.is_retryable:  # somebody else was faster
             return run_id
@@ -345,7 +345,7 @@ class Client:
         if not job.state.is_retryable:
             raise Conflict(f"job {job_id} is {job.state}; only a job that failed or was rejected can be retried")
         if sent := self.broker.retry_messages(lambda it: it == job.message_id or it.startswith(f"{job_id}.")):
-            self._mark_requeued(sent)
+            self.broker.emit(*JobChanged.of(self.jobs.mark_requeued(job_id, sent[-1].retried_at)).wire())
         elif self.jobs.get(job_id).state.is_retryable:  # and nobody else was faster
             raise Conflict(f"the message of job {job_id} is gone; upload its images again")
         return job_id

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from werkzeug.wrappers import Response as WsgiResponse
 
-from dashboard.api.faces import list_predictions, requested_as_of, requested_faces, require_face, select_as_of
+from dashboard.api.faces import list_predictions, requested_as_of, require_face, select_as_of
 from dashboard.api.uploads import parse_integer
 from dashboard.auth import current_user
 from dashboard.context import dashboard
@@ -32,7 +32,7 @@ from shared.datasets.face_filter import (
     age_band_indices,
     face_view,
 )
-from shared.datasets.face_selection import FaceSelection
+from shared.datasets.face_selection import FaceSelection, read_selection
 from shared.errors import InvalidMessage, NotFound
 from shared.faces.labels import ETHNICITIES, GENDERS
 from shared.faces.png import encode_png
@@ -111,7 +111,7 @@ def show_dataset(sha256: str) -> str:
             refusal=cache.refusal(sha256),
             rejects=_rejects(sha256),
         )
-    asked = requested_faces(sha256)
+    asked = _shown_faces(sha256)
     data, wanted, probabilities, found = asked.data, asked.wanted, asked.probabilities, asked.select()
     pages = max(1, -(-len(found) // _PAGE))
     page = min(max(1, request.args.get("page", 1, int)), pages)
@@ -198,6 +198,11 @@ def score_dataset(sha256: str) -> WsgiResponse:
     return redirect(url_for("datasets.show_dataset", sha256=sha256, version=version) + "#faces", 303)
 
 
+def _shown_faces(sha256: str) -> FaceSelection:
+    """Returns the dataset as the page's address wants to see it; what makes no sense there is passed over."""
+    return read_selection(dashboard().store_cache, sha256, FaceFilter.from_query(request.args))
+
+
 @blueprint.get("/datasets/<sha256>/counts.json")
 def label_counts(sha256: str) -> Response:
     """Returns how many faces there are by label, for the plots."""
@@ -207,7 +212,7 @@ def label_counts(sha256: str) -> Response:
 @blueprint.get("/datasets/<sha256>/faces/<int:index>")
 def show_face(sha256: str, index: int) -> str:
     """Shows one face: its label beside each model's prediction, and the way to its neighbours in the filtered view."""
-    asked = requested_faces(sha256)
+    asked = _shown_faces(sha256)
     data, wanted, as_of = asked.data, asked.wanted, requested_as_of()
     require_face(data, index)
     found = select_as_of(asked, as_of)

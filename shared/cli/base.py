@@ -73,17 +73,23 @@ def settings_in_force() -> Settings:
 
 
 @contextlib.contextmanager
+def private_files(settings: Settings) -> Iterator[None]:
+    """Lets what is made meanwhile, such as `broker.db`, be read by those only whom the settings let read it."""
+    before = os.umask(int(settings.umask, 8))
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextlib.contextmanager
 def connected() -> Iterator[Client]:
     """Gives a client of the broker and the store that the settings name."""
     from shared.connect import open_client  # noqa: PLC0415
 
     settings = settings_in_force()
-    before = os.umask(int(settings.umask, 8))
-    try:
-        with open_client(settings) as client:
-            yield client
-    finally:
-        os.umask(before)
+    with private_files(settings), open_client(settings) as client:
+        yield client
 
 
 @contextlib.contextmanager

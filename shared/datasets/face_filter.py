@@ -54,6 +54,7 @@ _CHOICES: Final[Mapping[str, Collection[str]]] = {
     "sort": SORTS,
 }
 """The values of those fields of `FaceFilter` that take no others."""
+_ABOUT_PREDICTIONS: Final = ("predicted", "result", "confidence", "low", "high")
 _N = TypeVar("_N", int, float)
 
 
@@ -144,6 +145,16 @@ class FaceFilter:
         """Returns the query of an address that shows the same faces: only what differs from the defaults."""
         values = asdict(self)
         return {field.name: values[field.name] for field in fields(self) if values[field.name] != field.default}
+
+    @property
+    def first_about_predictions(self) -> str | None:
+        """The first property that asks for what a model says of a face; None where there is none."""
+        return next((name for name in _ABOUT_PREDICTIONS if getattr(self, name) not in ("", None)), None)
+
+    @property
+    def first_about_two_models(self) -> str | None:
+        """Likewise, for what two models say."""
+        return next((name for name in ("agreement", "models") if getattr(self, name)), None)
 
     @property
     def is_open(self) -> bool:

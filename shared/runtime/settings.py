@@ -150,9 +150,12 @@ class Settings(BaseSettings):
             if values.get(name):
                 raise ValueError(f"{variable(name)} and {variable(name)}_FILE are both set; expected one of them")
             try:
-                values[name] = Path(str(file)).read_text().strip()
-            except OSError as error:
-                raise ValueError(f"{variable(name)}_FILE: {file}: {error.strerror}") from None
+                values[name] = Path(str(file)).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+                raise ValueError(f"{variable(name)}_FILE: {file}: {why}") from None
+            if not values[name]:
+                raise ValueError(f"{variable(name)}_FILE: {file}: it is empty")
         return values
 
     @field_validator("allowed_roots", mode="before")

@@ -19,7 +19,7 @@ from typing import Any, Final
 from pika import BasicProperties
 from pika.delivery_mode import DeliveryMode
 
-from shared.broker.base import DEAD_ID, DELIVERY_COUNT, ORIGIN, REASON, DeadLetter, HeaderValue, Message
+from shared.broker.base import DEAD_ID, DELIVERY_COUNT, ENQUEUED_AT, ORIGIN, REASON, DeadLetter, HeaderValue, Message
 
 DEFAULT_CONTENT_TYPE: Final = "application/octet-stream"
 FLOATS: Final = "x-float-headers"
@@ -86,10 +86,13 @@ def message_of(properties: BasicProperties, body: bytes) -> Message:
     for name in floats if isinstance(floats, list) else ():
         if isinstance(name, str) and isinstance(text := headers.get(name), str):
             headers[name] = _number(text)
+    message_id = _text(properties.message_id) if properties.message_id else derived_id(properties, headers, body)
+    if properties.timestamp:
+        headers.setdefault(ENQUEUED_AT, float(properties.timestamp))  # foreign clients say by this when they sent it
     return Message(
         body=body,
         content_type=_text(properties.content_type) if properties.content_type else DEFAULT_CONTENT_TYPE,
-        message_id=_text(properties.message_id) if properties.message_id else derived_id(properties, headers, body),
+        message_id=message_id,
         correlation_id=_text(properties.correlation_id) if properties.correlation_id else None,
         reply_to=_text(properties.reply_to) if properties.reply_to else None,
         headers=headers,

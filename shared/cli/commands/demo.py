@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from shared.cli.base import FILE, NEW, json_option, output_of, settings_in_force
+from shared.cli.base import FILE, NEW, json_option, output_of, private_files, settings_in_force
 
 if TYPE_CHECKING:
     pass
@@ -53,4 +53,7 @@ def demo(ctx: click.Context, dataset: Path | None, images: int, epochs: int | No
     """Run the main job from end to end; `make demo` calls it."""
     from shared.cli.demo import Demo  # noqa: PLC0415
 
-    ctx.exit(Demo(output_of(ctx), settings_in_force(), dataset, images=images, epochs=epochs).run(stay=not once))
+    settings = settings_in_force()
+    with private_files(settings):
+        code = Demo(output_of(ctx), settings, dataset, images=images, epochs=epochs).run(stay=not once)
+    ctx.exit(code)

@@ -7,7 +7,7 @@ from typing import Final
 
 import click
 
-from shared.cli.base import connected, json_option, output_of, settings_in_force
+from shared.cli.base import connected, json_option, output_of, private_files, settings_in_force
 
 _SERVICES: Final = click.Choice(["trainer", "inference", "dashboard"])
 
@@ -45,12 +45,14 @@ def doctor(ctx: click.Context) -> None:
     output = output_of(ctx)
     styles = {"ok": "green", "warning": "yellow", "problem": "bold red"}
     findings: list[Finding] = []
-    for finding in examine(settings_in_force()):
-        findings.append(finding)
-        if not output.as_json:
-            output.line(f"{finding.state:<8} {finding.check}: {finding.found}", styles[finding.state])
-            if finding.advice:
-                output.line(f"{'':<8} → {finding.advice}")
+    settings = settings_in_force()
+    with private_files(settings):
+        for finding in examine(settings):
+            findings.append(finding)
+            if not output.as_json:
+                output.line(f"{finding.state:<8} {finding.check}: {finding.found}", styles[finding.state])
+                if finding.advice:
+                    output.line(f"{'':<8} → {finding.advice}")
     if output.as_json:
         output.document([dataclasses.asdict(finding) for finding in findings])
     if any(finding.state == "problem" for finding in findings):

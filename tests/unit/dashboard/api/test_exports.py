@@ -59,6 +59,37 @@ def test_a_dataset_comes_with_its_tables(site: Site) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("query", "status", "told"),
+    [
+        ("gender=femal", 400, "gender is 'femal'; expected one of male, female"),
+        ("split=tset", 400, "split is 'tset'; expected one of train, validation, test, all"),
+        ("low=abc", 400, "low is 'abc'; expected a number that fits"),
+        ("threshold=7", 400, "threshold is '7'; expected a number that fits"),
+        ("version=77", 404, "77"),
+        ("agreement=only_first", 409, "agreement compares two models"),
+    ],
+)
+@pytest.mark.parametrize("form", ["faces", "faces.csv", "faces.zip"])
+def test_a_filter_that_makes_no_sense_is_refused_and_never_means_all_faces(
+    site: Site, form: str, query: str, status: int, told: str
+) -> None:
+    (sha256,) = site.store.children("datasets")
+    answer = site.web.get(f"/api/v1/datasets/{sha256}/{form}?{query}")
+    assert answer.status_code == status
+    assert told in (answer.json or {})["error"]["message"]
+    with site.web.get(f"/api/v1/datasets/{sha256}/{form}?gender=&version=") as answer:
+        assert answer.status_code == 200
+    assert site.web.get(f"/datasets/{sha256}?{query}").status_code == 200  # a page passes over it
+
+
+def test_what_asks_for_predictions_of_a_dataset_without_any_is_refused(site: Site) -> None:
+    sha256 = site.builder.dataset(30)
+    answer = site.web.get(f"/api/v1/datasets/{sha256}/faces.csv?result=wrong")
+    assert answer.status_code == 409
+    assert "result asks for predictions, and no model has predicted" in (answer.json or {})["error"]["message"]
+
+
 def test_the_faces_of_a_filtered_view_come_as_images_with_their_table(site: Site) -> None:
     (sha256,) = site.store.children("datasets")
     archive = zip_of(site, f"/datasets/{sha256}/faces.zip?gender=female&split=test")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import uuid
 from pathlib import Path
@@ -34,6 +35,18 @@ def test_what_it_tried_is_gone_afterwards(folder: Path) -> None:
         "data/store/format.json",
         "data/store/identity.json",
     }
+
+
+def test_what_it_makes_is_private(folder: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        run("doctor")
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)
+    made = [folder / "data", *(folder / "data").rglob("*")]
+    assert folder / "data" / "broker.db" in made
+    assert [path for path in made if path.stat().st_mode & 0o077] == []
 
 
 def test_a_disk_that_takes_nothing_is_a_problem_and_the_rest_is_looked_at() -> None:

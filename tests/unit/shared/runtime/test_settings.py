@@ -211,6 +211,10 @@ def test_the_brokers_url_and_the_token_come_from_files_where_orchestrators_mount
     with pytest.raises(SettingsError, match="GENDERLINE_TOKEN and GENDERLINE_TOKEN_FILE are both set"):
         load_settings()
     monkeypatch.delenv("GENDERLINE_TOKEN")
+    for spoilt, why in ((b"\xff\xfe", "it is no UTF-8 text"), (b"\n", "it is empty")):
+        (tmp_path / "token").write_bytes(spoilt)
+        with pytest.raises(SettingsError, match=rf"GENDERLINE_TOKEN_FILE: .*token: {why}"):
+            load_settings()
     (tmp_path / "token").unlink()
     with pytest.raises(SettingsError, match=r"GENDERLINE_TOKEN_FILE: .*token: No such file or directory"):
         load_settings()

@@ -9,9 +9,9 @@ import pytest
 from pika import BasicProperties
 from pika.frame import Header
 
-from shared.broker.base import HeaderValue, Message
+from shared.broker.base import ENQUEUED_AT, Delivery, HeaderValue, Message
 from shared.broker.rabbitmq.addresses import is_address
-from shared.broker.rabbitmq.codec import properties_of, shrink_headers
+from shared.broker.rabbitmq.codec import message_of, properties_of, shrink_headers
 from shared.broker.rabbitmq.headers import salvage_headers
 
 FRAME_BYTES = 4096
@@ -30,6 +30,14 @@ def headers_of(payload: bytes) -> dict[str, object]:
     assert properties.message_id == "m"
     headers: dict[str, object] = properties.headers
     return headers
+
+
+def test_a_foreign_clients_timestamp_says_when_a_message_was_sent() -> None:
+    sent = message_of(BasicProperties(timestamp=1_700_000_000), b"")
+    assert Delivery("queue", sent, 0, None).waited_s(now=1_700_000_007.5) == 7.5
+    assert sent.message_id == message_of(BasicProperties(timestamp=1_700_000_000), b"").message_id
+    exact = message_of(BasicProperties(timestamp=1_700_000_000, headers={ENQUEUED_AT: 1_700_000_001}), b"")
+    assert exact.headers[ENQUEUED_AT] == 1_700_000_001
 
 
 GOOD = b"\x04goodI\0\0\0\x07"
