@@ -78,8 +78,8 @@ def test_a_filter_that_makes_no_sense_is_refused_and_never_means_all_faces(
     answer = site.web.get(f"/api/v1/datasets/{sha256}/{form}?{query}")
     assert answer.status_code == status
     assert told in (answer.json or {})["error"]["message"]
-    with site.web.get(f"/api/v1/datasets/{sha256}/{form}?gender=&version=") as answer:
-        assert answer.status_code == 200
+    with site.web.get(f"/api/v1/datasets/{sha256}/{form}?gender=&version=") as whole:
+        assert whole.status_code == 200
     assert site.web.get(f"/datasets/{sha256}?{query}").status_code == 200  # a page passes over it
 
 
