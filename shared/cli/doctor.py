@@ -33,6 +33,7 @@ _FREE_BYTES: Final = 2 * 2**30
 _CLOCK_S: Final = 2.0
 _LISTEN_S: Final = 2.5
 _ANSWER_S: Final = 5.0
+_HAS_CUDA: Final = "import torch; print(torch.cuda.is_available())"
 _PROVIDERS: Final = "import onnxruntime; print(*onnxruntime.get_available_providers())"
 
 
@@ -53,11 +54,17 @@ class Finding:
     advice: str = ""
 
 
+class _NotLoaded(Exception):
+    """A library is installed, and cannot be loaded."""
+
+
 def examine(settings: Settings) -> Iterator[Finding]:
     """Yields what is found, check by check. A check that fails ends no other."""
     yield _versions()
     yield from _guarded("memory and cores", _resources, settings)
     yield from _guarded("provider", _provider, settings)
+    yield from _guarded("device", _device, settings)
+    yield from _guarded("folders", _folders, settings)
     yield from _guarded("temporary files", _temporary_files, settings)
     if settings.broker_url.startswith("sqlite:"):
         yield from _guarded("file system of the broker", _broker_file_system, settings)
@@ -68,6 +75,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
 def _guarded(check: str, work: Callable[[Settings], Iterator[Finding]], settings: Settings) -> Iterator[Finding]:
     try:
         yield from work(settings)
+    except _NotLoaded as error:
+        yield Finding(check, "problem", str(error), "install it anew")
     except (GenderlineError, SettingsError) as error:
         yield Finding(check, "problem", str(error), "correct the setting, or start the server that it names")
     except OSError as error:
@@ -99,27 +108,56 @@ def _resources(_settings: Settings) -> Iterator[Finding]:
     yield Finding("memory and cores", "ok", found + (f", {limit / 2**30:.1f} GiB at most" if limit else ""))
 
 
-def _provider(settings: Settings) -> Iterator[Finding]:
-    """ONNX Runtime is asked in a process of its own: `shared` does not import it."""
-    if not (_version("onnxruntime") or _version("onnxruntime-gpu")):
-        return  # nothing here serves models
+def _ask(library: str, script: str) -> str:
+    """Returns what a library says, in a process of its own: `shared` does not import it.
+
+    Raises:
+        _NotLoaded: it cannot be loaded.
+    """
     done = subprocess.run(  # noqa: S603 - our own command
-        [sys.executable, "-c", _PROVIDERS],
+        [sys.executable, "-c", script],
         env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        last = (done.stderr.strip() or "no word").splitlines()[-1]
-        yield Finding("provider", "problem", f"ONNX Runtime cannot be loaded: {last}", "install it anew")
-        return
-    found = done.stdout.strip()
+        raise _NotLoaded(f"{library} cannot be loaded: {(done.stderr.strip() or 'no word').splitlines()[-1]}")
+    return done.stdout.strip()
+
+
+def _provider(settings: Settings) -> Iterator[Finding]:
+    if not (_version("onnxruntime") or _version("onnxruntime-gpu")):
+        return  # nothing here serves models
+    found = _ask("ONNX Runtime", _PROVIDERS)
     if settings.provider == "cuda" and "CUDAExecutionProvider" not in found:
         advice = "install the extra `inference-gpu` and the driver, or set GENDERLINE_PROVIDER=auto"
         yield Finding("provider", "problem", f"GENDERLINE_PROVIDER is cuda; this ONNX Runtime has {found}", advice)
     else:
         yield Finding("provider", "ok", found)
+
+
+def _device(settings: Settings) -> Iterator[Finding]:
+    if settings.device != "cuda" or not _version("torch"):
+        return
+    if _ask("PyTorch", _HAS_CUDA) == "True":
+        yield Finding("device", "ok", "PyTorch finds a CUDA device")
+    else:
+        found = f"GENDERLINE_DEVICE is cuda; torch {_version('torch')} finds no CUDA device"
+        yield Finding("device", "problem", found, "install the driver and PyTorch with CUDA, or set it to auto")
+
+
+def _folders(settings: Settings) -> Iterator[Finding]:
+    """Looks at the folders of a trainer, where one is installed."""
+    if not _version("torch"):
+        return
+    settings.inbox.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=settings.inbox):
+        yield Finding("watched folder", "ok", f"{settings.inbox} can be written to")
+    for root in settings.allowed_roots:
+        if not root.is_dir():
+            found = f"{root} of GENDERLINE_ALLOWED_ROOTS is no folder"
+            yield Finding("allowed roots", "warning", found, "make or mount it, or take it out of the setting")
 
 
 def _temporary_files(_settings: Settings) -> Iterator[Finding]:

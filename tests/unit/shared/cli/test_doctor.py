@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.support.brokers.rabbitmq_node import RabbitNode
 from tests.unit.shared.cli.helpers import document, run
@@ -35,6 +36,25 @@ def test_what_it_tried_is_gone_afterwards(folder: Path) -> None:
         "data/store/format.json",
         "data/store/identity.json",
     }
+
+
+def test_a_device_a_folder_and_a_root_that_are_not_there_are_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENDERLINE_DEVICE", "cuda")
+    monkeypatch.setenv("GENDERLINE_INBOX", "/proc/inbox")
+    monkeypatch.setenv("GENDERLINE_ALLOWED_ROOTS", str(folder / "nowhere"))
+    findings = {finding["check"]: finding for finding in document("doctor", exit_code=1)}
+    assert findings["folders"]["state"] == "problem"
+    assert findings["folders"]["found"].startswith("/proc/inbox: ")
+    if not torch.cuda.is_available():
+        assert findings["device"]["state"] == "problem"
+        assert "finds no CUDA device" in findings["device"]["found"]
+    monkeypatch.setenv("GENDERLINE_DEVICE", "auto")
+    monkeypatch.delenv("GENDERLINE_INBOX")
+    found = states()
+    assert "device" not in found
+    assert (found["watched folder"], found["allowed roots"]) == ("ok", "warning")
 
 
 def test_what_it_makes_is_private(folder: Path) -> None:
