@@ -272,7 +272,10 @@ def _decode_any(image: ImageFile, data: bytes | memoryview, header: JpegHeader |
             image = _load_png(image, data)
         else:
             image.load()
-        return _luma(_upright(image))
+        upright = _upright(image)
+        if kind == "BMP" and upright.mode == "RGBA" and upright.getchannel("A").getextrema() == (0, 0):
+            upright = upright.convert("RGB")  # most writers leave the fourth byte of a pixel empty
+        return _luma(upright)
     except (MemoryError, InvalidImage):
         raise
     except Exception as error:  # as in `_open`

@@ -188,6 +188,17 @@ def test_the_same_bytes_give_the_same_pixels_from_any_thread_and_buffer() -> Non
             assert (face.pixels == first).all()
 
 
+def test_a_bitmap_whose_alpha_is_empty_shows_its_colours(photo: Image.Image) -> None:
+    colours = np.asarray(photo.convert("RGB"))[::-1, :, ::-1]
+    pixels = np.dstack([colours, np.zeros(colours.shape[:2], np.uint8)]).tobytes()
+    masks = struct.pack("<4L", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    head = struct.pack("<LllHHLLllLL", 108, photo.width, photo.height, 1, 32, 3, len(pixels), 2835, 2835, 0, 0)
+    head += masks + bytes(108 - 40 - len(masks))
+    data = b"BM" + struct.pack("<LHHL", 14 + len(head) + len(pixels), 0, 0, 14 + len(head)) + head + pixels
+    assert Image.open(io.BytesIO(data)).mode == "RGBA"
+    assert (decode(data).pixels == decode(saved(photo, "PNG")).pixels).all()
+
+
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("kind", ["JPEG", "progressive JPEG", "CMYK JPEG", "PNG", "WEBP", "BMP"])
 def test_a_file_cut_short_is_refused_on_both_paths(photo: Image.Image, kind: str, share: float) -> None:
