@@ -157,7 +157,7 @@ def gunzip(source: BinaryIO, target: BinaryIO, max_bytes: int, max_ratio: float)
             target.write(piece)
             packed = inflater.unconsumed_tail
             if inflater.eof:  # another one may follow: `pigz` and `cat` make such files
-                packed = inflater.unused_data or source.read(_PIECE)
+                packed = _after_padding(inflater.unused_data, source)
                 if not packed.startswith(GZIP_SIGNATURE):
                     return  # the end, or padding, which does not matter
                 inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
@@ -168,6 +168,14 @@ def gunzip(source: BinaryIO, target: BinaryIO, max_bytes: int, max_ratio: float)
                     raise InvalidDataset("found a tar.gz archive cut short, expected a whole one")
     except zlib.error as error:
         raise InvalidDataset(f"found a gzip file that is damaged ({error}), expected a whole tar.gz archive") from None
+
+
+def _after_padding(rest: bytes, source: BinaryIO) -> bytes:
+    """Returns what follows a gzip member and zeros that pad it: where more is there, enough to know a signature by."""
+    rest = rest.lstrip(b"\0")
+    while len(rest) < len(GZIP_SIGNATURE) and (more := source.read(_PIECE)):
+        rest = (rest + more).lstrip(b"\0")
+    return rest
 
 
 def holds_tar(source: BinaryIO) -> bool:

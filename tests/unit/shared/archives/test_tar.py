@@ -100,6 +100,21 @@ def test_a_tar_gz_cut_short_is_refused(share: float) -> None:
     assert "cut short" in refusal(data[: int(len(data) * share)])
 
 
+def gzip_member(data: bytes, size: int = 0) -> bytes:
+    """Returns a gzip member, made as large as `size` by a comment."""
+    packed = gzip.compress(data, mtime=0)
+    return packed[:3] + b"\x10" + packed[4:10] + b"c" * (size - len(packed) - 1) + b"\0" + packed[10:]
+
+
+@pytest.mark.parametrize("short_of", [0, 1, 2])
+@pytest.mark.parametrize("padding", [b"", bytes(3)])
+def test_a_gzip_member_that_begins_at_the_end_of_a_read_is_read(short_of: int, padding: bytes) -> None:
+    data = tarred(FILES)
+    first = gzip_member(data[:1536], 2**20 - short_of)
+    assert len(first) == 2**20 - short_of
+    assert contents(first + padding + gzip_member(data[1536:])) == FILES
+
+
 def test_a_gzip_file_of_something_else_is_refused_at_the_door() -> None:
     with pytest.raises(InvalidDataset, match="without a tar archive in it"):
         check_archive(io.BytesIO(gzip.compress(b"a picture")), LIMITS)
