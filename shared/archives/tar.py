@@ -32,6 +32,10 @@ _MAX_EXTENDED_BYTES: Final = 2**20
 _NAME_BYTES: Final = 512
 """What names may take on average, for all of them are kept."""
 _PIECE: Final = 2**20
+_PACKED_PIECE: Final = 2**16
+"""Packed bytes read at once: what is left of them is copied after each gzip member, and one may take 20 bytes only."""
+_SPARE_MEMBERS: Final = 10_000
+"""So many gzip members may hold less than a block of the tar, and more only if the mean is a block at least."""
 _SMALL: Final = 2**16
 """What a smaller tar.gz counts as in the ratio of its bytes: a tar is padded with zeros, which pack to nothing."""
 _MOST: Final = 2**62
@@ -134,21 +138,20 @@ def gunzip(source: BinaryIO, target: BinaryIO, max_bytes: int, max_ratio: float)
 
     Raises:
         InvalidDataset: code `invalid_archive` where it is damaged, cut short or holds no tar; `archive_too_large`
-            where it unpacks to more.
+            where it unpacks to more, or consists of very many gzip members.
     """
+    most = min(max_bytes, max(source.seek(0, io.SEEK_END), _SMALL) * max_ratio)
     source.seek(0)
     inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
-    packed = source.read(_PIECE)
-    taken, written = len(packed), 0
+    packed = source.read(_PIECE)  # so much that it unpacks to a tar's first header, however long gzip's own is
+    written, members = 0, 1
     try:
         while True:
             piece = inflater.decompress(packed, _PIECE)
             if written == 0 and not is_tar(piece):
-                raise InvalidDataset(
-                    "found a gzip file without a tar archive in it, expected a zip, tar or tar.gz archive"
-                )
+                raise InvalidDataset(NO_TAR_INSIDE)
             written += len(piece)
-            if written > min(max_bytes, max(taken, _SMALL) * max_ratio):
+            if written > most:
                 raise InvalidDataset(
                     f"found a tar.gz archive that unpacks to {written:,} bytes or more, expected at most "
                     f"{max_bytes:,}, and at most {max_ratio:,.0f} times what it takes packed",
@@ -160,10 +163,16 @@ def gunzip(source: BinaryIO, target: BinaryIO, max_bytes: int, max_ratio: float)
                 packed = _after_padding(inflater.unused_data, source)
                 if not packed.startswith(GZIP_SIGNATURE):
                     return  # the end, or padding, which does not matter
+                members += 1
+                if members > _SPARE_MEMBERS + written // _BLOCK:
+                    raise InvalidDataset(
+                        f"found a tar.gz archive of {members:,} gzip members or more that hold {written:,} bytes, "
+                        f"expected at least {_BLOCK} bytes in each",
+                        code="archive_too_large",
+                    )
                 inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
             elif not packed and len(piece) < _PIECE:
-                packed = source.read(_PIECE)
-                taken += len(packed)
+                packed = source.read(_PACKED_PIECE)
                 if not packed:
                     raise InvalidDataset("found a tar.gz archive cut short, expected a whole one")
     except zlib.error as error:
@@ -173,7 +182,7 @@ def gunzip(source: BinaryIO, target: BinaryIO, max_bytes: int, max_ratio: float)
 def _after_padding(rest: bytes, source: BinaryIO) -> bytes:
     """Returns what follows a gzip member and zeros that pad it: where more is there, enough to know a signature by."""
     rest = rest.lstrip(b"\0")
-    while len(rest) < len(GZIP_SIGNATURE) and (more := source.read(_PIECE)):
+    while len(rest) < len(GZIP_SIGNATURE) and (more := source.read(_PACKED_PIECE)):
         rest = (rest + more).lstrip(b"\0")
     return rest
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import tarfile
 import tracemalloc
 from dataclasses import replace
@@ -100,19 +101,22 @@ def test_a_tar_gz_cut_short_is_refused(share: float) -> None:
     assert "cut short" in refusal(data[: int(len(data) * share)])
 
 
-def gzip_member(data: bytes, size: int = 0) -> bytes:
-    """Returns a gzip member, made as large as `size` by a comment."""
-    packed = gzip.compress(data, mtime=0)
-    return packed[:3] + b"\x10" + packed[4:10] + b"c" * (size - len(packed) - 1) + b"\0" + packed[10:]
-
-
 @pytest.mark.parametrize("short_of", [0, 1, 2])
 @pytest.mark.parametrize("padding", [b"", bytes(3)])
 def test_a_gzip_member_that_begins_at_the_end_of_a_read_is_read(short_of: int, padding: bytes) -> None:
-    data = tarred(FILES)
-    first = gzip_member(data[:1536], 2**20 - short_of)
+    files = [("30_0_0.jpg", os.urandom(1_000_000)), *FILES]
+    data = tarred(files)
+    packed = gzip.compress(data[:1_000_960], mtime=0)  # the first file
+    comment = b"c" * (2**20 - short_of - len(packed) - 1) + b"\0"
+    first = packed[:3] + b"\x10" + packed[4:10] + comment + packed[10:]
     assert len(first) == 2**20 - short_of
-    assert contents(first + padding + gzip_member(data[1536:])) == FILES
+    assert contents(first + padding + gzip.compress(data[1_000_960:])) == files
+
+
+def test_very_many_empty_gzip_members_are_refused() -> None:
+    data, empty = tarred(FILES, gzip=True), gzip.compress(b"")
+    assert contents(data + 5_000 * empty) == FILES
+    assert refusal(data + 50_000 * empty).startswith("archive_too_large: found a tar.gz archive of 10,0")
 
 
 def test_a_gzip_file_of_something_else_is_refused_at_the_door() -> None:
