@@ -25,6 +25,7 @@ _LINKS: Final = frozenset({b"1", b"2"})
 _FOLDER: Final = b"5"
 _LONG_NAME: Final = b"L"  # GNU: the next entry's name is this one's content
 _LONG_LINK: Final = b"K"
+_SPARSE: Final = b"S"  # old GNU: between the header and the content stand blocks of a longer list of pieces
 _EXTENDED: Final = b"x"  # POSIX: lines of `length key=value` about the next entry
 _GLOBAL: Final = b"g"
 _MAX_NAME_BYTES: Final = 2**16
@@ -78,7 +79,7 @@ def read_tar(file: BinaryIO, max_entries: int) -> Directory:
         size = _number(header[124:136])
         if kind not in {_EXTENDED, _GLOBAL, _LONG_NAME, _LONG_LINK} and b"size" in extended:
             size = _decimal(extended[b"size"])
-        content = position + _BLOCK
+        content = position + _BLOCK + (_bytes_of_pieces(file, header) if kind == _SPARSE else 0)
         position = content + -(-size // _BLOCK) * _BLOCK
         if not 0 <= size <= _MOST or content + size > end:
             raise InvalidDataset(
@@ -226,6 +227,16 @@ def _name(header: bytes) -> bytes:
     name = header[:100].split(b"\0")[0]
     prefix = header[345:500].split(b"\0")[0] if header[257:263] == b"ustar\0" else b""
     return prefix + b"/" + name if prefix else name
+
+
+def _bytes_of_pieces(file: BinaryIO, header: bytes) -> int:
+    """Returns what the blocks take that follow a sparse file's header: each says whether there is another one."""
+    taken, is_followed = 0, header[482] != 0
+    while is_followed:
+        block = file.read(_BLOCK)
+        taken += _BLOCK
+        is_followed = len(block) == _BLOCK and block[504] != 0
+    return taken
 
 
 def _extended(text: bytes) -> dict[bytes, bytes]:

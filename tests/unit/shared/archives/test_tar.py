@@ -70,6 +70,22 @@ def test_links_and_special_files_are_rejects_and_so_are_names_that_lead_astray()
     assert [outcome for _, outcome in contents(buffer.getvalue())] == outcomes
 
 
+@pytest.mark.parametrize("pieces", [3, 12, 60])
+def test_a_sparse_file_costs_its_own_entry_however_many_holes_it_has(pieces: int) -> None:
+    """As `tar -S` writes it: four pieces are listed in the header, and 21 in each block behind it."""
+    blocks = -(-(pieces - 4) // 21) if pieces > 4 else 0
+    info = tarfile.TarInfo("31_0_0.bmp")
+    info.type, info.size = tarfile.GNUTYPE_SPARSE, pieces * 512
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[482] = blocks > 0
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    more = b"".join(b"1" * 504 + bytes([number < blocks - 1]) + bytes(7) for number in range(blocks))
+    data = bytes(header) + more + b"x" * info.size + tarred(FILES)
+    assert contents(data) == [("31_0_0.bmp", "link"), *FILES]
+    assert "cut short" in refusal(data[:1024])
+
+
 def test_a_tar_gz_that_would_grow_beyond_its_bounds_is_refused_before_it_does() -> None:
     bomb = gzip.compress(tarred([("30_0_0.jpg", bytes(100_000_000))]))
     tracemalloc.start()
