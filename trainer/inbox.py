@@ -15,7 +15,7 @@ from typing import BinaryIO, Final
 
 from shared.archives.archive import SUFFIXES, ArchiveLimits, archive_stem, check_archive
 from shared.archives.fetch import open_below
-from shared.archives.tar import GZIP_SIGNATURE, gunzip
+from shared.archives.tar import GZIP_SIGNATURE, gunzip, has_end, is_tar, read_tar
 from shared.client import Client
 from shared.errors import GenderlineError, InvalidDataset
 from shared.store.staging import StagedFile
@@ -24,7 +24,7 @@ _LOG = logging.getLogger(__name__)
 
 LOOK_S: Final = 1.0
 QUIET_S: Final = 60.0
-"""How long a file that cannot be read as a zip must not change before it counts as broken, and no longer as growing."""
+"""How long a file that cannot be read, or may go on, must not change before it no longer counts as growing."""
 SUBMITTED: Final = "submitted"
 """The folder, inside the watched one, for what was submitted."""
 
@@ -37,8 +37,8 @@ class InboxWatcher:
 
     A file counts as whole when its size and time of change are the same in two looks and it can be read to its end: a
     copy may pause. One that cannot be read is submitted all the same once it has been quiet for long, so that its run
-    says what is wrong with it. Its message's id is derived from the file itself, so that a
-    crash between submitting and moving it, or a second watcher, cannot train it twice.
+    says what is wrong with it; so is a tar without a marked end. Its message's id is derived from the file itself, so
+    that a crash between submitting and moving it, or a second watcher, cannot train it twice.
 
     Args:
         client: who submits.
@@ -147,10 +147,13 @@ class InboxWatcher:
             copy.discard()
 
     def _is_whole(self, file: BinaryIO) -> bool:
+        head = file.read(512)
         try:
-            if file.read(2) == GZIP_SIGNATURE:
+            if head.startswith(GZIP_SIGNATURE):
                 with Path(os.devnull).open("wb") as nothing:
                     gunzip(file, nothing, self._limits.max_bytes, self._limits.max_ratio)
+            elif is_tar(head):
+                return has_end(file, read_tar(file, self._limits.max_members))
             else:
                 check_archive(file, self._limits)
         except InvalidDataset as error:

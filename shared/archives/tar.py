@@ -19,6 +19,8 @@ from shared.errors import InvalidDataset
 GZIP_SIGNATURE: Final = b"\x1f\x8b"
 NO_TAR_INSIDE: Final = "found a gzip file without a tar archive in it, expected a zip, tar or tar.gz archive"
 _BLOCK: Final = 512
+_RECORD: Final = 20 * _BLOCK
+"""A tar is filled up with zeros to a multiple of this."""
 _CHECKSUM: Final = slice(148, 156)
 _PLAIN: Final = frozenset({b"0", b"\0", b"7"})
 _LINKS: Final = frozenset({b"1", b"2"})
@@ -126,6 +128,28 @@ def read_tar(file: BinaryIO, max_entries: int) -> Directory:
         modes=np.array(modes, np.uint16),
         names=names,
     )
+
+
+def has_end(file: BinaryIO, directory: Directory) -> bool:
+    """Tells whether a tar can only be whole: its end is marked, and is where the last entry leaves it.
+
+    `read_tar` takes less, for some programs mark no end. But a copy that has paused between two entries looks like
+    that, and one whose room was taken beforehand goes on with zeros, as if its end were marked.
+
+    Args:
+        file: the tar.
+        directory: what `read_tar` has read of it.
+    """
+    if not len(directory):
+        return False
+    content, size = int(directory.offsets[-1]), int(directory.size_bytes[-1])
+    file.seek(content + size)
+    rest = file.read(_RECORD + 3 * _BLOCK + 1)
+    padding = -size % _BLOCK
+    if not 2 * _BLOCK <= len(rest) - padding <= _RECORD + 2 * _BLOCK or rest.strip(b"\0"):
+        return False
+    file.seek(content + size - 1)
+    return not size or file.read(1) != b"\0"  # zeros at its end may be what is yet to be copied
 
 
 def gunzip(source: BinaryIO, target: BinaryIO, max_bytes: int, max_ratio: float) -> None:

@@ -28,6 +28,7 @@ from shared.store.base import sha256_of
 from shared.store.files import FileStore
 from shared.topology import Topology
 from tests.support.builders.archives import labelled_faces, zipped
+from tests.support.builders.layouts import tarred
 from trainer.inbox import InboxWatcher
 
 ZIP = zipped(labelled_faces(1))
@@ -142,6 +143,54 @@ def test_a_broken_zip_is_submitted_once_it_has_been_quiet_for_a_minute(
     watcher.look()
     assert len(messages(broker)) == 1
     assert (inbox / "submitted" / "faces.zip").exists()
+
+
+@pytest.mark.parametrize("is_preallocated", [False, True])
+@pytest.mark.parametrize("at", ["between two files", "in a file", "in the last file", "before the end"])
+def test_a_tar_whose_copy_pauses_is_submitted_once_it_is_whole(
+    watcher: InboxWatcher, broker: Broker, inbox: Path, at: str, is_preallocated: bool
+) -> None:
+    data = tarred((name, content + b"end") for name, content in labelled_faces(30))
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        members = archive.getmembers()
+    end = len(data.rstrip(b"\0"))
+    pause = {
+        "between two files": members[20].offset,
+        "in a file": members[20].offset_data + 10,
+        "in the last file": members[-1].offset_data + 10,
+        "before the end": end + -end % 512,
+    }[at]
+    with (inbox / "faces.tar").open("wb") as file:
+        file.truncate(len(data) if is_preallocated else 0)
+        file.write(data[:pause])
+        file.flush()
+        for _ in range(3):
+            watcher.look()
+        if not (is_preallocated and at == "before the end"):  # nothing but zeros is missing
+            assert messages(broker) == []
+            file.write(data[pause:])
+    watcher.look()
+    watcher.look()
+    (message,) = messages(broker)
+    assert json.loads(message.body)["sha256"] == hashlib.sha256(data).hexdigest()
+
+
+def test_a_tar_whose_end_may_be_missing_is_submitted_once_it_has_been_quiet_for_a_minute(
+    client: Client, broker: Broker, inbox: Path
+) -> None:
+    now = 1000.0
+    watcher = InboxWatcher(client, inbox, LIMITS, clock=lambda: now)
+    watcher.look()
+    data = tarred(labelled_faces(3))
+    (inbox / "without.tar").write_bytes(data.rstrip(b"\0") + bytes(-len(data.rstrip(b"\0")) % 512))
+    (inbox / "long.tar").write_bytes(data + bytes(2 * 10_240))
+    for seconds in (0.0, 30.0, 29.0):
+        now += seconds
+        watcher.look()
+    assert messages(broker) == []
+    now += 1.0
+    watcher.look()
+    assert len(messages(broker)) == 2
 
 
 def test_a_zip_with_too_many_entries_is_whole_all_the_same(client: Client, broker: Broker, inbox: Path) -> None:
