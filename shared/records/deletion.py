@@ -74,10 +74,10 @@ class Deletion:
 
         Raises:
             NotFound: there is no such thing.
-            Conflict: it is in use: a run may still read the dataset; a run or job has not ended, or needs the model; a
-                model has an alias, or one with an alias came of the run, or has learned from the dataset, also through
-                other models; another model has learned from the model. The gate has to know which faces a model has
-                learned from.
+            Conflict: it is in use: a run or job may still read the dataset; a run or job has not ended, or needs the
+                model; a model has an alias, or one with an alias came of the run, or has learned from the dataset, also
+                through other models; another model has learned from the model. The gate has to know which faces a
+                model has learned from.
         """
         self.dependents(kind, which)
         if kind == "dataset":
@@ -98,6 +98,10 @@ class Deletion:
             # Before it is accepted, a run's record does not say of which dataset it is.
             if not run.state.is_final and run.dataset in {None, sha256}:
                 raise Conflict(f"run {run.run_id} is {run.state} and may need the dataset; expected it to have ended")
+        for job in self._jobs.open().records:
+            # Likewise, a job's record does not say where its archive lies.
+            if job.archive is None or job.archive.startswith(f"datasets/{sha256}/"):
+                raise Conflict(f"job {job.job_id} is {job.state} and may need the dataset; expected it to have ended")
         for alias, version in self._in_use().items():
             for card in self._lineage(version):
                 if card.dataset.sha256 == sha256:

@@ -88,7 +88,21 @@ def test_what_has_not_ended_is_refused_and_so_is_every_dataset_that_it_may_need(
     with pytest.raises(Conflict, match="run run-q is queued and may need the dataset"):
         deletion.delete("dataset", free)
     builder.runs.update("run-q", state=RunState.TRAINING, dataset=dataset_of(builder, 2))
+    with pytest.raises(Conflict, match="job job-q is queued and may need the dataset"):
+        deletion.delete("dataset", free)
+    builder.jobs.accept("job-q", archive="jobs/job-q/archive.zip")
     deletion.delete("dataset", free)
+
+
+def test_a_dataset_that_a_job_predicts_is_refused(store: FileStore, builder: StoreBuilder) -> None:
+    sha256 = dataset_of(builder, 1)
+    builder.jobs.create("job-p", message_id="p", name="p")
+    builder.jobs.accept("job-p", archive=f"datasets/{sha256}/archive.zip", images=30, shards=1)
+    with pytest.raises(Conflict, match="job job-p is accepted and may need the dataset; expected it to have ended"):
+        Deletion(store).delete("dataset", sha256)
+    assert sha256 in store.children("datasets")
+    builder.jobs.end("job-p", JobState.FINISHED)
+    Deletion(store).delete("dataset", sha256)
 
 
 def test_a_model_that_is_not_in_use_goes_and_its_number_never_comes_again(
