@@ -321,8 +321,11 @@ class _FileCache:
             with entry.lock:
                 if not entry.path.exists():
                     part = entry.path.with_name(f".{name}")
-                    download(part)
-                    part.replace(entry.path)
+                    try:
+                        download(part)
+                        part.replace(entry.path)
+                    finally:
+                        part.unlink(missing_ok=True)
             yield entry.path
         finally:
             with self._lock:

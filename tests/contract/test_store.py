@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
+import resource
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -239,6 +241,30 @@ def test_a_local_copy_is_fetched_once_a_version(s3_url: str) -> None:
     with store.local("archive.zip") as second:
         assert second == first
         assert second.stat().st_mtime_ns == written
+
+
+def test_a_download_for_which_the_disk_has_no_room_leaves_nothing_there(
+    s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    store = open_store(s3_url)
+    store.put("jobs/job-1/archive.zip", b"x" * 1_000_000)
+    with largest_file(300_000), pytest.raises(Retryable, match="File too large"), store.local("jobs/job-1/archive.zip"):
+        pass
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    with store.local("jobs/job-1/archive.zip") as path:
+        assert path.read_bytes() == b"x" * 1_000_000
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Lets the operating system refuse what this process writes beyond so many bytes of a file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_one_object_of_s3_is_measured_and_downloaded(s3_url: str, tmp_path: Path) -> None:
