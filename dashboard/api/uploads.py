@@ -24,6 +24,7 @@ from shared.store.staging import StagedFile
 _PIECE: Final = 2**20
 _PACKS_BYTES: Final = 256 * 2**20
 """The most that images of one request may weigh together: they are held in memory."""
+_NAMES_TOLD: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def receive_archive(limits: ArchiveLimits) -> Iterator[UploadedArchive]:
     Raises:
         GenderlineError: code `too_large`.
         InvalidDataset: what came is no archive, as from `check_archive`.
-        InvalidMessage: nothing came, or its content type is another one.
+        InvalidMessage: nothing came, or several files, or its content type is another one.
         NotFound: there is no such upload.
         Conflict: the upload is not complete.
         Retryable: the disk is full.
@@ -79,7 +80,7 @@ def receive_archive(limits: ArchiveLimits) -> Iterator[UploadedArchive]:
             path, sha256 = stack.enter_context(parts.uploads.finished(upload_id))
             archive = UploadedArchive(path, request.args.get("name", "archive"), sha256)
         elif request.mimetype == "multipart/form-data":
-            file = _files()[0]
+            file = _only_file()
             # Another name of the same file, which may be moved away: werkzeug removes its own.
             path = Path(file.stream.name).with_name(f"given-{uuid.uuid4().hex}")
             stack.callback(path.unlink, missing_ok=True)
@@ -150,6 +151,18 @@ def _files() -> list[FileStorage]:
         fields = ", ".join(sorted(short_repr(name) for name in request.files)) or "none"
         raise InvalidMessage(f"files in the fields: {fields}; expected some in the field 'file'")
     return files
+
+
+def _only_file() -> FileStorage:
+    named = [file for file in _files() if file.filename]
+    if len(named) > 1:
+        names = ", ".join(short_repr(file.filename) for file in named[:_NAMES_TOLD])
+        more = ", …" if len(named) > _NAMES_TOLD else ""
+        raise InvalidMessage(
+            f"found {len(named)} files in the field 'file' ({names}{more}); expected one archive, so send each in a "
+            "request of its own"
+        )
+    return named[0]
 
 
 def parse_number(text: str | None, name: str, low: float, high: float) -> float | None:

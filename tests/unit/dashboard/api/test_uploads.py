@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import random
@@ -128,6 +129,27 @@ def test_what_is_no_archive_is_refused_and_removed(site: Site) -> None:
     answer = site.web.post(f"/api/v1/datasets?upload={upload_id}")
     assert (answer.status_code, error_of(answer.data)[0]) == (400, "invalid_archive")
     assert staged(site) == []
+
+
+@pytest.mark.parametrize("call", ["datasets", "jobs"])
+def test_a_form_with_two_archives_is_refused_and_stores_neither(site: Site, call: str) -> None:
+    files = [(io.BytesIO(zipped([(f"30_{i}_0.jpg", b"a face")])), name) for i, name in enumerate(("a.zip", "b.zip"))]
+    answer = site.web.post(f"/api/v1/{call}", data={"file": files})
+    assert (answer.status_code, error_of(answer.data)) == (
+        400,
+        (
+            "invalid_message",
+            "found 2 files in the field 'file' ('a.zip', 'b.zip'); expected one archive, so send each in a request of "
+            "its own",
+        ),
+    )
+    assert site.store.children("") == []
+    assert staged(site) == []
+
+
+def test_an_empty_field_beside_the_archive_is_no_file(site: Site) -> None:
+    files = [(io.BytesIO(b""), ""), (io.BytesIO(zipped([("30_0_0.jpg", b"a face")])), "a.zip")]
+    assert site.web.post("/api/v1/jobs", data={"file": files}).status_code == 202
 
 
 def test_a_given_up_upload_leaves_nothing(site: Site) -> None:
