@@ -42,7 +42,7 @@ from shared.messages import (
 )
 from shared.params import TrainingParams
 from shared.records.annotations import Annotation, AnnotationChange, Annotations, Kind
-from shared.records.dataset import ARCHIVE_LABELS, LABELS_JSON, DatasetSummary, dataset_id, find_summary
+from shared.records.dataset import ARCHIVE_LABELS, LABELS_JSON, DatasetSummary, archive_key, dataset_id, find_summary
 from shared.records.deletion import Deletion, Dependent
 from shared.records.edits import Edits
 from shared.records.jobs import Job, JobProgress, Jobs
@@ -125,8 +125,9 @@ class Client:
         sha256 = sha256 or sha256_of(archive)
         spec = LabelSpec.parse(None if labels is None else dict(labels))
         dataset = dataset_id(sha256, spec)
-        key = _dataset_key(dataset)
-        if not self.store.holds(key, archive.stat().st_size):
+        key = archive_key(dataset)
+        # What is damaged there is replaced: to submit it again is the way to mend it.
+        if not self.store.holds(key, archive.stat().st_size, sha256):
             self._upload(archive, key, on_copied, move=move, sha256=sha256)
         name = name or archive_stem(archive.name)
         return self._queue_run(dataset, name, checked, message_id, spec, sha256, train=train)
@@ -162,7 +163,7 @@ class Client:
             Retryable: broker or store are away.
         """
         checked = TrainingParams.parse(dict(params or {}))
-        if not self.store.exists(_dataset_key(sha256)):
+        if not self.store.exists(archive_key(sha256)):
             raise NotFound(f"the archive of dataset {sha256[:12]} is not in the store; upload it again")
         if name is None:
             name = next((run.name for run in self.runs.newest() if run.dataset == sha256), sha256[:12])
@@ -238,7 +239,7 @@ class Client:
     ) -> str:
         message_id = message_id or uuid.uuid4().hex
         name, run_id = fit_name(name), run_id_of(message_id)
-        uri = f"{STORE_SCHEME}{_dataset_key(dataset)}"
+        uri = f"{STORE_SCHEME}{archive_key(dataset)}"
         message = by_reference(
             uri,
             name=name,
@@ -320,15 +321,15 @@ class Client:
             NotFound: there is no such dataset, or its archive was deleted.
             Retryable: broker or store are away.
         """
-        key = _dataset_key(sha256)
+        key = archive_key(sha256)
         if not self.store.exists(key):
             raise NotFound(f"the archive of dataset {sha256[:12]} is not in the store; upload it again")
         return self._queue_job(key, f"dataset {sha256[:12]} by model {model_version}", model_version, uuid.uuid4().hex)
 
-    def _queue_job(self, archive_key: str, name: str, model_version: int | None, message_id: str) -> str:
+    def _queue_job(self, key: str, name: str, model_version: int | None, message_id: str) -> str:
         name, job_id = fit_name(name), job_id_of(message_id)
         headers: dict[str, HeaderValue] = {} if model_version is None else {"model_version": model_version}
-        uri = f"{STORE_SCHEME}{archive_key}"
+        uri = f"{STORE_SCHEME}{key}"
         message = by_reference(uri, name=name, message_id=message_id, headers=headers)
         self._submit(self.broker.topology.jobs, message, f"job {job_id}")
         self.jobs.create(job_id, message_id=message_id, name=name, request_sha256=request_digest(message))
@@ -683,8 +684,7 @@ class Client:
     ) -> None:
         """Copies a file into the store; the user's own stays where it is, unless it is to be moved.
 
-        With `sha256`, the copy must have it: other content under the hash would be refused by every trainer, and later
-        submissions of the right content would not replace it.
+        With `sha256`, the copy must have it: other content under the hash would be refused by every trainer.
         """
         if move:
             self.store.put_file(key, archive)
@@ -723,11 +723,6 @@ class Client:
                         newest = parsed if isinstance(parsed, RunProgressed | JobProgressed) else newest
                 record = look(wanted)
                 yield record, None if record.state.is_final else newest
-
-
-def _dataset_key(sha256: str) -> str:
-    """Returns the store key of a dataset's archive."""
-    return f"datasets/{sha256}/archive.zip"
 
 
 def _packs(images: Sequence[bytes]) -> Iterator[list[tuple[int, bytes]]]:

@@ -14,7 +14,7 @@ from shared.broker.base import RETRIED_AT, Message, Outgoing
 from shared.errors import Cancelled, GenderlineError, InvalidDataset, InvalidMessage, Retryable
 from shared.events import Emit, ModelChallenged, ModelPromoted, ModelRegistered
 from shared.messages import ArchiveRequest, by_reference, json_reply, parse_dataset, request_digest, run_id_of
-from shared.records.dataset import LABELS_JSON, dataset_id
+from shared.records.dataset import LABELS_JSON, archive_key, dataset_id
 from shared.records.model_card import ModelCard
 from shared.records.record import DamagedRecord, Fault, ModelRef, RecordEnded
 from shared.records.runs import Run, Runs, RunState
@@ -205,11 +205,13 @@ class DatasetHandler(Handler[_Asked]):
         ):
             with Archive(path, ArchiveLimits.from_settings(self._settings)) as archive:
                 labels = recognize_labels(archive, request.labels).report
-            dataset = dataset_id(request.sha256 or sha256_of(path), request.labels)
+            sha256 = request.sha256 or sha256_of(path)
+            dataset = dataset_id(sha256, request.labels)
             if request.labels is not None:
                 self._store.put_json(f"datasets/{dataset}/{LABELS_JSON}", request.labels.as_dict())
-            key = f"datasets/{dataset}/archive.zip"
-            if not self._store.holds(key, path.stat().st_size):
+            key = archive_key(dataset)
+            is_there = request.uri == f"{STORE_SCHEME}{key}"
+            if not is_there and not self._store.holds(key, path.stat().st_size, sha256):
                 is_ours = path.is_relative_to(folder)  # and may be moved into the store
                 self._store.put_file(key, path if is_ours else shutil.copyfile(path, folder / "copy.zip"))
         context.send(json_reply(asked.message, run.changed(labels=labels).reply(RunState.ACCEPTED)))
@@ -270,7 +272,7 @@ class DatasetHandler(Handler[_Asked]):
         if dataset is None:
             return [Outgoing(self._topology.datasets, message)]  # nothing has happened yet
         continuation = by_reference(
-            f"{STORE_SCHEME}datasets/{dataset}/archive.zip",
+            f"{STORE_SCHEME}{archive_key(dataset)}",
             name=request.name,
             sha256=dataset,
             params=request.params,

@@ -31,6 +31,7 @@ from shared.records.dataset import (
     SUMMARY_JSON,
     DatasetRefusal,
     DatasetSummary,
+    damaged_archive,
     dataset_id,
     find_summary,
     require_whole,
@@ -206,7 +207,7 @@ class Pipeline:
             if self._store.exists(f"{folder}/{LABELS_JSON}"):
                 labels = LabelSpec.parse(self._store.get_json(f"{folder}/{LABELS_JSON}"))
             if again and dataset_id(sha256_of(archive), labels) != sha256:
-                raise DamagedRecord(f"{folder}/archive.zip", "its SHA-256 is not the one that the dataset is called by")
+                raise damaged_archive(sha256, "its SHA-256 is not the one that the dataset is called by")
             try:
                 summary: DatasetSummary = ingest(
                     archive,

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 from shared.archives.archive import ArchiveLimits, check_archive
 from shared.errors import InvalidMessage, NotFound, Retryable, short_repr
 from shared.messages import ArchiveRequest
+from shared.records.dataset import archive_key, damaged_archive, dataset_id
 from shared.runtime.settings import Settings
 from shared.store.base import STORE_SCHEME, Store, sha256_of
 
@@ -37,15 +38,22 @@ def fetch_archive(request: ArchiveRequest, store: Store, settings: Settings, fol
     Raises:
         InvalidMessage: code `uri_not_allowed`, `uri_not_found`, `sha256_mismatch` or `archive_too_large`.
         InvalidDataset: code `invalid_archive` or `archive_too_large`, as from `check_archive`.
+        DamagedRecord: the archive of a dataset in the store is not the one that was put there.
         Retryable: the store or the bucket is away, or the disk is full.
     """
     with _local(request, store, settings, folder) as path:
-        with path.open("rb") as file:
-            _check(file, settings)
-        if request.sha256 and request.sha256 != (found := sha256_of(path)):
-            raise InvalidMessage(
-                f"the archive's SHA-256 is {found}; the message says {request.sha256}", code="sha256_mismatch"
-            )
+        if request.sha256 is None:
+            _check_file(path, settings)
+        else:
+            dataset, found = dataset_id(request.sha256, request.labels), sha256_of(path)
+            # First, since what is damaged may also be no archive any more, which is not its sender's fault.
+            if found != request.sha256 and request.uri == f"{STORE_SCHEME}{archive_key(dataset)}":
+                raise damaged_archive(dataset, f"found the SHA-256 {found}, expected {request.sha256}")
+            _check_file(path, settings)
+            if found != request.sha256:
+                raise InvalidMessage(
+                    f"the archive's SHA-256 is {found}; the message says {request.sha256}", code="sha256_mismatch"
+                )
         yield path
 
 
@@ -77,6 +85,11 @@ def _local(request: ArchiveRequest, store: Store, settings: Settings, folder: Pa
             f"uri is {short_repr(request.uri)}; expected store:KEY, file:///PATH or s3://BUCKET/KEY",
             code="uri_not_allowed",
         )
+
+
+def _check_file(path: Path, settings: Settings) -> None:
+    with path.open("rb") as file:
+        _check(file, settings)
 
 
 def _check(file: BinaryIO, settings: Settings) -> None:

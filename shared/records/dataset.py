@@ -41,6 +41,16 @@ AGE_BANDS: Final = ("0-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69",
 """Names of the age bands that tables and the split use, youngest first."""
 
 
+def archive_key(dataset: str) -> str:
+    """Returns the store key of a dataset's archive."""
+    return f"datasets/{dataset}/archive.zip"
+
+
+def damaged_archive(dataset: str, found: str) -> DamagedRecord:
+    """Returns the error of a dataset whose archive in the store is not what it was; submitting it again replaces it."""
+    return DamagedRecord(archive_key(dataset), found, "Submit the archive once more, then retry")
+
+
 def dataset_id(archive_sha256: str, labels: LabelSpec | None) -> str:
     """Returns what a dataset is called in the store: its archive's SHA-256; another where the message says the labels.
 

@@ -146,12 +146,13 @@ class DamagedRecord(GenderlineError):
     Args:
         key: of the file in the store.
         found: what is wrong with it.
+        remedy: what the user can do about it.
     """
 
     default_code = "damaged_record"
 
-    def __init__(self, key: str, found: str) -> None:
-        super().__init__(f"{key} in the store is damaged: {found}. Put it back from a backup, or delete it")
+    def __init__(self, key: str, found: str, remedy: str = "Put it back from a backup, or delete it") -> None:
+        super().__init__(f"{key} in the store is damaged: {found}. {remedy}")
         self.key = key
 
     @property

@@ -140,10 +140,13 @@ class Store(ABC):
         """Why the store could not be used when it was tried last; None where it could, or nobody looks."""
         return None
 
-    def holds(self, key: str, size_bytes: int) -> bool:
-        """Returns whether there is an object of this size: one that is named after its content, and not cut short."""
+    def holds(self, key: str, size_bytes: int, sha256: str) -> bool:
+        """Returns whether there is an object with this content: it is read only where its size is right."""
         try:
-            return self.size(key) == size_bytes
+            if self.size(key) != size_bytes:
+                return False
+            with self.local(key) as path:
+                return sha256_of(path) == sha256
         except NotFound:
             return False
 

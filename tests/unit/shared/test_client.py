@@ -88,6 +88,15 @@ def test_copying_is_told_piece_by_piece_and_done_once_for_the_same_archive(clien
     assert client.runs.get(second).name == "again"
 
 
+@pytest.mark.parametrize("move", [False, True])
+def test_a_damaged_archive_in_the_store_is_replaced_by_the_right_one(client: Client, archive: Path, move: bool) -> None:
+    client.submit_dataset(archive)
+    key = f"datasets/{hashlib.sha256(CONTENT).hexdigest()}/archive.zip"
+    client.store.put(key, CONTENT[:-1] + b"?")
+    client.submit_dataset(archive, move=move)
+    assert client.store.get(key) == CONTENT
+
+
 def test_a_file_may_be_given_away(client: Client, archive: Path) -> None:
     client.submit_dataset(archive, move=True)
     assert not archive.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from shared.broker.base import Message
 from shared.broker.sqlite.broker import SqliteBroker
+from shared.client import Client
 from shared.messages import by_reference, request_digest, run_id_of
 from shared.params import TrainingParams
 from shared.records.runs import Runs, RunState
@@ -24,6 +26,7 @@ from shared.store.lease import Leases
 from shared.telemetry.metrics import TrainerMetrics
 from shared.worker.loop import ConsumerLoop
 from shared.worker.retry import RetryPolicy
+from tests.support.builders.archives import labelled_faces, zipped
 from trainer.handler import DatasetHandler
 from trainer.pipeline import Pipeline
 
@@ -117,6 +120,29 @@ def test_a_dataset_whose_runs_record_is_empty_gets_a_reply(store: FileStore, bro
     assert (body["run_id"], body["status"], body["error"]["code"]) == (RUN, "failed", "damaged_record")
     assert "run.json" in body["error"]["message"]
     assert store.get(f"runs/{RUN}/run.json") == b""
+
+
+def test_an_archive_that_comes_again_replaces_a_damaged_one_and_the_run_that_failed_of_it_can_be_retried(
+    store: FileStore, broker: SqliteBroker, tmp_path: Path
+) -> None:
+    content = zipped(labelled_faces(24))
+    sha256 = hashlib.sha256(content).hexdigest()
+    key = f"datasets/{sha256}/archive.zip"
+    store.put(key, content[:-1] + b"?")
+    stored = by_reference(f"store:{key}", sha256=sha256, train=False, message_id="mine")
+
+    failed = answer(broker, stored)
+
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "damaged_record")
+    assert f"{key} in the store is damaged" in failed["error"]["message"]
+    again = Message(content, "application/zip", "again", headers={"train": False})
+    assert answer(broker, again)["status"] == "accepted"
+    assert store.get(key) == content
+    with broker.subscribe(["run.ingested"]) as events:
+        assert Client(broker, store).retry_run(RUN) == RUN
+        while not (Runs(store).get(RUN).state.is_final):
+            events.receive(1)
+    assert Runs(store).get(RUN).state is RunState.INGESTED
 
 
 @pytest.mark.parametrize("state", [RunState.REGISTERED, RunState.INGESTED, RunState.REJECTED, RunState.CANCELLED])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import pytest
 
 from shared.archives.fetch import fetch_archive
 from shared.errors import InvalidDataset, InvalidMessage, Retryable
+from shared.faces.labelling import LabelSpec
 from shared.messages import ArchiveRequest
+from shared.records.dataset import dataset_id
+from shared.records.record import DamagedRecord
 from shared.runtime.settings import Settings
 from shared.store.files import FileStore
 from tests.support.builders.archives import zipped
@@ -205,6 +209,23 @@ def test_another_sha256_than_the_message_s_is_a_mismatch_that_shows_both(place: 
         error = place.refusal(uri, sha256="0" * 64)
         assert error.code == "sha256_mismatch"
         assert str(error) == f"the archive's SHA-256 is {SHA256}; the message says {'0' * 64}"
+
+
+@pytest.mark.parametrize("damaged", [CONTENT[:-1] + b"?", CONTENT[:40], b"?" * len(CONTENT)])
+@pytest.mark.parametrize("labels", [None, LabelSpec.parse({"male": ["m"], "female": ["f"]})])
+def test_an_archive_that_was_damaged_in_the_store_is_not_called_its_sender_s_fault(
+    place: Place, damaged: bytes, labels: LabelSpec | None
+) -> None:
+    key = f"datasets/{dataset_id(SHA256, labels)}/archive.zip"
+    place.store.put(key, damaged)
+    request = ArchiveRequest("m1", "faces", uri=f"store:{key}", sha256=SHA256, labels=labels)
+    found = hashlib.sha256(damaged).hexdigest()
+    told = f"{key} in the store is damaged: found the SHA-256 {found}, expected {SHA256}. Submit the archive once more"
+    with (
+        pytest.raises(DamagedRecord, match=re.escape(told)),
+        fetch_archive(request, place.store, Settings(), place.copies),
+    ):
+        pass
 
 
 def test_an_archive_over_the_limit_is_refused_with_both_sizes(place: Place) -> None:
