@@ -118,7 +118,7 @@ class JobHandler(Handler[_Asked]):
             return Done(self._finisher.end(job_id, JobState.CANCELLED, message, error=error))
         if job.accepted is None:
             try:
-                job = self._accept(job_id, asked)
+                job = self._accept(job, asked)
             except InvalidDataset as invalid:
                 return Done(self._finisher.end(job_id, JobState.REJECTED, message, error=Fault.of(invalid)))
         self._finisher.announce(job)
@@ -129,20 +129,20 @@ class JobHandler(Handler[_Asked]):
             on_confirmed=functools.partial(self._jobs.mark_confirmed, job_id, shards_published=True),
         )
 
-    def _accept(self, job_id: str, asked: _Asked) -> Job:
+    def _accept(self, job: Job, asked: _Asked) -> Job:
         """Looks into the archive and accepts the job. Returns its record."""
         with (
             temp_folder() as folder,
             fetch_archive(asked.request, self._store, self._settings, folder) as path,
         ):
-            images, key = self._store_archive(job_id, asked.request.uri, path, folder)
+            images, key = self._store_archive(job, asked.request.uri, path, folder)
         version = asked.request.model_version
         model = self._models.champion if version is None else self._models.get(version)
         assert model is not None  # noqa: S101 - a champion is never taken away
         size = self._settings.shard_images
         # Another delivery of this message may have been here before: then its model and its shards hold.
         return self._jobs.accept(
-            job_id,
+            job.job_id,
             reply_to=asked.message.reply_to,
             correlation_id=asked.message.correlation_id,
             model=model.identity,
@@ -152,14 +152,14 @@ class JobHandler(Handler[_Asked]):
             shard_images=size,
         )
 
-    def _store_archive(self, job_id: str, uri: str | None, path: Path, folder: Path) -> tuple[int, str]:
+    def _store_archive(self, job: Job, uri: str | None, path: Path, folder: Path) -> tuple[int, str]:
         """Makes sure that the archive is sound and in reach of every worker. Returns its length and store key."""
         if uri is not None and uri.startswith(STORE_SCHEME):
             key = uri.removeprefix(STORE_SCHEME)
-            return len(self._archives.get(job_id, key).entries), key  # it stays open for the shards
+            return len(self._archives.get(job, key).entries), key  # it stays open for the shards
         with Archive(path, self._archives.limits) as archive:
             images = len(archive.entries)
-        key = Jobs.archive_key(job_id)
+        key = Jobs.archive_key(job.job_id)
         if not path.is_relative_to(folder):
             path = shutil.copyfile(path, folder / "copy.zip")
         self._store.put_file(key, path)
@@ -193,17 +193,19 @@ class OpenArchive:
     def __init__(self, store: Store, limits: ArchiveLimits) -> None:
         self.limits = limits
         self._store = store
-        self._job_id: str | None = None
         self._archive: Archive | None = None
+        self._opened_for: tuple[str, str, str] | None = None
         self._open = contextlib.ExitStack()
 
-    def get(self, job_id: str, key: str) -> Archive:
+    def get(self, job: Job, key: str) -> Archive:
         """Returns a job's archive, which lies in the store under `key`."""
-        if self._archive is None or self._job_id != job_id:
+        # A job that was deleted and sent again has the id and the key of the one before, and perhaps another archive.
+        wanted = (job.job_id, job.created, key)
+        if self._archive is None or self._opened_for != wanted:
             self.close()
             path = self._open.enter_context(self._store.local(key))
             self._archive = self._open.enter_context(Archive(path, self.limits))
-            self._job_id = job_id
+            self._opened_for = wanted
         return self._archive
 
     def close(self) -> None:

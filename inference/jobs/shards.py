@@ -180,7 +180,7 @@ class ShardHandler(Handler[_Asked]):
             model = self._models.get(job.model.version)
         except InvalidMessage as error:  # the message is right: without its model, the job has to fail
             raise InvalidModel(str(error), code=error.code) from None
-        archive = self._archives.get(job.job_id, job.archive)
+        archive = self._archives.get(job, job.archive)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         start = request.start

@@ -263,6 +263,17 @@ def test_the_same_message_again_after_the_end_only_repeats_the_reply(loops: Loop
     assert loops.value("genderline_predictions_total", outcome="ok") == 7
 
 
+def test_a_deleted_job_that_is_sent_again_is_predicted_from_its_new_archive(loops: Loops) -> None:
+    with loops.broker.reply_queue() as inbox, loops.running(loops.bulk().run):
+        for prefix, count in (("monday", 4), ("tuesday", 6)):
+            entries = [(f"{prefix}{i}.png", image_of(200)) for i in range(count)]
+            job_id = send(loops, Message(zip_of(entries), ZIP, "nightly", reply_to=inbox.name))
+            job_replies(inbox, "accepted", "finished")
+            queues_empty(loops)
+            assert [row["name"] for row in rows_of(loops, job_id)] == [name for name, _ in entries]
+            Jobs(loops.store).delete(job_id)
+
+
 def test_the_same_message_twice_at_once_is_computed_once_and_who_asked_last_is_told(loops: Loops) -> None:
     with loops.broker.reply_queue() as gone, loops.broker.reply_queue() as inbox:
         message = Message(zip_of(faces(7)), ZIP, "twice", reply_to=gone.name)
