@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any, Final, TypeVar, Unpack
 
 from shared.archives.archive import archive_stem
 from shared.broker.base import Broker, HeaderValue, Message, MessageTooLarge, Outgoing, SentBack, Unconfirmed
-from shared.errors import Conflict, GenderlineError, InvalidImage, NotFound
+from shared.errors import Conflict, GenderlineError, InvalidImage, InvalidMessage, NotFound, short_repr
 from shared.events import (
     JobChanged,
     JobProgressed,
@@ -47,7 +48,7 @@ from shared.records.deletion import Deletion, Dependent
 from shared.records.edits import Edits
 from shared.records.jobs import Job, JobProgress, Jobs
 from shared.records.predictions import THRESHOLD, predict_female, read_predictions, write_predictions
-from shared.records.record import Record
+from shared.records.record import DamagedRecord, Record
 from shared.records.registry import Registry
 from shared.records.runs import Run, Runs
 from shared.store.base import STORE_SCHEME, Store, sha256_of
@@ -63,6 +64,7 @@ _PACK_BYTES: Final = 8 * 2**20
 """Images beyond this go into the next pack; RabbitMQ 4 takes no message above 16 MiB."""
 _POLL_S: Final = 1.0
 """How often a follower reads the record besides listening to events, which may be lost."""
+_LOG = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Record)
 
@@ -662,16 +664,23 @@ class Client:
 
     def _mark_requeued(self, sent: Sequence[SentBack]) -> None:
         """Makes the runs and jobs queued again whose messages were sent back, and tells so."""
+        for each in sent:
+            # A message that was refused before it had a record has none, nor has one that a stranger put there.
+            with contextlib.suppress(NotFound, InvalidMessage):
+                try:
+                    self._mark_one_requeued(each)
+                except DamagedRecord as error:
+                    _LOG.warning("message %s was sent back: %s", short_repr(each.message_id), error)
+
+    def _mark_one_requeued(self, sent: SentBack) -> None:
         topology = self.broker.topology
-        for queue, message_id, retried_at in sent:
-            # A message that was refused before it had a record has none.
-            with contextlib.suppress(NotFound):
-                if queue == topology.datasets:
-                    run = self.runs.mark_requeued(run_id_of(message_id), retried_at)
-                    self.broker.emit(*RunChanged.of(run).wire())
-                elif queue in (topology.jobs, topology.shards):
-                    job_id = job_id_of(message_id) if queue == topology.jobs else message_id.rpartition(".")[0]
-                    self.broker.emit(*JobChanged.of(self.jobs.mark_requeued(job_id, retried_at)).wire())
+        queue, message_id, retried_at = sent
+        if queue == topology.datasets:
+            run = self.runs.mark_requeued(run_id_of(message_id), retried_at)
+            self.broker.emit(*RunChanged.of(run).wire())
+        elif queue in (topology.jobs, topology.shards):
+            job_id = job_id_of(message_id) if queue == topology.jobs else message_id.rpartition(".")[0]
+            self.broker.emit(*JobChanged.of(self.jobs.mark_requeued(job_id, retried_at)).wire())
 
     def _upload(
         self,

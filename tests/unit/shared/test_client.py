@@ -215,6 +215,26 @@ def test_a_shard_that_is_retried_makes_its_job_queued(client: Client, archive: P
     assert client.jobs.get(job_id).state is JobState.QUEUED
 
 
+@pytest.mark.parametrize("stranger", ["hello", "../hello.3", ".", "x" * 3000])
+def test_a_message_or_record_that_cannot_be_read_keeps_no_other_from_being_queued(
+    client: Client, archive: Path, stranger: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    shards = client.broker.topology.shards
+    client.broker.publish(shards, Message(b"not one of ours", "text/plain", stranger))
+    with client.broker.consume([shards], 1) as consumer:
+        consumer.dead_letter(consumer.receive(1, 10)[0], "invalid_message")
+    damaged, run_id, job_id = client.submit_dataset(archive), client.submit_dataset(archive), client.submit_job(archive)
+    for record_id in (damaged, run_id):
+        fail(client, client.runs, record_id)
+    fail(client, client.jobs, job_id)
+    client.store.put(client.runs.key(damaged), b"{")
+
+    assert client.retry_dead() == 4
+    assert client.runs.get(run_id).state is RunState.QUEUED
+    assert client.jobs.get(job_id).state is JobState.QUEUED
+    assert f"runs/{damaged}/run.json in the store is damaged" in caplog.text
+
+
 def test_what_a_worker_opened_faster_is_not_set_back_to_queued(client: Client, archive: Path) -> None:
     run_id = client.submit_dataset(archive)
     fail(client, client.runs, run_id)
