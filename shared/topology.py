@@ -72,6 +72,14 @@ class Topology:
         return f"{self.reply_queue_prefix}batches."
 
     @property
+    def dead_lock(self) -> str:
+        """On RabbitMQ, the queue that belongs to who goes through the dead letters, for as long as that takes.
+
+        Named as a reply queue, so that whoever may read the dead letters may declare it.
+        """
+        return f"{self.reply_queue_prefix}dead-lock"
+
+    @property
     def work_queues(self) -> tuple[str, ...]:
         """The queues that hold work, without the dead letters."""
         return (self.datasets, self.predictions, self.jobs, self.shards, self.continuations)

@@ -88,7 +88,7 @@ class RabbitBroker(Broker):
         self._event_publisher = EventPublisher(self._connection, self.topology.events)
         self._lock = threading.Lock()
         self._open: list[Consumer | ReplyQueue | Subscription] = []
-        self._dead_letters = DeadLetterQueue(self._connection, self.topology.dead, self._definitions.last_resort)
+        self._dead_letters = DeadLetterQueue(self._connection, self.topology, self._definitions.last_resort)
         for component in (self._publisher, self._event_publisher):
             self._connection.attach(component)  # the I/O thread has not started yet
         self._connection.open(_CONNECT_TIMEOUT_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 import time
@@ -12,13 +13,16 @@ from pika import BasicProperties
 from pika.channel import Channel
 from pika.spec import Basic
 
-from shared.broker.base import DeadLetter
+from shared.broker.base import BrokerError, DeadLetter
 from shared.broker.rabbitmq.codec import dead_letter_of
 from shared.broker.rabbitmq.connection import Connection
-from shared.broker.rabbitmq.rpc import RpcChannel
+from shared.broker.rabbitmq.rpc import ResourceLocked, RpcChannel
+from shared.topology import Topology
 
 _TIMEOUT_S: Final = 10.0
 _REQUEUE_TIMEOUT_S: Final = 2.0
+_LOCK_TIMEOUT_S: Final = 10.0
+_LOCK_PAUSE_S: Final = 0.05
 _BATCH: Final = 16
 """Dead letters taken in one go. A channel that closes with more than 32 commands to a quorum queue under way loses some
 of them (`quorum_commands_soft_limit`), and every acknowledgement of a message got singly is one."""
@@ -28,23 +32,27 @@ _Got = tuple[int, BasicProperties, bytes]
 
 
 class DeadLetterQueue:
-    """The dead letters, for any thread but the I/O thread; one call at a time has the queue.
+    """The dead letters, for any thread but the I/O thread; one call at a time, of all processes, has the queue.
 
     Args:
         connection: the connection.
-        queue: the dead-letter queue's name.
+        topology: the queues' names.
         last_resort: the work queues' delivery limit.
+
+    Raises:
+        BrokerError: (from every call) no answer in time, or another process has the queue for too long.
     """
 
-    def __init__(self, connection: Connection, queue: str, last_resort: int) -> None:
+    def __init__(self, connection: Connection, topology: Topology, last_resort: int) -> None:
         self._connection = connection
-        self._queue = queue
+        self._queue = topology.dead
+        self._lock_queue = topology.dead_lock
         self._last_resort = last_resort
         self._lock = threading.Lock()
 
     def list(self, limit: int) -> list[DeadLetter]:
         """Returns the oldest letters, leaving them where they are."""
-        with self._lock, RpcChannel(self._connection, _TIMEOUT_S) as rpc:
+        with self._alone() as rpc:
             ready = count_ready(rpc, self._queue)
             found = [letter for _, letter in self._get_each(rpc, min(limit, ready))]
             self._requeue_all(rpc, ready)
@@ -53,7 +61,7 @@ class DeadLetterQueue:
     def take(self, wanted: Callable[[DeadLetter], bool], handle: Callable[[Sequence[DeadLetter]], None]) -> int:
         """Handles the wanted letters, some at a time, and acknowledges them; the others stay. Returns how many."""
         taken = 0
-        with self._lock, RpcChannel(self._connection, _TIMEOUT_S) as rpc:
+        with self._alone() as rpc:
             tags: list[int] = []
             letters: list[DeadLetter] = []
 
@@ -76,6 +84,41 @@ class DeadLetterQueue:
             finish()
             self._requeue_all(rpc, ready - taken)
         return taken
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[RpcChannel]:
+        """Opens a channel while no other process goes through the letters: what one holds, no other finds.
+
+        The lock is an exclusive queue, which goes with this channel or this connection, as does what they hold.
+        """
+        deadline = time.monotonic() + _LOCK_TIMEOUT_S
+        with self._lock, contextlib.ExitStack() as channels:
+            while True:
+                rpc = channels.enter_context(RpcChannel(self._connection, _TIMEOUT_S))
+                try:
+                    rpc.call(self._claim)
+                    break
+                except ResourceLocked:
+                    if time.monotonic() > deadline:
+                        raise BrokerError(
+                            f"another program has worked on the failed messages for {_LOCK_TIMEOUT_S:g} s; "
+                            "try again later"
+                        ) from None
+                    time.sleep(_LOCK_PAUSE_S)  # the broker tells nobody that a queue is gone
+            yield rpc
+            rpc.call(self._release)
+
+    def _claim(self, channel: Channel, answer: Callable[[None], None]) -> None:
+        """Declares the lock and consumes from it, as a queue of this kind goes with its last consumer."""
+
+        def consume(_: object) -> None:
+            channel.basic_consume(self._lock_queue, lambda *_: None, auto_ack=True, callback=lambda _: answer(None))
+
+        channel.queue_declare(self._lock_queue, exclusive=True, auto_delete=True, callback=consume)
+
+    def _release(self, channel: Channel, answer: Callable[[None], None]) -> None:
+        """Deletes the lock: left to the closing of the channel, it might go while the next call declares it."""
+        channel.queue_delete(self._lock_queue, callback=lambda _: answer(None))
 
     def _get_each(self, rpc: RpcChannel, limit: int) -> Iterator[tuple[int, DeadLetter]]:
         """Gets letters with their delivery tags, without acknowledging them."""

@@ -17,6 +17,10 @@ from shared.errors import GenderlineError
 T = TypeVar("T")
 
 
+class ResourceLocked(BrokerError):
+    """A queue of this name belongs to another connection for as long as that uses it."""
+
+
 class RpcChannel:
     """A channel whose requests wait for the broker's answer; for any thread but the I/O thread.
 
@@ -59,6 +63,8 @@ class RpcChannel:
         def on_closed(_: Channel, error: Exception) -> None:
             if isinstance(error, ChannelClosedByBroker) and error.reply_code == 403:
                 self._fail_with(self._connection.refused(error, "read"))
+            elif isinstance(error, ChannelClosedByBroker) and error.reply_code == 405:
+                self._fail_with(ResourceLocked(error.reply_text))
             else:
                 self._fail(str(error))
 

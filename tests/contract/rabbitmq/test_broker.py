@@ -10,6 +10,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from shared.broker import open_broker
 from shared.broker.base import Broker, BrokerError, Event, Message, Outgoing, requeued_copy
 from shared.broker.rabbitmq import broker as rabbitmq
-from shared.broker.rabbitmq import definitions
+from shared.broker.rabbitmq import dead_letters, definitions
 from shared.broker.rabbitmq.codec import message_of
 from shared.broker.reply_batch import REPLY_BATCH, pack, unpack
 from shared.client import Client
@@ -287,6 +288,64 @@ def test_a_message_that_kills_every_consumer_ends_as_a_dead_letter_of_the_broker
         (again,) = take(consumer, 1)
         assert again.delivery_count == 0
         assert again.message.headers["fraction"] == 0.5
+
+
+@contextlib.contextmanager
+def going_through_dead_letters(broker: Broker) -> Iterator[None]:
+    """Has a dead letter held by somebody who looks for another one, until the block ends."""
+    held, let_go = threading.Event(), threading.Event()
+
+    def wants(_: str) -> bool:
+        held.set()
+        let_go.wait(30)
+        return False
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(broker.retry_messages, wants)
+        assert held.wait(10)
+        try:
+            yield
+        finally:
+            let_go.set()
+
+
+@pytest.mark.parametrize("how", ["list", "retry", "drop"])
+def test_a_dead_letter_is_found_once_others_have_looked_at_it(place: Place, how: str) -> None:
+    other, broker = place.open(), place.open()
+    broker.publish(place.topology.jobs, Message(b"", "text/plain", "m"))
+    with broker.consume([place.topology.jobs], 1) as consumer:
+        consumer.dead_letter(take(consumer, 1)[0], "internal")
+    (dead,) = other.dead_letters()
+    calls: dict[str, Callable[[], object]] = {
+        "list": broker.dead_letters,
+        "retry": lambda: [sent.message_id for sent in broker.retry_messages(lambda message_id: message_id == "m")],
+        "drop": lambda: broker.drop_dead([dead.dead_id]),
+    }
+    with ThreadPoolExecutor(1) as pool:
+        with going_through_dead_letters(other):
+            found = pool.submit(calls[how])
+            with pytest.raises(TimeoutError):
+                found.result(0.5)
+        assert found.result(10) == {"list": [dead], "retry": ["m"], "drop": 1}[how]
+
+
+def test_dead_letters_that_others_hold_for_long_are_not_called_gone(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, broker = place.open(), place.open()
+    broker.publish(place.topology.dead, Message(b"", "text/plain", "m"))
+    with going_through_dead_letters(other):
+        monkeypatch.setattr(dead_letters, "_LOCK_TIMEOUT_S", 0.2)
+        with pytest.raises(BrokerError, match="another program has worked on the failed messages"):
+            broker.retry_messages(lambda _: True)
+
+
+def test_who_fails_while_it_goes_through_dead_letters_keeps_nobody_from_them(place: Place) -> None:
+    other, broker = place.open(), place.open()
+    broker.publish(place.topology.dead, Message(b"", "text/plain", "m"))
+    with pytest.raises(ZeroDivisionError):
+        other.retry_messages(lambda _: bool(1 / 0))
+    eventually(lambda: len(broker.dead_letters()) == 1, 10, "the dead letter is there again")
 
 
 def first_occurrences(broker: Broker, queue: str) -> list[bytes]:
