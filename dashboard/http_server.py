@@ -37,9 +37,12 @@ SMALL_BODY_BYTES: Final = 64 * 1024
 HEADER_S: Final = 10.0
 """Seconds in which a request's headers must have come once it has begun."""
 
+SMALL_BODY_S: Final = 30.0
+"""Seconds in which a request with a small body must have come once it has begun: enough for a slow line."""
+
 CONNECTIONS: Final = 900
 WAITING_CONNECTIONS: Final = 500
-"""Connections that may wait for, or be in the middle of, a request's headers: one more closes the oldest of them."""
+"""Connections that may be idle, or in the middle of headers or a small body: one more closes the oldest of them."""
 
 Guard = Callable[[HTTPRequestParser, str], "GenderlineError | None"]
 """Given a request's headers and the address that it came from, tells why it is refused."""
@@ -147,6 +150,12 @@ def _guarded_channel(guard: Guard, staging: Path) -> type[HTTPChannel]:
             super().__init__(adjustments)
             self._address = address
             self.started = time.monotonic()
+            self.is_let_in = False  # with a large body, which takes as long as its line does
+
+        @property
+        def is_late(self) -> bool:
+            """Whether its headers, or its small body, should have come by now."""
+            return time.monotonic() - self.started > (SMALL_BODY_S if self.headers_finished else HEADER_S)
 
         def received(self, data: bytes) -> int:
             """Takes a piece of the request; returns how many of its bytes belong to it."""
@@ -158,6 +167,7 @@ def _guarded_channel(guard: Guard, staging: Path) -> type[HTTPChannel]:
                     return consumed
                 if (refusal := guard(self, self._address)) is None:
                     self.body_rcv.buf = _Body(staging, hashed=self.path.endswith("/datasets"))
+                    self.is_let_in = True
                     return consumed
             except OSError as error:
                 refusal = Retryable(f"the upload cannot be stored: {error.strerror or error}")
@@ -187,9 +197,9 @@ def _guarded_channel(guard: Guard, staging: Path) -> type[HTTPChannel]:
 
         @property
         def is_waiting(self) -> bool:
-            """Whether nobody works on this connection: it is idle, or has not sent all of its headers."""
-            in_headers = self.request is None or not self.request.headers_finished
-            return in_headers and not self.requests and not self.total_outbufs_len and not self.will_close
+            """Whether nobody works on this connection: it is idle, or in the middle of headers or a small body."""
+            is_let_in = self.request is not None and self.request.is_let_in
+            return not is_let_in and not self.requests and not self.total_outbufs_len and not self.will_close
 
         def handle_close(self) -> None:
             """Removes what came of a body whose connection is lost."""
@@ -198,9 +208,8 @@ def _guarded_channel(guard: Guard, staging: Path) -> type[HTTPChannel]:
             super().handle_close()
 
         def readable(self) -> bool:
-            """Asked every second: closes a connection that does not finish its headers."""
-            request = self.request
-            if request is not None and not request.headers_finished and time.monotonic() - request.started > HEADER_S:
+            """Asked every second: closes a connection that does not finish its headers or its small body."""
+            if self.is_waiting and self.request is not None and self.request.is_late:
                 self.will_close = True
             return bool(super().readable())
 

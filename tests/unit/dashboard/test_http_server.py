@@ -133,13 +133,23 @@ def test_a_small_body_gets_the_apps_own_answer(port: int) -> None:
     assert answer_to(port, f"{POST}Content-Length: 2\nConnection: close\n", b"PK")[0] == 401
 
 
-def test_connections_that_finish_no_headers_leave_room_for_others(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+HALF_OPEN = pytest.mark.parametrize(
+    "half",
+    [b"GET / HTTP/1.1\r\nHost: local", b"POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60000\r\n\r\na"],
+    ids=["headers", "small body"],
+)
+
+
+@HALF_OPEN
+def test_connections_that_finish_no_request_leave_room_for_others(
+    port: int, monkeypatch: pytest.MonkeyPatch, half: bytes
+) -> None:
     monkeypatch.setattr(http_server, "WAITING_CONNECTIONS", 20)
     half_open = []
     try:
         for _ in range(60):
             half_open.append(connect(port))
-            half_open[-1].sendall(b"GET / HTTP/1.1\r\nHost: local")
+            half_open[-1].sendall(half)
 
         assert answer_to(port, "GET /healthz HTTP/1.1\nHost: localhost\nConnection: close\n")[0] == 200
         with contextlib.suppress(ConnectionResetError):  # closed with bytes unread
@@ -149,12 +159,36 @@ def test_connections_that_finish_no_headers_leave_room_for_others(port: int, mon
             client.close()
 
 
-def test_headers_that_do_not_come_to_an_end_close_the_connection(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "HEADER_S", 0.2)
+@HALF_OPEN
+def test_a_request_that_does_not_come_to_an_end_closes_the_connection(
+    port: int, monkeypatch: pytest.MonkeyPatch, half: bytes
+) -> None:
+    for limit in ("HEADER_S", "SMALL_BODY_S"):
+        monkeypatch.setattr(http_server, limit, 0.2)
     with connect(port) as client:
-        client.sendall(b"GET / HTTP/1.1\r\nHost: local")
+        client.sendall(half)
 
         assert client.recv(1) == b""
+
+
+def test_a_large_body_with_the_token_may_take_longer_than_a_small_one_and_is_not_closed_for_others(
+    port: int, site: Site, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., None]
+) -> None:
+    for limit in ("HEADER_S", "SMALL_BODY_S"):
+        monkeypatch.setattr(http_server, limit, 0.2)
+    monkeypatch.setattr(http_server, "WAITING_CONNECTIONS", 1)
+    body = zipped([("30_1_0.jpg", bytes(SMALL_BODY_BYTES))])
+    head = f"{POST}Content-Length: {len(body)}\nAuthorization: Bearer {TOKEN}\nConnection: close\n"
+    with connect(port) as upload:
+        upload.sendall(head.replace("\n", "\r\n").encode() + b"\r\n" + body[:-10])
+        eventually(lambda: len(staged(site)) == 1)
+        for _ in range(2):
+            with connect(port) as stranger:
+                stranger.sendall(b"POST /login HTTP/1.1\r\nContent-Length: 2\r\n\r\na")
+                assert stranger.recv(1) == b"", "its time is over, and so would be the upload's"
+        upload.sendall(body[-10:])
+
+        assert b" 202 " in upload.recv(65536).splitlines()[0]
 
 
 def staged(site: Site) -> list[Path]:
