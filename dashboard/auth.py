@@ -212,8 +212,9 @@ def _count_wrong_token() -> None:
     Raises:
         TooManyAttempts: this address was wrong too often.
     """
-    if not _all_tokens() or not request.headers.get("Authorization", "").lower().startswith("bearer"):
-        return  # some proxy's own, and no guess
+    is_bearer = request.headers.get("Authorization", "").lower().startswith("bearer")
+    if not _all_tokens() or not is_bearer or _current_token() is not None:
+        return  # some proxy's own, and no guess: it is none either beside a login
     throttle: LoginThrottle = current_app.config[_THROTTLE]
     if wait_s := math.ceil(throttle.wait_s(request.remote_addr, alone=True)):
         raise TooManyAttempts(f"wrong token, and too many before it; wait {wait_s} seconds", wait_s=wait_s)

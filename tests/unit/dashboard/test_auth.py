@@ -181,6 +181,18 @@ def test_guessing_in_a_header_is_slowed_down_too_and_the_right_token_still_opens
     assert web.get("/", headers={"Authorization": "Basic a proxy's"}).status_code == 200
 
 
+def test_a_login_is_not_refused_for_the_bearer_of_a_proxy(guarded: Site) -> None:
+    web = guarded.web
+    log_in(web)
+    of_proxy = {"Authorization": "Bearer a proxy's"}
+    csrf = csrf_of(web)
+    for _ in range(ADDRESS_BURST + 1):
+        assert web.get("/", headers=of_proxy).status_code == 200
+    assert web.post("/api/v1/models/rollback", headers={**of_proxy, "X-CSRF-Token": csrf}).status_code == 409
+    assert web.post("/api/v1/models/rollback", headers=of_proxy).status_code == 403, "the bearer is no proof"
+    assert guarded.web.get("/api/v1/runs", headers=of_proxy).status_code == 401, "the login's were not counted"
+
+
 @pytest.mark.parametrize("more", [{"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}])
 def test_a_guess_is_counted_also_where_something_else_is_wrong_that_the_right_token_passes(
     guarded: Site, more: dict[str, str]
