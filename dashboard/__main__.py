@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import sys
 import threading
 from typing import Any, Final
@@ -12,6 +13,7 @@ from dashboard.context import EXTENSION, Dashboard
 from dashboard.http_server import serve
 from shared.connect import open_broker_for, open_store_for
 from shared.errors import Retryable
+from shared.runtime.listening import host_faults_named
 from shared.runtime.service import run_service
 from shared.runtime.settings import Settings
 from shared.runtime.tempdir import workspace
@@ -30,16 +32,19 @@ def _serve(settings: Settings, stop: threading.Event) -> int:
         store = open_store_for(settings, broker)
         app = create_app(broker, store, settings)
         parts: Dashboard = app.extensions[EXTENSION]
+        staging = store.staging_folder()
         try:
-            server = serve(
-                app,
-                settings,
-                host=settings.host,
-                port=settings.port,
-                threads=STREAMS + _REQUEST_THREADS,  # each open event stream holds a thread
-                max_body_bytes=settings.max_archive_bytes + 2**20,
-                staging=store.staging_folder(),
-            )
+            with host_faults_named(settings.host):
+                socket.getaddrinfo(settings.host, None)  # waitress would not say why it cannot be resolved
+                server = serve(
+                    app,
+                    settings,
+                    host=settings.host,
+                    port=settings.port,
+                    threads=STREAMS + _REQUEST_THREADS,  # each open event stream holds a thread
+                    max_body_bytes=settings.max_archive_bytes + 2**20,
+                    staging=staging,
+                )
         except OSError as error:
             raise Retryable(
                 f"cannot serve at {settings.host}:{settings.port}: {error.strerror or error}; set GENDERLINE_PORT"

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Final
 
 from shared.cli.reference_tables import without_password
+from shared.runtime.listening import host_faults_named
 from shared.runtime.settings import Settings, SettingsError, variable
 from shared.runtime.supervisor import Child, Supervisor
 
@@ -33,7 +34,7 @@ def choose_ports(settings: Settings, services: Sequence[str], *, pick_free: bool
         pick_free: take a free port where the wanted one is taken, instead of complaining.
 
     Raises:
-        SettingsError: a port is taken, or one metrics port is set for two services.
+        SettingsError: the host cannot be bound to, a port is taken, or one metrics port is set for two services.
     """
     wanted = {
         service: settings.port
@@ -132,10 +133,11 @@ def stopped_by_signals(stop: threading.Event) -> Iterator[None]:
 
 def _checked_port(host: str, service: str, port: int, *, pick_free: bool) -> int:
     """Returns `port` where it is free, a free one for 0, or with `pick_free` where it is taken."""
-    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     try:
-        with socket.create_server((host, port), family=family) as probe:
-            return int(probe.getsockname()[1])
+        with host_faults_named(host):
+            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+            with socket.create_server((host, port), family=family) as probe:
+                return int(probe.getsockname()[1])
     except OSError as error:
         if pick_free:
             return _checked_port(host, service, 0, pick_free=False)

@@ -18,6 +18,7 @@ from prometheus_client.exposition import make_wsgi_app
 
 from shared.access import AccessToken, find_token
 from shared.errors import Retryable
+from shared.runtime.listening import host_faults_named
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -41,6 +42,7 @@ class StatusServer:
         tokens: one of them opens `/metrics`, where there are any; health stays open.
 
     Raises:
+        SettingsError: the host cannot be resolved or bound to.
         Retryable: the port cannot be bound to, since another process has it for example.
     """
 
@@ -58,7 +60,8 @@ class StatusServer:
         self._tokens = tokens
         family = _ThreadingServerV6 if ":" in host else _ThreadingServer
         try:
-            self._server = make_server(host, port, self._answer, server_class=family, handler_class=_QuietHandler)
+            with host_faults_named(host):
+                self._server = make_server(host, port, self._answer, server_class=family, handler_class=_QuietHandler)
         except OSError as error:
             raise Retryable(
                 f"cannot serve metrics on port {port}: {error.strerror or error}; set GENDERLINE_METRICS_PORT"

@@ -191,6 +191,14 @@ def test_a_port_that_is_taken_is_said_without_a_traceback(tmp_path: Path) -> Non
     assert not any("Traceback" in word for word in words)
 
 
+@pytest.mark.parametrize("host", ["192.0.2.1", "nowhere.invalid", "a..b"])
+def test_a_host_that_cannot_be_bound_to_is_said_as_a_wrong_setting(tmp_path: Path, host: str) -> None:
+    with process(tmp_path, GENDERLINE_HOST=host, GENDERLINE_TOKEN="long enough") as (child, lines, _):
+        assert child.wait(30) == 2
+    assert any("ERROR   dashboard: GENDERLINE_HOST: expected an address of this machine" in line for line in lines)
+    assert not any("Traceback" in line or "PORT" in line for line in lines)
+
+
 def test_it_refuses_to_bind_beyond_loopback_without_a_token(tmp_path: Path) -> None:
     with process(tmp_path, GENDERLINE_HOST="0.0.0.0") as (child, lines, _):
         assert child.wait(30) == 2

@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from shared.access import AccessToken
 from shared.errors import Retryable
+from shared.runtime.settings import SettingsError
 from shared.telemetry.metrics import TrainerMetrics
 from shared.telemetry.status_server import CONNECTIONS, StatusServer
 
@@ -95,6 +96,12 @@ def test_a_token_guards_the_metrics_and_leaves_health_open(guarded: Service) -> 
 def test_a_taken_port_is_an_error_at_the_start(service: Service) -> None:
     with pytest.raises(Retryable, match=f"on port {service.server.port}: Address already in use"):
         StatusServer(CollectorRegistry(), dict, host="127.0.0.1", port=service.server.port)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "nowhere.invalid", "a..b"])
+def test_a_host_that_cannot_be_bound_to_is_a_wrong_setting_and_no_fault_of_the_port(host: str) -> None:
+    with pytest.raises(SettingsError, match=rf"^GENDERLINE_HOST: expected an address .* \(found '{host}': [^)]+\)$"):
+        StatusServer(CollectorRegistry(), dict, host=host, port=0)
 
 
 def test_a_closed_server_gives_its_port_back(service: Service) -> None:

@@ -57,6 +57,18 @@ def test_up_says_which_port_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "set GENDERLINE_PORT to 0, which takes a free one" in result.stderr
 
 
+@pytest.mark.parametrize("host", ["192.0.2.1", "nowhere.invalid", "a..b"])
+def test_up_says_that_the_host_is_at_fault_and_no_port(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("GENDERLINE_HOST", host)
+    monkeypatch.setenv("GENDERLINE_TOKEN", "long enough")
+    result = run("up")
+    assert result.exit_code == 2
+    assert f"GENDERLINE_HOST: expected an address of this machine, or a name that leads to one (found '{host}': " in (
+        " ".join(result.stderr.split())
+    )
+    assert "PORT" not in result.stderr
+
+
 def test_one_metrics_port_for_two_services_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GENDERLINE_METRICS_PORT", "9999")
     result = run("up")
