@@ -17,7 +17,9 @@ from shared.archives.archive import SUFFIXES, ArchiveLimits, archive_stem, check
 from shared.archives.fetch import open_below
 from shared.archives.tar import GZIP_SIGNATURE, gunzip, has_end, is_tar, read_tar
 from shared.client import Client
+from shared.clock import iso
 from shared.errors import GenderlineError, InvalidDataset
+from shared.messages import run_id_of
 from shared.store.staging import StagedFile
 
 _LOG = logging.getLogger(__name__)
@@ -105,18 +107,20 @@ class InboxWatcher:
         name in the meantime. That is another archive, and stays for the next looks; so does one that is written to.
         """
         path = self._folder / name
-        identity = "\0".join([name, *map(str, signature)])
-        message_id = "inbox-" + hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         try:
             with open_below(self._folder, Path(name)) as file:
-                if _signature(os.fstat(file.fileno())) != signature:
+                status = os.fstat(file.fileno())
+                if _signature(status) != signature:
                     return
                 if not broken and (self._cut_short.get(name) == signature or not self._is_whole(file)):
                     self._cut_short[name] = signature
                     return
-                run_id = self._copy_in(file, signature, archive_stem(name), message_id)
-            if run_id is None:
-                return
+                message_id = self._message_id(name, status)
+                run_id = run_id_of(message_id)
+                run = self._client.runs.find(run_id)
+                has_ended = run is not None and run.state.is_final
+                if not has_ended and not self._copy_in(file, signature, archive_stem(name), message_id):
+                    return
             if _signature(path.stat(follow_symlinks=False)) == signature:
                 target = self._folder / SUBMITTED / name
                 if target.exists():
@@ -129,20 +133,34 @@ class InboxWatcher:
         except GenderlineError as error:
             self._say_once(name, f"{path} waits: {error}")
         else:
-            _LOG.info("%s: submitted as %s", path, run_id)
+            if run is None:
+                _LOG.info("%s: submitted as %s", path, run_id)
+            else:
+                _LOG.warning("%s: its run %s is %s already; drop a copy to train once more", path, run_id, run.state)
 
-    def _copy_in(self, file: BinaryIO, signature: _Signature, name: str, message_id: str) -> str | None:
-        """Copies an archive into the store and submits it. Returns the run's id; None where it changed meanwhile."""
+    def _message_id(self, name: str, status: os.stat_result) -> str:
+        """Derives the id of an archive's message from the file, so that the same file always has the same run.
+
+        Only one that was dropped again after its run failed or was rejected gets another. Moving a file changes the
+        time of its status, which is then later than its run; where a crash left it, that time is earlier.
+        """
+        message_id = _hashed_id(name, *_signature(status))
+        run = self._client.runs.find(run_id_of(message_id))
+        if run and run.state.is_retryable and iso(status.st_ctime) > run.created:
+            return _hashed_id(name, *_signature(status), status.st_ctime_ns)
+        return message_id
+
+    def _copy_in(self, file: BinaryIO, signature: _Signature, name: str, message_id: str) -> bool:
+        """Copies an archive into the store and submits it. Returns False where it changed meanwhile."""
         copy = StagedFile(self._client.store.staging_folder())
         try:
             file.seek(0)
             shutil.copyfileobj(file, copy, 2**20)
             copy.close()
             if _signature(os.fstat(file.fileno())) != signature:
-                return None
-            return self._client.submit_dataset(
-                copy.path, name=name, message_id=message_id, move=True, sha256=copy.sha256
-            )
+                return False
+            self._client.submit_dataset(copy.path, name=name, message_id=message_id, move=True, sha256=copy.sha256)
+            return True
         finally:
             copy.discard()
 
@@ -168,3 +186,8 @@ class InboxWatcher:
 
 def _signature(status: os.stat_result) -> _Signature:
     return (status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+def _hashed_id(*identity: str | int) -> str:
+    text = "\0".join(map(str, identity))
+    return "inbox-" + hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]

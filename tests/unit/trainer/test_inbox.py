@@ -22,7 +22,10 @@ from shared.archives.archive import ArchiveLimits
 from shared.broker.base import Broker, Message
 from shared.broker.sqlite.broker import SqliteBroker
 from shared.client import Client
+from shared.clock import iso
 from shared.faces.synthetic import draw_sample
+from shared.records.record import Fault
+from shared.records.runs import Run, RunState
 from shared.runtime.settings import Settings
 from shared.store.base import sha256_of
 from shared.store.files import FileStore
@@ -216,6 +219,79 @@ def test_a_crash_between_submitting_and_moving_does_not_submit_another_run(
     first, second = messages(broker)
     assert first.message_id == second.message_id
     assert len(client.runs.all().records) == 1
+
+
+def end_run(client: Client, state: RunState) -> Run:
+    """Ends the newest run, as a trainer does."""
+    newest = next(iter(client.runs.newest()))
+    return client.runs.update(newest.run_id, state=state, error=Fault(code="too_few_faces", message="too few faces"))
+
+
+def drop_again(inbox: Path, run: Run) -> None:
+    """Moves an archive back, later than its run was made by the file system's clock, which may be some ms behind."""
+    submitted = inbox / "submitted" / "faces.zip"
+    submitted.rename(inbox / "faces.zip")
+    while iso((inbox / "faces.zip").stat().st_ctime) <= run.created:
+        (inbox / "faces.zip").rename(submitted)
+        submitted.rename(inbox / "faces.zip")
+
+
+@pytest.mark.parametrize("state", [RunState.REJECTED, RunState.FAILED])
+def test_an_archive_that_is_moved_back_after_its_run_went_wrong_is_another_run(
+    watcher: InboxWatcher, broker: Broker, client: Client, inbox: Path, state: RunState
+) -> None:
+    (inbox / "faces.zip").write_bytes(ZIP)
+    watcher.look()
+    watcher.look()
+    for _ in range(2):
+        drop_again(inbox, end_run(client, state))
+        watcher.look()
+        watcher.look()
+        assert not (inbox / "faces.zip").exists()
+    assert len({message.message_id for message in messages(broker)}) == 3
+    assert [run.state for run in client.runs.newest()] == [RunState.QUEUED, state, state]
+
+
+def test_an_archive_that_is_moved_back_after_its_run_went_well_is_not_said_to_be_submitted(
+    watcher: InboxWatcher, broker: Broker, client: Client, inbox: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (inbox / "faces.zip").write_bytes(ZIP)
+    watcher.look()
+    watcher.look()
+    run = end_run(client, RunState.REGISTERED)
+    drop_again(inbox, run)
+    with caplog.at_level(logging.INFO):
+        watcher.look()
+        watcher.look()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{inbox / 'faces.zip'}: its run {run.run_id} is registered already; drop a copy to train once more"
+    ]
+    assert len(messages(broker)) == 1
+    assert (inbox / "submitted" / "faces.zip").exists()
+
+
+def test_an_archive_that_a_crash_left_in_place_is_not_submitted_again_after_its_run_was_rejected(
+    watcher: InboxWatcher, broker: Broker, client: Client, inbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Crash(BaseException):
+        pass
+
+    def crash(_path: Path, _target: Path) -> None:
+        raise Crash
+
+    (inbox / "faces.zip").write_bytes(ZIP)
+    watcher.look()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", crash)
+        with pytest.raises(Crash):
+            watcher.look()
+    end_run(client, RunState.REJECTED)
+    again = InboxWatcher(client, inbox, LIMITS)
+    again.look()
+    again.look()
+    assert len(messages(broker)) == 1
+    assert len(client.runs.all().records) == 1
+    assert (inbox / "submitted" / "faces.zip").exists()
 
 
 def test_a_second_archive_of_the_same_name_is_another_run_and_keeps_the_first(
