@@ -119,7 +119,8 @@ class Client:
 
         Raises:
             InvalidMessage: a parameter or a field of `labels` is unknown or out of range.
-            Conflict: the file changed while it was copied.
+            Conflict: the file changed while it was copied, or the id belongs to a run with another archive or other
+                parameters.
             Retryable: broker or store are away.
             OSError: the file cannot be read.
         """
@@ -127,12 +128,17 @@ class Client:
         sha256 = sha256 or sha256_of(archive)
         spec = LabelSpec.parse(None if labels is None else dict(labels))
         dataset = dataset_id(sha256, spec)
-        key = archive_key(dataset)
-        # What is damaged there is replaced: to submit it again is the way to mend it.
-        if not self.store.holds(key, archive.stat().st_size, sha256):
-            self._upload(archive, key, on_copied, move=move, sha256=sha256)
+
+        def store_archive() -> None:
+            # What is damaged there is replaced: to submit it again is the way to mend it.
+            key = archive_key(dataset)
+            if not self.store.holds(key, archive.stat().st_size, sha256):
+                self._upload(archive, key, on_copied, move=move, sha256=sha256)
+
         name = name or archive_stem(archive.name)
-        return self._queue_run(dataset, name, checked, message_id, spec, sha256, train=train)
+        return self._queue_run(
+            dataset, name, checked, message_id, spec, sha256, train=train, store_archive=store_archive
+        )
 
     def train_dataset(
         self,
@@ -161,7 +167,7 @@ class Client:
         Raises:
             NotFound: there is no such dataset, or its archive was deleted, or it has no edits of that hash.
             InvalidMessage: a parameter is unknown or out of range.
-            Conflict: the edits in force are asked for, and there are none.
+            Conflict: the edits in force are asked for, and there are none; or `message_id` belongs to another run.
             Retryable: broker or store are away.
         """
         checked = TrainingParams.parse(dict(params or {}))
@@ -238,12 +244,16 @@ class Client:
         *,
         edits: str | None = None,
         train: bool = True,
+        store_archive: Callable[[], None] | None = None,
     ) -> str:
+        """Queues a run; where its id is known, makes sure that the same was asked for, and leaves it as it is."""
+        known = None if message_id is None else self.runs.find(run_id_of(message_id))
         message_id = message_id or uuid.uuid4().hex
-        name, run_id = fit_name(name), run_id_of(message_id)
-        uri = f"{STORE_SCHEME}{archive_key(dataset)}"
+        run_id = run_id_of(message_id)
+        # Another name does not make it another run.
+        name = fit_name(name) if known is None else known.name
         message = by_reference(
-            uri,
+            f"{STORE_SCHEME}{archive_key(dataset)}",
             name=name,
             sha256=archive_sha256,
             params=params,
@@ -252,9 +262,15 @@ class Client:
             train=train,
             message_id=message_id,
         )
+        digest = request_digest(message)
+        if known is not None and known.request_sha256 not in {None, digest}:
+            raise _key_is_taken(known, "whose archive or parameters are others")
+        if store_archive is not None:
+            store_archive()
+        if known is not None:
+            return run_id
         self._submit(self.broker.topology.datasets, message, f"run {run_id}")
         # Last, so that a refused message leaves no run that waits forever. A trainer that was faster made the same.
-        digest = request_digest(message)
         self.runs.create(
             run_id,
             message_id=message_id,
@@ -296,6 +312,7 @@ class Client:
         message_id: str | None = None,
         on_copied: Callable[[int], None] | None = None,
         move: bool = False,
+        sha256: str | None = None,
     ) -> str:
         """Puts an archive of images into the store and a job on the queue.
 
@@ -306,14 +323,25 @@ class Client:
             message_id: makes a second submission with the same id harmless.
             on_copied: called with the number of bytes copied, piece by piece.
             move: give the file to the store instead of copying it.
+            sha256: of the archive, where the caller knows it.
 
         Returns:
             The job's id.
+
+        Raises:
+            Conflict: the file changed while it was copied, or the id belongs to a job with another archive.
+            Retryable: broker or store are away.
+            OSError: the file cannot be read.
         """
+        if message_id is not None and (known := self.jobs.find(job_id_of(message_id))) is not None:
+            key = known.archive or Jobs.archive_key(known.job_id)
+            if not self.store.holds(key, archive.stat().st_size, sha256 or sha256_of(archive)):
+                raise _key_is_taken(known, "whose archive is another")
+            return known.job_id
         message_id = message_id or uuid.uuid4().hex
         key = Jobs.archive_key(job_id_of(message_id))
-        if not self.store.exists(key):
-            self._upload(archive, key, on_copied, move=move)
+        # Over what an earlier try may have left, which need not be the same.
+        self._upload(archive, key, on_copied, move=move, sha256=sha256)
         return self._queue_job(key, name or archive_stem(archive.name), model_version, message_id)
 
     def predict_dataset(self, sha256: str, model_version: int) -> str:
@@ -732,6 +760,14 @@ class Client:
                         newest = parsed if isinstance(parsed, RunProgressed | JobProgressed) else newest
                 record = look(wanted)
                 yield record, None if record.state.is_final else newest
+
+
+def _key_is_taken(record: Run | Job, difference: str) -> Conflict:
+    """Returns the error of a submission under the key of another one, which was made for something else."""
+    return Conflict(
+        f"the key {short_repr(record.message_id)} belongs to {record.record_id} of {record.created}, {difference}; "
+        "expected the same request again, or a new key"
+    )
 
 
 def _packs(images: Sequence[bytes]) -> Iterator[list[tuple[int, bytes]]]:

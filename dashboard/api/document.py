@@ -126,7 +126,7 @@ _FACES: Final = {
     "search": _text("A part of the file name"),
     "sort": _text("The order", *SORTS),
 }
-_ONCE: Final = {"Idempotency-Key": "The same key twice makes one run or job"}
+_ONCE: Final = {"Idempotency-Key": "The same key twice makes one run or job; 409 with another archive or parameters"}
 
 _DISMISS: Final = "Take a failed {} off what needs attention"
 _UPLOAD: Final = _text("A finished upload, in place of a body; see /uploads")

@@ -16,7 +16,7 @@ from werkzeug.datastructures import FileStorage
 from dashboard.context import dashboard
 from dashboard.incoming import RECEIVED_BODY
 from shared.archives.archive import ArchiveLimits, archive_stem, check_archive
-from shared.errors import InvalidImage, InvalidMessage, Retryable, short_repr
+from shared.errors import InvalidImage, InvalidMessage, NotFound, Retryable, short_repr
 from shared.messages import ARCHIVES, IMAGES, find_content_type
 from shared.store.base import Store
 from shared.store.staging import StagedFile
@@ -97,6 +97,18 @@ def receive_archive(limits: ArchiveLimits) -> Iterator[UploadedArchive]:
         with archive.path.open("rb") as content:
             check_archive(content, limits)
         yield replace(archive, name=archive.name[:200] or "archive")
+
+
+def is_upload_used() -> bool:
+    """Returns whether the request names an upload that is not here any more: it may have become a run or a job."""
+    upload_id = request.args.get("upload")
+    if upload_id is None:
+        return False
+    try:
+        dashboard().uploads.find(upload_id)
+    except NotFound:
+        return True
+    return False
 
 
 def _take_body(stack: contextlib.ExitStack, store: Store, name: str) -> UploadedArchive:

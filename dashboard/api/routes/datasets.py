@@ -15,7 +15,7 @@ from dashboard.api.blueprint import blueprint
 from dashboard.api.exports import send_export, send_face_images
 from dashboard.api.fields import PAGE, read_field, read_idempotency_key, read_page, read_texts
 from dashboard.api.managing import annotate, delete, describe_annotation, read_tag
-from dashboard.api.uploads import parse_integer, receive_archive
+from dashboard.api.uploads import is_upload_used, parse_integer, receive_archive
 from dashboard.auth import current_user
 from dashboard.context import dashboard
 from dashboard.tasks.samples import SAMPLE_BOUNDS, SAMPLE_IMAGES
@@ -23,6 +23,7 @@ from shared.archives.archive import ArchiveLimits
 from shared.client import CURRENT_EDITS
 from shared.errors import Conflict, InvalidMessage, short_repr
 from shared.faces.labelling import LabelSpec
+from shared.messages import run_id_of
 from shared.params import TrainingParams
 
 _FACES: Final = 120
@@ -56,6 +57,9 @@ def submit_dataset() -> tuple[Response, int]:
     """Takes an archive to train on."""
     parts = dashboard()
     ahead = parts.runs_ahead()
+    key = read_idempotency_key()
+    if key is not None and is_upload_used() and parts.client.runs.find(run_id_of(key)) is not None:
+        return accept_run(run_id_of(key), ahead)  # once more: the first answer did not arrive
     with receive_archive(ArchiveLimits.from_settings(parts.settings)) as archive:
         params = TrainingParams.parse(read_field("params") or None)
         labels = LabelSpec.parse(read_field("labels") or None)
@@ -66,7 +70,7 @@ def submit_dataset() -> tuple[Response, int]:
             params=params.as_dict(),
             labels=None if labels is None else labels.as_dict(),
             train=train,
-            message_id=read_idempotency_key(),
+            message_id=key,
             move=True,
             sha256=archive.sha256,
         )

@@ -8,10 +8,11 @@ from dashboard.api.answers import accepted, describe_damaged, send_stored_file
 from dashboard.api.blueprint import blueprint
 from dashboard.api.fields import read_field, read_idempotency_key, read_page
 from dashboard.api.managing import annotate, delete, describe_annotation, read_tag
-from dashboard.api.uploads import parse_integer, receive_archive
+from dashboard.api.uploads import is_upload_used, parse_integer, receive_archive
 from dashboard.context import dashboard
 from shared.archives.archive import ArchiveLimits
 from shared.errors import Conflict
+from shared.messages import job_id_of
 from shared.records.dismissals import dismiss_failure
 from shared.records.jobs import Jobs
 
@@ -20,15 +21,19 @@ from shared.records.jobs import Jobs
 def submit_job() -> tuple[Response, int]:
     """Takes an archive of images to predict."""
     parts = dashboard()
+    key = read_idempotency_key()
+    if key is not None and is_upload_used() and parts.client.jobs.find(job_id_of(key)) is not None:
+        return _accept_job(job_id_of(key))  # once more: the first answer did not arrive
     with receive_archive(ArchiveLimits.from_settings(parts.settings)) as archive:
         job_id = parts.client.submit_job(
             archive.path,
             name=archive.name,
             model_version=parse_integer(read_field("model_version"), "model_version", 1, 10**9),
-            message_id=read_idempotency_key(),
+            message_id=key,
             move=True,
+            sha256=archive.sha256,
         )
-    return accepted({"job_id": job_id}, url_for("api.get_job", job_id=job_id))
+    return _accept_job(job_id)
 
 
 @blueprint.get("/jobs")
@@ -54,14 +59,14 @@ def get_job(job_id: str) -> Response:
 def cancel_job(job_id: str) -> tuple[Response, int]:
     """Asks for a job to stop."""
     dashboard().client.jobs.request_cancel(job_id)
-    return accepted({"job_id": job_id}, url_for("api.get_job", job_id=job_id))
+    return _accept_job(job_id)
 
 
 @blueprint.post("/jobs/<job_id>/retry")
 def retry_job(job_id: str) -> tuple[Response, int]:
     """Sends a failed job back to its queue."""
     dashboard().client.retry_job(job_id)
-    return accepted({"job_id": job_id}, url_for("api.get_job", job_id=job_id))
+    return _accept_job(job_id)
 
 
 @blueprint.post("/jobs/<job_id>/dismiss")
@@ -93,3 +98,7 @@ def annotate_job(job_id: str) -> Response:
 def delete_job(job_id: str) -> Response:
     """Deletes a job."""
     return delete("job", job_id)
+
+
+def _accept_job(job_id: str) -> tuple[Response, int]:
+    return accepted({"job_id": job_id}, url_for("api.get_job", job_id=job_id))

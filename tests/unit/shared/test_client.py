@@ -136,9 +136,37 @@ def test_a_message_that_the_broker_refuses_leaves_no_run_that_waits_forever(tmp_
 
 def test_a_run_that_a_trainer_took_at_once_is_not_set_back_to_queued(client: Client, archive: Path) -> None:
     run_id = run_id_of("m1")
-    client.runs.create(run_id, message_id="m1", name="x", params=None, state=RunState.TRAINING)
-    client.submit_dataset(archive, message_id="m1")
+
+    def take(_: int) -> None:
+        client.runs.create(run_id, message_id="m1", name="x", params=None, state=RunState.TRAINING)
+
+    client.submit_dataset(archive, message_id="m1", on_copied=take)
     assert client.runs.get(run_id).state == RunState.TRAINING
+
+
+def test_a_dataset_that_is_submitted_again_under_its_id_is_not_sent_twice(client: Client, archive: Path) -> None:
+    first = client.submit_dataset(archive, params={"epochs": 3}, message_id="m1")
+    client.runs.update(first, state=RunState.TRAINING)
+    assert client.submit_dataset(archive, name="another name", params={"epochs": 3}, message_id="m1") == first
+    assert client.runs.get(first).state == RunState.TRAINING
+    assert len(waiting(client, client.broker.topology.datasets)) == 1
+
+
+def test_an_id_is_refused_for_another_dataset_before_anything_is_stored(client: Client, archive: Path) -> None:
+    run_id = client.submit_dataset(archive, message_id="m1")
+    (dataset,) = client.store.children("datasets")
+    told = f"the key 'm1' belongs to {run_id} of .*, whose archive or parameters are others; expected the same request"
+    with pytest.raises(Conflict, match=told):
+        client.submit_dataset(archive, params={"epochs": 4}, message_id="m1")
+    with pytest.raises(Conflict, match=told):
+        client.submit_dataset(archive, train=False, message_id="m1")
+    with pytest.raises(Conflict, match=told):
+        client.train_dataset(dataset, params={"epochs": 4}, message_id="m1")
+    archive.write_bytes(CONTENT[:-1] + b"?")
+    with pytest.raises(Conflict, match=told):
+        client.submit_dataset(archive, message_id="m1")
+    assert client.store.children("datasets") == [dataset]
+    assert len(waiting(client, client.broker.topology.datasets)) == 1
 
 
 # -- retrying
@@ -314,6 +342,31 @@ def test_a_job_is_stored_and_its_message_names_it(client: Client, archive: Path)
     assert (job_id, request.name, request.uri) == (job_id_of("m1"), "batch", f"store:jobs/{job_id}/archive.zip")
     assert client.store.get(f"jobs/{job_id}/archive.zip") == CONTENT
     assert client.jobs.get(job_id).state == JobState.QUEUED
+
+
+def test_a_job_is_submitted_again_under_its_id_only_with_its_archive(client: Client, archive: Path) -> None:
+    job_id = client.submit_job(archive, message_id="m1")
+    assert client.submit_job(archive, name="another name", message_id="m1") == job_id
+    archive.write_bytes(CONTENT[:-1] + b"?")
+    with pytest.raises(Conflict, match=f"the key 'm1' belongs to {job_id} of .*, whose archive is another"):
+        client.submit_job(archive, message_id="m1")
+    assert client.store.get(f"jobs/{job_id}/archive.zip") == CONTENT
+    assert len(waiting(client, client.broker.topology.jobs)) == 1
+
+
+def test_the_archive_of_a_job_that_could_not_be_sent_is_replaced_by_that_of_the_next_try(
+    tmp_path: Path, archive: Path
+) -> None:
+    with SqliteBroker(tmp_path / "full.db", queue_limit=1) as broker:
+        client = Client(broker, FileStore(tmp_path / "store"))
+        client.submit_job(archive)
+        with pytest.raises(BrokerFull):
+            client.submit_job(archive, message_id="m1")
+        with broker.consume([broker.topology.jobs], 1) as consumer:
+            consumer.settle(consumer.receive(1, 10), [])
+        archive.write_bytes(CONTENT[:-1] + b"?")
+        job_id = client.submit_job(archive, message_id="m1")
+        assert client.store.get(f"jobs/{job_id}/archive.zip") == CONTENT[:-1] + b"?"
 
 
 def test_a_job_is_followed_with_the_images_done_to_its_end(

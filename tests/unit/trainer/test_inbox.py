@@ -216,8 +216,7 @@ def test_a_crash_between_submitting_and_moving_does_not_submit_another_run(
     again = InboxWatcher(client, inbox, LIMITS)
     again.look()
     again.look()
-    first, second = messages(broker)
-    assert first.message_id == second.message_id
+    assert len(messages(broker)) == 1
     assert len(client.runs.all().records) == 1
 
 

@@ -74,13 +74,14 @@ def answers_of(site: Site) -> dict[tuple[str, str], Callable[[], list[TestRespon
         unused = site.builder.dataset(30)
 
         def delete_unless_needed() -> list[TestResponse]:
-            for run in site.builder.runs.all().records:  # one that goes on may need it; samples become one in a while
-                if not run.state.is_final:
-                    site.builder.runs.update(run.run_id, state=RunState.CANCELLED)
+            for run in site.builder.runs.open().records:  # one that goes on may need it; samples become one in a while
+                site.builder.runs.update(run.run_id, state=RunState.CANCELLED)
+            for job in site.builder.jobs.open().records:
+                site.builder.jobs.end(job.job_id, JobState.CANCELLED)
             answer = web.delete(f"/api/v1/datasets/{unused}")
             return [] if answer.status_code == 409 else [answer]
 
-        return eventually(delete_unless_needed, 15, "no run goes on")
+        return eventually(delete_unless_needed, 15, "no run or job goes on")
 
     def delete(path: str) -> Callable[[], list[TestResponse]]:
         return lambda: [web.delete(f"/api/v1{path}")]

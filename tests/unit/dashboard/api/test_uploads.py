@@ -106,6 +106,38 @@ def test_more_bytes_than_were_announced_are_refused(site: Site) -> None:
     assert offset_of(site, upload_id) == 0
 
 
+@pytest.mark.parametrize("call", ["datasets", "jobs"])
+def test_a_repeated_request_whose_first_answer_was_lost_gets_it_though_the_upload_is_used(
+    site: Site, call: str
+) -> None:
+    upload_id = begin(site)
+    append(site, upload_id, 0, ARCHIVE)
+    headers = {"Idempotency-Key": "monday"}
+    first, second = (site.web.post(f"/api/v1/{call}?upload={upload_id}", headers=headers) for _ in range(2))
+    assert (second.status_code, second.headers["Location"]) == (202, first.headers["Location"])
+    other = site.web.post(f"/api/v1/{call}?upload={upload_id}", headers={"Idempotency-Key": "tuesday"})
+    assert other.status_code == 404
+
+
+@pytest.mark.parametrize(("call", "kind"), [("datasets", "run"), ("jobs", "job")])
+def test_a_key_that_comes_with_another_archive_is_refused_and_its_upload_stays(
+    site: Site, call: str, kind: str
+) -> None:
+    headers = {"Idempotency-Key": "monday"}
+    first = site.web.post(
+        f"/api/v1/{call}", data=zipped([("30_0_0.jpg", b"a face")]), content_type="application/zip", headers=headers
+    )
+    which = json.loads(first.data)[f"{kind}_id"]
+    stored = {key: site.store.children(key) for key in ("datasets", "jobs")}
+    upload_id = begin(site)
+    append(site, upload_id, 0, ARCHIVE)
+    answer = site.web.post(f"/api/v1/{call}?upload={upload_id}", headers=headers)
+    assert (answer.status_code, error_of(answer.data)[0]) == (409, "conflict")
+    assert f"the key 'monday' belongs to {which} of" in error_of(answer.data)[1]
+    assert {key: site.store.children(key) for key in ("datasets", "jobs")} == stored
+    assert site.web.post(f"/api/v1/{call}?upload={upload_id}").status_code == 202
+
+
 def test_an_upload_that_is_not_complete_starts_nothing_and_stays(site: Site) -> None:
     upload_id = begin(site)
     append(site, upload_id, 0, ARCHIVE[:1000])
