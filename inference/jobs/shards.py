@@ -121,14 +121,13 @@ class ShardHandler(Handler[_Asked]):
     def _handle(self, asked: _Asked, context: Context) -> Outcome:
         message, request = asked.message, asked.request
         job_id = request.job_id
-        job = self._find_job(request)
+        job = self._finisher.reopen(message, self._find_job(job_id, request.shard))
         retried_at = message.headers.get(RETRIED_AT)
-        if retried_at is not None and self._finisher.owner(job_id) == request.shard:
-            job = self._finisher.reopen(message, job)  # the shard of which the job failed: no other would help
         if retried_at is not None and job.retried_at == retried_at and not (job.state.is_final or job.shards_published):
             # It has opened its job again. The other shards went when the job failed, and the rows of all of them.
             shards = shard_messages(job, self._shard_queue)
             return Done(shards, functools.partial(self._jobs.mark_confirmed, job_id, shards_published=True))
+        _require_shard(job, request)
         if job.state.is_final:
             # Whoever ended it may have died, or lost the broker, before that was said.
             unsaid = not job.final_reply_sent and self._finisher.owner(job_id) == request.shard
@@ -149,27 +148,20 @@ class ShardHandler(Handler[_Asked]):
     def _finished(self, job_id: str, final_reply: Sequence[Outgoing]) -> Done:
         return Done(final_reply, functools.partial(self._jobs.mark_confirmed, job_id, final_reply_sent=True))
 
-    def _find_job(self, request: ShardRequest) -> Job:
+    def _find_job(self, job_id: str, shard: int) -> Job:
         """Returns the record of a shard's job.
 
         Raises:
             Retryable: there is none for now.
             NotFound: there has been none for so long that there is none at all.
-            InvalidMessage: the job has no such shard.
         """
-        job = self._jobs.find(request.job_id)
+        job = self._jobs.find(job_id)
         if job is None or job.accepted is None:
             now = time.monotonic()
-            since = self._missing_since.setdefault(request.job_id, now)
+            since = self._missing_since.setdefault(job_id, now)
             gone = now - since >= self._missing_for_s
-            raise (NotFound if gone else Retryable)(f"shard {request.shard}: there is no job {request.job_id!r}")
-        self._missing_since.pop(request.job_id, None)
-        bounds = job.bounds
-        if (request.start, request.stop) not in pairwise(bounds[request.shard : request.shard + 2]):
-            raise InvalidMessage(
-                f"{request.job_id} has no shard {request.shard} from {request.start} to {request.stop}; "
-                f"it has {len(bounds) - 1} shards"
-            )
+            raise (NotFound if gone else Retryable)(f"shard {shard}: there is no job {job_id!r}")
+        self._missing_since.pop(job_id, None)
         return job
 
     def _write_part(self, job: Job, request: ShardRequest, context: Context) -> bool:
@@ -217,3 +209,13 @@ class ShardHandler(Handler[_Asked]):
         left = progress.total - progress.done
         progress = progress.changed(rate=round(rate, 1), eta_s=round(left / rate, 1))
         self._emit(*JobProgressed(job_id=job.job_id, progress=progress).wire())
+
+
+def _require_shard(job: Job, request: ShardRequest) -> None:
+    """Raises InvalidMessage where a job has no such shard."""
+    bounds = job.bounds
+    if (request.start, request.stop) not in pairwise(bounds[request.shard : request.shard + 2]):
+        raise InvalidMessage(
+            f"{job.job_id} has no shard {request.shard} from {request.start} to {request.stop}; "
+            f"it has {len(bounds) - 1} shards"
+        )

@@ -20,6 +20,7 @@ from inference.model.predictor import Predictor, Result
 from shared.broker.base import Message, ReplyQueue
 from shared.client import Client
 from shared.connect import open_broker_for
+from shared.errors import InvalidModel
 from shared.messages import ZIP, by_reference, job_id_of, json_message, request_digest
 from shared.records.jobs import RESULT_COLUMNS, Jobs, JobState
 from shared.store.files import FileStore
@@ -729,6 +730,61 @@ def test_a_job_that_failed_of_a_shard_is_computed_when_the_shard_is_requeued_cop
     assert finished["counts"] == {"images": 7, "errors": 0}
     assert len(rows_of(either, job_id)) == 7
     assert either.broker.dead_letters() == []
+
+
+def test_a_job_of_which_two_shards_failed_is_computed_whichever_is_sent_back(either: Loops) -> None:
+    @dataclass(frozen=True, slots=True)
+    class FailingTwice(Predictor):
+        both: threading.Barrier = None  # type: ignore[assignment]
+
+        def predict(self, model: ServedModel, *args: Any, **options: Any) -> list[Result]:
+            if not self.both.broken:
+                self.both.wait(20)
+                raise InvalidModel("version 1 is damaged")
+            return Predictor.predict(self, model, *args, **options)
+
+    predictor = FailingTwice(either.predictor.decoder, 64, either.metrics, (), threading.Barrier(2))
+    failing, client = replace(either, predictor=predictor), Client(either.broker, either.store)
+    with either.broker.reply_queue() as inbox, failing.running(failing.bulk().run, failing.bulk().run):
+        job_id = send(either, Message(zip_of(faces(6)), ZIP, reply_to=inbox.name))
+        job_replies(inbox, "accepted", "failed")
+        eventually(lambda: len(either.broker.dead_letters()) == 2, 20, "two dead shards")
+        queues_empty(either)
+        predictor.both.abort()  # the model is sound again
+        owner = int(either.store.get(f"jobs/{job_id}/finisher"))
+        of_owner = {letter.message.message_id == f"{job_id}.{owner}": letter for letter in either.broker.dead_letters()}
+        assert client.retry_dead([of_owner[False].dead_id]) == 1
+        (finished,) = job_replies(inbox, "finished")
+        assert client.retry_dead() == 1
+        queues_empty(either)
+        assert inbox.receive(0.3) == []
+    assert finished["counts"] == {"images": 6, "errors": 0}
+    assert len(rows_of(either, job_id)) == 6
+    assert Jobs(either.store).get(job_id).state is JobState.FINISHED
+    assert either.broker.dead_letters() == []
+
+
+def test_a_dead_shard_that_a_failed_job_does_not_have_opens_it_all_the_same(loops: Loops) -> None:
+    """It was a shard of a job that was deleted, and then sent again with fewer images."""
+    message = Message(zip_of(faces(4)), ZIP, "m")
+    job_id, records = job_id_of("m"), Jobs(loops.store)
+    key, model = Jobs.archive_key(job_id), {"name": "gender", "version": 1}
+    loops.store.put(key, message.body)
+    records.create(job_id, message_id="m", name="a")
+    with loops.broker.reply_queue() as inbox:
+        records.accept(job_id, reply_to=inbox.name, model=model, archive=key, images=4, shards=2, shard_images=3)
+        records.end(job_id, JobState.FAILED)
+        shard = json_message({"job_id": job_id, "shard": 2, "start": 6, "stop": 9}, message_id=f"{job_id}.2")
+        loops.broker.publish(loops.broker.topology.shards, shard)
+        with loops.broker.consume([loops.broker.topology.shards], 1) as consumer:
+            consumer.dead_letter(consumer.receive(1, 5)[0], "internal", [])
+        assert Client(loops.broker, loops.store).retry_dead() == 1
+        assert records.get(job_id).state is JobState.QUEUED
+        with loops.running(loops.bulk().run):
+            job_replies(inbox, "finished")
+            queues_empty(loops)
+    assert len(rows_of(loops, job_id)) == 4
+    assert loops.broker.dead_letters() == []
 
 
 def test_a_job_can_end_only_once_and_stays_ended(tmp_path: Path) -> None:
