@@ -2,7 +2,8 @@
 
 Roles:
     hold N: takes N messages from `predictions` and holds them.
-    late: takes one message from `predictions`, waits for a line, takes one more, and only then settles the first.
+    late HOW: takes one message from `predictions`, waits for a line, takes one more, and only then ends the first
+        with a reply, by `settle` or `dead_letter`.
     work: takes from `predictions` and settles each with a message of the same body to `shards`, until killed.
     publish N: publishes N numbered messages to `predictions`, ten at a time, printing how many are confirmed.
 """
@@ -24,7 +25,7 @@ def main() -> None:
     if role == "hold":
         hold(broker, int(arguments[0]))
     elif role == "late":
-        late(broker)
+        late(broker, arguments[0])
     elif role == "work":
         work(broker)
     elif role == "publish":
@@ -40,18 +41,22 @@ def hold(broker: Broker, count: int) -> None:
     threading.Event().wait()
 
 
-def late(broker: Broker) -> None:
+def late(broker: Broker, how: str) -> None:
     consumer = broker.consume([broker.topology.predictions], prefetch=10)
-    first = consumer.receive(1)
+    (first,) = consumer.receive(1)
+    reply = first.message.reply(b"late", "text/plain")
     say("took the first")
     sys.stdin.readline()
     second = consumer.receive(1)
     say(f"took {second[0].message.body.decode()}")
-    consumer.settle(first, [])
+    if how == "settle":
+        consumer.settle([first], reply)
+    else:
+        consumer.dead_letter(first, "internal", reply)
     with contextlib.suppress(BrokerError):
         consumer.flush()
     broker.ping()  # an answer: whatever the settling sent has arrived
-    say("settled")
+    say("ended")
     threading.Event().wait()
 
 

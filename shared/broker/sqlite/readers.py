@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from shared.broker.base import (
     BrokerError,
@@ -43,6 +43,20 @@ _LONGEST_WORK_POLL_S: Final = 0.02
 """Datasets and jobs take seconds: who waits for them need not look at each of the thousands of predictions beside."""
 _LONGEST_EVENT_POLL_S: Final = 0.05
 """Events are for people and for what may be a little late."""
+
+
+class _Claim(NamedTuple):
+    """A delivery's token.
+
+    Attributes:
+        row: of the message.
+        lease: what the row says while it is held.
+        reopened: that of the file before the claim.
+    """
+
+    row: int
+    lease: str
+    reopened: int
 
 
 class SqliteConsumer(Consumer):
@@ -81,7 +95,7 @@ class SqliteConsumer(Consumer):
         self._prefetch_bytes = prefetch_bytes
         interactive = topology.predictions in queues
         self._longest_poll_s = _LONGEST_POLL_S if interactive else _LONGEST_WORK_POLL_S
-        self._held: dict[str, dict[tuple[int, str], int]] = {queue: {} for queue in queues}  # tokens: bytes
+        self._held: dict[str, dict[_Claim, int]] = {queue: {} for queue in queues}  # bytes of each
         self._lock = threading.Lock()
         self._closed = threading.Event()
 
@@ -123,7 +137,7 @@ class SqliteConsumer(Consumer):
             ).fetchone()
         if not due:
             return []
-        lease = uuid.uuid4().hex
+        lease, reopened = uuid.uuid4().hex, self._file.reopened
         with self._file.write() as db:
             time_now = now()  # a lease begins when it is granted, and not when it is waited for
             db.execute(
@@ -147,13 +161,18 @@ class SqliteConsumer(Consumer):
                 )
                 del sizes[row]
             with self._lock:
-                self._held[queue].update(((row, lease), size) for row, size in sizes.items())
+                self._held[queue].update((_Claim(row, lease, reopened), size) for row, size in sizes.items())
         if not sizes:
             return []
         with self._file.read() as db:
             rows = messages_by_id(db, list(sizes))
         return [
-            Delivery(queue, without_forged_reply_to(message, self._topology.queues), count - 1, (row, lease))
+            Delivery(
+                queue,
+                without_forged_reply_to(message, self._topology.queues),
+                count - 1,
+                _Claim(row, lease, reopened),
+            )
             for row, message, count in rows
         ]
 
@@ -161,14 +180,16 @@ class SqliteConsumer(Consumer):
         # One transaction: the results are in exactly when the work is out. Only results that leave the system for
         # another process's work are worth a sync; replies and acknowledgements would be made again.
         durable = any(item.queue in self._topology.queues for item in outgoing)
+        claims: list[_Claim] = [delivery.token for delivery in deliveries]
+        rows: dict[str, list[int]] = {}
+        for claim in claims:
+            rows.setdefault(claim.lease, []).append(claim.row)
         with self._file.write(durable=durable) as db:
-            # A client's mistake in `reply_to` must not stop the work: hence no complaint about unknown queues.
-            insert(db, self._topology, outgoing, queue_limit=self._queue_limit, drop_unroutable=True)
-            claims: dict[str, list[int]] = {}
-            for row, lease in (delivery.token for delivery in deliveries):
-                claims.setdefault(lease, []).append(row)
-            for lease, rows in claims.items():
-                delete_held(db, lease, rows)
+            held = sum(delete_held(db, lease, of_lease) for lease, of_lease in rows.items())
+            # What is held no longer is another's, who answers it; but nobody has what went with a file.
+            if held or not claims or any(claim.reopened != self._file.reopened for claim in claims):
+                # A client's mistake in `reply_to` must not stop the work: hence no complaint about unknown queues.
+                insert(db, self._topology, outgoing, queue_limit=self._queue_limit, drop_unroutable=True)
         self._release(deliveries)
 
     def requeue(self, delivery: Delivery, delay_s: float = 0.0) -> None:
@@ -178,7 +199,7 @@ class SqliteConsumer(Consumer):
         self._give_back(delivery, delay_s, counted=0)
 
     def _give_back(self, delivery: Delivery, delay_s: float, counted: int) -> None:
-        row, lease = delivery.token
+        row, lease, _ = delivery.token
         with self._file.write() as db:
             set_at = now() if delay_s > 0 else 0
             db.execute(
@@ -199,13 +220,13 @@ class SqliteConsumer(Consumer):
     def renew(self) -> None:
         """Extends the leases of everything held."""
         with self._lock:
-            held = [token for tokens in self._held.values() for token in tokens]
+            held = [claim for claims in self._held.values() for claim in claims]
         if held:
             with self._file.write() as db:
                 time_now = now()
                 db.executemany(
                     "UPDATE messages SET visible_at = ?, set_at = ? WHERE id = ? AND lease = ?",
-                    [(time_now + self._lease_s, time_now, *token) for token in held],
+                    [(time_now + self._lease_s, time_now, claim.row, claim.lease) for claim in held],
                 )
 
     def close(self) -> None:
@@ -214,13 +235,13 @@ class SqliteConsumer(Consumer):
         self._closed.set()
         self._forget(self)
         with self._lock:
-            held = [token for tokens in self._held.values() for token in tokens]
+            held = [claim for claims in self._held.values() for claim in claims]
         if held:
             with self._file.write() as db:
                 db.executemany(
                     "UPDATE messages SET visible_at = 0, set_at = 0, lease = NULL, deliveries = deliveries - 1 "
                     "WHERE id = ? AND lease = ?",
-                    held,
+                    [(claim.row, claim.lease) for claim in held],
                 )
 
 

@@ -133,8 +133,9 @@ def delete_rows(db: sqlite3.Connection, rows: Sequence[int]) -> None:
             db.execute(f"DELETE FROM {table} WHERE id IN ({_marks(part)})", part)  # noqa: S608 - a constant and marks
 
 
-def delete_held(db: sqlite3.Connection, lease: str, rows: Sequence[int]) -> None:
-    """Deletes those of the rows that this claim still holds."""
+def delete_held(db: sqlite3.Connection, lease: str, rows: Sequence[int]) -> int:
+    """Deletes those of the rows that this claim still holds. Returns how many."""
+    deleted = 0
     for start in range(0, len(rows), _MAX_VARIABLES):
         part = rows[start : start + _MAX_VARIABLES]
         held = db.execute(
@@ -142,6 +143,8 @@ def delete_held(db: sqlite3.Connection, lease: str, rows: Sequence[int]) -> None
             (*part, lease),
         ).fetchall()
         db.execute(f"DELETE FROM payloads WHERE id IN ({_marks(held)})", [row for (row,) in held])  # noqa: S608 - marks
+        deleted += len(held)
+    return deleted
 
 
 def _payload(row: int, message: Message) -> tuple[object, ...]:

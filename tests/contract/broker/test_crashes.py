@@ -6,7 +6,10 @@ import signal
 import subprocess
 import time
 
+import pytest
+
 from shared.broker.base import Broker, Message
+from tests.contract.broker.test_events import replies
 from tests.contract.broker.test_messages import assert_nothing_else, bodies, numbered, take, to
 from tests.contract.conftest import Place
 
@@ -65,18 +68,20 @@ def test_what_a_killed_process_held_is_delivered_again_with_a_count_of_one(place
     assert counts == {b"0": 1, b"1": 1, b"2": 0}
 
 
-def test_a_consumer_that_stalled_may_settle_late_without_harm(place: Place) -> None:
+@pytest.mark.parametrize("how", ["settle", "dead_letter"])
+def test_a_consumer_that_stalled_may_end_its_work_late_without_harm(place: Place, how: str) -> None:
     broker = place.open()
     queue = place.topology.predictions
-    broker.publish(queue, Message(b"first", "text/plain"))
+    reply_queue = broker.reply_queue()
+    broker.publish(queue, Message(b"first", "text/plain", reply_to=reply_queue.name))
     # RabbitMQ notices a silent peer by its missing heartbeats, the embedded broker by its lease.
-    child = place.start("late", url=f"{place.url}?heartbeat=1" if place.is_rabbitmq else None)
+    child = place.start("late", how, url=f"{place.url}?heartbeat=1" if place.is_rabbitmq else None)
     assert line(child) == "took the first"
     child.send_signal(signal.SIGSTOP)
     with broker.consume([queue], 10) as other:
         (again,) = take(other, 1, timeout_s=20)
         assert (again.message.body, again.delivery_count) == (b"first", 1)
-        other.settle([again])
+        other.settle([again], again.message.reply(b"in time", "text/plain"))
         other.flush()
     broker.publish(queue, Message(b"second", "text/plain"))
 
@@ -86,12 +91,15 @@ def test_a_consumer_that_stalled_may_settle_late_without_harm(place: Place) -> N
     child.stdin.flush()
     # The second message may well have the first one's number on the child's new connection.
     assert line(child) == "took second"
-    assert line(child) == "settled"
+    assert line(child) == "ended"
     child.kill()
 
     with broker.consume([queue], 10) as other:
         assert bodies(take(other, 1)) == [b"second"]
         assert_nothing_else(broker, other, queue)
+    assert replies(reply_queue, 1) == [b"in time"]
+    assert reply_queue.receive(0) == []
+    assert broker.dead_letters() == []
 
 
 def test_every_one_of_a_thousand_messages_is_accounted_for_when_one_of_two_workers_is_killed(place: Place) -> None:
