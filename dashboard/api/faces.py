@@ -14,8 +14,8 @@ from dashboard.api.uploads import parse_integer
 from dashboard.context import dashboard
 from shared.datasets.columns import EXCLUDED, Dataset
 from shared.datasets.face_filter import FaceFilter, face_view
-from shared.datasets.face_selection import COLUMNS, FaceSelection, csv_text, read_selection
-from shared.errors import Conflict, NotFound
+from shared.datasets.face_selection import COLUMNS, FaceSelection, csv_text, select_strictly
+from shared.errors import NotFound
 from shared.faces.labels import GENDERS
 from shared.records.dataset import SPLITS
 
@@ -30,27 +30,13 @@ _ROLES: Final = {
 
 
 def requested_faces(sha256: str) -> FaceSelection:
-    """Returns the dataset as the request's filter wants to see it; see `read_selection`.
+    """Returns the dataset as the request's filter wants to see it, or raises as `FaceFilter.parse`, `select_strictly`.
 
     Pages pass over what makes no sense in an address. A program must not take all faces for those that it meant.
-
-    Raises:
-        InvalidMessage: a property does not take the value.
-        NotFound: there is no such model.
-        Conflict: the filter asks for predictions, and there are none.
     """
     fields = FaceFilter.__dataclass_fields__.keys()
     wanted = FaceFilter.parse({name: text for name, text in request.args.items() if name in fields and text})
-    cache = dashboard().store_cache
-    for version in (wanted.version, wanted.other):
-        if version is not None:
-            cache.card(version)
-    found = read_selection(cache, sha256, wanted)
-    if found.probabilities is None and (name := wanted.first_about_predictions):
-        raise Conflict(f"{name} asks for predictions, and no model has predicted dataset {sha256[:12]}")
-    if found.others is None and (name := wanted.first_about_two_models):
-        raise Conflict(f"{name} compares two models: expected other=VERSION, of one that has predicted the dataset")
-    return found
+    return select_strictly(dashboard().store_cache, sha256, wanted)
 
 
 def requested_as_of() -> int | None:

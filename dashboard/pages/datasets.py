@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import re
 from collections import defaultdict
@@ -200,7 +201,8 @@ def score_dataset(sha256: str) -> WsgiResponse:
 
 def _shown_faces(sha256: str) -> FaceSelection:
     """Returns the dataset as the page's address wants to see it; what makes no sense there is passed over."""
-    return read_selection(dashboard().store_cache, sha256, FaceFilter.from_query(request.args))
+    found = read_selection(dashboard().store_cache, sha256, FaceFilter.from_query(request.args))
+    return dataclasses.replace(found, wanted=found.wanted.without(found.unanswered))
 
 
 @blueprint.get("/datasets/<sha256>/counts.json")

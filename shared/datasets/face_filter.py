@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final, TypeVar
 
@@ -55,6 +55,8 @@ _CHOICES: Final[Mapping[str, Collection[str]]] = {
 }
 """The values of those fields of `FaceFilter` that take no others."""
 _ABOUT_PREDICTIONS: Final = ("predicted", "result", "confidence", "low", "high")
+_PLAIN_SORTS: Final = ("archive", "youngest")
+"""Orders for which no model need have predicted the faces."""
 _N = TypeVar("_N", int, float)
 
 
@@ -146,15 +148,21 @@ class FaceFilter:
         values = asdict(self)
         return {field.name: values[field.name] for field in fields(self) if values[field.name] != field.default}
 
-    @property
-    def first_about_predictions(self) -> str | None:
-        """The first property that asks for what a model says of a face; None where there is none."""
-        return next((name for name in _ABOUT_PREDICTIONS if getattr(self, name) not in ("", None)), None)
+    def without(self, names: Iterable[str]) -> FaceFilter:
+        """Returns the same filter with some of its fields as they are by default."""
+        defaults = FaceFilter()
+        return replace(self, **{name: getattr(defaults, name) for name in names})
 
     @property
-    def first_about_two_models(self) -> str | None:
-        """Likewise, for what two models say."""
-        return next((name for name in ("agreement", "models") if getattr(self, name)), None)
+    def about_predictions(self) -> list[str]:
+        """The fields that ask for what a model says of a face."""
+        asked = [name for name in _ABOUT_PREDICTIONS if getattr(self, name) not in ("", None)]
+        return asked if self.sort in _PLAIN_SORTS else [*asked, "sort"]
+
+    @property
+    def about_two_models(self) -> list[str]:
+        """The fields that ask for what two models say of a face."""
+        return [name for name in ("agreement", "models") if getattr(self, name)]
 
     @property
     def is_open(self) -> bool:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from shared.datasets.columns import Dataset, load_dataset, with_corrections
 from shared.datasets.face_filter import FaceFilter, Facet, count_facets, face_view, select_faces
-from shared.errors import NotFound
+from shared.errors import Conflict, NotFound
 from shared.faces.png import encode_png
 from shared.records.cells import to_cell
 from shared.records.dataset import find_summary
@@ -58,6 +58,12 @@ class FaceSelection:
     probabilities: NDArray[np.float32] | None
     others: NDArray[np.float32] | None
     out_of_fold: NDArray[np.float32] | None
+
+    @property
+    def unanswered(self) -> list[str]:
+        """The filter's fields that ask for predictions which there are none of; `select` passes over them."""
+        unanswered = self.wanted.about_predictions if self.probabilities is None else []
+        return unanswered + (self.wanted.about_two_models if self.others is None else [])
 
     def select(self) -> NDArray[np.intp]:
         """Returns the indices of the faces that fit, in the wanted order."""
@@ -133,6 +139,24 @@ def read_selection(source: FaceSource, sha256: str, wanted: FaceFilter) -> FaceS
     if wanted.other is not None and wanted.other != version:
         others = source.predictions(sha256, wanted.other)
     return FaceSelection(data, wanted.with_version(version), probabilities, others, out_of_fold)
+
+
+def select_strictly(source: FaceSource, sha256: str, wanted: FaceFilter) -> FaceSelection:
+    """Returns a dataset as a filter wants to see it, where all that it asks for can be told.
+
+    Raises:
+        NotFound: as `read_selection`, or a model that it names does not exist.
+        Conflict: it asks for predictions that no model, or no second one, has made.
+    """
+    versions = {card.version for card in source.cards().records}
+    for version in (wanted.version, wanted.other):
+        if version is not None and version not in versions:
+            raise NotFound(f"model {version} does not exist")
+    selection = read_selection(source, sha256, wanted)
+    if unanswered := selection.unanswered:
+        needs = "`other`, a second model" if unanswered[0] in wanted.about_two_models else "a model"
+        raise Conflict(f"{unanswered[0]} needs {needs} that has predicted dataset {sha256[:12]}")
+    return selection
 
 
 def find_predictions(source: FaceSource, sha256: str) -> tuple[int | None, NDArray[np.float32] | None]:

@@ -59,7 +59,7 @@ def faces(ctx: click.Context, sha256: str, wanted: FaceFilter, sort: str | None,
     """
     from shared.cli.output import percent  # noqa: PLC0415
     from shared.datasets.face_filter import SORTS  # noqa: PLC0415
-    from shared.datasets.face_selection import COLUMNS, StoredFaces, read_selection  # noqa: PLC0415
+    from shared.datasets.face_selection import COLUMNS, StoredFaces, select_strictly  # noqa: PLC0415
 
     if sort is not None:
         if sort not in SORTS:
@@ -69,7 +69,7 @@ def faces(ctx: click.Context, sha256: str, wanted: FaceFilter, sort: str | None,
         raise click.BadParameter(f"found {out.name!r}, expected a name that ends in .csv or .zip", param_hint="--out")
     output = output_of(ctx)
     with connected() as client:
-        found = read_selection(StoredFaces(client.store), client.resolve_dataset(sha256), wanted)
+        found = select_strictly(StoredFaces(client.store), client.resolve_dataset(sha256), wanted)
     with found.data.held:
         order = found.select()
         views = [found.view(int(i)) for i in order[:limit]]

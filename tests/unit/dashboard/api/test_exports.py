@@ -67,7 +67,7 @@ def test_a_dataset_comes_with_its_tables(site: Site) -> None:
         ("low=abc", 400, "low is 'abc'; expected a number that fits"),
         ("threshold=7", 400, "threshold is '7'; expected a number that fits"),
         ("version=77", 404, "77"),
-        ("agreement=only_first", 409, "agreement compares two models"),
+        ("agreement=only_first", 409, "agreement needs `other`, a second model that has predicted"),
     ],
 )
 @pytest.mark.parametrize("form", ["faces", "faces.csv", "faces.zip"])
@@ -87,7 +87,9 @@ def test_what_asks_for_predictions_of_a_dataset_without_any_is_refused(site: Sit
     sha256 = site.builder.dataset(30)
     answer = site.web.get(f"/api/v1/datasets/{sha256}/faces.csv?result=wrong")
     assert answer.status_code == 409
-    assert "result asks for predictions, and no model has predicted" in (answer.json or {})["error"]["message"]
+    assert site.web.get(f"/api/v1/datasets/{sha256}/faces?sort=suspects").status_code == 409
+    assert "selected>Archive order" in site.web.get(f"/datasets/{sha256}?result=wrong&sort=suspects").text
+    assert "result needs a model that has predicted dataset" in (answer.json or {})["error"]["message"]
 
 
 def test_the_faces_of_a_filtered_view_come_as_images_with_their_table(site: Site) -> None:
