@@ -20,7 +20,7 @@ from shared.errors import GenderlineError, InvalidDataset, InvalidMessage
 from shared.events import Emit
 from shared.messages import ArchiveRequest, job_id_of, json_message, json_reply, parse_job, request_digest
 from shared.records.jobs import Job, Jobs, JobState, shard_bounds
-from shared.records.record import DamagedRecord, Fault
+from shared.records.record import DamagedRecord, Fault, RecordEnded
 from shared.runtime.settings import Settings
 from shared.runtime.tempdir import temp_folder
 from shared.store.base import STORE_SCHEME, Store
@@ -110,7 +110,10 @@ class JobHandler(Handler[_Asked]):
             _LOG.info("%s came again; it is %s", job_id, job.state)
             return Done(json_reply(message, job.reply()))
         if job.accepted is not None and message.reply_to:  # who asked last is who still listens
-            job = self._jobs.update(job_id, reply_to=message.reply_to, correlation_id=message.correlation_id)
+            try:
+                job = self._jobs.update(job_id, reply_to=message.reply_to, correlation_id=message.correlation_id)
+            except RecordEnded:  # at this very moment, so whoever asked before got the final reply
+                return Done(json_reply(message, self._jobs.get(job_id).reply()))
         if job.accepted is not None and job.shards_published:  # a duplicate of a job that is under way
             return Done(json_reply(message, job.reply()))
         if self._jobs.cancel_requested(job_id):

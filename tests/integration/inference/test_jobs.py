@@ -22,7 +22,7 @@ from shared.client import Client
 from shared.connect import open_broker_for
 from shared.errors import InvalidModel
 from shared.messages import ZIP, by_reference, job_id_of, json_message, request_digest
-from shared.records.jobs import RESULT_COLUMNS, Jobs, JobState
+from shared.records.jobs import RESULT_COLUMNS, Job, Jobs, JobState
 from shared.store.files import FileStore
 from tests.support.brokers.rabbitmq_shared import SharedNode
 from tests.support.brokers.wire import typed
@@ -284,6 +284,29 @@ def test_the_same_message_twice_at_once_is_computed_once_and_who_asked_last_is_t
             job_replies(inbox, "accepted", "finished")
             job_replies(gone, "accepted")
     assert loops.value("genderline_predictions_total", outcome="ok") == 7
+
+
+def test_a_message_that_comes_again_just_as_its_job_ends_is_answered_by_how_it_ended(
+    loops: Loops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = Message(zip_of(faces(4)), ZIP, "m")
+    job_id, records = job_id_of("m"), Jobs(loops.store)
+    records.create(job_id, message_id="m", name="a")
+    records.accept(job_id, images=4, shards=2, shard_images=3)
+    records.mark_confirmed(job_id, shards_published=True)
+    update = Jobs.update
+
+    def end_first(self: Jobs, which: str, **changes: Any) -> Job:
+        records.end(job_id, JobState.FINISHED, counts={"images": 4, "errors": 0})  # by the worker of the last shard
+        return update(self, which, **changes)
+
+    monkeypatch.setattr(Jobs, "update", end_first)
+    with loops.broker.reply_queue() as inbox, loops.running(loops.bulk().run):
+        send(loops, replace(message, reply_to=inbox.name))
+        (finished,) = job_replies(inbox, "finished")
+        queues_empty(loops)
+    assert finished["counts"] == {"images": 4, "errors": 0}
+    assert loops.broker.dead_letters() == []
 
 
 def test_a_shard_delivered_twice_changes_nothing(loops: Loops) -> None:
