@@ -138,8 +138,13 @@ class ShardHandler(Handler[_Asked]):
             error = Fault.of(GenderlineError("cancelled by a user", code="cancelled"))
             return self._finished(job_id, self._finisher.end(job_id, JobState.CANCELLED, error=error))
         if not self._store.exists(Jobs.part_key(job_id, request.shard)):
-            if not self._write_part(job, request, context):
-                return Defer(0)
+            try:
+                if not self._write_part(job, request, context):
+                    return Defer(0)
+            except NotFound:
+                if self._was_deleted(job):
+                    return Done()
+                raise
             self._tell_progress(job)
         if len(self._jobs.parts(job_id)) == job.shards and self._finisher.claim(job_id, request.shard):
             return self._finished(job_id, self._finisher.finish(job_id))
@@ -165,7 +170,11 @@ class ShardHandler(Handler[_Asked]):
         return job
 
     def _write_part(self, job: Job, request: ShardRequest, context: Context) -> bool:
-        """Predicts the shard's images and writes their rows; returns False where the service stopped before the end."""
+        """Predicts the shard's images and writes their rows; returns False where the service stopped before the end.
+
+        Raises:
+            NotFound: the job was deleted meanwhile, or its archive.
+        """
         assert job.model is not None  # noqa: S101 - an accepted job has one, and an archive
         assert job.archive is not None  # noqa: S101
         try:
@@ -194,10 +203,24 @@ class ShardHandler(Handler[_Asked]):
             if small_steps:
                 time.sleep(_LETTING_GO_S)
         key = Jobs.part_key(request.job_id, request.shard)
+        if self._was_deleted(job):
+            raise NotFound(f"{job.job_id} was deleted")  # it gets no folder again
         self._store.put(key, text.getvalue().encode())
-        if self._jobs.get(request.job_id).state.is_final:
+        now = self._jobs.find(job.job_id)
+        if now is None or now.state.is_final:
             self._store.delete(key)  # it ended meanwhile, and with it went the other parts
         return True
+
+    def _was_deleted(self, job: Job) -> bool:
+        """Returns whether a job that was there a moment ago has been deleted, even if it was sent again since.
+
+        Raises:
+            Retryable: only its record is out of sight.
+        """
+        found = self._jobs.find(job.job_id)
+        if found is None and self._store.children(f"jobs/{job.job_id}"):
+            raise Retryable(f"there is no job {job.job_id!r} any more, though its other files are there")
+        return found is None or found.created != job.created
 
     def _tell_progress(self, job: Job) -> None:
         progress = self._jobs.progress(job)

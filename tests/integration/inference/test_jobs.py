@@ -548,6 +548,36 @@ def test_a_shard_that_is_computed_as_its_job_is_cancelled_leaves_no_rows(loops: 
     assert loops.store.children(f"jobs/{job_id}/parts") == []
 
 
+def test_a_shard_that_is_computed_as_its_job_is_deleted_is_done_with(loops: Loops) -> None:
+    halted, predictor = halting(loops)
+    with halted.running(halted.bulk().run):
+        job_id = send(loops, Message(zip_of(faces(7)), ZIP))
+        assert predictor.reached.wait(20)
+        Jobs(loops.store).end(job_id, JobState.CANCELLED)  # by the worker of another shard
+        Client(loops.broker, loops.store).delete("job", job_id)
+        predictor.go_on.set()
+        topology = loops.broker.topology
+        eventually(lambda: not loops.broker.depths()[topology.shards].unacknowledged, 10, "a settled shard")
+    assert loops.broker.dead_letters() == []
+    assert not loops.store.path(f"jobs/{job_id}").exists()
+
+
+def test_a_shard_of_a_deleted_job_leaves_no_rows_to_the_job_that_was_sent_again(loops: Loops) -> None:
+    halted, predictor = halting(loops)
+    jobs = Jobs(loops.store)
+    with halted.running(halted.bulk().run):
+        job_id = send(loops, Message(zip_of(faces(6)), ZIP, "m"))
+        assert predictor.reached.wait(20)
+        jobs.end(job_id, JobState.CANCELLED)
+        Client(loops.broker, loops.store).delete("job", job_id)
+        jobs.create(job_id, message_id="m", name="sent again")
+        jobs.accept(job_id, images=6, shards=2, shard_images=3)
+        predictor.go_on.set()
+        queues_empty(loops)
+    assert jobs.parts(job_id) == []
+    assert loops.broker.dead_letters() == []
+
+
 def test_a_job_cancelled_before_it_was_opened_never_starts(loops: Loops) -> None:
     message = Message(zip_of(faces(3)), ZIP, "m")
     job_id = job_id_of("m")
