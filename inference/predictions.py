@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,48 +81,75 @@ class PredictionHandler(Handler[_Asked]):
     def handle(self, requests: Sequence[_Asked], context: Context) -> Sequence[Done]:  # noqa: ARG002
         champion = self._models.champion
         assert champion is not None  # noqa: S101 - none is ever taken away
-        now = time.time()
+        models = self._load(requests, champion)
+        now = time.time()  # not before: loading takes a while
         replies: dict[int, list[Outgoing]] = {}
         together: dict[tuple[int, bool], list[int]] = {}
-        models = {champion.version: champion}
         for index, asked in enumerate(requests):
-            request = asked.request
-            if request.deadline is not None and request.deadline < now:
+            if _is_expired(asked, now):
                 replies[index] = _expired(asked, champion)
-                self._metrics.predictions.labels("expired").inc(len(request.ids))
-                continue
-            version = champion.version if request.model_version is None else request.model_version
-            if version not in models:
-                models[version] = self._models.get(version)
-            together.setdefault((version, request.probe), []).append(index)
+            else:
+                together.setdefault((_version(asked, champion), asked.request.probe), []).append(index)
+        answers: dict[int, list[Result]] = {}
         for (version, probe), indices in together.items():
             images = [image for index in indices for image in requests[index].request.images]
             owners = [index for index in indices for _ in requests[index].request.images]
             results = iter(self._predictor.predict(models[version], images, owners, probe=probe))
             for index in indices:
-                asked = requests[index]
-                entries = list(_entries(asked, results))
-                replies[index] = prediction_reply(asked.message, models[version].identity, entries)
-                if not probe:
-                    self._recent_predictions.add(version, entries)
+                answers[index] = list(itertools.islice(results, len(requests[index].request.images)))
         self._answered_at = time.monotonic()
-        for asked in requests:
-            latency_s = self._answered_at - asked.parsed_at
-            self._metrics.latency.observe(latency_s)
-            self._throughput.add(len(asked.request.images), latency_s)
+        for index, asked in enumerate(requests):  # only now, since after an error each is handled again by itself
+            if index not in answers:
+                self._count_expired(asked)
+                continue
+            version, entries = _version(asked, champion), _entries(asked, answers[index])
+            replies[index] = prediction_reply(asked.message, models[version].identity, entries)
+            if not asked.request.probe:
+                self._count(asked, answers[index])
+                self._recent_predictions.add(version, entries)
         return [Done(replies[index]) for index in range(len(requests))]
 
     def fail(self, message: Message, error: GenderlineError) -> Sequence[Outgoing]:
         with contextlib.suppress(InvalidMessage):
-            self._metrics.predictions.labels("failed").inc(len(parse_prediction(message).images))
+            request = parse_prediction(message)
+            if not request.probe:
+                self._metrics.predictions.labels("failed").inc(len(request.images))
         return json_reply(message, {"error": error.as_dict()})
 
+    def _load(self, requests: Sequence[_Asked], champion: ServedModel) -> dict[int, ServedModel]:
+        """Returns the models that are needed, by version."""
+        now = time.time()
+        wanted = {_version(asked, champion) for asked in requests if not _is_expired(asked, now)}
+        return {v: champion if v == champion.version else self._models.get(v) for v in wanted}
 
-def _entries(asked: _Asked, results: Iterator[Result]) -> Iterator[dict[str, Any]]:
-    """Yields the entries of a reply, of the next results."""
-    for key in asked.request.ids:
-        result = next(results)
-        yield prediction(key, result) if isinstance(result, float) else prediction_error(key, result)
+    def _count(self, asked: _Asked, results: Sequence[Result]) -> None:
+        latency_s = self._answered_at - asked.parsed_at
+        self._predictor.count(results)
+        self._metrics.latency.observe(latency_s)
+        self._throughput.add(len(results), latency_s)
+
+    def _count_expired(self, asked: _Asked) -> None:
+        if not asked.request.probe:
+            self._metrics.predictions.labels("expired").inc(len(asked.request.ids))
+
+
+def _version(asked: _Asked, champion: ServedModel) -> int:
+    """Returns the version that a request is for."""
+    pinned = asked.request.model_version
+    return champion.version if pinned is None else pinned
+
+
+def _is_expired(asked: _Asked, now: float) -> bool:
+    deadline = asked.request.deadline
+    return deadline is not None and deadline < now
+
+
+def _entries(asked: _Asked, results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Returns the entries of a reply."""
+    return [
+        prediction(key, result) if isinstance(result, float) else prediction_error(key, result)
+        for key, result in zip(asked.request.ids, results, strict=True)
+    ]
 
 
 def _expired(asked: _Asked, champion: ServedModel) -> list[Outgoing]:

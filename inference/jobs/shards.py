@@ -194,9 +194,11 @@ class ShardHandler(Handler[_Asked]):
             start += len(entries)
             contents = archive.read_together(entries)
             readable = [content for content in contents if isinstance(content, bytes)]
-            results = iter(self._predictor.predict(model, readable))
+            results = self._predictor.predict(model, readable)
+            self._predictor.count(results)
+            following = iter(results)
             writer.writerows(
-                result_row(entry.name, content if isinstance(content, EntryError) else next(results))
+                result_row(entry.name, content if isinstance(content, EntryError) else next(following))
                 for entry, content in zip(entries, contents, strict=True)
             )
             self._throughput.add(len(entries))

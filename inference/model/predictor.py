@@ -56,7 +56,7 @@ class Predictor:
             model: the model, the same for all of them.
             images: encoded images.
             owners: as for `Decoder.decode`.
-            probe: whether they are a test of the model, of which no observer is told, nor the counts of genders.
+            probe: whether they are a test of the model, of which no observer is told.
 
         Raises:
             Exception: the model fails on any image.
@@ -65,8 +65,20 @@ class Predictor:
         for start in range(0, len(images), self.batch_size):
             batch = slice(start, start + self.batch_size)
             results += self._batch(model, images[batch], owners and owners[batch], probe=probe)
-        self._count(results, probe=probe)
         return results
+
+    def count(self, results: Sequence[Result]) -> None:
+        """Counts outcomes and genders, once it is certain that the results are answered and not computed anew."""
+        probabilities = [result for result in results if isinstance(result, float)]
+        female = sum(probability >= 0.5 for probability in probabilities)
+        for gender, count in (("female", female), ("male", len(probabilities) - female)):
+            if count:
+                self.metrics.predicted_gender.labels(gender).inc(count)
+        invalid = sum(isinstance(result, InvalidImage) for result in results)
+        failed = len(results) - len(probabilities) - invalid
+        for outcome, count in (("ok", len(probabilities)), ("invalid", invalid), ("failed", failed)):
+            if count:
+                self.metrics.predictions.labels(outcome).inc(count)
 
     def _batch(
         self, model: ServedModel, images: Sequence[bytes], owners: Sequence[int] | None, *, probe: bool
@@ -101,18 +113,6 @@ class Predictor:
                 observe(model, faces, probabilities)
             except Exception:  # replies never suffer from who watches
                 _LOG.exception("an observer of the predictions failed")
-
-    def _count(self, outcomes: Sequence[Result], *, probe: bool) -> None:
-        probabilities = [outcome for outcome in outcomes if isinstance(outcome, float)]
-        female = sum(probability >= 0.5 for probability in probabilities)
-        for gender, count in (("female", female), ("male", len(probabilities) - female)):
-            if count and not probe:
-                self.metrics.predicted_gender.labels(gender).inc(count)
-        invalid = sum(isinstance(outcome, InvalidImage) for outcome in outcomes)
-        failed = len(outcomes) - len(probabilities) - invalid
-        for outcome, count in (("ok", len(probabilities)), ("invalid", invalid), ("failed", failed)):
-            if count:
-                self.metrics.predictions.labels(outcome).inc(count)
 
 
 def _run_singly(model: ServedModel, faces: NDArray[np.uint8]) -> list[Result]:

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from inference.model.champion import Models
 from inference.model.loader import ServedModel
 from inference.model.predictor import Predictor, Result
 from inference.monitoring.recent_predictions import KEPT
 from shared.broker import open_broker
 from shared.broker.base import Broker, DeadLetter, Message, Outgoing, ReplyQueue
+from shared.errors import InvalidModel
 from shared.messages import MSGPACK, PROBE, pack_message
 from shared.topology import MODEL_PROMOTED
 from tests.support.brokers.rabbitmq_shared import SharedNode
@@ -217,6 +219,65 @@ def test_what_is_past_its_deadline_is_answered_expired_and_not_computed(loops: L
     assert loops.value("genderline_batch_size_sum") == 1
 
 
+def test_what_expires_while_its_model_is_loaded_is_not_computed(loops: Loops, monkeypatch: pytest.MonkeyPatch) -> None:
+    serving(loops)
+    pinned, deadline, load = loops.builder.register(constant_model(0.2), promote=False), time.time() + 0.5, Models.load
+
+    def load_slowly(self: Models, version: int) -> ServedModel:
+        while time.time() <= deadline:
+            time.sleep(0.05)
+        return load(self, version)
+
+    monkeypatch.setattr(Models, "load", load_slowly)
+    with loops.broker.reply_queue() as inbox, loops.running(loops.interactive().run):
+        send(loops, single(0, inbox, "late", model_version=pinned, deadline=deadline))
+        late = replies(inbox, 1)["late"]
+    assert [entry["error"]["code"] for entry in late["predictions"]] == ["expired"]
+    assert loops.value("genderline_predictions_total", outcome="expired") == 1
+    assert loops.value("genderline_batch_size_sum") == 0
+
+
+def test_images_that_expired_count_as_such_and_nowhere_else(loops: Loops) -> None:
+    serving(loops)
+    with loops.broker.reply_queue() as inbox:
+        past = {"deadline": time.time() - 1}
+        images: list[tuple[str | int | None, bytes]] = [(number, image_of(0)) for number in range(10)]
+        send(
+            loops,
+            pack_message(images, reply_to=inbox.name, correlation_id="late", headers=past),
+            single(0, inbox, "unknown", model_version=99),
+        )
+        with loops.running(loops.interactive().run):
+            replies(inbox, 2)
+            nothing_left(loops)
+    assert loops.value("genderline_predictions_total", outcome="expired") == 10
+    assert loops.value("genderline_prediction_latency_seconds_count") == 0
+    summary = loops.throughput.summary()
+    assert (summary["images_per_second"], summary["latency_p50_ms"]) == (0.0, None)
+
+
+def test_images_beside_a_model_that_fails_are_counted_once(loops: Loops) -> None:
+    serving(loops)
+    pinned = loops.builder.register(constant_model(0.2), promote=False)
+    loops.models.get(pinned)
+
+    class FailingPinned(Predictor):
+        def predict(self, model: ServedModel, *args: Any, **options: Any) -> list[Result]:
+            if model.version == pinned:
+                raise InvalidModel("it fails on any image")
+            return Predictor.predict(self, model, *args, **options)
+
+    failing = replace(loops, predictor=FailingPinned(loops.predictor.decoder, 64, loops.metrics))
+    with loops.broker.reply_queue() as inbox:
+        send(loops, single(0, inbox, "good"), single(0, inbox, "bad", model_version=pinned))
+        with failing.running(failing.interactive().run):
+            replies(inbox, 2)
+            nothing_left(loops)
+    assert loops.value("genderline_predictions_total", outcome="ok") == 1
+    assert loops.value("genderline_predicted_gender_total", gender="male") == 1
+    assert [entry["images"] for entry in loops.recent_predictions.summary()] == [1]
+
+
 def test_predictions_sent_before_there_is_any_model_wait_and_are_then_answered(either: Loops) -> None:
     with either.broker.reply_queue() as inbox, either.running(either.follow, either.interactive().run):
         send(either, *(single(200, inbox, str(number)) for number in range(5)))
@@ -281,7 +342,9 @@ def test_probes_are_answered_and_nothing_is_concluded_from_them(loops: Loops) ->
     assert "header probe is 'yes'; expected true or false" in found["neither"]["error"]["message"]
     assert observed == [1]
     assert [entry["images"] for entry in loops.recent_predictions.summary()] == [1]
-    assert loops.value("genderline_predictions_total", outcome="ok") == 4
+    assert loops.value("genderline_predictions_total", outcome="ok") == 1
+    assert loops.value("genderline_prediction_latency_seconds_count") == 1
+    assert loops.throughput.summary()["images_per_second"] <= 0.1
     assert loops.value("genderline_predicted_gender_total", gender="male") == 1
     assert loops.value("genderline_predicted_gender_total", gender="female") == 0
 

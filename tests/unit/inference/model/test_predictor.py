@@ -54,6 +54,7 @@ def test_no_images_are_no_outcomes(loops: Loops, model: ServedModel) -> None:
 def test_an_answer_that_is_no_number_is_that_images_error_and_never_nan_in_a_reply(loops: Loops) -> None:
     model = loops.models.get(loops.builder.register(brightness_model(build.dark_is_not_a_number)))
     outcomes = loops.predictor.predict(model, [image_of(200), image_of(0), image_of(100)])
+    loops.predictor.count(outcomes)
     assert outcomes[0] == pytest.approx(brightness_answer(200), abs=1e-4)
     assert isinstance(outcomes[1], InvalidModel)
     assert str(outcomes[1]) == "version 1 found no probability for this image"
@@ -61,7 +62,7 @@ def test_an_answer_that_is_no_number_is_that_images_error_and_never_nan_in_a_rep
 
 
 def test_times_sizes_and_outcomes_are_counted(loops: Loops, model: ServedModel) -> None:
-    loops.predictor.predict(model, [image_of(0), image_of(255), b"broken", image_of(255)])
+    loops.predictor.count(loops.predictor.predict(model, [image_of(0), image_of(255), b"broken", image_of(255)]))
     assert loops.value("genderline_predictions_total", outcome="ok") == 3
     assert loops.value("genderline_predictions_total", outcome="invalid") == 1
     assert loops.value("genderline_predicted_gender_total", gender="female") == 2
