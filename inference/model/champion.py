@@ -87,6 +87,11 @@ class Models:
         """The model that serves now; take it once a batch."""
         return self._champion
 
+    @property
+    def left_running(self) -> frozenset[int]:
+        """The versions that ran when the worker before this one died."""
+        return frozenset() if self._journal is None else self._journal.left_running
+
     def wait_for_champion(self, timeout_s: float) -> bool:
         """Waits until there is a model to serve. Returns whether there is."""
         return self._there_is_one.wait(timeout_s)
@@ -189,7 +194,7 @@ class Models:
             _LOG.warning("cannot see which model is champion: %s", error)
             return
         self.challenger = aliases.challenger
-        self._refuse_killer(aliases)
+        self._refuse_killers(aliases)
         if self.refused is not None and self.refused.version not in {aliases.champion, aliases.previous}:
             self.refused = None
         for wanted in (aliases.champion, aliases.previous):
@@ -205,19 +210,23 @@ class Models:
             if at_once or now >= again_at:
                 self._failed_pins.pop(version, None)
 
-    def _refuse_killer(self, aliases: Aliases) -> None:
-        """Keeps every worker from a version that this worker's predecessors died of, where another one can serve."""
-        if self._journal is None or (killer := self._journal.killer) is None:
+    def _refuse_killers(self, aliases: Aliases) -> None:
+        """Keeps every worker from versions that this worker's predecessors died of, where another one can serve."""
+        if self._journal is None:
             return
-        if killer == aliases.champion and aliases.previous in {None, killer}:
+        killers = self._journal.killers
+        # Another version that ran at the same time is more likely the cause than the one that serves everybody.
+        killers = [version for version in killers if version != aliases.champion] or killers
+        if not killers or (killers == [aliases.champion] and aliases.previous in {None, aliases.champion}):
             return
         reason = f"{DEATHS} workers in a row died while it ran. To try it again, promote it once more"
-        try:
-            self._registry.refuse(killer, reason)
-        except Retryable as error:
-            _LOG.warning("version %d is not refused yet: %s", killer, error)
-            return
-        _LOG.error("version %d is refused: %s", killer, reason)
+        for version in killers:
+            try:
+                self._registry.refuse(version, reason)
+            except Retryable as error:
+                _LOG.warning("version %d is not refused yet: %s", version, error)
+                return
+            _LOG.error("version %d is refused: %s", version, reason)
         self._journal.forget()
 
     def _serves(self, version: int) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import queue
 import random
@@ -171,6 +172,12 @@ class Shadow:
             self._load(self._pair[0])
 
     def _load(self, version: int) -> None:
+        if version in self._models.left_running:
+            # Perhaps by chance; but each death costs replies seconds, and the challenger is not worth another one.
+            self._load_at = math.inf
+            self._problem = "the worker died while it ran; the next start of this worker tries it again"
+            _LOG.error("version %d cannot challenge, the champion serves: %s", version, self._problem)
+            return
         try:
             self._challenger = self._models.load(version)
         except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from shared.broker.base import Outgoing
 from shared.client import Client
+from shared.errors import GenderlineError
 from shared.measures.shadow import ShadowFigures
 from shared.messages import pack_message
 from tests.support.builders import models as build
@@ -125,6 +127,46 @@ def test_a_broken_challenger_costs_the_champion_nothing(installation: Installati
         assert service.ready()
         assert counted(service, "genderline_predictions_total").keys() == {'outcome="ok"'}
         assert client.broker.dead_letters() == []
+
+
+def test_a_challenger_that_kills_a_worker_as_it_runs_is_given_up_and_the_champion_answers(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENDERLINE_WORKERS", "1")
+    monkeypatch.setenv("GENDERLINE_SHADOW_SHARE", "1")
+    with installation.client() as client:
+        builder = builder_of(client)
+        builder.register(constant_model(0.9))
+        service = installation.start("inference")
+        killer = builder.register(constant_model(0.2, build.kills_in_the_dark), promote=False)
+        client.challenge(killer, "nobody knew")
+        eventually(lambda: "challenges, with 1 of the" in service.log.read_text(), 20, "a loaded challenger")
+        predict_packs(client, 4, level=0)
+        given_up = f"version {killer} cannot challenge, the champion serves: the worker died while it ran"
+        eventually(lambda: given_up in installation.logs(), 30, "that it is given up")
+        assert {reply["model"]["version"] for reply in predict_packs(client, 8, level=0)} == {1}
+        assert installation.logs().count("died of SIGFPE") == 1
+        assert client.broker.dead_letters() == []
+
+
+def test_a_pinned_version_that_kills_its_workers_as_it_runs_is_refused_though_the_champion_answers_in_between(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENDERLINE_WORKERS", "1")
+    monkeypatch.setenv("GENDERLINE_SHADOW_SHARE", "0")
+    with installation.client() as client:
+        builder = builder_of(client)
+        builder.register(constant_model(0.9))
+        killer = builder.register(constant_model(0.2, build.kills_in_the_dark), promote=False)
+        installation.start("inference")
+        with ThreadPoolExecutor(1) as pool:
+            pinned = pool.submit(client.predict, [image_of(0)], model_version=killer, timeout_s=120)
+            while not pinned.done():
+                assert {reply["model"]["version"] for reply in predict_packs(client, 1)} == {1}
+            with pytest.raises(GenderlineError, match=f"version {killer} was refused"):
+                pinned.result()
+        assert client.registry.refusal(killer) is not None
+        assert installation.logs().count("died of SIGFPE") == 3
 
 
 def test_a_challenger_is_promoted_in_the_midst_of_its_traffic(installation: Installation) -> None:

@@ -1,3 +1,4 @@
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +10,10 @@ from inference.model import champion as models_module
 from inference.model.champion import Models
 from inference.model.loader import ProviderUnavailable
 from inference.model.run import Runtime
+from inference.model.run_journal import DEATHS, RunJournal
 from shared.broker.sqlite.broker import SqliteBroker
 from shared.errors import InvalidMessage, InvalidModel, Retryable
+from shared.records.registry import Registry
 from shared.topology import MODEL_PROMOTED
 from tests.support.builders import models as build
 from tests.support.builders.models import constant_model
@@ -235,3 +238,19 @@ def test_where_cuda_must_be_and_is_not_following_ends_instead_of_serving_on_the_
     with pytest.raises(ProviderUnavailable):
         insisting.follow(loops.broker, threading.Event())
     assert insisting.champion is None
+
+
+def test_of_versions_that_ran_as_workers_died_the_champion_is_not_refused(loops: Loops, tmp_path: Path) -> None:
+    for probability in (0.9, 0.2, 0.3):
+        loops.builder.register(constant_model(probability))
+    path, left = tmp_path / "worker-0.runs", tmp_path / "left.runs"
+    for _ in range(DEATHS):
+        journal = RunJournal(path)
+        journal.watched(3, journal.watched(1, lambda: shutil.copy(path, left)))()
+        left.replace(path)
+    models = Models(loops.store, "cpu", loops.metrics, journal=RunJournal(path))
+    models.refresh()
+    assert [Registry(loops.store).refusal(version) is not None for version in (1, 2, 3)] == [True, False, False]
+    assert models.champion is not None
+    assert models.champion.version == 3
+    assert RunJournal(path).killers == []

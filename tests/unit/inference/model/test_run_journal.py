@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,11 @@ class Slot:
         """Starts a worker, after one that died as `die_in` says, or that ended in order."""
         return RunJournal(self._path)
 
-    def die_in(self, version: int, *, runs_before: int = 0) -> RunJournal:
-        """Lets a worker end some runs, then die in another one; returns its successor's journal."""
+    def die_in(self, version: int, *, ended_before: Sequence[int] = ()) -> RunJournal:
+        """Lets a worker end runs of some versions, then die in another one; returns its successor's journal."""
         journal = self.start()
-        for _ in range(runs_before):
-            journal.watched(version, lambda: None)()
+        for ended in ended_before:
+            journal.watched(ended, lambda: None)()
         journal.watched(version, lambda: shutil.copy(self._path, self._left))()
         self._left.replace(self._path)
         return self.start()
@@ -37,24 +38,39 @@ def slot(tmp_path: Path) -> Slot:
 
 
 def test_a_version_that_each_worker_dies_of_is_a_killer(slot: Slot) -> None:
-    killers = [slot.die_in(7).killer for _ in range(DEATHS)]
-    assert killers == [*[None] * (DEATHS - 1), 7]
+    killers = [slot.die_in(7).killers for _ in range(DEATHS)]
+    assert killers == [*[[]] * (DEATHS - 1), [7]]
 
 
 def test_a_run_that_ended_in_between_clears_it(slot: Slot) -> None:
     for _ in range(DEATHS * 2):
-        assert slot.die_in(7, runs_before=1).killer is None
+        assert slot.die_in(7, ended_before=[7]).killers == []
+
+
+def test_runs_of_others_that_ended_in_between_clear_nothing(slot: Slot) -> None:
+    killers = [slot.die_in(7, ended_before=[3, 4]).killers for _ in range(DEATHS)]
+    assert killers == [*[[]] * (DEATHS - 1), [7]]
 
 
 def test_deaths_of_another_version_do_not_add_up(slot: Slot) -> None:
-    for version in [1, 2] * DEATHS:
-        assert slot.die_in(version).killer is None
+    for version in [1, 2] * (DEATHS - 1):
+        assert slot.die_in(version).killers == []
+
+
+def test_deaths_are_remembered_whatever_many_versions_run_beside(slot: Slot) -> None:
+    killers = [slot.die_in(7, ended_before=range(100, 150)).killers for _ in range(DEATHS)]
+    assert killers == [*[[]] * (DEATHS - 1), [7]]
+
+
+def test_what_ran_at_a_death_is_known_until_the_next_start(slot: Slot) -> None:
+    assert slot.die_in(7, ended_before=[3]).left_running == {7}
+    assert slot.start().left_running == frozenset()
 
 
 def test_a_worker_that_dies_in_no_run_is_no_news(slot: Slot) -> None:
     slot.die_in(7)
     for _ in range(DEATHS):
-        assert slot.start().killer is None
+        assert slot.start().killers == []
 
 
 def test_a_run_that_raises_has_ended(slot: Slot) -> None:
@@ -64,12 +80,12 @@ def test_a_run_that_raises_has_ended(slot: Slot) -> None:
     for _ in range(DEATHS):
         with pytest.raises(ValueError, match="no"):
             slot.start().watched(7, fail)()
-    assert slot.start().killer is None
+    assert slot.start().killers == []
 
 
 def test_what_was_refused_is_forgotten(slot: Slot) -> None:
     for _ in range(DEATHS):
         journal = slot.die_in(7)
     journal.forget()
-    assert journal.killer is None
-    assert slot.start().killer is None
+    assert journal.killers == []
+    assert slot.start().killers == []
