@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from inference.model.champion import Models
 from inference.model.loader import ServedModel
@@ -26,7 +25,7 @@ from shared.messages import (
     prediction_reply,
 )
 from shared.telemetry.metrics import InferenceMetrics
-from shared.worker.loop import Context, Done, Handler
+from shared.worker.loop import Context, Defer, Done, Handler, Outcome
 
 _RECENTLY_S = 1.0
 """For so long after an answer, more messages are expected."""
@@ -66,6 +65,7 @@ class PredictionHandler(Handler[_Asked]):
         self._throughput = throughput
         self._recent_predictions = recent_predictions
         self._answered_at = -math.inf  # monotonic clock
+        self._is_loading_put_off = False
 
     @property
     def active_recently(self) -> bool:
@@ -78,18 +78,21 @@ class PredictionHandler(Handler[_Asked]):
     def size_of(self, request: _Asked) -> int:
         return len(request.request.images)
 
-    def handle(self, requests: Sequence[_Asked], context: Context) -> Sequence[Done]:  # noqa: ARG002
+    def handle(self, requests: Sequence[_Asked], context: Context) -> Sequence[Outcome]:  # noqa: ARG002
         champion = self._models.champion
         assert champion is not None  # noqa: S101 - none is ever taken away
         models = self._load(requests, champion)
         now = time.time()  # not before: loading takes a while
-        replies: dict[int, list[Outgoing]] = {}
+        outcomes: dict[int, Outcome] = {}
         together: dict[tuple[int, bool], list[int]] = {}
         for index, asked in enumerate(requests):
+            version = _version(asked, champion)
             if _is_expired(asked, now):
-                replies[index] = _expired(asked, champion)
+                outcomes[index] = Done(_expired(asked, champion))
+            elif version in models:
+                together.setdefault((version, asked.request.probe), []).append(index)
             else:
-                together.setdefault((_version(asked, champion), asked.request.probe), []).append(index)
+                outcomes[index] = Defer(0)
         answers: dict[int, list[Result]] = {}
         for (version, probe), indices in together.items():
             images = [image for index in indices for image in requests[index].request.images]
@@ -99,15 +102,11 @@ class PredictionHandler(Handler[_Asked]):
                 answers[index] = list(itertools.islice(results, len(requests[index].request.images)))
         self._answered_at = time.monotonic()
         for index, asked in enumerate(requests):  # only now, since after an error each is handled again by itself
-            if index not in answers:
-                self._count_expired(asked)
-                continue
-            version, entries = _version(asked, champion), _entries(asked, answers[index])
-            replies[index] = prediction_reply(asked.message, models[version].identity, entries)
-            if not asked.request.probe:
-                self._count(asked, answers[index])
-                self._recent_predictions.add(version, entries)
-        return [Done(replies[index]) for index in range(len(requests))]
+            if index in answers:
+                outcomes[index] = Done(self._answer(asked, models[_version(asked, champion)], answers[index]))
+            elif isinstance(outcomes[index], Done) and not asked.request.probe:
+                self._metrics.predictions.labels("expired").inc(len(asked.request.ids))
+        return [outcomes[index] for index in range(len(requests))]
 
     def fail(self, message: Message, error: GenderlineError) -> Sequence[Outgoing]:
         with contextlib.suppress(InvalidMessage):
@@ -117,20 +116,36 @@ class PredictionHandler(Handler[_Asked]):
         return json_reply(message, {"error": error.as_dict()})
 
     def _load(self, requests: Sequence[_Asked], champion: ServedModel) -> dict[int, ServedModel]:
-        """Returns the models that are needed, by version."""
+        """Returns models by version: all that requests are for, or at first only those that are loaded.
+
+        Loading one may take long, above all where the store is away. Meanwhile nobody is answered, so requests for
+        loaded models come first; but every other time all are loaded, lest these let no other come up.
+        """
         now = time.time()
         wanted = {_version(asked, champion) for asked in requests if not _is_expired(asked, now)}
-        return {v: champion if v == champion.version else self._models.get(v) for v in wanted}
+        found = {version: self._models.loaded(version) for version in wanted - {champion.version}}
+        models = {champion.version: champion} | {version: model for version, model in found.items() if model}
+        missing = wanted - models.keys()
+        if not missing:
+            return models
+        self._is_loading_put_off = len(missing) < len(wanted) and not self._is_loading_put_off
+        if not self._is_loading_put_off:
+            models |= {version: self._models.get(version) for version in missing}
+        return models
 
-    def _count(self, asked: _Asked, results: Sequence[Result]) -> None:
-        latency_s = self._answered_at - asked.parsed_at
-        self._predictor.count(results)
-        self._metrics.latency.observe(latency_s)
-        self._throughput.add(len(results), latency_s)
-
-    def _count_expired(self, asked: _Asked) -> None:
+    def _answer(self, asked: _Asked, model: ServedModel, results: Sequence[Result]) -> list[Outgoing]:
+        """Returns the reply, and counts it unless its images only test the model."""
+        entries = [
+            prediction(key, result) if isinstance(result, float) else prediction_error(key, result)
+            for key, result in zip(asked.request.ids, results, strict=True)
+        ]
         if not asked.request.probe:
-            self._metrics.predictions.labels("expired").inc(len(asked.request.ids))
+            latency_s = self._answered_at - asked.parsed_at
+            self._predictor.count(results)
+            self._metrics.latency.observe(latency_s)
+            self._throughput.add(len(results), latency_s)
+            self._recent_predictions.add(model.version, entries)
+        return prediction_reply(asked.message, model.identity, entries)
 
 
 def _version(asked: _Asked, champion: ServedModel) -> int:
@@ -142,14 +157,6 @@ def _version(asked: _Asked, champion: ServedModel) -> int:
 def _is_expired(asked: _Asked, now: float) -> bool:
     deadline = asked.request.deadline
     return deadline is not None and deadline < now
-
-
-def _entries(asked: _Asked, results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Returns the entries of a reply."""
-    return [
-        prediction(key, result) if isinstance(result, float) else prediction_error(key, result)
-        for key, result in zip(asked.request.ids, results, strict=True)
-    ]
 
 
 def _expired(asked: _Asked, champion: ServedModel) -> list[Outgoing]:

@@ -30,6 +30,7 @@ _POLL_S: Final = 2.0
 _WAIT_S: Final = 0.5
 """How long a stop may go unnoticed."""
 _FAILED_PAUSE_S: Final = 30.0
+_AWAY_PAUSE_S: Final = 5.0
 _PINNED_KEPT: Final = 2
 _LOG = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class Models:
         self._there_is_one = threading.Event()
         self._pinned: OrderedDict[int, ServedModel] = OrderedDict()
         self._pinned_lock = threading.Lock()
+        self._loading_lock = threading.Lock()  # so that a pinned version is loaded once; held for as long as that takes
         self._served: dict[int, str] = {}  # versions, and the SHA-256 that their cards had when they were first loaded
         self._failed: dict[int, float] = {}  # versions, and when to try them again on the monotonic clock
         self._failed_pins: dict[int, tuple[float, Exception]] = {}  # when to try them again, and the error until then
@@ -96,6 +98,16 @@ class Models:
         """Waits until there is a model to serve. Returns whether there is."""
         return self._there_is_one.wait(timeout_s)
 
+    def loaded(self, version: int) -> ServedModel | None:
+        """Returns a version without waiting, None where it would have to be loaded."""
+        champion = self._champion
+        if champion is not None and champion.version == version:
+            return champion
+        with self._pinned_lock:
+            if version in self._pinned:
+                self._pinned.move_to_end(version)
+            return self._pinned.get(version)
+
     def get(self, version: int) -> ServedModel:
         """Returns a version that a message or job pins; the last few stay loaded.
 
@@ -106,13 +118,11 @@ class Models:
             InvalidModel: it is registered, but broken.
             Retryable: the store is away.
         """
-        champion = self._champion
-        if champion is not None and champion.version == version:
-            return champion
-        with self._pinned_lock:
-            if version in self._pinned:
-                self._pinned.move_to_end(version)
-                return self._pinned[version]
+        if (model := self.loaded(version)) is not None:
+            return model
+        with self._loading_lock:
+            if (model := self.loaded(version)) is not None:  # by another thread, a moment ago
+                return model
             again_at, failure = self._failed_pins.get(version, (0.0, None))
             if failure is not None and time.monotonic() < again_at:
                 raise failure.with_traceback(None)
@@ -120,12 +130,12 @@ class Models:
                 model = self.load(version)
             except NotFound as error:
                 raise InvalidMessage(str(error), code="unknown_model_version") from None
-            except Retryable:
-                raise
             except Exception as error:
-                self._failed_pins[version] = time.monotonic() + _FAILED_PAUSE_S, error
+                pause_s = _AWAY_PAUSE_S if isinstance(error, Retryable) else _FAILED_PAUSE_S
+                self._failed_pins[version] = time.monotonic() + pause_s, error
                 raise
-            self._keep_pinned(model)
+            with self._pinned_lock:
+                self._keep_pinned(model)
             return model
 
     def load(self, version: int) -> ServedModel:

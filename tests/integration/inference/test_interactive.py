@@ -21,6 +21,7 @@ from shared.broker.base import Broker, DeadLetter, Message, Outgoing, ReplyQueue
 from shared.errors import InvalidModel
 from shared.messages import MSGPACK, PROBE, pack_message
 from shared.topology import MODEL_PROMOTED
+from shared.worker.loop import Context, Defer, Done
 from tests.support.brokers.rabbitmq_shared import SharedNode
 from tests.support.brokers.tcp_proxy import TcpProxy
 from tests.support.builders import models as build
@@ -185,6 +186,44 @@ def test_model_version_pins_a_version_and_an_unknown_one_is_refused(loops: Loops
     for key in ("unknown", "zero"):
         assert found[key]["error"]["code"] == "unknown_model_version"
         assert "registered: 1, 2" in found[key]["error"]["message"]
+
+
+def test_requests_for_a_loaded_model_do_not_wait_for_those_that_pin_another(
+    loops: Loops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving(loops)
+    pinned, load, go_on = loops.builder.register(constant_model(0.2), promote=False), Models.load, threading.Event()
+
+    def load_slowly(self: Models, version: int) -> ServedModel:
+        assert go_on.wait(20)
+        return load(self, version)
+
+    monkeypatch.setattr(Models, "load", load_slowly)
+    with loops.broker.reply_queue() as inbox:
+        names = ("first", "second")
+        send(loops, *(single(200, inbox, f"pinned {name}", model_version=pinned) for name in names))
+        send(loops, *(single(200, inbox, name) for name in names))
+        with loops.running(loops.interactive().run):
+            try:
+                assert set(replies(inbox, 2, 10)) == {"first", "second"}
+            finally:
+                go_on.set()
+            found = replies(inbox, 2)
+    assert {body["model"]["version"] for body in found.values()} == {pinned}
+    assert loops.broker.dead_letters() == []
+
+
+def test_requests_that_pin_a_version_come_up_though_others_keep_coming(loops: Loops) -> None:
+    serving(loops)
+    pinned, handler = loops.builder.register(constant_model(0.2), promote=False), loops.predictions()
+    asked = [
+        handler.parse(Message(image_of(200), "image/png", headers=headers))
+        for headers in ({}, {"model_version": pinned})
+    ]
+    with loops.broker.consume([loops.broker.topology.predictions], 1) as consumer:
+        context = Context(consumer, threading.Event())
+        outcomes = [[type(outcome) for outcome in handler.handle(asked, context)] for _ in range(2)]
+    assert outcomes == [[Done, Defer], [Done, Done]]
 
 
 def test_a_pinned_version_that_is_broken_fails_alone_and_says_so(loops: Loops) -> None:

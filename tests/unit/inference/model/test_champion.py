@@ -1,6 +1,8 @@
 import shutil
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 
 from inference.model import champion as models_module
 from inference.model.champion import Models
-from inference.model.loader import ProviderUnavailable
+from inference.model.loader import ProviderUnavailable, ServedModel
 from inference.model.run import Runtime
 from inference.model.run_journal import DEATHS, RunJournal
 from shared.broker.sqlite.broker import SqliteBroker
@@ -208,7 +210,9 @@ def test_a_broken_pinned_version_is_tried_again_after_a_pause_or_a_promotion_and
     assert trials == 3
 
 
-def test_a_pinned_version_that_could_not_be_read_for_a_moment_is_tried_at_once(loops: Loops) -> None:
+def test_a_pinned_version_that_could_not_be_read_is_tried_again_a_little_later_and_not_for_each_message(
+    loops: Loops, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trials = 0
 
     def survives(_data: bytes, _runtime: Runtime) -> bool:
@@ -220,9 +224,38 @@ def test_a_pinned_version_that_could_not_be_read_for_a_moment_is_tried_at_once(l
 
     models = Models(loops.store, "cpu", loops.metrics, survives)
     version = loops.builder.register(constant_model(0.9), promote=False)
-    with pytest.raises(Retryable):
-        models.get(version)
+    for _ in range(3):
+        with pytest.raises(Retryable):
+            models.get(version)
+    assert trials == 1
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + models_module._AWAY_PAUSE_S)
     assert models.get(version).version == version
+
+
+def test_a_loaded_version_is_had_while_another_one_is_being_loaded(
+    loops: Loops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for probability in (0.2, 0.3):
+        loops.builder.register(constant_model(probability), promote=False)
+    first, load = loops.models.get(1), Models.load
+    begun, go_on = threading.Event(), threading.Event()
+
+    def load_slowly(self: Models, version: int) -> ServedModel:
+        begun.set()
+        assert go_on.wait(20)
+        return load(self, version)
+
+    monkeypatch.setattr(Models, "load", load_slowly)
+    with ThreadPoolExecutor(2) as pool:
+        second = pool.submit(loops.models.get, 2)
+        assert begun.wait(20)
+        try:
+            assert pool.submit(loops.models.get, 1).result(10) is first
+            assert loops.models.loaded(2) is None
+        finally:
+            go_on.set()
+        assert second.result(20) is loops.models.loaded(2)
 
 
 def test_a_version_that_was_unknown_is_served_once_it_is_registered(loops: Loops) -> None:
