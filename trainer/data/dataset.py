@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import InvalidDataset, NotFound
 from shared.faces.labels import GENDERS
-from shared.records.dataset import FACES_CSV, FACES_NPY, SPLITS, FaceRow, age_band, open_faces
+from shared.records.dataset import (
+    FACES_CSV,
+    FACES_NPY,
+    NEAR_DUPLICATES_CSV,
+    SPLITS,
+    FaceRow,
+    age_band,
+    open_faces,
+    read_near_duplicates_csv,
+)
 from shared.records.edits import Corrections, Edits
+from shared.records.record import DamagedRecord
 from shared.store.base import Store
 
 
@@ -41,6 +52,7 @@ class Dataset:
         rows: a row a face, in the same order, with corrected labels.
         edits: the hash of the corrections; None where the labels are those of the archive.
         excluded: indices of faces that are in no part.
+        alike: the number of its group of near-duplicates by the face's index, of those that look like another one.
     """
 
     sha256: str
@@ -48,6 +60,7 @@ class Dataset:
     rows: list[FaceRow]
     edits: str | None = None
     excluded: frozenset[int] = frozenset()
+    alike: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def targets(self) -> Targets:
@@ -97,10 +110,21 @@ def open_dataset(store: Store, sha256: str, edits: str | None = None) -> Iterato
             for index in changed:
                 rows[index].gender = gender
         excluded = frozenset(corrections.exclude)
-        dataset = Dataset(sha256, images, rows, edits, excluded)
+        dataset = Dataset(sha256, images, rows, edits, excluded, _find_alike(store, sha256))
         if edits is not None:
             _require_both_genders(dataset)
         yield dataset
+
+
+def _find_alike(store: Store, sha256: str) -> dict[int, int]:
+    """Returns the groups of near-duplicates; none where the dataset is of a release that did not keep them."""
+    key = f"datasets/{sha256}/{NEAR_DUPLICATES_CSV}"
+    try:
+        return read_near_duplicates_csv(io.StringIO(store.get(key).decode()))
+    except NotFound:
+        return {}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedRecord(key, repr(error)) from None
 
 
 def _find_corrections(store: Store, sha256: str, edits: str | None) -> Corrections:

@@ -27,9 +27,10 @@ def predict_out_of_fold(
 ) -> NDArray[np.float32]:
     """Returns the probability of female of each face, by weights that have not learned from its label: float32 (N,).
 
-    For the faces of the training part that is cross-validation on the starter's features; for all others it is the mean
-    of what the network says, and of what the same classifier says that has learned from the training part. Kohavi, "A
-    Study of Cross-Validation and Bootstrap" (IJCAI 1995), for the stratified folds; Northcutt, Jiang and Chuang,
+    For the faces of the training part that is cross-validation on the starter's features, with faces that look alike in
+    one fold: a wrong label stands on each copy of a photo, and the copies would vouch for it. For all others it is the
+    mean of what the network says, and of what the same classifier says that has learned from the training part. Kohavi,
+    "A Study of Cross-Validation and Bootstrap" (IJCAI 1995), for the stratified folds; Northcutt, Jiang and Chuang,
     "Confident Learning" (JAIR 2021), for judging labels by such probabilities.
 
     Args:
@@ -38,18 +39,24 @@ def predict_out_of_fold(
         features: float32 (N, width), of all faces, from `embed_faces`.
     """
     # It takes a second to load, which a trainer that starts should not wait for.
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict  # noqa: PLC0415
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict  # noqa: PLC0415
 
     train = dataset.part("train")
     labels = dataset.labels[train]
     out_of_fold = probabilities.copy()
-    folds = min(_FOLDS, int(np.bincount(labels, minlength=2).min()))
+    alone = len(dataset.rows)  # a face that looks like no other is a group of its own
+    groups = np.array([dataset.alike.get(int(index), alone + int(index)) for index in train])
+    folds = min(_FOLDS, *(len(np.unique(groups[labels == gender])) for gender in (0, 1)))
     if folds < 2:
         return out_of_fold  # a single face of a gender has no other to be told by
     classifier = build_classifier(labels)
-    splits = StratifiedKFold(folds, shuffle=True, random_state=0)
+    if dataset.alike:
+        splits = StratifiedGroupKFold(folds, shuffle=True, random_state=0).split(features[train], labels, groups)
+    else:  # likewise, and much sooner
+        splits = StratifiedKFold(folds, shuffle=True, random_state=0).split(features[train], labels)
     of_train = features[train]
-    out_of_fold[train] = cross_val_predict(classifier, of_train, labels, cv=splits, method="predict_proba")[:, 1]
+    told = cross_val_predict(classifier, of_train, labels, cv=list(splits), method="predict_proba")
+    out_of_fold[train] = told[:, 1]
     others = np.setdiff1d(np.arange(len(features)), train)
     if len(others):
         told = classifier.fit(of_train, labels).predict_proba(features[others])[:, 1]

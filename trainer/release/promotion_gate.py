@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from shared.errors import Retryable
 from shared.faces.labels import GENDERS
+from shared.measures.comparison import paired_gain
 from shared.records.evaluation import MIN_GROUP, Evaluation
 from shared.records.model_card import GateResult, GroupLoss
 from shared.records.registry import Registry
 from shared.store.base import Store
 from trainer.data.dataset import Dataset, open_dataset
-from trainer.release.evaluate import Z_95, group_members
+from trainer.release.evaluate import group_members
 from trainer.release.export import predict_onnx
 from trainer.release.lineage import Origin, find_alike, find_inherited, find_learned, open_other
 
@@ -268,19 +269,21 @@ def difference_interval(
 ) -> tuple[float, float]:
     """Returns the 95 % interval of the difference of two balanced accuracies on the same faces.
 
+    It is that of `paired_gain`, which holds for few faces too, with the variances of both genders added up.
+
     Args:
         labels: uint8 (N,), both genders.
         right: bool (N,), whether the one model predicts correctly.
         right_before: the same of the other.
     """
-    difference = right.astype(np.float64) - right_before
-    mean = variance = 0.0
+    middle = half_squared = 0.0
     for gender in range(len(GENDERS)):
-        part = difference[labels == gender]
-        mean += part.mean() / 2
-        variance += part.var() / (4 * len(part))
-    half = Z_95 * math.sqrt(variance)
-    return mean - half, mean + half
+        now, before = right[labels == gender], right_before[labels == gender]
+        gain = paired_gain(int((before & ~now).sum()), int((now & ~before).sum()), len(now))
+        middle += (gain.low + gain.high) / 4
+        half_squared += ((gain.high - gain.low) / 4) ** 2
+    half = math.sqrt(half_squared)
+    return middle - half, middle + half
 
 
 def is_beyond_chance(right: NDArray[np.bool_], right_before: NDArray[np.bool_], chance: float = CHANCE) -> bool:

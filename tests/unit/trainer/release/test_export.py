@@ -227,6 +227,17 @@ def test_a_variant_is_dropped_where_it_loses_more_than_three_faces_in_a_thousand
         assert variant.file is None or variant.file.sha256 == sha256_of(file)
 
 
+def test_a_variant_is_dropped_where_a_rare_gender_pays_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    luma = np.array([50] * 960 + [150] * 2 + [250] * 38, np.uint8)  # 40 women, of whom it loses two
+    faces, labels = np.repeat(luma, 128 * 128).reshape(1000, 128, 128), (luma > 100).astype(np.uint8)
+    path = tmp_path / "model.onnx"
+    export_onnx(brightness_network(100), 1.0, path, {})
+    worse = brightness_network(200)
+    monkeypatch.setattr(export, "quantize_int8", lambda _path, out, _faces: export_onnx(worse, 1.0, out, {}))
+    int8 = build_variants(worse, 1.0, path, {}, calibration=faces, faces=faces, labels=labels)["int8"]
+    assert (int8.accuracy, int8.file) == (0.998, None)
+
+
 def test_exporting_and_quantizing_print_nothing_and_warn_of_nothing(
     network: nn.Module, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -75,6 +77,30 @@ def test_right_labels_of_a_rare_gender_do_not_fill_the_list_of_suspects() -> Non
 
     first = np.argsort(np.where(labels == 1, out_of_fold, 1 - out_of_fold), kind="stable")[:50]
     assert labels[first].mean() < 0.5
+
+
+def test_copies_of_a_photo_do_not_vouch_for_its_wrong_label() -> None:
+    random = np.random.default_rng(1)
+    people, copies, width = 400, 6, 256
+    true = np.arange(people) % 2
+    wrong = np.isin(np.arange(people), random.choice(people, 20, replace=False))
+    gender = random.normal(size=width)
+    gender *= 1.6 / np.linalg.norm(gender)
+    of_person = random.normal(size=(people, width)) + (2 * true - 1)[:, None] * gender
+    noise = random.normal(size=(people * copies, width)) / 20
+    features = (np.repeat(of_person, copies, axis=0) + noise).astype(np.float32)
+    labels = np.repeat(np.where(wrong, 1 - true, true), copies).astype(np.uint8)
+    rows = [FaceRow(i, f"{i}.png", 30, int(label), 0, "train", 128, 128) for i, label in enumerate(labels)]
+    plain = Dataset("0" * 64, np.empty((0, 128, 128), np.uint8), rows)
+    grouped = dataclasses.replace(plain, alike={index: index // copies for index in range(len(labels))})
+
+    def found(dataset: Dataset) -> int:
+        """Returns how many wrong labels are among as many first suspects as there are wrong labels."""
+        out_of_fold = predict_out_of_fold(dataset, labels.astype(np.float32), features)
+        first = np.argsort(np.where(labels == 1, out_of_fold, 1 - out_of_fold), kind="stable")[: wrong.sum() * copies]
+        return int(np.repeat(wrong, copies)[first].sum())
+
+    assert found(grouped) > 1.2 * found(plain)
 
 
 def test_held_out_faces_are_judged_by_the_network_and_by_a_classifier_that_does_not_share_its_errors() -> None:

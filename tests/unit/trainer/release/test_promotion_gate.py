@@ -14,7 +14,7 @@ from shared.store.files import FileStore
 from tests.support.builders.models import ModelBuilder, brightness_model, constant_model
 from trainer.data import seen
 from trainer.data.near_duplicates import dhash
-from trainer.release.promotion_gate import compare_registered, is_beyond_chance, pass_gate
+from trainer.release.promotion_gate import compare_registered, difference_interval, is_beyond_chance, pass_gate
 
 DARK, MIDDLE, BRIGHT = 60, 135, 190
 """Gray levels; the model for tests takes what is above 127.5 for female."""
@@ -323,3 +323,17 @@ def test_where_only_a_person_promotes_a_better_version_becomes_the_challenger(bu
     assert (outcome.promoted, outcome.challenges) == (False, True)
     assert outcome.reason.startswith("gate: a person has to promote it; balanced accuracy 100.0% against 87.5%")
     assert (builder.registry.aliases().champion, builder.registry.aliases().challenger) == (first, better)
+
+
+@pytest.mark.parametrize("faces", [10, 40])
+def test_the_interval_of_the_difference_covers_it_with_few_faces_too(faces: int) -> None:
+    random = np.random.default_rng(1)
+    labels = np.repeat([0, 1], faces).astype(np.uint8)
+    covered = 0
+    for _ in range(400):
+        right_before = random.random(2 * faces) < 0.9
+        right = np.where(random.random(2 * faces) < 0.1, random.random(2 * faces) < 0.5, right_before)  # -4 points
+        low, high = difference_interval(labels, right, right_before)
+        assert low < high
+        covered += low <= -0.04 <= high
+    assert covered / 400 > 0.94
