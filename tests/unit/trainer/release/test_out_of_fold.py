@@ -92,7 +92,7 @@ def test_copies_of_a_photo_do_not_vouch_for_its_label() -> None:
         out_of_fold = predict_out_of_fold(dataset, labels.astype(np.float32), features)
         return float(((out_of_fold >= 0.5) == (labels == 1)).mean())
 
-    assert share_confirmed(plain) > 0.95
+    assert share_confirmed(plain) > 0.9
     assert 0.4 < share_confirmed(grouped) < 0.6
 
 
