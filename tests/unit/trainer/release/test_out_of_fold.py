@@ -93,7 +93,7 @@ def test_copies_of_a_photo_do_not_vouch_for_its_label() -> None:
         return float(((out_of_fold >= 0.5) == (labels == 1)).mean())
 
     assert share_confirmed(plain) > 0.9
-    assert 0.4 < share_confirmed(grouped) < 0.6
+    assert 0.3 < share_confirmed(grouped) < 0.7
 
 
 def test_held_out_faces_are_judged_by_the_network_and_by_a_classifier_that_does_not_share_its_errors() -> None:
