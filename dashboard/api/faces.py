@@ -110,7 +110,7 @@ def _describe_role(data: Dataset, index: int, version: int) -> str:
     cache = dashboard().store_cache
     trained = cache.card(version).dataset
     if trained.sha256 != data.sha256:
-        return "not part of its training"
+        return "not part of the dataset that it learned from"
     return _ROLES[cache.edited(data.sha256, trained.labels).split[index]]
 
 

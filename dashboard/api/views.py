@@ -293,6 +293,7 @@ class ComparisonDetails(Comparison):
         threshold: predicted female from here on, by both.
         labels: the hash of the edits that make the labels, or `archive`; empty for those in force now.
         sentence: the result in words.
+        caution: what to know of a model that learned from another dataset; empty where there is none.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -303,6 +304,7 @@ class ComparisonDetails(Comparison):
     threshold: float
     labels: str
     sentence: str
+    caution: str
 
 
 class Models(View):

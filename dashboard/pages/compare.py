@@ -17,6 +17,7 @@ from shared.errors import InvalidMessage
 from shared.measures.labels import ALL_FACES
 from shared.records.dataset import ARCHIVE_LABELS, SPLITS
 from shared.records.evaluation import MIN_GROUP
+from shared.records.model_card import caution_of_strangers
 
 _FACES_SHOWN: Final = 12
 _QUERY: Final = ("first", "second", "dataset", "split", "threshold", "labels")
@@ -69,6 +70,8 @@ def _compare(chosen: CompareRequest) -> dict[str, Any]:
         return {"comparison": None, "missing": found.missing}
     data = dashboard().store_cache.edited(chosen.dataset, chosen.labels)
 
+    cards = [dashboard().store_cache.card(version) for version in (chosen.first, chosen.second)]
+
     def faces_url(**filters: Any) -> str:
         query = _filter(chosen, **filters).as_query()
         return url_for("datasets.show_dataset", sha256=chosen.dataset, **query) + "#faces"
@@ -78,6 +81,7 @@ def _compare(chosen: CompareRequest) -> dict[str, Any]:
         "missing": [],
         "by_labels": _by_labels(chosen),
         "sentence": found.comparison.describe(chosen.first, chosen.second),
+        "caution": caution_of_strangers(cards, chosen.dataset),
         "faces_url": faces_url,
         "turned_correct": _views(data, chosen, found.comparison.turned_correct),
         "turned_wrong": _views(data, chosen, found.comparison.turned_wrong),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final, Literal
 
 from pydantic import Field
@@ -86,6 +87,23 @@ class Variant(StoredModel):
     images_per_second_float32: float | None = None
     images_per_second: float | None = None
     file: CardFile | None
+
+
+def caution_of_strangers(cards: Iterable[ModelCard], dataset: str) -> str:
+    """Returns what to know of models that were trained on another dataset than they are compared on; empty for none.
+
+    Args:
+        cards: of the models.
+        dataset: what they are compared on.
+    """
+    strangers = [f"model {card.version}" for card in cards if card.dataset.sha256 != dataset]
+    if not strangers:
+        return ""
+    who = " and ".join(strangers)
+    return (
+        f"{who[:1].upper()}{who[1:]} learned from another dataset. Faces that lie in both may be among those. They count "
+        "here, in favour of whoever learned from them; the gate leaves them out."
+    )
 
 
 class GroupLoss(StoredModel):

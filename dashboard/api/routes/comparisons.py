@@ -7,7 +7,9 @@ from flask import Response, jsonify
 from dashboard.api.blueprint import blueprint
 from dashboard.api.comparing import accuracy_matrix, requested_comparison
 from dashboard.api.comparing import compare_models as run_comparison
+from dashboard.context import dashboard
 from shared.errors import Conflict, InvalidMessage
+from shared.records.model_card import caution_of_strangers
 
 
 @blueprint.get("/compare")
@@ -26,7 +28,9 @@ def compare_models() -> Response:
     sentence = found.comparison.describe(chosen.first, chosen.second)
     asked = {"versions": [chosen.first, chosen.second], **chosen.as_query()}
     asked = {key: asked[key] for key in ("versions", "dataset", "split", "threshold", "labels")}
-    return jsonify({**asked, "sentence": sentence, **found.comparison.as_dict()})
+    cards = map(dashboard().store_cache.card, (chosen.first, chosen.second))
+    caution = caution_of_strangers(cards, chosen.dataset)
+    return jsonify({**asked, "sentence": sentence, "caution": caution, **found.comparison.as_dict()})
 
 
 @blueprint.get("/compare/matrix")

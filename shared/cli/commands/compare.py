@@ -44,6 +44,8 @@ def compare(
 
     McNemar's exact test says whether chance explains the difference.
     """
+    from shared.records.model_card import caution_of_strangers  # noqa: PLC0415
+
     output = output_of(ctx)
     if (first is None) != (second is None):
         raise click.UsageError("give two versions, or none for all models on all datasets")
@@ -55,12 +57,16 @@ def compare(
         if predict:
             _predict_missing(output, client, sha256, (first, second))
         found, faces = client.compare(first, second, dataset=sha256, split=split, threshold=threshold, labels=labels)
+        caution = caution_of_strangers(map(client.registry.card, (first, second)), sha256)
     if output.as_json:
         asked = {"dataset": sha256, "split": split, "threshold": threshold, "labels": labels}
         sentence = found.describe(first, second)
-        output.document({"versions": [first, second], **asked, "sentence": sentence, **found.as_dict()})
+        document = {"versions": [first, second], **asked, "sentence": sentence, "caution": caution, **found.as_dict()}
+        output.document(document)
         return
     _show(output, found, faces, first, second)
+    if caution:
+        output.remark(caution, "yellow")
 
 
 def _predict_missing(output: Output, client: Client, sha256: str, versions: tuple[int, int]) -> None:

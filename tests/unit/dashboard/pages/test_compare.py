@@ -221,3 +221,20 @@ def test_runs_side_by_side_lead_to_the_comparison_of_their_models(filled: Site) 
 
     assert 'href="/compare?first=1&amp;second=2"' in page
     assert "on the same faces" not in filled.web.get(f"/runs/compare?run={RUN}&run=run-000000000003").text
+
+
+def test_a_model_that_learned_from_another_dataset_is_named_beside_the_verdict(filled: Site) -> None:
+    other = filled.builder.dataset(40)
+    with filled.job_worker():
+        for version in (1, 2):
+            filled.parts.scoring.score(other, version)
+            filled.parts.scoring.wait(20)
+    query = f"first=1&second=2&split=all&dataset={other}"
+
+    assert 'id="caution"' not in filled.web.get("/compare?first=1&second=2").text
+    page = filled.web.get(f"/compare?{query}").text
+    answer = filled.web.get(f"/api/v1/compare?{query}").json or {}
+
+    told = "Model 1 and model 2 learned from another dataset. Faces that lie in both may be among those"
+    assert told in page.partition('id="caution">')[2]
+    assert answer["caution"].startswith(told)

@@ -74,7 +74,7 @@ def test_a_face_that_no_model_has_learned_from_is_not_called_learned(filled: Sit
     filled.store.put(f"datasets/{other}/predictions/1.csv", b"index,probability_female\n" + b"0,0.4\n" * 40)
     trained, tested = (int(np.flatnonzero(data.split == split)[0]) for split in (0, 2))
 
-    assert "not part of its training" in filled.web.get(f"/datasets/{other}/faces/0").text
+    assert "not part of the dataset that it learned from" in filled.web.get(f"/datasets/{other}/faces/0").text
     assert "trained on this face" in filled.web.get(f"/datasets/{data.sha256}/faces/{trained}").text
     assert "tested on this face" in filled.web.get(f"/datasets/{data.sha256}/faces/{tested}").text
 
