@@ -101,8 +101,8 @@ def caution_of_strangers(cards: Iterable[ModelCard], dataset: str) -> str:
         return ""
     who = " and ".join(strangers)
     return (
-        f"{who[:1].upper()}{who[1:]} learned from another dataset. Faces that lie in both may be among those. They count "
-        "here, in favour of whoever learned from them; the gate leaves them out."
+        f"{who[:1].upper()}{who[1:]} learned from another dataset. Faces that lie in both may be among those. They "
+        "count here, in favour of whoever learned from them; the gate leaves them out."
     )
 
 
