@@ -517,10 +517,10 @@ class StoreCache:
         return history, history.corrections()
 
     def _load_out_of_fold(self, sha256: str, version: int) -> NDArray[np.float32]:
-        return read_out_of_fold(self._store, sha256, self.card(version))
+        return read_out_of_fold(self._store, sha256, self.card(version), self._summaries.get(sha256).faces)
 
     def _load_predictions(self, sha256: str, version: int) -> NDArray[np.float32]:
-        return read_predictions(self._store, sha256, self.card(version))
+        return read_predictions(self._store, sha256, self.card(version), self._summaries.get(sha256).faces)
 
 
 def _read_unless_final(ended: LruCache[str, _R], find: Callable[[str], _R | None], key: str) -> _R | None:

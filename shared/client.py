@@ -556,7 +556,7 @@ class Client:
         probabilities = []
         for card in cards:
             try:
-                probabilities.append(read_predictions(self.store, sha256, card))
+                probabilities.append(read_predictions(self.store, sha256, card, len(faces.names)))
             except NotFound:
                 raise NotFound(f"model {card.version} has not predicted dataset {sha256[:12]}") from None
         found = compare(faces.labels, probabilities[0], probabilities[1], faces.members(split), threshold)
@@ -597,7 +597,7 @@ class Client:
             labels = card.dataset.labels if sha256 == card.dataset.sha256 else ""
         faces = read_labelled_faces(self.store, sha256, labels)
         try:
-            probabilities = read_predictions(self.store, sha256, card)
+            probabilities = read_predictions(self.store, sha256, card, len(faces.names))
         except NotFound:
             raise NotFound(f"model {version} has not predicted dataset {sha256[:12]}") from None
         found = measure(faces.labels, probabilities, faces.members(split), threshold)
@@ -617,7 +617,8 @@ class Client:
             for sha256, found in faces.items():
                 accuracy = None
                 with contextlib.suppress(NotFound):  # not predicted yet
-                    correct = predict_female(read_predictions(self.store, sha256, card)) == (found.labels.gender == 1)
+                    probabilities = read_predictions(self.store, sha256, card, len(found.names))
+                    correct = predict_female(probabilities) == (found.labels.gender == 1)
                     test = found.members("test")
                     accuracy = wilson_rate(int((correct & test).sum()), int(test.sum()))
                 own = card.dataset.sha256 == sha256

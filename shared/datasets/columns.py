@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
+import logging
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -22,6 +24,8 @@ from shared.records.dataset import (
 )
 from shared.records.edits import Corrections
 from shared.store.base import Store
+
+_LOG = logging.getLogger(__name__)
 
 EDITED: Final = ("unedited", "corrected", "confirmed", "excluded")
 """What edits have made of a face: another label, its own label again, or none."""
@@ -114,9 +118,14 @@ def with_corrections(data: Dataset, corrections: Corrections) -> Dataset:
 
 
 def _load_groups(store: Store, sha256: str, count: int) -> NDArray[np.int32]:
+    """Returns the groups of faces that look the same; none where their file is damaged, as all else can be shown."""
+    key = f"datasets/{sha256}/{NEAR_DUPLICATES_CSV}"
     groups = np.full(count, -1, np.int32)
-    with contextlib.suppress(NotFound):  # of an older release
-        text = store.get(f"datasets/{sha256}/{NEAR_DUPLICATES_CSV}").decode()
-        found = read_near_duplicates_csv(io.StringIO(text, newline=""))
+    try:
+        found = read_near_duplicates_csv(io.StringIO(store.get(key).decode(), newline=""))
         groups[list(found)] = list(found.values())
+    except NotFound:
+        pass  # of an older release
+    except (ValueError, KeyError, TypeError, IndexError, csv.Error) as error:
+        _LOG.warning("%s in the store is damaged, so no faces count as near-duplicates: %s", key, error)
     return groups

@@ -18,7 +18,7 @@ from shared.datasets.face_filter import FaceFilter, Facet, count_facets, face_vi
 from shared.errors import Conflict, NotFound
 from shared.faces.png import encode_png
 from shared.records.cells import to_cell
-from shared.records.dataset import find_summary
+from shared.records.dataset import DatasetSummary, find_summary
 from shared.records.edits import Edits
 from shared.records.model_card import ModelCard
 from shared.records.predictions import list_predicting_versions, read_out_of_fold, read_predictions
@@ -185,8 +185,7 @@ class StoredFaces(FaceSource):
         return self._registry.find_aliases()[0].champion
 
     def edited(self, sha256: str, labels: str) -> Dataset:
-        if (summary := find_summary(self._store, sha256)) is None:
-            raise NotFound(f"dataset {sha256[:12]} does not exist, or is not processed yet")
+        summary = self._summary(sha256)
         corrections = Edits(self._store).corrections(sha256, labels)
         return with_corrections(load_dataset(self._store, sha256, summary), corrections)
 
@@ -195,13 +194,18 @@ class StoredFaces(FaceSource):
 
     def predictions(self, sha256: str, version: int) -> NDArray[np.float32] | None:
         with contextlib.suppress(NotFound):
-            return read_predictions(self._store, sha256, self._registry.card(version))
+            return read_predictions(self._store, sha256, self._registry.card(version), self._summary(sha256).faces)
         return None
 
     def out_of_fold_predictions(self, sha256: str, version: int) -> NDArray[np.float32] | None:
         with contextlib.suppress(NotFound):
-            return read_out_of_fold(self._store, sha256, self._registry.card(version))
+            return read_out_of_fold(self._store, sha256, self._registry.card(version), self._summary(sha256).faces)
         return None
+
+    def _summary(self, sha256: str) -> DatasetSummary:
+        if (summary := find_summary(self._store, sha256)) is None:
+            raise NotFound(f"dataset {sha256[:12]} does not exist, or is not processed yet")
+        return summary
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -345,12 +345,15 @@ def write_near_duplicates_csv(file: TextIO, groups: Mapping[int, int]) -> None:
 
 def read_near_duplicates_csv(file: TextIO) -> dict[int, int]:
     """Reads `near_duplicates.csv`: the number of its group by the face's index."""
-    return {int(row["index"]): int(row["group"]) for row in csv.DictReader(file)}
+    return {int(row["index"]): int(row["group"]) for row in _read_rows(file, ["index", "group"])}
 
 
 def _read(file: TextIO, kind: type[Any]) -> Iterator[dict[str, str]]:
+    return _read_rows(file, [field.name for field in fields(kind)])
+
+
+def _read_rows(file: TextIO, expected: list[str]) -> Iterator[dict[str, str]]:
     reader = csv.DictReader(file)
-    expected = [field.name for field in fields(kind)]
     if reader.fieldnames is None or list(reader.fieldnames) != expected:
         raise ValueError(f"found the columns {reader.fieldnames}, expected {expected}")
     yield from reader

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from typing import Final
 
 import numpy as np
@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 
 from shared.errors import GenderlineError, NotFound
 from shared.records.model_card import ModelCard
+from shared.records.record import DamagedRecord
 from shared.records.results import result_row
 from shared.store.base import Store
+
+_LOG = logging.getLogger(__name__)
 
 THRESHOLD: Final = 0.5
 """The decision threshold of the workers, and of every page where none is chosen."""
@@ -36,20 +39,28 @@ def predictions_key(sha256: str, version: int) -> str:
     return f"datasets/{sha256}/predictions/{version}.csv"
 
 
-def read_predictions(store: Store, sha256: str, card: ModelCard) -> NDArray[np.float32]:
+def read_predictions(store: Store, sha256: str, card: ModelCard, faces: int) -> NDArray[np.float32]:
     """Returns float32 (N,), the probability of female of every face of a dataset.
+
+    A damaged file is logged and passed over: one model's predictions must not keep the others from being shown, and a
+    job can predict the dataset anew.
 
     Args:
         store: where they lie.
         sha256: the dataset.
         card: of the model.
+        faces: how many the dataset has.
 
     Raises:
-        NotFound: the model has not predicted this dataset.
+        NotFound: the model has not predicted this dataset, or what it predicted is damaged.
     """
     for key in predictions_keys(sha256, card):
-        with suppress(NotFound):
-            return _read(store.get(key))
+        try:
+            return _read(store, key, faces)
+        except NotFound:
+            continue
+        except DamagedRecord as error:
+            _LOG.warning("%s; version %d counts as one that has not predicted the dataset", error, card.version)
     raise NotFound(f"version {card.version} has not predicted dataset {sha256[:12]}")
 
 
@@ -74,25 +85,44 @@ def out_of_fold_key(run_id: str) -> str:
     return f"runs/{run_id}/out_of_fold.csv"
 
 
-def read_out_of_fold(store: Store, sha256: str, card: ModelCard) -> NDArray[np.float32]:
+def read_out_of_fold(store: Store, sha256: str, card: ModelCard, faces: int) -> NDArray[np.float32]:
     """Returns float32 (N,), the probability of female of every face, by weights that had not learned from that face.
 
     Args:
         store: where they lie.
         sha256: the dataset.
         card: of the model.
+        faces: how many the dataset has.
 
     Raises:
-        NotFound: the model's run kept none, or was given another dataset.
+        NotFound: the model's run kept none, or was given another dataset, or what it kept is damaged.
     """
     if card.dataset.sha256 != sha256:
         raise NotFound(f"version {card.version} was trained on other faces")
-    return _read(store.get(out_of_fold_key(card.run_id)))
+    try:
+        return _read(store, out_of_fold_key(card.run_id), faces)
+    except DamagedRecord as error:
+        _LOG.warning("%s; label errors are looked for without it", error)
+        raise NotFound(f"what version {card.version} predicted out of fold is damaged") from None
 
 
-def _read(data: bytes) -> NDArray[np.float32]:
-    rows = csv.DictReader(io.StringIO(data.decode()))
-    return np.array([float(row["probability_female"]) for row in rows], np.float32)
+def _read(store: Store, key: str, faces: int) -> NDArray[np.float32]:
+    """Reads a file of predictions.
+
+    Raises:
+        NotFound: there is none.
+        DamagedRecord: it was cut short, is no such file, or is about another number of faces.
+    """
+    data = store.get(key)
+    try:
+        rows = csv.DictReader(io.StringIO(data.decode()))
+        found = np.array([float(row["probability_female"]) for row in rows], np.float32)
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise DamagedRecord(key, f"it is no table of predictions: {error}") from None
+    if len(found) != faces or not data.endswith(b"\n"):
+        cut = "" if data.endswith(b"\n") else ", the last one cut"
+        raise DamagedRecord(key, f"found {len(found):,} predictions{cut}, expected {faces:,}, one for each face")
+    return found
 
 
 def write_predictions(store: Store, sha256: str, version: int, names: Sequence[str], results: str) -> None:

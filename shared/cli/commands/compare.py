@@ -71,11 +71,14 @@ def compare(
 
 def _predict_missing(output: Output, client: Client, sha256: str, versions: tuple[int, int]) -> None:
     from shared.errors import NotFound  # noqa: PLC0415
+    from shared.measures.labels import read_labelled_faces  # noqa: PLC0415
+    from shared.records.dataset import ARCHIVE_LABELS  # noqa: PLC0415
     from shared.records.predictions import read_predictions  # noqa: PLC0415
 
+    faces = len(read_labelled_faces(client.store, sha256, ARCHIVE_LABELS).names)
     for version in versions:
         try:
-            read_predictions(client.store, sha256, client.registry.card(version))
+            read_predictions(client.store, sha256, client.registry.card(version), faces)
         except NotFound:
             with output.steps() as steps:
                 client.score_dataset(

@@ -100,7 +100,7 @@ def test_a_run_with_edits_names_them_in_its_card_and_answers_for_every_face(stor
     assert card.dataset.edits == frozen
     assert sum(card.dataset.counts.values()) == sum(plain.dataset.counts.values()) - 3
     assert len(store.get("runs/run-2/predictions.csv").splitlines()) == 61
-    assert len(read_out_of_fold(store, sha256, card)) == 60
+    assert len(read_out_of_fold(store, sha256, card, 60)) == 60
     text = store.get(f"models/gender/{card.version}/card.md").decode()
     assert f"labels corrected by the edits `{frozen}`" in text
 

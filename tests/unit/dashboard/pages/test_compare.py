@@ -238,3 +238,18 @@ def test_a_model_that_learned_from_another_dataset_is_named_beside_the_verdict(f
     told = "Model 1 and model 2 learned from another dataset. Faces that lie in both may be among those"
     assert told in page.partition('id="caution">')[2]
     assert answer["caution"].startswith(told)
+
+
+def test_a_damaged_file_of_predictions_leaves_every_page_there(filled: Site) -> None:
+    sha256, store = sha_of(filled), filled.builder.store
+    key = f"runs/{RUN}/predictions.csv"
+    whole = store.get(key)
+    pages = ["/models", "/models/1", f"/runs/{RUN}", f"/datasets/{sha256}?version=1", "/compare"]
+    pages += ["/compare?first=1&second=2", f"/api/v1/datasets/{sha256}/faces"]
+    for damaged in (whole[: len(whole) // 2], whole + b"150,0.5\n"):
+        store.put(key, damaged)
+        filled.parts.store_cache.forget("model", "1")
+        assert {path: filled.web.get(path).status_code for path in pages} == dict.fromkeys(pages, 200)
+        assert "has not predicted" in filled.web.get("/api/v1/models/1/measures").text
+    matrix = filled.web.get("/api/v1/compare/matrix").json or {}
+    assert {cell["version"]: cell["accuracy"] is None for cell in matrix["cells"]} == {1: True, 2: False}

@@ -57,7 +57,7 @@ def test_the_champion_is_shown_then_the_newest_model_that_has_predictions(site: 
     assert found.others is None
     assert found.probabilities is not None
     card = site.parts.client.registry.card(third)
-    np.testing.assert_array_equal(found.probabilities, read_predictions(store, sha256, card))
+    np.testing.assert_array_equal(found.probabilities, read_predictions(store, sha256, card, 60))
 
 
 def test_the_labels_are_those_in_force_those_of_a_run_or_those_of_the_archive(site: Site, source: FaceSource) -> None:
@@ -120,3 +120,14 @@ def test_faces_are_found_by_name_however_accents_are_written_and_unknown_ages_co
     assert select_faces(data, None, FaceFilter(search="mÜll")).tolist() == [0]
     ages = data.age[select_faces(data, None, FaceFilter(sort="youngest"))].tolist()
     assert ages == [*sorted(age for age in data.age.tolist() if age != UNKNOWN), *[UNKNOWN] * ages.count(UNKNOWN)]
+
+
+@pytest.mark.parametrize("damaged", [b"ind", b"index,group\n3,0\n7", b"index,group\n3,0\n900,0\n", b"\xff\xff"])
+def test_a_damaged_file_of_near_duplicates_leaves_the_faces_there(
+    site: Site, source: FaceSource, damaged: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    sha256 = site.builder.dataset(60)
+    key = f"datasets/{sha256}/near_duplicates.csv"
+    site.builder.store.put(key, damaged)
+    assert (source.edited(sha256, "").groups == -1).all()
+    assert f"{key} in the store is damaged" in caplog.text

@@ -70,6 +70,21 @@ def test_a_dataset_that_a_model_has_not_predicted_is_predicted_when_asked(
     assert re.search(r"^ +2 +\S+ %? *\S+", run("compare").stdout, flags=re.MULTILINE)
 
 
+def test_a_damaged_file_of_predictions_takes_away_one_cell_and_can_be_predicted_anew(
+    builder: StoreBuilder, client: Client
+) -> None:
+    sha256, other = builder.dataset(30), builder.dataset(24)
+    for run_id, dataset in (("run-a", sha256), ("run-b", sha256), ("run-c", other)):
+        builder.model(dataset, run_id)
+    client.store.put("runs/run-a/predictions.csv", client.store.get("runs/run-a/predictions.csv")[:100])
+
+    measured = {(cell["version"], cell["dataset"]) for cell in document("compare") if cell["accuracy"]}
+    assert measured == {(2, sha256), (3, other)}
+    assert document("compare", "1", "2", exit_code=1)["error"]["code"] == "not_found"
+    with serving(client, client.broker.topology.jobs, predicts_archives(client)):
+        assert document("compare", "1", "2", "--predict", "--split", "all")["first"]["total"] == 30
+
+
 def test_what_cannot_be_compared_is_said(builder: StoreBuilder) -> None:
     sha256 = builder.dataset(30)
     builder.model(sha256, "run-a")
