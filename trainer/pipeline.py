@@ -230,20 +230,33 @@ class Pipeline:
         self._count_rejects(summary.rejects)
 
     def _require_same_faces(self, sha256: str, before: DatasetSummary, now: DatasetSummary) -> None:
-        """Makes sure that a dataset that is made again has the faces that its edits are about: they go by number.
+        """Makes sure that a dataset that is made again has the faces that are known by their number elsewhere.
+
+        Edits and predictions go by it, and so does the gate: it takes the held-out faces of a model's own dataset for
+        ones that the model has not learned from.
 
         Raises:
-            DamagedRecord: it has edits, and other faces, as after a limit or a decoder has changed.
+            DamagedRecord: something goes by its faces, and they are others, as after a limit or a decoder has changed.
         """
         expected = before.files.get(FACES_NPY)
-        if expected in (None, now.files.get(FACES_NPY)) or not Edits(self._store).history(sha256).edits:
+        if expected in (None, now.files.get(FACES_NPY)) or not (bound := self._name_bound(sha256)):
             return
         raise DamagedRecord(
             f"datasets/{sha256}/{FACES_NPY}",
-            f"its archive gives other faces now, {now.faces:,} and not {before.faces:,}, and its edits go by the "
+            f"its archive gives other faces now, {now.faces:,} and not {before.faces:,}, and {bound} by the "
             "number of a face; set the limits on images and the decoders back to what they were, or restore the file "
             "from a backup",
         )
+
+    def _name_bound(self, sha256: str) -> str:
+        """Returns what goes by the numbers of a dataset's faces, with its verb; nothing where nothing does."""
+        if Edits(self._store).history(sha256).edits:
+            return "its edits go"
+        cards = self._registry.cards().records
+        trained = [card.version for card in cards if card.dataset.sha256 == sha256]
+        if trained:
+            return f"version {max(trained)}, which was trained on it, goes"
+        return "the predictions of it go" if self._store.children(f"datasets/{sha256}/predictions") else ""
 
     def _keep_refusal(self, folder: str, work: Path) -> None:
         """Keeps what was rejected of an archive that did not become a dataset, so that its page can show it."""

@@ -17,7 +17,7 @@ from shared.params import TrainingParams
 from shared.records.dataset import DatasetRefusal, read_rejects_csv
 from shared.records.edits import Edits
 from shared.records.model_card import ModelCard
-from shared.records.predictions import read_out_of_fold
+from shared.records.predictions import predictions_key, read_out_of_fold
 from shared.records.record import DamagedRecord
 from shared.records.registry import Registry
 from shared.records.runs import Runs, RunState
@@ -26,6 +26,7 @@ from shared.store.base import sha256_of
 from shared.store.files import FileStore
 from shared.telemetry.metrics import TrainerMetrics
 from tests.support.builders.archives import face_jpeg, labelled_faces, png_of, zipped
+from tests.support.builders.stores import StoreBuilder
 from trainer.pipeline import Pipeline
 from trainer.run_monitor import Monitor
 from trainer.training.model import build_network
@@ -296,16 +297,38 @@ def test_a_damaged_dataset_whose_archive_is_gone_or_damaged_too_is_named(store: 
         ingest(store, sha256)
 
 
-def test_edits_never_go_to_other_faces_than_they_were_made_for(store: FileStore, tmp_path: Path) -> None:
+def _edit(store: FileStore, sha256: str) -> None:
+    Edits(store).add(sha256, "exclude", [10])
+
+
+def _register(store: FileStore, sha256: str) -> None:
+    StoreBuilder(store).model(sha256, "run-00000000000a")
+
+
+def _predict(store: FileStore, sha256: str) -> None:
+    store.put(predictions_key(sha256, 3), b"index,probability_female\n")
+
+
+@pytest.mark.parametrize(
+    ("bind", "said"),
+    [
+        (_edit, "its edits go by the number"),
+        (_register, "version 1, which was trained on it, goes by the number"),
+        (_predict, "the predictions of it go by the number"),
+    ],
+)
+def test_what_goes_by_the_number_of_a_face_never_goes_to_another_face(
+    store: FileStore, tmp_path: Path, bind: Callable[[FileStore, str], None], said: str
+) -> None:
     large = png_of(np.arange(600 * 600, dtype=np.uint32).reshape(600, 600).astype(np.uint8))
     (tmp_path / "faces.zip").write_bytes(zipped([("19_1_0_0.png", large), *labelled_faces(40)]))
     sha256 = accept(store, "run-1", tmp_path / "faces.zip")
     ingest(store, sha256, max_image_pixels=300_000)
-    Edits(store).add(sha256, "exclude", [10])
+    bind(store, sha256)
     key = f"datasets/{sha256}/faces.npy"
     store.put(key, store.get(key)[:-1])
 
-    with pytest.raises(DamagedRecord, match="gives other faces now, 41 and not 40, and its edits go by the number"):
+    with pytest.raises(DamagedRecord, match=f"gives other faces now, 41 and not 40, and {said}"):
         ingest(store, sha256)  # with the limit raised meanwhile
     assert ingest(store, sha256, max_image_pixels=300_000) == [RunState.INGESTING]
 
