@@ -453,6 +453,7 @@ class Pipeline:
                     name=name,
                     counts={split: len(dataset.part(split)) for split in SPLITS},
                     edits=dataset.edits,
+                    table_sha256=dataset.table_sha256,
                 ),
                 params=recipe,
                 start=card_start,

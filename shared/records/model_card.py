@@ -31,12 +31,15 @@ class CardDataset(StoredModel):
         name: what its sender called it.
         counts: faces in each part of the split: `train`, `validation`, `test`.
         edits: the hash of the corrections of its labels; None where they are those of the archive.
+        table_sha256: of its `faces.csv`, which says which faces it had and how they were split; None in the card of an
+            earlier release.
     """
 
     sha256: str
     name: str
     counts: dict[str, int]
     edits: str | None = None
+    table_sha256: str | None = None
 
     @property
     def labels(self) -> str:

@@ -24,7 +24,7 @@ from shared.records.dataset import (
 )
 from shared.records.edits import Corrections, Edits
 from shared.records.record import DamagedRecord
-from shared.store.base import Store
+from shared.store.base import Store, sha256_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,7 @@ class Dataset:
         edits: the hash of the corrections; None where the labels are those of the archive.
         excluded: indices of faces that are in no part.
         alike: the number of its group of near-duplicates by the face's index, of those that look like another one.
+        table_sha256: of its `faces.csv`.
     """
 
     sha256: str
@@ -61,6 +62,7 @@ class Dataset:
     edits: str | None = None
     excluded: frozenset[int] = frozenset()
     alike: Mapping[int, int] = field(default_factory=dict)
+    table_sha256: str | None = None
 
     @property
     def targets(self) -> Targets:
@@ -110,7 +112,8 @@ def open_dataset(store: Store, sha256: str, edits: str | None = None) -> Iterato
             for index in changed:
                 rows[index].gender = gender
         excluded = frozenset(corrections.exclude)
-        dataset = Dataset(sha256, images, rows, edits, excluded, _find_alike(store, sha256))
+        alike = _find_alike(store, sha256)
+        dataset = Dataset(sha256, images, rows, edits, excluded, alike, sha256_of(table))
         if edits is not None:
             _require_both_genders(dataset)
         yield dataset

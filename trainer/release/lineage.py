@@ -54,7 +54,8 @@ def find_learned(
     """Returns which faces look like one that a registered model, its start or its teacher has learned from.
 
     The faces of a deleted dataset are unknown. A model is not held to have learned from the held-out faces of its own
-    dataset: the same dataset is split in the same way.
+    dataset: the same dataset is split in the same way. Where the dataset was submitted again and has other faces now,
+    the model may have learned from any of them.
 
     Args:
         store: holds models and datasets.
@@ -98,6 +99,12 @@ def open_other(stack: ExitStack, store: Store, trained_on: CardDataset) -> Datas
         return None
 
 
+def has_other_faces(trained_on: CardDataset, dataset: Dataset) -> bool:
+    """Returns whether a model's own dataset was made again since, and its faces or their split are others now."""
+    known = None not in (trained_on.table_sha256, dataset.table_sha256)
+    return trained_on.sha256 == dataset.sha256 and known and trained_on.table_sha256 != dataset.table_sha256
+
+
 class _Search:
     """Looks for faces among those that models have learned from.
 
@@ -116,7 +123,7 @@ class _Search:
         check_cancelled: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
-        self._sha256 = dataset.sha256
+        self._dataset = dataset
         self._check_cancelled = check_cancelled
         self._hashes = dhash_all(dataset.faces, faces, check_cancelled)
 
@@ -146,13 +153,17 @@ class _Search:
 
     def _trained(self, trained_on: CardDataset) -> NDArray[np.bool_]:
         """Returns which faces look like one that trains or validates in another dataset: bool (N,)."""
+        if has_other_faces(trained_on, self._dataset):
+            return np.ones(len(self._hashes), bool)
         with ExitStack() as stack:
             other = None
-            if trained_on.sha256 != self._sha256:
+            if trained_on.sha256 != self._dataset.sha256:
                 other = open_other(stack, self._store, trained_on)
             if other is None:
                 return np.zeros(len(self._hashes), bool)
             known = np.concatenate([other.part("train"), other.part("validation")])
+            if has_other_faces(trained_on, other):
+                known = np.arange(len(other.rows))
             hashes = dhash_all(other.faces, known, self._check_cancelled)
             return _alike(hashes, self._hashes, self._check_cancelled)
 

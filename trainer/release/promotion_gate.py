@@ -26,7 +26,7 @@ from shared.store.base import Store
 from trainer.data.dataset import Dataset, open_dataset
 from trainer.release.evaluate import group_members
 from trainer.release.export import predict_onnx
-from trainer.release.lineage import Origin, find_alike, find_inherited, find_learned, open_other
+from trainer.release.lineage import Origin, find_alike, find_inherited, find_learned, has_other_faces, open_other
 
 MIN_OF_GENDER: Final = MIN_GROUP
 """Faces of either gender that a comparison needs: with fewer, chance decides."""
@@ -97,6 +97,8 @@ def compare_registered(store: Store, version: int) -> GateResult:
         open_dataset(store, card.dataset.sha256, card.dataset.edits) as dataset,
         store.local(Registry.model_key(version)) as model,
     ):
+        if champion is not None and has_other_faces(card.dataset, dataset):
+            return _made_again(card.dataset.name, version, champion)
         origin = Origin.of(store, card)
         return compare(store, dataset, card.dataset.name, model, card.evaluation, origin, champion=champion)
 
@@ -155,6 +157,8 @@ class _Examined:
 def _compare(store: Store, dataset: Dataset, name: str, model: Path, origin: Origin, champion: int) -> GateResult:
     card = Registry(store).card(champion)
     held_out = dataset.part("test")
+    if has_other_faces(card.dataset, dataset):
+        return _made_again(name, champion, champion)
     with ExitStack() as stack:
         champion_model = stack.enter_context(store.local(Registry.model_key(champion)))
         answers = _predict(champion_model, dataset, held_out)
@@ -163,7 +167,7 @@ def _compare(store: Store, dataset: Dataset, name: str, model: Path, origin: Ori
         fair = [(dataset, name, held_out[~find_learned(store, card, dataset, held_out)])]
         # The same dataset holds the same faces out.
         other = None if card.dataset.sha256 == dataset.sha256 else open_other(stack, store, card.dataset)
-        if other is not None:
+        if other is not None and not has_other_faces(card.dataset, other):
             theirs = other.part("test")
             # A face that is held out of both counts once.
             known = find_alike(dataset, np.arange(len(dataset.rows)), other, theirs)
@@ -237,6 +241,15 @@ def _decide(examined: _Examined, groups: dict[str, NDArray[np.intp]], where: str
             fall = f"recall of {gender} faces falls from {recall_before:.1%} to {recall:.1%} on {members.sum()} faces"
             return result(False, f"{fall}, more than chance explains; {reason}", **figures)
     return result(accuracy > before, reason, **figures)
+
+
+def _made_again(name: str, version: int, champion: int) -> GateResult:
+    """Returns the result where a version was trained on faces that its dataset had before it was submitted again."""
+    reason = (
+        f"it cannot be compared with version {champion}: {name} was submitted again after version {version} was "
+        "trained on it, and has other faces or another split now, so that version may have learned from any of them"
+    )
+    return GateResult(passed=False, reason=reason, champion=champion)
 
 
 def _one_answer(gender: str, count: int) -> str:

@@ -98,6 +98,8 @@ def test_a_run_with_edits_names_them_in_its_card_and_answers_for_every_face(stor
     card = run(store, "run-2", sha256, PARAMS, [], frozen)
 
     assert plain.dataset.edits is None
+    with store.local(f"datasets/{sha256}/faces.csv") as table:
+        assert plain.dataset.table_sha256 == card.dataset.table_sha256 == sha256_of(table)
     assert card.dataset.edits == frozen
     assert sum(card.dataset.counts.values()) == sum(plain.dataset.counts.values()) - 3
     assert len(store.get("runs/run-2/predictions.csv").splitlines()) == 61

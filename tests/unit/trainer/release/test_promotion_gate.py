@@ -1,3 +1,4 @@
+import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -188,6 +189,38 @@ def test_faces_that_either_model_has_learned_from_are_left_out(builder: ModelBui
     result = compare_new(builder, brightness_model(threshold=100), after)
     assert result.faces == 80  # each face that is held out of both counts once
     assert not result.labels_reversed
+
+
+def keep_table(builder: ModelBuilder, version: int, table: bytes) -> None:
+    """Writes into a version's card which faces its dataset had, and how they were split."""
+    own = {"table_sha256": hashlib.sha256(table).hexdigest()}
+    builder.store.update_json(
+        builder.registry.card_key(version), lambda card: {**card, "dataset": {**card["dataset"], **own}}
+    )
+
+
+def test_faces_of_a_dataset_that_was_submitted_again_with_other_faces_are_not_compared_on(
+    builder: ModelBuilder,
+) -> None:
+    data = dataset(builder.store, "a", [*both("train", 30, 5), *both("test", 30, 1)])
+    table = builder.store.get(f"datasets/{data}/{FACES_CSV}")
+    champion = builder.register(brightness_model(), dataset=data)
+    keep_table(builder, champion, table)
+    assert compare_new(builder, brightness_model(threshold=128), data).faces == 60
+    stale = builder.register(brightness_model(threshold=128), promote=False, dataset=data)
+    keep_table(builder, stale, table)
+
+    dataset(builder.store, "a", [*both("test", 30, 5), *both("train", 29, 1)])  # of which the champion has learned
+    for version, named in (
+        (builder.register(brightness_model(threshold=128), promote=False, dataset=data), champion),
+        (stale, stale),
+    ):
+        result = compare_registered(builder.store, version)
+        assert (result.passed, result.faces) == (False, 0)
+        assert f"a dataset was submitted again after version {named} was trained on it" in result.reason
+
+    other = dataset(builder.store, "b", [*both("test", 12, 30), *both("test", 30, 5)])
+    assert compare_new(builder, brightness_model(threshold=128), other).faces == 24
 
 
 @pytest.mark.parametrize("role", ["start", "teacher", "starter", "file"])
