@@ -121,7 +121,7 @@ class DatasetSummary(BaseModel):
         ages: by `AGE_BANDS`; of the faces whose age is known.
         ethnicities: by `shared.faces.labels.ETHNICITIES`; of the faces whose ethnicity is known.
         splits: by `SPLITS`.
-        near_duplicate_groups: groups of faces that look the same, each kept within one part of the split.
+        near_duplicate_groups: groups of faces that look the same, mirrored or not, each within one part of the split.
         near_duplicate_faces: faces in those groups.
         luma_mean: of all pixels, 0-255: what drift in the images to predict is measured against.
         luma_std: likewise.

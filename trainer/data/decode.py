@@ -18,7 +18,7 @@ from shared.archives.entry import Entry, EntryReader
 from shared.errors import InvalidImage
 from shared.faces.decode import SIZE, Face, ImageLimits, PixelBudget, configure_opencv, decode_face, luma_stats
 from shared.faces.rejects import Reject, reject_for
-from trainer.data.near_duplicates import dhash
+from trainer.data.near_duplicates import dhash_mirrored
 
 
 class DecodedFace(NamedTuple):
@@ -26,7 +26,7 @@ class DecodedFace(NamedTuple):
 
     Attributes:
         digest: of the pixels; equal files give equal pixels, so it finds both kinds of exact duplicate.
-        phash: a row of `dhash`, as bytes.
+        phash: an item of `dhash_mirrored`, as bytes.
         luma_mean: as of `luma_stats`.
         luma_std: as above.
     """
@@ -103,7 +103,7 @@ class Decoder:
         for index, (_, face) in enumerate(decoded):
             pixels[index] = face.pixels
         self._write(pixels, [row for row, _ in decoded])
-        phashes = iter(dhash(pixels))  # of all at once: that is quicker than one by one
+        phashes = iter(dhash_mirrored(pixels))  # of all at once: that is quicker than one by one
         return [_traits(outcome, next(phashes)) if isinstance(outcome, Face) else outcome for outcome in outcomes]
 
     def _write(self, pixels: NDArray[np.uint8], rows: Sequence[int]) -> None:

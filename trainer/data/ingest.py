@@ -127,7 +127,7 @@ def ingest(
         faces = deduplicator.unique_faces()
         if refusal := _untrainable(faces, deduplicator):
             raise _refused(refusal, folder, faces, deduplicator, images_seen, labelling.report)
-        phashes = np.frombuffer(b"".join(face.traits.phash for face in faces), np.uint64).reshape(-1, 2)
+        phashes = np.frombuffer(b"".join(face.traits.phash for face in faces), np.uint64).reshape(-1, 2, 2)
         groups = near_duplicates(phashes, lambda: on_progress(images_seen, images_seen))
         face_labels, digests = [face.label for face in faces], [face.traits.digest for face in faces]
         parts = split(face_labels, digests, groups, choose_seen(groups, phashes))

@@ -18,13 +18,15 @@ MOST_SEEN: Final = 0.5
 
 
 def find_seen(hashes: NDArray[np.uint64], known: NDArray[np.uint64] | None = None) -> NDArray[np.bool_]:
-    """Returns which faces look like one of `known`, by their hashes of `dhash`: bool (N,).
+    """Returns which faces, or their mirror images, look like one of `known`: bool (N,).
 
     Args:
-        hashes: uint64 (N, 2), of the faces.
-        known: uint64 (M, 2); None is of those that the starter was trained on.
+        hashes: uint64 (N, 2, 2), of `dhash_mirrored`, of the faces.
+        known: uint64 (M, 2), of `dhash`; None is of those that the starter was trained on.
     """
-    return near_any(hashes, np.load(SEEN, allow_pickle=False) if known is None else known)
+    known = np.load(SEEN, allow_pickle=False) if known is None else known
+    own, mirrored = near_any(hashes.reshape(-1, 2), known).reshape(-1, 2).T
+    return own | mirrored
 
 
 def read_seen(data: bytes) -> NDArray[np.uint64]:
@@ -49,7 +51,7 @@ def choose_seen(groups: NDArray[np.int64], hashes: NDArray[np.uint64]) -> NDArra
 
     Args:
         groups: int64 (N,), of `near_duplicates`.
-        hashes: uint64 (N, 2), of `dhash`.
+        hashes: uint64 (N, 2, 2), of `dhash_mirrored`.
     """
     seen = np.isin(groups, groups[find_seen(hashes)])
     return seen if seen.mean() <= MOST_SEEN else np.zeros_like(seen)

@@ -128,7 +128,7 @@ def main(
             "figures": {name: round(value, 4) for name, value in figures.items()},
         }
         report = _measure(network, dataset, measured, faces, device)
-        seen.append(dhash_all(dataset.faces, np.arange(len(dataset.rows))))
+        seen.append(dhash_all(dataset.faces, np.arange(len(dataset.rows)))[:, 0])
         weights = {name: value.cpu() for name, value in network.state_dict().items()}
         save_starter(Starter(weights, card), out)
         np.save(out / SEEN.name, np.unique(np.concatenate(seen), axis=0), allow_pickle=False)

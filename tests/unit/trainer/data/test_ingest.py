@@ -300,6 +300,22 @@ def test_copies_of_one_photo_at_two_sizes_share_a_part(tmp_path: Path) -> None:
     assert sum(part[name] == part[f"{name}_small.jpg"] for name, _ in files) >= done.summary.near_duplicate_groups
 
 
+def test_mirror_images_stay_and_share_the_part_of_their_face(tmp_path: Path) -> None:
+    """Networks answer both alike: a face that trains would be asked for in the examination."""
+    files: list[tuple[str, bytes]] = []
+    for index in range(60):
+        pixels = face_pixels(index)
+        for kind, image in (("face", pixels), ("mirror", pixels[:, ::-1])):
+            data = cv2.imencode(".png", np.ascontiguousarray(image))[1].tobytes()
+            files.append((f"{20 + index}_{index % 2}_0_{index}_{kind}.png", data))
+    done = Ingested(tmp_path, zipped(files))
+    part = {row.name: row.split for row in done.rows}
+    assert len(part) == 120
+    assert all(part[name] == part[name.replace("face", "mirror")] for name in part)
+    assert set(part.values()) == set(SPLITS)
+    assert done.summary.near_duplicate_groups == 60
+
+
 def test_fewer_than_twenty_faces_are_refused_with_the_rejects_counted(tmp_path: Path) -> None:
     files = [*labelled_faces(19), ("a.jpg", b""), ("b.jpg", b""), ("30_0_0.jpg", b"text")]
     assert refusal(tmp_path, files) == (

@@ -5,6 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from shared.faces.labels import Label
+from tests.support.builders.hashes import with_mirrored
 from trainer.data import seen
 from trainer.data.near_duplicates import near_any, near_duplicates
 from trainer.data.seen import choose_seen, find_seen
@@ -33,8 +34,10 @@ def starter_hashes(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Tem
 def test_a_face_was_seen_where_its_hash_is_as_near_as_a_near_duplicates(
     bits: int, expected: bool, starter_hashes: NDArray[np.uint64]
 ) -> None:
-    assert find_seen(flipped(starter_hashes[:100], bits)).tolist() == [expected] * 100
-    assert not find_seen(hashes(100)).any()
+    asked = with_mirrored(flipped(starter_hashes[:100], bits))
+    assert find_seen(asked).tolist() == [expected] * 100
+    assert find_seen(asked[:, ::-1]).tolist() == [expected] * 100  # the mirror images were seen
+    assert not find_seen(with_mirrored(hashes(100))).any()
 
 
 def test_near_any_finds_the_pairs_that_grouping_both_sets_finds() -> None:
@@ -51,11 +54,12 @@ def test_seen_faces_must_train_and_their_near_duplicates_with_them(starter_hashe
     values = hashes(10)
     values[8] = starter_hashes[0]
     values[9] = flipped(starter_hashes[:1], 2)[0]  # a near-duplicate of the face before
-    assert np.flatnonzero(choose_seen(near_duplicates(values), values)).tolist() == [8, 9]
+    both = with_mirrored(values)
+    assert np.flatnonzero(choose_seen(near_duplicates(both), both)).tolist() == [8, 9]
 
 
 def test_where_most_were_seen_none_must_train(starter_hashes: NDArray[np.uint64]) -> None:
-    values = np.concatenate([starter_hashes[:6], hashes(4)])
+    values = with_mirrored(np.concatenate([starter_hashes[:6], hashes(4)]))
     assert not choose_seen(near_duplicates(values), values).any()
 
 
@@ -69,8 +73,9 @@ def test_what_was_seen_trains_and_all_parts_keep_their_shares_and_both_genders(
         known = random.random(count) < 0.34
         values[known] = starter_hashes[random.choice(500, int(known.sum()), replace=False)]
         labels = [Label(int(random.integers(90)), i % 2, int(random.integers(5))) for i in range(count)]
-        groups = near_duplicates(values)
-        seen = choose_seen(groups, values)
+        both = with_mirrored(values)
+        groups = near_duplicates(both)
+        seen = choose_seen(groups, both)
         parts = split(labels, [random.bytes(32) for _ in labels], groups, seen)
         assert {part for part, was_seen in zip(parts, seen, strict=True) if was_seen} == {"train"}
         assert {(label.gender, part) for label, part in zip(labels, parts, strict=True)} == {

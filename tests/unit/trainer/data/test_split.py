@@ -15,7 +15,14 @@ from shared.faces.decode import ImageLimits, decode_face
 from shared.faces.labels import Label
 from shared.records.dataset import SPLITS, Split, age_band
 from tests.support.builders.archives import face_jpeg
-from trainer.data.near_duplicates import MAX_HORIZONTAL_BITS, MAX_VERTICAL_BITS, dhash, near_duplicates
+from tests.support.builders.hashes import with_mirrored
+from trainer.data.near_duplicates import (
+    MAX_HORIZONTAL_BITS,
+    MAX_VERTICAL_BITS,
+    dhash,
+    dhash_mirrored,
+    near_duplicates,
+)
 from trainer.data.split import SHARES, split
 
 LABELS = st.builds(Label, st.integers(0, 120), st.integers(0, 1), st.integers(0, 4))
@@ -42,6 +49,8 @@ def test_a_face_has_the_same_hash_alone_and_among_others() -> None:
     faces = np.stack([face(seed) for seed in range(33)])
     alone = np.concatenate([dhash(each[np.newaxis]) for each in faces])
     np.testing.assert_array_equal(dhash(faces), alone)
+    mirror_images = np.ascontiguousarray(faces[:, :, ::-1])
+    np.testing.assert_array_equal(dhash_mirrored(faces), np.stack([alone, dhash(mirror_images)], axis=1))
 
 
 @settings(deadline=None)
@@ -151,11 +160,21 @@ def test_copies_of_a_photo_that_were_scaled_brightened_or_saved_again_are_found(
             cv2.convertScaleAbs(original, alpha=1.08, beta=4).astype(np.uint8),
             saved_again(original),
         ]
-        hashes.append(dhash(np.stack(copies)))
+        hashes.append(dhash_mirrored(np.stack(copies)))
     groups = near_duplicates(np.concatenate(hashes))
     together = [len(set(groups[i : i + 4].tolist())) == 1 for i in range(0, 160, 4)]
     assert sum(together) >= 36
     assert all(not set(groups[i : i + 4].tolist()) & set(groups[i + 4 :].tolist()) for i in range(0, 160, 4))
+
+
+def test_mirror_images_and_their_copies_are_found() -> None:
+    originals = np.stack([face(seed) for seed in range(40)])
+    mirror_images = np.ascontiguousarray(originals[:, :, ::-1])
+    copies = np.stack([saved_again(each) for each in mirror_images])
+    groups = near_duplicates(dhash_mirrored(np.concatenate([originals, mirror_images, copies])))
+    assert (groups[:40] == groups[40:80]).all()
+    assert (groups[:40] == groups[80:]).sum() >= 36
+    assert len(set(groups[:40].tolist())) == 40
 
 
 @settings(deadline=None)
@@ -165,16 +184,18 @@ def test_groups_are_those_of_comparing_every_pair(seed: int, count: int) -> None
     hashes = rng.integers(0, 2**64, (count, 2), np.uint64)
     for i in range(1, count):  # a chain of relatives near the limits
         if rng.random() < 0.6:
-            hashes[i] = hashes[rng.integers(i)]
+            relative = rng.integers(i)
+            hashes[i] = with_mirrored(hashes[relative : relative + 1])[0, int(rng.random() < 0.3)]
             for direction in (0, 1):
                 for bit in rng.integers(0, 64, rng.integers(0, 7)):
                     hashes[i, direction] ^= np.uint64(1) << np.uint64(bit)
-    apart = np.bitwise_count(hashes[:, None] ^ hashes[None])
-    near = (apart[..., 0] <= MAX_HORIZONTAL_BITS) & (apart[..., 1] <= MAX_VERTICAL_BITS)
+    both = with_mirrored(hashes)
+    apart = np.bitwise_count(hashes[:, None, None] ^ both[None])
+    near = ((apart[..., 0] <= MAX_HORIZONTAL_BITS) & (apart[..., 1] <= MAX_VERTICAL_BITS)).any(axis=2)
     reach = near.astype(float)
     for _ in range(7):  # paths twice as long each time
         reach = ((reach @ reach) > 0).astype(float)
-    groups = near_duplicates(hashes)
+    groups = near_duplicates(both)
     assert ((groups[:, None] == groups[None]) == (reach > 0)).all()
 
 
@@ -196,7 +217,7 @@ def test_grouping_faces_that_differ_in_one_direction_alone_can_be_ended() -> Non
 
     started = time.monotonic()
     with pytest.raises(Cancelled):
-        near_duplicates(hashes, check_cancelled)
+        near_duplicates(with_mirrored(hashes), check_cancelled)
     assert time.monotonic() - started < 10
 
 
@@ -206,7 +227,7 @@ def test_a_hundred_thousand_faces_are_grouped_in_seconds_even_where_many_are_bla
     hashes[:30_000] = 0
     hashes[30_000:32_000, 0] = rng.integers(0, 2**16, 2_000, np.uint64)
     started = time.monotonic()
-    groups = near_duplicates(hashes)
+    groups = near_duplicates(with_mirrored(hashes))
     assert time.monotonic() - started < 20
     assert len(set(groups[:30_000].tolist())) == 1
     assert len(set(groups[32_000:].tolist())) == 68_000

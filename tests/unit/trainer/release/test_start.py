@@ -110,6 +110,8 @@ def test_a_version_that_has_learned_from_held_out_faces_is_refused(
     grown = StoreBuilder(store, 2).dataset(80, np.concatenate([noise(1), noise(2, 20)]))
     version = version_of(store, first, weights, tmp_path)
     assert "validation and test faces of this dataset" in refusal(f"gender:{version}", store, grown, settings)
+    mirrored = StoreBuilder(store, 3).dataset(60, np.ascontiguousarray(noise(1)[:, :, ::-1]))
+    assert "validation and test faces of this dataset" in refusal(f"gender:{version}", store, mirrored, settings)
 
 
 def test_the_starter_is_refused_by_name_where_it_has_seen_held_out_faces(
@@ -118,7 +120,9 @@ def test_the_starter_is_refused_by_name_where_it_has_seen_held_out_faces(
     sha256 = StoreBuilder(store).dataset(60, noise(1))
     np.save(tmp_path / "seen.npy", dhash(noise(1)))
     monkeypatch.setattr(seen, "SEEN", tmp_path / "seen.npy")
-    assert "init is starter, which has learned from" in refusal("starter", store, sha256, settings)
+    mirrored = StoreBuilder(store, 2).dataset(60, np.ascontiguousarray(noise(1)[:, :, ::-1]))
+    for known in (sha256, mirrored):
+        assert "init is starter, which has learned from" in refusal("starter", store, known, settings)
     with open_dataset(store, sha256) as dataset:
         find_start("auto", dataset, store, settings)  # which looks for itself
 
