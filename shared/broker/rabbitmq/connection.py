@@ -29,6 +29,7 @@ from pika.exceptions import (
     AuthenticationError,
     ChannelClosedByBroker,
     ConnectionWrongStateError,
+    NoFreeChannels,
     ProbableAccessDeniedError,
     ProbableAuthenticationError,
 )
@@ -217,7 +218,8 @@ class Connection:
             channel.close()
 
         if self.transport is not None and self.transport.is_open:
-            self.transport.channel(on_open_callback=publish_nothing)
+            with contextlib.suppress(NoFreeChannels):  # then the next message that is published asks
+                self.transport.channel(on_open_callback=publish_nothing)
 
     def forbid(self, error: AccessRefused) -> None:
         """Notes that a service cannot do its work as this user: its consumers raise that."""
