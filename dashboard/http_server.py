@@ -197,7 +197,7 @@ def _guarded_channel(guard: Guard, staging: Path) -> type[HTTPChannel]:
 
         @property
         def is_waiting(self) -> bool:
-            """Whether nobody works on this connection: it is idle, or in the middle of headers or a small body."""
+            """Whether the server may close this connection: it is idle, or its headers or small body are incomplete."""
             is_let_in = self.request is not None and self.request.is_let_in
             return not is_let_in and not self.requests and not self.total_outbufs_len and not self.will_close
 

@@ -118,8 +118,8 @@ class PredictionHandler(Handler[_Asked]):
     def _load(self, requests: Sequence[_Asked], champion: ServedModel) -> dict[int, ServedModel]:
         """Returns models by version: all that requests are for, or at first only those that are loaded.
 
-        Loading one may take long, above all where the store is away. Meanwhile nobody is answered, so requests for
-        loaded models come first; but every other time all are loaded, lest these let no other come up.
+        A load may take long, above all while the store is away, and no request is answered meanwhile. So requests for
+        loaded models come first. Every other batch loads the missing models too, so that their requests do not starve.
         """
         now = time.time()
         wanted = {_version(asked, champion) for asked in requests if not _is_expired(asked, now)}

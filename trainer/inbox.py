@@ -26,7 +26,7 @@ _LOG = logging.getLogger(__name__)
 
 LOOK_S: Final = 1.0
 QUIET_S: Final = 60.0
-"""How long a file that cannot be read, or may go on, must not change before it no longer counts as growing."""
+"""Seconds without a change after which a file that cannot be read, or has no certain end, is submitted all the same."""
 SUBMITTED: Final = "submitted"
 """The folder, inside the watched one, for what was submitted."""
 

@@ -112,7 +112,7 @@ class JobHandler(Handler[_Asked]):
         if job.accepted is not None and message.reply_to:  # who asked last is who still listens
             try:
                 job = self._jobs.update(job_id, reply_to=message.reply_to, correlation_id=message.correlation_id)
-            except RecordEnded:  # at this very moment, so whoever asked before got the final reply
+            except RecordEnded:  # since the check above; the earlier sender has the final reply
                 return Done(json_reply(message, self._jobs.get(job_id).reply()))
         if job.accepted is not None and job.shards_published:  # a duplicate of a job that is under way
             return Done(json_reply(message, job.reply()))

@@ -46,7 +46,7 @@ def fetch_archive(request: ArchiveRequest, store: Store, settings: Settings, fol
             _check_file(path, settings)
         else:
             dataset, found = dataset_id(request.sha256, request.labels), sha256_of(path)
-            # First, since what is damaged may also be no archive any more, which is not its sender's fault.
+            # The hash is checked first. A damaged archive may not open, and its sender is not to blame.
             if found != request.sha256 and request.uri == f"{STORE_SCHEME}{archive_key(dataset)}":
                 raise damaged_archive(dataset, f"found the SHA-256 {found}, expected {request.sha256}")
             _check_file(path, settings)

@@ -36,7 +36,7 @@ _NAME_BYTES: Final = 512
 """What names may take on average, for all of them are kept."""
 _PIECE: Final = 2**20
 _PACKED_PIECE: Final = 2**16
-"""Packed bytes read at once: what is left of them is copied after each gzip member, and one may take 20 bytes only."""
+"""Packed bytes read at once. The rest is copied after each gzip member, and a member may take only 20 bytes."""
 _SPARE_MEMBERS: Final = 10_000
 """So many gzip members may hold less than a block of the tar, and more only if the mean is a block at least."""
 _SMALL: Final = 2**16
@@ -149,7 +149,7 @@ def has_end(file: BinaryIO, directory: Directory) -> bool:
     if not 2 * _BLOCK <= len(rest) - padding <= _RECORD + 2 * _BLOCK or rest.strip(b"\0"):
         return False
     file.seek(content + size - 1)
-    return not size or file.read(1) != b"\0"  # zeros at its end may be what is yet to be copied
+    return not size or file.read(1) != b"\0"  # a copy under way may show zeros where data will be
 
 
 def gunzip(source: BinaryIO, target: BinaryIO, max_bytes: int, max_ratio: float) -> None:

@@ -74,7 +74,7 @@ def settings_in_force() -> Settings:
 
 @contextlib.contextmanager
 def private_files(settings: Settings) -> Iterator[None]:
-    """Lets what is made meanwhile, such as `broker.db`, be read by those only whom the settings let read it."""
+    """Creates files inside the block, such as `broker.db`, with the permissions that GENDERLINE_UMASK leaves."""
     before = os.umask(int(settings.umask, 8))
     try:
         yield

@@ -142,7 +142,7 @@ def read_selection(source: FaceSource, sha256: str, wanted: FaceFilter) -> FaceS
 
 
 def select_strictly(source: FaceSource, sha256: str, wanted: FaceFilter) -> FaceSelection:
-    """Returns a dataset as a filter wants to see it, where all that it asks for can be told.
+    """Returns a dataset as a filter wants to see it, and refuses a filter that cannot be answered in full.
 
     Raises:
         NotFound: as `read_selection`, or a model that it names does not exist.
